@@ -1,0 +1,148 @@
+//! Durations as users write them: GEP-2257 strings, kept as written and compared as time.
+
+use std::{fmt, str::FromStr, time::Duration};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// A duration such as `30s`, `1m30s` or `500ms`: up to four numbers with a unit of h, m, s or ms.
+///
+/// Source of the grammar: Kubernetes Gateway API, GEP-2257. The text is kept as written, so that the
+/// status and `kubectl diff` show what the user typed; two values are compared with [`GoDuration::get`].
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[schemars(transparent)]
+pub struct GoDuration(
+    #[schemars(
+        length(max = 32),
+        regex(pattern = r"^([0-9]{1,5}(h|m|s|ms)){1,4}$"),
+        extend("format" = "duration")
+    )]
+    String,
+);
+
+/// Why a text is no duration.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum Error {
+    /// The text does not follow the grammar.
+    #[error("{0:?} is not a duration: write numbers with h, m, s or ms, such as 1m30s")]
+    Grammar(String),
+}
+
+impl GoDuration {
+    /// The time it stands for; `None` where the text does not follow the grammar, which the API server refuses.
+    #[must_use]
+    pub fn get(&self) -> Option<Duration> {
+        parse(&self.0)
+    }
+}
+
+impl FromStr for GoDuration {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self, Error> {
+        parse(text).map(|_| Self(text.to_owned())).ok_or_else(|| Error::Grammar(text.to_owned()))
+    }
+}
+
+impl From<Duration> for GoDuration {
+    /// The canonical spelling, largest unit first: 90 s is `1m30s`. Below a millisecond it rounds down.
+    fn from(duration: Duration) -> Self {
+        let ms = duration.as_millis();
+        let mut text = String::new();
+        for (unit, size) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
+            let (above, rest) = (ms % if unit == "h" { u128::MAX } else { size * scale(unit) }, size);
+            let n = above / rest;
+            if n > 0 {
+                text.push_str(&format!("{n}{unit}"));
+            }
+        }
+        Self(if text.is_empty() { "0s".into() } else { text })
+    }
+}
+
+/// How many of a unit make the next larger one.
+const fn scale(unit: &str) -> u128 {
+    match unit.len() {
+        2 => 1_000,
+        _ => 60,
+    }
+}
+
+impl fmt::Display for GoDuration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+fn parse(text: &str) -> Option<Duration> {
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    let mut parts = 0;
+    while !rest.is_empty() {
+        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+        let number: u64 = rest.get(..digits)?.parse().ok()?;
+        rest = rest.get(digits..)?;
+        let (unit, len) = if rest.starts_with("ms") {
+            (Duration::from_millis(1), 2)
+        } else {
+            let unit = match rest.as_bytes().first()? {
+                b'h' => Duration::from_secs(3_600),
+                b'm' => Duration::from_secs(60),
+                b's' => Duration::from_secs(1),
+                _ => return None,
+            };
+            (unit, 1)
+        };
+        rest = rest.get(len..)?;
+        parts += 1;
+        if digits > 5 || parts > 4 {
+            return None;
+        }
+        total += unit * u32::try_from(number).ok()?;
+    }
+    (parts > 0).then_some(total)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_users_write_is_read_as_time() {
+        for (text, ms) in
+            [("30s", 30_000), ("1m30s", 90_000), ("500ms", 500), ("0s", 0), ("1h2m3s4ms", 3_723_004), ("90s", 90_000)]
+        {
+            assert_eq!(text.parse::<GoDuration>().ok().and_then(|d| d.get()), Some(Duration::from_millis(ms)), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_duration_is_refused() {
+        for text in ["", "30", "s", "-5s", "1.5s", "1d", "10 s", "1us", "123456s", "1s1s1s1s1s"] {
+            assert!(text.parse::<GoDuration>().is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn the_canonical_spelling_names_the_largest_units() {
+        for (ms, text) in [
+            (0, "0s"),
+            (90_000, "1m30s"),
+            (600_000, "10m"),
+            (3_600_000, "1h"),
+            (1_500, "1s500ms"),
+            (20_000, "20s"),
+            (90_061_001, "25h1m1s1ms"),
+        ] {
+            assert_eq!(GoDuration::from(Duration::from_millis(ms)).to_string(), text);
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn spelling_and_reading_agree(ms in 0u64..300_000_000_000) {
+            let spelled = GoDuration::from(Duration::from_millis(ms));
+            proptest::prop_assert_eq!(spelled.get(), Some(Duration::from_millis(ms)));
+        }
+    }
+}

@@ -1,0 +1,24 @@
+//! The public types: `IdleConnectionPolicy`, its limits, presets, rules and status.
+//!
+//! Pure: no kube client, no HTTP, no tokio, no clock. What lives here is what `kubectl explain` shows.
+
+pub mod crd;
+pub mod duration;
+pub mod limits;
+pub mod policy;
+pub mod preset;
+mod rules;
+pub mod status;
+
+pub use duration::GoDuration;
+pub use limits::{Knob, Limits, Settings, Value};
+pub use policy::{IdleConnectionPolicy, IdleConnectionPolicySpec};
+pub use preset::Preset;
+pub use status::IdleConnectionPolicyStatus;
+
+/// Label on what the operator keeps for a policy: the policy's name.
+pub const POLICY_LABEL: &str = "idleconn.io/policy";
+/// Finalizer that holds a policy until the nodes have their old settings back.
+pub const FINALIZER: &str = "idleconn.io/restore";
+/// Field manager of every write to the API server, and the reporting controller of every Event.
+pub const MANAGER: &str = "idleconn-operator";

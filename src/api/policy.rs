@@ -1,0 +1,248 @@
+//! `IdleConnectionPolicy`: what Git declares for one target.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{GoDuration, Limits, Preset, status::IdleConnectionPolicyStatus};
+
+/// Declares how HTTP connections may idle on the nodes of one target.
+#[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[kube(
+    group = "idleconn.io",
+    version = "v1alpha1",
+    kind = "IdleConnectionPolicy",
+    plural = "idleconnectionpolicies",
+    shortname = "icp",
+    category = "idleconn",
+    namespaced,
+    status = "IdleConnectionPolicyStatus",
+    derive = "PartialEq",
+    doc = "Declares how HTTP connections may idle on the nodes of one target.",
+    selectable = ".spec.target.type",
+    printcolumn(name = "Target", type_ = "string", json_path = ".spec.target.type"),
+    printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Nodes", type_ = "string", json_path = ".status.nodes.summary"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1),
+    printcolumn(name = "Programmed", type_ = "string", json_path = ".status.conditions[?(@.type==\"Programmed\")].status", priority = 1),
+    printcolumn(name = "InEffect", type_ = "string", json_path = ".status.conditions[?(@.type==\"InEffect\")].status", priority = 1),
+    validation = Rule::new("size(self.metadata.name) <= 63").message("metadata.name must be at most 63 characters: it becomes a label value; choose a shorter one"),
+)]
+#[serde(rename_all = "camelCase")]
+#[schemars(transform = super::rules::spec)]
+pub struct IdleConnectionPolicySpec {
+    /// What the policy governs: one kind of server, whose `type` cannot be changed later.
+    pub target: Target,
+    /// Starting values by name; `limits` overrides them field by field. See the table of presets in the documentation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub preset: Option<Preset>,
+    /// What Git declares. A field that neither `limits` nor `preset` sets is left as found.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+    /// What to do when a node was changed by somebody else: Correct puts the declared value back, Report only says so.
+    #[serde(default)]
+    pub drift_policy: DriftPolicy,
+    /// What happens to the nodes when the policy is deleted: Restore puts back what was there before the first write, Retain leaves them.
+    #[serde(default)]
+    pub deletion_policy: DeletionPolicy,
+    /// How long a deletion waits for nodes that cannot be restored; then the finalizer goes, with Event RestoreAbandoned.
+    #[serde(default = "five_minutes")]
+    #[x_kube(validation = Rule::new("self >= duration('1s') && self <= duration('24h')").message("restoreTimeout must be between 1s and 24h"))]
+    pub restore_timeout: GoDuration,
+    /// Writes nothing at all to the nodes while true, drift included. Deletion still restores.
+    #[serde(default)]
+    pub suspend: bool,
+}
+
+fn five_minutes() -> GoDuration {
+    std::time::Duration::from_secs(300).into()
+}
+
+/// What the policy governs.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(has(self.aistore) ? 1 : 0) + (has(self.caddy) ? 1 : 0) == 1")
+        .message("target: set exactly one of aistore, caddy"),
+    validation = Rule::new("has(self.aistore) == (self.type == 'AIStore') && has(self.caddy) == (self.type == 'Caddy')")
+        .message("target.type must name the member that is set: AIStore with aistore, Caddy with caddy"),
+    validation = Rule::new("self.type == oldSelf.type")
+        .message("target.type is immutable: delete the policy and create another").reason(Reason::FieldValueForbidden),
+)]
+pub struct Target {
+    /// Names the member that is set: AIStore or Caddy. Immutable.
+    #[serde(rename = "type")]
+    pub type_: TargetType,
+    /// An AIStore cluster, through its REST API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aistore: Option<AIStore>,
+    /// Caddy servers, through their admin API.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub caddy: Option<Caddy>,
+}
+
+/// The kinds of target.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[allow(missing_docs)]
+pub enum TargetType {
+    AIStore,
+    Caddy,
+}
+
+impl TargetType {
+    /// The name a user writes.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::AIStore => "AIStore",
+            Self::Caddy => "Caddy",
+        }
+    }
+}
+
+/// An AIStore cluster.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("has(self.service) != has(self.endpoint)")
+        .message("target.aistore: set exactly one of service, endpoint"),
+    validation = Rule::new("!(has(self.caConfigMapRef) && has(self.caSecretRef))")
+        .message("target.aistore: set at most one of caConfigMapRef, caSecretRef"),
+)]
+pub struct AIStore {
+    /// The Service of its proxies, in the policy's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceRef>,
+    /// The URL of a proxy, where there is no Service; the operator's `--allow-endpoints` must list its host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 2048))]
+    #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@]+$')")
+        .message("target.aistore.endpoint must be http://host:port or https://host:port, without path, query or credentials"))]
+    pub endpoint: Option<String>,
+    /// A Secret's key with a bearer token that may read and change the cluster's configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_secret_ref: Option<KeyRef>,
+    /// A ConfigMap's key with the certificates, in PEM, that sign the cluster's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_config_map_ref: Option<KeyRef>,
+    /// A Secret's key with the certificates, in PEM, that sign the cluster's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<KeyRef>,
+}
+
+/// Caddy servers.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("(has(self.selector) ? 1 : 0) + (has(self.service) ? 1 : 0) + (has(self.endpoints) ? 1 : 0) == 1")
+        .message("target.caddy: set exactly one of selector, service, endpoints"),
+    validation = Rule::new("!(has(self.caConfigMapRef) && has(self.caSecretRef))")
+        .message("target.caddy: set at most one of caConfigMapRef, caSecretRef"),
+    validation = Rule::new("!has(self.selector) || (has(self.selector.matchLabels) && size(self.selector.matchLabels) > 0) || (has(self.selector.matchExpressions) && size(self.selector.matchExpressions) > 0)")
+        .message("target.caddy.selector must not be empty: it would match every pod of the namespace"),
+)]
+pub struct Caddy {
+    /// Selects the pods, in the policy's namespace.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub selector: Option<LabelSelector>,
+    /// The Service in front of them, in the policy's namespace; each of its endpoints is a node. Its port is the admin port.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<ServiceRef>,
+    /// The URLs of the admin APIs; the operator's `--allow-endpoints` must list their hosts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 64))]
+    #[x_kube(merge_strategy = ListMerge::Set)]
+    pub endpoints: Option<Vec<Endpoint>>,
+    /// The port of the admin API on the selected pods.
+    #[serde(default = "admin_port")]
+    #[schemars(range(min = 1, max = 65535), extend("format" = "int32"))]
+    pub admin_port: u16,
+    /// The scheme of the admin API on the selected pods.
+    #[serde(default)]
+    pub scheme: Scheme,
+    /// A ConfigMap's key with the certificates, in PEM, that sign the admin API's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_config_map_ref: Option<KeyRef>,
+    /// A Secret's key with the certificates, in PEM, that sign the admin API's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_secret_ref: Option<KeyRef>,
+}
+
+const fn admin_port() -> u16 {
+    2019
+}
+
+/// `http://host:port` or `https://host:port`, without path, query or credentials.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
+#[schemars(transparent)]
+pub struct Endpoint(
+    #[schemars(length(max = 2048), regex(pattern = r"^https?://[^/?#@]+$"))]
+    pub String,
+);
+
+/// A Service in the policy's namespace.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceRef {
+    /// Its name.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+    /// One of its ports, by number.
+    #[schemars(range(min = 1, max = 65535), extend("format" = "int32"))]
+    pub port: u16,
+    /// What it speaks.
+    #[serde(default)]
+    pub scheme: Scheme,
+}
+
+/// http or https.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs)]
+pub enum Scheme {
+    #[default]
+    Http,
+    Https,
+}
+
+impl Scheme {
+    /// As in a URL.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Http => "http",
+            Self::Https => "https",
+        }
+    }
+}
+
+/// One key of a Secret or ConfigMap in the policy's namespace.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+pub struct KeyRef {
+    /// The object's name.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// The key in its data.
+    #[schemars(length(min = 1, max = 253))]
+    pub key: String,
+}
+
+/// What to do when a node was changed by somebody else.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum DriftPolicy {
+    #[default]
+    Correct,
+    Report,
+}
+
+/// What happens to the nodes when the policy is deleted.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum DeletionPolicy {
+    #[default]
+    Restore,
+    Retain,
+}

@@ -1,0 +1,109 @@
+//! The CEL rules that need more than one field, generated so that presets take part in them.
+//!
+//! Every sentence names the fields and the fix: it is all that a user of `kubectl apply` sees.
+
+use serde_json::json;
+
+use super::{Knob, Value, preset};
+
+/// Beyond every duration that the schema lets through (four parts of 99999 hours).
+const FOREVER: &str = "duration('2000000h')";
+/// Beyond every count that the schema lets through.
+const COUNTLESS: &str = "2000000";
+
+/// Appends the rules to the schema of the spec.
+pub(super) fn spec(schema: &mut schemars::Schema) {
+    let rules: Vec<_> = pool_rules()
+        .into_iter()
+        .chain([pair_rule()])
+        .chain(aistore_rules())
+        .map(|(rule, message)| json!({"rule": rule, "message": message, "reason": "FieldValueInvalid"}))
+        .collect();
+    schema.insert("x-kubernetes-validations".into(), rules.into());
+}
+
+/// `has(self.limits) && has(self.limits.backend) && …` for a knob.
+fn present(knob: Knob) -> String {
+    let mut at = String::from("self.limits");
+    let mut parts = vec![format!("has({at})")];
+    for part in knob.path().split('.') {
+        at = format!("{at}.{part}");
+        parts.push(format!("has({at})"));
+    }
+    parts.join(" && ")
+}
+
+fn field(knob: Knob) -> String {
+    format!("self.limits.{}", knob.path())
+}
+
+fn literal(value: Value) -> String {
+    match value {
+        Value::Duration(d) => format!("duration('{}s')", d.as_secs()),
+        Value::Count(n) => n.to_string(),
+    }
+}
+
+/// What limits and preset give for a knob, or `unset`.
+fn effective(knob: Knob, unset: &str) -> String {
+    let row: Vec<_> =
+        preset::TABLE.iter().filter_map(|row| Some(format!("'{}': {}", row.name(), literal(row.value(knob)?)))).collect();
+    let otherwise = if row.len() == preset::TABLE.len() {
+        format!("(has(self.preset) ? {{{}}}[self.preset] : {unset})", row.join(", "))
+    } else {
+        unset.to_owned()
+    };
+    format!("({} ? {} : {otherwise})", present(knob), field(knob))
+}
+
+/// A pool cannot keep more idle connections to one host than in total, nor than it may open to that host.
+fn pool_rules() -> Vec<(String, String)> {
+    [
+        (Knob::IntraClusterMaxIdleConnsPerHost, Knob::IntraClusterMaxIdleConns),
+        (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxIdleConns),
+        (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxConnsPerHost),
+    ]
+    .into_iter()
+    .map(|(part, whole)| {
+        let limit = effective(whole, COUNTLESS);
+        (
+            format!("{limit} == 0 || {} <= {limit}", effective(part, "0")),
+            format!("limits.{part} must not exceed limits.{whole}: lower the first or raise the second (preset may set either)"),
+        )
+    })
+    .collect()
+}
+
+/// A client must let go of a connection before its server closes it, or it sends a request into a closed one.
+fn pair_rule() -> (String, String) {
+    let client = effective(Knob::IntraClusterIdleConnTimeout, "duration('1ms')");
+    let server = effective(Knob::ServerIdleTimeout, FOREVER);
+    (
+        format!(
+            "{server} == duration('0s') || {server} == {FOREVER} || ({client} > duration('0s') && {client} + duration('1s') <= {server})"
+        ),
+        "limits.intraCluster.idleConnTimeout must be at least 1s shorter than limits.server.idleTimeout: \
+         a client must let go before its server does (preset may set either)"
+            .into(),
+    )
+}
+
+/// AIStore's own ranges; it takes 0 for a default of its own, so 0 would not mean what it says.
+fn aistore_rules() -> Vec<(String, String)> {
+    let only_aistore = |knob, test: &str, range: &str| {
+        (
+            format!("self.target.type != 'AIStore' || !({}) || ({})", present(knob), test.replace('X', &field(knob))),
+            format!("limits.{knob}: AIStore takes {range}"),
+        )
+    };
+    vec![
+        only_aistore(
+            Knob::IntraClusterIdleConnTimeout,
+            "X > duration('0s') && X <= duration('29s')",
+            "1ms to 29s: its servers close at 30s, and 0 would mean its default of 6s",
+        ),
+        only_aistore(Knob::IntraClusterMaxIdleConns, "X >= 1 && X <= 4096", "1 to 4096"),
+        only_aistore(Knob::IntraClusterMaxIdleConnsPerHost, "X >= 1 && X <= 128", "1 to 128: 0 would mean its default of 32"),
+        only_aistore(Knob::BackendIdleConnTimeout, "X > duration('0s')", "more than 0s: 0 would mean its default of 6s"),
+    ]
+}
