@@ -1,0 +1,502 @@
+//! Status and Events from what was seen and done. Never more than was seen.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::{
+    Capability, Declared, Drift, Plan, Traits, Unit, UnitState,
+    observed::{Cause, Fault, NodeState},
+    originals::Saved,
+};
+use crate::api::{
+    IdleConnectionPolicyStatus, Knob, Limits, Settings, Value,
+    status::{MESSAGE_LENGTH, MOST_NODES_NAMED, NodeCause, Nodes, ObjectName, PendingRestart, StatusLimits},
+};
+
+/// What stands in the way of looking at the nodes at all.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// The reason of Ready.
+    pub reason: &'static str,
+    /// What happened, to what, and what to do.
+    pub message: String,
+    /// Whether Accepted is False: the policy is not valid or did not win its target.
+    pub refused: bool,
+    /// Whether only a person can change it.
+    pub stalled: bool,
+}
+
+/// One unit after the work.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UnitResult {
+    /// Which.
+    pub unit: Unit,
+    /// What it says of itself now.
+    pub state: Result<UnitState, Fault>,
+    /// Why a write to it did not end well.
+    pub write: Option<Fault>,
+}
+
+/// Everything a report is made from.
+pub struct Seen<'a> {
+    /// `metadata.generation`.
+    pub generation: Option<i64>,
+    /// `spec.suspend`.
+    pub suspend: bool,
+    /// What the policy asks for.
+    pub declared: &'a Declared,
+    /// What is true of the target; `None` where it is not even known.
+    pub traits: Option<&'a Traits>,
+    /// What stands in the way; the rest is then empty.
+    pub problem: Option<&'a Problem>,
+    /// The units.
+    pub units: &'a [UnitResult],
+    /// What was to be done.
+    pub plan: &'a Plan,
+    /// What the units held before the first write.
+    pub saved: &'a BTreeMap<String, Saved>,
+    /// The newest record of it.
+    pub original: Option<String>,
+    /// By node name: a time (Unix seconds) after which its process is known to have started.
+    pub started: &'a BTreeMap<String, i64>,
+    /// The status as it stands.
+    pub previous: &'a IdleConnectionPolicyStatus,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// Something that people are told once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// Warning, or Normal.
+    pub warning: bool,
+    /// The Event's reason.
+    pub reason: &'static str,
+    /// The Event's note.
+    pub note: String,
+}
+
+/// The reason of a condition in a status.
+#[must_use]
+pub fn reason<'a>(status: &'a IdleConnectionPolicyStatus, type_: &str) -> Option<&'a str> {
+    find(status, type_).map(|c| c.reason.as_str())
+}
+
+fn find<'a>(status: &'a IdleConnectionPolicyStatus, type_: &str) -> Option<&'a Condition> {
+    status.conditions.iter().find(|c| c.type_ == type_)
+}
+
+/// What the nodes say, counted.
+#[derive(Debug, Default)]
+struct Tally {
+    nodes: Nodes,
+    answered: u32,
+    programmed: Settings,
+    in_effect: Settings,
+    pending: BTreeSet<String>,
+    pending_knobs: BTreeSet<Knob>,
+    unknown: BTreeSet<Knob>,
+    companions: Settings,
+    placeless: BTreeSet<Knob>,
+    write_fault: Option<Fault>,
+    changed: BTreeMap<Knob, i64>,
+}
+
+/// The reason of Ready=False for a fault that stands in the way of everything.
+#[must_use]
+pub const fn failure(cause: Cause) -> &'static str {
+    match cause {
+        Cause::Unauthorized => "Unauthorized",
+        Cause::Forbidden => "Forbidden",
+        Cause::Certificate => "CertificateInvalid",
+        Cause::NotPermitted => "RefNotPermitted",
+        Cause::NotFound => "TargetNotFound",
+        Cause::Unreachable | Cause::NotReady | Cause::Busy | Cause::Rejected => "ProgrammingFailed",
+    }
+}
+
+/// The status that follows from what was seen, and what is new in it.
+#[must_use]
+pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
+    let tally = tally(seen);
+    let mut status = IdleConnectionPolicyStatus {
+        observed_generation: seen.generation,
+        conditions: conditions(seen, &tally),
+        limits: None,
+        nodes: None,
+        unsupported: seen.declared.unsupported.union(&tally.placeless).map(ToString::to_string).collect(),
+        pending_restart: (!tally.pending.is_empty()).then(|| PendingRestart {
+            count: count(tally.pending.len()),
+            nodes: tally.pending.iter().take(MOST_NODES_NAMED).cloned().collect(),
+        }),
+        original_ref: seen.original.clone().map(|name| ObjectName { name }),
+        control: None,
+    };
+    let mut limits = StatusLimits::default();
+    if !seen.declared.settings.is_empty() {
+        limits.declared = Some(Limits::from(&seen.declared.settings));
+    }
+    if seen.problem.is_none() {
+        limits.programmed = (!tally.programmed.is_empty()).then(|| Limits::from(&tally.programmed));
+        limits.in_effect = (!tally.in_effect.is_empty()).then(|| Limits::from(&tally.in_effect));
+        status.nodes = Some(tally.nodes.clone());
+    }
+    status.limits = (limits != StatusLimits::default()).then_some(limits);
+
+    let mut control = seen.plan.control.clone();
+    control.changed = if seen.problem.is_none() { tally.changed } else { control.changed };
+    let notices = notices(seen, &status);
+    control.events = control.events.wrapping_add(count(notices.len())) & 0x7fff_ffff;
+    status.control = (control != crate::api::status::Control::default()).then_some(control);
+    (status, notices)
+}
+
+fn tally(seen: &Seen<'_>) -> Tally {
+    let mut tally = Tally::default();
+    let Some(traits) = seen.traits else { return tally };
+    let mut changed = seen.plan.control.changed.clone();
+    changed.retain(|knob, _| seen.declared.settings.contains_key(knob));
+    let mut programmed: BTreeMap<Knob, BTreeSet<Option<Value>>> = BTreeMap::new();
+    let mut used: BTreeMap<Knob, BTreeSet<Option<Value>>> = BTreeMap::new();
+    let mut with_place = BTreeSet::new();
+    let mut worst = Vec::new();
+
+    for result in seen.units {
+        if tally.write_fault.is_none() || result.write.as_ref().is_some_and(|f| f.cause == Cause::Rejected) {
+            tally.write_fault = result.write.clone().or(tally.write_fault);
+        }
+        let state = match &result.state {
+            Ok(state) => state,
+            Err(fault) => {
+                tally.nodes.total += 1;
+                tally.nodes.unreachable += 1;
+                worst.push((0, NodeCause { name: result.unit.name.clone(), cause: fault.message.clone() }));
+                continue;
+            }
+        };
+        let saved = seen.saved.get(&result.unit.id).map(|saved| &saved.sites);
+        let settings = super::settings(seen.declared, traits, state, saved);
+        tally.companions.extend(settings.iter().filter(|(knob, _)| !seen.declared.settings.contains_key(knob)));
+        with_place.extend(settings.keys().copied().filter(|knob| state.has_place(*knob)));
+        evidence(&mut changed, &settings, traits, state, saved);
+        for node in &state.nodes {
+            tally.nodes.total += 1;
+            let stored = match &node.stored {
+                Ok(stored) => stored,
+                Err(fault) => {
+                    tally.nodes.unreachable += 1;
+                    worst.push((0, NodeCause { name: node.name.clone(), cause: fault.message.clone() }));
+                    continue;
+                }
+            };
+            tally.answered += 1;
+            let differs: Vec<_> =
+                settings.iter().filter(|(knob, value)| stored.get(knob).is_some_and(|s| s != &Some(**value))).collect();
+            if differs.is_empty() {
+                tally.nodes.programmed += 1;
+            } else {
+                tally.nodes.drifted += 1;
+                let cause = result.write.as_ref().map_or_else(|| holds(&differs, stored), |fault| fault.message.clone());
+                worst.push((1, NodeCause { name: node.name.clone(), cause }));
+            }
+            let mut all_used = differs.is_empty();
+            for (&knob, &value) in &settings {
+                let Some(&stored) = stored.get(&knob) else { continue };
+                programmed.entry(knob).or_default().insert(stored);
+                let in_use = in_use(knob, traits, &changed, seen.started, state, node);
+                match in_use {
+                    Some(true) => {}
+                    Some(false) if stored == Some(value) => {
+                        tally.pending.insert(node.name.clone());
+                        tally.pending_knobs.insert(knob);
+                    }
+                    Some(false) => {}
+                    None => {
+                        tally.unknown.insert(knob);
+                    }
+                }
+                all_used &= in_use == Some(true);
+                used.entry(knob).or_default().insert(if in_use == Some(true) { stored } else { None });
+            }
+            tally.nodes.in_effect += u32::from(all_used);
+        }
+    }
+
+    worst.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.name.cmp(&b.1.name)));
+    tally.nodes.worst = worst
+        .into_iter()
+        .take(MOST_NODES_NAMED)
+        .map(|(_, mut node)| {
+            node.cause = shortened(&node.cause, 240);
+            node
+        })
+        .collect();
+    tally.nodes.summary = format!("{}/{}", tally.nodes.programmed, tally.nodes.total);
+    tally.programmed = shared(&programmed);
+    tally.in_effect = shared(&used);
+    if tally.answered > 0 {
+        let written = |knob: &Knob| !seen.declared.capped.contains_key(knob);
+        tally.placeless =
+            seen.declared.settings.keys().copied().filter(|knob| !with_place.contains(knob) && written(knob)).collect();
+    }
+    tally.changed = changed;
+    tally
+}
+
+/// Fields on which all agree.
+fn shared(values: &BTreeMap<Knob, BTreeSet<Option<Value>>>) -> Settings {
+    values
+        .iter()
+        .filter_map(|(knob, values)| match values.iter().collect::<Vec<_>>()[..] {
+            [Some(value)] => Some((*knob, *value)),
+            _ => None,
+        })
+        .collect()
+}
+
+/// Where a restart is needed and nothing is remembered of when the value changed (the process may have died right after
+/// the write), the unit's own word is the latest it can have been.
+fn evidence(
+    changed: &mut BTreeMap<Knob, i64>,
+    settings: &Settings,
+    traits: &Traits,
+    state: &UnitState,
+    saved: Option<&BTreeMap<super::Site, Option<serde_json::Value>>>,
+) {
+    let Some(latest) = state.changed else { return };
+    for (site, stored) in &state.sites {
+        let ours = saved.and_then(|sites| sites.get(site)).is_some_and(|original| *original != stored.raw);
+        if settings.contains_key(&site.knob) && (traits.capability)(site.knob) == Capability::AfterRestart && ours {
+            changed.entry(site.knob).or_insert(latest.as_second());
+        }
+    }
+}
+
+/// Whether a process uses what its node stores; `None` where that is not known.
+fn in_use(
+    knob: Knob,
+    traits: &Traits,
+    changed: &BTreeMap<Knob, i64>,
+    started: &BTreeMap<String, i64>,
+    state: &UnitState,
+    node: &NodeState,
+) -> Option<bool> {
+    if (traits.capability)(knob) == Capability::Hot {
+        return Some(true);
+    }
+    let started = started.get(&node.name).copied();
+    let after = |at: i64| started.is_some_and(|started| started > at);
+    match changed.get(&knob) {
+        Some(at) => Some(after(*at)),
+        None if state.changed.is_some_and(|at| after(at.as_second())) => Some(true),
+        None => None,
+    }
+}
+
+fn holds(differs: &[(&Knob, &Value)], stored: &BTreeMap<Knob, Option<Value>>) -> String {
+    let parts: Vec<_> = differs
+        .iter()
+        .map(|(knob, value)| {
+            let found = stored.get(knob).copied().flatten().map_or_else(|| "not set".into(), |v| v.to_string());
+            format!("{knob} is {found}, declared {value}")
+        })
+        .collect();
+    parts.join("; ")
+}
+
+fn conditions(seen: &Seen<'_>, tally: &Tally) -> Vec<Condition> {
+    let mut all: Vec<(&str, &str, &str, String)> = Vec::new();
+    all.push(match seen.problem {
+        Some(problem) if problem.refused => ("Accepted", "False", problem.reason, problem.message.clone()),
+        _ => ("Accepted", "True", "Accepted", accepted_message(seen)),
+    });
+    let (programmed, in_effect) = (programmed(seen, tally), in_effect(tally));
+    let rejected = tally.write_fault.as_ref().filter(|f| f.cause == Cause::Rejected);
+    let ready = ready(seen, tally);
+    let (ready_true, ready_reason, ready_message) = (ready.0 == "True", ready.1, ready.2.clone());
+    all.push(("Ready", ready.0, ready.1, ready.2));
+    let stalled = match seen.problem {
+        Some(problem) => problem.stalled.then(|| (problem.reason, problem.message.clone())),
+        None => match rejected {
+            Some(fault) => Some(("Rejected", fault.message.clone())),
+            None => (ready_reason == "Forbidden").then(|| (ready_reason, ready_message.clone())),
+        },
+    };
+    match stalled {
+        Some((reason, message)) => all.push(("Stalled", "True", reason, message)),
+        None if !ready_true => {
+            let reason = if ready_reason == "Progressing" { "Progressing" } else { "Retrying" };
+            all.push(("Reconciling", "True", reason, ready_message));
+        }
+        None => {}
+    }
+    if seen.problem.is_none() {
+        all.push(("Programmed", programmed.0, programmed.1, programmed.2));
+        all.push(("InEffect", in_effect.0, in_effect.1, in_effect.2));
+    }
+    all.into_iter()
+        .map(|(type_, status, reason, message)| {
+            let old = find(seen.previous, type_);
+            Condition {
+                type_: type_.into(),
+                status: status.into(),
+                reason: reason.into(),
+                message: shortened(&message, MESSAGE_LENGTH),
+                observed_generation: seen.generation,
+                last_transition_time: match old {
+                    Some(old) if old.status == status => old.last_transition_time.clone(),
+                    _ => Time(whole_seconds(seen.now)),
+                },
+            }
+        })
+        .collect()
+}
+
+/// As the API server stores times, so that what is read back equals what was written.
+fn whole_seconds(now: Timestamp) -> Timestamp {
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
+fn accepted_message(seen: &Seen<'_>) -> String {
+    let Some((knob, value)) = seen.declared.capped.iter().next() else {
+        return "The policy is valid and governs its target".into();
+    };
+    let more = seen.declared.capped.len() - 1;
+    let others = if more == 0 { String::new() } else { format!(" and {more} more") };
+    format!("The preset is capped at the target's own maximum: {knob} {value}{others}")
+}
+
+fn ready(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, String) {
+    if let Some(problem) = seen.problem {
+        return ("False", problem.reason, problem.message.clone());
+    }
+    let nodes = &tally.nodes;
+    if seen.suspend {
+        return ("True", "Suspended", "spec.suspend is true: nothing is written to the nodes".into());
+    }
+    if tally.answered == 0 {
+        let cause = nodes.worst.first().map_or_else(|| "there are none".into(), |n| format!("{}: {}", n.name, n.cause));
+        let fault = seen.units.iter().find_map(|result| result.state.as_ref().err());
+        let reason = fault.map_or("ProgrammingFailed", |fault| failure(fault.cause));
+        return ("False", reason, format!("No node answered; {cause}"));
+    }
+    match &tally.write_fault {
+        Some(fault) if fault.cause == Cause::Forbidden => return ("False", "Forbidden", fault.message.clone()),
+        Some(fault) if fault.cause == Cause::Unauthorized => return ("False", "Unauthorized", fault.message.clone()),
+        Some(fault) if matches!(fault.cause, Cause::NotReady | Cause::Unreachable | Cause::Busy) && nodes.drifted == 0 => {}
+        Some(fault) => return ("False", "ProgrammingFailed", fault.message.clone()),
+        None => {}
+    }
+    let message = if nodes.unreachable > 0 {
+        format!("{} of {} nodes answered and hold the declared limits", nodes.programmed, nodes.total)
+    } else {
+        format!("All {} nodes hold the declared limits", nodes.total)
+    };
+    if nodes.drifted > 0 {
+        // Drift that is reported, contended or being corrected does not make this generation unwritten.
+        let known = !seen.plan.drift.is_empty() || !seen.plan.contended.is_empty();
+        return if known {
+            ("True", "Succeeded", "Written; somebody else has changed a node since, see Programmed".into())
+        } else {
+            ("False", "Progressing", format!("{} of {} nodes hold the declared limits", nodes.programmed, nodes.total))
+        };
+    }
+    ("True", "Succeeded", message)
+}
+
+fn programmed(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, String) {
+    let nodes = &tally.nodes;
+    let worst = || nodes.worst.first().map_or_else(String::new, |n| format!("; {}: {}", n.name, n.cause));
+    if !seen.plan.contended.is_empty() && nodes.drifted > 0 {
+        let fields: Vec<_> = seen.plan.contended.iter().map(|knob| knob.path()).collect();
+        return ("False", "Contended", format!("Somebody else keeps changing {}; left alone for now", fields.join(", ")));
+    }
+    if nodes.drifted > 0 {
+        return match seen.plan.drift.first() {
+            Some(drift) => ("False", "Drifted", drifted(drift)),
+            None => ("False", "Progressing", format!("{}/{} nodes{}", nodes.programmed, nodes.total, worst())),
+        };
+    }
+    if nodes.unreachable > 0 || nodes.total == 0 {
+        return ("False", "Partial", format!("{}/{} nodes{}", nodes.programmed, nodes.total, worst()));
+    }
+    match tally.companions.iter().next() {
+        Some((knob, value)) => {
+            ("True", "Programmed", format!("All {} nodes; {knob} was lowered to {value} with maxIdleConns", nodes.total))
+        }
+        None => ("True", "Programmed", format!("All {} nodes store and read back the declared limits", nodes.total)),
+    }
+}
+
+/// What is said of drift, in the condition and then in the Event.
+fn drifted(drift: &Drift) -> String {
+    let found = drift.found.map_or_else(|| "unset".into(), |v| v.to_string());
+    format!("{}: {} was {found}, declared {}", drift.unit, drift.knob, drift.declared)
+}
+
+fn in_effect(tally: &Tally) -> (&'static str, &'static str, String) {
+    let nodes = &tally.nodes;
+    if tally.answered == 0 {
+        return ("Unknown", "Unknown", "No node answered".into());
+    }
+    if !tally.pending.is_empty() {
+        let knobs: Vec<_> = tally.pending_knobs.iter().map(|knob| knob.path()).collect();
+        let message = format!("{} of {} nodes use them after a restart: {}", tally.pending.len(), nodes.total, knobs.join(", "));
+        return ("False", "RestartRequired", message);
+    }
+    if nodes.drifted > 0 || nodes.unreachable > 0 {
+        return ("Unknown", "Unknown", "Not every node is known to hold the declared limits".into());
+    }
+    if !tally.unknown.is_empty() {
+        return (
+            "Unknown",
+            "Unknown",
+            "The nodes held these values before; whether their processes use them was not seen".into(),
+        );
+    }
+    ("True", "InEffect", format!("The processes of all {} nodes use the declared limits", nodes.total))
+}
+
+fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> {
+    let mut notices = Vec::new();
+    let mut tell = |warning, reason, note: &str| notices.push(Notice { warning, reason, note: note.to_owned() });
+    let new_generation = seen.previous.observed_generation != seen.generation;
+    for type_ in ["Accepted", "Programmed", "InEffect", "Stalled"] {
+        let Some(new) = find(status, type_) else { continue };
+        let old = find(seen.previous, type_);
+        let flipped = old.is_none_or(|old| old.status != new.status || old.reason != new.reason);
+        let was = old.map(|old| old.reason.as_str());
+        let note = new.message.as_str();
+        match (type_, new.status.as_str(), new.reason.as_str()) {
+            ("Accepted", "True", _) if old.is_none_or(|old| old.status != "True") => tell(false, "Accepted", note),
+            ("Accepted", "False", "Conflicted") if flipped => tell(true, "Conflicted", note),
+            ("Programmed", _, reason)
+                if was == Some("Drifted") && !new_generation && reason != "Drifted" && reason != "Contended" =>
+            {
+                tell(false, "DriftCorrected", &format!("Put back; {}", old.map_or("", |old| old.message.as_str())));
+            }
+            ("Programmed", "True", _) if flipped || new_generation => tell(false, "Programmed", note),
+            ("Programmed", "False", "Contended") if flipped => tell(true, "Contended", note),
+            ("Programmed", "False", "Drifted") if flipped => tell(true, "DriftDetected", note),
+            ("InEffect", "False", "RestartRequired") if flipped || new_generation => tell(true, "RestartRequired", note),
+            ("Stalled", "True", "Rejected") if flipped || new_generation => tell(true, "Rejected", note),
+            _ => {}
+        }
+    }
+    notices
+}
+
+/// Cuts at a character boundary and says so.
+#[must_use]
+pub fn shortened(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    text.chars().take(most - 1).chain(['…']).collect()
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,68 @@
+//! From a spec to the values that a target can take: preset, limits, caps, and what has no place.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value as Json;
+
+use super::observed::{Site, UnitState};
+use crate::api::{IdleConnectionPolicySpec, Knob, Settings, Value, policy::TargetType};
+
+/// What a target does with a field.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capability {
+    /// A running process uses a new value at once.
+    Hot,
+    /// A new value is stored, and used after the next start of the process.
+    AfterRestart,
+    /// There is no such setting.
+    Unsupported,
+}
+
+/// What is true of every target of a kind.
+#[derive(Clone, Copy)]
+pub struct Traits {
+    /// The kind.
+    pub kind: TargetType,
+    /// What it does with a field.
+    pub capability: fn(Knob) -> Capability,
+    /// The largest value it takes, at most the one given.
+    pub cap: fn(Knob, Value) -> Value,
+    /// Further values that have to be written together with the declared ones, or the target refuses them.
+    pub companions: fn(&Settings, &UnitState, Option<&BTreeMap<Site, Option<Json>>>) -> Settings,
+}
+
+/// What a policy asks of a target.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Declared {
+    /// What is to be stored.
+    pub settings: Settings,
+    /// What the user wrote and the target has no place for.
+    pub unsupported: BTreeSet<Knob>,
+    /// What a preset asked for and the target's own maximum lowered, with that maximum.
+    pub capped: Settings,
+}
+
+/// Field by field: limits beat the preset, and what neither sets is not managed.
+#[must_use]
+pub fn declare(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Declared {
+    let mut declared = Declared::default();
+    let written = spec.limits.as_ref().map(crate::api::Limits::settings).unwrap_or_default();
+    for (knob, value) in spec.preset.map(crate::api::Preset::settings).unwrap_or_default() {
+        if (traits.capability)(knob) == Capability::Unsupported || written.contains_key(&knob) {
+            continue;
+        }
+        let capped = (traits.cap)(knob, value);
+        if capped != value {
+            declared.capped.insert(knob, capped);
+        }
+        declared.settings.insert(knob, capped);
+    }
+    for (knob, value) in written {
+        if (traits.capability)(knob) == Capability::Unsupported {
+            declared.unsupported.insert(knob);
+        } else {
+            declared.settings.insert(knob, value);
+        }
+    }
+    declared
+}

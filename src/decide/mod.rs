@@ -1,0 +1,205 @@
+//! What to do, and what to say of it. Pure and total: values in (`now` is one), values out.
+//!
+//! No kube client, no HTTP, no tokio and no clock may come in here: the controller, the tests and every
+//! tool that explains a decision call the very same code.
+
+pub mod claims;
+pub mod conditions;
+pub mod contention;
+pub mod declare;
+pub mod observed;
+pub mod originals;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+pub use declare::{Capability, Declared, Traits, declare};
+use jiff::Timestamp;
+pub use observed::{Cause, Fault, NodeState, Site, Stored, Unit, UnitState};
+use originals::Saved;
+use serde_json::Value as Json;
+
+use crate::api::{IdleConnectionPolicyStatus, Knob, Settings, Value, policy::DriftPolicy, status::Control};
+
+/// What a site is to hold.
+#[derive(Clone, Debug, PartialEq)]
+pub enum To {
+    /// A limit, in whatever way the target writes it.
+    Value(Value),
+    /// Exactly what was there; `None` removes it.
+    Raw(Option<Json>),
+}
+
+/// One write.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Change {
+    /// Where.
+    pub site: Site,
+    /// What.
+    pub to: To,
+}
+
+/// Everything a decision is made from.
+pub struct Input<'a> {
+    /// `metadata.generation`.
+    pub generation: Option<i64>,
+    /// `spec.suspend`.
+    pub suspend: bool,
+    /// `spec.driftPolicy`.
+    pub drift_policy: DriftPolicy,
+    /// What the policy asks for.
+    pub declared: &'a Declared,
+    /// What is true of the target.
+    pub traits: &'a Traits,
+    /// The units that answered.
+    pub units: &'a [(Unit, UnitState)],
+    /// What they held before the first write.
+    pub saved: &'a BTreeMap<String, Saved>,
+    /// Units whose last write did not end well: what they hold is unfinished work, not drift.
+    pub unfinished: &'a BTreeSet<String>,
+    /// The status as it stands.
+    pub previous: &'a IdleConnectionPolicyStatus,
+    /// The time.
+    pub now: Timestamp,
+}
+
+/// What to do.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Plan {
+    /// By unit id; a unit with nothing to do is absent.
+    pub units: BTreeMap<String, UnitPlan>,
+    /// Where somebody else changed a value: limit, unit name, what was found.
+    pub drift: Vec<Drift>,
+    /// Limits that are left alone for a while, because somebody else insists on another value.
+    pub contended: BTreeSet<Knob>,
+    /// What to remember.
+    pub control: Control,
+}
+
+/// A value that somebody else changed.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Drift {
+    /// The limit.
+    pub knob: Knob,
+    /// The unit's name.
+    pub unit: String,
+    /// What it holds now.
+    pub found: Option<Value>,
+    /// What it should hold.
+    pub declared: Value,
+}
+
+/// What to do to one unit.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct UnitPlan {
+    /// What to save before the first write.
+    pub capture: BTreeMap<Site, Option<Json>>,
+    /// What to write, all at once.
+    pub changes: Vec<Change>,
+    /// Sites that are back to what they held, or gone, once the changes are made: no longer kept.
+    pub forget: BTreeSet<Site>,
+}
+
+/// Decides what to write. Nothing is written where nothing differs.
+#[must_use]
+pub fn decide(input: &Input<'_>) -> Plan {
+    let settled = input.generation.is_some()
+        && input.previous.observed_generation == input.generation
+        && conditions::reason(input.previous, "Programmed").is_some_and(|reason| reason != "Progressing");
+    let partial = conditions::reason(input.previous, "Programmed") == Some("Partial");
+    let correcting = conditions::reason(input.previous, "Programmed") == Some("Drifted");
+
+    let mut plan = Plan { control: input.previous.control.clone().unwrap_or_default(), ..Plan::default() };
+    let mut wanted = BTreeMap::new();
+    for (unit, state) in input.units {
+        let saved = input.saved.get(&unit.id).map(|saved| &saved.sites);
+        let settings = settings(input.declared, input.traits, state, saved);
+        for (site, stored) in &state.sites {
+            let Some(&declared) = settings.get(&site.knob) else { continue };
+            let original = saved.and_then(|sites| sites.get(site));
+            let unfinished = input.unfinished.contains(&unit.id) || (partial && original == Some(&stored.raw));
+            if stored.value != Some(declared) && settled && original.is_some() && !unfinished {
+                plan.drift.push(Drift { knob: site.knob, unit: unit.name.clone(), found: stored.value, declared });
+            }
+        }
+        wanted.insert(&unit.id, settings);
+    }
+
+    let drifted: BTreeSet<Knob> = plan.drift.iter().map(|drift| drift.knob).collect();
+    let correct = input.drift_policy == DriftPolicy::Correct;
+    if !input.suspend {
+        plan.contended = contention::step(&mut plan.control.contended, &drifted, correct && !correcting, input.now);
+    }
+    if input.suspend {
+        return plan;
+    }
+
+    for (unit, state) in input.units {
+        let saved = input.saved.get(&unit.id).map(|saved| &saved.sites);
+        let settings = &wanted[&unit.id];
+        let hands_off = |knob: &Knob| plan.contended.contains(knob) || (!correct && drifted.contains(knob));
+        let unit_plan = unit_plan(settings, state, saved, hands_off);
+        if unit_plan != UnitPlan::default() {
+            plan.units.insert(unit.id.clone(), unit_plan);
+        }
+    }
+    plan
+}
+
+/// What one unit is to hold: what is declared, and what has to go with it.
+#[must_use]
+pub fn settings(
+    declared: &Declared,
+    traits: &Traits,
+    state: &UnitState,
+    saved: Option<&BTreeMap<Site, Option<Json>>>,
+) -> Settings {
+    let mut settings = (traits.companions)(&declared.settings, state, saved);
+    settings.extend(&declared.settings);
+    settings
+}
+
+fn unit_plan(
+    settings: &Settings,
+    state: &UnitState,
+    saved: Option<&BTreeMap<Site, Option<Json>>>,
+    hands_off: impl Fn(&Knob) -> bool,
+) -> UnitPlan {
+    let mut plan = UnitPlan::default();
+    for (site, stored) in &state.sites {
+        let original = saved.and_then(|sites| sites.get(site));
+        match (settings.get(&site.knob), original) {
+            (Some(_), _) if hands_off(&site.knob) => {}
+            (Some(&value), original) if stored.value != Some(value) => {
+                if original.is_none() {
+                    plan.capture.insert(site.clone(), stored.raw.clone());
+                }
+                plan.changes.push(Change { site: site.clone(), to: To::Value(value) });
+            }
+            (None, Some(original)) => {
+                // No longer declared: back to what was there before the policy came.
+                plan.forget.insert(site.clone());
+                if stored.raw != *original {
+                    plan.changes.push(Change { site: site.clone(), to: To::Raw(original.clone()) });
+                }
+            }
+            _ => {}
+        }
+    }
+    plan
+}
+
+/// What brings a unit back to what it held: every saved site that still exists and differs.
+#[must_use]
+pub fn restore(state: &UnitState, saved: &BTreeMap<Site, Option<Json>>) -> Vec<Change> {
+    state
+        .sites
+        .iter()
+        .filter_map(|(site, stored)| {
+            let original = saved.get(site)?;
+            (stored.raw != *original).then(|| Change { site: site.clone(), to: To::Raw(original.clone()) })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,148 @@
+//! What was seen: units that can be written, the places in them that hold a limit, and the nodes behind them.
+
+use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use crate::api::{Knob, Value};
+
+/// Something that is written as a whole: one Caddy server, or one AIStore cluster with all its nodes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unit {
+    /// Stable as long as it is the same thing: a pod's UID and port, an endpoint, a cluster's uuid.
+    pub id: String,
+    /// What people call it.
+    pub name: String,
+    /// Where it is reached, `scheme://host:port`.
+    pub address: String,
+    /// Everything it could be recognised by when another policy points at it too.
+    pub identities: Vec<String>,
+}
+
+/// One place in a unit's configuration that holds a limit.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Site {
+    /// The limit it holds.
+    pub knob: Knob,
+    /// Where; only the target that wrote it reads it.
+    pub place: String,
+}
+
+impl fmt::Display for Site {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}@{}", self.knob, self.place)
+    }
+}
+
+impl Serialize for Site {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Site {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        text.split_once('@')
+            .and_then(|(knob, place)| Some(Self { knob: Knob::at(knob)?, place: place.to_owned() }))
+            .ok_or_else(|| serde::de::Error::custom("a site is written as limit@place"))
+    }
+}
+
+/// What a site holds.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Stored {
+    /// As a limit; `None` where nothing is set, or something that no limit can be.
+    pub value: Option<Value>,
+    /// As the server wrote it; `None` where nothing is set.
+    pub raw: Option<Json>,
+}
+
+/// What one unit said of itself.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct UnitState {
+    /// The places that hold a limit. A limit without one cannot be set on this unit.
+    pub sites: BTreeMap<Site, Stored>,
+    /// The nodes behind it, each by its own word.
+    pub nodes: Vec<NodeState>,
+    /// When the unit's configuration last changed, by its own word and corrected to the local clock.
+    pub changed: Option<Timestamp>,
+    /// The configuration as read and its version, for the target alone.
+    pub native: Arc<Json>,
+}
+
+/// What one node said of itself.
+#[derive(Clone, Debug, PartialEq)]
+pub struct NodeState {
+    /// Its name.
+    pub name: String,
+    /// What it stores, or why it did not say. A limit it has no place for is absent; one set to nothing a limit can be is `None`.
+    pub stored: Result<BTreeMap<Knob, Option<Value>>, Fault>,
+    /// How long its process has run at least, and how much longer at most.
+    pub uptime: Option<Uptime>,
+}
+
+/// How long a process has run. Servers that report it now and then report too little, never too much.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Uptime {
+    /// At least this long.
+    pub at_least: Duration,
+    /// At most this much longer: the interval at which the server refreshes the figure.
+    pub slack: Duration,
+}
+
+impl UnitState {
+    /// Whether any site or node has a place for a limit.
+    #[must_use]
+    pub fn has_place(&self, knob: Knob) -> bool {
+        self.sites.keys().any(|site| site.knob == knob)
+    }
+}
+
+/// Why something could not be read or written, as the user is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
+    /// The kind.
+    pub cause: Cause,
+    /// One sentence: what happened, and to which address. Holds no foreign body but AIStore's own message.
+    pub message: String,
+}
+
+/// Kinds of fault that are treated differently.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cause {
+    /// No answer, a broken one, or one that is not its kind's: tried again with back-off.
+    Unreachable,
+    /// Starting up or electing: tried again soon.
+    NotReady,
+    /// Somebody else was faster, again and again: tried again.
+    Busy,
+    /// 401.
+    Unauthorized,
+    /// 403.
+    Forbidden,
+    /// The certificate is not signed by the given CA, or for another name.
+    Certificate,
+    /// The target understood and refused: final until something changes.
+    Rejected,
+    /// The address is outside what the operator may reach.
+    NotPermitted,
+    /// What the target points at is not there.
+    NotFound,
+}
+
+impl Fault {
+    /// A fault with its sentence.
+    #[must_use]
+    pub fn new(cause: Cause, message: impl Into<String>) -> Self {
+        Self { cause, message: message.into() }
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}

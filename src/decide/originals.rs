@@ -1,0 +1,146 @@
+//! What the nodes held before the first write: a log of records, newest wins unit by unit.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value as Json;
+
+use super::observed::Site;
+
+/// What one unit held before the first write to it, and how to reach it again.
+#[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
+pub struct Saved {
+    /// What people call it.
+    pub name: String,
+    /// Where it was reached.
+    pub address: String,
+    /// `spec.target` at the time, so that it can be restored after the policy points elsewhere.
+    pub target: Json,
+    /// Each site's value as the server wrote it; null where nothing was set.
+    pub sites: BTreeMap<Site, Option<Json>>,
+}
+
+/// One record of the log: units with what they held, or null for a unit that is no longer kept.
+#[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
+pub struct Record {
+    /// By unit id.
+    pub units: BTreeMap<String, Option<Saved>>,
+}
+
+/// Most bytes of one record; an object in etcd may have 1.5 MiB.
+pub const MOST_RECORD_BYTES: usize = 512 * 1024;
+
+/// The log, by ascending revision.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Log {
+    /// Records by revision.
+    pub records: BTreeMap<i64, Record>,
+}
+
+impl Log {
+    /// What is kept now.
+    #[must_use]
+    pub fn units(&self) -> BTreeMap<String, Saved> {
+        let mut units = BTreeMap::new();
+        for record in self.records.values() {
+            for (id, saved) in &record.units {
+                match saved {
+                    Some(saved) => units.insert(id.clone(), saved.clone()),
+                    None => units.remove(id),
+                };
+            }
+        }
+        units
+    }
+
+    /// Revisions that say nothing which a later one does not say again, or which nobody needs to hear.
+    #[must_use]
+    pub fn superseded(&self) -> Vec<i64> {
+        let mut later = BTreeSet::new();
+        let mut superseded = Vec::new();
+        for (revision, record) in self.records.iter().rev() {
+            let earlier = |id: &String| self.records.range(..revision).any(|(_, r)| r.units.contains_key(id));
+            if record.units.iter().all(|(id, saved)| later.contains(id) || (saved.is_none() && !earlier(id))) {
+                superseded.push(*revision);
+            } else {
+                later.extend(record.units.keys().cloned());
+            }
+        }
+        // Oldest first, so that a stop half-way never leaves an old record without the one that overrules it.
+        superseded.reverse();
+        superseded
+    }
+
+    /// The revision after the newest.
+    #[must_use]
+    pub fn next(&self) -> i64 {
+        self.records.keys().next_back().map_or(1, |newest| newest + 1)
+    }
+}
+
+/// Cuts a change into records that each fit into one object.
+#[must_use]
+pub fn split(change: BTreeMap<String, Option<Saved>>) -> Vec<Record> {
+    let mut records: Vec<Record> = Vec::new();
+    let mut bytes = MOST_RECORD_BYTES;
+    for (id, saved) in change {
+        let size = id.len() + serde_json::to_vec(&saved).map_or(0, |v| v.len());
+        if bytes + size > MOST_RECORD_BYTES {
+            records.push(Record::default());
+            bytes = 0;
+        }
+        bytes += size;
+        if let Some(record) = records.last_mut() {
+            record.units.insert(id, saved);
+        }
+    }
+    records
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn saved(name: &str) -> Option<Saved> {
+        Some(Saved { name: name.into(), address: "http://127.0.0.1:1".into(), target: Json::Null, sites: BTreeMap::new() })
+    }
+
+    fn log(records: &[(i64, &[(&str, Option<&str>)])]) -> Log {
+        let record = |units: &[(&str, Option<&str>)]| Record {
+            units: units.iter().map(|(id, name)| ((*id).to_owned(), name.and_then(saved))).collect(),
+        };
+        Log { records: records.iter().map(|(revision, units)| (*revision, record(units))).collect() }
+    }
+
+    #[test]
+    fn the_newest_word_on_a_unit_counts() {
+        let log = log(&[(1, &[("a", Some("a1")), ("b", Some("b1"))]), (2, &[("a", Some("a2"))]), (3, &[("b", None)])]);
+        let names: Vec<_> = log.units().into_values().map(|s| s.name).collect();
+        assert_eq!(names, ["a2"]);
+    }
+
+    #[test]
+    fn a_record_goes_only_when_nothing_is_lost_with_it() {
+        for (records, gone) in [
+            (log(&[(1, &[("a", Some("x"))])]), vec![]),
+            (log(&[(1, &[("a", Some("x"))]), (2, &[("a", Some("y"))])]), vec![1]),
+            (log(&[(1, &[("a", Some("x")), ("b", Some("x"))]), (2, &[("a", None)])]), vec![]),
+            (log(&[(2, &[("a", None)])]), vec![2]),
+            (log(&[(1, &[("a", Some("x"))]), (2, &[("a", None)])]), vec![1]),
+        ] {
+            assert_eq!(records.superseded(), gone, "{records:?}");
+            let mut rest = records.clone();
+            rest.records.retain(|revision, _| !gone.contains(revision));
+            assert_eq!(rest.units(), records.units());
+        }
+    }
+
+    #[test]
+    fn a_large_change_becomes_several_records() {
+        let many = (0..20_000).map(|n| (format!("unit-{n}"), saved("some name"))).collect();
+        let records = split(many);
+        assert!(records.len() > 1);
+        assert_eq!(records.iter().map(|r| r.units.len()).sum::<usize>(), 20_000);
+        assert!(records.iter().all(|r| serde_json::to_vec(r).is_ok_and(|v| v.len() < 1024 * 1024)));
+    }
+}

@@ -1,0 +1,255 @@
+//! An AIStore cluster, through the REST API of its proxies. One write changes all nodes; each is asked what it stores.
+//!
+//! What the real server does, and why this looks as it does, is in docs/targets/aistore.md.
+
+mod wire;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use jiff::Timestamp;
+use reqwest::Method;
+use serde_json::{Map, Value as Json, json};
+
+use super::{Credentials, Place, Target};
+use crate::{
+    api::{GoDuration, Knob, Settings, Value, policy::TargetType},
+    decide::{Capability, Cause, Change, Fault, NodeState, Site, To, Traits, Unit, UnitState, observed::Uptime},
+    pool::{Pool, Request, Response},
+};
+
+/// What is true of every AIStore cluster.
+pub const TRAITS: Traits = Traits { kind: TargetType::AIStore, capability, cap, companions };
+
+/// How long a read may take; a hung node does not answer at all.
+const READ: Duration = Duration::from_secs(3);
+/// How long a write goes on in the background: with a hung node the cluster takes 33 s to answer.
+const WRITE: Duration = Duration::from_secs(45);
+/// How long a write is waited for before the nodes are asked what they store.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Nodes of one cluster that are asked at the same time, through its proxy.
+const AT_ONCE: usize = 4;
+/// The longest that a client pool may keep a connection: the servers close theirs at 30 s.
+const LONGEST_IDLE: Duration = Duration::from_secs(29);
+
+/// The limits there are, with the places they have in the configuration.
+const PLACES: [(Knob, &str); 4] = [
+    (Knob::IntraClusterIdleConnTimeout, "idle_conn_time"),
+    (Knob::IntraClusterMaxIdleConns, "idle_conns"),
+    (Knob::IntraClusterMaxIdleConnsPerHost, "idle_conns_per_host"),
+    (Knob::BackendIdleConnTimeout, "backend_idle_conn_time"),
+];
+
+const fn capability(knob: Knob) -> Capability {
+    match knob {
+        // The transports are made when the process starts and keep what they were made with.
+        Knob::IntraClusterIdleConnTimeout
+        | Knob::IntraClusterMaxIdleConns
+        | Knob::IntraClusterMaxIdleConnsPerHost
+        | Knob::BackendIdleConnTimeout => Capability::AfterRestart,
+        Knob::ServerIdleTimeout
+        | Knob::ServerReadHeaderTimeout
+        | Knob::BackendMaxIdleConns
+        | Knob::BackendMaxIdleConnsPerHost
+        | Knob::BackendMaxConnsPerHost
+        | Knob::BackendTcpKeepAlive
+        | Knob::BackendTlsHandshakeTimeout
+        | Knob::BackendExpectContinueTimeout
+        | Knob::BackendResponseHeaderTimeout => Capability::Unsupported,
+    }
+}
+
+fn cap(knob: Knob, value: Value) -> Value {
+    match (knob, value) {
+        (Knob::IntraClusterIdleConnTimeout, Value::Duration(d)) => Value::Duration(d.min(LONGEST_IDLE)),
+        (Knob::IntraClusterMaxIdleConns, Value::Count(n)) => Value::Count(n.min(4096)),
+        (Knob::IntraClusterMaxIdleConnsPerHost, Value::Count(n)) => Value::Count(n.min(128)),
+        (_, value) => value,
+    }
+}
+
+/// The server refuses a total under its per-host value, so that has to go down in the same write.
+fn companions(declared: &Settings, state: &UnitState, saved: Option<&BTreeMap<Site, Option<Json>>>) -> Settings {
+    let mut companions = Settings::new();
+    let (total, per_host) = (Knob::IntraClusterMaxIdleConns, Knob::IntraClusterMaxIdleConnsPerHost);
+    if let (Some(Value::Count(total)), None) = (declared.get(&total), declared.get(&per_host)) {
+        let now = state
+            .sites
+            .iter()
+            .find(|(site, _)| site.knob == per_host)
+            .and_then(|(_, stored)| stored.raw.as_ref())
+            .and_then(Json::as_i64);
+        let before = saved
+            .and_then(|sites| sites.iter().find(|(site, _)| site.knob == per_host))
+            .and_then(|(_, raw)| raw.as_ref()?.as_i64());
+        if before.max(now).is_some_and(|most| most > i64::from(*total)) {
+            companions.insert(per_host, Value::Count((*total).min(128)));
+        }
+    }
+    companions
+}
+
+/// One cluster.
+pub struct AIStore {
+    places: Vec<Place>,
+    credentials: Credentials,
+    pool: Pool,
+}
+
+impl AIStore {
+    /// The cluster whose proxies are at these places.
+    #[must_use]
+    pub const fn new(places: Vec<Place>, credentials: Credentials, pool: Pool) -> Self {
+        Self { places, credentials, pool }
+    }
+
+    fn request(&self, address: &str, path: &str, node: Option<&str>) -> Request {
+        let mut request = Request::get(address, path, READ);
+        if let Some(token) = &self.credentials.token {
+            request.headers.push(("authorization", format!("Bearer {token}")));
+        }
+        if let Some(node) = node {
+            request.headers.push(("ais-node-id", node.to_owned()));
+        }
+        request
+    }
+
+    async fn get(&self, address: &str, path: &str, node: Option<&str>) -> Result<Response, Fault> {
+        let response = self.pool.send(self.credentials.ca.as_deref(), self.request(address, path, node)).await?;
+        checked(address, response)
+    }
+
+    async fn json<T: serde::de::DeserializeOwned>(
+        &self,
+        address: &str,
+        path: &str,
+        node: Option<&str>,
+    ) -> Result<(T, Response), Fault> {
+        let response = self.get(address, path, node).await?;
+        let value = serde_json::from_slice(&response.body).map_err(|_| {
+            Fault::new(
+                Cause::Unreachable,
+                format!("{address} answered with something that is not AIStore's; is it an AIStore proxy?"),
+            )
+        })?;
+        Ok((value, response))
+    }
+
+    /// What one node stores, by its own word, and how long it has run. The address is the proxy's: a node's own, which the
+    /// cluster map contains, is not trusted with a token.
+    async fn node(&self, address: &str, id: &str) -> (NodeState, Option<Timestamp>) {
+        let config = self.json::<wire::Config>(address, "/v1/reverse/daemon?what=config", Some(id)).await;
+        let (config, response) = match config {
+            Ok(answer) => answer,
+            Err(fault) => {
+                let fault = node_fault(id, fault);
+                return (NodeState { name: id.to_owned(), stored: Err(fault), uptime: None }, None);
+            }
+        };
+        let http = config.net.http;
+        let stored = PLACES.iter().filter_map(|(knob, key)| http.get(*key).map(|raw| (*knob, wire::value(*knob, raw)))).collect();
+        // Without its status a node still counts as programmed; only its restart is then not known.
+        let status = self.json::<wire::NodeStatus>(address, "/v1/reverse/daemon?what=node_status", Some(id)).await;
+        let uptime = status
+            .ok()
+            .and_then(|(status, _)| status.uptime())
+            .map(|at_least| Uptime { at_least, slack: config.periodic.slack() });
+        let changed = wire::local_time(&config.lastupdate_time, response.header("date"), Timestamp::now());
+        (NodeState { name: id.to_owned(), stored: Ok(stored), uptime }, changed)
+    }
+}
+
+impl Target for AIStore {
+    fn discover(&self) -> BoxFuture<'_, Result<Vec<Unit>, Fault>> {
+        async move {
+            let Some(place) = self.places.first() else { return Err(Fault::new(Cause::NotFound, "no proxy is known")) };
+            // Only this question tells that the cluster has a primary that is ready for a change.
+            self.get(&place.address, "/v1/health?prr=true", None).await?;
+            let (map, _) = self.json::<wire::ClusterMap>(&place.address, "/v1/cluster?what=smap", None).await?;
+            Ok(vec![Unit {
+                id: format!("aistore/{}", map.uuid),
+                name: place.name.clone(),
+                address: place.address.clone(),
+                identities: vec![format!("aistore/{}", map.uuid)],
+            }])
+        }
+        .boxed()
+    }
+
+    fn read<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<UnitState, Fault>> {
+        async move {
+            let address = &unit.address;
+            let (map, _) = self.json::<wire::ClusterMap>(address, "/v1/cluster?what=smap", None).await?;
+            let (config, _) = self.json::<wire::Config>(address, "/v1/cluster?what=cluster_config", None).await?;
+            let ids: Vec<_> = map.pmap.into_keys().chain(map.tmap.into_keys()).collect();
+            let questions: Vec<_> = ids.iter().map(|id| self.node(address, id).boxed()).collect();
+            let nodes: Vec<_> = stream::iter(questions).buffered(AT_ONCE).collect().await;
+            let sites = PLACES.iter().filter_map(|(knob, key)| {
+                let raw = config.net.http.get(*key)?;
+                let stored = crate::decide::Stored { value: wire::value(*knob, raw), raw: Some(raw.clone()) };
+                Some((Site { knob: *knob, place: format!("net.http.{key}") }, stored))
+            });
+            Ok(UnitState {
+                sites: sites.collect(),
+                // The primary's own time is that of the change before the last, so the latest of all is taken.
+                changed: nodes.iter().filter_map(|(_, changed)| *changed).max(),
+                nodes: nodes.into_iter().map(|(node, _)| node).collect(),
+                native: Arc::new(Json::Null),
+            })
+        }
+        .boxed()
+    }
+
+    fn write<'a>(&'a self, unit: &'a Unit, _state: &'a UnitState, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Fault>> {
+        async move {
+            let mut request = self.request(&unit.address, "/v1/cluster", None);
+            request.method = Method::PUT;
+            request.timeout = WRITE;
+            request.body = Some(body(changes).to_string().into_bytes());
+            let response = self.pool.send_patiently(self.credentials.ca.clone(), request, PATIENCE).await?;
+            checked(&unit.address, response).map(|_| ())
+        }
+        .boxed()
+    }
+}
+
+/// One write with all fields: the cluster takes all of them or none.
+fn body(changes: &[Change]) -> Json {
+    let fields = changes.iter().filter_map(|change| {
+        let key = change.site.place.strip_prefix("net.http.")?;
+        let value = match &change.to {
+            To::Value(Value::Duration(duration)) => GoDuration::from(*duration).to_string().into(),
+            To::Value(Value::Count(count)) => (*count).into(),
+            To::Raw(raw) => raw.clone()?,
+        };
+        Some((key.to_owned(), value))
+    });
+    json!({"action": "set-config", "value": {"net": {"http": Json::Object(fields.collect::<Map<_, _>>())}}})
+}
+
+/// What an answer other than 200 means.
+fn checked(address: &str, response: Response) -> Result<Response, Fault> {
+    let said = || wire::message(&response.body).map_or_else(String::new, |message| format!(": {message}"));
+    Err(match response.status {
+        200..300 => return Ok(response),
+        401 => Fault::new(Cause::Unauthorized, format!("{address} does not accept the token (401){}", said())),
+        403 => Fault::new(Cause::Forbidden, format!("{address}: the token may not do this (403){}", said())),
+        502 | 503 | 504 => Fault::new(Cause::NotReady, format!("{address} is not ready ({}){}", response.status, said())),
+        400 | 405 | 501 => Fault::new(Cause::Rejected, format!("AIStore refused ({}){}", response.status, said())),
+        status => Fault::new(Cause::Unreachable, format!("{address} answered {status}{}", said())),
+    })
+}
+
+/// The fault of one node behind the proxy, in the node's name.
+fn node_fault(id: &str, fault: Fault) -> Fault {
+    match fault.cause {
+        Cause::NotReady => Fault::new(Cause::Unreachable, format!("the proxy cannot reach {id}")),
+        Cause::Unreachable if fault.message.contains("did not answer") => {
+            Fault::new(Cause::Unreachable, format!("{id} did not answer the proxy within {READ:?}"))
+        }
+        _ => fault,
+    }
+}
+
+#[cfg(test)]
+mod tests;

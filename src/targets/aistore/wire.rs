@@ -1,0 +1,106 @@
+//! AIStore's JSON: only the parts that are read. Pure.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::{
+    Timestamp,
+    fmt::{rfc2822, strtime},
+};
+use serde::Deserialize;
+use serde_json::{Map, Value as Json};
+
+use crate::{
+    api::{Knob, Value},
+    decide::conditions::shortened,
+    targets::go_duration,
+};
+
+/// Most characters of the server's own message that are repeated.
+const MESSAGE_LENGTH: usize = 200;
+
+/// `what=smap`.
+#[derive(Deserialize)]
+pub struct ClusterMap {
+    /// The cluster's identity.
+    pub uuid: String,
+    /// Proxies by id; their addresses are not used.
+    pub pmap: BTreeMap<String, Json>,
+    /// Targets by id; their addresses are not used.
+    pub tmap: BTreeMap<String, Json>,
+}
+
+/// `what=cluster_config`, and `what=config` of a node.
+#[derive(Deserialize)]
+pub struct Config {
+    pub net: Net,
+    #[serde(default)]
+    pub periodic: Periodic,
+    #[serde(default)]
+    pub lastupdate_time: String,
+}
+
+/// `net`.
+#[derive(Deserialize)]
+pub struct Net {
+    pub http: Map<String, Json>,
+}
+
+/// `periodic`.
+#[derive(Deserialize, Default)]
+pub struct Periodic {
+    #[serde(default)]
+    stats_time: String,
+}
+
+impl Periodic {
+    /// How old the figures of a node's status may be: the server's default is 10 s and its maximum a minute.
+    pub fn slack(&self) -> Duration {
+        go_duration::parse(&self.stats_time).filter(|d| !d.is_zero()).unwrap_or(Duration::from_secs(60))
+    }
+}
+
+/// `what=node_status`.
+#[derive(Deserialize)]
+pub struct NodeStatus {
+    /// Null for a node in maintenance, for which the proxy answers.
+    tracker: Option<Map<String, Json>>,
+}
+
+impl NodeStatus {
+    /// How long the process had run when it last said so.
+    pub fn uptime(&self) -> Option<Duration> {
+        self.tracker.as_ref()?.get("up.ns.time")?.as_u64().filter(|ns| *ns > 0).map(Duration::from_nanos)
+    }
+}
+
+/// A field of `net.http` as a limit; `None` for what no limit can be, such as -1.
+pub fn value(knob: Knob, raw: &Json) -> Option<Value> {
+    match knob {
+        Knob::IntraClusterMaxIdleConns | Knob::IntraClusterMaxIdleConnsPerHost => {
+            raw.as_u64().and_then(|n| u32::try_from(n).ok()).map(Value::Count)
+        }
+        _ => raw.as_str().and_then(go_duration::parse).map(Value::Duration),
+    }
+}
+
+/// The server's own message in an error, without line breaks and cut.
+pub fn message(body: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct Error {
+        message: String,
+    }
+    let text = String::from_utf8_lossy(body);
+    let error: Error = serde_json::from_str(&text).ok()?;
+    let plain: String = error.message.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    Some(shortened(plain.trim(), MESSAGE_LENGTH)).filter(|m| !m.is_empty())
+}
+
+/// `lastupdate_time` by the local clock: the server's own clock may differ, and says by how much in `Date`.
+pub fn local_time(lastupdate_time: &str, date: Option<&str>, now: Timestamp) -> Option<Timestamp> {
+    // `2026-11-21 02:10:10.106209284 +0000 UTC m=+15.038229268`
+    let plain: Vec<_> = lastupdate_time.split(' ').take(3).collect();
+    let updated = strtime::parse("%Y-%m-%d %H:%M:%S%.f %z", plain.join(" ")).ok()?.to_timestamp().ok()?;
+    let date = rfc2822::parse(date?).ok()?.timestamp();
+    // `Date` has whole seconds; one more errs on the side of a later change.
+    now.checked_sub(date.duration_since(updated)).ok()?.checked_add(Duration::from_secs(1)).ok()
+}

@@ -1,0 +1,74 @@
+//! What can be governed: one folder a kind of server, all behind one trait.
+//!
+//! A target finds its units, reads them, writes them and reads them back. What is written is decided elsewhere.
+//! A new kind is a folder and a line in [`traits`] and [`connect`].
+
+pub mod aistore;
+pub mod caddy;
+pub mod endpoint;
+pub mod go_duration;
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+
+pub use self::endpoint::{AllowList, Place};
+use crate::{
+    api::policy::{Target as Spec, TargetType},
+    decide::{Cause, Change, Fault, Traits, Unit, UnitState},
+    pool::{self, Pool},
+};
+
+/// What a policy's references hold. Never printed.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// A bearer token.
+    pub token: Option<String>,
+    /// Certificates in PEM.
+    pub ca: Option<Vec<u8>>,
+}
+
+/// One kind of server, connected.
+pub trait Target: Send + Sync {
+    /// Finds the units. None at all is [`Cause::NotFound`].
+    fn discover(&self) -> BoxFuture<'_, Result<Vec<Unit>, Fault>>;
+
+    /// Reads what a unit and its nodes hold.
+    fn read<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<UnitState, Fault>>;
+
+    /// Writes changes, all at once, against the state they were decided from.
+    ///
+    /// A time-out is a fault like any other: whether it was stored is found out by reading.
+    fn write<'a>(&'a self, unit: &'a Unit, state: &'a UnitState, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Fault>>;
+}
+
+/// What is true of every target of a kind.
+#[must_use]
+pub const fn traits(kind: TargetType) -> &'static Traits {
+    match kind {
+        TargetType::AIStore => &aistore::TRAITS,
+        TargetType::Caddy => &caddy::TRAITS,
+    }
+}
+
+/// Connects a spec's target; `places` are the addresses it was found at.
+#[must_use]
+pub fn connect(spec: &Spec, places: Vec<Place>, credentials: Credentials, pool: Pool) -> Arc<dyn Target> {
+    match spec.type_ {
+        TargetType::AIStore => Arc::new(aistore::AIStore::new(places, credentials, pool)),
+        TargetType::Caddy => Arc::new(caddy::Caddy::new(places, credentials, pool)),
+    }
+}
+
+impl From<pool::Error> for Fault {
+    fn from(error: pool::Error) -> Self {
+        let cause = match error {
+            pool::Error::Certificate(_) | pool::Error::Ca => Cause::Certificate,
+            pool::Error::Address(_) => Cause::NotPermitted,
+            pool::Error::Connect(_) | pool::Error::TimedOut(..) | pool::Error::Broken(_) | pool::Error::TooLarge(_) => {
+                Cause::Unreachable
+            }
+        };
+        Self::new(cause, error.to_string())
+    }
+}
