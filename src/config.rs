@@ -1,0 +1,107 @@
+//! Flags and environment, checked once and turned into plain values.
+
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use crate::{api::GoDuration, controller::Settings, targets::AllowList};
+
+/// Manages how HTTP connections may idle.
+#[derive(Parser, Debug)]
+#[command(name = "idleconn-operator", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Runs the controller, in a cluster or with a kubeconfig.
+    Run(Run),
+    /// Prints the CustomResourceDefinition.
+    Crd,
+    /// Puts the nodes' old settings back and drops the finalizers of policies that are being deleted. Stop the controller first.
+    Release(Release),
+}
+
+/// Where the cluster is, and where to work in it.
+#[derive(Args, Debug)]
+pub struct Cluster {
+    /// A kubeconfig; without it, KUBECONFIG and then the cluster that this runs in.
+    #[arg(long, env = "IDLECONN_KUBECONFIG")]
+    pub kubeconfig: Option<PathBuf>,
+    /// Namespaces to work in, comma-separated; empty: all.
+    #[arg(long, env = "IDLECONN_NAMESPACES", value_delimiter = ',')]
+    pub namespaces: Vec<String>,
+    /// Networks and host names that `endpoint` fields may reach, comma-separated; empty: Services and selected pods only.
+    #[arg(long, env = "IDLECONN_ALLOW_ENDPOINTS", default_value = "")]
+    pub allow_endpoints: AllowList,
+    /// text or json.
+    #[arg(long, env = "IDLECONN_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
+    pub log_format: LogFormat,
+    /// error, warn, info, debug or trace; or by module.
+    #[arg(long, env = "IDLECONN_LOG_LEVEL", default_value = "info,kube=warn,kube_client=error")]
+    pub log_level: String,
+}
+
+/// `run`.
+#[derive(Args, Debug)]
+pub struct Run {
+    /// Where.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// Where /metrics, /healthz and /readyz are served.
+    #[arg(long, env = "IDLECONN_METRICS_ADDRESS", default_value = "0.0.0.0:8080")]
+    pub metrics_address: SocketAddr,
+    /// How often nodes are read when nothing happens, 1s to 1h: a change by hand is seen after at most this.
+    #[arg(long, env = "IDLECONN_RESYNC_INTERVAL", default_value = "30s", value_parser = resync)]
+    pub resync_interval: Duration,
+    /// Decides and reports, and writes to no node.
+    #[arg(long, env = "IDLECONN_DRY_RUN")]
+    pub dry_run: bool,
+}
+
+/// `release`.
+#[derive(Args, Debug)]
+pub struct Release {
+    /// Where.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// Every policy, not only those that are being deleted.
+    #[arg(long, env = "IDLECONN_ALL")]
+    pub all: bool,
+}
+
+/// How logs look.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// For machines.
+    Json,
+}
+
+impl Cluster {
+    /// As the controller takes it.
+    #[must_use]
+    pub fn settings(&self, resync: Duration, dry_run: bool) -> Settings {
+        Settings {
+            namespaces: self.namespaces.iter().map(|n| n.trim().to_owned()).filter(|n| !n.is_empty()).collect(),
+            allow_endpoints: self.allow_endpoints.clone(),
+            resync,
+            dry_run,
+            instance: std::env::var("POD_NAME").unwrap_or_else(|_| crate::api::MANAGER.into()),
+        }
+    }
+}
+
+fn resync(text: &str) -> Result<Duration, String> {
+    let duration = text.parse::<GoDuration>().map_err(|error| error.to_string())?.get().unwrap_or_default();
+    if (Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&duration) {
+        Ok(duration)
+    } else {
+        Err("must be between 1s and 1h".into())
+    }
+}

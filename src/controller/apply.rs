@@ -1,0 +1,144 @@
+//! Apply: save what is there, write, read back. In that order, unit by unit side by side.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use futures::{FutureExt as _, StreamExt as _, stream};
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use kube::Api;
+
+use super::{Context, Error, Subject, memory::Memory, originals};
+use crate::{
+    decide::{Cause, Change, Fault, Plan, Unit, UnitPlan, UnitState, conditions::UnitResult, originals::Saved},
+    targets::Target,
+};
+
+/// Units that are written at the same time.
+const AT_ONCE: usize = 64;
+
+/// Saves what the planned writes would overwrite; nothing may be written before this has succeeded.
+pub async fn capture(
+    ctx: &Context,
+    subject: &Subject,
+    memory: &mut Memory,
+    units: &[(Unit, UnitState)],
+    plan: &Plan,
+) -> Result<(), Error> {
+    let Some(log) = memory.originals.as_mut() else { return Ok(()) };
+    let mut kept = log.units();
+    let mut change = BTreeMap::new();
+    for (unit, _) in units {
+        let Some(UnitPlan { capture, .. }) = plan.units.get(&unit.id) else { continue };
+        if capture.is_empty() {
+            continue;
+        }
+        let mut saved = kept.remove(&unit.id).unwrap_or_else(|| Saved {
+            name: unit.name.clone(),
+            address: unit.address.clone(),
+            target: serde_json::to_value(&subject.spec().target).unwrap_or_default(),
+            sites: BTreeMap::new(),
+        });
+        let before = ctx.board.original(&subject.claimant, &unit.id);
+        for (site, raw) in capture {
+            saved.sites.insert(site.clone(), before.get(site).unwrap_or(raw).clone());
+        }
+        change.insert(unit.id.clone(), Some(saved));
+    }
+    append(ctx, subject, memory, change).await
+}
+
+/// Stops keeping what is back in place.
+pub async fn forget(
+    ctx: &Context,
+    subject: &Subject,
+    memory: &mut Memory,
+    plan: &Plan,
+    results: &[UnitResult],
+) -> Result<(), Error> {
+    let Some(log) = memory.originals.as_ref() else { return Ok(()) };
+    let mut kept = log.units();
+    let mut change = BTreeMap::new();
+    for result in results {
+        let Some(UnitPlan { forget, .. }) = plan.units.get(&result.unit.id) else { continue };
+        let (Some(mut saved), Ok(state)) = (kept.remove(&result.unit.id), &result.state) else { continue };
+        let before = saved.sites.len();
+        // Only what was seen to be back.
+        saved.sites.retain(|site, raw| !(forget.contains(site) && state.sites.get(site).is_none_or(|stored| stored.raw == *raw)));
+        if saved.sites.len() != before {
+            change.insert(result.unit.id.clone(), Some(saved).filter(|saved| !saved.sites.is_empty()));
+        }
+    }
+    append(ctx, subject, memory, change).await
+}
+
+/// Adds to what is saved. After a failure the log is read again, for another may have written it.
+pub async fn append(
+    ctx: &Context,
+    subject: &Subject,
+    memory: &mut Memory,
+    change: BTreeMap<String, Option<Saved>>,
+) -> Result<(), Error> {
+    if change.is_empty() {
+        return Ok(());
+    }
+    let api = Api::<ControllerRevision>::namespaced(ctx.client.clone(), &subject.namespace);
+    let Some(mut log) = memory.originals.take() else { return Ok(()) };
+    originals::append(&api, &subject.name, &mut log, change).await?;
+    ctx.board.saved(&subject.claimant, &log);
+    memory.originals = Some(log);
+    Ok(())
+}
+
+/// Makes the planned writes and reads every written unit back.
+pub async fn write(
+    ctx: &Context,
+    target: &Arc<dyn Target>,
+    units: Vec<(Unit, UnitState)>,
+    plan: &Plan,
+    memory: &Memory,
+) -> Vec<UnitResult> {
+    let jobs: Vec<_> = units
+        .into_iter()
+        .map(|(unit, state)| {
+            let changes = plan.units.get(&unit.id).map(|plan| &plan.changes[..]).unwrap_or_default();
+            let refused = memory.refused.get(&unit.id).filter(|(refused, _)| refused == changes).map(|(_, fault)| fault.clone());
+            async move {
+                if changes.is_empty() {
+                    return UnitResult { unit, state: Ok(state), write: None };
+                }
+                if let Some(fault) = refused {
+                    return UnitResult { unit, state: Ok(state), write: Some(fault) };
+                }
+                write_one(ctx, target.as_ref(), unit, &state, changes).await
+            }
+            .boxed()
+        })
+        .collect();
+    stream::iter(jobs).buffer_unordered(AT_ONCE).collect().await
+}
+
+/// Writes one unit and reads it back: an answer of 200 alone says too little.
+pub async fn write_one(ctx: &Context, target: &dyn Target, unit: Unit, state: &UnitState, changes: &[Change]) -> UnitResult {
+    let written = target.write(&unit, state, changes).await;
+    ctx.metrics.wrote(written.is_ok());
+    let mut now = target.read(&unit).await;
+    if now.as_ref().is_err_and(|fault| fault.cause == Cause::Unreachable) {
+        // A reload may have closed the very connection that the question went over.
+        now = target.read(&unit).await;
+    }
+    let write = match (written, &now) {
+        (Err(fault), _) => Some(fault),
+        (Ok(()), Ok(now)) => not_stored(now, changes)
+            .then(|| Fault::new(Cause::Busy, format!("{} took the change and does not show it", unit.name))),
+        (Ok(()), Err(_)) => None,
+    };
+    UnitResult { unit, state: now, write }
+}
+
+fn not_stored(now: &UnitState, changes: &[Change]) -> bool {
+    changes.iter().any(|change| {
+        now.sites.get(&change.site).is_some_and(|stored| match &change.to {
+            crate::decide::To::Value(value) => stored.value != Some(*value),
+            crate::decide::To::Raw(raw) => stored.raw != *raw,
+        })
+    })
+}

@@ -1,0 +1,138 @@
+//! What the controller keeps in memory of each policy. All of it can be lost: it saves time, never truth.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+
+use crate::{
+    decide::{Change, Fault, NodeState, originals::Log},
+    targets::Credentials,
+};
+
+/// The first wait after a failure; it doubles.
+const FIRST_WAIT: Duration = Duration::from_secs(1);
+/// The longest wait after failures.
+const LONGEST_WAIT: Duration = Duration::from_secs(300);
+
+/// One policy's memory.
+#[derive(Default)]
+pub struct Memory {
+    /// The object it belongs to; another UID under the same name starts afresh.
+    pub uid: String,
+    /// What was there before the first write, as read from the API server; `None` until it has been read.
+    pub originals: Option<Log>,
+    /// The last credentials that could be read. In a namespace that is being deleted the Secret goes first.
+    pub credentials: Credentials,
+    /// Units that fail, and when each is asked again.
+    pub failing: BTreeMap<String, Failing>,
+    /// Units whose last write did not end well.
+    pub unfinished: BTreeSet<String>,
+    /// What a unit refused, so that it is not sent again unchanged.
+    pub refused: BTreeMap<String, (Vec<Change>, Fault)>,
+    /// Failures of the policy as a whole, in a row.
+    pub failures: u32,
+    /// When units that the policy no longer points at were first missed.
+    pub departed: BTreeMap<String, Timestamp>,
+    /// What was last said in the log, so that it is said once.
+    pub logged: BTreeMap<String, String>,
+    /// By node: uptime when last seen, when that was, and since when (Unix seconds) the process is known to run at the earliest.
+    pub lives: BTreeMap<String, Life>,
+}
+
+/// A unit that fails.
+pub struct Failing {
+    /// Failures in a row.
+    pub times: u32,
+    /// When it is asked again.
+    pub due: Timestamp,
+    /// Why.
+    pub fault: Fault,
+}
+
+/// What is known of a node's process.
+#[derive(Clone, Copy)]
+pub struct Life {
+    uptime: Duration,
+    seen: Timestamp,
+    /// The process started after this.
+    pub started_after: i64,
+}
+
+impl Memory {
+    /// Notes how a unit's last request ended.
+    pub fn ended(&mut self, unit: &str, fault: Option<&Fault>, now: Timestamp) {
+        match fault {
+            None => {
+                self.failing.remove(unit);
+            }
+            Some(fault) => {
+                let times = self.failing.get(unit).map_or(0, |failing| failing.times);
+                let due = now.checked_add(wait(times)).unwrap_or(now);
+                self.failing.insert(unit.to_owned(), Failing { times: times.saturating_add(1), due, fault: fault.clone() });
+            }
+        }
+    }
+
+    /// Notes how long a node's process has run: what it says is too little rather than too much, so the latest of all that
+    /// follows from several looks is kept.
+    pub fn lived(&mut self, node: &NodeState, now: Timestamp) {
+        let Some(uptime) = node.uptime else { return };
+        let bound = now.as_second() - i64::try_from((uptime.at_least + uptime.slack).as_secs()).unwrap_or(i64::MAX) - 1;
+        let life =
+            self.lives.entry(node.name.clone()).or_insert(Life { uptime: uptime.at_least, seen: now, started_after: bound });
+        // A process that has run for less time than when it was last seen was started since.
+        let restarted = if uptime.at_least < life.uptime { life.seen.as_second() } else { i64::MIN };
+        *life = Life { uptime: uptime.at_least, seen: now, started_after: life.started_after.max(bound).max(restarted) };
+    }
+
+    /// Whether this was not said before; it is noted as said.
+    pub fn news(&mut self, about: &str, said: &str) -> bool {
+        self.logged.insert(about.to_owned(), said.to_owned()).as_deref() != Some(said)
+    }
+}
+
+/// How long to wait after so many failures in a row.
+#[must_use]
+pub fn wait(failures: u32) -> Duration {
+    FIRST_WAIT.saturating_mul(1 << failures.min(16)).min(LONGEST_WAIT)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::observed::Uptime;
+
+    fn node(uptime: u64) -> NodeState {
+        let uptime = Uptime { at_least: Duration::from_secs(uptime), slack: Duration::from_secs(10) };
+        NodeState { name: "t1".into(), stored: Ok(BTreeMap::new()), uptime: Some(uptime) }
+    }
+
+    fn started_after(looks: &[(i64, u64)]) -> i64 {
+        let mut memory = Memory::default();
+        for (at, uptime) in looks {
+            memory.lived(&node(*uptime), Timestamp::from_second(10_000 + at).expect("a time"));
+        }
+        memory.lives["t1"].started_after - 10_000
+    }
+
+    #[test]
+    fn a_start_is_never_taken_for_later_than_it_was() {
+        assert_eq!(started_after(&[(0, 100)]), -111);
+        assert_eq!(started_after(&[(0, 100), (5, 100)]), -106);
+        assert_eq!(started_after(&[(0, 100), (5, 100), (6, 106)]), -106);
+    }
+
+    #[test]
+    fn an_uptime_that_went_down_is_a_restart_since_the_last_look() {
+        assert_eq!(started_after(&[(0, 100), (30, 2)]), 17);
+        assert_eq!(started_after(&[(0, 100), (8, 2)]), 0);
+    }
+
+    #[test]
+    fn waits_double_up_to_five_minutes() {
+        assert_eq!([0, 1, 5, 9, 40].map(|n| wait(n).as_secs()), [1, 2, 32, 300, 300]);
+    }
+}

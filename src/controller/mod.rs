@@ -1,0 +1,293 @@
+//! The thin shell: watch, gather, decide, apply, report. Nothing is decided in here.
+
+mod apply;
+mod claims;
+mod gather;
+mod memory;
+mod originals;
+mod places;
+mod pods;
+mod reconcile;
+mod report;
+mod restore;
+
+use std::{
+    collections::HashMap,
+    future::ready,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt as _, stream};
+use kube::{
+    Api, Client, ResourceExt as _,
+    core::DeserializeGuard,
+    runtime::{
+        Config, Controller, Predicate as _, PredicateConfig, WatchStreamExt as _,
+        controller::Action,
+        predicates,
+        reflector::{self, ObjectRef},
+        watcher,
+    },
+};
+use tokio::sync::mpsc;
+
+use crate::{
+    api::{IdleConnectionPolicy, IdleConnectionPolicySpec},
+    metrics::Metrics,
+    pool::Pool,
+    targets::AllowList,
+};
+use memory::Memory;
+
+/// How long a call to the API server may take; kube's own retries would hold a worker for many minutes.
+const API_TIMEOUT: Duration = Duration::from_secs(10);
+/// Policies that are worked on at the same time.
+const CONCURRENCY: u16 = 16;
+/// Edits that come within this of each other are one.
+const DEBOUNCE: Duration = Duration::from_millis(10);
+
+/// A policy by namespace and name.
+pub type PolicyRef = ObjectRef<Policy>;
+/// A policy as it is watched: one that cannot be read does not hide the others.
+pub type Policy = DeserializeGuard<IdleConnectionPolicy>;
+
+/// Why a policy could not be worked on. It is tried again; the status says nothing, for nothing was seen.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server refused or failed.
+    #[error("API server: {0}")]
+    Kube(#[from] kube::Error),
+    /// The API server did not answer.
+    #[error("the API server did not answer within {API_TIMEOUT:?}")]
+    TimedOut,
+    /// Pods could not be listed.
+    #[error("pods with {0} could not be listed; may the operator list and watch pods in this namespace?")]
+    Pods(String),
+    /// The label selector is not valid.
+    #[error("spec.target.caddy.selector is not a valid label selector")]
+    Selector,
+    /// A saved original cannot be read.
+    #[error("ControllerRevision {0} does not hold originals; repair or delete it, and nothing is written before that")]
+    Original(String),
+    /// A policy without namespace, name or uid, which the API server never sends.
+    #[error("the API server sent a policy without name, namespace or uid")]
+    Nameless,
+    /// `release` could not restore everything.
+    #[error("{0} policies keep their finalizer, because nodes could not be restored; see above, repair and run release again")]
+    Unreleased(usize),
+}
+
+/// Waits for a call to the API server, but not for ever.
+async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
+    match tokio::time::timeout(API_TIMEOUT, call).await {
+        Ok(answer) => Ok(answer?),
+        Err(_) => Err(Error::TimedOut),
+    }
+}
+
+/// What the controller is told.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Namespaces to work in; empty: all.
+    pub namespaces: Vec<String>,
+    /// What `endpoint` fields may reach.
+    pub allow_endpoints: AllowList,
+    /// How often nodes are read when nothing happens.
+    pub resync: Duration,
+    /// Decides and reports, and writes to no node.
+    pub dry_run: bool,
+    /// Names this process in Events.
+    pub instance: String,
+}
+
+/// Everything a reconciliation needs.
+pub struct Context {
+    client: Client,
+    pool: Pool,
+    settings: Settings,
+    /// The operator's own metrics.
+    pub metrics: Metrics,
+    pods: pods::Pods,
+    board: claims::Board,
+    nudges: mpsc::UnboundedSender<PolicyRef>,
+    memories: Mutex<HashMap<PolicyRef, Arc<tokio::sync::Mutex<Memory>>>>,
+    policies: reflector::Store<Policy>,
+    ready: AtomicBool,
+}
+
+impl Context {
+    fn memory(&self, policy: &PolicyRef) -> Arc<tokio::sync::Mutex<Memory>> {
+        self.memories.lock().unwrap_or_else(PoisonError::into_inner).entry(policy.clone()).or_default().clone()
+    }
+
+    fn forget(&self, policy: &PolicyRef) {
+        self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(policy);
+        self.pods.subscribe(policy, None);
+    }
+
+    fn nudge(&self, claimants: &[crate::decide::claims::Claimant]) {
+        for claimant in claimants {
+            // The receiver ends with the controller.
+            let _ = self.nudges.send(PolicyRef::new(&claimant.name).within(&claimant.namespace));
+        }
+    }
+
+    /// Whether the policies have been listed once: the CRD is there and may be read.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+}
+
+/// A controller that is ready to run.
+pub struct Operator {
+    /// What it works with; also for the servers beside it.
+    pub context: Arc<Context>,
+    writer: reflector::store::Writer<Policy>,
+    nudged: mpsc::UnboundedReceiver<PolicyRef>,
+}
+
+impl Operator {
+    /// Prepares; nothing is asked of anybody yet.
+    #[must_use]
+    pub fn new(client: Client, settings: Settings, metrics: Metrics) -> Self {
+        let (nudges, nudged) = mpsc::unbounded_channel();
+        let (policies, writer) = reflector::store();
+        let context = Context {
+            pods: pods::Pods::new(client.clone(), nudges.clone()),
+            client,
+            pool: Pool::new(),
+            settings,
+            metrics,
+            board: claims::Board::default(),
+            nudges,
+            memories: Mutex::default(),
+            policies,
+            ready: AtomicBool::new(false),
+        };
+        Self { context: Arc::new(context), writer, nudged }
+    }
+
+    /// Works until `stop`. A CRD that is missing is waited for.
+    pub async fn run(self, stop: impl Future<Output = ()> + Send + Sync + 'static) {
+        let Self { context, writer, nudged } = self;
+        let reader = context.policies.clone();
+        let triggers = watch(&context).reflect(writer).applied_objects().predicate_filter(
+            predicates::generation.combine(predicates::finalizers).combine(predicates::annotations),
+            PredicateConfig::default(),
+        );
+        let gone = {
+            let context = context.clone();
+            move |name: &str, namespace: Option<&str>| {
+                let Some(namespace) = namespace else { return };
+                context.forget(&PolicyRef::new(name).within(namespace));
+                context.nudge(&context.board.forget(namespace, name, None));
+            }
+        };
+        let nudged = stream::unfold(nudged, |mut nudged| async { nudged.recv().await.map(|policy| (policy, nudged)) });
+        let controller = Controller::for_stream(triggers, reader)
+            .with_config(Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE))
+            .reconcile_on(nudged)
+            .graceful_shutdown_on(stop)
+            .run(reconcile::reconcile, error_policy, context.clone())
+            .for_each(move |result| {
+                if let Err(kube::runtime::controller::Error::ObjectNotFound(policy)) = result {
+                    gone(&policy.name, policy.namespace.as_deref());
+                }
+                ready(())
+            });
+        controller.await;
+    }
+
+    /// Restores what policies have changed and drops their finalizers: those being deleted, or all.
+    ///
+    /// # Errors
+    /// Where the API server fails; nodes that cannot be restored are reported by name, and their policies keep the finalizer.
+    pub async fn release(self, all: bool) -> Result<(), Error> {
+        restore::release(&self.context, all).await
+    }
+}
+
+/// Policies, as they come, of all namespaces or of the listed ones.
+fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<Policy>, watcher::Error>> + Send + 'static {
+    let apis: Vec<Api<Policy>> = match &context.settings.namespaces[..] {
+        [] => vec![Api::all(context.client.clone())],
+        listed => listed.iter().map(|namespace| Api::namespaced(context.client.clone(), namespace)).collect(),
+    };
+    let several = apis.len() > 1;
+    let streams = apis.into_iter().map(|api| {
+        watcher(api, watcher::Config::default()).default_backoff().modify(|policy| policy.managed_fields_mut().clear()).boxed()
+    });
+    let mut said = String::new();
+    let mut first_lists = streams.len();
+    let complete = context.clone();
+    // Several lists make one store: it begins empty, and a list that begins later must not empty it again.
+    let begin = if several { vec![Ok(watcher::Event::Init), Ok(watcher::Event::InitDone)] } else { Vec::new() };
+    let events = stream::select_all(streams).filter_map(move |event| {
+        if let Err(error) = &event {
+            let text = error.to_string();
+            if text != said {
+                tracing::warn!(
+                    error = text,
+                    "policies cannot be watched; is the CRD installed, and may the operator read it? Trying again"
+                );
+                said = text;
+            }
+        }
+        let event = match event {
+            Ok(watcher::Event::Init) if several => None,
+            Ok(watcher::Event::InitApply(policy)) if several => Some(Ok(watcher::Event::Apply(policy))),
+            Ok(watcher::Event::InitDone) => {
+                first_lists = first_lists.saturating_sub(1);
+                if first_lists == 0 && !complete.ready.swap(true, Ordering::Relaxed) {
+                    tracing::info!("policies listed; ready");
+                }
+                (!several).then_some(Ok(watcher::Event::InitDone))
+            }
+            event => Some(event),
+        };
+        ready(event)
+    });
+    stream::iter(begin).chain(events)
+}
+
+fn error_policy(policy: Arc<Policy>, error: &Error, context: Arc<Context>) -> Action {
+    let policy = PolicyRef::from_obj(&*policy);
+    let memory = context.memory(&policy);
+    context.metrics.failed();
+    let Ok(mut memory) = memory.try_lock() else { return Action::requeue(memory::wait(0)) };
+    memory.failures = memory.failures.saturating_add(1);
+    if memory.news("error", &error.to_string()) {
+        tracing::warn!(%policy, %error, "could not be worked on; trying again");
+    }
+    Action::requeue(memory::wait(memory.failures - 1))
+}
+
+/// A policy with everything in place that the API server guarantees.
+pub struct Subject {
+    reference: PolicyRef,
+    namespace: String,
+    name: String,
+    uid: String,
+    object: IdleConnectionPolicy,
+    claimant: crate::decide::claims::Claimant,
+}
+
+impl Subject {
+    fn new(object: IdleConnectionPolicy) -> Result<Self, Error> {
+        let (Some(namespace), Some(uid), Some(created)) = (object.namespace(), object.uid(), object.creation_timestamp()) else {
+            return Err(Error::Nameless);
+        };
+        let name = object.name_any();
+        let claimant = crate::decide::claims::Claimant { created: created.0, namespace: namespace.clone(), name: name.clone() };
+        Ok(Self { reference: PolicyRef::new(&name).within(&namespace), namespace, name, uid, object, claimant })
+    }
+
+    const fn spec(&self) -> &IdleConnectionPolicySpec {
+        &self.object.spec
+    }
+}

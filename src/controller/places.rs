@@ -1,0 +1,299 @@
+//! Where a policy's target is, and what its references hold: pods, Services, Secrets and ConfigMaps of its namespace.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use k8s_openapi::api::{
+    core::v1::{ConfigMap, Pod, Secret, Service},
+    discovery::v1::EndpointSlice,
+};
+use kube::{Api, ResourceExt as _, api::ListParams};
+
+use super::{Context, Error, in_time};
+use crate::{
+    api::policy::{KeyRef, Scheme, ServiceRef, Target},
+    decide::conditions::Problem,
+    targets::{Credentials, Place, endpoint},
+};
+
+/// Why the target cannot be looked at: for the user, or for another try.
+pub enum Failure {
+    /// Goes into the status.
+    Problem(Problem),
+    /// The API server did not do its part.
+    Error(Error),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::Error(error)
+    }
+}
+
+fn problem(reason: &'static str, refused: bool, stalled: bool, message: String) -> Failure {
+    Failure::Problem(Problem { reason, message, refused, stalled })
+}
+
+/// What the references hold, read anew.
+pub async fn credentials(ctx: &Context, namespace: &str, target: &Target) -> Result<Credentials, Failure> {
+    let (token, config_map, secret) = match (&target.aistore, &target.caddy) {
+        (Some(ais), _) => (ais.token_secret_ref.as_ref(), ais.ca_config_map_ref.as_ref(), ais.ca_secret_ref.as_ref()),
+        (None, Some(caddy)) => (None, caddy.ca_config_map_ref.as_ref(), caddy.ca_secret_ref.as_ref()),
+        (None, None) => (None, None, None),
+    };
+    let mut credentials = Credentials::default();
+    if let Some(reference) = token {
+        let bytes = secret_key(ctx, namespace, reference, "tokenSecretRef").await?;
+        let text = String::from_utf8(bytes).map(|text| text.trim().to_owned()).unwrap_or_default();
+        if text.is_empty() || text.contains(|c: char| c.is_control()) {
+            let KeyRef { name, key } = reference;
+            return Err(problem(
+                "RefKeyNotFound",
+                false,
+                false,
+                format!("Secret {name}: key {key} holds no token; put the bare token there"),
+            ));
+        }
+        credentials.token = Some(text);
+    }
+    if let Some(reference) = secret {
+        credentials.ca = Some(secret_key(ctx, namespace, reference, "caSecretRef").await?);
+    }
+    if let Some(KeyRef { name, key }) = config_map {
+        let api = Api::<ConfigMap>::namespaced(ctx.client.clone(), namespace);
+        let object = readable(in_time(api.get_opt(name)).await, "ConfigMap", name, "caConfigMapRef")?;
+        let text = object.data.and_then(|mut data| data.remove(key));
+        credentials.ca = Some(text.ok_or_else(|| no_key("ConfigMap", name, key, "caConfigMapRef"))?.into_bytes());
+    }
+    Ok(credentials)
+}
+
+async fn secret_key(ctx: &Context, namespace: &str, KeyRef { name, key }: &KeyRef, field: &str) -> Result<Vec<u8>, Failure> {
+    let api = Api::<Secret>::namespaced(ctx.client.clone(), namespace);
+    let object = readable(in_time(api.get_opt(name)).await, "Secret", name, field)?;
+    let bytes = object.data.and_then(|mut data| data.remove(key));
+    bytes.map(|bytes| bytes.0).ok_or_else(|| no_key("Secret", name, key, field))
+}
+
+fn no_key(kind: &str, name: &str, key: &str, field: &str) -> Failure {
+    problem("RefKeyNotFound", false, false, format!("{kind} {name} has no key {key}; add it, or correct {field}.key"))
+}
+
+fn readable<T>(answer: Result<Option<T>, Error>, kind: &str, name: &str, field: &str) -> Result<T, Failure> {
+    match answer {
+        Ok(Some(object)) => Ok(object),
+        Ok(None) => {
+            Err(problem("RefNotFound", false, false, format!("{kind} {name} does not exist; create it, or correct {field}")))
+        }
+        Err(Error::Kube(kube::Error::Api(status))) if status.is_forbidden() => Err(problem(
+            "Forbidden",
+            false,
+            true,
+            format!("The operator may not read {kind} {name}; grant it get in this namespace"),
+        )),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Where the target is now.
+pub async fn places(ctx: &Context, namespace: &str, target: &Target) -> Result<Vec<Place>, Failure> {
+    if let Some(ais) = &target.aistore {
+        return match (&ais.endpoint, &ais.service) {
+            (Some(endpoint), _) => Ok(vec![allowed(ctx, endpoint)?]),
+            (None, Some(service)) => Ok(vec![behind(ctx, namespace, service).await?]),
+            (None, None) => Err(invalid()),
+        };
+    }
+    let Some(caddy) = &target.caddy else { return Err(invalid()) };
+    if let Some(endpoints) = &caddy.endpoints {
+        return endpoints.iter().map(|endpoint| allowed(ctx, &endpoint.0)).collect();
+    }
+    if let Some(service) = &caddy.service {
+        let (object, slices) = service_and_slices(ctx, namespace, service).await?;
+        return Ok(endpoints_of(&object, &slices, service));
+    }
+    let Some(selector) = &caddy.selector else { return Err(invalid()) };
+    let pods = ctx.pods.list(namespace, selector).await?;
+    Ok(pods.iter().filter_map(|pod| place(pod, caddy.scheme, caddy.admin_port)).collect())
+}
+
+fn invalid() -> Failure {
+    problem("Invalid", true, true, "spec.target says nowhere to look; set one of its members".into())
+}
+
+fn allowed(ctx: &Context, endpoint: &str) -> Result<Place, Failure> {
+    match ctx.settings.allow_endpoints.check(endpoint) {
+        Ok(address) => {
+            Ok(Place { id: address.clone(), name: address.split("://").nth(1).unwrap_or(&address).to_owned(), address })
+        }
+        Err(error @ endpoint::Error::NotAllowed(_)) => Err(problem("RefNotPermitted", true, true, error.to_string())),
+        Err(error) => Err(problem("Invalid", true, true, error.to_string())),
+    }
+}
+
+/// The name by which a pod's port is known as long as it is the same pod.
+#[must_use]
+pub fn pod_id(uid: &str, port: u16) -> String {
+    format!("pod/{uid}:{port}")
+}
+
+fn place(pod: &Pod, scheme: Scheme, port: u16) -> Option<Place> {
+    let status = pod.status.as_ref()?;
+    let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
+    if over || pod.metadata.deletion_timestamp.is_some() {
+        return None;
+    }
+    let address = SocketAddr::new(status.pod_ip.as_ref()?.parse().ok()?, port);
+    let id = pod_id(&pod.uid()?, port);
+    Some(Place { id, name: pod.name_any(), address: format!("{}://{address}", scheme.name()) })
+}
+
+async fn service_and_slices(
+    ctx: &Context,
+    namespace: &str,
+    service: &ServiceRef,
+) -> Result<(Service, Vec<EndpointSlice>), Failure> {
+    let name = &service.name;
+    let api = Api::<Service>::namespaced(ctx.client.clone(), namespace);
+    let object = in_time(api.get_opt(name)).await?;
+    let object = object.ok_or_else(|| {
+        problem("TargetNotFound", true, false, format!("Service {name} does not exist; create it, or correct spec.target"))
+    })?;
+    if object.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("ExternalName")) {
+        // Its name could stand for any address; the allow-list is for those.
+        return Err(problem(
+            "RefNotPermitted",
+            true,
+            true,
+            format!("Service {name} is an ExternalName; use an endpoint that --allow-endpoints lists"),
+        ));
+    }
+    let has_port = object
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.ports.as_ref())
+        .is_some_and(|ports| ports.iter().any(|p| p.port == i32::from(service.port)));
+    if !has_port {
+        return Err(problem(
+            "TargetNotFound",
+            true,
+            false,
+            format!("Service {name} has no port {}; correct spec.target", service.port),
+        ));
+    }
+    let slices = Api::<EndpointSlice>::namespaced(ctx.client.clone(), namespace);
+    let slices = in_time(slices.list(&ListParams::default().labels(&format!("kubernetes.io/service-name={name}")))).await?;
+    Ok((object, slices.items))
+}
+
+/// One address for a whole Service, under its DNS name, which its certificate carries; no DNS is asked.
+async fn behind(ctx: &Context, namespace: &str, service: &ServiceRef) -> Result<Place, Failure> {
+    let (object, slices) = service_and_slices(ctx, namespace, service).await?;
+    let host = format!("{}.{namespace}.svc", service.name);
+    let cluster_ip = object.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()).and_then(|ip| ip.parse().ok());
+    let (port, addresses) = match cluster_ip {
+        Some(ip) => (service.port, vec![SocketAddr::new(ip, 0)]),
+        None => {
+            let found = addresses(&object, &slices, service);
+            let port = found.first().map_or(service.port, |(_, address)| address.port());
+            (port, found.into_iter().map(|(_, address)| SocketAddr::new(address.ip(), 0)).collect())
+        }
+    };
+    if addresses.is_empty() {
+        return Err(problem(
+            "TargetNotFound",
+            true,
+            false,
+            format!("Service {} has no endpoints; is anything running behind it?", service.name),
+        ));
+    }
+    ctx.pool.name(&host, addresses);
+    let address = format!("{}://{host}:{port}", service.scheme.name());
+    Ok(Place { id: address.clone(), name: format!("{}:{port}", service.name), address })
+}
+
+/// Each endpoint of a Service, by the pod it is or by its address.
+fn endpoints_of(object: &Service, slices: &[EndpointSlice], service: &ServiceRef) -> Vec<Place> {
+    addresses(object, slices, service)
+        .into_iter()
+        .map(|(pod, address)| {
+            let at = format!("{}://{address}", service.scheme.name());
+            let (id, name) =
+                pod.map_or_else(|| (at.clone(), address.to_string()), |(uid, name)| (pod_id(&uid, address.port()), name));
+            Place { id, name, address: at }
+        })
+        .collect()
+}
+
+/// The endpoints: UID and name of a pod where it is one, and the address with the port behind the Service's.
+fn addresses(object: &Service, slices: &[EndpointSlice], service: &ServiceRef) -> Vec<(Option<(String, String)>, SocketAddr)> {
+    let ports = object.spec.as_ref().and_then(|spec| spec.ports.as_ref());
+    let name =
+        ports.into_iter().flatten().find(|p| p.port == i32::from(service.port)).and_then(|p| p.name.clone()).unwrap_or_default();
+    let mut found = BTreeMap::new();
+    for slice in slices {
+        let port = slice.ports.iter().flatten().find(|port| port.name.clone().unwrap_or_default() == name);
+        let Some(port) = port.and_then(|port| port.port).and_then(|port| u16::try_from(port).ok()) else { continue };
+        for endpoint in &slice.endpoints {
+            if endpoint.conditions.as_ref().is_some_and(|conditions| conditions.terminating == Some(true)) {
+                continue;
+            }
+            let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
+            let pod = pod.and_then(|target| Some((target.uid.clone()?, target.name.clone()?)));
+            for address in endpoint.addresses.iter().filter_map(|address| address.parse().ok()) {
+                found.insert(SocketAddr::new(address, port), pod.clone());
+            }
+        }
+    }
+    found.into_iter().map(|(address, pod)| (pod, address)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value as Json, from_value, json};
+
+    use super::*;
+
+    fn service(port: u16) -> ServiceRef {
+        ServiceRef { name: "gw".into(), port, scheme: Scheme::Http }
+    }
+
+    fn object(ports: &Json) -> Service {
+        from_value(json!({"metadata": {"name": "gw"}, "spec": {"ports": ports}})).expect("a Service")
+    }
+
+    fn slice(ports: &Json, endpoints: &Json) -> EndpointSlice {
+        from_value(json!({"metadata": {"name": "gw-1"}, "addressType": "IPv4", "ports": ports, "endpoints": endpoints}))
+            .expect("a slice")
+    }
+
+    #[test]
+    fn a_services_endpoints_are_pods_at_the_port_behind_the_services() {
+        let object = object(&json!([{"name": "admin", "port": 80}, {"name": "web", "port": 443}]));
+        let slices = [slice(
+            &json!([{"name": "web", "port": 8443}, {"name": "admin", "port": 2019}]),
+            &json!([
+                {"addresses": ["10.0.0.1"], "targetRef": {"kind": "Pod", "uid": "u1", "name": "gw-a"}},
+                {"addresses": ["10.0.0.2"]},
+                {"addresses": ["10.0.0.3"], "conditions": {"terminating": true}},
+            ]),
+        )];
+        let places = endpoints_of(&object, &slices, &service(80));
+        let seen: Vec<_> = places.iter().map(|p| (p.id.as_str(), p.name.as_str(), p.address.as_str())).collect();
+        assert_eq!(
+            seen,
+            [("pod/u1:2019", "gw-a", "http://10.0.0.1:2019"), ("http://10.0.0.2:2019", "10.0.0.2:2019", "http://10.0.0.2:2019")]
+        );
+    }
+
+    #[test]
+    fn pods_that_are_over_or_going_are_no_nodes() {
+        let pod = |phase: &str, extra: Json| -> Pod {
+            let mut meta = json!({"name": "gw-a", "uid": "u1"});
+            meta.as_object_mut().expect("an object").extend(extra.as_object().cloned().expect("an object"));
+            from_value(json!({"metadata": meta, "status": {"phase": phase, "podIP": "10.0.0.1"}})).expect("a pod")
+        };
+        assert!(place(&pod("Running", json!({})), Scheme::Http, 2019).is_some());
+        assert!(place(&pod("Failed", json!({})), Scheme::Http, 2019).is_none());
+        assert!(place(&pod("Running", json!({"deletionTimestamp": "2026-01-01T00:00:00Z"})), Scheme::Http, 2019).is_none());
+    }
+}

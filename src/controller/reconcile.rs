@@ -1,0 +1,387 @@
+//! One pass over one policy: gather, decide, apply, report.
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use jiff::Timestamp;
+use k8s_openapi::api::apps::v1::ControllerRevision;
+use kube::{
+    Api, ResourceExt as _,
+    api::{Patch, PatchParams},
+    runtime::controller::Action,
+};
+use serde_json::json;
+
+use super::{
+    Context, Error, Policy, PolicyRef, Subject, apply, gather, in_time,
+    memory::{Memory, wait},
+    originals,
+    places::{self, Failure},
+    report, restore,
+};
+use crate::{
+    api::{FINALIZER, IdleConnectionPolicy, IdleConnectionPolicyStatus, policy::DriftPolicy},
+    decide::{
+        self, Cause, Declared, Input, Plan, Traits, Unit,
+        claims::sentence,
+        conditions::{Problem, Seen, UnitResult, failure},
+        contention,
+    },
+    targets::{self, Target},
+};
+
+/// When an older policy has not been looked at yet: it may have the first claim.
+const WAIT_FOR_ELDERS: Duration = Duration::from_millis(20);
+/// When a unit answered too late to be decided upon.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
+/// Works on one policy.
+pub async fn reconcile(policy: Arc<Policy>, ctx: Arc<Context>) -> Result<Action, Error> {
+    let reference = PolicyRef::from_obj(&*policy);
+    let Some(namespace) = reference.namespace.clone() else { return Err(Error::Nameless) };
+    if !ctx.is_ready() {
+        return Ok(Action::requeue(WAIT_FOR_ELDERS));
+    }
+    let memory = ctx.memory(&reference);
+    let mut memory = memory.lock().await;
+    // The watch may lag behind our own writes: read anew, so that nothing is said or done twice.
+    let api = Api::<IdleConnectionPolicy>::namespaced(ctx.client.clone(), &namespace);
+    let Some(object) = in_time(api.get_opt(&reference.name)).await? else {
+        ctx.forget(&reference);
+        ctx.nudge(&ctx.board.forget(&namespace, &reference.name, None));
+        return Ok(Action::await_change());
+    };
+    let mut subject = Subject::new(object)?;
+    if memory.uid != subject.uid {
+        *memory = Memory { uid: subject.uid.clone(), ..Memory::default() };
+        ctx.nudge(&ctx.board.forget(&namespace, &subject.name, Some(&subject.claimant)));
+    }
+    if memory.originals.is_none() {
+        let revisions = Api::<ControllerRevision>::namespaced(ctx.client.clone(), &namespace);
+        let log = originals::load(&revisions, &subject.name).await?;
+        ctx.board.saved(&subject.claimant, &log);
+        memory.originals = Some(log);
+    }
+    let action = if subject.object.metadata.deletion_timestamp.is_some() {
+        restore::cleanup(&ctx, &subject, &mut memory).await?
+    } else {
+        pass(&ctx, &mut subject, &mut memory).await?
+    };
+    memory.failures = 0;
+    memory.logged.remove("error");
+    ctx.metrics.reconciled();
+    Ok(action)
+}
+
+/// What a pass has found out about its target.
+struct Found {
+    target: Arc<dyn Target>,
+    units: Vec<Unit>,
+}
+
+async fn pass(ctx: &Context, subject: &mut Subject, memory: &mut Memory) -> Result<Action, Error> {
+    let traits = targets::traits(subject.spec().target.type_);
+    let declared = decide::declare(subject.spec(), traits);
+    let found = match find(ctx, subject, memory).await {
+        Ok(found) => found,
+        Err(Failure::Error(error)) => return Err(error),
+        Err(Failure::Problem(problem)) => {
+            if !problem.refused {
+                // It may still be the first to have claimed; younger ones need not wait for it.
+                ctx.board.claim(&subject.claimant, &[]);
+            }
+            return problem_report(ctx, subject, memory, &declared, traits, &problem).await;
+        }
+    };
+    let identities: Vec<String> = found.units.iter().flat_map(|unit| unit.identities.iter().cloned()).collect();
+    let (winner, concerned) = ctx.board.claim(&subject.claimant, &identities);
+    ctx.nudge(&concerned);
+    if let Some(winner) = winner {
+        let message = sentence(&winner, &subject.claimant);
+        let problem = Problem { reason: "Conflicted", message, refused: true, stalled: true };
+        return problem_report(ctx, subject, memory, &declared, traits, &problem).await;
+    }
+    if elders_unknown(ctx, subject) {
+        return Ok(Action::requeue(WAIT_FOR_ELDERS));
+    }
+    work(ctx, subject, memory, &declared, traits, found).await
+}
+
+/// Whether an older policy of the same kind has not been looked at since the start.
+fn elders_unknown(ctx: &Context, subject: &Subject) -> bool {
+    ctx.policies.state().into_iter().filter_map(|policy| Subject::new(policy.0.clone().ok()?).ok()).any(|other| {
+        other.claimant < subject.claimant
+            && other.object.metadata.deletion_timestamp.is_none()
+            && other.spec().target.type_ == subject.spec().target.type_
+            && !ctx.board.knows(&other.claimant)
+    })
+}
+
+async fn find(ctx: &Context, subject: &Subject, memory: &mut Memory) -> Result<Found, Failure> {
+    let spec = subject.spec();
+    let selector = spec.target.caddy.as_ref().and_then(|caddy| caddy.selector.as_ref());
+    ctx.pods.subscribe(&subject.reference, selector.map(|selector| (subject.namespace.as_str(), selector)));
+    let places = places::places(ctx, &subject.namespace, &spec.target).await?;
+    let credentials = places::credentials(ctx, &subject.namespace, &spec.target).await?;
+    memory.credentials = credentials.clone();
+    let problem = |cause, message: String| {
+        let stalled = matches!(cause, Cause::Forbidden | Cause::NotPermitted);
+        let refused = matches!(cause, Cause::NotPermitted | Cause::NotFound);
+        Failure::Problem(Problem { reason: failure(cause), message, refused, stalled })
+    };
+    if places.is_empty() {
+        return Err(problem(Cause::NotFound, "Nothing matches spec.target: no pod or endpoint was found".into()));
+    }
+    let target = targets::connect(&spec.target, places, credentials, ctx.pool.clone());
+    let units = target.discover().await.map_err(|fault| problem(fault.cause, fault.message))?;
+    Ok(Found { target, units })
+}
+
+async fn work(
+    ctx: &Context,
+    subject: &mut Subject,
+    memory: &mut Memory,
+    declared: &Declared,
+    traits: &'static Traits,
+    found: Found,
+) -> Result<Action, Error> {
+    let now = Timestamp::now();
+    let Found { target, units } = found;
+    memory.failing.remove("");
+    memory.logged.remove("problem");
+    finalizer(ctx, subject).await?;
+    let mut gathered = gather::gather(target.clone(), units.clone(), memory, now).await;
+
+    let mut answered = Vec::new();
+    let mut results = Vec::new();
+    for (unit, state) in std::mem::take(&mut gathered.answers) {
+        match state {
+            Ok(state) => answered.push((unit, state)),
+            Err(fault) => {
+                memory.ended(&unit.id, Some(&fault), now);
+                results.push(UnitResult { unit, state: Err(fault), write: None });
+            }
+        }
+    }
+    for (unit, state) in std::mem::take(&mut gathered.skipped) {
+        results.push(UnitResult { unit, state, write: None });
+    }
+
+    let previous = subject.object.status.clone().unwrap_or_default();
+    let saved = memory.originals.as_ref().map(decide::originals::Log::units).unwrap_or_default();
+    let mut plan = decide::decide(&Input {
+        generation: subject.object.metadata.generation,
+        suspend: subject.spec().suspend,
+        drift_policy: subject.spec().drift_policy,
+        declared,
+        traits,
+        units: &answered,
+        saved: &saved,
+        unfinished: &memory.unfinished,
+        previous: &previous,
+        now,
+    });
+    if ctx.settings.dry_run {
+        plan.units.clear();
+    }
+
+    let correcting = !plan.drift.is_empty()
+        && plan.units.values().any(|unit| !unit.changes.is_empty())
+        && subject.spec().drift_policy == DriftPolicy::Correct;
+    if correcting {
+        // Said before it is corrected: after a crash in between, the correction is still told of.
+        let before: Vec<_> = answered
+            .iter()
+            .map(|(unit, state)| UnitResult { unit: unit.clone(), state: Ok(state.clone()), write: None })
+            .chain(results.iter().cloned())
+            .collect();
+        say(ctx, subject, memory, declared, traits, &plan, &before).await?;
+    }
+
+    apply::capture(ctx, subject, memory, &answered, &plan).await?;
+    let (written, late) = gathered.while_waiting(apply::write(ctx, &target, answered, &plan, memory)).await;
+    let late_answers = late.iter().any(|(_, state)| state.is_ok());
+    note(memory, &written, &plan);
+    apply::forget(ctx, subject, memory, &plan, &written).await?;
+    for (unit, state) in late {
+        memory.ended(&unit.id, state.as_ref().err(), Timestamp::now());
+        results.push(UnitResult { unit, state, write: None });
+    }
+    results.extend(written);
+    results.sort_by(|a, b| a.unit.name.cmp(&b.unit.name));
+
+    let stamp = Timestamp::now();
+    for node in results.iter().filter_map(|result| result.state.as_ref().ok()).flat_map(|state| &state.nodes) {
+        memory.lived(node, stamp);
+    }
+    plan_changed(&mut plan, &results, traits, stamp);
+    log_faults(subject, memory, &results);
+
+    let departed = restore::departed(ctx, subject, memory, &units).await?;
+    say(ctx, subject, memory, declared, traits, &plan, &results).await?;
+    let mut next = resync(ctx, &subject.reference);
+    if late_answers {
+        next = next.min(ASK_AGAIN);
+    }
+    if departed {
+        next = next.min(wait(2));
+    }
+    for failing in memory.failing.values() {
+        next = next.min(until(failing.due, stamp));
+    }
+    if let Some(end) = contention::next_end(&plan.control.contended, stamp).and_then(|end| Timestamp::from_second(end + 1).ok()) {
+        next = next.min(until(end, stamp));
+    }
+    Ok(Action::requeue(next))
+}
+
+fn until(due: Timestamp, now: Timestamp) -> Duration {
+    Duration::try_from(due.duration_since(now)).unwrap_or_default() + Duration::from_millis(5)
+}
+
+/// Notes when fields that need a restart were changed: a process that started later uses them.
+fn plan_changed(plan: &mut Plan, results: &[UnitResult], traits: &Traits, now: Timestamp) {
+    for result in results.iter().filter(|result| result.write.is_none()) {
+        for change in plan.units.get(&result.unit.id).map(|unit| &unit.changes[..]).unwrap_or_default() {
+            if (traits.capability)(change.site.knob) == decide::Capability::AfterRestart {
+                plan.control.changed.insert(change.site.knob, now.as_second());
+            }
+        }
+    }
+}
+
+fn note(memory: &mut Memory, written: &[UnitResult], plan: &Plan) {
+    let now = Timestamp::now();
+    for result in written {
+        let id = &result.unit.id;
+        let fault = result.state.as_ref().err().or(result.write.as_ref());
+        match fault {
+            Some(fault) if fault.cause == Cause::Rejected => {
+                let changes = plan.units.get(id).map(|unit| unit.changes.clone()).unwrap_or_default();
+                memory.refused.insert(id.clone(), (changes, fault.clone()));
+                memory.failing.remove(id);
+            }
+            fault => memory.ended(id, fault, now),
+        }
+        if fault.is_some() {
+            memory.unfinished.insert(id.clone());
+        } else {
+            memory.unfinished.remove(id);
+            memory.refused.remove(id);
+        }
+    }
+}
+
+/// Says once what ails a unit, and once that nothing does any more.
+fn log_faults(subject: &Subject, memory: &mut Memory, results: &[UnitResult]) {
+    for result in results {
+        let said = match (&result.state, &result.write) {
+            (Err(fault), _) | (Ok(_), Some(fault)) => fault.message.clone(),
+            (Ok(_), None) => String::new(),
+        };
+        let known = memory.logged.contains_key(&result.unit.id);
+        if (known || !said.is_empty()) && memory.news(&result.unit.id, &said) {
+            if said.is_empty() {
+                tracing::info!(policy = %subject.reference, node = result.unit.name, "answers again");
+            } else {
+                tracing::warn!(policy = %subject.reference, node = result.unit.name, "{said}");
+            }
+        }
+    }
+}
+
+async fn say(
+    ctx: &Context,
+    subject: &mut Subject,
+    memory: &Memory,
+    declared: &Declared,
+    traits: &Traits,
+    plan: &Plan,
+    results: &[UnitResult],
+) -> Result<(), Error> {
+    let previous = subject.object.status.clone().unwrap_or_default();
+    let log = memory.originals.as_ref();
+    let started: BTreeMap<_, _> = memory.lives.iter().map(|(name, life)| (name.clone(), life.started_after)).collect();
+    let mut plan = plan.clone();
+    plan.control.events = previous.control.as_ref().map_or(0, |control| control.events);
+    let (status, notices) = decide::conditions::report(&Seen {
+        generation: subject.object.metadata.generation,
+        suspend: subject.spec().suspend,
+        declared,
+        traits: Some(traits),
+        problem: None,
+        units: results,
+        plan: &plan,
+        saved: &log.map(decide::originals::Log::units).unwrap_or_default(),
+        original: log.and_then(|log| log.records.keys().next_back()).map(|newest| originals::name(&subject.name, *newest)),
+        started: &started,
+        previous: &previous,
+        now: Timestamp::now(),
+    });
+    report::report(ctx, subject, &status, &notices).await?;
+    subject.object.status = Some(status);
+    Ok(())
+}
+
+async fn problem_report(
+    ctx: &Context,
+    subject: &Subject,
+    memory: &mut Memory,
+    declared: &Declared,
+    traits: &Traits,
+    problem: &Problem,
+) -> Result<Action, Error> {
+    let previous = subject.object.status.clone().unwrap_or_default();
+    let plan = Plan { control: previous.control.clone().unwrap_or_default(), ..Plan::default() };
+    let log = memory.originals.as_ref();
+    let (status, notices) = decide::conditions::report(&Seen {
+        generation: subject.object.metadata.generation,
+        suspend: subject.spec().suspend,
+        declared,
+        traits: Some(traits),
+        problem: Some(problem),
+        units: &[],
+        plan: &plan,
+        saved: &BTreeMap::new(),
+        original: log.and_then(|log| log.records.keys().next_back()).map(|newest| originals::name(&subject.name, *newest)),
+        started: &BTreeMap::new(),
+        previous: &previous,
+        now: Timestamp::now(),
+    });
+    if memory.news("problem", &problem.message) {
+        tracing::warn!(policy = %subject.reference, reason = problem.reason, "{}", problem.message);
+    }
+    report::report(ctx, subject, &status, &notices).await?;
+    let times = memory.failing.get("").map_or(0, |failing| failing.times);
+    memory.ended("", Some(&decide::Fault::new(Cause::Unreachable, problem.message.clone())), Timestamp::now());
+    // References and clusters may come at any moment and nobody tells: asked again, ever more seldom.
+    Ok(Action::requeue(wait(times).min(resync(ctx, &subject.reference))))
+}
+
+/// The finalizer goes on before anything is saved or written.
+async fn finalizer(ctx: &Context, subject: &mut Subject) -> Result<(), Error> {
+    if subject.object.finalizers().iter().any(|f| f == FINALIZER) || ctx.settings.dry_run {
+        return Ok(());
+    }
+    let mut finalizers = subject.object.finalizers().to_vec();
+    finalizers.push(FINALIZER.into());
+    let status = subject.object.status.take();
+    subject.object = set_finalizers(ctx, subject, &finalizers).await?;
+    if subject.object.status.is_none() {
+        subject.object.status = status.or_else(|| Some(IdleConnectionPolicyStatus::default()));
+    }
+    Ok(())
+}
+
+/// Writes the list of finalizers, unless somebody else has written the object since.
+pub async fn set_finalizers(ctx: &Context, subject: &Subject, finalizers: &[String]) -> Result<IdleConnectionPolicy, Error> {
+    let api = Api::<IdleConnectionPolicy>::namespaced(ctx.client.clone(), &subject.namespace);
+    let patch =
+        json!({"metadata": {"finalizers": finalizers, "resourceVersion": subject.object.resource_version(), "uid": subject.uid}});
+    in_time(api.patch(&subject.name, &PatchParams::default(), &Patch::Merge(patch))).await
+}
+
+/// When to read the nodes again if nothing happens: spread by a tenth, so that policies do not march in step.
+fn resync(ctx: &Context, policy: &PolicyRef) -> Duration {
+    let spread = policy.name.bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte))) % 200;
+    ctx.settings.resync * (900 + spread) / 1000
+}

@@ -1,0 +1,90 @@
+//! Report: Events, then the status; each only when there is something new.
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{core::v1::ObjectReference, events::v1::Event},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
+};
+use kube::{
+    Api, Resource as _, ResourceExt as _,
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
+};
+use serde_json::json;
+
+use super::{Context, Error, Subject, in_time};
+use crate::{
+    api::{IdleConnectionPolicy, IdleConnectionPolicyStatus, MANAGER},
+    decide::conditions::{Notice, shortened},
+};
+
+/// Most characters of an Event's note; the API server takes 1 kB.
+const NOTE_LENGTH: usize = 900;
+
+/// Tells what is new. Events go first: a status that was written would make them old news after a crash.
+pub async fn report(
+    ctx: &Context,
+    subject: &Subject,
+    status: &IdleConnectionPolicyStatus,
+    notices: &[Notice],
+) -> Result<(), Error> {
+    let previous = subject.object.status.clone().unwrap_or_default();
+    let told = previous.control.as_ref().map_or(0, |control| control.events);
+    for (n, notice) in notices.iter().enumerate() {
+        let seed = format!("{told}/{n}/{:?}", previous.observed_generation);
+        event(ctx, subject, notice, &seed).await?;
+    }
+    if *status == previous {
+        return Ok(());
+    }
+    let api = Api::<IdleConnectionPolicy>::namespaced(ctx.client.clone(), &subject.namespace);
+    let body = json!({
+        "apiVersion": IdleConnectionPolicy::api_version(&()),
+        "kind": IdleConnectionPolicy::kind(&()),
+        // Another object of the same name, made since, must not get this one's status.
+        "metadata": {"name": subject.name, "uid": subject.uid},
+        "status": status,
+    });
+    in_time(api.patch_status(&subject.name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(body))).await?;
+    ctx.metrics.status_written();
+    Ok(())
+}
+
+/// Publishes an Event under a name that the same news always gets, so that telling it twice leaves one.
+pub async fn event(ctx: &Context, subject: &Subject, notice: &Notice, seed: &str) -> Result<(), Error> {
+    let name = format!("{}.{:016x}", subject.name, fnv1a(&format!("{}/{seed}/{}", subject.uid, notice.reason)));
+    let event = Event {
+        metadata: ObjectMeta { name: Some(name), namespace: Some(subject.namespace.clone()), ..ObjectMeta::default() },
+        event_time: Some(MicroTime(Timestamp::now())),
+        reporting_controller: Some(MANAGER.into()),
+        reporting_instance: Some(shortened(&ctx.settings.instance, 128)),
+        action: Some("Reconcile".into()),
+        reason: Some(notice.reason.into()),
+        type_: Some(if notice.warning { "Warning" } else { "Normal" }.into()),
+        note: Some(shortened(&notice.note, NOTE_LENGTH)),
+        regarding: Some(ObjectReference {
+            api_version: Some(IdleConnectionPolicy::api_version(&()).into_owned()),
+            kind: Some(IdleConnectionPolicy::kind(&()).into_owned()),
+            name: Some(subject.name.clone()),
+            namespace: Some(subject.namespace.clone()),
+            uid: Some(subject.uid.clone()),
+            resource_version: subject.object.resource_version(),
+            ..ObjectReference::default()
+        }),
+        ..Event::default()
+    };
+    let api = Api::<Event>::namespaced(ctx.client.clone(), &subject.namespace);
+    match in_time(api.create(&PostParams::default(), &event)).await {
+        Ok(_) => {
+            tracing::info!(policy = %subject.reference, reason = notice.reason, "{}", notice.note);
+            Ok(())
+        }
+        // Already told; or the namespace is being deleted and takes no more Events.
+        Err(Error::Kube(kube::Error::Api(status))) if status.is_already_exists() || status.is_forbidden() => Ok(()),
+        Err(error) => Err(error),
+    }
+}
+
+/// FNV-1a, 64 bits: the same in every build, which the standard library's hashes do not promise.
+fn fnv1a(text: &str) -> u64 {
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
+}

@@ -1,0 +1,232 @@
+//! Putting back what was there: when a policy is deleted, points elsewhere, or is released.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use futures::{FutureExt as _, StreamExt as _, stream};
+use jiff::Timestamp;
+use k8s_openapi::api::{apps::v1::ControllerRevision, core::v1::Pod};
+use kube::{Api, ResourceExt as _, api::ListParams, runtime::controller::Action};
+
+use super::{Context, Error, Subject, apply, in_time, memory::Memory, originals, places, reconcile, report};
+use crate::{
+    api::{
+        FINALIZER, IdleConnectionPolicy,
+        policy::{DeletionPolicy, Target},
+    },
+    decide::{
+        self, Cause, Fault, Unit,
+        conditions::{Notice, shortened},
+        originals::{Log, Saved},
+    },
+    targets::{self, Credentials, Place},
+};
+
+/// Units that are restored at the same time.
+const AT_ONCE: usize = 64;
+/// The wait between two tries while a deletion waits.
+const NEXT_TRY: Duration = Duration::from_secs(2);
+
+/// Ends a policy that is being deleted.
+pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> Result<Action, Error> {
+    if !subject.object.finalizers().iter().any(|f| f == FINALIZER) {
+        return Ok(Action::await_change());
+    }
+    let since = subject.object.metadata.deletion_timestamp.as_ref().map_or_else(Timestamp::now, |time| time.0);
+    let timeout = subject.spec().restore_timeout.get().unwrap_or(Duration::from_secs(300));
+    let left = restore_all(ctx, subject, memory).await?;
+    if let Some((name, fault)) = left.first() {
+        let waited = Timestamp::now().duration_since(since).unsigned_abs();
+        if waited < timeout {
+            if memory.news("restore", &fault.message) {
+                tracing::warn!(policy = %subject.reference, node = name, "not restored yet: {fault}");
+            }
+            return Ok(Action::requeue(NEXT_TRY.min(timeout - waited)));
+        }
+        let note = format!("{} not restored within {}: {name}: {fault}", nodes(left.len()), subject.spec().restore_timeout);
+        let notice = Notice { warning: true, reason: "RestoreAbandoned", note };
+        report::event(ctx, subject, &notice, "restore").await?;
+    }
+    finish(ctx, subject, memory, left.is_empty()).await?;
+    Ok(Action::await_change())
+}
+
+fn nodes(n: usize) -> String {
+    if n == 1 { "1 node was".into() } else { format!("{n} nodes were") }
+}
+
+/// Restores everything that was saved and answers what could not be, with the cause.
+async fn restore_all(ctx: &Context, subject: &Subject, memory: &mut Memory) -> Result<Vec<(String, Fault)>, Error> {
+    if subject.spec().deletion_policy == DeletionPolicy::Retain {
+        return Ok(Vec::new());
+    }
+    let units = memory.originals.as_ref().map(Log::units).unwrap_or_default();
+    let taken = ctx.board.taken_over(&subject.claimant, &units.keys().cloned().collect());
+    let units: BTreeMap<_, _> = units.into_iter().filter(|(id, _)| !taken.contains_key(id)).collect();
+    let ended = restore(ctx, subject, memory, &units).await;
+    Ok(ended.into_iter().filter_map(|(id, end)| Some((units.get(&id)?.name.clone(), end.err()?))).collect())
+}
+
+/// Tells that all is back, drops what was saved, lets go of the policy.
+async fn finish(ctx: &Context, subject: &Subject, memory: &mut Memory, restored: bool) -> Result<(), Error> {
+    if restored && subject.spec().deletion_policy == DeletionPolicy::Restore {
+        let note = "The nodes have back what they held before the first write".into();
+        report::event(ctx, subject, &Notice { warning: false, reason: "Restored", note }, "restore").await?;
+    }
+    if restored {
+        let api = Api::<ControllerRevision>::namespaced(ctx.client.clone(), &subject.namespace);
+        if let Some(mut log) = memory.originals.take() {
+            originals::clear(&api, &subject.name, &mut log).await?;
+        }
+    }
+    // What could not be restored stays saved: a policy of the same name takes it up again.
+    let finalizers: Vec<_> = subject.object.finalizers().iter().filter(|f| *f != FINALIZER).cloned().collect();
+    match reconcile::set_finalizers(ctx, subject, &finalizers).await {
+        Ok(_) => {}
+        Err(Error::Kube(kube::Error::Api(status))) if status.is_not_found() => {}
+        Err(error) => return Err(error),
+    }
+    ctx.forget(&subject.reference);
+    ctx.nudge(&ctx.board.forget(&subject.namespace, &subject.name, None));
+    tracing::info!(policy = %subject.reference, restored, "let go");
+    Ok(())
+}
+
+/// Restores units that the policy no longer points at; true while some are left.
+pub async fn departed(ctx: &Context, subject: &Subject, memory: &mut Memory, units: &[Unit]) -> Result<bool, Error> {
+    if subject.spec().suspend || ctx.settings.dry_run {
+        return Ok(false);
+    }
+    let present: BTreeSet<_> = units.iter().map(|unit| unit.id.clone()).collect();
+    let mut gone = memory.originals.as_ref().map(Log::units).unwrap_or_default();
+    gone.retain(|id, _| !present.contains(id));
+    if gone.is_empty() {
+        memory.departed.clear();
+        return Ok(false);
+    }
+    let taken = ctx.board.taken_over(&subject.claimant, &gone.keys().cloned().collect());
+    let mut change: BTreeMap<String, Option<Saved>> =
+        taken.iter().filter(|(_, saved)| **saved).map(|(id, _)| (id.clone(), None)).collect();
+    gone.retain(|id, _| !taken.contains_key(id));
+    let now = Timestamp::now();
+    let timeout = subject.spec().restore_timeout.get().unwrap_or(Duration::from_secs(300));
+    let due = |memory: &Memory, id: &String| memory.failing.get(id).is_none_or(|failing| failing.due <= now);
+    let asked: BTreeMap<_, _> =
+        gone.iter().filter(|(id, _)| due(memory, id)).map(|(id, saved)| (id.clone(), saved.clone())).collect();
+    for (id, end) in restore(ctx, subject, memory, &asked).await {
+        let since = *memory.departed.entry(id.clone()).or_insert(now);
+        memory.ended(&id, end.as_ref().err(), now);
+        if let Err(fault) = end {
+            if now.duration_since(since).unsigned_abs() < timeout {
+                continue;
+            }
+            let note = format!(
+                "{} left the policy and was not restored within {}: {fault}",
+                gone[&id].name,
+                subject.spec().restore_timeout
+            );
+            report::event(ctx, subject, &Notice { warning: true, reason: "RestoreAbandoned", note }, &id).await?;
+        }
+        memory.departed.remove(&id);
+        memory.failing.remove(&id);
+        change.insert(id, None);
+    }
+    let left = gone.keys().any(|id| !change.contains_key(id));
+    apply::append(ctx, subject, memory, change).await?;
+    Ok(left)
+}
+
+/// Restores units side by side.
+async fn restore(
+    ctx: &Context,
+    subject: &Subject,
+    memory: &Memory,
+    units: &BTreeMap<String, Saved>,
+) -> Vec<(String, Result<(), Fault>)> {
+    let jobs: Vec<_> = units
+        .iter()
+        .map(|(id, saved)| async move { (id.clone(), restore_one(ctx, subject, &memory.credentials, id, saved).await) }.boxed())
+        .collect();
+    stream::iter(jobs).buffer_unordered(AT_ONCE).collect().await
+}
+
+async fn restore_one(ctx: &Context, subject: &Subject, remembered: &Credentials, id: &str, saved: &Saved) -> Result<(), Fault> {
+    let unreadable = || Fault::new(Cause::NotFound, "what was saved of it names no target");
+    let spec: Target = serde_json::from_value(saved.target.clone()).map_err(|_| unreadable())?;
+    if pod_is_gone(ctx, &subject.namespace, id, saved).await? {
+        return Ok(());
+    }
+    // Finds a Service's addresses again, and refuses an endpoint that is no longer allowed; a Service that is gone already may
+    // still be reached where it was.
+    if let Err(places::Failure::Problem(problem)) = places::places(ctx, &subject.namespace, &spec).await {
+        if problem.reason == "RefNotPermitted" {
+            return Err(Fault::new(Cause::NotPermitted, problem.message));
+        }
+    }
+    // In a namespace that is being deleted the Secret goes first; then what was last read of it has to do.
+    let credentials = match places::credentials(ctx, &subject.namespace, &spec).await {
+        Ok(credentials) => credentials,
+        Err(_) => remembered.clone(),
+    };
+    let place = Place { id: id.to_owned(), name: saved.name.clone(), address: saved.address.clone() };
+    let target = targets::connect(&spec, vec![place], credentials, ctx.pool.clone());
+    let units = target.discover().await?;
+    let Some(unit) = units.into_iter().find(|unit| unit.id == id) else {
+        // Another cluster answers at the address: the one that was changed is gone.
+        return Ok(());
+    };
+    let state = target.read(&unit).await?;
+    let changes = decide::restore(&state, &saved.sites);
+    if changes.is_empty() {
+        return Ok(());
+    }
+    let result = apply::write_one(ctx, target.as_ref(), unit, &state, &changes).await;
+    match (result.state, result.write) {
+        (Err(fault), _) | (Ok(_), Some(fault)) => Err(fault),
+        (Ok(state), None) if decide::restore(&state, &saved.sites).is_empty() => Ok(()),
+        (Ok(_), None) => Err(Fault::new(Cause::Busy, "took the old settings and does not show them")),
+    }
+}
+
+/// A pod that was deleted took its settings with it.
+async fn pod_is_gone(ctx: &Context, namespace: &str, id: &str, saved: &Saved) -> Result<bool, Fault> {
+    let Some((uid, _)) = id.strip_prefix("pod/").and_then(|id| id.rsplit_once(':')) else { return Ok(false) };
+    let pods = Api::<Pod>::namespaced(ctx.client.clone(), namespace);
+    match in_time(pods.get_opt(&saved.name)).await {
+        Ok(pod) => Ok(pod.is_none_or(|pod| pod.uid().as_deref() != Some(uid))),
+        Err(error) => Err(Fault::new(Cause::Unreachable, shortened(&error.to_string(), 200))),
+    }
+}
+
+/// Restores and lets go of policies without their being deleted (`all`), or of those that are.
+pub async fn release(ctx: &Context, all: bool) -> Result<(), Error> {
+    let apis: Vec<Api<IdleConnectionPolicy>> = match &ctx.settings.namespaces[..] {
+        [] => vec![Api::all(ctx.client.clone())],
+        listed => listed.iter().map(|namespace| Api::namespaced(ctx.client.clone(), namespace)).collect(),
+    };
+    let mut left = 0;
+    for api in apis {
+        for object in in_time(api.list(&ListParams::default())).await? {
+            let held = object.finalizers().iter().any(|f| f == FINALIZER);
+            if !held || !(all || object.metadata.deletion_timestamp.is_some()) {
+                continue;
+            }
+            let subject = Subject::new(object)?;
+            let revisions = Api::<ControllerRevision>::namespaced(ctx.client.clone(), &subject.namespace);
+            let log = originals::load(&revisions, &subject.name).await?;
+            let mut memory = Memory { originals: Some(log), ..Memory::default() };
+            let unrestored = restore_all(ctx, &subject, &mut memory).await?;
+            for (name, fault) in &unrestored {
+                tracing::error!(policy = %subject.reference, node = name, "not restored: {fault}");
+            }
+            if unrestored.is_empty() {
+                finish(ctx, &subject, &mut memory, true).await?;
+            } else {
+                left += 1;
+            }
+        }
+    }
+    if left == 0 { Ok(()) } else { Err(Error::Unreleased(left)) }
+}

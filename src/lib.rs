@@ -1,0 +1,26 @@
+//! **idleconn-operator** manages how HTTP connections may idle.
+//!
+//! Data goes one way:
+//!
+//! ```text
+//! API server --watch--> policies --------------+
+//! targets    --nodes--> what is stored, in use +--> gather --> decide --> Plan --> apply --> report
+//!                                                              (equal => no write at all)
+//! ```
+//!
+//! - [`api`]: the public types. Pure.
+//! - [`decide`]: what to do and what to say of it. Pure.
+//! - [`targets`]: the kinds of server that can be governed, behind one trait.
+//! - [`pool`]: the one place from which requests to nodes leave.
+//! - [`controller`]: the shell: watch, gather, apply, report.
+//! - [`serve`], [`metrics`], [`telemetry`], [`config`]: what an operator's operator sees and sets.
+
+pub mod api;
+pub mod config;
+pub mod controller;
+pub mod decide;
+pub mod metrics;
+pub mod pool;
+pub mod serve;
+pub mod targets;
+pub mod telemetry;

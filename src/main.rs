@@ -1,0 +1,115 @@
+//! Flags, the TLS provider, and the exit code.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use idleconn_operator::{
+    api::crd,
+    config::{Cli, Cluster, Command, Run},
+    controller::{self, Operator},
+    metrics::Metrics,
+    serve, telemetry,
+};
+use kube::{Client, Config, config::Kubeconfig};
+use tokio::net::TcpListener;
+
+/// Why the process ends with 1. One line, with what to do.
+#[derive(Debug, thiserror::Error)]
+enum Error {
+    #[error("{0}")]
+    Log(#[from] telemetry::Error),
+    #[error("the CRD cannot be written: {0}")]
+    Crd(String),
+    #[error("cannot print: {0}")]
+    Print(#[from] std::io::Error),
+    #[error("no cluster to work with: {0}; give --kubeconfig, set KUBECONFIG, or run in a cluster")]
+    Cluster(String),
+    #[error("cannot listen on --metrics-address {0}: {1}; choose another")]
+    Listen(std::net::SocketAddr, std::io::Error),
+    #[error("{0}")]
+    Controller(#[from] controller::Error),
+    #[error("the metrics are declared wrongly: {0}")]
+    Metrics(#[from] prometheus::Error),
+    #[error("{0} ended, which it never should; restarting is the remedy")]
+    Ended(&'static str),
+}
+
+#[tokio::main]
+async fn main() -> ExitCode {
+    match command(Cli::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("idleconn-operator: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn command(cli: Cli) -> Result<(), Error> {
+    // Fails only where one is installed already, which is then as good.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    match cli.command {
+        Command::Crd => {
+            use std::io::Write as _;
+            let yaml = crd::yaml().map_err(|error| Error::Crd(error.to_string()))?;
+            Ok(std::io::stdout().write_all(yaml.as_bytes())?)
+        }
+        Command::Run(options) => run(options).await,
+        Command::Release(options) => {
+            telemetry::start(options.cluster.log_format, &options.cluster.log_level)?;
+            let settings = options.cluster.settings(std::time::Duration::from_secs(30), false);
+            let operator = Operator::new(client(&options.cluster).await?, settings, Metrics::new()?);
+            Ok(operator.release(options.all).await?)
+        }
+    }
+}
+
+async fn run(options: Run) -> Result<(), Error> {
+    telemetry::start(options.cluster.log_format, &options.cluster.log_level)?;
+    let settings = options.cluster.settings(options.resync_interval, options.dry_run);
+    let operator = Operator::new(client(&options.cluster).await?, settings, Metrics::new()?);
+    let listener =
+        TcpListener::bind(options.metrics_address).await.map_err(|error| Error::Listen(options.metrics_address, error))?;
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let stopping = {
+        let mut stopped = stopped.clone();
+        async move {
+            let _ = stopped.wait_for(|stop| *stop).await;
+        }
+    };
+    let health = serve::health(listener, operator.context.clone());
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
+    // A task that ends is the end of the process: one that lives on without it would look healthy and do nothing.
+    let controller = operator.run(stopping);
+    tokio::pin!(controller);
+    tokio::select! {
+        () = &mut controller => Err(Error::Ended("the controller")),
+        _ = health => Err(Error::Ended("the health server")),
+        () = signalled() => {
+            stop.send_replace(true);
+            controller.await;
+            Ok(())
+        }
+    }
+}
+
+async fn signalled() {
+    use tokio::signal::unix::{SignalKind, signal};
+    let Ok(mut terminate) = signal(SignalKind::terminate()) else { return std::future::pending().await };
+    tokio::select! {
+        _ = tokio::signal::ctrl_c() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+async fn client(cluster: &Cluster) -> Result<Client, Error> {
+    let failed = |error: &dyn std::fmt::Display| Error::Cluster(error.to_string());
+    let config = match &cluster.kubeconfig {
+        Some(path) => {
+            let file = Kubeconfig::read_from(path).map_err(|e| failed(&e))?;
+            Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await.map_err(|e| failed(&e))?
+        }
+        None => Config::infer().await.map_err(|e| failed(&e))?,
+    };
+    Client::try_from(config).map_err(|e| failed(&e))
+}

@@ -1,0 +1,34 @@
+//! What the operator serves: its metrics and its health. Reads only; nothing in here decides.
+
+use std::sync::Arc;
+
+use axum::{Router, extract::State, http::StatusCode, routing::get};
+use tokio::net::TcpListener;
+
+use crate::controller::Context;
+
+/// Serves `/metrics`, `/healthz` (the process is alive) and `/readyz` (policies are listed, so the CRD is there).
+///
+/// # Errors
+/// Where the listener fails.
+pub async fn health(listener: TcpListener, context: Arc<Context>) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .with_state(context);
+    axum::serve(listener, router).await
+}
+
+async fn metrics(State(context): State<Arc<Context>>) -> Result<([(&'static str, &'static str); 1], String), StatusCode> {
+    let text = context.metrics.text().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+    Ok(([("content-type", "text/plain; version=0.0.4; charset=utf-8")], text))
+}
+
+async fn readyz(State(context): State<Arc<Context>>) -> (StatusCode, &'static str) {
+    if context.is_ready() {
+        (StatusCode::OK, "ok\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "policies are not listed yet: is the CRD installed, and may the operator read it?\n")
+    }
+}

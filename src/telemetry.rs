@@ -1,0 +1,32 @@
+//! Logs.
+
+use std::io::IsTerminal as _;
+
+use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+
+use crate::config::LogFormat;
+
+/// Starts logging to standard error.
+///
+/// # Errors
+/// Where the level cannot be read.
+pub fn start(format: LogFormat, level: &str) -> Result<(), Error> {
+    let filter = EnvFilter::builder().parse(level).map_err(|_| Error::Level(level.to_owned()))?;
+    let registry = tracing_subscriber::registry().with(filter);
+    let started = match format {
+        LogFormat::Text => registry.with(fmt::layer().with_writer(std::io::stderr).with_target(false).with_ansi(std::io::stderr().is_terminal())).try_init(),
+        LogFormat::Json => registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init(),
+    };
+    started.map_err(|_| Error::Twice)
+}
+
+/// Why there are no logs.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The level.
+    #[error("--log-level {0:?} is neither error, warn, info, debug, trace nor a list such as info,idleconn_operator=debug")]
+    Level(String),
+    /// Something else logs already.
+    #[error("logging was started twice")]
+    Twice,
+}
