@@ -1,1 +1,285 @@
+use std::time::Duration;
 
+use proptest::prelude::*;
+use serde_json::json;
+
+use super::*;
+use crate::{
+    api::status::Control,
+    decide::conditions::{Seen, UnitResult, report},
+    targets,
+};
+
+const KNOB: Knob = Knob::ServerIdleTimeout;
+
+fn seconds(n: u64) -> Value {
+    Value::Duration(Duration::from_secs(n))
+}
+
+fn unit(id: &str) -> Unit {
+    Unit { id: id.into(), name: id.into(), address: "http://127.0.0.1:1".into(), identities: vec![id.into()] }
+}
+
+fn holding(secs: Option<u64>) -> UnitState {
+    let site = Site { knob: KNOB, place: "web".into() };
+    let stored = Stored { value: secs.map(seconds), raw: secs.map(|s| json!(format!("{s}s"))) };
+    let node = NodeState { name: "n".into(), stored: Ok([(KNOB, secs.map(seconds))].into()), uptime: None };
+    UnitState { sites: [(site, stored)].into(), nodes: vec![node], ..UnitState::default() }
+}
+
+fn saved(secs: Option<u64>) -> Saved {
+    let site = Site { knob: KNOB, place: "web".into() };
+    Saved {
+        name: "n".into(),
+        address: String::new(),
+        target: Json::Null,
+        sites: [(site, secs.map(|s| json!(format!("{s}s"))))].into(),
+    }
+}
+
+/// A policy that wants 30 s, on one unit.
+struct Scene {
+    declared: Declared,
+    units: Vec<(Unit, UnitState)>,
+    saved: BTreeMap<String, Saved>,
+    unfinished: BTreeSet<String>,
+    previous: IdleConnectionPolicyStatus,
+    suspend: bool,
+    drift_policy: DriftPolicy,
+    now: Timestamp,
+}
+
+impl Scene {
+    fn new(holds: Option<u64>) -> Self {
+        Self {
+            declared: Declared { settings: [(KNOB, seconds(30))].into(), ..Declared::default() },
+            units: vec![(unit("u"), holding(holds))],
+            saved: BTreeMap::new(),
+            unfinished: BTreeSet::new(),
+            previous: IdleConnectionPolicyStatus::default(),
+            suspend: false,
+            drift_policy: DriftPolicy::Correct,
+            now: Timestamp::from_second(1_000_000).expect("a time"),
+        }
+    }
+
+    fn captured(mut self, secs: Option<u64>) -> Self {
+        self.saved.insert("u".into(), saved(secs));
+        self
+    }
+
+    /// As after a pass that ended well.
+    fn settled(mut self) -> Self {
+        let settled = Self { units: vec![(unit("u"), holding(Some(30)))], ..Self::new(None) };
+        self.previous = settled.report(&Plan::default()).0;
+        self
+    }
+
+    fn decide(&self) -> Plan {
+        decide(&Input {
+            generation: Some(1),
+            suspend: self.suspend,
+            drift_policy: self.drift_policy,
+            declared: &self.declared,
+            traits: targets::traits(crate::api::policy::TargetType::Caddy),
+            units: &self.units,
+            saved: &self.saved,
+            unfinished: &self.unfinished,
+            previous: &self.previous,
+            now: self.now,
+        })
+    }
+
+    fn report(&self, plan: &Plan) -> (IdleConnectionPolicyStatus, Vec<conditions::Notice>) {
+        let results: Vec<_> =
+            self.units.iter().map(|(u, s)| UnitResult { unit: u.clone(), state: Ok(s.clone()), write: None }).collect();
+        report(&Seen {
+            generation: Some(1),
+            suspend: self.suspend,
+            declared: &self.declared,
+            traits: Some(targets::traits(crate::api::policy::TargetType::Caddy)),
+            problem: None,
+            units: &results,
+            plan,
+            saved: &self.saved,
+            original: None,
+            started: &BTreeMap::new(),
+            previous: &self.previous,
+            now: self.now,
+        })
+    }
+
+    fn changes(&self) -> usize {
+        self.decide().units.values().map(|unit| unit.changes.len()).sum()
+    }
+}
+
+#[test]
+fn the_first_write_saves_what_was_there() {
+    let plan = Scene::new(Some(300)).decide();
+    let unit = &plan.units["u"];
+    assert_eq!(unit.capture.values().collect::<Vec<_>>(), [&Some(json!("300s"))]);
+    assert_eq!(unit.changes[0].to, To::Value(seconds(30)));
+    assert!(plan.drift.is_empty());
+}
+
+#[test]
+fn nothing_is_planned_where_nothing_differs() {
+    assert_eq!(Scene::new(Some(30)).decide(), Plan::default());
+    assert_eq!(Scene::new(Some(30)).captured(Some(300)).settled().decide().units, BTreeMap::new());
+}
+
+#[test]
+fn what_is_saved_is_never_saved_again() {
+    let scene = Scene::new(Some(77)).captured(Some(300)).settled();
+    let plan = scene.decide();
+    assert!(plan.units["u"].capture.is_empty());
+    assert_eq!(plan.drift.len(), 1);
+}
+
+#[test]
+fn unfinished_work_is_not_drift() {
+    let mut scene = Scene::new(Some(300)).captured(Some(300)).settled();
+    scene.unfinished.insert("u".into());
+    let plan = scene.decide();
+    assert!(plan.drift.is_empty());
+    assert_eq!(plan.units["u"].changes.len(), 1);
+}
+
+#[test]
+fn suspended_reported_and_contended_fields_are_not_written() {
+    let drifted = || Scene::new(Some(77)).captured(Some(300)).settled();
+    assert_eq!(drifted().changes(), 1);
+    assert_eq!(Scene { suspend: true, ..drifted() }.changes(), 0);
+    assert_eq!(Scene { drift_policy: DriftPolicy::Report, ..drifted() }.changes(), 0);
+    let mut contended = drifted();
+    contended.previous.control = Some(Control { contended: [(KNOB, [1, 999_900, 0])].into(), ..Control::default() });
+    let plan = contended.decide();
+    assert_eq!((plan.units.len(), plan.contended.len()), (0, 1));
+}
+
+#[test]
+fn a_field_that_is_no_longer_declared_goes_back_and_is_forgotten() {
+    let mut scene = Scene::new(Some(30)).captured(None).settled();
+    scene.declared = Declared::default();
+    let plan = scene.decide();
+    assert_eq!(plan.units["u"].changes[0].to, To::Raw(None));
+    assert_eq!(plan.units["u"].forget.len(), 1);
+}
+
+#[test]
+fn the_second_report_of_the_same_is_the_same_and_says_nothing() {
+    let mut scene = Scene::new(Some(30));
+    let (first, notices) = scene.report(&Plan::default());
+    assert_eq!(notices.iter().map(|n| n.reason).collect::<Vec<_>>(), ["Accepted", "Programmed"]);
+    scene.previous = first.clone();
+    scene.now = scene.now.checked_add(Duration::from_secs(3600)).expect("a time");
+    let plan = scene.decide();
+    let (second, notices) = scene.report(&plan);
+    assert_eq!((second, notices), (first, vec![]));
+}
+
+#[test]
+fn a_large_fleet_has_a_small_status() {
+    let mut scene = Scene::new(None);
+    scene.units.clear();
+    for n in 0..5000 {
+        scene.units.push((unit(&format!("pod/00000000-0000-0000-0000-{n:012}:2019")), holding(Some(n % 40))));
+    }
+    let (status, _) = scene.report(&Plan::default());
+    let bytes = serde_json::to_vec(&status).expect("JSON").len();
+    assert!(bytes < 8 * 1024, "{bytes} bytes");
+    let control = serde_json::to_vec(&Control {
+        events: u32::MAX,
+        changed: [
+            Knob::IntraClusterIdleConnTimeout,
+            Knob::IntraClusterMaxIdleConns,
+            Knob::IntraClusterMaxIdleConnsPerHost,
+            Knob::BackendIdleConnTimeout,
+        ]
+        .map(|k| (k, 1_795_238_282))
+        .into(),
+        contended: [(KNOB, [99, 1_795_238_282, 1_795_238_282]), (Knob::BackendMaxIdleConns, [99, 1_795_238_282, 1_795_238_282])]
+            .into(),
+    });
+    assert!(control.is_ok_and(|c| c.len() <= 512));
+    assert!(status.conditions.iter().all(|c| c.message.chars().count() <= 120));
+}
+
+/// A world of three units that anybody may change at any time, and passes that may die after any write.
+#[derive(Clone, Debug)]
+enum Step {
+    Pass { die_after: usize },
+    ByHand { unit: usize, secs: Option<u64> },
+    Declare(Option<u64>),
+    Later(u64),
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let step = prop_oneof![
+        4 => (0usize..6).prop_map(|die_after| Step::Pass { die_after }),
+        2 => (0usize..3, proptest::option::of(1u64..200)).prop_map(|(unit, secs)| Step::ByHand { unit, secs }),
+        2 => proptest::option::of(1u64..60).prop_map(Step::Declare),
+        1 => (1u64..5000).prop_map(Step::Later),
+    ];
+    proptest::collection::vec(step, 1..40)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(400))]
+
+    /// Whatever happens in between, the first capture of a site is what restores it, and a decision made twice is the same.
+    #[test]
+    fn originals_survive_everything(steps in steps()) {
+        let mut scene = Scene::new(None);
+        scene.units = (0..3).map(|n| (unit(&format!("u{n}")), holding(Some(100 + n)))).collect();
+        let mut originals: BTreeMap<String, Option<Json>> = BTreeMap::new();
+        for step in steps {
+            match step {
+                Step::ByHand { unit, secs } => scene.units[unit].1 = holding(secs),
+                Step::Declare(secs) => {
+                    scene.declared.settings = secs.map(|s| (KNOB, seconds(s))).into_iter().collect();
+                    scene.previous.observed_generation = None;
+                }
+                Step::Later(secs) => scene.now = scene.now.checked_add(Duration::from_secs(secs)).expect("a time"),
+                Step::Pass { die_after } => {
+                    let plan = scene.decide();
+                    prop_assert_eq!(&plan, &scene.decide());
+                    let mut writes = 0;
+                    // Captures are one write, before all others.
+                    for (id, unit) in &plan.units {
+                        for (site, raw) in &unit.capture {
+                            prop_assert!(!originals.contains_key(id), "captured twice");
+                            originals.insert(id.clone(), raw.clone());
+                            scene.saved.entry(id.clone()).or_insert_with(|| Saved { sites: BTreeMap::new(), ..saved(None) }).sites.insert(site.clone(), raw.clone());
+                        }
+                    }
+                    for (id, unit_plan) in &plan.units {
+                        if writes == die_after { break }
+                        let at = scene.units.iter().position(|(u, _)| u.id == *id).expect("a unit");
+                        for change in &unit_plan.changes {
+                            prop_assert!(originals.contains_key(id), "written before it was saved");
+                            let secs = match &change.to {
+                                To::Value(Value::Duration(d)) => Some(d.as_secs()),
+                                To::Raw(raw) => {
+                                    prop_assert_eq!(raw, &originals[id], "not what was there");
+                                    raw.as_ref().and_then(Json::as_str).and_then(|t| t.trim_end_matches('s').parse().ok())
+                                }
+                                To::Value(Value::Count(_)) => None,
+                            };
+                            scene.units[at].1 = holding(secs);
+                            writes += 1;
+                        }
+                        if !unit_plan.forget.is_empty() {
+                            originals.remove(id);
+                            scene.saved.remove(id);
+                        }
+                    }
+                    if writes < die_after {
+                        scene.previous = scene.report(&plan).0;
+                    }
+                }
+            }
+        }
+    }
+}

@@ -7,6 +7,9 @@ use std::time::Duration;
 /// `None` for what is no duration, and for a negative one, which no limit can be.
 #[must_use]
 pub fn parse(text: &str) -> Option<Duration> {
+    if text == "0" {
+        return Some(Duration::ZERO);
+    }
     let mut rest = text.trim_start_matches('+');
     let mut nanos = 0f64;
     while !rest.is_empty() {
@@ -27,11 +30,7 @@ pub fn parse(text: &str) -> Option<Duration> {
         nanos += number * scale;
         rest = rest.get(end..)?;
     }
-    if text.is_empty() || text == "0" {
-        (text == "0").then_some(Duration::ZERO)
-    } else {
-        Duration::try_from_secs_f64(nanos / 1e9).ok()
-    }
+    if text.is_empty() { None } else { Duration::try_from_secs_f64(nanos / 1e9).ok() }
 }
 
 #[cfg(test)]

@@ -1,1 +1,62 @@
+use serde_json::json;
 
+use super::*;
+use crate::decide::Stored;
+
+fn state(per_host: i64) -> UnitState {
+    let site = Site { knob: Knob::IntraClusterMaxIdleConnsPerHost, place: "net.http.idle_conns_per_host".into() };
+    UnitState { sites: [(site, Stored { value: None, raw: Some(per_host.into()) })].into(), ..UnitState::default() }
+}
+
+#[test]
+fn per_host_goes_down_only_where_the_server_would_refuse_the_total() {
+    let total = |n| Settings::from([(Knob::IntraClusterMaxIdleConns, Value::Count(n))]);
+    let lowered = |declared: &Settings, now, before: Option<i64>| {
+        let site = Site { knob: Knob::IntraClusterMaxIdleConnsPerHost, place: "net.http.idle_conns_per_host".into() };
+        let saved = before.map(|n| BTreeMap::from([(site, Some(json!(n)))]));
+        companions(declared, &state(now), saved.as_ref()).into_values().next()
+    };
+    assert_eq!(lowered(&total(16), 32, None), Some(Value::Count(16)));
+    assert_eq!(lowered(&total(16), 16, Some(32)), Some(Value::Count(16)), "it stays down while the total does");
+    assert_eq!(lowered(&total(64), 32, None), None);
+    let mut both = total(16);
+    both.insert(Knob::IntraClusterMaxIdleConnsPerHost, Value::Count(8));
+    assert_eq!(lowered(&both, 32, None), None, "what is declared needs no company");
+}
+
+#[test]
+fn one_body_has_all_fields_numbers_as_numbers_and_times_with_units() {
+    let change = |knob, place: &str, to| Change { site: Site { knob, place: format!("net.http.{place}") }, to };
+    let body = body(&[
+        change(Knob::IntraClusterIdleConnTimeout, "idle_conn_time", To::Value(Value::Duration(Duration::from_secs(20)))),
+        change(Knob::IntraClusterMaxIdleConns, "idle_conns", To::Value(Value::Count(2000))),
+        change(Knob::IntraClusterMaxIdleConnsPerHost, "idle_conns_per_host", To::Raw(Some(json!(-1)))),
+    ]);
+    assert_eq!(
+        body,
+        json!({"action": "set-config", "value": {"net": {"http": {"idle_conn_time": "20s", "idle_conns": 2000, "idle_conns_per_host": -1}}}})
+    );
+}
+
+#[test]
+fn the_servers_message_is_shown_without_control_characters_and_cut() {
+    assert_eq!(wire::message(b"{\"message\":\"invalid\\nidle_conns \xff\"}").as_deref(), Some("invalid idle_conns \u{fffd}"));
+    assert_eq!(
+        wire::message(format!("{{\"message\":\"{}\"}}", "x".repeat(500)).as_bytes()).map(|m| m.chars().count()),
+        Some(200)
+    );
+    for body in [&b"<html>secret</html>"[..], b"", b"{\"other\":1}", b"{\"message\":7}"] {
+        assert_eq!(wire::message(body), None);
+    }
+}
+
+#[test]
+fn the_time_of_a_change_is_corrected_by_the_servers_clock() {
+    let now = Timestamp::from_second(1_000_000_000).expect("a time");
+    let written = "2026-11-21 02:10:10.106209284 +0000 UTC m=+15.038229268";
+    // The server's clock says that the change was 50 s ago, wherever that clock stands.
+    let local = wire::local_time(written, Some("Sat, 21 Nov 2026 02:11:00 GMT"), now).expect("a time");
+    assert!((local.as_second() - (1_000_000_000 - 49)).abs() <= 1, "{local}");
+    assert_eq!(wire::local_time("yesterday", Some("Sat, 21 Nov 2026 02:11:00 GMT"), now), None);
+    assert_eq!(wire::local_time(written, None, now), None);
+}

@@ -1,0 +1,116 @@
+use serde_json::json;
+
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn proxy(transport: &Json) -> Json {
+    let mut handler = json!({"handler": "reverse_proxy", "upstreams": [{"dial": "10.0.0.1:80"}]});
+    if !transport.is_null() {
+        handler["transport"] = transport.clone();
+    }
+    handler
+}
+
+fn servers(handlers: &[Json]) -> Json {
+    json!({"web": {"listen": [":80"], "routes": [{"handle": [{"handler": "subroute", "routes": [{"handle": handlers}]}]}]}})
+}
+
+fn change(servers: &Json, knob: Knob, to: &To) -> Json {
+    let changes: Vec<_> =
+        sites(servers).into_keys().filter(|site| site.knob == knob).map(|site| Change { site, to: to.clone() }).collect();
+    let mut changed = servers.clone();
+    apply(&mut changed, &changes);
+    changed
+}
+
+fn places(servers: &Json, knob: Knob) -> Vec<String> {
+    sites(servers).into_keys().filter(|site| site.knob == knob).map(|site| site.place).collect()
+}
+
+#[test]
+fn proxies_are_found_wherever_they_are_nested_and_only_http_ones() {
+    let found = |handlers: &[Json]| places(&servers(handlers), Knob::BackendMaxIdleConns);
+    assert_eq!(found(&[proxy(&Json::Null)]), ["web/10.0.0.1:80"]);
+    assert_eq!(found(&[proxy(&json!({"protocol": "http"})), proxy(&Json::Null)]), ["web/10.0.0.1:80", "web/10.0.0.1:80#1"]);
+    assert_eq!(found(&[proxy(&json!({"protocol": "fastcgi"}))]), [String::new(); 0]);
+    let mut named = proxy(&Json::Null);
+    named["@id"] = "api".into();
+    named["handle_response"] = json!([{"routes": [{"handle": [proxy(&Json::Null)]}]}]);
+    assert_eq!(found(&[named]), ["web/10.0.0.1:80", "web/@api"]);
+    assert_eq!(found(&[json!({"handler": "static_response", "body": "reverse_proxy"})]), [String::new(); 0]);
+}
+
+#[test]
+fn what_is_unset_is_created_and_removed_again_without_a_trace() {
+    for (transport, knob) in [
+        (Json::Null, Knob::BackendIdleConnTimeout),
+        (Json::Null, Knob::BackendMaxConnsPerHost),
+        (json!({"protocol": "http", "dial_timeout": "3s"}), Knob::BackendMaxIdleConns),
+        (json!({"protocol": "http", "tls": {}}), Knob::BackendTlsHandshakeTimeout),
+        (json!({"protocol": "http", "keep_alive": {"enabled": true}}), Knob::BackendTcpKeepAlive),
+    ] {
+        let before = servers(&[proxy(&transport)]);
+        let value = if matches!(knob, Knob::BackendMaxConnsPerHost | Knob::BackendMaxIdleConns) {
+            Value::Count(7)
+        } else {
+            Value::Duration(SECOND)
+        };
+        let set = change(&before, knob, &To::Value(value));
+        assert_eq!(stored(&sites(&set))[&knob], Some(value), "{knob}");
+        assert_eq!(change(&set, knob, &To::Raw(None)), before, "{knob}");
+    }
+}
+
+#[test]
+fn tls_is_never_turned_on() {
+    let plain = servers(&[proxy(&json!({"protocol": "http"}))]);
+    assert!(places(&plain, Knob::BackendTlsHandshakeTimeout).is_empty());
+}
+
+#[test]
+fn a_pool_that_is_off_has_no_place_for_limits_and_stays_off() {
+    let off = servers(&[proxy(&json!({"protocol": "http", "keep_alive": {"enabled": false}}))]);
+    assert!(places(&off, Knob::BackendIdleConnTimeout).is_empty());
+    assert_eq!(places(&off, Knob::BackendMaxConnsPerHost).len(), 1);
+}
+
+#[test]
+fn values_are_compared_as_time_in_whatever_way_they_are_written() {
+    for raw in [json!("30s"), json!("0.5m"), json!(30_000_000_000u64), json!("30000ms")] {
+        let mut config = servers(&[]);
+        config["web"]["idle_timeout"] = raw.clone();
+        assert_eq!(stored(&sites(&config))[&Knob::ServerIdleTimeout], Some(Value::Duration(30 * SECOND)), "{raw}");
+    }
+    for raw in [json!("never"), json!(-1), json!(true), json!({"a": 1})] {
+        let mut config = servers(&[]);
+        config["web"]["idle_timeout"] = raw.clone();
+        assert_eq!(stored(&sites(&config))[&Knob::ServerIdleTimeout], None, "{raw}");
+    }
+}
+
+#[test]
+fn places_that_differ_have_no_common_value() {
+    let mut config = servers(&[]);
+    config["web"]["idle_timeout"] = "30s".into();
+    config["api"] = json!({"idle_timeout": "40s"});
+    assert_eq!(stored(&sites(&config))[&Knob::ServerIdleTimeout], None);
+}
+
+#[test]
+fn a_place_survives_routes_that_come_before_it() {
+    let before = servers(&[proxy(&Json::Null)]);
+    let mut after = before.clone();
+    after["web"]["routes"].as_array_mut().expect("routes").insert(0, json!({"handle": [{"handler": "headers"}]}));
+    assert_eq!(places(&before, Knob::BackendMaxIdleConns), places(&after, Knob::BackendMaxIdleConns));
+}
+
+#[test]
+fn what_is_no_configuration_has_no_places() {
+    for config in [Json::Null, json!([]), json!("x"), json!({"web": null}), json!({"web": [1, 2]})] {
+        assert!(sites(&config).is_empty(), "{config}");
+        let mut same = config.clone();
+        apply(&mut same, &[]);
+        assert_eq!(same, config);
+    }
+}

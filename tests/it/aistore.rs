@@ -1,0 +1,220 @@
+//! The target `aistore`, against a stand-in that is held to recordings.
+
+use std::net::SocketAddr;
+
+use k8s_openapi::api::core::v1::Service;
+use kube::{Api, api::PostParams};
+use serde_json::{Value as Json, json};
+
+use crate::support::{
+    ais::{Ais, Life, Phase},
+    eventually,
+    operator::{World, find},
+};
+
+fn target(ais: &Ais) -> Json {
+    json!({"type": "AIStore", "aistore": {"endpoint": ais.proxies[0]}})
+}
+
+fn spec(ais: &Ais, limits: &Json) -> Json {
+    json!({"target": target(ais), "limits": limits})
+}
+
+const NODES: [&str; 5] = ["proxy-p0", "proxy-p1", "target-t0", "target-t1", "target-t2"];
+
+#[tokio::test(flavor = "multi_thread")]
+async fn all_fields_go_in_one_put_and_only_where_something_differs() {
+    let (world, ais) = (World::new("ais-put").await, Ais::start().await);
+    let limits = json!({"intraCluster": {"idleConnTimeout": "20s", "maxIdleConns": 2000, "maxIdleConnsPerHost": 100}, "backend": {"idleConnTimeout": "60s"}});
+    world.apply("prod", &spec(&ais, &limits)).await;
+    let status = world.until_programmed("prod").await;
+    assert_eq!(ais.puts(), 1);
+    assert_eq!(
+        (ais.http("idle_conn_time"), ais.http("idle_conns"), ais.http("idle_conns_per_host")),
+        ("20s".into(), 2000.into(), 100.into())
+    );
+    // Stored as 1m by the server: the same time in another spelling is no difference.
+    assert_eq!(ais.http("backend_idle_conn_time"), "1m");
+    assert_eq!(status.nodes.unwrap().summary, "5/5");
+
+    let reads = ais.gets();
+    eventually("three more looks", || async { (ais.gets() > reads + 6).then_some(()) }).await;
+    assert_eq!(ais.puts(), 1, "a second write although nothing differed");
+
+    world.delete("prod").await;
+    assert_eq!(
+        (ais.http("idle_conn_time"), ais.http("idle_conns"), ais.http("idle_conns_per_host")),
+        ("6s".into(), 256.into(), 32.into())
+    );
+    assert_eq!(ais.puts(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stored_is_not_in_effect_until_each_node_has_restarted_since() {
+    let (world, ais) = (World::new("ais-effect").await, Ais::start().await);
+    world.apply("prod", &spec(&ais, &json!({"intraCluster": {"idleConnTimeout": "20s"}}))).await;
+    let status = world.until_condition("prod", "InEffect", "False", "RestartRequired").await;
+    assert_eq!(status.pending_restart.as_ref().unwrap().count, 5);
+    assert_eq!(find(&status, "Ready").unwrap().status, "True", "a pending restart does not touch Ready");
+    assert!(status.limits.as_ref().unwrap().in_effect.is_none());
+    world.until_event("prod", "RestartRequired").await;
+
+    for node in &NODES[..4] {
+        ais.restart(node);
+    }
+    let status = world.until("prod", "one node left", |s| s.pending_restart.as_ref().is_some_and(|p| p.count == 1)).await;
+    assert_eq!(status.pending_restart.unwrap().nodes, ["target-t2"]);
+    assert_eq!(find(&world.status("prod").await, "InEffect").unwrap().status, "False");
+
+    ais.restart("target-t2");
+    let status = world.until_condition("prod", "InEffect", "True", "InEffect").await;
+    assert!(status.pending_restart.is_none());
+    assert_eq!(status.limits.unwrap().in_effect.unwrap().intra_cluster.unwrap().idle_conn_timeout.unwrap().to_string(), "20s");
+    // And the stand-in, which knows, agrees.
+    assert!(NODES.iter().all(|node| ais.in_use(node, "idle_conn_time") == "20s"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_there_before_is_not_said_to_be_in_effect() {
+    let (world, ais) = (World::new("ais-unknown").await, Ais::start().await);
+    // Changed by somebody else after the nodes had started; nobody knows what the processes use.
+    ais.set_http("idle_conn_time", &"20s".into());
+    world.apply("prod", &spec(&ais, &json!({"intraCluster": {"idleConnTimeout": "20s"}}))).await;
+    world.until_programmed("prod").await;
+    assert_eq!(find(&world.status("prod").await, "InEffect").unwrap().status, "Unknown");
+    assert_eq!(ais.puts(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_the_cluster_has_no_place_for_is_unsupported() {
+    let (world, ais) = (World::new("ais-unsupported").await, Ais::start().await);
+    // An older version: its configuration has no such field.
+    ais.remove_http("backend_idle_conn_time");
+    let limits = json!({
+        "server": {"idleTimeout": "35s"}, "intraCluster": {"idleConnTimeout": "20s"},
+        "backend": {"idleConnTimeout": "30s", "maxConnsPerHost": 50},
+    });
+    world.apply("prod", &spec(&ais, &limits)).await;
+    let status = world.until_programmed("prod").await;
+    assert_eq!(status.unsupported, ["server.idleTimeout", "backend.idleConnTimeout", "backend.maxConnsPerHost"]);
+    assert_eq!(ais.puts(), 1);
+    assert_eq!(ais.http("backend_idle_conn_time"), Json::Null);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_smaller_total_lowers_per_host_in_the_same_write_and_says_so() {
+    let (world, ais) = (World::new("ais-pair").await, Ais::start().await);
+    world.apply("prod", &spec(&ais, &json!({"intraCluster": {"maxIdleConns": 16}}))).await;
+    let status = world.until_programmed("prod").await;
+    assert_eq!((ais.puts(), ais.refused()), (1, 0));
+    assert_eq!((ais.http("idle_conns"), ais.http("idle_conns_per_host")), (16.into(), 16.into()));
+    assert!(find(&status, "Programmed").unwrap().message.contains("intraCluster.maxIdleConnsPerHost was lowered to 16"));
+    world.delete("prod").await;
+    assert_eq!((ais.http("idle_conns"), ais.http("idle_conns_per_host")), (256.into(), 32.into()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_presets_excess_is_capped_and_the_status_says_so() {
+    let (world, ais) = (World::new("ais-cap").await, Ais::start().await);
+    world.apply("prod", &json!({"target": target(&ais), "preset": "GoDefault"})).await;
+    let status = world.until_programmed("prod").await;
+    assert_eq!(
+        (ais.http("idle_conn_time"), ais.http("idle_conns_per_host"), ais.http("backend_idle_conn_time")),
+        ("29s".into(), 2.into(), "1m30s".into())
+    );
+    assert!(
+        find(&status, "Accepted")
+            .unwrap()
+            .message
+            .contains("capped at the target's own maximum: intraCluster.idleConnTimeout 29s")
+    );
+    assert!(status.unsupported.is_empty(), "what only the preset asks for is not reported: {:?}", status.unsupported);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_per_host_of_minus_one_is_drift_and_is_restored_as_it_was() {
+    let (world, ais) = (World::new("ais-minus").await, Ais::start().await);
+    ais.set_http("idle_conns_per_host", &(-1).into());
+    world.apply("prod", &spec(&ais, &json!({"intraCluster": {"maxIdleConnsPerHost": 64}}))).await;
+    world.until_programmed("prod").await;
+    assert_eq!(ais.http("idle_conns_per_host"), 64);
+    world.delete("prod").await;
+    assert_eq!(ais.http("idle_conns_per_host"), -1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hung_node_and_a_dead_one_are_named_and_the_others_are_programmed() {
+    for (life, cause) in
+        [(Life::Hung, "target-t1 did not answer the proxy within 3s"), (Life::Dead, "the proxy cannot reach target-t1")]
+    {
+        let (world, ais) = (World::new("ais-node").await, Ais::start().await);
+        ais.set("target-t1", life);
+        world.apply("prod", &spec(&ais, &json!({"intraCluster": {"idleConnTimeout": "20s"}}))).await;
+        let status = world.until_condition("prod", "Programmed", "False", "Partial").await;
+        let nodes = status.nodes.clone().unwrap();
+        assert_eq!((nodes.programmed, nodes.total, nodes.unreachable), (4, 5, 1));
+        assert_eq!((nodes.worst[0].name.as_str(), nodes.worst[0].cause.as_str()), ("target-t1", cause));
+        assert_eq!(find(&status, "Ready").unwrap().status, "True");
+        assert_eq!(ais.puts(), 1, "the 200 that comes late is not asked for again");
+
+        ais.set("target-t1", Life::Running);
+        world.until_programmed("prod").await;
+        assert_eq!(ais.puts(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_election_and_a_start_up_are_waited_out() {
+    for (phase, code) in [(Phase::Election, "502"), (Phase::Starting, "503")] {
+        let (world, ais) = (World::new("ais-wait").await, Ais::start().await);
+        ais.cluster().phase = phase;
+        world.apply("prod", &spec(&ais, &json!({"intraCluster": {"idleConnTimeout": "20s"}}))).await;
+        let status = world.until_condition("prod", "Ready", "False", "ProgrammingFailed").await;
+        assert!(find(&status, "Ready").unwrap().message.contains(&format!("is not ready ({code})")));
+        assert_eq!(find(&status, "Reconciling").unwrap().status, "True");
+        assert_eq!(ais.puts(), 0, "nothing is sent to a cluster that is not ready");
+        ais.cluster().phase = Phase::Ready;
+        world.until_programmed("prod").await;
+        assert_eq!(ais.puts(), 1);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_final_and_shows_the_servers_own_message() {
+    let (world, ais) = (World::new("ais-refusal").await, Ais::start().await);
+    // With an unlimited total the server takes no per-host value at all, which only it knows.
+    ais.set_http("idle_conns_per_host", &(-1).into());
+    ais.set_http("idle_conns", &0.into());
+    world.apply("prod", &spec(&ais, &json!({"intraCluster": {"maxIdleConnsPerHost": 64}}))).await;
+    let status = world.until_condition("prod", "Stalled", "True", "Rejected").await;
+    let message = &find(&status, "Stalled").unwrap().message;
+    assert!(message.contains("AIStore refused (400): invalid idle_conns_per_host: 64 (expecting range [0 - 0])"), "{message}");
+    assert_eq!(find(&status, "Ready").unwrap().reason, "ProgrammingFailed");
+    world.until_event("prod", "Rejected").await;
+    let reads = ais.gets();
+    eventually("three more looks", || async { (ais.gets() > reads + 2).then_some(()) }).await;
+    assert_eq!(ais.refused(), 1, "the same is not sent again");
+
+    world.apply("prod", &spec(&ais, &json!({"intraCluster": {"maxIdleConnsPerHost": 64, "maxIdleConns": 512}}))).await;
+    world.until_programmed("prod").await;
+    assert_eq!(ais.refused(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_service_is_reached_at_its_own_address_without_dns() {
+    let world = World::new("ais-service").await;
+    let services = Api::<Service>::namespaced(world.client.clone(), &world.namespace);
+    let service = json!({"metadata": {"name": "ais-proxy"}, "spec": {"ports": [{"port": 51080}]}});
+    let service = services.create(&PostParams::default(), &serde_json::from_value(service).unwrap()).await.unwrap();
+    let ip = service.spec.unwrap().cluster_ip.unwrap();
+    let ais = Ais::start_at(SocketAddr::new(ip.parse().unwrap(), 51080)).await;
+    let target = json!({"type": "AIStore", "aistore": {"service": {"name": "ais-proxy", "port": 51080}}});
+    world.apply("prod", &json!({"target": target, "limits": {"intraCluster": {"idleConnTimeout": "20s"}}})).await;
+    world.until_programmed("prod").await;
+    assert_eq!(ais.http("idle_conn_time"), "20s");
+
+    let target = json!({"type": "AIStore", "aistore": {"service": {"name": "nowhere", "port": 51080}}});
+    world.apply("lost", &json!({"target": target})).await;
+    let status = world.until_condition("lost", "Ready", "False", "TargetNotFound").await;
+    assert!(find(&status, "Ready").unwrap().message.contains("Service nowhere does not exist"));
+}

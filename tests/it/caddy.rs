@@ -1,0 +1,272 @@
+//! The target `caddy`, on real Caddy servers.
+
+use serde_json::{Value as Json, json};
+
+use crate::support::{
+    caddy::{Caddy, PROXY, typical},
+    eventually,
+    operator::{World, endpoints, find, gateway},
+};
+
+fn limits() -> Json {
+    json!({"server": {"idleTimeout": "30s"}, "backend": {"idleConnTimeout": "20s", "maxIdleConnsPerHost": 100}})
+}
+
+fn at(place: &str) -> String {
+    format!("{PROXY}/transport/{place}")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_reaches_every_pod_and_goes_without_a_trace() {
+    let world = World::new("life").await;
+    let nodes = [Caddy::typical().await, Caddy::typical().await, Caddy::typical().await];
+    for (n, node) in nodes.iter().enumerate() {
+        world.pod(&format!("gw-{n}"), &json!({"app": "gateway"}), node).await;
+    }
+    let stranger = Caddy::typical().await;
+    world.pod("other", &json!({"app": "other"}), &stranger).await;
+
+    world.apply("gw", &json!({"target": gateway(), "limits": limits()})).await;
+    let status = world.until("gw", "three nodes", |s| s.nodes.as_ref().is_some_and(|n| n.summary == "3/3")).await;
+    for node in &nodes {
+        let servers = node.servers().await;
+        assert_eq!(servers["web"]["idle_timeout"], "30s");
+        assert_eq!(servers.pointer(&at("keep_alive/idle_timeout")).unwrap(), "20s");
+        assert_eq!(servers.pointer(&at("keep_alive/max_idle_conns_per_host")).unwrap(), 100);
+    }
+    for (type_, reason) in
+        [("Ready", "Succeeded"), ("Accepted", "Accepted"), ("Programmed", "Programmed"), ("InEffect", "InEffect")]
+    {
+        let condition = find(&status, type_).unwrap();
+        assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("True", reason));
+    }
+    assert!(find(&status, "Stalled").is_none() && find(&status, "Reconciling").is_none());
+    assert_eq!(world.originals("gw").await.1, ["gw-original"]);
+    assert_eq!(status.original_ref.unwrap().name, "gw-original");
+
+    world.delete("gw").await;
+    for node in &nodes {
+        assert_eq!(node.servers().await, typical());
+    }
+    assert_eq!(stranger.servers().await, typical());
+    assert_eq!(world.events("gw").await, ["Accepted", "Programmed", "Restored"]);
+    assert!(world.originals("gw").await.1.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_by_hand_is_put_back_and_told() {
+    let (world, node) = (World::new("drift").await, Caddy::typical().await);
+    world.apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "limits": limits()})).await;
+    world.until_programmed("gw").await;
+    node.set("/web/idle_timeout", json!("77s")).await;
+    let note = world.until_event("gw", "DriftCorrected").await;
+    assert!(note.contains("server.idleTimeout was 1m17s, declared 30s"), "{note}");
+    node.shows("/web/idle_timeout", &json!("30s")).await;
+    // What the policy does not declare is nobody's drift.
+    node.set("/web/read_timeout", json!("9s")).await;
+    world.until_programmed("gw").await;
+    assert_eq!(node.servers().await["web"]["read_timeout"], "9s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn drift_is_only_reported_where_the_policy_says_so() {
+    let (world, node) = (World::new("report").await, Caddy::typical().await);
+    world.apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "limits": limits(), "driftPolicy": "Report"})).await;
+    world.until_programmed("gw").await;
+    node.set("/web/idle_timeout", json!("77s")).await;
+    let status = world.until_condition("gw", "Programmed", "False", "Drifted").await;
+    assert_eq!(find(&status, "Ready").unwrap().status, "True");
+    world.until_event("gw", "DriftDetected").await;
+    assert_eq!(node.servers().await["web"]["idle_timeout"], "77s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_that_somebody_insists_on_is_left_alone() {
+    let (world, node) = (World::new("contest").await, Caddy::typical().await);
+    world.apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "limits": limits()})).await;
+    world.until_programmed("gw").await;
+    node.set("/web/idle_timeout", json!("77s")).await;
+    node.shows("/web/idle_timeout", &json!("30s")).await;
+    world.until_programmed("gw").await;
+    node.set("/web/idle_timeout", json!("77s")).await;
+    let status = world.until_condition("gw", "Programmed", "False", "Contended").await;
+    assert!(find(&status, "Programmed").unwrap().message.contains("server.idleTimeout"));
+    assert_eq!(node.servers().await["web"]["idle_timeout"], "77s");
+    world.until_event("gw", "Contended").await;
+    // Other fields are still kept.
+    node.set(&at("keep_alive/idle_timeout"), json!("99s")).await;
+    node.shows(&at("keep_alive/idle_timeout"), &json!("20s")).await;
+    assert_eq!(node.servers().await["web"]["idle_timeout"], "77s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspended_policy_writes_nothing_and_still_restores() {
+    let (world, node) = (World::new("suspend").await, Caddy::typical().await);
+    let spec = |suspend: bool| json!({"target": endpoints([node.admin().as_str()]), "limits": limits(), "suspend": suspend});
+    world.apply("gw", &spec(false)).await;
+    world.until_programmed("gw").await;
+    world.apply("gw", &spec(true)).await;
+    world.until_condition("gw", "Ready", "True", "Suspended").await;
+    node.set("/web/idle_timeout", json!("77s")).await;
+    world.until_condition("gw", "Programmed", "False", "Drifted").await;
+    assert_eq!(node.servers().await["web"]["idle_timeout"], "77s");
+    world.delete("gw").await;
+    assert_eq!(node.servers().await, typical());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deletion_can_leave_the_nodes_as_they_are() {
+    let (world, node) = (World::new("retain").await, Caddy::typical().await);
+    world
+        .apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "limits": limits(), "deletionPolicy": "Retain"}))
+        .await;
+    world.until_programmed("gw").await;
+    world.delete("gw").await;
+    assert_eq!(node.servers().await["web"]["idle_timeout"], "30s");
+    assert!(world.originals("gw").await.1.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_that_is_no_longer_declared_gets_its_old_value_back() {
+    let (world, node) = (World::new("dropped").await, Caddy::typical().await);
+    let target = endpoints([node.admin().as_str()]);
+    world.apply("gw", &json!({"target": target, "limits": limits()})).await;
+    world.until_programmed("gw").await;
+    world.apply("gw", &json!({"target": target, "limits": {"server": {"idleTimeout": "40s"}}})).await;
+    world.until_programmed("gw").await;
+    let servers = node.servers().await;
+    assert_eq!(servers["web"]["idle_timeout"], "40s");
+    assert_eq!(servers.pointer(&at("keep_alive")), None);
+    let (units, _) = world.originals("gw").await;
+    assert_eq!(units.values().next().unwrap(), &json!({"server.idleTimeout@web": "5m"}));
+    world.delete("gw").await;
+    assert_eq!(node.servers().await, typical());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_that_leave_the_target_are_restored_and_new_ones_captured() {
+    let world = World::new("leave").await;
+    let (old, new) = (Caddy::typical().await, Caddy::typical().await);
+    world.apply("gw", &json!({"target": endpoints([old.admin().as_str()]), "limits": limits()})).await;
+    world.until_programmed("gw").await;
+    world.apply("gw", &json!({"target": endpoints([new.admin().as_str()]), "limits": limits()})).await;
+    new.shows("/web/idle_timeout", &json!("30s")).await;
+    eventually("the old one is restored", || async { (old.servers().await == typical()).then_some(()) }).await;
+    eventually("and forgotten", || async { (world.originals("gw").await.0.len() == 1).then_some(()) }).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_comes_later_and_one_that_restarts_are_programmed() {
+    let world = World::new("later").await;
+    let (first, mut second) = (Caddy::typical().await, Caddy::typical().await);
+    world.pod("gw-0", &json!({"app": "gateway"}), &first).await;
+    world.apply("gw", &json!({"target": gateway(), "limits": limits()})).await;
+    world.until_programmed("gw").await;
+    world.pod("gw-1", &json!({"app": "gateway"}), &second).await;
+    world.until("gw", "both", |s| s.nodes.as_ref().is_some_and(|n| n.summary == "2/2")).await;
+    // A restarted Caddy has its file's settings again.
+    second.stop();
+    world.until_condition("gw", "Programmed", "False", "Partial").await;
+    second.resume().await;
+    world.until("gw", "both again", |s| s.nodes.as_ref().is_some_and(|n| n.summary == "2/2")).await;
+    assert_eq!(second.servers().await["web"]["idle_timeout"], "30s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn somebody_elses_change_between_read_and_write_is_not_lost() {
+    let (world, node) = (World::new("race").await, Caddy::typical().await);
+    let (changing, stop) = (node.admin(), std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)));
+    let stopped = stop.clone();
+    let rival = tokio::spawn(async move {
+        let client = reqwest::Client::new();
+        let mut n = 0u64;
+        while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
+            n += 1;
+            let url = format!("{changing}/config/apps/http/servers/web/max_header_bytes");
+            assert!(client.post(url).json(&(10_000 + n)).send().await.unwrap().status().is_success());
+            tokio::time::sleep(std::time::Duration::from_millis(15)).await;
+        }
+        n
+    });
+    world.apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "limits": limits()})).await;
+    world.until_programmed("gw").await;
+    stop.store(true, std::sync::atomic::Ordering::Relaxed);
+    let n = rival.await.unwrap();
+    assert_eq!(node.servers().await["web"]["max_header_bytes"], 10_000 + n, "the rival's last write was lost");
+    assert_eq!(node.servers().await["web"]["idle_timeout"], "30s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn deleting_the_status_or_replacing_the_object_loses_no_original() {
+    let (mut world, node) = (World::new("keep").await, Caddy::typical().await);
+    let target = endpoints([node.admin().as_str()]);
+    world.apply("gw", &json!({"target": target, "limits": limits()})).await;
+    world.until_programmed("gw").await;
+
+    // kubectl replace --subresource=status with nothing in it, and without annotations and finalizers.
+    let mut object = world.get("gw").await;
+    object.status = None;
+    object.metadata.managed_fields = None;
+    world.policies().replace_status("gw", &kube::api::PostParams::default(), &object).await.unwrap();
+    let mut object = world.get("gw").await;
+    object.metadata.finalizers = None;
+    object.metadata.managed_fields = None;
+    world.policies().replace("gw", &kube::api::PostParams::default(), &object).await.unwrap();
+    world.until_programmed("gw").await;
+    eventually("the finalizer is back", || async { world.get("gw").await.metadata.finalizers.map(|_| ()) }).await;
+    assert_eq!(world.originals("gw").await.0.values().next().unwrap()["server.idleTimeout@web"], "5m");
+
+    // Restored from a backup: another UID, no status, while no operator runs.
+    world.kill().await;
+    let mut object = world.get("gw").await;
+    object.metadata.finalizers = Some(vec![]);
+    world.policies().replace("gw", &kube::api::PostParams::default(), &object).await.unwrap();
+    world.policies().delete("gw", &kube::api::DeleteParams::default()).await.unwrap();
+    world
+        .apply(
+            "gw",
+            &json!({"target": target, "limits": {"server": {"idleTimeout": "20s"}, "backend": {"idleConnTimeout": "10s"}}}),
+        )
+        .await;
+    world.start(super::support::operator::RESYNC);
+    world.until_programmed("gw").await;
+    assert_eq!(world.originals("gw").await.0.values().next().unwrap()["server.idleTimeout@web"], "5m");
+    world.delete("gw").await;
+    assert_eq!(node.servers().await, typical());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn dry_run_reports_and_touches_no_node() {
+    let (mut world, node) = (World::empty("dry").await, Caddy::typical().await);
+    let mut settings = world.settings(super::support::operator::RESYNC);
+    settings.dry_run = true;
+    world.start_with(settings);
+    world.apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "limits": limits()})).await;
+    let status = world.until_condition("gw", "Programmed", "False", "Progressing").await;
+    assert_eq!(status.nodes.unwrap().summary, "0/1");
+    assert_eq!(node.servers().await, typical());
+    assert!(world.originals("gw").await.1.is_empty());
+    world.delete("gw").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn release_restores_and_lets_go_without_a_controller() {
+    let (mut world, node) = (World::new("release").await, Caddy::typical().await);
+    world.apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "limits": limits()})).await;
+    world.until_programmed("gw").await;
+    world.kill().await;
+    let release = |all| {
+        let settings = world.settings(super::support::operator::RESYNC);
+        let client = world.client.clone();
+        async move {
+            let metrics = idleconn_operator::metrics::Metrics::new().unwrap();
+            idleconn_operator::controller::Operator::new(client, settings, metrics).release(all).await
+        }
+    };
+    release(false).await.unwrap();
+    assert_eq!(node.servers().await["web"]["idle_timeout"], "30s", "a policy that is not being deleted is left alone");
+    release(true).await.unwrap();
+    assert_eq!(node.servers().await, typical());
+    assert!(world.get("gw").await.metadata.finalizers.is_none());
+    assert!(world.originals("gw").await.1.is_empty());
+}

@@ -1,0 +1,99 @@
+//! Kill -9 between any two writes: the end is the same as without it.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use serde_json::{Value as Json, json};
+use tokio::{sync::Semaphore, task::JoinSet};
+
+use crate::support::{
+    admin_api::AdminApi,
+    caddy::typical,
+    operator::{World, endpoints},
+    proxy::{Proxy, Tripwire},
+};
+
+/// Everything that must be the same.
+#[derive(Debug, PartialEq)]
+struct End {
+    originals: Vec<Json>,
+    original_objects: Vec<String>,
+    edited: Vec<Json>,
+    corrected: Vec<Json>,
+    restored: Vec<Json>,
+    events: BTreeMap<(String, String), usize>,
+}
+
+/// A policy's whole life, with the operator killed after this write; and how many writes there were.
+async fn life(kill_after: usize) -> (End, usize) {
+    let world = World::empty("crash").await;
+    let tripwire = Tripwire::new(kill_after, &world.namespace);
+    let nodes = [AdminApi::start(typical()).await, AdminApi::start(typical()).await];
+    let mut proxies = Vec::new();
+    for node in &nodes {
+        proxies.push(Proxy::to_node(node.address.clone(), tripwire.clone()).await);
+    }
+    let api = Proxy::to_api(world.client.clone(), tripwire.clone()).await;
+    tripwire.start_operator(&api.address);
+    let target = endpoints(proxies.iter().map(|proxy| proxy.address.as_str()));
+    let servers = || nodes.iter().map(AdminApi::servers).collect::<Vec<_>>();
+
+    world
+        .apply("gw", &json!({"target": target, "limits": {"server": {"idleTimeout": "30s"}, "backend": {"maxIdleConns": 50}}}))
+        .await;
+    world.until_programmed("gw").await;
+    world
+        .apply("gw", &json!({"target": target, "limits": {"server": {"idleTimeout": "20s"}, "backend": {"maxIdleConns": 50}}}))
+        .await;
+    world.until_programmed("gw").await;
+    let edited = servers();
+
+    let drifted =
+        json!({"web": {"idle_timeout": "77s", "routes": edited[0]["web"]["routes"], "listen": edited[0]["web"]["listen"]}});
+    let client = reqwest::Client::new();
+    let changed = client.patch(format!("{}/config/apps/http/servers", nodes[0].address)).json(&drifted).send().await.unwrap();
+    assert!(changed.status().is_success());
+    world.until_event("gw", "DriftCorrected").await;
+    world.until_programmed("gw").await;
+    let corrected = servers();
+    let (originals, original_objects) = world.originals("gw").await;
+
+    world.delete("gw").await;
+    let restored = servers();
+    let mut events = BTreeMap::new();
+    for (reason, mut note) in world.event_notes("gw").await {
+        for (n, proxy) in proxies.iter().enumerate() {
+            note = note.replace(proxy.address.trim_start_matches("http://"), &format!("node-{n}"));
+        }
+        *events.entry((reason, note)).or_default() += 1;
+    }
+    assert!(world.originals("gw").await.1.is_empty(), "originals are left behind");
+    let _ = std::fs::remove_file(tripwire.kubeconfig());
+    // By node, not by the addresses that differ from run to run.
+    let originals = proxies.iter().map(|proxy| originals[&proxy.address].clone()).collect();
+    (End { originals, original_objects, edited, corrected, restored, events }, tripwire.writes())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_after_any_write_changes_nothing() {
+    let (expected, writes) = life(usize::MAX).await;
+    assert_eq!(expected.restored, [typical(), typical()]);
+    assert_eq!(expected.corrected, expected.edited);
+    let reasons: Vec<_> = expected.events.iter().map(|((reason, _), n)| (reason.as_str(), *n)).collect();
+    assert_eq!(reasons, [("Accepted", 1), ("DriftCorrected", 1), ("DriftDetected", 1), ("Programmed", 2), ("Restored", 1)]);
+    assert!((18..30).contains(&writes), "{writes} writes in a life; is one missing, or one made twice?");
+
+    let (expected, at_once) = (Arc::new(expected), Arc::new(Semaphore::new(6)));
+    let mut lives = JoinSet::new();
+    for kill_after in 1..=writes {
+        let (expected, at_once) = (expected.clone(), at_once.clone());
+        lives.spawn(async move {
+            let _permit = at_once.acquire().await.unwrap();
+            let (end, _) = life(kill_after).await;
+            assert_eq!(end, *expected, "killed after write {kill_after}");
+        });
+    }
+    while let Some(life) = lives.join_next().await {
+        life.unwrap();
+    }
+    println!("killed after each of {writes} writes: the end was the same");
+}

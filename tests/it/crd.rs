@@ -1,0 +1,252 @@
+//! What the API server takes and refuses, and with which sentence: server-side dry run on the real thing.
+
+use axum::http;
+use idleconn_operator::api::IdleConnectionPolicy;
+use kube::{Api, api::PostParams};
+use serde_json::{Value as Json, json};
+
+use crate::support::cluster;
+
+/// Accepted.
+const OK: &str = "";
+
+fn ais(extra: &Json) -> Json {
+    merge(json!({"target": {"type": "AIStore", "aistore": {"service": {"name": "ais-proxy", "port": 51080}}}}), extra)
+}
+
+fn caddy(extra: &Json) -> Json {
+    merge(json!({"target": {"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "gateway"}}}}}), extra)
+}
+
+fn merge(mut base: Json, extra: &Json) -> Json {
+    base.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+    base
+}
+
+fn intra(fields: &Json) -> Json {
+    json!({"limits": {"intraCluster": fields}})
+}
+
+fn backend(fields: &Json) -> Json {
+    json!({"limits": {"backend": fields}})
+}
+
+fn aistore(member: &Json) -> Json {
+    json!({"target": {"type": "AIStore", "aistore": member}})
+}
+
+fn caddies(member: &Json) -> Json {
+    json!({"target": {"type": "Caddy", "caddy": member}})
+}
+
+#[allow(clippy::too_many_lines)] // A table.
+fn table() -> Vec<(Json, &'static str)> {
+    let service = json!({"name": "ais-proxy", "port": 51080});
+    let selector = json!({"matchLabels": {"app": "gateway"}});
+    let key = json!({"name": "a", "key": "b"});
+    vec![
+        // Targets
+        (ais(&json!({})), OK),
+        (caddy(&json!({})), OK),
+        (json!({}), "spec.target: Required value"),
+        (json!({"target": {"type": "AIStore"}}), "target: set exactly one of aistore, caddy"),
+        (json!({"target": {"type": "Caddy"}}), "target: set exactly one of aistore, caddy"),
+        (
+            json!({"target": {"type": "AIStore", "aistore": {"service": service}, "caddy": {"selector": selector}}}),
+            "target: set exactly one of aistore, caddy",
+        ),
+        (
+            json!({"target": {"type": "Caddy", "aistore": {"service": service}}}),
+            "target.type must name the member that is set: AIStore with aistore, Caddy with caddy",
+        ),
+        (
+            json!({"target": {"type": "Nginx", "caddy": {"selector": selector}}}),
+            "Unsupported value: \"Nginx\": supported values: \"AIStore\", \"Caddy\"",
+        ),
+        (aistore(&json!({})), "target.aistore: set exactly one of service, endpoint"),
+        (
+            aistore(&json!({"service": service, "endpoint": "http://10.0.0.1:51080"})),
+            "target.aistore: set exactly one of service, endpoint",
+        ),
+        (aistore(&json!({"endpoint": "http://10.0.0.1:51080"})), OK),
+        (aistore(&json!({"endpoint": "https://ais.example.com"})), OK),
+        (
+            aistore(&json!({"endpoint": "ftp://10.0.0.1"})),
+            "target.aistore.endpoint must be http://host:port or https://host:port",
+        ),
+        (aistore(&json!({"endpoint": "http://u:p@10.0.0.1"})), "without path, query or credentials"),
+        (aistore(&json!({"endpoint": "http://10.0.0.1/v1"})), "without path, query or credentials"),
+        (
+            aistore(&json!({"service": {"name": "ais-proxy", "port": 0}})),
+            "spec.target.aistore.service.port in body should be greater than or equal to 1",
+        ),
+        (aistore(&json!({"service": {"name": "ais-proxy", "port": 65536}})), "should be less than or equal to 65535"),
+        (aistore(&json!({"service": {"name": "ais-proxy"}})), "spec.target.aistore.service.port: Required value"),
+        (
+            aistore(&json!({"service": {"name": "ais-proxy", "port": 1, "scheme": "gopher"}})),
+            "supported values: \"http\", \"https\"",
+        ),
+        (aistore(&json!({"service": service, "tokenSecretRef": key, "caConfigMapRef": key})), OK),
+        (aistore(&json!({"service": service, "caSecretRef": key})), OK),
+        (
+            aistore(&json!({"service": service, "caSecretRef": key, "caConfigMapRef": key})),
+            "target.aistore: set at most one of caConfigMapRef, caSecretRef",
+        ),
+        (aistore(&json!({"service": service, "tokenSecretRef": {"name": "a"}})), "tokenSecretRef.key: Required value"),
+        (caddies(&json!({})), "target.caddy: set exactly one of selector, service, endpoints"),
+        (
+            caddies(&json!({"selector": selector, "service": service})),
+            "target.caddy: set exactly one of selector, service, endpoints",
+        ),
+        (caddies(&json!({"selector": {}})), "target.caddy.selector must not be empty: it would match every pod of the namespace"),
+        (caddies(&json!({"selector": {"matchExpressions": [{"key": "app", "operator": "Exists"}]}})), OK),
+        (caddies(&json!({"service": service})), OK),
+        (caddies(&json!({"endpoints": ["http://10.0.0.1:2019", "https://10.0.0.2:2019"]})), OK),
+        (caddies(&json!({"endpoints": []})), "spec.target.caddy.endpoints in body should have at least 1 items"),
+        (caddies(&json!({"endpoints": ["10.0.0.1:2019"]})), "spec.target.caddy.endpoints[0] in body should match"),
+        (caddies(&json!({"endpoints": ["http://10.0.0.1:1", "http://10.0.0.1:1"]})), "Duplicate value"),
+        (caddies(&json!({"selector": selector, "adminPort": 70000})), "should be less than or equal to 65535"),
+        (
+            caddies(&json!({"selector": selector, "caSecretRef": key, "caConfigMapRef": key})),
+            "target.caddy: set at most one of caConfigMapRef, caSecretRef",
+        ),
+        // Durations and counts
+        (caddy(&json!({"limits": {"server": {"idleTimeout": "30s"}}})), OK),
+        (caddy(&json!({"limits": {"server": {"idleTimeout": "1m30s"}}})), OK),
+        (caddy(&json!({"limits": {"server": {"idleTimeout": "0s"}}})), OK),
+        (caddy(&json!({"limits": {"server": {"idleTimeout": "30"}}})), "spec.limits.server.idleTimeout"),
+        (caddy(&json!({"limits": {"server": {"idleTimeout": "-5s"}}})), "spec.limits.server.idleTimeout"),
+        (caddy(&json!({"limits": {"server": {"idleTimeout": "1.5s"}}})), "spec.limits.server.idleTimeout"),
+        (caddy(&json!({"limits": {"server": {"idleTimeout": "1d"}}})), "spec.limits.server.idleTimeout"),
+        (caddy(&json!({"limits": {"server": {"idleTimeout": 30}}})), "spec.limits.server.idleTimeout"),
+        (caddy(&json!({"limits": {"server": {"readHeaderTimeout": "10s"}}})), OK),
+        (caddy(&backend(&json!({"maxIdleConns": -1}))), "should be greater than or equal to 0"),
+        (caddy(&backend(&json!({"maxIdleConns": 1_000_001}))), "should be less than or equal to 1000000"),
+        (caddy(&backend(&json!({"maxIdleConns": 1.5}))), "spec.limits.backend.maxIdleConns"),
+        (
+            caddy(&backend(&json!({
+                "idleConnTimeout": "20s", "maxIdleConns": 2000, "maxIdleConnsPerHost": 100, "maxConnsPerHost": 400, "tcpKeepAlive": "60s",
+                "tlsHandshakeTimeout": "10s", "expectContinueTimeout": "1s", "responseHeaderTimeout": "30s",
+            }))),
+            OK,
+        ),
+        (caddy(&backend(&json!({"idelConnTimeout": "20s"}))), "unknown field \"spec.limits.backend.idelConnTimeout\""),
+        // Pools
+        (caddy(&backend(&json!({"maxIdleConns": 10, "maxIdleConnsPerHost": 10}))), OK),
+        (
+            caddy(&backend(&json!({"maxIdleConns": 10, "maxIdleConnsPerHost": 11}))),
+            "limits.backend.maxIdleConnsPerHost must not exceed limits.backend.maxIdleConns: lower the first or raise the second",
+        ),
+        (caddy(&backend(&json!({"maxIdleConns": 0, "maxIdleConnsPerHost": 11}))), OK),
+        (
+            caddy(&backend(&json!({"maxConnsPerHost": 10, "maxIdleConnsPerHost": 11}))),
+            "limits.backend.maxIdleConnsPerHost must not exceed limits.backend.maxConnsPerHost",
+        ),
+        (caddy(&backend(&json!({"maxConnsPerHost": 0, "maxIdleConnsPerHost": 11}))), OK),
+        (
+            ais(&intra(&json!({"maxIdleConns": 10, "maxIdleConnsPerHost": 11}))),
+            "limits.intraCluster.maxIdleConnsPerHost must not exceed limits.intraCluster.maxIdleConns",
+        ),
+        // Presets take part
+        (caddy(&json!({"preset": "Production"})), OK),
+        (ais(&json!({"preset": "GoDefault"})), OK),
+        (caddy(&json!({"preset": "Recommended"})), "supported values: \"Production\", \"GoDefault\""),
+        (
+            caddy(&merge(json!({"preset": "Production"}), &backend(&json!({"maxIdleConns": 50})))),
+            "limits.backend.maxIdleConnsPerHost must not exceed limits.backend.maxIdleConns",
+        ),
+        (caddy(&merge(json!({"preset": "GoDefault"}), &backend(&json!({"maxIdleConns": 50})))), OK),
+        (
+            caddy(&merge(json!({"preset": "GoDefault"}), &backend(&json!({"maxIdleConnsPerHost": 101})))),
+            "(preset may set either)",
+        ),
+        (
+            caddy(&merge(json!({"preset": "Production"}), &backend(&json!({"maxConnsPerHost": 99})))),
+            "limits.backend.maxIdleConnsPerHost must not exceed limits.backend.maxConnsPerHost",
+        ),
+        // A client lets go before its server
+        (caddy(&json!({"limits": {"server": {"idleTimeout": "21s"}, "intraCluster": {"idleConnTimeout": "20s"}}})), OK),
+        (
+            caddy(&json!({"limits": {"server": {"idleTimeout": "20s"}, "intraCluster": {"idleConnTimeout": "20s"}}})),
+            "limits.intraCluster.idleConnTimeout must be at least 1s shorter than limits.server.idleTimeout: a client must let go before its server does",
+        ),
+        (caddy(&json!({"limits": {"server": {"idleTimeout": "0s"}, "intraCluster": {"idleConnTimeout": "20s"}}})), OK),
+        (
+            caddy(&json!({"limits": {"server": {"idleTimeout": "20s"}, "intraCluster": {"idleConnTimeout": "0s"}}})),
+            "must be at least 1s shorter",
+        ),
+        (caddy(&json!({"preset": "Production", "limits": {"server": {"idleTimeout": "20s"}}})), "must be at least 1s shorter"),
+        (
+            caddy(&json!({"preset": "Production", "limits": {"intraCluster": {"idleConnTimeout": "29s500ms"}}})),
+            "must be at least 1s shorter",
+        ),
+        // AIStore's own ranges
+        (ais(&intra(&json!({"idleConnTimeout": "29s", "maxIdleConns": 4096, "maxIdleConnsPerHost": 128}))), OK),
+        (
+            ais(&intra(&json!({"idleConnTimeout": "30s"}))),
+            "limits.intraCluster.idleConnTimeout: AIStore takes 1ms to 29s: its servers close at 30s",
+        ),
+        (ais(&intra(&json!({"idleConnTimeout": "0s"}))), "limits.intraCluster.idleConnTimeout: AIStore takes 1ms to 29s"),
+        (ais(&intra(&json!({"maxIdleConns": 0}))), "limits.intraCluster.maxIdleConns: AIStore takes 1 to 4096"),
+        (ais(&intra(&json!({"maxIdleConns": 4097}))), "limits.intraCluster.maxIdleConns: AIStore takes 1 to 4096"),
+        (ais(&intra(&json!({"maxIdleConnsPerHost": 0}))), "limits.intraCluster.maxIdleConnsPerHost: AIStore takes 1 to 128"),
+        (ais(&intra(&json!({"maxIdleConnsPerHost": 129}))), "limits.intraCluster.maxIdleConnsPerHost: AIStore takes 1 to 128"),
+        (ais(&backend(&json!({"idleConnTimeout": "1h"}))), OK),
+        (ais(&backend(&json!({"idleConnTimeout": "0s"}))), "limits.backend.idleConnTimeout: AIStore takes more than 0s"),
+        (caddy(&intra(&json!({"idleConnTimeout": "10m", "maxIdleConnsPerHost": 500}))), OK),
+        // The rest
+        (caddy(&json!({"driftPolicy": "Report", "deletionPolicy": "Retain", "suspend": true, "restoreTimeout": "10s"})), OK),
+        (caddy(&json!({"driftPolicy": "Ignore"})), "supported values: \"Correct\", \"Report\""),
+        (caddy(&json!({"deletionPolicy": "Delete"})), "supported values: \"Restore\", \"Retain\""),
+        (caddy(&json!({"restoreTimeout": "0s"})), "restoreTimeout must be between 1s and 24h"),
+        (caddy(&json!({"restoreTimeout": "25h"})), "restoreTimeout must be between 1s and 24h"),
+        (caddy(&json!({"suspend": "yes"})), "spec.suspend"),
+        (caddy(&json!({"adaptive": {"mode": "Enforce"}})), "unknown field \"spec.adaptive\""),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_refusal_names_the_field_and_the_fix() {
+    let client = cluster::client().await;
+    let namespace = cluster::namespace(&client, "crd").await;
+    // As kubectl asks: strictly, so that a misspelt field is refused too.
+    let url =
+        format!("/apis/idleconn.io/v1alpha1/namespaces/{namespace}/idleconnectionpolicies?dryRun=All&fieldValidation=Strict");
+    let table = table();
+    assert!(table.len() >= 60);
+    let mut wrong = Vec::new();
+    for (spec, sentence) in &table {
+        let object = json!({"apiVersion": "idleconn.io/v1alpha1", "kind": "IdleConnectionPolicy", "metadata": {"name": "p"}, "spec": spec});
+        let request =
+            http::Request::post(&url).header("content-type", "application/json").body(object.to_string().into_bytes()).unwrap();
+        match (client.request::<Json>(request).await, *sentence) {
+            (Ok(created), OK) => {
+                let status = &created["status"];
+                assert_eq!((&status["observedGeneration"], &status["conditions"][0]["reason"]), (&json!(-1), &json!("Pending")));
+            }
+            (Err(kube::Error::Api(status)), sentence) if sentence != OK && status.message.contains(sentence) => {
+                if status.message.matches("spec").count() > 8 {
+                    wrong.push(format!("{spec}: too much is said: {}", status.message));
+                }
+            }
+            (answer, sentence) => wrong.push(format!("{spec}: expected {sentence:?}, got {:?}", answer.map(|_| "accepted"))),
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_kind_of_target_cannot_be_changed_and_long_names_are_refused() {
+    let client = cluster::client().await;
+    let namespace = cluster::namespace(&client, "crd").await;
+    let api = Api::<IdleConnectionPolicy>::namespaced(client, &namespace);
+    let object = |name: &str, spec: Json| serde_json::from_value(json!({"metadata": {"name": name}, "spec": spec})).unwrap();
+    let mut created = api.create(&PostParams::default(), &object("p", caddy(&json!({})))).await.unwrap();
+    created.spec = serde_json::from_value(ais(&json!({}))).unwrap();
+    let refused = api.replace("p", &PostParams::default(), &created).await.unwrap_err().to_string();
+    assert!(refused.contains("target.type is immutable: delete the policy and create another"), "{refused}");
+
+    let name = "x".repeat(64);
+    let refused = api.create(&PostParams::default(), &object(&name, caddy(&json!({})))).await.unwrap_err().to_string();
+    assert!(refused.contains("metadata.name must be at most 63 characters"), "{refused}");
+}

@@ -1,0 +1,18 @@
+//! Black-box tests: a real API server, real Caddy, and a stand-in for AIStore that is held to recordings.
+//!
+//! One binary, so that all tests share one control plane. It ends with the process that started it, however that ends.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc, missing_docs)]
+
+mod support;
+
+mod aistore;
+mod caddy;
+mod conflicts;
+mod crash;
+mod crd;
+mod faults;
+mod generated;
+mod references;
+mod replay;
+mod steady;

@@ -1,0 +1,101 @@
+//! A steady state costs nothing: no write to the API server, none to a node, no connection more.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use serde_json::{Value as Json, json};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::support::{
+    admin_api::AdminApi,
+    ais::Ais,
+    caddy::typical,
+    cluster,
+    operator::{World, endpoints},
+};
+
+/// `IDLECONN_STEADY_SECONDS`: how long to look. `make soak` looks for two minutes.
+fn window() -> Duration {
+    Duration::from_secs(std::env::var("IDLECONN_STEADY_SECONDS").map_or(15, |s| s.parse().unwrap()))
+}
+
+/// Connections of this process to nodes of this test.
+fn connections(ports: &BTreeSet<u16>) -> usize {
+    let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
+    let established = table.lines().skip(1).filter(|line| line.split_whitespace().nth(3) == Some("01"));
+    established
+        .filter(|line| {
+            let remote = line.split_whitespace().nth(2).unwrap();
+            let port = u16::from_str_radix(remote.rsplit(':').next().unwrap(), 16).unwrap();
+            ports.contains(&port)
+        })
+        .count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn twenty_policies_at_rest_write_nothing_and_open_nothing() {
+    let mut world = World::empty("steady").await;
+    let mut caddies = Vec::new();
+    let mut clusters = Vec::new();
+    for n in 0..18 {
+        let node = [AdminApi::start(typical()).await, AdminApi::start(typical()).await];
+        let spec = json!({"target": endpoints(node.iter().map(|n| n.address.as_str())), "limits": {"server": {"idleTimeout": "30s"}, "backend": {"maxIdleConns": 50}}});
+        world.apply(&format!("gw-{n}"), &spec).await;
+        caddies.extend(node);
+    }
+    for n in 0..2 {
+        let ais = Ais::start().await;
+        let spec = json!({"target": {"type": "AIStore", "aistore": {"endpoint": ais.proxies[0]}}, "limits": {"intraCluster": {"idleConnTimeout": "20s"}}});
+        world.apply(&format!("ais-{n}"), &spec).await;
+        clusters.push(ais);
+    }
+    world.start(Duration::from_secs(2));
+    for n in 0..18 {
+        world.until_programmed(&format!("gw-{n}")).await;
+    }
+    for n in 0..2 {
+        world.until_programmed(&format!("ais-{n}")).await;
+    }
+    let ports = caddies.iter().map(|node| &node.address).chain(clusters.iter().map(|ais| &ais.proxies[0]));
+    let ports: BTreeSet<u16> = ports.map(|address| address.rsplit(':').next().unwrap().parse().unwrap()).collect();
+
+    // The measurement itself: a stretch of time, at both ends of which is counted.
+    let began = Instant::now();
+    let since = jiff::Timestamp::now();
+    let writes = |world: &World| {
+        (
+            api_writes(&world.namespace, since),
+            caddies.iter().map(AdminApi::writes).sum::<usize>(),
+            clusters.iter().map(Ais::puts).sum::<usize>(),
+        )
+    };
+    let (_, to_caddies, to_clusters) = writes(&world);
+    let reads = caddies.iter().map(AdminApi::reads).sum::<usize>();
+    sleep(Duration::from_secs(10).min(window() / 2)).await;
+    let early = connections(&ports);
+    sleep_until(began + window()).await;
+    let late = connections(&ports);
+
+    let after = writes(&world);
+    assert_eq!(after.0, Vec::<String>::new(), "writes to the API server in a steady state");
+    assert_eq!((after.1, after.2), (to_caddies, to_clusters), "writes to nodes in a steady state");
+    let looked = caddies.iter().map(AdminApi::reads).sum::<usize>() - reads;
+    assert!(looked >= caddies.len() * 3, "the nodes were hardly looked at: {looked}");
+    assert!(late <= early.max(ports.len()), "{early} connections became {late}");
+    println!(
+        "steady for {:?}: 0 writes, {looked} reads of {} servers, {early} connections, then {late}",
+        window(),
+        caddies.len()
+    );
+}
+
+/// Requests of the audit log that change something in a namespace.
+fn api_writes(namespace: &str, since: jiff::Timestamp) -> Vec<String> {
+    let log = std::fs::read_to_string(cluster::audit_log().expect("a control plane of our own")).unwrap();
+    let events = log.lines().filter(|line| line.contains(namespace)).filter_map(|line| serde_json::from_str::<Json>(line).ok());
+    events
+        .filter(|event| event["objectRef"]["namespace"] == namespace)
+        .filter(|event| !matches!(event["verb"].as_str(), Some("get" | "list" | "watch")))
+        .filter(|event| event["requestReceivedTimestamp"].as_str().unwrap().parse::<jiff::Timestamp>().unwrap() > since)
+        .map(|event| format!("{} {}", event["verb"], event["requestURI"]))
+        .collect()
+}

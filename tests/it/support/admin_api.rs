@@ -1,0 +1,148 @@
+//! Stand-ins for Caddy's admin API: one that behaves, for large fleets, and some that do not.
+
+use std::sync::{
+    Arc, Mutex,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{HeaderMap, StatusCode},
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+use serde_json::Value as Json;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpListener,
+    task::JoinHandle,
+};
+
+use super::caddy;
+
+/// A node of a large fleet. Ends with the test.
+pub struct AdminApi {
+    pub address: String,
+    state: Arc<Node>,
+    task: JoinHandle<()>,
+}
+
+struct Node {
+    servers: Mutex<(Json, u64)>,
+    reads: AtomicUsize,
+    writes: AtomicUsize,
+}
+
+impl AdminApi {
+    /// One that behaves as Caddy's does, with Etags.
+    pub async fn start(servers: Json) -> Self {
+        let state = Arc::new(Node { servers: Mutex::new((servers, 0)), reads: AtomicUsize::new(0), writes: AtomicUsize::new(0) });
+        let router = Router::new().route("/config/apps/http/servers", get(read).patch(write)).with_state(state.clone());
+        let listener = TcpListener::bind((caddy::address(), 0)).await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { address, state, task }
+    }
+
+    pub fn servers(&self) -> Json {
+        self.state.servers.lock().unwrap().0.clone()
+    }
+
+    pub fn reads(&self) -> usize {
+        self.state.reads.load(Ordering::Relaxed)
+    }
+
+    pub fn writes(&self) -> usize {
+        self.state.writes.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for AdminApi {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn read(State(node): State<Arc<Node>>) -> Response {
+    node.reads.fetch_add(1, Ordering::Relaxed);
+    let (servers, version) = node.servers.lock().unwrap().clone();
+    ([("etag", format!("\"/config/apps/http/servers {version:x}\""))], axum::Json(servers)).into_response()
+}
+
+async fn write(State(node): State<Arc<Node>>, headers: HeaderMap, axum::Json(body): axum::Json<Json>) -> StatusCode {
+    node.writes.fetch_add(1, Ordering::Relaxed);
+    let mut servers = node.servers.lock().unwrap();
+    let etag = format!("\"/config/apps/http/servers {:x}\"", servers.1);
+    if headers.get("if-match").is_some_and(|given| given.to_str().ok() != Some(&etag)) {
+        return StatusCode::PRECONDITION_FAILED;
+    }
+    *servers = (body, servers.1 + 1);
+    StatusCode::OK
+}
+
+/// A node that does not behave.
+pub struct Misbehaving {
+    pub address: String,
+    pub asked: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Misbehaving {
+    /// Sends these bytes to whoever asks; without any, takes the question and never answers.
+    pub async fn start(answer: Option<Vec<u8>>) -> Self {
+        let listener = TcpListener::bind((caddy::address(), 0)).await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let asked = Arc::new(AtomicUsize::new(0));
+        let count = asked.clone();
+        let task = tokio::spawn(async move {
+            let mut held = Vec::new();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                count.fetch_add(1, Ordering::Relaxed);
+                let mut question = [0; 4096];
+                match &answer {
+                    Some(answer) => {
+                        let _ = stream.read(&mut question).await;
+                        let _ = stream.write_all(answer).await;
+                        let _ = stream.shutdown().await;
+                    }
+                    None => held.push(stream),
+                }
+            }
+        });
+        Self { address, asked, task }
+    }
+
+    pub async fn hangs() -> Self {
+        Self::start(None).await
+    }
+
+    pub async fn talks_garbage() -> Self {
+        Self::start(Some(b"\x00\xff SSH-2.0-not-http <secret-of-the-node>\r\n\r\n".to_vec())).await
+    }
+
+    /// Speaks HTTP, and says something that is not JSON.
+    pub async fn answers(body: &str) -> Self {
+        Self::start(Some(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes())).await
+    }
+
+    pub async fn answers_ten_megabytes() -> Self {
+        let size = 10 * 1024 * 1024;
+        let mut answer = format!("HTTP/1.1 200 OK\r\netag: \"x\"\r\ncontent-length: {size}\r\n\r\n{{\"a\":\"").into_bytes();
+        answer.resize(answer.len() + size, b'a');
+        Self::start(Some(answer)).await
+    }
+
+    /// Nobody listens there any more.
+    pub async fn gone() -> String {
+        let listener = TcpListener::bind((caddy::address(), 0)).await.unwrap();
+        format!("http://{}", listener.local_addr().unwrap())
+    }
+}
+
+impl Drop for Misbehaving {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

@@ -1,0 +1,127 @@
+//! A real Caddy on a loopback address of its own.
+
+use std::{
+    io::Write as _,
+    net::Ipv4Addr,
+    path::PathBuf,
+    process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use serde_json::{Value as Json, json};
+
+use super::{cluster, eventually};
+
+/// A loopback address that no other test uses. 127.96.0.0/16 is the Services'.
+pub fn address() -> Ipv4Addr {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let n = NEXT.fetch_add(1, Ordering::Relaxed);
+    Ipv4Addr::new(
+        127,
+        130 + u8::try_from(std::process::id() % 100).unwrap(),
+        u8::try_from(n / 250).unwrap(),
+        u8::try_from(n % 250 + 1).unwrap(),
+    )
+}
+
+pub struct Caddy {
+    pub ip: Ipv4Addr,
+    config: PathBuf,
+    process: Option<Child>,
+}
+
+impl Caddy {
+    /// Started with these servers, and answering.
+    pub async fn start(servers: Json) -> Self {
+        let ip = address();
+        let config = json!({
+            "admin": {"listen": format!("{ip}:2019"), "origins": [format!("{ip}:2019")]},
+            "apps": {"http": {"servers": servers}},
+            "logging": {"logs": {"default": {"level": "ERROR"}}},
+        });
+        let path = std::env::temp_dir().join(format!("idleconn-caddy-{ip}.json"));
+        std::fs::File::create(&path).unwrap().write_all(config.to_string().as_bytes()).unwrap();
+        let mut caddy = Self { ip, config: path, process: None };
+        caddy.resume().await;
+        caddy
+    }
+
+    /// A server without a client timeout of its own, and a reverse proxy nested in a subroute.
+    pub async fn typical() -> Self {
+        Self::start(typical()).await
+    }
+
+    pub async fn resume(&mut self) {
+        // The shell ends Caddy when this process ends, however it ends: then its standard input does.
+        let mut command = Command::new("bash");
+        command.args([
+            "-c",
+            r#""$@" </dev/null & pid=$!; cat >/dev/null; kill $pid 2>/dev/null; wait $pid 2>/dev/null"#,
+            "caddy",
+        ]);
+        command.arg(cluster::tool("caddy")).args(["run", "--config"]).arg(&self.config);
+        command
+            .env("XDG_CONFIG_HOME", std::env::temp_dir().join("idleconn-caddy"))
+            .env("XDG_DATA_HOME", std::env::temp_dir().join("idleconn-caddy"));
+        self.process = Some(command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        eventually("Caddy answers", || async { self.get("").await }).await;
+    }
+
+    /// Ends it; its address stays its own.
+    pub fn stop(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            drop(process.stdin.take());
+            process.wait().unwrap();
+        }
+    }
+
+    pub fn admin(&self) -> String {
+        format!("http://{}:2019", self.ip)
+    }
+
+    async fn get(&self, path: &str) -> Option<Json> {
+        let answer = reqwest::get(format!("{}/config/apps/http/servers{path}", self.admin())).await.ok()?;
+        answer.error_for_status().ok()?.json().await.ok()
+    }
+
+    /// All servers, as Caddy has them.
+    pub async fn servers(&self) -> Json {
+        self.get("").await.expect("Caddy's servers")
+    }
+
+    /// A value by hand, as an administrator would.
+    pub async fn set(&self, path: &str, value: Json) {
+        let url = format!("{}/config/apps/http/servers{path}", self.admin());
+        let answer = reqwest::Client::new().post(url).json(&value).send().await.unwrap();
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+    }
+
+    /// A value, waited for.
+    pub async fn shows(&self, pointer: &str, value: &Json) {
+        eventually(&format!("{} shows {pointer} = {value}", self.ip), || async {
+            (self.servers().await.pointer(pointer) == Some(value)).then_some(())
+        })
+        .await;
+    }
+}
+
+impl Drop for Caddy {
+    fn drop(&mut self) {
+        self.stop();
+        let _ = std::fs::remove_file(&self.config);
+    }
+}
+
+/// Servers as users have them.
+pub fn typical() -> Json {
+    json!({"web": {
+        "listen": ["127.0.0.1:0"],
+        "idle_timeout": "5m",
+        "routes": [{"handle": [{"handler": "subroute", "routes": [{"handle": [
+            {"handler": "reverse_proxy", "upstreams": [{"dial": "127.0.0.1:9"}]},
+        ]}]}]}],
+    }})
+}
+
+/// The reverse proxy of [`typical`].
+pub const PROXY: &str = "/web/routes/0/handle/0/routes/0/handle/0";

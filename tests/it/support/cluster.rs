@@ -1,0 +1,89 @@
+//! The control plane that all tests of a process share.
+
+use std::{
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{
+        OnceLock,
+        atomic::{AtomicU32, Ordering},
+    },
+};
+
+use k8s_openapi::{api::core::v1::Namespace, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition};
+use kube::{
+    Api, Client, Config,
+    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    config::{KubeConfigOptions, Kubeconfig},
+    runtime::wait::{await_condition, conditions::is_crd_established},
+};
+
+pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+
+struct Cluster {
+    kubeconfig: PathBuf,
+    bin: PathBuf,
+    // Its standard input is what keeps the control plane alive.
+    _serve: Child,
+}
+
+fn cluster() -> &'static Cluster {
+    static CLUSTER: OnceLock<Cluster> = OnceLock::new();
+    CLUSTER.get_or_init(|| {
+        let tools = Path::new(ROOT).join("tests/tools");
+        let built = Command::new(tools.join("build")).stderr(Stdio::inherit()).output().expect("tests/tools/build");
+        assert!(built.status.success(), "tests/tools/build failed; see above");
+        let bin = PathBuf::from(String::from_utf8(built.stdout).unwrap().lines().last().unwrap());
+        let dir = std::env::temp_dir().join(format!("idleconn-test-{}", std::process::id()));
+        let mut serve = Command::new(tools.join("cluster"))
+            .args(["serve".as_ref(), dir.as_os_str()])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("tests/tools/cluster");
+        let mut line = String::new();
+        BufReader::new(serve.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert!(!line.trim().is_empty(), "the control plane did not start; see above");
+        Cluster { kubeconfig: line.trim().into(), bin, _serve: serve }
+    })
+}
+
+/// Where the pinned programs are.
+pub fn tool(name: &str) -> PathBuf {
+    cluster().bin.join(name)
+}
+
+pub fn kubeconfig() -> &'static Path {
+    &cluster().kubeconfig
+}
+
+/// The API server's audit log; `None` where the cluster is not ours.
+pub fn audit_log() -> Option<PathBuf> {
+    Some(kubeconfig().with_file_name("audit.log")).filter(|path| path.exists())
+}
+
+pub async fn config() -> Config {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let file = Kubeconfig::read_from(kubeconfig()).unwrap();
+    Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap()
+}
+
+/// A client of the control plane, with the CRD in place.
+pub async fn client() -> Client {
+    let client = Client::try_from(config().await).unwrap();
+    let crds = Api::<CustomResourceDefinition>::all(client.clone());
+    let crd = idleconn_operator::api::crd::crd();
+    let name = crd["metadata"]["name"].as_str().unwrap().to_owned();
+    crds.patch(&name, &PatchParams::apply("tests").force(), &Patch::Apply(crd)).await.unwrap();
+    await_condition(crds, &name, is_crd_established()).await.unwrap();
+    client
+}
+
+/// A namespace of the test's own.
+pub async fn namespace(client: &Client, about: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let name = format!("{about}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
+    let object = Namespace { metadata: ObjectMeta { name: Some(name.clone()), ..ObjectMeta::default() }, ..Namespace::default() };
+    Api::all(client.clone()).create(&PostParams::default(), &object).await.unwrap();
+    name
+}

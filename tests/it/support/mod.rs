@@ -1,0 +1,26 @@
+//! What the tests stand on: the control plane, real servers, stand-ins, and the operator itself.
+
+pub mod admin_api;
+pub mod ais;
+pub mod caddy;
+pub mod cluster;
+pub mod operator;
+pub mod proxy;
+
+use std::time::Duration;
+
+/// How long anything may take that has to come true.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Asks until the answer is yes: for what cannot be watched. Says what was waited for when it never comes.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+    let waiting = async {
+        loop {
+            if let Some(answer) = ask().await {
+                return answer;
+            }
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("never came true: {what}"))
+}

@@ -1,0 +1,225 @@
+//! The operator in a namespace of its own, and what a user does and sees there.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use idleconn_operator::{
+    api::{IdleConnectionPolicy, IdleConnectionPolicyStatus},
+    controller::{Operator, Settings},
+    metrics::Metrics,
+};
+use k8s_openapi::{
+    api::{
+        apps::v1::ControllerRevision,
+        core::v1::{ConfigMap, Pod, Secret},
+        events::v1::Event,
+    },
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
+use kube::{
+    Api, Client, ResourceExt as _,
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    runtime::wait::{await_condition, conditions::is_deleted},
+};
+use serde_json::{Value as Json, json};
+use tokio::task::JoinHandle;
+
+use super::{PATIENCE, caddy::Caddy, cluster};
+
+/// How often the tests' operator reads nodes when nothing happens.
+pub const RESYNC: Duration = Duration::from_millis(500);
+
+/// A namespace with an operator.
+pub struct World {
+    pub client: Client,
+    pub namespace: String,
+    operator: Option<JoinHandle<()>>,
+}
+
+impl World {
+    /// Without an operator yet.
+    pub async fn empty(about: &str) -> Self {
+        let client = cluster::client().await;
+        let namespace = cluster::namespace(&client, about).await;
+        Self { client, namespace, operator: None }
+    }
+
+    pub async fn new(about: &str) -> Self {
+        let mut world = Self::empty(about).await;
+        world.start(RESYNC);
+        world
+    }
+
+    pub fn settings(&self, resync: Duration) -> Settings {
+        Settings {
+            namespaces: vec![self.namespace.clone()],
+            allow_endpoints: "127.0.0.0/8".parse().unwrap(),
+            resync,
+            dry_run: false,
+            instance: "tests".into(),
+        }
+    }
+
+    pub fn start(&mut self, resync: Duration) {
+        self.start_with(self.settings(resync));
+    }
+
+    pub fn start_with(&mut self, settings: Settings) {
+        let operator = Operator::new(self.client.clone(), settings, Metrics::new().unwrap());
+        self.operator = Some(tokio::spawn(operator.run(std::future::pending())));
+    }
+
+    /// Ends the operator where it stands.
+    pub async fn kill(&mut self) {
+        if let Some(operator) = self.operator.take() {
+            operator.abort();
+            let _ = operator.await;
+        }
+    }
+
+    pub fn policies(&self) -> Api<IdleConnectionPolicy> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// What `kubectl apply` does.
+    pub async fn apply(&self, name: &str, spec: &Json) -> IdleConnectionPolicy {
+        self.try_apply(name, spec).await.unwrap()
+    }
+
+    pub async fn try_apply(&self, name: &str, spec: &Json) -> kube::Result<IdleConnectionPolicy> {
+        let object = json!({"apiVersion": "idleconn.io/v1alpha1", "kind": "IdleConnectionPolicy", "metadata": {"name": name}, "spec": spec});
+        self.policies().patch(name, &PatchParams::apply("user").force(), &Patch::Apply(object)).await
+    }
+
+    pub async fn get(&self, name: &str) -> IdleConnectionPolicy {
+        self.policies().get(name).await.unwrap()
+    }
+
+    pub async fn status(&self, name: &str) -> IdleConnectionPolicyStatus {
+        self.get(name).await.status.unwrap_or_default()
+    }
+
+    /// Waits until the status of this generation satisfies a condition, and answers it.
+    pub async fn until(
+        &self,
+        name: &str,
+        what: &str,
+        met: impl Fn(&IdleConnectionPolicyStatus) -> bool + Send,
+    ) -> IdleConnectionPolicyStatus {
+        let seen = |object: Option<&IdleConnectionPolicy>| {
+            object.is_some_and(|object| {
+                let status = object.status.clone().unwrap_or_default();
+                status.observed_generation == object.metadata.generation && met(&status)
+            })
+        };
+        let waited = tokio::time::timeout(PATIENCE, await_condition(self.policies(), name, seen)).await;
+        match waited {
+            Ok(Ok(_)) => self.status(name).await,
+            _ => panic!("never came true: {what}; the status is {:#?}", self.status(name).await),
+        }
+    }
+
+    /// Waits for a condition's status and reason.
+    pub async fn until_condition(&self, name: &str, type_: &str, status: &str, reason: &str) -> IdleConnectionPolicyStatus {
+        let what = format!("{type_}={status}/{reason}");
+        self.until(name, &what, |s| find(s, type_).is_some_and(|c| c.status == status && c.reason == reason)).await
+    }
+
+    pub async fn until_programmed(&self, name: &str) -> IdleConnectionPolicyStatus {
+        self.until_condition(name, "Programmed", "True", "Programmed").await
+    }
+
+    /// What `kubectl delete` does; waits for the end.
+    pub async fn delete(&self, name: &str) {
+        let uid = self.get(name).await.uid().unwrap();
+        self.policies().delete(name, &DeleteParams::default()).await.unwrap();
+        let gone = tokio::time::timeout(PATIENCE, await_condition(self.policies(), name, is_deleted(&uid))).await;
+        assert!(gone.is_ok(), "never deleted: {:#?}", self.get(name).await);
+    }
+
+    /// Reasons of the Events on a policy, oldest first.
+    pub async fn events(&self, name: &str) -> Vec<String> {
+        self.event_notes(name).await.into_iter().map(|(reason, _)| reason).collect()
+    }
+
+    pub async fn event_notes(&self, name: &str) -> Vec<(String, String)> {
+        let mut events =
+            Api::<Event>::namespaced(self.client.clone(), &self.namespace).list(&ListParams::default()).await.unwrap().items;
+        events.retain(|event| event.regarding.as_ref().is_some_and(|r| r.name.as_deref() == Some(name)));
+        events.sort_by_key(|event| event.event_time.clone());
+        events.into_iter().map(|event| (event.reason.unwrap_or_default(), event.note.unwrap_or_default())).collect()
+    }
+
+    /// Waits for an Event.
+    pub async fn until_event(&self, name: &str, reason: &str) -> String {
+        super::eventually(&format!("Event {reason}"), || async {
+            self.event_notes(name).await.into_iter().find(|(r, _)| r == reason).map(|(_, note)| note)
+        })
+        .await
+    }
+
+    /// What is saved of what was there: unit name to site to value, and the names of the objects that hold it.
+    pub async fn originals(&self, name: &str) -> (BTreeMap<String, Json>, Vec<String>) {
+        let api = Api::<ControllerRevision>::namespaced(self.client.clone(), &self.namespace);
+        let mut list = api.list(&ListParams::default().labels(&format!("idleconn.io/policy={name}"))).await.unwrap().items;
+        list.sort_by_key(|revision| revision.revision);
+        let mut units = BTreeMap::new();
+        let mut names = Vec::new();
+        for revision in list {
+            names.push(revision.name_any());
+            for (id, saved) in revision.data.unwrap().0["units"].as_object().unwrap() {
+                if saved.is_null() {
+                    units.remove(id)
+                } else {
+                    units.insert(id.clone(), saved["sites"].clone())
+                };
+            }
+        }
+        (units, names)
+    }
+
+    /// A pod, as a kubelet would have it running.
+    pub async fn pod(&self, name: &str, labels: &Json, caddy: &Caddy) {
+        let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
+        let pod =
+            json!({"metadata": {"name": name, "labels": labels}, "spec": {"containers": [{"name": "caddy", "image": "caddy"}]}});
+        pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+        let status = json!({"status": {"phase": "Running", "podIP": caddy.ip, "podIPs": [{"ip": caddy.ip}]}});
+        pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    }
+
+    pub async fn secret(&self, name: &str, data: &[(&str, &str)]) {
+        let strings: BTreeMap<_, _> = data.iter().copied().collect();
+        let object = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": strings});
+        let api = Api::<Secret>::namespaced(self.client.clone(), &self.namespace);
+        api.patch(name, &PatchParams::apply("user").force(), &Patch::Apply(object)).await.unwrap();
+    }
+
+    pub async fn config_map(&self, name: &str, data: &[(&str, &str)]) {
+        let strings: BTreeMap<_, _> = data.iter().copied().collect();
+        let object = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": strings});
+        let api = Api::<ConfigMap>::namespaced(self.client.clone(), &self.namespace);
+        api.patch(name, &PatchParams::apply("user").force(), &Patch::Apply(object)).await.unwrap();
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Some(operator) = self.operator.take() {
+            operator.abort();
+        }
+    }
+}
+
+pub fn find<'a>(status: &'a IdleConnectionPolicyStatus, type_: &str) -> Option<&'a Condition> {
+    status.conditions.iter().find(|c| c.type_ == type_)
+}
+
+/// A target of Caddy servers by their addresses.
+pub fn endpoints<'a>(admins: impl IntoIterator<Item = &'a str>) -> Json {
+    json!({"type": "Caddy", "caddy": {"endpoints": admins.into_iter().collect::<Vec<_>>()}})
+}
+
+/// A target of the pods with `app: gateway`.
+pub fn gateway() -> Json {
+    json!({"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "gateway"}}}})
+}

@@ -1,0 +1,172 @@
+//! A proxy that counts writes and kills the operator right after one of them: done, and not yet answered.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{Method, StatusCode, Uri, header::HOST},
+    response::{IntoResponse as _, Response},
+};
+use http_body_util::BodyExt as _;
+use kube::Client;
+use tokio::{
+    net::TcpListener,
+    process::{Child, Command},
+    task::JoinHandle,
+};
+
+/// The operator as a process, started again when it is killed.
+pub struct Victim {
+    kubeconfig: PathBuf,
+    namespace: String,
+    child: Arc<Mutex<Option<Child>>>,
+}
+
+impl Victim {
+    pub fn start(&self) {
+        let child = Command::new(env!("CARGO_BIN_EXE_idleconn-operator"))
+            .args(["run", "--metrics-address", "127.0.0.1:0", "--resync-interval", "1s", "--allow-endpoints", "127.0.0.0/8"])
+            .args(["--namespaces", &self.namespace, "--kubeconfig"])
+            .arg(&self.kubeconfig)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        *self.child.lock().unwrap() = Some(child);
+    }
+}
+
+/// What one write too many trips over.
+#[derive(Clone)]
+pub struct Tripwire {
+    writes: Arc<AtomicUsize>,
+    at: usize,
+    victim: Arc<Victim>,
+}
+
+impl Tripwire {
+    pub fn new(at: usize, namespace: &str) -> Self {
+        let kubeconfig = std::env::temp_dir().join(format!("idleconn-kubeconfig-{namespace}"));
+        let victim = Victim { kubeconfig, namespace: namespace.to_owned(), child: Arc::default() };
+        Self { writes: Arc::default(), at, victim: Arc::new(victim) }
+    }
+
+    /// Starts the operator against this API server.
+    pub fn start_operator(&self, api: &str) {
+        let config = format!(
+            "{{apiVersion: v1, kind: Config, current-context: c, clusters: [{{name: c, cluster: {{server: \"{api}\"}}}}], \
+             users: [{{name: u, user: {{}}}}], contexts: [{{name: c, context: {{cluster: c, user: u}}}}]}}"
+        );
+        std::fs::write(&self.victim.kubeconfig, config).unwrap();
+        self.victim.start();
+    }
+
+    pub fn kubeconfig(&self) -> &Path {
+        &self.victim.kubeconfig
+    }
+
+    pub fn writes(&self) -> usize {
+        self.writes.load(Ordering::SeqCst)
+    }
+
+    /// Whether this write is the one; if so, the operator is dead when this returns, and another one starts.
+    async fn step(&self) -> bool {
+        if self.writes.fetch_add(1, Ordering::SeqCst) + 1 != self.at {
+            return false;
+        }
+        let child = self.victim.child.lock().unwrap().take();
+        if let Some(mut child) = child {
+            child.kill().await.unwrap();
+        }
+        self.victim.start();
+        true
+    }
+}
+
+#[derive(Clone)]
+enum Upstream {
+    Api(Client),
+    Node(String, reqwest::Client),
+}
+
+/// Ends with the test.
+pub struct Proxy {
+    pub address: String,
+    task: JoinHandle<()>,
+}
+
+impl Proxy {
+    pub async fn to_api(client: Client, tripwire: Tripwire) -> Self {
+        Self::start(Upstream::Api(client), tripwire).await
+    }
+
+    pub async fn to_node(address: String, tripwire: Tripwire) -> Self {
+        Self::start(Upstream::Node(address, reqwest::Client::new()), tripwire).await
+    }
+
+    async fn start(upstream: Upstream, tripwire: Tripwire) -> Self {
+        let listener = TcpListener::bind((super::caddy::address(), 0)).await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new().fallback(forward).with_state((upstream, tripwire));
+        let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { address, task }
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn forward(State((upstream, tripwire)): State<(Upstream, Tripwire)>, request: Request) -> Response {
+    let writes = request.method() != Method::GET;
+    // Once begun, a write is finished whatever becomes of the one who asked.
+    let response = tokio::spawn(send(upstream, request)).await.unwrap();
+    if writes && response.status().is_success() && tripwire.step().await {
+        // The one who asked is dead; nothing is answered.
+        return tokio::time::timeout(Duration::from_secs(60), std::future::pending())
+            .await
+            .unwrap_or_else(|_| StatusCode::BAD_GATEWAY.into_response());
+    }
+    response
+}
+
+async fn send(upstream: Upstream, request: Request) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    parts.headers.remove(HOST);
+    let path = parts.uri.path_and_query().unwrap().as_str().to_owned();
+    match upstream {
+        Upstream::Api(client) => {
+            parts.uri = path.parse::<Uri>().unwrap();
+            let request = axum::http::Request::from_parts(parts, kube::client::Body::from(body.to_vec()));
+            match client.send(request).await {
+                Ok(response) => response.map(Body::new),
+                Err(_) => StatusCode::BAD_GATEWAY.into_response(),
+            }
+        }
+        Upstream::Node(address, client) => {
+            let sent = client.request(parts.method, format!("{address}{path}")).headers(parts.headers).body(body).send().await;
+            match sent {
+                Ok(response) => {
+                    let (status, headers) = (response.status(), response.headers().clone());
+                    (status, headers, response.bytes().await.unwrap()).into_response()
+                }
+                Err(_) => StatusCode::BAD_GATEWAY.into_response(),
+            }
+        }
+    }
+}
