@@ -20,7 +20,7 @@ pub struct Cli {
 pub enum Command {
     /// Runs the controller, in a cluster or with a kubeconfig.
     Run(Run),
-    /// Prints the CustomResourceDefinition.
+    /// Prints the `CustomResourceDefinition`.
     Crd,
     /// Puts the nodes' old settings back and drops the finalizers of policies that are being deleted. Stop the controller first.
     Release(Release),

@@ -1,4 +1,4 @@
-//! The CustomResourceDefinition as the API server gets it: kube's, cleaned.
+//! The `CustomResourceDefinition` as the API server gets it: kube's, cleaned.
 
 use kube::CustomResourceExt as _;
 use serde_json::{Value, json};

@@ -48,23 +48,9 @@ impl From<Duration> for GoDuration {
     /// The canonical spelling, largest unit first: 90 s is `1m30s`. Below a millisecond it rounds down.
     fn from(duration: Duration) -> Self {
         let ms = duration.as_millis();
-        let mut text = String::new();
-        for (unit, size) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
-            let (above, rest) = (ms % if unit == "h" { u128::MAX } else { size * scale(unit) }, size);
-            let n = above / rest;
-            if n > 0 {
-                text.push_str(&format!("{n}{unit}"));
-            }
-        }
+        let parts = [(ms / 3_600_000, "h"), (ms / 60_000 % 60, "m"), (ms / 1_000 % 60, "s"), (ms % 1_000, "ms")];
+        let text: String = parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| n.to_string() + unit).collect();
         Self(if text.is_empty() { "0s".into() } else { text })
-    }
-}
-
-/// How many of a unit make the next larger one.
-const fn scale(unit: &str) -> u128 {
-    match unit.len() {
-        2 => 1_000,
-        _ => 60,
     }
 }
 

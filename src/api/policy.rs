@@ -47,7 +47,7 @@ pub struct IdleConnectionPolicySpec {
     /// What happens to the nodes when the policy is deleted: Restore puts back what was there before the first write, Retain leaves them.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
-    /// How long a deletion waits for nodes that cannot be restored; then the finalizer goes, with Event RestoreAbandoned.
+    /// How long a deletion waits for nodes that cannot be restored; then the finalizer goes, with Event `RestoreAbandoned`.
     #[serde(default = "five_minutes")]
     #[x_kube(validation = Rule::new("self >= duration('1s') && self <= duration('24h')").message("restoreTimeout must be between 1s and 24h"))]
     pub restore_timeout: GoDuration,

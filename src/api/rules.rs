@@ -20,6 +20,19 @@ pub(super) fn spec(schema: &mut schemars::Schema) {
         .map(|(rule, message)| json!({"rule": rule, "message": message, "reason": "FieldValueInvalid"}))
         .collect();
     schema.insert("x-kubernetes-validations".into(), rules.into());
+    // So that `kubectl explain` shows the table that the rules are made from.
+    let row = |row: &preset::Row| {
+        let preset::Row { preset: _, server_idle, client_idle, total_idle, idle_per_host, purpose } = row;
+        let name = row.name();
+        format!(
+            "{name}: server idle {server_idle}s, client idle {client_idle}s, total idle {total_idle}, idle per host {idle_per_host} ({purpose})"
+        )
+    };
+    let table: Vec<_> = preset::TABLE.iter().map(row).collect();
+    if let Some(preset) = schema.pointer_mut("/properties/preset") {
+        preset["description"] =
+            format!("Starting values by name; `limits` overrides them field by field. {}.", table.join(". ")).into();
+    }
 }
 
 /// `has(self.limits) && has(self.limits.backend) && …` for a knob.

@@ -21,7 +21,7 @@ pub struct IdleConnectionPolicyStatus {
     /// The `metadata.generation` that this status speaks of; -1 until the operator has looked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Accepted, Programmed, InEffect; Reconciling and Stalled only while True.
+    /// Ready, Accepted, Programmed, `InEffect`; Reconciling and Stalled only while True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -124,7 +124,7 @@ pub struct Control {
     #[serde(default, skip_serializing_if = "is_zero")]
     #[schemars(extend("format" = "int32"))]
     pub events: u32,
-    /// When the stored value of a field last changed (Unix seconds), for fields that need a restart.
+    /// When the stored value of a field last changed (Unix milliseconds), for fields that need a restart.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, i64>")]
     pub changed: BTreeMap<Knob, i64>,

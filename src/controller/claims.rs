@@ -5,15 +5,11 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
-use serde_json::Value as Json;
-
 use crate::decide::{
-    Site,
+    Sites,
     claims::{Claimant, Claims, rivals, winner},
     originals::Log,
 };
-
-type Sites = BTreeMap<Site, Option<Json>>;
 
 /// What all policies were seen to point at and to have saved.
 #[derive(Default)]
@@ -80,17 +76,15 @@ impl Board {
         })
     }
 
-    /// Units that another policy, which wins against this one, points at; true where it has saved what was there.
+    /// Units that an older policy points at; true where it has saved what was there.
     pub fn taken_over(&self, me: &Claimant, units: &BTreeSet<String>) -> BTreeMap<String, bool> {
         self.with(|inner| {
             let mut taken = BTreeMap::new();
-            for (other, identities) in inner.claims.iter().filter(|(other, _)| *other != me) {
+            for (other, identities) in inner.claims.iter().take_while(|(other, _)| *other < me) {
                 for unit in units.iter().filter(|unit| identities.contains(unit)) {
-                    if winner(&inner.claims, other, std::slice::from_ref(unit)).is_some_and(|w| w != me) {
-                        continue;
-                    }
                     let saved = inner.saved.get(other).is_some_and(|saved| saved.contains_key(unit));
-                    taken.insert(unit.clone(), saved);
+                    let known = taken.entry(unit.clone()).or_insert(false);
+                    *known |= saved;
                 }
             }
             taken

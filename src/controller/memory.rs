@@ -38,7 +38,7 @@ pub struct Memory {
     pub departed: BTreeMap<String, Timestamp>,
     /// What was last said in the log, so that it is said once.
     pub logged: BTreeMap<String, String>,
-    /// By node: uptime when last seen, when that was, and since when (Unix seconds) the process is known to run at the earliest.
+    /// By node: uptime when last seen, when that was, and a time after which the process started.
     pub lives: BTreeMap<String, Life>,
 }
 
@@ -57,7 +57,7 @@ pub struct Failing {
 pub struct Life {
     uptime: Duration,
     seen: Timestamp,
-    /// The process started after this.
+    /// The process started after this (Unix milliseconds).
     pub started_after: i64,
 }
 
@@ -80,11 +80,12 @@ impl Memory {
     /// follows from several looks is kept.
     pub fn lived(&mut self, node: &NodeState, now: Timestamp) {
         let Some(uptime) = node.uptime else { return };
-        let bound = now.as_second() - i64::try_from((uptime.at_least + uptime.slack).as_secs()).unwrap_or(i64::MAX) - 1;
+        let most = i64::try_from((uptime.at_least + uptime.slack).as_millis()).unwrap_or(i64::MAX);
+        let bound = now.as_millisecond().saturating_sub(most).saturating_sub(1);
         let life =
             self.lives.entry(node.name.clone()).or_insert(Life { uptime: uptime.at_least, seen: now, started_after: bound });
         // A process that has run for less time than when it was last seen was started since.
-        let restarted = if uptime.at_least < life.uptime { life.seen.as_second() } else { i64::MIN };
+        let restarted = if uptime.at_least < life.uptime { life.seen.as_millisecond() } else { i64::MIN };
         *life = Life { uptime: uptime.at_least, seen: now, started_after: life.started_after.max(bound).max(restarted) };
     }
 
@@ -115,19 +116,19 @@ mod tests {
         for (at, uptime) in looks {
             memory.lived(&node(*uptime), Timestamp::from_second(10_000 + at).expect("a time"));
         }
-        memory.lives["t1"].started_after - 10_000
+        memory.lives["t1"].started_after - 10_000_000
     }
 
     #[test]
     fn a_start_is_never_taken_for_later_than_it_was() {
-        assert_eq!(started_after(&[(0, 100)]), -111);
-        assert_eq!(started_after(&[(0, 100), (5, 100)]), -106);
-        assert_eq!(started_after(&[(0, 100), (5, 100), (6, 106)]), -106);
+        assert_eq!(started_after(&[(0, 100)]), -110_001);
+        assert_eq!(started_after(&[(0, 100), (5, 100)]), -105_001);
+        assert_eq!(started_after(&[(0, 100), (5, 100), (6, 106)]), -105_001);
     }
 
     #[test]
     fn an_uptime_that_went_down_is_a_restart_since_the_last_look() {
-        assert_eq!(started_after(&[(0, 100), (30, 2)]), 17);
+        assert_eq!(started_after(&[(0, 100), (30, 2)]), 17_999);
         assert_eq!(started_after(&[(0, 100), (8, 2)]), 0);
     }
 

@@ -148,14 +148,14 @@ pub struct Operator {
     /// What it works with; also for the servers beside it.
     pub context: Arc<Context>,
     writer: reflector::store::Writer<Policy>,
-    nudged: mpsc::UnboundedReceiver<PolicyRef>,
+    inbox: mpsc::UnboundedReceiver<PolicyRef>,
 }
 
 impl Operator {
     /// Prepares; nothing is asked of anybody yet.
     #[must_use]
     pub fn new(client: Client, settings: Settings, metrics: Metrics) -> Self {
-        let (nudges, nudged) = mpsc::unbounded_channel();
+        let (nudges, inbox) = mpsc::unbounded_channel();
         let (policies, writer) = reflector::store();
         let context = Context {
             pods: pods::Pods::new(client.clone(), nudges.clone()),
@@ -169,12 +169,12 @@ impl Operator {
             policies,
             ready: AtomicBool::new(false),
         };
-        Self { context: Arc::new(context), writer, nudged }
+        Self { context: Arc::new(context), writer, inbox }
     }
 
     /// Works until `stop`. A CRD that is missing is waited for.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + Sync + 'static) {
-        let Self { context, writer, nudged } = self;
+        let Self { context, writer, inbox } = self;
         let reader = context.policies.clone();
         let triggers = watch(&context).reflect(writer).applied_objects().predicate_filter(
             predicates::generation.combine(predicates::finalizers).combine(predicates::annotations),
@@ -188,7 +188,7 @@ impl Operator {
                 context.nudge(&context.board.forget(namespace, name, None));
             }
         };
-        let nudged = stream::unfold(nudged, |mut nudged| async { nudged.recv().await.map(|policy| (policy, nudged)) });
+        let nudged = stream::unfold(inbox, |mut inbox| async { inbox.recv().await.map(|policy| (policy, inbox)) });
         let controller = Controller::for_stream(triggers, reader)
             .with_config(Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE))
             .reconcile_on(nudged)
@@ -255,6 +255,7 @@ fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<Pol
     stream::iter(begin).chain(events)
 }
 
+#[allow(clippy::needless_pass_by_value)] // The signature is kube's.
 fn error_policy(policy: Arc<Policy>, error: &Error, context: Arc<Context>) -> Action {
     let policy = PolicyRef::from_obj(&*policy);
     let memory = context.memory(&policy);

@@ -1,4 +1,4 @@
-//! Originals in ControllerRevisions: found by label and name, never by owner, so that a restored backup finds them too.
+//! Originals in `ControllerRevisions`: found by label and name, never by owner, so that a restored backup finds them too.
 
 use std::collections::BTreeMap;
 

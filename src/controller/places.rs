@@ -1,4 +1,4 @@
-//! Where a policy's target is, and what its references hold: pods, Services, Secrets and ConfigMaps of its namespace.
+//! Where a policy's target is, and what its references hold: pods, Services, Secrets and `ConfigMaps` of its namespace.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -190,13 +190,12 @@ async fn behind(ctx: &Context, namespace: &str, service: &ServiceRef) -> Result<
     let (object, slices) = service_and_slices(ctx, namespace, service).await?;
     let host = format!("{}.{namespace}.svc", service.name);
     let cluster_ip = object.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()).and_then(|ip| ip.parse().ok());
-    let (port, addresses) = match cluster_ip {
-        Some(ip) => (service.port, vec![SocketAddr::new(ip, 0)]),
-        None => {
-            let found = addresses(&object, &slices, service);
-            let port = found.first().map_or(service.port, |(_, address)| address.port());
-            (port, found.into_iter().map(|(_, address)| SocketAddr::new(address.ip(), 0)).collect())
-        }
+    let (port, addresses) = if let Some(ip) = cluster_ip {
+        (service.port, vec![SocketAddr::new(ip, 0)])
+    } else {
+        let found = addresses(&object, &slices, service);
+        let port = found.first().map_or(service.port, |(_, address)| address.port());
+        (port, found.into_iter().map(|(_, address)| SocketAddr::new(address.ip(), 0)).collect())
     };
     if addresses.is_empty() {
         return Err(problem(

@@ -243,7 +243,7 @@ fn plan_changed(plan: &mut Plan, results: &[UnitResult], traits: &Traits, now: T
     for result in results.iter().filter(|result| result.write.is_none()) {
         for change in plan.units.get(&result.unit.id).map(|unit| &unit.changes[..]).unwrap_or_default() {
             if (traits.capability)(change.site.knob) == decide::Capability::AfterRestart {
-                plan.control.changed.insert(change.site.knob, now.as_second());
+                plan.control.changed.insert(change.site.knob, now.as_millisecond());
             }
         }
     }

@@ -43,7 +43,7 @@ pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
             if memory.news("restore", &fault.message) {
                 tracing::warn!(policy = %subject.reference, node = name, "not restored yet: {fault}");
             }
-            return Ok(Action::requeue(NEXT_TRY.min(timeout - waited)));
+            return Ok(Action::requeue(NEXT_TRY.min(timeout.saturating_sub(waited))));
         }
         let note = format!("{} not restored within {}: {name}: {fault}", nodes(left.len()), subject.spec().restore_timeout);
         let notice = Notice { warning: true, reason: "RestoreAbandoned", note };
@@ -160,10 +160,10 @@ async fn restore_one(ctx: &Context, subject: &Subject, remembered: &Credentials,
     }
     // Finds a Service's addresses again, and refuses an endpoint that is no longer allowed; a Service that is gone already may
     // still be reached where it was.
-    if let Err(places::Failure::Problem(problem)) = places::places(ctx, &subject.namespace, &spec).await {
-        if problem.reason == "RefNotPermitted" {
-            return Err(Fault::new(Cause::NotPermitted, problem.message));
-        }
+    if let Err(places::Failure::Problem(problem)) = places::places(ctx, &subject.namespace, &spec).await
+        && problem.reason == "RefNotPermitted"
+    {
+        return Err(Fault::new(Cause::NotPermitted, problem.message));
     }
     // In a namespace that is being deleted the Secret goes first; then what was last read of it has to do.
     let credentials = match places::credentials(ctx, &subject.namespace, &spec).await {

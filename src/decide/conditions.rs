@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
-    Capability, Declared, Drift, Plan, Traits, Unit, UnitState,
+    Capability, Declared, Drift, Plan, Sites, Traits, Unit, UnitState,
     observed::{Cause, Fault, NodeState},
     originals::Saved,
 };
@@ -59,7 +59,7 @@ pub struct Seen<'a> {
     pub saved: &'a BTreeMap<String, Saved>,
     /// The newest record of it.
     pub original: Option<String>,
-    /// By node name: a time (Unix seconds) after which its process is known to have started.
+    /// By node name: a time (Unix milliseconds) after which its process is known to have started.
     pub started: &'a BTreeMap<String, i64>,
     /// The status as it stands.
     pub previous: &'a IdleConnectionPolicyStatus,
@@ -207,12 +207,11 @@ fn tally(seen: &Seen<'_>) -> Tally {
                 programmed.entry(knob).or_default().insert(stored);
                 let in_use = in_use(knob, traits, &changed, seen.started, state, node);
                 match in_use {
-                    Some(true) => {}
                     Some(false) if stored == Some(value) => {
                         tally.pending.insert(node.name.clone());
                         tally.pending_knobs.insert(knob);
                     }
-                    Some(false) => {}
+                    Some(_) => {}
                     None => {
                         tally.unknown.insert(knob);
                     }
@@ -258,18 +257,12 @@ fn shared(values: &BTreeMap<Knob, BTreeSet<Option<Value>>>) -> Settings {
 
 /// Where a restart is needed and nothing is remembered of when the value changed (the process may have died right after
 /// the write), the unit's own word is the latest it can have been.
-fn evidence(
-    changed: &mut BTreeMap<Knob, i64>,
-    settings: &Settings,
-    traits: &Traits,
-    state: &UnitState,
-    saved: Option<&BTreeMap<super::Site, Option<serde_json::Value>>>,
-) {
+fn evidence(changed: &mut BTreeMap<Knob, i64>, settings: &Settings, traits: &Traits, state: &UnitState, saved: Option<&Sites>) {
     let Some(latest) = state.changed else { return };
     for (site, stored) in &state.sites {
         let ours = saved.and_then(|sites| sites.get(site)).is_some_and(|original| *original != stored.raw);
         if settings.contains_key(&site.knob) && (traits.capability)(site.knob) == Capability::AfterRestart && ours {
-            changed.entry(site.knob).or_insert(latest.as_second());
+            changed.entry(site.knob).or_insert(latest.as_millisecond());
         }
     }
 }
@@ -287,10 +280,10 @@ fn in_use(
         return Some(true);
     }
     let started = started.get(&node.name).copied();
-    let after = |at: i64| started.is_some_and(|started| started > at);
+    let after = |at: i64| started.is_some_and(|started| started >= at);
     match changed.get(&knob) {
         Some(at) => Some(after(*at)),
-        None if state.changed.is_some_and(|at| after(at.as_second())) => Some(true),
+        None if state.changed.is_some_and(|at| after(at.as_millisecond())) => Some(true),
         None => None,
     }
 }

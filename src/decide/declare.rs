@@ -1,10 +1,8 @@
 //! From a spec to the values that a target can take: preset, limits, caps, and what has no place.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use serde_json::Value as Json;
-
-use super::observed::{Site, UnitState};
+use super::observed::{Sites, UnitState};
 use crate::api::{IdleConnectionPolicySpec, Knob, Settings, Value, policy::TargetType};
 
 /// What a target does with a field.
@@ -28,7 +26,7 @@ pub struct Traits {
     /// The largest value it takes, at most the one given.
     pub cap: fn(Knob, Value) -> Value,
     /// Further values that have to be written together with the declared ones, or the target refuses them.
-    pub companions: fn(&Settings, &UnitState, Option<&BTreeMap<Site, Option<Json>>>) -> Settings,
+    pub companions: fn(&Settings, &UnitState, Option<&Sites>) -> Settings,
 }
 
 /// What a policy asks of a target.

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 pub use declare::{Capability, Declared, Traits, declare};
 use jiff::Timestamp;
-pub use observed::{Cause, Fault, NodeState, Site, Stored, Unit, UnitState};
+pub use observed::{Cause, Fault, NodeState, Site, Sites, Stored, Unit, UnitState};
 use originals::Saved;
 use serde_json::Value as Json;
 
@@ -92,7 +92,7 @@ pub struct Drift {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct UnitPlan {
     /// What to save before the first write.
-    pub capture: BTreeMap<Site, Option<Json>>,
+    pub capture: Sites,
     /// What to write, all at once.
     pub changes: Vec<Change>,
     /// Sites that are back to what they held, or gone, once the changes are made: no longer kept.
@@ -147,23 +147,13 @@ pub fn decide(input: &Input<'_>) -> Plan {
 
 /// What one unit is to hold: what is declared, and what has to go with it.
 #[must_use]
-pub fn settings(
-    declared: &Declared,
-    traits: &Traits,
-    state: &UnitState,
-    saved: Option<&BTreeMap<Site, Option<Json>>>,
-) -> Settings {
+pub fn settings(declared: &Declared, traits: &Traits, state: &UnitState, saved: Option<&Sites>) -> Settings {
     let mut settings = (traits.companions)(&declared.settings, state, saved);
     settings.extend(&declared.settings);
     settings
 }
 
-fn unit_plan(
-    settings: &Settings,
-    state: &UnitState,
-    saved: Option<&BTreeMap<Site, Option<Json>>>,
-    hands_off: impl Fn(&Knob) -> bool,
-) -> UnitPlan {
+fn unit_plan(settings: &Settings, state: &UnitState, saved: Option<&Sites>, hands_off: impl Fn(&Knob) -> bool) -> UnitPlan {
     let mut plan = UnitPlan::default();
     for (site, stored) in &state.sites {
         let original = saved.and_then(|sites| sites.get(site));
@@ -190,7 +180,7 @@ fn unit_plan(
 
 /// What brings a unit back to what it held: every saved site that still exists and differs.
 #[must_use]
-pub fn restore(state: &UnitState, saved: &BTreeMap<Site, Option<Json>>) -> Vec<Change> {
+pub fn restore(state: &UnitState, saved: &Sites) -> Vec<Change> {
     state
         .sites
         .iter()

@@ -51,6 +51,9 @@ impl<'de> Deserialize<'de> for Site {
     }
 }
 
+/// What sites held, as the server wrote it; `None` where nothing was set.
+pub type Sites = BTreeMap<Site, Option<Json>>;
+
 /// What a site holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stored {

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use super::observed::Site;
+use super::observed::Sites;
 
 /// What one unit held before the first write to it, and how to reach it again.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -17,7 +17,7 @@ pub struct Saved {
     /// `spec.target` at the time, so that it can be restored after the policy points elsewhere.
     pub target: Json,
     /// Each site's value as the server wrote it; null where nothing was set.
-    pub sites: BTreeMap<Site, Option<Json>>,
+    pub sites: Sites,
 }
 
 /// One record of the log: units with what they held, or null for a unit that is no longer kept.
@@ -101,14 +101,15 @@ pub fn split(change: BTreeMap<String, Option<Saved>>) -> Vec<Record> {
 mod tests {
     use super::*;
 
-    fn saved(name: &str) -> Option<Saved> {
-        Some(Saved { name: name.into(), address: "http://127.0.0.1:1".into(), target: Json::Null, sites: BTreeMap::new() })
+    fn saved(name: &str) -> Saved {
+        Saved { name: name.into(), address: "http://127.0.0.1:1".into(), target: Json::Null, sites: BTreeMap::new() }
     }
 
-    fn log(records: &[(i64, &[(&str, Option<&str>)])]) -> Log {
-        let record = |units: &[(&str, Option<&str>)]| Record {
-            units: units.iter().map(|(id, name)| ((*id).to_owned(), name.and_then(saved))).collect(),
-        };
+    type Units<'a> = &'a [(&'a str, Option<&'a str>)];
+
+    fn log(records: &[(i64, Units<'_>)]) -> Log {
+        let record =
+            |units: Units<'_>| Record { units: units.iter().map(|(id, name)| ((*id).to_owned(), name.map(saved))).collect() };
         Log { records: records.iter().map(|(revision, units)| (*revision, record(units))).collect() }
     }
 
@@ -137,7 +138,7 @@ mod tests {
 
     #[test]
     fn a_large_change_becomes_several_records() {
-        let many = (0..20_000).map(|n| (format!("unit-{n}"), saved("some name"))).collect();
+        let many = (0..20_000).map(|n| (format!("unit-{n}"), Some(saved("some name")))).collect();
         let records = split(many);
         assert!(records.len() > 1);
         assert_eq!(records.iter().map(|r| r.units.len()).sum::<usize>(), 20_000);

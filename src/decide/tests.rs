@@ -197,7 +197,7 @@ fn a_large_fleet_has_a_small_status() {
             Knob::IntraClusterMaxIdleConnsPerHost,
             Knob::BackendIdleConnTimeout,
         ]
-        .map(|k| (k, 1_795_238_282))
+        .map(|k| (k, 1_795_238_282_000))
         .into(),
         contended: [(KNOB, [99, 1_795_238_282, 1_795_238_282]), (Knob::BackendMaxIdleConns, [99, 1_795_238_282, 1_795_238_282])]
             .into(),

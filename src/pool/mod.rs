@@ -106,12 +106,11 @@ impl Resolve for Names {
     fn resolve(&self, name: Name) -> Resolving {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name.as_str()).cloned();
         Box::pin(async move {
-            match known {
-                Some(addresses) => Ok(Box::new(addresses.into_iter()) as Addrs),
-                None => {
-                    let found = tokio::net::lookup_host((name.as_str().to_owned(), 0)).await?;
-                    Ok(Box::new(found.collect::<Vec<_>>().into_iter()) as Addrs)
-                }
+            if let Some(addresses) = known {
+                Ok(Box::new(addresses.into_iter()) as Addrs)
+            } else {
+                let found = tokio::net::lookup_host((name.as_str().to_owned(), 0)).await?;
+                Ok(Box::new(found.collect::<Vec<_>>().into_iter()) as Addrs)
             }
         })
     }
@@ -227,19 +226,21 @@ fn explain(error: &reqwest::Error, address: &str, timeout: Duration) -> Error {
     if error.is_timeout() {
         return Error::TimedOut(address, timeout);
     }
-    let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
-    while let Some(cause) = source {
-        let tls = cause.downcast_ref::<rustls::Error>().or_else(|| {
-            let inner = cause.downcast_ref::<std::io::Error>()?.get_ref()?;
-            inner.downcast_ref::<rustls::Error>()
-        });
-        if let Some(tls) = tls {
-            return match tls {
-                rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => Error::Certificate(address),
-                _ => Error::Broken(address),
-            };
-        }
-        source = cause.source();
+    match tls_error(error) {
+        Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => Error::Certificate(address),
+        None if error.is_connect() => Error::Connect(address),
+        _ => Error::Broken(address),
     }
-    if error.is_connect() { Error::Connect(address) } else { Error::Broken(address) }
+}
+
+/// The TLS library's own word, from wherever it is wrapped: I/O errors hide what they hold from `source`.
+fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
+    if let Some(tls) = error.downcast_ref() {
+        return Some(tls);
+    }
+    let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
+    match held {
+        Some(held) => tls_error(held),
+        None => tls_error(error.source()?),
+    }
 }

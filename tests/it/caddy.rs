@@ -59,8 +59,8 @@ async fn a_change_by_hand_is_put_back_and_told() {
     world.apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "limits": limits()})).await;
     world.until_programmed("gw").await;
     node.set("/web/idle_timeout", json!("77s")).await;
-    let note = world.until_event("gw", "DriftCorrected").await;
-    assert!(note.contains("server.idleTimeout was 1m17s, declared 30s"), "{note}");
+    let said = world.until_event("gw", "DriftCorrected").await;
+    assert!(said.contains("server.idleTimeout was 1m17s, declared 30s"), "{said}");
     node.shows("/web/idle_timeout", &json!("30s")).await;
     // What the policy does not declare is nobody's drift.
     node.set("/web/read_timeout", json!("9s")).await;

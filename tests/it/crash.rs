@@ -67,7 +67,7 @@ async fn life(kill_after: usize) -> (End, usize) {
         *events.entry((reason, note)).or_default() += 1;
     }
     assert!(world.originals("gw").await.1.is_empty(), "originals are left behind");
-    let _ = std::fs::remove_file(tripwire.kubeconfig());
+    tripwire.clean();
     // By node, not by the addresses that differ from run to run.
     let originals = proxies.iter().map(|proxy| originals[&proxy.address].clone()).collect();
     (End { originals, original_objects, edited, corrected, restored, events }, tripwire.writes())

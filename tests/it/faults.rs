@@ -83,8 +83,8 @@ async fn a_dead_target_does_not_block_deletion_for_ever() {
     world.until_programmed("gw").await;
     node.stop();
     world.delete("gw").await;
-    let note = world.until_event("gw", "RestoreAbandoned").await;
-    assert!(note.contains("1 node was not restored within 2s") && note.contains("cannot connect"), "{note}");
+    let said = world.until_event("gw", "RestoreAbandoned").await;
+    assert!(said.contains("1 node was not restored within 2s") && said.contains("cannot connect"), "{said}");
     assert_eq!(world.originals("gw").await.1, ["gw-original"], "what could not be restored stays saved");
 
     // A policy of the same name takes it up again.

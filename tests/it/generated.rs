@@ -1,6 +1,6 @@
 //! What is generated is what is in the tree. `make generate` writes it.
 
-use std::{collections::BTreeMap, fmt::Write as _, fs, path::Path};
+use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
 
 use idleconn_operator::{
     api::{Knob, crd, policy::TargetType, preset},
@@ -124,27 +124,27 @@ fn links_in_the_documentation_lead_somewhere() {
         for entry in fs::read_dir(folder).unwrap() {
             let path = entry.unwrap().path();
             if path.is_dir() {
-                folders.push(path)
+                folders.push(path);
             } else if path.extension().is_some_and(|e| e == "md") {
-                pages.push(path)
+                pages.push(path);
             }
         }
     }
     let makefile = fs::read_to_string(Path::new(ROOT).join("Makefile")).unwrap();
-    let mut broken = BTreeMap::new();
+    let mut broken = BTreeSet::new();
     for page in pages {
         let text = fs::read_to_string(&page).unwrap_or_else(|_| panic!("{} is missing", page.display()));
         for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
             let file = link.split('#').next().unwrap();
             if !link.starts_with("http") && !file.is_empty() && !page.parent().unwrap().join(file).exists() {
-                broken.insert(format!("{} -> {link}", page.display()), ());
+                broken.insert(format!("{} -> {link}", page.display()));
             }
         }
         for target in text.split("`make ").skip(1).filter_map(|rest| rest.split(['`', ' ']).next()) {
             if !makefile.contains(&format!("\n{target}:")) {
-                broken.insert(format!("{} -> make {target}", page.display()), ());
+                broken.insert(format!("{} -> make {target}", page.display()));
             }
         }
     }
-    assert!(broken.is_empty(), "{:#?}", broken.keys());
+    assert!(broken.is_empty(), "{broken:#?}");
 }

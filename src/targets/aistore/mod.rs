@@ -4,7 +4,7 @@
 
 mod wire;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use jiff::Timestamp;
@@ -14,7 +14,7 @@ use serde_json::{Map, Value as Json, json};
 use super::{Credentials, Place, Target};
 use crate::{
     api::{GoDuration, Knob, Settings, Value, policy::TargetType},
-    decide::{Capability, Cause, Change, Fault, NodeState, Site, To, Traits, Unit, UnitState, observed::Uptime},
+    decide::{Capability, Cause, Change, Fault, NodeState, Site, Sites, To, Traits, Unit, UnitState, observed::Uptime},
     pool::{Pool, Request, Response},
 };
 
@@ -69,7 +69,7 @@ fn cap(knob: Knob, value: Value) -> Value {
 }
 
 /// The server refuses a total under its per-host value, so that has to go down in the same write.
-fn companions(declared: &Settings, state: &UnitState, saved: Option<&BTreeMap<Site, Option<Json>>>) -> Settings {
+fn companions(declared: &Settings, state: &UnitState, saved: Option<&Sites>) -> Settings {
     let mut companions = Settings::new();
     let (total, per_host) = (Knob::IntraClusterMaxIdleConns, Knob::IntraClusterMaxIdleConnsPerHost);
     if let (Some(Value::Count(total)), None) = (declared.get(&total), declared.get(&per_host)) {
@@ -234,7 +234,7 @@ fn checked(address: &str, response: Response) -> Result<Response, Fault> {
         200..300 => return Ok(response),
         401 => Fault::new(Cause::Unauthorized, format!("{address} does not accept the token (401){}", said())),
         403 => Fault::new(Cause::Forbidden, format!("{address}: the token may not do this (403){}", said())),
-        502 | 503 | 504 => Fault::new(Cause::NotReady, format!("{address} is not ready ({}){}", response.status, said())),
+        502..=504 => Fault::new(Cause::NotReady, format!("{address} is not ready ({}){}", response.status, said())),
         400 | 405 | 501 => Fault::new(Cause::Rejected, format!("AIStore refused ({}){}", response.status, said())),
         status => Fault::new(Cause::Unreachable, format!("{address} answered {status}{}", said())),
     })

@@ -69,7 +69,7 @@ pub struct NodeStatus {
 impl NodeStatus {
     /// How long the process had run when it last said so.
     pub fn uptime(&self) -> Option<Duration> {
-        self.tracker.as_ref()?.get("up.ns.time")?.as_u64().filter(|ns| *ns > 0).map(Duration::from_nanos)
+        self.tracker.as_ref()?.get("up.ns.time")?.as_u64().map(Duration::from_nanos)
     }
 }
 

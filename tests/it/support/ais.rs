@@ -445,7 +445,7 @@ fn signed(text: &str) -> Option<f64> {
 
 /// As AIStore spells a duration: Go's spelling without trailing zero seconds.
 fn spelled(seconds: f64) -> String {
-    let ms = (seconds * 1e3).round() as u64;
+    let ms = u64::try_from(Duration::from_secs_f64(seconds).as_millis()).unwrap();
     let (h, m, s, ms) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60, ms % 1000);
     match (h, m, s, ms) {
         (0, 0, 0, ms) => format!("{ms}ms"),

@@ -1,13 +1,12 @@
 //! A proxy that counts writes and kills the operator right after one of them: done, and not yet answered.
 
 use std::{
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::Stdio,
     sync::{
         Arc, Mutex,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
 };
 
 use axum::{
@@ -33,6 +32,11 @@ pub struct Victim {
 }
 
 impl Victim {
+    /// What all its lives had to say; kept where a test fails.
+    pub fn log(&self) -> PathBuf {
+        self.kubeconfig.with_extension("log")
+    }
+
     pub fn start(&self) {
         let child = Command::new(env!("CARGO_BIN_EXE_idleconn-operator"))
             .args(["run", "--metrics-address", "127.0.0.1:0", "--resync-interval", "1s", "--allow-endpoints", "127.0.0.0/8"])
@@ -40,7 +44,7 @@ impl Victim {
             .arg(&self.kubeconfig)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
-            .stderr(Stdio::null())
+            .stderr(std::fs::OpenOptions::new().create(true).append(true).open(self.log()).unwrap())
             .kill_on_drop(true)
             .spawn()
             .unwrap();
@@ -73,8 +77,10 @@ impl Tripwire {
         self.victim.start();
     }
 
-    pub fn kubeconfig(&self) -> &Path {
-        &self.victim.kubeconfig
+    /// Removes what the operator needed, once all is well.
+    pub fn clean(&self) {
+        std::fs::remove_file(&self.victim.kubeconfig).unwrap();
+        std::fs::remove_file(self.victim.log()).unwrap();
     }
 
     pub fn writes(&self) -> usize {
@@ -133,15 +139,14 @@ impl Drop for Proxy {
 
 async fn forward(State((upstream, tripwire)): State<(Upstream, Tripwire)>, request: Request) -> Response {
     let writes = request.method() != Method::GET;
-    // Once begun, a write is finished whatever becomes of the one who asked.
-    let response = tokio::spawn(send(upstream, request)).await.unwrap();
-    if writes && response.status().is_success() && tripwire.step().await {
+    // In a task of its own: this one ends with the connection, and that ends with the operator.
+    let answered = tokio::spawn(async move {
+        let response = send(upstream, request).await;
+        let killed = writes && response.status().is_success() && tripwire.step().await;
         // The one who asked is dead; nothing is answered.
-        return tokio::time::timeout(Duration::from_secs(60), std::future::pending())
-            .await
-            .unwrap_or_else(|_| StatusCode::BAD_GATEWAY.into_response());
-    }
-    response
+        if killed { StatusCode::BAD_GATEWAY.into_response() } else { response }
+    });
+    answered.await.unwrap()
 }
 
 async fn send(upstream: Upstream, request: Request) -> Response {

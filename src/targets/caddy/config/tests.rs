@@ -19,9 +19,9 @@ fn servers(handlers: &[Json]) -> Json {
 fn change(servers: &Json, knob: Knob, to: &To) -> Json {
     let changes: Vec<_> =
         sites(servers).into_keys().filter(|site| site.knob == knob).map(|site| Change { site, to: to.clone() }).collect();
-    let mut changed = servers.clone();
-    apply(&mut changed, &changes);
-    changed
+    let mut after = servers.clone();
+    apply(&mut after, &changes);
+    after
 }
 
 fn places(servers: &Json, knob: Knob) -> Vec<String> {
@@ -33,12 +33,12 @@ fn proxies_are_found_wherever_they_are_nested_and_only_http_ones() {
     let found = |handlers: &[Json]| places(&servers(handlers), Knob::BackendMaxIdleConns);
     assert_eq!(found(&[proxy(&Json::Null)]), ["web/10.0.0.1:80"]);
     assert_eq!(found(&[proxy(&json!({"protocol": "http"})), proxy(&Json::Null)]), ["web/10.0.0.1:80", "web/10.0.0.1:80#1"]);
-    assert_eq!(found(&[proxy(&json!({"protocol": "fastcgi"}))]), [String::new(); 0]);
+    assert_eq!(found(&[proxy(&json!({"protocol": "fastcgi"}))]), Vec::<String>::new());
     let mut named = proxy(&Json::Null);
     named["@id"] = "api".into();
     named["handle_response"] = json!([{"routes": [{"handle": [proxy(&Json::Null)]}]}]);
     assert_eq!(found(&[named]), ["web/10.0.0.1:80", "web/@api"]);
-    assert_eq!(found(&[json!({"handler": "static_response", "body": "reverse_proxy"})]), [String::new(); 0]);
+    assert_eq!(found(&[json!({"handler": "static_response", "body": "reverse_proxy"})]), Vec::<String>::new());
 }
 
 #[test]

@@ -1,0 +1,42 @@
+# The commands of this project. `make demo` and `make test` are the README's two.
+SHELL := /usr/bin/env bash
+CLUSTER_DIR ?= $(or $(IDLECONN_CLUSTER_DIR),$(HOME)/.cache/idleconn-operator/cluster)
+
+.PHONY: help demo test soak bench lint generate tools cluster-up cluster-down needs
+
+help: ## Lists the commands
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+
+needs:
+	@for tool in cargo go curl openssl; do command -v $$tool >/dev/null || { echo "$$tool is missing: install it and run make again" >&2; exit 1; }; done
+
+demo: needs tools ## Shows the operator at work on three real Caddy servers; HOLD=1 stays up
+	@cargo build --quiet --locked --bin idleconn-operator
+	@demo/run
+
+test: needs tools ## Runs every test there is
+	cargo test --locked
+
+soak: needs tools ## Looks for two minutes whether a steady state costs anything
+	IDLECONN_STEADY_SECONDS=120 cargo test --locked --test it -- --nocapture steady
+
+bench: needs tools ## Measures how fast an edit reaches the nodes
+	cargo bench --locked --bench latency
+
+lint: ## Format, clippy, dependencies, shell scripts' syntax
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	cargo deny --offline check bans licenses sources
+	@for script in demo/run .ci/run tests/tools/build tests/tools/cluster; do bash -n $$script || exit 1; done
+
+generate: needs tools ## Writes what is generated: crds/, docs/reference.md and the tables in docs/
+	IDLECONN_GENERATE=1 cargo test --locked --test it generated -- --test-threads=1
+
+tools: ## Builds the pinned test programs into a cache outside the tree
+	@tests/tools/build
+
+cluster-up: tools ## Starts a control plane and prints its kubeconfig's path as the last line
+	@tests/tools/cluster up "$(CLUSTER_DIR)"
+
+cluster-down: ## Ends it
+	@tests/tools/cluster down "$(CLUSTER_DIR)"

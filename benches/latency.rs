@@ -1,0 +1,96 @@
+//! How long from a spec edit until every node holds it and the status says so; `make bench`.
+//!
+//! The same writes without any operator are made in the same run, for a ratio that does not depend on the machine.
+
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs, dead_code, unused_imports)]
+
+#[path = "../tests/it/support/mod.rs"]
+mod support;
+
+use std::time::{Duration, Instant};
+
+use kube::{Api, runtime::wait::await_condition};
+use serde_json::json;
+use support::{
+    admin_api::AdminApi,
+    caddy::{Caddy, typical},
+    operator::{World, endpoints, find},
+};
+
+/// Edits for three nodes, and for fifty.
+const EDITS: u64 = 20;
+/// What three nodes may take at the median.
+const THREE: Duration = Duration::from_millis(250);
+/// What fifty nodes may take at most.
+const FIFTY: Duration = Duration::from_secs(1);
+
+fn main() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+    let missed = runtime.block_on(async {
+        let caddies = [Caddy::typical().await, Caddy::typical().await, Caddy::typical().await];
+        let bare = bare(&caddies).await;
+        println!("three Caddies, read, changed and read again side by side without an operator: median {bare:?}");
+
+        let three = edits(caddies.iter().map(Caddy::admin).collect()).await;
+        let ratio = three[three.len() / 2].as_secs_f64() / bare.as_secs_f64();
+        println!("3 real nodes, {EDITS} edits: {} ({ratio:.1} times the bare writes)", figures(&three));
+
+        let mut stand_ins = Vec::new();
+        for _ in 0..47 {
+            stand_ins.push(AdminApi::start(typical()).await);
+        }
+        let all = caddies.iter().map(Caddy::admin).chain(stand_ins.iter().map(|node| node.address.clone())).collect();
+        let fifty = edits(all).await;
+        println!("50 nodes, 3 of them real, {EDITS} edits: {}", figures(&fifty));
+        three[three.len() / 2] > THREE || fifty[fifty.len() - 1] > FIFTY
+    });
+    if missed {
+        println!("missed: the median of three nodes must be under {THREE:?}, every edit of fifty under {FIFTY:?}");
+        std::process::exit(1);
+    }
+}
+
+fn figures(sorted: &[Duration]) -> String {
+    let last = sorted.len() - 1;
+    format!("median {:.0?}, p95 {:.0?}, max {:.0?}", sorted[sorted.len() / 2], sorted[last * 95 / 100], sorted[last])
+}
+
+async fn edits(mut nodes: Vec<String>) -> Vec<Duration> {
+    let mut world = World::empty("bench").await;
+    world.start(Duration::from_secs(30));
+    // At most 64 endpoints in one policy.
+    nodes.truncate(64);
+    let mut took = Vec::new();
+    for n in 0..=EDITS {
+        let spec = json!({"target": endpoints(nodes.iter().map(String::as_str)), "limits": {"server": {"idleTimeout": format!("{}s", 30 + n)}, "backend": {"maxIdleConns": 100 + n}}});
+        let began = Instant::now();
+        world.apply("gw", &spec).await;
+        let status = world.until_programmed("gw").await;
+        assert_eq!(status.nodes.unwrap().programmed as usize, nodes.len());
+        // The first is not an edit: everything is saved before it.
+        if n > 0 {
+            took.push(began.elapsed());
+        }
+    }
+    world.delete("gw").await;
+    took.sort();
+    took
+}
+
+/// The least that can be done: read, change and read every node again.
+async fn bare(caddies: &[Caddy]) -> Duration {
+    let mut took = Vec::new();
+    for n in 0..EDITS {
+        let began = Instant::now();
+        futures::future::join_all(caddies.iter().map(|caddy| async move {
+            caddy.servers().await;
+            caddy.set("/web/idle_timeout", json!(format!("{}s", 60 + n))).await;
+            caddy.servers().await;
+        }))
+        .await;
+        took.push(began.elapsed());
+    }
+    futures::future::join_all(caddies.iter().map(|caddy| caddy.set("/web/idle_timeout", json!("5m")))).await;
+    took.sort();
+    took[took.len() / 2]
+}
