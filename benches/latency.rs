@@ -27,6 +27,7 @@ const FIFTY: Duration = Duration::from_secs(1);
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
     let missed = runtime.block_on(async {
+        support::cluster::client().await;
         let caddies = [Caddy::typical().await, Caddy::typical().await, Caddy::typical().await];
         let bare = bare(&caddies).await;
         println!("three Caddies, read, changed and read again side by side without an operator: median {bare:?}");

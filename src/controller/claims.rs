@@ -42,6 +42,14 @@ impl Board {
         })
     }
 
+    /// Notes that a policy was looked at and could not be seen through; what it was seen to point at before, or has saved, stays its own.
+    pub fn keep(&self, me: &Claimant) {
+        self.with(|inner| {
+            let saved = inner.saved.get(me).map(|units| units.keys().cloned().collect()).unwrap_or_default();
+            inner.claims.entry(me.clone()).or_insert(saved);
+        });
+    }
+
     /// Whether a policy has been looked at.
     pub fn knows(&self, policy: &Claimant) -> bool {
         self.with(|inner| inner.claims.contains_key(policy))

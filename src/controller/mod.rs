@@ -257,6 +257,10 @@ fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<Pol
 
 #[allow(clippy::needless_pass_by_value)] // The signature is kube's.
 fn error_policy(policy: Arc<Policy>, error: &Error, context: Arc<Context>) -> Action {
+    if let Some(subject) = policy.0.clone().ok().and_then(|object| Subject::new(object).ok()) {
+        // Younger ones do not wait for one that cannot be worked on.
+        context.board.keep(&subject.claimant);
+    }
     let policy = PolicyRef::from_obj(&*policy);
     let memory = context.memory(&policy);
     context.metrics.failed();

@@ -30,7 +30,7 @@ use crate::{
 };
 
 /// When an older policy has not been looked at yet: it may have the first claim.
-const WAIT_FOR_ELDERS: Duration = Duration::from_millis(20);
+const WAIT_FOR_ELDERS: Duration = Duration::from_millis(50);
 /// When a unit answered too late to be decided upon.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -62,6 +62,7 @@ pub async fn reconcile(policy: Arc<Policy>, ctx: Arc<Context>) -> Result<Action,
         memory.originals = Some(log);
     }
     let action = if subject.object.metadata.deletion_timestamp.is_some() {
+        ctx.board.keep(&subject.claimant);
         restore::cleanup(&ctx, &subject, &mut memory).await?
     } else {
         pass(&ctx, &mut subject, &mut memory).await?
@@ -85,9 +86,11 @@ async fn pass(ctx: &Context, subject: &mut Subject, memory: &mut Memory) -> Resu
         Ok(found) => found,
         Err(Failure::Error(error)) => return Err(error),
         Err(Failure::Problem(problem)) => {
-            if !problem.refused {
-                // It may still be the first to have claimed; younger ones need not wait for it.
-                ctx.board.claim(&subject.claimant, &[]);
+            if problem.refused {
+                ctx.nudge(&ctx.board.claim(&subject.claimant, &[]).1);
+            } else {
+                // A cluster that does not answer for a while is not given up.
+                ctx.board.keep(&subject.claimant);
             }
             return problem_report(ctx, subject, memory, &declared, traits, &problem).await;
         }
@@ -109,8 +112,10 @@ async fn pass(ctx: &Context, subject: &mut Subject, memory: &mut Memory) -> Resu
 /// Whether an older policy of the same kind has not been looked at since the start.
 fn elders_unknown(ctx: &Context, subject: &Subject) -> bool {
     ctx.policies.state().into_iter().filter_map(|policy| Subject::new(policy.0.clone().ok()?).ok()).any(|other| {
+        let over =
+            other.object.metadata.deletion_timestamp.is_some() && !other.object.finalizers().iter().any(|f| f == FINALIZER);
         other.claimant < subject.claimant
-            && other.object.metadata.deletion_timestamp.is_none()
+            && !over
             && other.spec().target.type_ == subject.spec().target.type_
             && !ctx.board.knows(&other.claimant)
     })

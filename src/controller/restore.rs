@@ -34,6 +34,12 @@ pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
     if !subject.object.finalizers().iter().any(|f| f == FINALIZER) {
         return Ok(Action::await_change());
     }
+    if ctx.settings.dry_run {
+        if memory.news("restore", "dry run") {
+            tracing::warn!(policy = %subject.reference, "is being deleted; --dry-run restores nothing and keeps the finalizer");
+        }
+        return Ok(Action::await_change());
+    }
     let since = subject.object.metadata.deletion_timestamp.as_ref().map_or_else(Timestamp::now, |time| time.0);
     let timeout = subject.spec().restore_timeout.get().unwrap_or(Duration::from_secs(300));
     let left = restore_all(ctx, subject, memory).await?;

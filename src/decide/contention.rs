@@ -12,6 +12,8 @@ const WINDOW: i64 = 600;
 const FIRST_TIME_OUT: i64 = 600;
 /// The longest time out, in seconds.
 const LONGEST_TIME_OUT: i64 = 24 * 3600;
+/// Fields that are remembered, so that what the controller keeps in the status stays under 512 bytes.
+const MOST_FIELDS: usize = 6;
 /// A field that nobody touched for so long, in seconds, starts afresh.
 const FORGIVEN: i64 = 24 * 3600;
 
@@ -43,6 +45,10 @@ pub fn step(ledger: &mut BTreeMap<Knob, [i64; 3]>, drifted: &BTreeSet<Knob>, cou
                 *state = outs * 10 + times;
             }
         }
+    }
+    while ledger.len() > MOST_FIELDS {
+        let Some(oldest) = ledger.iter().min_by_key(|(_, [_, since, _])| *since).map(|(knob, _)| *knob) else { break };
+        ledger.remove(&oldest);
     }
     ledger.iter().filter(|(_, [_, _, until])| now < *until).map(|(knob, _)| *knob).collect()
 }
@@ -91,6 +97,14 @@ mod tests {
             left_alone(&[0, 1, day + 700, day + 701, day + 701 + 599, day + 701 + 601]),
             [false, true, false, true, true, false]
         );
+    }
+
+    #[test]
+    fn the_ledger_stays_small() {
+        let mut ledger = BTreeMap::new();
+        let now = Timestamp::from_second(1_000_000).expect("a time");
+        step(&mut ledger, &Knob::ALL.into(), true, now);
+        assert_eq!(ledger.len(), MOST_FIELDS);
     }
 
     #[test]

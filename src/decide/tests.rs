@@ -189,20 +189,25 @@ fn a_large_fleet_has_a_small_status() {
     let (status, _) = scene.report(&Plan::default());
     let bytes = serde_json::to_vec(&status).expect("JSON").len();
     assert!(bytes < 8 * 1024, "{bytes} bytes");
-    let control = serde_json::to_vec(&Control {
-        events: u32::MAX,
-        changed: [
-            Knob::IntraClusterIdleConnTimeout,
-            Knob::IntraClusterMaxIdleConns,
-            Knob::IntraClusterMaxIdleConnsPerHost,
-            Knob::BackendIdleConnTimeout,
-        ]
-        .map(|k| (k, 1_795_238_282_000))
-        .into(),
-        contended: [(KNOB, [99, 1_795_238_282, 1_795_238_282]), (Knob::BackendMaxIdleConns, [99, 1_795_238_282, 1_795_238_282])]
-            .into(),
-    });
-    assert!(control.is_ok_and(|c| c.len() <= 512));
+    let aistore = [
+        Knob::IntraClusterIdleConnTimeout,
+        Knob::IntraClusterMaxIdleConns,
+        Knob::IntraClusterMaxIdleConnsPerHost,
+        Knob::BackendIdleConnTimeout,
+    ];
+    let longest: BTreeMap<_, _> =
+        Knob::ALL.into_iter().rev().take(6).map(|knob| (knob, [19, 1_795_238_282, 1_795_238_282])).collect();
+    for control in [
+        Control {
+            events: u32::MAX,
+            changed: aistore.map(|k| (k, 1_795_238_282_000)).into(),
+            contended: aistore.map(|k| (k, [19, 1_795_238_282, 1_795_238_282])).into(),
+        },
+        Control { events: u32::MAX, changed: BTreeMap::new(), contended: longest },
+    ] {
+        let bytes = serde_json::to_vec(&control).expect("JSON").len();
+        assert!(bytes <= 512, "{bytes} bytes");
+    }
     assert!(status.conditions.iter().all(|c| c.message.chars().count() <= 120));
 }
 

@@ -94,3 +94,35 @@ async fn a_policy_that_comes_to_overlap_hands_the_true_original_over() {
     world.delete("older").await;
     assert_eq!(b.servers().await, typical(), "the original is what was there before both");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_does_not_answer_for_a_while_is_not_taken_over() {
+    let (world, ais) = (World::new("away").await, Ais::start().await);
+    let spec = |proxy: usize, idle: &str| json!({"target": {"type": "AIStore", "aistore": {"endpoint": ais.proxies[proxy]}}, "limits": {"intraCluster": {"idleConnTimeout": idle}}});
+    world.apply("older", &spec(0, "20s")).await;
+    world.until_programmed("older").await;
+    ais.cluster().phase = crate::support::ais::Phase::Election;
+    world.until_condition("older", "Ready", "False", "ProgrammingFailed").await;
+    world.apply("younger", &spec(1, "10s")).await;
+    world.until_condition("younger", "Ready", "False", "ProgrammingFailed").await;
+    ais.cluster().phase = crate::support::ais::Phase::Ready;
+    world.until_condition("younger", "Accepted", "False", "Conflicted").await;
+    assert_eq!((ais.http("idle_conn_time"), ais.puts()), ("20s".into(), 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_cannot_be_worked_on_holds_up_no_other() {
+    let mut world = World::empty("stuck").await;
+    // What is saved of it cannot be read: nothing may be written, for a second capture would be wrong.
+    let revisions =
+        kube::Api::<k8s_openapi::api::apps::v1::ControllerRevision>::namespaced(world.client.clone(), &world.namespace);
+    let broken = json!({"metadata": {"name": "stuck-original", "labels": {"idleconn.io/policy": "stuck"}}, "revision": 1, "data": {"units": 7}});
+    revisions.create(&kube::api::PostParams::default(), &serde_json::from_value(broken).unwrap()).await.unwrap();
+    let (a, b) = (Caddy::typical().await, Caddy::typical().await);
+    let spec = |node: &Caddy| json!({"target": endpoints([node.admin().as_str()]), "limits": {"server": {"idleTimeout": "30s"}}});
+    world.apply("stuck", &spec(&a)).await;
+    world.apply("well", &spec(&b)).await;
+    world.start(super::support::operator::RESYNC);
+    world.until_programmed("well").await;
+    assert_eq!(a.servers().await, typical());
+}

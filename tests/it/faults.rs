@@ -12,6 +12,7 @@ use crate::support::{
     caddy::{Caddy, typical},
     eventually,
     operator::{World, endpoints, find},
+    proxy::{Proxy, Tripwire},
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -59,6 +60,23 @@ async fn one_bad_node_of_each_kind_holds_up_no_other() {
     for ((node, _), before) in bad.iter().zip(asked) {
         assert!(node.asked.load(Ordering::Relaxed) <= before + 2, "asked again and again");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_ails_a_node_is_logged_once() {
+    let world = World::empty("log").await;
+    let tripwire = Tripwire::new(usize::MAX, &world.namespace);
+    let api = Proxy::to_api(world.client.clone(), tripwire.clone()).await;
+    let gone = Misbehaving::gone().await;
+    world.apply("gw", &json!({"target": endpoints([gone.as_str()]), "limits": {"server": {"idleTimeout": "30s"}}})).await;
+    tripwire.start_operator(&api.address);
+    world.until_condition("gw", "Ready", "False", "ProgrammingFailed").await;
+    // It is asked again after 1 s and after 2 s more.
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let log = tripwire.log();
+    assert_eq!(log.matches("cannot connect").count(), 1, "{log}");
+    assert!(log.lines().count() < 8, "{log}");
+    tripwire.clean();
 }
 
 #[tokio::test(flavor = "multi_thread")]

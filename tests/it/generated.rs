@@ -40,7 +40,9 @@ fn the_reference_of_the_crd() {
     let crd = crd::crd();
     let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     let mut page = String::from(
-        "# IdleConnectionPolicy\n\nGenerated from the types by `make generate`; do not edit.\n\n`idleconn.io/v1alpha1`, namespaced, short name `icp`.\n",
+        "# IdleConnectionPolicy\n\nGenerated from the types by `make generate`; do not edit.\n\n`idleconn.io/v1alpha1`, namespaced, short name `icp`.\n\n\
+         Durations are up to four numbers, each with h, m, s or ms: `30s`, `1m30s`, `500ms`; no fractions, no days, no sign (GEP-2257). \
+         0 is the target's \"no limit\".\n",
     );
     for part in ["spec", "status"] {
         let _ = write!(page, "\n## {part}\n\n| field | type | default | meaning |\n|---|---|---|---|\n");

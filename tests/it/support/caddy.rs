@@ -86,7 +86,8 @@ impl Caddy {
 
     /// All servers, as Caddy has them.
     pub async fn servers(&self) -> Json {
-        self.get("").await.expect("Caddy's servers")
+        // A reload replaces the listener, and may break off whoever asks in that moment.
+        eventually("Caddy answers", || async { self.get("").await }).await
     }
 
     /// A value by hand, as an administrator would.

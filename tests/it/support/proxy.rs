@@ -77,6 +77,11 @@ impl Tripwire {
         self.victim.start();
     }
 
+    /// What the operator had to say, in all its lives.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.victim.log()).unwrap()
+    }
+
     /// Removes what the operator needed, once all is well.
     pub fn clean(&self) {
         std::fs::remove_file(&self.victim.kubeconfig).unwrap();
