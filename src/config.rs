@@ -53,7 +53,7 @@ pub struct Run {
     #[command(flatten)]
     pub cluster: Cluster,
     /// Where /metrics, /healthz and /readyz are served.
-    #[arg(long, env = "IDLECONN_METRICS_ADDRESS", default_value = "0.0.0.0:8080")]
+    #[arg(long, env = "IDLECONN_METRICS_ADDRESS", default_value = ":8080", value_parser = address)]
     pub metrics_address: SocketAddr,
     /// How often nodes are read when nothing happens, 1s to 1h: a change by hand is seen after at most this.
     #[arg(long, env = "IDLECONN_RESYNC_INTERVAL", default_value = "30s", value_parser = resync)]
@@ -95,6 +95,12 @@ impl Cluster {
             instance: std::env::var("POD_NAME").unwrap_or_else(|_| crate::api::MANAGER.into()),
         }
     }
+}
+
+/// `:8080` is every address, as in Go.
+fn address(text: &str) -> Result<SocketAddr, String> {
+    let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
+    full.parse().map_err(|_| "write address:port, or :port for every address".to_owned())
 }
 
 fn resync(text: &str) -> Result<Duration, String> {

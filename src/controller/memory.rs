@@ -32,6 +32,8 @@ pub struct Memory {
     pub unfinished: BTreeSet<String>,
     /// What a unit refused, so that it is not sent again unchanged.
     pub refused: BTreeMap<String, (Vec<Change>, Fault)>,
+    /// When each unit's process started, as far as it was asked.
+    pub births: BTreeMap<String, String>,
     /// Failures of the policy as a whole, in a row.
     pub failures: u32,
     /// When units that the policy no longer points at were first missed.

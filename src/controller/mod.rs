@@ -267,7 +267,7 @@ fn error_policy(policy: Arc<Policy>, error: &Error, context: Arc<Context>) -> Ac
     let Ok(mut memory) = memory.try_lock() else { return Action::requeue(memory::wait(0)) };
     memory.failures = memory.failures.saturating_add(1);
     if memory.news("error", &error.to_string()) {
-        tracing::warn!(%policy, %error, "could not be worked on; trying again");
+        tracing::warn!(policy = policy.name, namespace = policy.namespace, %error, "could not be worked on; trying again");
     }
     Action::requeue(memory::wait(memory.failures - 1))
 }
@@ -275,6 +275,8 @@ fn error_policy(policy: Arc<Policy>, error: &Error, context: Arc<Context>) -> Ac
 /// A policy with everything in place that the API server guarantees.
 pub struct Subject {
     reference: PolicyRef,
+    /// `namespace/name`, for logs.
+    path: String,
     namespace: String,
     name: String,
     uid: String,
@@ -289,7 +291,15 @@ impl Subject {
         };
         let name = object.name_any();
         let claimant = crate::decide::claims::Claimant { created: created.0, namespace: namespace.clone(), name: name.clone() };
-        Ok(Self { reference: PolicyRef::new(&name).within(&namespace), namespace, name, uid, object, claimant })
+        Ok(Self {
+            reference: PolicyRef::new(&name).within(&namespace),
+            path: format!("{namespace}/{name}"),
+            namespace,
+            name,
+            uid,
+            object,
+            claimant,
+        })
     }
 
     const fn spec(&self) -> &IdleConnectionPolicySpec {

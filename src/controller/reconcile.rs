@@ -1,6 +1,10 @@
 //! One pass over one policy: gather, decide, apply, report.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ControllerRevision;
@@ -21,7 +25,7 @@ use super::{
 use crate::{
     api::{FINALIZER, IdleConnectionPolicy, IdleConnectionPolicyStatus, policy::DriftPolicy},
     decide::{
-        self, Cause, Declared, Input, Plan, Traits, Unit,
+        self, Cause, Declared, Input, Plan, Traits, Unit, UnitState,
         claims::sentence,
         conditions::{Problem, Seen, UnitResult, failure},
         contention,
@@ -173,7 +177,7 @@ async fn work(
 
     let previous = subject.object.status.clone().unwrap_or_default();
     let saved = memory.originals.as_ref().map(decide::originals::Log::units).unwrap_or_default();
-    let mut plan = decide::decide(&Input {
+    let input = Input {
         generation: subject.object.metadata.generation,
         suspend: subject.spec().suspend,
         drift_policy: subject.spec().drift_policy,
@@ -182,9 +186,17 @@ async fn work(
         units: &answered,
         saved: &saved,
         unfinished: &memory.unfinished,
+        restarted: &BTreeSet::new(),
         previous: &previous,
         now,
-    });
+    };
+    let mut plan = decide::decide(&input);
+    if !plan.drift.is_empty() {
+        // A process that has started anew holds its own file's settings: nobody put them back. Asked only now, for it costs a request.
+        let drifted: BTreeSet<_> = plan.drift.iter().map(|drift| drift.id.clone()).collect();
+        let restarted = restarted(target.as_ref(), &answered, &drifted, &mut memory.births).await;
+        plan = decide::decide(&Input { restarted: &restarted, ..input });
+    }
     if ctx.settings.dry_run {
         plan.units.clear();
     }
@@ -206,6 +218,13 @@ async fn work(
     let (written, late) = gathered.while_waiting(apply::write(ctx, &target, answered, &plan, memory)).await;
     let late_answers = late.iter().any(|(_, state)| state.is_ok());
     note(memory, &written, &plan);
+    let unknown = written
+        .iter()
+        .map(|result| result.unit.id.clone())
+        .filter(|id| plan.units.contains_key(id) && !memory.births.contains_key(id));
+    let (unknown, units_written): (BTreeSet<_>, Vec<_>) =
+        (unknown.collect(), written.iter().filter_map(|r| Some((r.unit.clone(), r.state.clone().ok()?))).collect());
+    restarted(target.as_ref(), &units_written, &unknown, &mut memory.births).await;
     apply::forget(ctx, subject, memory, &plan, &written).await?;
     for (unit, state) in late {
         memory.ended(&unit.id, state.as_ref().err(), Timestamp::now());
@@ -237,6 +256,28 @@ async fn work(
         next = next.min(until(end, stamp));
     }
     Ok(Action::requeue(next))
+}
+
+/// Which of these units have started anew since they were last asked; notes when they did.
+async fn restarted(
+    target: &dyn Target,
+    units: &[(Unit, UnitState)],
+    asked: &BTreeSet<String>,
+    births: &mut BTreeMap<String, String>,
+) -> BTreeSet<String> {
+    let questions = units
+        .iter()
+        .filter(|(unit, _)| asked.contains(&unit.id))
+        .map(|(unit, _)| async { (unit.id.clone(), target.started(unit).await) });
+    let mut restarted = BTreeSet::new();
+    for (id, started) in futures::future::join_all(questions).await {
+        let Some(started) = started else { continue };
+        let before = births.insert(id.clone(), started.clone());
+        if before.is_some_and(|before| before != started) {
+            restarted.insert(id);
+        }
+    }
+    restarted
 }
 
 fn until(due: Timestamp, now: Timestamp) -> Duration {
@@ -286,9 +327,9 @@ fn log_faults(subject: &Subject, memory: &mut Memory, results: &[UnitResult]) {
         let known = memory.logged.contains_key(&result.unit.id);
         if (known || !said.is_empty()) && memory.news(&result.unit.id, &said) {
             if said.is_empty() {
-                tracing::info!(policy = %subject.reference, node = result.unit.name, "answers again");
+                tracing::info!(policy = subject.path, node = result.unit.name, "answers again");
             } else {
-                tracing::warn!(policy = %subject.reference, node = result.unit.name, "{said}");
+                tracing::warn!(policy = subject.path, node = result.unit.name, "{said}");
             }
         }
     }
@@ -353,7 +394,7 @@ async fn problem_report(
         now: Timestamp::now(),
     });
     if memory.news("problem", &problem.message) {
-        tracing::warn!(policy = %subject.reference, reason = problem.reason, "{}", problem.message);
+        tracing::warn!(policy = subject.path, reason = problem.reason, "{}", problem.message);
     }
     report::report(ctx, subject, &status, &notices).await?;
     let times = memory.failing.get("").map_or(0, |failing| failing.times);

@@ -75,7 +75,7 @@ pub async fn event(ctx: &Context, subject: &Subject, notice: &Notice, seed: &str
     let api = Api::<Event>::namespaced(ctx.client.clone(), &subject.namespace);
     match in_time(api.create(&PostParams::default(), &event)).await {
         Ok(_) => {
-            tracing::info!(policy = %subject.reference, reason = notice.reason, "{}", notice.note);
+            tracing::info!(policy = subject.path, reason = notice.reason, "{}", notice.note);
             Ok(())
         }
         // Already told; or the namespace is being deleted and takes no more Events.

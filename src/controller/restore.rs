@@ -36,7 +36,7 @@ pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
     }
     if ctx.settings.dry_run {
         if memory.news("restore", "dry run") {
-            tracing::warn!(policy = %subject.reference, "is being deleted; --dry-run restores nothing and keeps the finalizer");
+            tracing::warn!(policy = subject.path, "is being deleted; --dry-run restores nothing and keeps the finalizer");
         }
         return Ok(Action::await_change());
     }
@@ -47,7 +47,7 @@ pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
         let waited = Timestamp::now().duration_since(since).unsigned_abs();
         if waited < timeout {
             if memory.news("restore", &fault.message) {
-                tracing::warn!(policy = %subject.reference, node = name, "not restored yet: {fault}");
+                tracing::warn!(policy = subject.path, node = name, "not restored yet: {fault}");
             }
             return Ok(Action::requeue(NEXT_TRY.min(timeout.saturating_sub(waited))));
         }
@@ -96,7 +96,7 @@ async fn finish(ctx: &Context, subject: &Subject, memory: &mut Memory, restored:
     }
     ctx.forget(&subject.reference);
     ctx.nudge(&ctx.board.forget(&subject.namespace, &subject.name, None));
-    tracing::info!(policy = %subject.reference, restored, "let go");
+    tracing::info!(policy = subject.path, restored, "let go");
     Ok(())
 }
 
@@ -225,7 +225,7 @@ pub async fn release(ctx: &Context, all: bool) -> Result<(), Error> {
             let mut memory = Memory { originals: Some(log), ..Memory::default() };
             let unrestored = restore_all(ctx, &subject, &mut memory).await?;
             for (name, fault) in &unrestored {
-                tracing::error!(policy = %subject.reference, node = name, "not restored: {fault}");
+                tracing::error!(policy = subject.path, node = name, "not restored: {fault}");
             }
             if unrestored.is_empty() {
                 finish(ctx, &subject, &mut memory, true).await?;

@@ -236,9 +236,9 @@ fn tally(seen: &Seen<'_>) -> Tally {
     tally.programmed = shared(&programmed);
     tally.in_effect = shared(&used);
     if tally.answered > 0 {
-        let written = |knob: &Knob| !seen.declared.capped.contains_key(knob);
-        tally.placeless =
-            seen.declared.settings.keys().copied().filter(|knob| !with_place.contains(knob) && written(knob)).collect();
+        let supported: BTreeSet<_> =
+            seen.declared.written.iter().copied().filter(|knob| seen.declared.settings.contains_key(knob)).collect();
+        tally.placeless = supported.difference(&with_place).copied().collect();
     }
     tally.changed = changed;
     tally
@@ -426,7 +426,8 @@ fn programmed(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, St
 /// What is said of drift, in the condition and then in the Event.
 fn drifted(drift: &Drift) -> String {
     let found = drift.found.map_or_else(|| "unset".into(), |v| v.to_string());
-    format!("{}: {} was {found}, declared {}", drift.unit, drift.knob, drift.declared)
+    let restarted = if drift.restarted { " restarted" } else { "" };
+    format!("{}{restarted}: {} was {found}, declared {}", drift.unit, drift.knob, drift.declared)
 }
 
 fn in_effect(tally: &Tally) -> (&'static str, &'static str, String) {

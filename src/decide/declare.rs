@@ -36,6 +36,8 @@ pub struct Declared {
     pub settings: Settings,
     /// What the user wrote and the target has no place for.
     pub unsupported: BTreeSet<Knob>,
+    /// What the user wrote himself, rather than a preset.
+    pub written: BTreeSet<Knob>,
     /// What a preset asked for and the target's own maximum lowered, with that maximum.
     pub capped: Settings,
 }
@@ -55,6 +57,7 @@ pub fn declare(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Declared {
         }
         declared.settings.insert(knob, capped);
     }
+    declared.written = written.keys().copied().collect();
     for (knob, value) in written {
         if (traits.capability)(knob) == Capability::Unsupported {
             declared.unsupported.insert(knob);

@@ -56,6 +56,8 @@ pub struct Input<'a> {
     pub saved: &'a BTreeMap<String, Saved>,
     /// Units whose last write did not end well: what they hold is unfinished work, not drift.
     pub unfinished: &'a BTreeSet<String>,
+    /// Units whose process has started anew since it was last written: what they hold is their own file's, and nobody's contest.
+    pub restarted: &'a BTreeSet<String>,
     /// The status as it stands.
     pub previous: &'a IdleConnectionPolicyStatus,
     /// The time.
@@ -80,8 +82,12 @@ pub struct Plan {
 pub struct Drift {
     /// The limit.
     pub knob: Knob,
+    /// The unit's id.
+    pub id: String,
     /// The unit's name.
     pub unit: String,
+    /// Whether its process has started anew, rather than been told otherwise.
+    pub restarted: bool,
     /// What it holds now.
     pub found: Option<Value>,
     /// What it should hold.
@@ -118,16 +124,24 @@ pub fn decide(input: &Input<'_>) -> Plan {
             let original = saved.and_then(|sites| sites.get(site));
             let unfinished = input.unfinished.contains(&unit.id) || (partial && original == Some(&stored.raw));
             if stored.value != Some(declared) && settled && original.is_some() && !unfinished {
-                plan.drift.push(Drift { knob: site.knob, unit: unit.name.clone(), found: stored.value, declared });
+                plan.drift.push(Drift {
+                    knob: site.knob,
+                    id: unit.id.clone(),
+                    unit: unit.name.clone(),
+                    restarted: input.restarted.contains(&unit.id),
+                    found: stored.value,
+                    declared,
+                });
             }
         }
         wanted.insert(&unit.id, settings);
     }
 
     let drifted: BTreeSet<Knob> = plan.drift.iter().map(|drift| drift.knob).collect();
+    let contested = plan.drift.iter().filter(|drift| !drift.restarted).map(|drift| drift.knob).collect();
     let correct = input.drift_policy == DriftPolicy::Correct;
     if !input.suspend {
-        plan.contended = contention::step(&mut plan.control.contended, &drifted, correct && !correcting, input.now);
+        plan.contended = contention::step(&mut plan.control.contended, &contested, correct && !correcting, input.now);
     }
     if input.suspend {
         return plan;

@@ -43,6 +43,7 @@ struct Scene {
     units: Vec<(Unit, UnitState)>,
     saved: BTreeMap<String, Saved>,
     unfinished: BTreeSet<String>,
+    restarted: BTreeSet<String>,
     previous: IdleConnectionPolicyStatus,
     suspend: bool,
     drift_policy: DriftPolicy,
@@ -56,6 +57,7 @@ impl Scene {
             units: vec![(unit("u"), holding(holds))],
             saved: BTreeMap::new(),
             unfinished: BTreeSet::new(),
+            restarted: BTreeSet::new(),
             previous: IdleConnectionPolicyStatus::default(),
             suspend: false,
             drift_policy: DriftPolicy::Correct,
@@ -85,6 +87,7 @@ impl Scene {
             units: &self.units,
             saved: &self.saved,
             unfinished: &self.unfinished,
+            restarted: &self.restarted,
             previous: &self.previous,
             now: self.now,
         })
@@ -156,6 +159,18 @@ fn suspended_reported_and_contended_fields_are_not_written() {
     contended.previous.control = Some(Control { contended: [(KNOB, [1, 999_900, 0])].into(), ..Control::default() });
     let plan = contended.decide();
     assert_eq!((plan.units.len(), plan.contended.len()), (0, 1));
+}
+
+#[test]
+fn a_restarted_node_is_programmed_again_however_often_it_restarts() {
+    let mut scene = Scene::new(Some(300)).captured(Some(300)).settled();
+    scene.restarted.insert("u".into());
+    for _ in 0..5 {
+        let plan = scene.decide();
+        assert_eq!((plan.units["u"].changes.len(), plan.contended.len()), (1, 0));
+        assert!(plan.drift[0].restarted);
+        scene.previous.control = Some(plan.control);
+    }
 }
 
 #[test]

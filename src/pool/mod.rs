@@ -35,7 +35,7 @@ pub enum Error {
     #[error("cannot connect to {0}: connection refused or unreachable")]
     Connect(String),
     /// The certificate is not trusted.
-    #[error("{0} shows a certificate that the given CA does not vouch for")]
+    #[error("{0} shows a certificate that no CA given for it vouches for")]
     Certificate(String),
     /// No answer in time.
     #[error("{0} did not answer within {1:?}")]
@@ -54,8 +54,8 @@ pub enum Error {
     Address(String),
 }
 
-/// A question to a node.
-#[derive(Clone, Debug)]
+/// A question to a node. Never printed: its header fields hold tokens.
+#[derive(Clone)]
 pub struct Request {
     /// The method.
     pub method: Method,
@@ -201,16 +201,14 @@ impl Pool {
             .pool_max_idle_per_host(IDLE_PER_HOST)
             .pool_idle_timeout(IDLE_TIMEOUT)
             .dns_resolver(self.names.clone());
-        // Without a CA only the addresses of a certificate-less scheme can be asked; the machine's own roots vouch
-        // for public names, which no node is.
-        let certificates = match ca {
-            Some(pem) => reqwest::Certificate::from_pem_bundle(pem).map_err(|_| Error::Ca)?,
-            None => Vec::new(),
-        };
-        if ca.is_some() && certificates.is_empty() {
-            return Err(Error::Ca);
+        if let Some(pem) = ca {
+            let certificates = reqwest::Certificate::from_pem_bundle(pem).map_err(|_| Error::Ca)?;
+            if certificates.is_empty() {
+                return Err(Error::Ca);
+            }
+            // Only those: a policy that names its CA means no other.
+            builder = builder.tls_certs_only(certificates);
         }
-        builder = builder.tls_certs_only(certificates);
         let client = builder.build().map_err(|_| Error::Ca)?;
         if clients.len() >= MOST_CLIENTS {
             clients.clear();

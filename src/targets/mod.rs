@@ -36,6 +36,12 @@ pub trait Target: Send + Sync {
     /// Reads what a unit and its nodes hold.
     fn read<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<UnitState, Fault>>;
 
+    /// When the unit's process started, by its own word: anything that differs after a restart. `None` where it does not say, or
+    /// where a restart loses nothing that was stored.
+    fn started<'a>(&'a self, _unit: &'a Unit) -> BoxFuture<'a, Option<String>> {
+        Box::pin(std::future::ready(None))
+    }
+
     /// Writes changes, all at once, against the state they were decided from.
     ///
     /// A time-out is a fault like any other: whether it was stored is found out by reading.

@@ -129,7 +129,7 @@ async fn a_certificate_authority_that_does_not_match_is_told_apart() {
     assert_eq!(ready(&world, "RefNotFound").await, "ConfigMap ais-ca does not exist; create it, or correct caConfigMapRef");
     world.config_map("ais-ca", &[("ca.crt", &wrong.pem)]).await;
     let message = ready(&world, "CertificateInvalid").await;
-    assert!(message.contains("shows a certificate that the given CA does not vouch for"), "{message}");
+    assert!(message.contains("shows a certificate that no CA given for it vouches for"), "{message}");
     world.config_map("ais-ca", &[("ca.crt", "not a certificate")]).await;
     world.until("prod", "not PEM", |s| find(s, "Ready").is_some_and(|c| c.message == "the CA holds no certificate in PEM")).await;
     world.config_map("ais-ca", &[("ca.crt", &right.pem)]).await;

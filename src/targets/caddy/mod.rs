@@ -144,6 +144,15 @@ impl Target for Caddy {
         .boxed()
     }
 
+    fn started<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Option<String>> {
+        async move {
+            let page = self.ask(Request::get(&unit.address, "/metrics", READ)).await.ok()?;
+            let page = String::from_utf8(page.body).ok()?;
+            page.lines().find_map(|line| line.strip_prefix("process_start_time_seconds ")).map(str::to_owned)
+        }
+        .boxed()
+    }
+
     fn write<'a>(&'a self, unit: &'a Unit, state: &'a UnitState, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Fault>> {
         async move {
             let mut servers = state.native["servers"].clone();

@@ -1,8 +1,11 @@
 //! Stand-ins for Caddy's admin API: one that behaves, for large fleets, and some that do not.
 
-use std::sync::{
-    Arc, Mutex,
-    atomic::{AtomicUsize, Ordering},
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Instant,
 };
 
 use axum::{
@@ -32,12 +35,18 @@ struct Node {
     servers: Mutex<(Json, u64)>,
     reads: AtomicUsize,
     writes: AtomicUsize,
+    written: OnceLock<Instant>,
 }
 
 impl AdminApi {
     /// One that behaves as Caddy's does, with Etags.
     pub async fn start(servers: Json) -> Self {
-        let state = Arc::new(Node { servers: Mutex::new((servers, 0)), reads: AtomicUsize::new(0), writes: AtomicUsize::new(0) });
+        let state = Arc::new(Node {
+            servers: Mutex::new((servers, 0)),
+            reads: AtomicUsize::new(0),
+            writes: AtomicUsize::new(0),
+            written: OnceLock::new(),
+        });
         let router = Router::new().route("/config/apps/http/servers", get(read).patch(write)).with_state(state.clone());
         let listener = TcpListener::bind((caddy::address(), 0)).await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
@@ -51,6 +60,11 @@ impl AdminApi {
 
     pub fn reads(&self) -> usize {
         self.state.reads.load(Ordering::Relaxed)
+    }
+
+    /// When it was first changed.
+    pub fn written(&self) -> Option<Instant> {
+        self.state.written.get().copied()
     }
 
     pub fn writes(&self) -> usize {
@@ -77,6 +91,7 @@ async fn write(State(node): State<Arc<Node>>, headers: HeaderMap, axum::Json(bod
     if headers.get("if-match").is_some_and(|given| given.to_str().ok() != Some(&etag)) {
         return StatusCode::PRECONDITION_FAILED;
     }
+    node.written.get_or_init(Instant::now);
     *servers = (body, servers.1 + 1);
     StatusCode::OK
 }
@@ -85,6 +100,8 @@ async fn write(State(node): State<Arc<Node>>, headers: HeaderMap, axum::Json(bod
 pub struct Misbehaving {
     pub address: String,
     pub asked: Arc<AtomicUsize>,
+    /// When somebody first gave up waiting for an answer.
+    pub given_up: Arc<OnceLock<Instant>>,
     task: JoinHandle<()>,
 }
 
@@ -95,23 +112,27 @@ impl Misbehaving {
         let address = format!("http://{}", listener.local_addr().unwrap());
         let asked = Arc::new(AtomicUsize::new(0));
         let count = asked.clone();
+        let given_up = Arc::new(OnceLock::new());
+        let end = given_up.clone();
         let task = tokio::spawn(async move {
-            let mut held = Vec::new();
             loop {
                 let (mut stream, _) = listener.accept().await.unwrap();
                 count.fetch_add(1, Ordering::Relaxed);
                 let mut question = [0; 4096];
-                match &answer {
-                    Some(answer) => {
-                        let _ = stream.read(&mut question).await;
-                        let _ = stream.write_all(answer).await;
-                        let _ = stream.shutdown().await;
-                    }
-                    None => held.push(stream),
+                if let Some(answer) = &answer {
+                    let _ = stream.read(&mut question).await;
+                    let _ = stream.write_all(answer).await;
+                    let _ = stream.shutdown().await;
+                } else {
+                    let end = end.clone();
+                    tokio::spawn(async move {
+                        while stream.read(&mut question).await.is_ok_and(|n| n > 0) {}
+                        end.get_or_init(Instant::now);
+                    });
                 }
             }
         });
-        Self { address, asked, task }
+        Self { address, asked, given_up, task }
     }
 
     pub async fn hangs() -> Self {
