@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 
 use crate::{
-    decide::{Change, Fault, NodeState, originals::Log},
+    decide::{Change, Fault, NodeState, Unit, originals::Log},
     targets::Credentials,
 };
 
@@ -89,6 +89,23 @@ impl Memory {
         // A process that has run for less time than when it was last seen was started since.
         let restarted = if uptime.at_least < life.uptime { life.seen.as_millisecond() } else { i64::MIN };
         *life = Life { uptime: uptime.at_least, seen: now, started_after: life.started_after.max(bound).max(restarted) };
+    }
+
+    /// Forgets units that are neither there any more nor waiting to be restored: pods come and go.
+    pub fn keep_only(&mut self, units: &[Unit]) {
+        let mut ids: BTreeSet<_> = units.iter().map(|unit| unit.id.clone()).collect();
+        ids.extend(self.originals.iter().flat_map(|log| log.units().into_keys()));
+        self.failing.retain(|id, _| ids.contains(id));
+        self.unfinished.retain(|id| ids.contains(id));
+        self.refused.retain(|id, _| ids.contains(id));
+        self.births.retain(|id, _| ids.contains(id));
+        self.departed.retain(|id, _| ids.contains(id));
+        self.logged.retain(|about, _| ids.contains(about) || matches!(about.as_str(), "error" | "problem" | "restore"));
+    }
+
+    /// Forgets nodes that are not there any more.
+    pub fn lives_only(&mut self, nodes: &BTreeSet<&str>) {
+        self.lives.retain(|name, _| nodes.contains(name.as_str()));
     }
 
     /// Whether this was not said before; it is noted as said.

@@ -25,7 +25,7 @@ use super::{
 use crate::{
     api::{FINALIZER, IdleConnectionPolicy, IdleConnectionPolicyStatus, policy::DriftPolicy},
     decide::{
-        self, Cause, Declared, Input, Plan, Traits, Unit, UnitState,
+        self, Cause, Declared, Input, Plan, Traits, Unit,
         claims::sentence,
         conditions::{Problem, Seen, UnitResult, failure},
         contention,
@@ -157,6 +157,7 @@ async fn work(
     let Found { target, units } = found;
     memory.failing.remove("");
     memory.logged.remove("problem");
+    memory.keep_only(&units);
     finalizer(ctx, subject).await?;
     let mut gathered = gather::gather(target.clone(), units.clone(), memory, now).await;
 
@@ -193,8 +194,9 @@ async fn work(
     let mut plan = decide::decide(&input);
     if !plan.drift.is_empty() {
         // A process that has started anew holds its own file's settings: nobody put them back. Asked only now, for it costs a request.
-        let drifted: BTreeSet<_> = plan.drift.iter().map(|drift| drift.id.clone()).collect();
-        let restarted = restarted(target.as_ref(), &answered, &drifted, &mut memory.births).await;
+        let drifted = |unit: &Unit| plan.drift.iter().any(|drift| drift.id == unit.id);
+        let drifted: Vec<_> = answered.iter().map(|(unit, _)| unit).filter(|unit| drifted(unit)).collect();
+        let restarted = restarted(target.as_ref(), &drifted, &mut memory.births).await;
         plan = decide::decide(&Input { restarted: &restarted, ..input });
     }
     if ctx.settings.dry_run {
@@ -218,13 +220,9 @@ async fn work(
     let (written, late) = gathered.while_waiting(apply::write(ctx, &target, answered, &plan, memory)).await;
     let late_answers = late.iter().any(|(_, state)| state.is_ok());
     note(memory, &written, &plan);
-    let unknown = written
-        .iter()
-        .map(|result| result.unit.id.clone())
-        .filter(|id| plan.units.contains_key(id) && !memory.births.contains_key(id));
-    let (unknown, units_written): (BTreeSet<_>, Vec<_>) =
-        (unknown.collect(), written.iter().filter_map(|r| Some((r.unit.clone(), r.state.clone().ok()?))).collect());
-    restarted(target.as_ref(), &units_written, &unknown, &mut memory.births).await;
+    let unborn = |unit: &Unit| plan.units.contains_key(&unit.id) && !memory.births.contains_key(&unit.id);
+    let unborn: Vec<_> = written.iter().map(|result| &result.unit).filter(|unit| unborn(unit)).collect();
+    restarted(target.as_ref(), &unborn, &mut memory.births).await;
     apply::forget(ctx, subject, memory, &plan, &written).await?;
     for (unit, state) in late {
         memory.ended(&unit.id, state.as_ref().err(), Timestamp::now());
@@ -234,41 +232,38 @@ async fn work(
     results.sort_by(|a, b| a.unit.name.cmp(&b.unit.name));
 
     let stamp = Timestamp::now();
-    for node in results.iter().filter_map(|result| result.state.as_ref().ok()).flat_map(|state| &state.nodes) {
+    let nodes: Vec<_> = results.iter().filter_map(|result| result.state.as_ref().ok()).flat_map(|state| &state.nodes).collect();
+    for node in &nodes {
         memory.lived(node, stamp);
+    }
+    if results.iter().all(|result| result.state.is_ok()) {
+        memory.lives_only(&nodes.iter().map(|node| node.name.as_str()).collect());
     }
     plan_changed(&mut plan, &results, traits, stamp);
     log_faults(subject, memory, &results);
 
     let departed = restore::departed(ctx, subject, memory, &units).await?;
     say(ctx, subject, memory, declared, traits, &plan, &results).await?;
-    let mut next = resync(ctx, &subject.reference);
+    let mut next = next_look(ctx, subject, memory, &plan, stamp);
     if late_answers {
         next = next.min(ASK_AGAIN);
     }
     if departed {
         next = next.min(wait(2));
     }
-    for failing in memory.failing.values() {
-        next = next.min(until(failing.due, stamp));
-    }
-    if let Some(end) = contention::next_end(&plan.control.contended, stamp).and_then(|end| Timestamp::from_second(end + 1).ok()) {
-        next = next.min(until(end, stamp));
-    }
     Ok(Action::requeue(next))
 }
 
+/// When to look again if nothing happens: when a node that failed is due, or a contested field, and by and by in any case.
+fn next_look(ctx: &Context, subject: &Subject, memory: &Memory, plan: &Plan, now: Timestamp) -> Duration {
+    let contended = contention::next_end(&plan.control.contended, now).and_then(|end| Timestamp::from_second(end + 1).ok());
+    let due = memory.failing.values().map(|failing| failing.due).chain(contended).map(|due| until(due, now)).min();
+    due.unwrap_or(Duration::MAX).min(resync(ctx, &subject.reference))
+}
+
 /// Which of these units have started anew since they were last asked; notes when they did.
-async fn restarted(
-    target: &dyn Target,
-    units: &[(Unit, UnitState)],
-    asked: &BTreeSet<String>,
-    births: &mut BTreeMap<String, String>,
-) -> BTreeSet<String> {
-    let questions = units
-        .iter()
-        .filter(|(unit, _)| asked.contains(&unit.id))
-        .map(|(unit, _)| async { (unit.id.clone(), target.started(unit).await) });
+async fn restarted(target: &dyn Target, units: &[&Unit], births: &mut BTreeMap<String, String>) -> BTreeSet<String> {
+    let questions = units.iter().map(|unit| async { (unit.id.clone(), target.started(unit).await) });
     let mut restarted = BTreeSet::new();
     for (id, started) in futures::future::join_all(questions).await {
         let Some(started) = started else { continue };

@@ -35,7 +35,7 @@ impl Caddy {
     pub async fn start(servers: Json) -> Self {
         let ip = address();
         let config = json!({
-            "admin": {"listen": format!("{ip}:2019"), "origins": [format!("{ip}:2019")]},
+            "admin": {"listen": format!("{ip}:2019"), "origins": [format!("{ip}:2019")], "config": {"persist": false}},
             "apps": {"http": {"servers": servers}},
             "logging": {"logs": {"default": {"level": "ERROR"}}},
         });
