@@ -3,12 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use futures::{FutureExt as _, StreamExt as _, stream};
+use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use kube::Api;
 
 use super::{Context, Error, Subject, memory::Memory, originals};
 use crate::{
-    decide::{Cause, Change, Fault, Plan, Unit, UnitPlan, UnitState, conditions::UnitResult, originals::Saved},
+    decide::{Cause, Change, Fault, Plan, To, Unit, UnitPlan, UnitState, conditions::UnitResult, originals::Saved},
     targets::Target,
 };
 
@@ -100,12 +101,12 @@ pub async fn write(
         .into_iter()
         .map(|(unit, state)| {
             let changes = plan.units.get(&unit.id).map(|plan| &plan.changes[..]).unwrap_or_default();
-            let refused = memory.refused.get(&unit.id).filter(|(refused, _)| refused == changes).map(|(_, fault)| fault.clone());
+            let held_back = memory.held_back(&unit.id, changes, Timestamp::now());
             async move {
                 if changes.is_empty() {
                     return UnitResult { unit, state: Ok(state), write: None };
                 }
-                if let Some(fault) = refused {
+                if let Some(fault) = held_back {
                     return UnitResult { unit, state: Ok(state), write: Some(fault) };
                 }
                 write_one(ctx, target.as_ref(), unit, &state, changes).await
@@ -125,20 +126,24 @@ pub async fn write_one(ctx: &Context, target: &dyn Target, unit: Unit, state: &U
         // A reload may have closed the very connection that the question went over.
         now = target.read(&unit).await;
     }
-    let write = match (written, &now) {
-        (Err(fault), _) => Some(fault),
-        (Ok(()), Ok(now)) => not_stored(now, changes)
-            .then(|| Fault::new(Cause::Busy, format!("{} took the change and does not show it", unit.name))),
-        (Ok(()), Err(_)) => None,
+    // What counts is what it stores, whatever it answered: a change that took longer than was waited for is a change.
+    let shows = now.as_ref().is_ok_and(|now| stored(now, changes));
+    let write = match written {
+        Err(fault) if !shows => Some(fault),
+        Ok(()) if !shows && now.is_ok() => {
+            Some(Fault::new(Cause::Busy, format!("{} took the change and does not show it", unit.name)))
+        }
+        Ok(()) | Err(_) => None,
     };
     UnitResult { unit, state: now, write }
 }
 
-fn not_stored(now: &UnitState, changes: &[Change]) -> bool {
-    changes.iter().any(|change| {
-        now.sites.get(&change.site).is_some_and(|stored| match &change.to {
-            crate::decide::To::Value(value) => stored.value != Some(*value),
-            crate::decide::To::Raw(raw) => stored.raw != *raw,
+/// Whether every site that is still there holds what it was to hold.
+fn stored(now: &UnitState, changes: &[Change]) -> bool {
+    changes.iter().all(|change| {
+        now.sites.get(&change.site).is_none_or(|stored| match &change.to {
+            To::Value(value) => stored.value == Some(*value),
+            To::Raw(raw) => stored.raw == *raw,
         })
     })
 }

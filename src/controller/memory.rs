@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 
 use crate::{
-    decide::{Change, Fault, NodeState, Unit, originals::Log},
+    decide::{Cause, Change, Fault, NodeState, Unit, originals::Log},
     targets::Credentials,
 };
 
@@ -26,12 +26,12 @@ pub struct Memory {
     pub originals: Option<Log>,
     /// The last credentials that could be read. In a namespace that is being deleted the Secret goes first.
     pub credentials: Credentials,
-    /// Units that fail, and when each is asked again.
+    /// Units that do not answer, and when each is asked again.
     pub failing: BTreeMap<String, Failing>,
+    /// Units that answer and did not take a change.
+    pub unwritten: BTreeMap<String, Unwritten>,
     /// Units whose last write did not end well.
     pub unfinished: BTreeSet<String>,
-    /// What a unit refused, so that it is not sent again unchanged.
-    pub refused: BTreeMap<String, (Vec<Change>, Fault)>,
     /// When each unit's process started, as far as it was asked.
     pub births: BTreeMap<String, String>,
     /// Failures of the policy as a whole, in a row.
@@ -54,6 +54,15 @@ pub struct Failing {
     pub fault: Fault,
 }
 
+/// A change that a unit did not take.
+pub struct Unwritten {
+    changes: Vec<Change>,
+    times: u32,
+    /// When it is sent again; never, where the unit understood and refused.
+    pub due: Option<Timestamp>,
+    fault: Fault,
+}
+
 /// What is known of a node's process.
 #[derive(Clone, Copy)]
 pub struct Life {
@@ -64,18 +73,35 @@ pub struct Life {
 }
 
 impl Memory {
-    /// Notes how a unit's last request ended.
+    /// Notes how a unit's last reading ended.
     pub fn ended(&mut self, unit: &str, fault: Option<&Fault>, now: Timestamp) {
-        match fault {
-            None => {
-                self.failing.remove(unit);
-            }
-            Some(fault) => {
-                let times = self.failing.get(unit).map_or(0, |failing| failing.times);
-                let due = now.checked_add(wait(times)).unwrap_or(now);
-                self.failing.insert(unit.to_owned(), Failing { times: times.saturating_add(1), due, fault: fault.clone() });
-            }
-        }
+        let Some(fault) = fault else {
+            self.failing.remove(unit);
+            return;
+        };
+        let times = self.failing.get(unit).map_or(0, |failing| failing.times);
+        let due = now.checked_add(wait(times)).unwrap_or(now);
+        self.failing.insert(unit.to_owned(), Failing { times: times.saturating_add(1), due, fault: fault.clone() });
+    }
+
+    /// Notes how a unit's last write ended. It is read all the same.
+    pub fn written(&mut self, unit: &str, changes: &[Change], fault: Option<&Fault>, now: Timestamp) {
+        let Some(fault) = fault else {
+            self.unwritten.remove(unit);
+            return;
+        };
+        let times =
+            self.unwritten.get(unit).filter(|unwritten| unwritten.changes == changes).map_or(0, |unwritten| unwritten.times);
+        let due = if fault.cause == Cause::Rejected { None } else { now.checked_add(wait(times)).ok() };
+        let unwritten = Unwritten { changes: changes.to_vec(), times: times.saturating_add(1), due, fault: fault.clone() };
+        self.unwritten.insert(unit.to_owned(), unwritten);
+    }
+
+    /// Why these changes are not sent to a unit now: it did not take them, and is not due to be asked again.
+    #[must_use]
+    pub fn held_back(&self, unit: &str, changes: &[Change], now: Timestamp) -> Option<Fault> {
+        let unwritten = self.unwritten.get(unit).filter(|unwritten| unwritten.changes == changes)?;
+        unwritten.due.is_none_or(|due| now < due).then(|| unwritten.fault.clone())
     }
 
     /// Notes how long a node's process has run: what it says is too little rather than too much, so the latest of all that
@@ -96,8 +122,8 @@ impl Memory {
         let mut ids: BTreeSet<_> = units.iter().map(|unit| unit.id.clone()).collect();
         ids.extend(self.originals.iter().flat_map(|log| log.units().into_keys()));
         self.failing.retain(|id, _| ids.contains(id));
+        self.unwritten.retain(|id, _| ids.contains(id));
         self.unfinished.retain(|id| ids.contains(id));
-        self.refused.retain(|id, _| ids.contains(id));
         self.births.retain(|id, _| ids.contains(id));
         self.departed.retain(|id, _| ids.contains(id));
         self.logged.retain(|about, _| ids.contains(about) || matches!(about.as_str(), "error" | "problem" | "restore"));
@@ -123,7 +149,10 @@ pub fn wait(failures: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::observed::Uptime;
+    use crate::{
+        api::{Knob, Value},
+        decide::{Site, To, observed::Uptime},
+    };
 
     fn node(uptime: u64) -> NodeState {
         let uptime = Uptime { at_least: Duration::from_secs(uptime), slack: Duration::from_secs(10) };
@@ -149,6 +178,23 @@ mod tests {
     fn an_uptime_that_went_down_is_a_restart_since_the_last_look() {
         assert_eq!(started_after(&[(0, 100), (30, 2)]), 17_999);
         assert_eq!(started_after(&[(0, 100), (8, 2)]), 0);
+    }
+
+    #[test]
+    fn what_was_refused_is_never_sent_again_and_what_failed_is_sent_later() {
+        let now = Timestamp::from_second(10_000).expect("a time");
+        let later = Timestamp::from_second(10_400).expect("a time");
+        let change =
+            |n| [Change { site: Site { knob: Knob::BackendMaxIdleConns, place: "web".into() }, to: To::Value(Value::Count(n)) }];
+        let mut memory = Memory::default();
+        memory.written("u", &change(1), Some(&Fault::new(Cause::Rejected, "no")), now);
+        assert!(memory.held_back("u", &change(1), later).is_some());
+        assert!(memory.held_back("u", &change(2), now).is_none(), "another change is another question");
+        memory.written("u", &change(1), Some(&Fault::new(Cause::Busy, "later")), now);
+        assert!(memory.held_back("u", &change(1), now).is_some());
+        assert!(memory.held_back("u", &change(1), later).is_none());
+        memory.written("u", &[], None, now);
+        assert!(memory.held_back("u", &change(1), now).is_none());
     }
 
     #[test]

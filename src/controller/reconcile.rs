@@ -257,7 +257,9 @@ async fn work(
 /// When to look again if nothing happens: when a node that failed is due, or a contested field, and by and by in any case.
 fn next_look(ctx: &Context, subject: &Subject, memory: &Memory, plan: &Plan, now: Timestamp) -> Duration {
     let contended = contention::next_end(&plan.control.contended, now).and_then(|end| Timestamp::from_second(end + 1).ok());
-    let due = memory.failing.values().map(|failing| failing.due).chain(contended).map(|due| until(due, now)).min();
+    let unwritten = memory.unwritten.values().filter_map(|unwritten| unwritten.due);
+    let due =
+        memory.failing.values().map(|failing| failing.due).chain(unwritten).chain(contended).map(|due| until(due, now)).min();
     due.unwrap_or(Duration::MAX).min(resync(ctx, &subject.reference))
 }
 
@@ -294,20 +296,15 @@ fn note(memory: &mut Memory, written: &[UnitResult], plan: &Plan) {
     let now = Timestamp::now();
     for result in written {
         let id = &result.unit.id;
-        let fault = result.state.as_ref().err().or(result.write.as_ref());
-        match fault {
-            Some(fault) if fault.cause == Cause::Rejected => {
-                let changes = plan.units.get(id).map(|unit| unit.changes.clone()).unwrap_or_default();
-                memory.refused.insert(id.clone(), (changes, fault.clone()));
-                memory.failing.remove(id);
-            }
-            fault => memory.ended(id, fault, now),
+        let changes = plan.units.get(id).map(|unit| &unit.changes[..]).unwrap_or_default();
+        memory.ended(id, result.state.as_ref().err(), now);
+        if memory.held_back(id, changes, now).is_none() {
+            memory.written(id, changes, result.write.as_ref(), now);
         }
-        if fault.is_some() {
+        if result.state.is_err() || result.write.is_some() {
             memory.unfinished.insert(id.clone());
         } else {
             memory.unfinished.remove(id);
-            memory.refused.remove(id);
         }
     }
 }

@@ -150,7 +150,8 @@ async fn a_hung_node_and_a_dead_one_are_named_and_the_others_are_programmed() {
         let (world, ais) = (World::new("ais-node").await, Ais::start().await);
         ais.set("target-t1", life);
         world.apply("prod", &spec(&ais, &json!({"intraCluster": {"idleConnTimeout": "20s"}}))).await;
-        let status = world.until("prod", "four of five", |s| s.nodes.as_ref().is_some_and(|n| n.summary == "4/5")).await;
+        let status =
+            world.until("prod", "four of five and the cause", |s| s.nodes.as_ref().is_some_and(|n| n.summary == "4/5")).await;
         assert_eq!(find(&status, "Programmed").unwrap().reason, "Partial");
         let nodes = status.nodes.clone().unwrap();
         assert_eq!(nodes.unreachable, 1, "{status:#?}");

@@ -274,3 +274,37 @@ async fn release_restores_and_lets_go_without_a_controller() {
     assert!(world.get("gw").await.metadata.finalizers.is_none());
     assert!(world.originals("gw").await.1.is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_operator_works_in_all_the_namespaces_it_is_given_and_in_no_other() {
+    let (mut here, there, elsewhere) = (World::empty("here").await, World::empty("there").await, World::empty("elsewhere").await);
+    let nodes = [Caddy::typical().await, Caddy::typical().await, Caddy::typical().await];
+    let spec = |node: &Caddy| json!({"target": endpoints([node.admin().as_str()]), "limits": limits()});
+    // One is there before the operator starts, one comes later.
+    there.apply("gw", &spec(&nodes[1])).await;
+    elsewhere.apply("gw", &spec(&nodes[2])).await;
+    let mut settings = here.settings(super::support::operator::RESYNC);
+    settings.namespaces.push(there.namespace.clone());
+    here.start_with(settings);
+    there.until_programmed("gw").await;
+    here.apply("gw", &spec(&nodes[0])).await;
+    here.until_programmed("gw").await;
+    there.delete("gw").await;
+    here.delete("gw").await;
+    for node in &nodes {
+        assert_eq!(node.servers().await, typical());
+    }
+    assert_eq!(elsewhere.status("gw").await.observed_generation, Some(-1), "a namespace that was not listed");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_field_that_the_servers_have_no_place_for_is_unsupported() {
+    let (world, node) = (World::new("placeless").await, Caddy::typical().await);
+    // No transport of this server speaks TLS; an AIStore's pools are nothing to it; and only the preset asks for the rest.
+    let limits =
+        json!({"backend": {"tlsHandshakeTimeout": "5s", "maxConnsPerHost": 400}, "intraCluster": {"idleConnTimeout": "5s"}});
+    world.apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "preset": "Production", "limits": limits})).await;
+    let status = world.until_programmed("gw").await;
+    assert_eq!(status.unsupported, ["intraCluster.idleConnTimeout", "backend.tlsHandshakeTimeout"]);
+    assert_eq!(node.servers().await.pointer(&at("keep_alive/max_idle_conns")), Some(&json!(2000)));
+}
