@@ -13,9 +13,10 @@
 //! - [`targets`]: the kinds of server that can be governed, behind one trait.
 //! - [`pool`]: the one place from which requests to nodes leave.
 //! - [`controller`]: the shell: watch, gather, apply, report.
-//! - [`serve`], [`metrics`], [`telemetry`], [`config`]: what an operator's operator sees and sets.
+//! - [`serve`], [`metrics`], [`telemetry`], [`config`], [`clock`]: what an operator's operator sees and sets.
 
 pub mod api;
+pub mod clock;
 pub mod config;
 pub mod controller;
 pub mod decide;

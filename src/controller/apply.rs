@@ -1,9 +1,8 @@
 //! Apply: save what is there, write, read back. In that order, unit by unit side by side.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
 use futures::{FutureExt as _, StreamExt as _, stream};
-use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use kube::Api;
 
@@ -101,7 +100,7 @@ pub async fn write(
         .into_iter()
         .map(|(unit, state)| {
             let changes = plan.units.get(&unit.id).map(|plan| &plan.changes[..]).unwrap_or_default();
-            let held_back = memory.held_back(&unit.id, changes, Timestamp::now());
+            let held_back = memory.held_back(&unit.id, changes, Instant::now());
             async move {
                 if changes.is_empty() {
                     return UnitResult { unit, state: Ok(state), write: None };

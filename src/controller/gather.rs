@@ -1,9 +1,12 @@
 //! Gather: read the units side by side. One that hangs holds up neither the others nor what is done with them.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use jiff::Timestamp;
 
 use super::memory::Memory;
 use crate::{
@@ -31,7 +34,7 @@ pub struct Gathered {
 }
 
 /// Reads all units that are due.
-pub async fn gather(target: Arc<dyn Target>, units: Vec<Unit>, memory: &Memory, now: Timestamp) -> Gathered {
+pub async fn gather(target: Arc<dyn Target>, units: Vec<Unit>, memory: &Memory, now: Instant) -> Gathered {
     let mut gathered =
         Gathered { answers: Vec::new(), skipped: Vec::new(), open: FuturesUnordered::new(), waiting: Vec::new(), target };
     for unit in units {

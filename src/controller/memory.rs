@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
@@ -37,7 +37,9 @@ pub struct Memory {
     /// Failures of the policy as a whole, in a row.
     pub failures: u32,
     /// When units that the policy no longer points at were first missed.
-    pub departed: BTreeMap<String, Timestamp>,
+    pub departed: BTreeMap<String, Instant>,
+    /// When the policy was first seen to be deleted.
+    pub leaving: Option<Instant>,
     /// What was last said in the log, so that it is said once.
     pub logged: BTreeMap<String, String>,
     /// By node: uptime when last seen, when that was, and a time after which the process started.
@@ -49,7 +51,7 @@ pub struct Failing {
     /// Failures in a row.
     pub times: u32,
     /// When it is asked again.
-    pub due: Timestamp,
+    pub due: Instant,
     /// Why.
     pub fault: Fault,
 }
@@ -59,7 +61,7 @@ pub struct Unwritten {
     changes: Vec<Change>,
     times: u32,
     /// When it is sent again; never, where the unit understood and refused.
-    pub due: Option<Timestamp>,
+    pub due: Option<Instant>,
     fault: Fault,
 }
 
@@ -74,32 +76,32 @@ pub struct Life {
 
 impl Memory {
     /// Notes how a unit's last reading ended.
-    pub fn ended(&mut self, unit: &str, fault: Option<&Fault>, now: Timestamp) {
+    pub fn ended(&mut self, unit: &str, fault: Option<&Fault>, now: Instant) {
         let Some(fault) = fault else {
             self.failing.remove(unit);
             return;
         };
         let times = self.failing.get(unit).map_or(0, |failing| failing.times);
-        let due = now.checked_add(wait(times)).unwrap_or(now);
+        let due = now + wait(times);
         self.failing.insert(unit.to_owned(), Failing { times: times.saturating_add(1), due, fault: fault.clone() });
     }
 
     /// Notes how a unit's last write ended. It is read all the same.
-    pub fn written(&mut self, unit: &str, changes: &[Change], fault: Option<&Fault>, now: Timestamp) {
+    pub fn written(&mut self, unit: &str, changes: &[Change], fault: Option<&Fault>, now: Instant) {
         let Some(fault) = fault else {
             self.unwritten.remove(unit);
             return;
         };
         let times =
             self.unwritten.get(unit).filter(|unwritten| unwritten.changes == changes).map_or(0, |unwritten| unwritten.times);
-        let due = if fault.cause == Cause::Rejected { None } else { now.checked_add(wait(times)).ok() };
+        let due = (fault.cause != Cause::Rejected).then(|| now + wait(times));
         let unwritten = Unwritten { changes: changes.to_vec(), times: times.saturating_add(1), due, fault: fault.clone() };
         self.unwritten.insert(unit.to_owned(), unwritten);
     }
 
     /// Why these changes are not sent to a unit now: it did not take them, and is not due to be asked again.
     #[must_use]
-    pub fn held_back(&self, unit: &str, changes: &[Change], now: Timestamp) -> Option<Fault> {
+    pub fn held_back(&self, unit: &str, changes: &[Change], now: Instant) -> Option<Fault> {
         let unwritten = self.unwritten.get(unit).filter(|unwritten| unwritten.changes == changes)?;
         unwritten.due.is_none_or(|due| now < due).then(|| unwritten.fault.clone())
     }
@@ -182,8 +184,8 @@ mod tests {
 
     #[test]
     fn what_was_refused_is_never_sent_again_and_what_failed_is_sent_later() {
-        let now = Timestamp::from_second(10_000).expect("a time");
-        let later = Timestamp::from_second(10_400).expect("a time");
+        let now = Instant::now();
+        let later = now + Duration::from_secs(400);
         let change =
             |n| [Change { site: Site { knob: Knob::BackendMaxIdleConns, place: "web".into() }, to: To::Value(Value::Count(n)) }];
         let mut memory = Memory::default();

@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use jiff::Timestamp;
@@ -24,6 +24,7 @@ use super::{
 };
 use crate::{
     api::{FINALIZER, IdleConnectionPolicy, IdleConnectionPolicyStatus, policy::DriftPolicy},
+    clock,
     decide::{
         self, Cause, Declared, Input, Plan, Traits, Unit,
         claims::sentence,
@@ -35,6 +36,8 @@ use crate::{
 
 /// When an older policy has not been looked at yet: it may have the first claim.
 const WAIT_FOR_ELDERS: Duration = Duration::from_millis(50);
+/// A little past the time when something is due, so that it is.
+const MOMENT: Duration = Duration::from_millis(5);
 /// When a unit answered too late to be decided upon.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -153,13 +156,13 @@ async fn work(
     traits: &'static Traits,
     found: Found,
 ) -> Result<Action, Error> {
-    let now = Timestamp::now();
+    let (now, began) = (Timestamp::now(), Instant::now());
     let Found { target, units } = found;
     memory.failing.remove("");
     memory.logged.remove("problem");
     memory.keep_only(&units);
     finalizer(ctx, subject).await?;
-    let mut gathered = gather::gather(target.clone(), units.clone(), memory, now).await;
+    let mut gathered = gather::gather(target.clone(), units.clone(), memory, began).await;
 
     let mut answered = Vec::new();
     let mut results = Vec::new();
@@ -167,7 +170,7 @@ async fn work(
         match state {
             Ok(state) => answered.push((unit, state)),
             Err(fault) => {
-                memory.ended(&unit.id, Some(&fault), now);
+                memory.ended(&unit.id, Some(&fault), began);
                 results.push(UnitResult { unit, state: Err(fault), write: None });
             }
         }
@@ -225,13 +228,13 @@ async fn work(
     restarted(target.as_ref(), &unborn, &mut memory.births).await;
     apply::forget(ctx, subject, memory, &plan, &written).await?;
     for (unit, state) in late {
-        memory.ended(&unit.id, state.as_ref().err(), Timestamp::now());
+        memory.ended(&unit.id, state.as_ref().err(), Instant::now());
         results.push(UnitResult { unit, state, write: None });
     }
     results.extend(written);
     results.sort_by(|a, b| a.unit.name.cmp(&b.unit.name));
 
-    let stamp = Timestamp::now();
+    let stamp = clock::steady();
     let nodes: Vec<_> = results.iter().filter_map(|result| result.state.as_ref().ok()).flat_map(|state| &state.nodes).collect();
     for node in &nodes {
         memory.lived(node, stamp);
@@ -244,7 +247,7 @@ async fn work(
 
     let departed = restore::departed(ctx, subject, memory, &units).await?;
     say(ctx, subject, memory, declared, traits, &plan, &results).await?;
-    let mut next = next_look(ctx, subject, memory, &plan, stamp);
+    let mut next = next_look(ctx, subject, memory, &plan);
     if late_answers {
         next = next.min(ASK_AGAIN);
     }
@@ -255,12 +258,14 @@ async fn work(
 }
 
 /// When to look again if nothing happens: when a node that failed is due, or a contested field, and by and by in any case.
-fn next_look(ctx: &Context, subject: &Subject, memory: &Memory, plan: &Plan, now: Timestamp) -> Duration {
+fn next_look(ctx: &Context, subject: &Subject, memory: &Memory, plan: &Plan) -> Duration {
+    let now = Timestamp::now();
     let contended = contention::next_end(&plan.control.contended, now).and_then(|end| Timestamp::from_second(end + 1).ok());
+    let contended = contended.and_then(|end| Duration::try_from(end.duration_since(now)).ok());
     let unwritten = memory.unwritten.values().filter_map(|unwritten| unwritten.due);
-    let due =
-        memory.failing.values().map(|failing| failing.due).chain(unwritten).chain(contended).map(|due| until(due, now)).min();
-    due.unwrap_or(Duration::MAX).min(resync(ctx, &subject.reference))
+    let due = memory.failing.values().map(|failing| failing.due).chain(unwritten).min();
+    let due = due.map(|due| due.saturating_duration_since(Instant::now()) + MOMENT);
+    due.into_iter().chain(contended).chain([resync(ctx, &subject.reference)]).min().unwrap_or(MOMENT)
 }
 
 /// Which of these units have started anew since they were last asked; notes when they did.
@@ -277,10 +282,6 @@ async fn restarted(target: &dyn Target, units: &[&Unit], births: &mut BTreeMap<S
     restarted
 }
 
-fn until(due: Timestamp, now: Timestamp) -> Duration {
-    Duration::try_from(due.duration_since(now)).unwrap_or_default() + Duration::from_millis(5)
-}
-
 /// Notes when fields that need a restart were changed: a process that started later uses them.
 fn plan_changed(plan: &mut Plan, results: &[UnitResult], traits: &Traits, now: Timestamp) {
     for result in results.iter().filter(|result| result.write.is_none()) {
@@ -293,7 +294,7 @@ fn plan_changed(plan: &mut Plan, results: &[UnitResult], traits: &Traits, now: T
 }
 
 fn note(memory: &mut Memory, written: &[UnitResult], plan: &Plan) {
-    let now = Timestamp::now();
+    let now = Instant::now();
     for result in written {
         let id = &result.unit.id;
         let changes = plan.units.get(id).map(|unit| &unit.changes[..]).unwrap_or_default();
@@ -390,7 +391,7 @@ async fn problem_report(
     }
     report::report(ctx, subject, &status, &notices).await?;
     let times = memory.failing.get("").map_or(0, |failing| failing.times);
-    memory.ended("", Some(&decide::Fault::new(Cause::Unreachable, problem.message.clone())), Timestamp::now());
+    memory.ended("", Some(&decide::Fault::new(Cause::Unreachable, problem.message.clone())), Instant::now());
     // References and clusters may come at any moment and nobody tells: asked again, ever more seldom.
     Ok(Action::requeue(wait(times).min(resync(ctx, &subject.reference))))
 }

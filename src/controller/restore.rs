@@ -2,11 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{FutureExt as _, StreamExt as _, stream};
-use jiff::Timestamp;
 use k8s_openapi::api::{apps::v1::ControllerRevision, core::v1::Pod};
 use kube::{Api, ResourceExt as _, api::ListParams, runtime::controller::Action};
 
@@ -40,11 +39,12 @@ pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
         }
         return Ok(Action::await_change());
     }
-    let since = subject.object.metadata.deletion_timestamp.as_ref().map_or_else(Timestamp::now, |time| time.0);
+    // By this process's own patience, not by the clock: one that is an hour ahead would give up at once.
+    let began = *memory.leaving.get_or_insert_with(Instant::now);
     let timeout = subject.spec().restore_timeout.get().unwrap_or(Duration::from_secs(300));
     let left = restore_all(ctx, subject, memory).await?;
     if let Some((name, fault)) = left.first() {
-        let waited = Timestamp::now().duration_since(since).unsigned_abs();
+        let waited = began.elapsed();
         if waited < timeout {
             if memory.news("restore", &fault.message) {
                 tracing::warn!(policy = subject.path, node = name, "not restored yet: {fault}");
@@ -116,7 +116,7 @@ pub async fn departed(ctx: &Context, subject: &Subject, memory: &mut Memory, uni
     let mut change: BTreeMap<String, Option<Saved>> =
         taken.iter().filter(|(_, saved)| **saved).map(|(id, _)| (id.clone(), None)).collect();
     gone.retain(|id, _| !taken.contains_key(id));
-    let now = Timestamp::now();
+    let now = Instant::now();
     let timeout = subject.spec().restore_timeout.get().unwrap_or(Duration::from_secs(300));
     let due = |memory: &Memory, id: &String| memory.failing.get(id).is_none_or(|failing| failing.due <= now);
     let asked: BTreeMap<_, _> =
@@ -125,7 +125,7 @@ pub async fn departed(ctx: &Context, subject: &Subject, memory: &mut Memory, uni
         let since = *memory.departed.entry(id.clone()).or_insert(now);
         memory.ended(&id, end.as_ref().err(), now);
         if let Err(fault) = end {
-            if now.duration_since(since).unsigned_abs() < timeout {
+            if now.saturating_duration_since(since) < timeout {
                 continue;
             }
             let note = format!(

@@ -14,6 +14,7 @@ use serde_json::{Map, Value as Json, json};
 use super::{Credentials, Place, Target};
 use crate::{
     api::{GoDuration, Knob, Settings, Value, policy::TargetType},
+    clock,
     decide::{Capability, Cause, Change, Fault, NodeState, Site, Sites, To, Traits, Unit, UnitState, observed::Uptime},
     pool::{Pool, Request, Response},
 };
@@ -154,7 +155,7 @@ impl AIStore {
             .ok()
             .and_then(|(status, _)| status.uptime())
             .map(|at_least| Uptime { at_least, slack: config.periodic.slack() });
-        let changed = wire::local_time(&config.lastupdate_time, response.header("date"), Timestamp::now());
+        let changed = wire::local_time(&config.lastupdate_time, response.header("date"), clock::steady());
         (NodeState { name: id.to_owned(), stored: Ok(stored), uptime }, changed)
     }
 }
