@@ -23,7 +23,7 @@ pub async fn capture(
     units: &[(Unit, UnitState)],
     plan: &Plan,
 ) -> Result<(), Error> {
-    let Some(log) = memory.originals.as_mut() else { return Ok(()) };
+    let Some(log) = memory.originals.as_mut() else { return Err(Error::Unread) };
     let mut kept = log.units();
     let mut change = BTreeMap::new();
     for (unit, _) in units {
@@ -81,7 +81,7 @@ pub async fn append(
         return Ok(());
     }
     let api = Api::<ControllerRevision>::namespaced(ctx.client.clone(), &subject.namespace);
-    let Some(mut log) = memory.originals.take() else { return Ok(()) };
+    let Some(mut log) = memory.originals.take() else { return Err(Error::Unread) };
     originals::append(&api, &subject.name, &mut log, change).await?;
     ctx.board.saved(&subject.claimant, &log);
     memory.originals = Some(log);

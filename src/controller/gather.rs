@@ -56,9 +56,6 @@ pub async fn gather(target: Arc<dyn Target>, units: Vec<Unit>, memory: &Memory, 
             },
             () = &mut deadline, if !gathered.answers.is_empty() && gathered.waiting.is_empty() => break,
         }
-        if deadline.is_elapsed() && !gathered.answers.is_empty() && gathered.waiting.is_empty() {
-            break;
-        }
     }
     gathered
 }

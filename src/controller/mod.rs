@@ -73,6 +73,9 @@ pub enum Error {
     /// A saved original cannot be read.
     #[error("ControllerRevision {0} does not hold originals; repair or delete it, and nothing is written before that")]
     Original(String),
+    /// What is saved was not read; nothing is written before it is.
+    #[error("what the nodes held before is not known yet; nothing is written before it is read")]
+    Unread,
     /// A policy without namespace, name or uid, which the API server never sends.
     #[error("the API server sent a policy without name, namespace or uid")]
     Nameless,

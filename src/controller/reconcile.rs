@@ -216,7 +216,7 @@ async fn work(
             .map(|(unit, state)| UnitResult { unit: unit.clone(), state: Ok(state.clone()), write: None })
             .chain(results.iter().cloned())
             .collect();
-        say(ctx, subject, memory, declared, traits, &plan, &before).await?;
+        say(ctx, subject, memory, declared, traits, None, &plan, &before).await?;
     }
 
     apply::capture(ctx, subject, memory, &answered, &plan).await?;
@@ -246,7 +246,7 @@ async fn work(
     log_faults(subject, memory, &results);
 
     let departed = restore::departed(ctx, subject, memory, &units).await?;
-    say(ctx, subject, memory, declared, traits, &plan, &results).await?;
+    say(ctx, subject, memory, declared, traits, None, &plan, &results).await?;
     let mut next = next_look(ctx, subject, memory, &plan);
     if late_answers {
         next = next.min(ASK_AGAIN);
@@ -328,12 +328,15 @@ fn log_faults(subject: &Subject, memory: &mut Memory, results: &[UnitResult]) {
     }
 }
 
+/// Reports what was seen, or what stands in the way of looking.
+#[allow(clippy::too_many_arguments)] // A struct would be `Seen` once more.
 async fn say(
     ctx: &Context,
     subject: &mut Subject,
     memory: &Memory,
     declared: &Declared,
     traits: &Traits,
+    problem: Option<&Problem>,
     plan: &Plan,
     results: &[UnitResult],
 ) -> Result<(), Error> {
@@ -346,8 +349,8 @@ async fn say(
         generation: subject.object.metadata.generation,
         suspend: subject.spec().suspend,
         declared,
-        traits: Some(traits),
-        problem: None,
+        traits,
+        problem,
         units: results,
         plan: &plan,
         saved: &log.map(decide::originals::Log::units).unwrap_or_default(),
@@ -363,33 +366,18 @@ async fn say(
 
 async fn problem_report(
     ctx: &Context,
-    subject: &Subject,
+    subject: &mut Subject,
     memory: &mut Memory,
     declared: &Declared,
     traits: &Traits,
     problem: &Problem,
 ) -> Result<Action, Error> {
-    let previous = subject.object.status.clone().unwrap_or_default();
-    let plan = Plan { control: previous.control.clone().unwrap_or_default(), ..Plan::default() };
-    let log = memory.originals.as_ref();
-    let (status, notices) = decide::conditions::report(&Seen {
-        generation: subject.object.metadata.generation,
-        suspend: subject.spec().suspend,
-        declared,
-        traits: Some(traits),
-        problem: Some(problem),
-        units: &[],
-        plan: &plan,
-        saved: &BTreeMap::new(),
-        original: log.and_then(|log| log.records.keys().next_back()).map(|newest| originals::name(&subject.name, *newest)),
-        started: &BTreeMap::new(),
-        previous: &previous,
-        now: Timestamp::now(),
-    });
+    let control = subject.object.status.as_ref().and_then(|status| status.control.clone()).unwrap_or_default();
+    let plan = Plan { control, ..Plan::default() };
     if memory.news("problem", &problem.message) {
         tracing::warn!(policy = subject.path, reason = problem.reason, "{}", problem.message);
     }
-    report::report(ctx, subject, &status, &notices).await?;
+    say(ctx, subject, memory, declared, traits, Some(problem), &plan, &[]).await?;
     let times = memory.failing.get("").map_or(0, |failing| failing.times);
     memory.ended("", Some(&decide::Fault::new(Cause::Unreachable, problem.message.clone())), Instant::now());
     // References and clusters may come at any moment and nobody tells: asked again, ever more seldom.

@@ -47,8 +47,8 @@ pub struct Seen<'a> {
     pub suspend: bool,
     /// What the policy asks for.
     pub declared: &'a Declared,
-    /// What is true of the target; `None` where it is not even known.
-    pub traits: Option<&'a Traits>,
+    /// What is true of the target.
+    pub traits: &'a Traits,
     /// What stands in the way; the rest is then empty.
     pub problem: Option<&'a Problem>,
     /// The units.
@@ -155,7 +155,7 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
 
 fn tally(seen: &Seen<'_>) -> Tally {
     let mut tally = Tally::default();
-    let Some(traits) = seen.traits else { return tally };
+    let traits = seen.traits;
     let mut changed = seen.plan.control.changed.clone();
     changed.retain(|knob, _| seen.declared.settings.contains_key(knob));
     let mut programmed: BTreeMap<Knob, BTreeSet<Option<Value>>> = BTreeMap::new();

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::observed::{Sites, UnitState};
-use crate::api::{IdleConnectionPolicySpec, Knob, Settings, Value, policy::TargetType};
+use crate::api::{IdleConnectionPolicySpec, Knob, Settings, Value};
 
 /// What a target does with a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,8 +19,6 @@ pub enum Capability {
 /// What is true of every target of a kind.
 #[derive(Clone, Copy)]
 pub struct Traits {
-    /// The kind.
-    pub kind: TargetType,
     /// What it does with a field.
     pub capability: fn(Knob) -> Capability,
     /// The largest value it takes, at most the one given.

@@ -100,7 +100,7 @@ impl Scene {
             generation: Some(1),
             suspend: self.suspend,
             declared: &self.declared,
-            traits: Some(targets::traits(crate::api::policy::TargetType::Caddy)),
+            traits: targets::traits(crate::api::policy::TargetType::Caddy),
             problem: None,
             units: &results,
             plan,

@@ -13,14 +13,14 @@ use serde_json::{Map, Value as Json, json};
 
 use super::{Credentials, Place, Target};
 use crate::{
-    api::{GoDuration, Knob, Settings, Value, policy::TargetType},
+    api::{GoDuration, Knob, Settings, Value},
     clock,
     decide::{Capability, Cause, Change, Fault, NodeState, Site, Sites, To, Traits, Unit, UnitState, observed::Uptime},
     pool::{Pool, Request, Response},
 };
 
 /// What is true of every AIStore cluster.
-pub const TRAITS: Traits = Traits { kind: TargetType::AIStore, capability, cap, companions };
+pub const TRAITS: Traits = Traits { capability, cap, companions };
 
 /// How long a read may take; a hung node does not answer at all.
 const READ: Duration = Duration::from_secs(3);

@@ -10,14 +10,13 @@ use serde_json::{Value as Json, json};
 
 use super::{Credentials, Place, Target};
 use crate::{
-    api::{Knob, policy::TargetType},
+    api::Knob,
     decide::{Capability, Cause, Change, Fault, NodeState, Traits, Unit, UnitState},
     pool::{Pool, Request, Response},
 };
 
 /// What is true of every Caddy.
-pub const TRAITS: Traits =
-    Traits { kind: TargetType::Caddy, capability, cap: |_, value| value, companions: |_, _, _| crate::api::Settings::new() };
+pub const TRAITS: Traits = Traits { capability, cap: |_, value| value, companions: |_, _, _| crate::api::Settings::new() };
 
 /// Where the servers and, nested in their routes, the reverse proxies are.
 const SERVERS: &str = "/config/apps/http/servers";
