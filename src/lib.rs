@@ -10,7 +10,9 @@
 //!
 //! - [`api`]: the public types. Pure.
 //! - [`decide`]: what to do and what to say of it. Pure.
+//! - [`simulate`]: the same decisions without a cluster, over models and recordings. Pure.
 //! - [`targets`]: the kinds of server that can be governed, behind one trait.
+//! - [`signals`]: where task counts come from.
 //! - [`pool`]: the one place from which requests to nodes leave.
 //! - [`controller`]: the shell: watch, gather, apply, report.
 //! - [`serve`], [`metrics`], [`telemetry`], [`config`], [`clock`]: what an operator's operator sees and sets.
@@ -23,5 +25,7 @@ pub mod decide;
 pub mod metrics;
 pub mod pool;
 pub mod serve;
+pub mod signals;
+pub mod simulate;
 pub mod targets;
 pub mod telemetry;

@@ -1,6 +1,8 @@
 //! The operator's own metrics, each declared once.
 
-use prometheus::{IntCounter, IntCounterVec, Opts, Registry, TextEncoder};
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+
+use crate::api::IdleConnectionPolicyStatus;
 
 /// The metrics and their registry; no global one, so that several operators fit into one process.
 #[derive(Clone)]
@@ -9,6 +11,10 @@ pub struct Metrics {
     reconciles: IntCounterVec,
     writes: IntCounterVec,
     statuses: IntCounter,
+    decisions: IntCounterVec,
+    pressure: GaugeVec,
+    openness: IntGaugeVec,
+    conditions: IntGaugeVec,
 }
 
 impl Metrics {
@@ -30,10 +36,30 @@ impl Metrics {
             &["outcome"],
         )?;
         let statuses = IntCounter::new("idleconn_status_writes_total", "Statuses written; in a steady state this does not move")?;
+        let decisions = IntCounterVec::new(
+            Opts::new("idleconn_decisions_total", "Steps of the limits by the operator's own decision, by direction; compare with maxChangesPerDay"),
+            &["namespace", "policy", "direction"],
+        )?;
+        let pressure = GaugeVec::new(
+            Opts::new("idleconn_pressure_ratio", "Tasks by threshold of the node that counts; absent while the tasks cannot be counted, never 0 for that"),
+            &["namespace", "policy"],
+        )?;
+        let openness = IntGaugeVec::new(
+            Opts::new("idleconn_openness_percent", "How far open the limits with a floor are: 100 as declared, 0 at the floor"),
+            &["namespace", "policy"],
+        )?;
+        let conditions = IntGaugeVec::new(
+            Opts::new("idleconn_condition", "A policy's conditions: 1 True, 0 False, -1 Unknown; alert on Ready == 0 and on Limited == 1"),
+            &["namespace", "policy", "type"],
+        )?;
+        registry.register(Box::new(decisions.clone()))?;
+        registry.register(Box::new(pressure.clone()))?;
+        registry.register(Box::new(openness.clone()))?;
+        registry.register(Box::new(conditions.clone()))?;
         registry.register(Box::new(reconciles.clone()))?;
         registry.register(Box::new(writes.clone()))?;
         registry.register(Box::new(statuses.clone()))?;
-        Ok(Self { registry, reconciles, writes, statuses })
+        Ok(Self { registry, reconciles, writes, statuses, decisions, pressure, openness, conditions })
     }
 
     /// A pass that ended.
@@ -54,6 +80,54 @@ impl Metrics {
     /// A status.
     pub fn status_written(&self) {
         self.statuses.inc();
+    }
+
+    /// A look of a policy's loop.
+    pub fn looked(&self, namespace: &str, policy: &str, pressure: Option<f64>, openness: u8) {
+        let labels = [namespace, policy];
+        match pressure {
+            Some(pressure) => self.pressure.with_label_values(&labels).set(pressure),
+            // What is not known is not there.
+            None => drop(self.pressure.remove_label_values(&labels)),
+        }
+        self.openness.with_label_values(&labels).set(openness.into());
+    }
+
+    /// A step.
+    pub fn decided(&self, namespace: &str, policy: &str, tightened: bool) {
+        self.decisions.with_label_values(&[namespace, policy, if tightened { "tighten" } else { "relax" }]).inc();
+    }
+
+    /// What a policy's status says.
+    pub fn reported(&self, namespace: &str, policy: &str, before: &IdleConnectionPolicyStatus, now: &IdleConnectionPolicyStatus) {
+        for condition in &now.conditions {
+            let value = match condition.status.as_str() {
+                "True" => 1,
+                "False" => 0,
+                _ => -1,
+            };
+            self.conditions.with_label_values(&[namespace, policy, &condition.type_]).set(value);
+        }
+        for gone in before.conditions.iter().filter(|old| now.conditions.iter().all(|new| new.type_ != old.type_)) {
+            let _ = self.conditions.remove_label_values(&[namespace, policy, &gone.type_]);
+        }
+        if now.openness_percent.is_none() {
+            let _ = (self.pressure.remove_label_values(&[namespace, policy]), self.openness.remove_label_values(&[namespace, policy]));
+        }
+    }
+
+    /// A policy that is gone.
+    pub fn forget(&self, namespace: &str, policy: &str) {
+        let _ = (self.pressure.remove_label_values(&[namespace, policy]), self.openness.remove_label_values(&[namespace, policy]));
+        for direction in ["tighten", "relax"] {
+            let _ = self.decisions.remove_label_values(&[namespace, policy, direction]);
+        }
+        for type_ in [
+            "Accepted", "Ready", "Stalled", "Reconciling", "Programmed", "InEffect", "MetricsAvailable", "HighTaskCount", "Tightened",
+            "TighteningEffective", "Limited",
+        ] {
+            let _ = self.conditions.remove_label_values(&[namespace, policy, type_]);
+        }
     }
 
     /// As Prometheus reads them.

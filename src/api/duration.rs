@@ -54,6 +54,12 @@ impl From<Duration> for GoDuration {
     }
 }
 
+impl Default for GoDuration {
+    fn default() -> Self {
+        std::time::Duration::ZERO.into()
+    }
+}
+
 impl fmt::Display for GoDuration {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)

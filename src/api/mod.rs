@@ -2,6 +2,7 @@
 //!
 //! Pure: no kube client, no HTTP, no tokio, no clock. What lives here is what `kubectl explain` shows.
 
+pub mod adaptive;
 pub mod crd;
 pub mod duration;
 pub mod limits;
@@ -20,5 +21,11 @@ pub use status::IdleConnectionPolicyStatus;
 pub const POLICY_LABEL: &str = "idleconn.io/policy";
 /// Finalizer that holds a policy until the nodes have their old settings back.
 pub const FINALIZER: &str = "idleconn.io/restore";
+/// Annotation that stops tightening and relaxing: `"true"`, or an RFC 3339 time until when.
+pub const PAUSED: &str = "idleconn.io/paused";
+/// Annotation that stops tightening.
+pub const PAUSED_TIGHTEN: &str = "idleconn.io/paused-tighten";
+/// Annotation that stops relaxing.
+pub const PAUSED_RELAX: &str = "idleconn.io/paused-relax";
 /// Field manager of every write to the API server, and the reporting controller of every Event.
 pub const MANAGER: &str = "idleconn-operator";

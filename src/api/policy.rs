@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{GoDuration, Limits, Preset, status::IdleConnectionPolicyStatus};
+use super::{GoDuration, Limits, Preset, adaptive::{Adaptive, Restart}, status::IdleConnectionPolicyStatus};
 
 /// Declares how HTTP connections may idle on the nodes of one target.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -22,12 +22,19 @@ use super::{GoDuration, Limits, Preset, status::IdleConnectionPolicyStatus};
     doc = "Declares how HTTP connections may idle on the nodes of one target.",
     selectable = ".spec.target.type",
     printcolumn(name = "Target", type_ = "string", json_path = ".spec.target.type"),
+    printcolumn(name = "Mode", type_ = "string", json_path = ".spec.adaptive.mode"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
+    printcolumn(name = "Tasks", type_ = "integer", json_path = ".status.tasks.percentile"),
+    printcolumn(name = "Threshold", type_ = "integer", json_path = ".status.tasks.threshold"),
+    printcolumn(name = "Tightened", type_ = "string", json_path = ".status.conditions[?(@.type==\"Tightened\")].status"),
+    printcolumn(name = "Openness", type_ = "integer", json_path = ".status.opennessPercent"),
     printcolumn(name = "Nodes", type_ = "string", json_path = ".status.nodes.summary"),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1),
     printcolumn(name = "Programmed", type_ = "string", json_path = ".status.conditions[?(@.type==\"Programmed\")].status", priority = 1),
     printcolumn(name = "InEffect", type_ = "string", json_path = ".status.conditions[?(@.type==\"InEffect\")].status", priority = 1),
+    printcolumn(name = "Worst-Node", type_ = "string", json_path = ".status.tasks.node", priority = 1),
+    printcolumn(name = "Last-Change", type_ = "date", json_path = ".status.history[0].time", priority = 1),
     validation = Rule::new("size(self.metadata.name) <= 63").message("metadata.name must be at most 63 characters: it becomes a label value; choose a shorter one"),
 )]
 #[serde(rename_all = "camelCase")]
@@ -41,6 +48,12 @@ pub struct IdleConnectionPolicySpec {
     /// What Git declares. A field that neither `limits` nor `preset` sets is left as found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// Tightens the limits by itself while nodes run too many tasks. Absent is the same as mode: Disabled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub adaptive: Option<Adaptive>,
+    /// What to do for limits that a node reads only when it starts. Absent is the same as policy: Never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<Restart>,
     /// What to do when a node was changed by somebody else: Correct puts the declared value back, Report only says so.
     #[serde(default)]
     pub drift_policy: DriftPolicy,

@@ -4,7 +4,7 @@
 
 use serde_json::json;
 
-use super::{Knob, Value, preset};
+use super::{Knob, Value, adaptive, preset};
 
 /// Beyond every duration that the schema lets through (four parts of 99999 hours).
 const FOREVER: &str = "duration('2000000h')";
@@ -17,6 +17,7 @@ pub(super) fn spec(schema: &mut schemars::Schema) {
         .into_iter()
         .chain([pair_rule()])
         .chain(aistore_rules())
+        .chain(floor_rules())
         .map(|(rule, message)| json!({"rule": rule, "message": message, "reason": "FieldValueInvalid"}))
         .collect();
     schema.insert("x-kubernetes-validations".into(), rules.into());
@@ -33,17 +34,51 @@ pub(super) fn spec(schema: &mut schemars::Schema) {
         preset["description"] =
             format!("Starting values by name; `limits` overrides them field by field. {}.", table.join(". ")).into();
     }
+    let row = |row: &adaptive::ProfileRow| {
+        let adaptive::ProfileRow {
+            profile,
+            tighten_after,
+            relax_after,
+            max_changes_per_hour,
+            max_changes_per_day,
+            relax_step_percent,
+            most_cut_percent,
+            purpose,
+        } = row;
+        format!(
+            "{}: tightens after {tighten_after}s by at most {most_cut_percent} %, relaxes after {relax_after}s by {relax_step_percent} \
+             points, {max_changes_per_hour} changes an hour, {max_changes_per_day} a day ({purpose})",
+            profile.name()
+        )
+    };
+    let table: Vec<_> = adaptive::PROFILES.iter().map(row).collect();
+    if let Some(profile) = schema.pointer_mut("/properties/adaptive/properties/behavior/properties/profile") {
+        profile["description"] = format!("Where the numbers come from that are not given here. {}.", table.join(". ")).into();
+    }
 }
 
 /// `has(self.limits) && has(self.limits.backend) && …` for a knob.
 fn present(knob: Knob) -> String {
-    let mut at = String::from("self.limits");
-    let mut parts = vec![format!("has({at})")];
+    present_in("self.limits", vec!["has(self.limits)".into()], knob)
+}
+
+/// The same for a floor.
+fn floored(knob: Knob) -> String {
+    present_in("self.adaptive.floor", vec!["has(self.adaptive)".into(), "has(self.adaptive.floor)".into()], knob)
+}
+
+fn present_in(base: &str, mut parts: Vec<String>, knob: Knob) -> String {
+    let mut at = String::from(base);
     for part in knob.path().split('.') {
         at = format!("{at}.{part}");
         parts.push(format!("has({at})"));
     }
     parts.join(" && ")
+}
+
+/// The floor, or where there is none what limits and preset give, or `unset`.
+fn effective_floor(knob: Knob, unset: &str) -> String {
+    format!("({} ? self.adaptive.floor.{} : {})", floored(knob), knob.path(), effective(knob, unset))
 }
 
 fn field(knob: Knob) -> String {
@@ -99,6 +134,58 @@ fn pair_rule() -> (String, String) {
          a client must let go before its server does (preset may set either)"
             .into(),
     )
+}
+
+/// A floor is under a limit that is set, and the rules that hold for the limits hold for the floors too: then they hold all
+/// the way between.
+fn floor_rules() -> Vec<(String, String)> {
+    let zero = |knob: Knob| if is_count(knob) { "0" } else { "duration('0s')" };
+    let under = Knob::ALL.into_iter().map(|knob| {
+        let (zero, floor, limit) = (zero(knob), format!("self.adaptive.floor.{}", knob.path()), effective(knob, zero(knob)));
+        (
+            format!("!({}) || ({floor} > {zero} && {limit} > {zero} && {floor} <= {limit})", floored(knob)),
+            format!(
+                "adaptive.floor.{knob} must be more than 0 and must not exceed limits.{knob}, which must be set and not 0 \
+                 (by limits or preset)"
+            ),
+        )
+    });
+    let pools = [
+        (Knob::IntraClusterMaxIdleConnsPerHost, Knob::IntraClusterMaxIdleConns),
+        (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxIdleConns),
+        (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxConnsPerHost),
+    ]
+    .into_iter()
+    .map(|(part, whole)| {
+        let limit = effective_floor(whole, COUNTLESS);
+        (
+            format!("!({}) || {limit} == 0 || {} <= {limit}", floored(whole), effective_floor(part, "0")),
+            format!("adaptive.floor.{whole} must not be less than adaptive.floor.{part}: give the latter a floor as low"),
+        )
+    });
+    let (client, server) = (Knob::IntraClusterIdleConnTimeout, Knob::ServerIdleTimeout);
+    let pair = (
+        format!(
+            "!({}) || {} + duration('1s') <= {}",
+            floored(server),
+            effective_floor(client, "duration('0s')"),
+            effective_floor(server, FOREVER)
+        ),
+        "adaptive.floor.intraCluster.idleConnTimeout must be at least 1s shorter than adaptive.floor.server.idleTimeout: \
+         a client must let go before its server does, all the way down"
+            .into(),
+    );
+    let flags = (
+        "!has(self.adaptive) || !has(self.adaptive.signal) || !has(self.adaptive.signal.source) || \
+         self.adaptive.signal.source != 'StateFlags' || self.target.type == 'AIStore'"
+            .into(),
+        "adaptive.signal.source: only AIStore has StateFlags; use Nodes or Prometheus".into(),
+    );
+    under.chain(pools).chain([pair, flags]).collect()
+}
+
+fn is_count(knob: Knob) -> bool {
+    knob.path().rsplit('.').next().is_some_and(|field| field.starts_with("max"))
 }
 
 /// AIStore's own ranges; it takes 0 for a default of its own, so 0 would not mean what it says.

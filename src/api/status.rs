@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -21,7 +21,8 @@ pub struct IdleConnectionPolicyStatus {
     /// The `metadata.generation` that this status speaks of; -1 until the operator has looked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Accepted, Programmed, `InEffect`; Reconciling and Stalled only while True.
+    /// Ready, Accepted, Programmed, `InEffect`; with `spec.adaptive` also `MetricsAvailable`, `HighTaskCount`, Tightened,
+    /// `TighteningEffective` and Limited; Reconciling and Stalled only while True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
@@ -29,6 +30,17 @@ pub struct IdleConnectionPolicyStatus {
     /// The three truths of every limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<StatusLimits>,
+    /// How far open the limits are that have a floor: 100 is as declared, 0 is the floor. Absent without `spec.adaptive`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "int32"))]
+    pub openness_percent: Option<u32>,
+    /// The task count in percent of its threshold, when it last mattered; live figures are in the metrics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "int32"))]
+    pub pressure_percent: Option<u32>,
+    /// The task count, when it last mattered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tasks: Option<Tasks>,
     /// How many nodes hold the declared limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<Nodes>,
@@ -39,6 +51,13 @@ pub struct IdleConnectionPolicyStatus {
     /// Nodes that hold the declared limits and use them only after their next restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending_restart: Option<PendingRestart>,
+    /// What the operator would do, where it may not: mode Recommend, or a pause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recommendation: Option<Recommendation>,
+    /// The last decisions, newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 6))]
+    pub history: Vec<Decision>,
     /// The newest ControllerRevision with what the nodes held before the first write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original_ref: Option<ObjectName>,
@@ -54,6 +73,9 @@ pub struct StatusLimits {
     /// What limits and preset ask for, capped at what the target can take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub declared: Option<Limits>,
+    /// What is declared at the present openness; only where that is something else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub desired: Option<Limits>,
     /// What all reachable nodes store; a field on which they differ is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub programmed: Option<Limits>,
@@ -83,6 +105,10 @@ pub struct Nodes {
     /// Nodes that answered and hold something else.
     #[schemars(extend("format" = "int32"))]
     pub drifted: u32,
+    /// Nodes with more tasks than their threshold, when that last mattered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "int32"))]
+    pub over_threshold: Option<u32>,
     /// Up to five nodes that are not as declared, each with its cause.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 5))]
@@ -96,6 +122,79 @@ pub struct NodeCause {
     pub name: String,
     /// Why, in a sentence.
     pub cause: String,
+}
+
+/// The task count of the nodes. Where the source has no counts (`StateFlags`), the counts are absent.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Tasks {
+    /// Of the fullest node.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "int64"))]
+    pub max: Option<i64>,
+    /// Of the node that counts (`signal.percentile`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "int64"))]
+    pub percentile: Option<i64>,
+    /// Its threshold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "int64"))]
+    pub threshold: Option<i64>,
+    /// The node with the highest share of its threshold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// When they were counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Time>,
+}
+
+/// What the operator would do.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Recommendation {
+    /// The openness it would choose.
+    #[schemars(extend("format" = "int32"))]
+    pub openness_percent: u32,
+    /// The limits at that openness.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limits: Option<Limits>,
+    /// Why.
+    pub reason: String,
+}
+
+/// One step of the limits, by the operator's own decision.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Decision {
+    /// When.
+    pub time: Time,
+    /// Openness before.
+    #[schemars(extend("format" = "int32"))]
+    pub from_percent: u32,
+    /// Openness after.
+    #[schemars(extend("format" = "int32"))]
+    pub to_percent: u32,
+    /// Why.
+    pub reason: String,
+    /// Pressure (percent of the threshold) when it was decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "int32"))]
+    pub pressure_before: Option<u32>,
+    /// Pressure (percent of the threshold) when it was judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "int32"))]
+    pub pressure_after: Option<u32>,
+    /// Tasks of the node that counts when it was decided.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "int64"))]
+    pub tasks_before: Option<i64>,
+    /// The same when it was judged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "int64"))]
+    pub tasks_after: Option<i64>,
+    /// Whether it helped: Effective, Ineffective, Inconclusive; absent until it has been judged, and on relaxing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
 }
 
 /// Nodes that wait for a restart.
@@ -132,6 +231,12 @@ pub struct Control {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, Vec<i64>>")]
     pub contended: BTreeMap<Knob, [i64; 3]>,
+    /// Where tightening and relaxing stand; see docs/control-law.md for its parts.
+    #[serde(default, skip_serializing_if = "Option::is_none", rename = "loop")]
+    pub adaptation: Option<String>,
+    /// When nodes were last restarted by the operator (Unix seconds), oldest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub restarts: Vec<i64>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde calls it with a reference.

@@ -8,7 +8,7 @@ use kube::Api;
 
 use super::{Context, Error, Subject, memory::Memory, originals};
 use crate::{
-    decide::{Cause, Change, Fault, Plan, To, Unit, UnitPlan, UnitState, conditions::UnitResult, originals::Saved},
+    decide::{Cause, Change, Fault, Plan, To, Unit, UnitPlan, UnitState, conditions::UnitResult, order, originals::Saved},
     targets::Target,
 };
 
@@ -118,7 +118,29 @@ pub async fn write(
 
 /// Writes one unit and reads it back: an answer of 200 alone says too little.
 pub async fn write_one(ctx: &Context, target: &dyn Target, unit: Unit, state: &UnitState, changes: &[Change]) -> UnitResult {
-    let written = target.write(&unit, state, changes).await;
+    let mut state = std::borrow::Cow::Borrowed(state);
+    let mut done: Vec<Change> = Vec::new();
+    for part in order::parts(changes, &state) {
+        done.extend(part.iter().cloned());
+        let result = write_part(ctx, target, unit.clone(), &state, &part, &done).await;
+        match (result.state, result.write) {
+            (Ok(now), None) if done.len() < changes.len() => state = std::borrow::Cow::Owned(now),
+            // What narrows the distance between client and server is not written before what widens it was seen.
+            (state, write) => return UnitResult { unit, state, write },
+        }
+    }
+    UnitResult { unit, state: Ok(state.into_owned()), write: None }
+}
+
+async fn write_part(
+    ctx: &Context,
+    target: &dyn Target,
+    unit: Unit,
+    state: &UnitState,
+    part: &[Change],
+    changes: &[Change],
+) -> UnitResult {
+    let written = target.write(&unit, state, part).await;
     ctx.metrics.wrote(written.is_ok());
     let mut now = target.read(&unit).await;
     if now.as_ref().is_err_and(|fault| fault.cause == Cause::Unreachable) {

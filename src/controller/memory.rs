@@ -7,6 +7,7 @@ use std::{
 
 use jiff::Timestamp;
 
+use super::adaptation::Adaptation;
 use crate::{
     decide::{Cause, Change, Fault, NodeState, Unit, originals::Log},
     targets::Credentials,
@@ -42,6 +43,10 @@ pub struct Memory {
     pub leaving: Option<Instant>,
     /// What was last said in the log, so that it is said once.
     pub logged: BTreeMap<String, String>,
+    /// What moves the limits by itself, if anything does.
+    pub adaptation: Option<Adaptation>,
+    /// Addresses from a target's answers that turned out to be pods of the policy's namespace.
+    pub permitted: BTreeMap<String, bool>,
     /// By node: uptime when last seen, when that was, and a time after which the process started.
     pub lives: BTreeMap<String, Life>,
 }
@@ -158,7 +163,7 @@ mod tests {
 
     fn node(uptime: u64) -> NodeState {
         let uptime = Uptime { at_least: Duration::from_secs(uptime), slack: Duration::from_secs(10) };
-        NodeState { name: "t1".into(), stored: Ok(BTreeMap::new()), uptime: Some(uptime) }
+        NodeState { name: "t1".into(), stored: Ok(BTreeMap::new()), uptime: Some(uptime), metrics: None }
     }
 
     fn started_after(looks: &[(i64, u64)]) -> i64 {

@@ -1,5 +1,6 @@
 //! The thin shell: watch, gather, decide, apply, report. Nothing is decided in here.
 
+mod adaptation;
 mod apply;
 mod claims;
 mod gather;
@@ -9,13 +10,14 @@ mod places;
 mod pods;
 mod reconcile;
 mod report;
+mod restarts;
 mod restore;
 
 use std::{
     collections::HashMap,
     future::ready,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -120,6 +122,8 @@ pub struct Context {
     memories: Mutex<HashMap<PolicyRef, Arc<tokio::sync::Mutex<Memory>>>>,
     policies: reflector::Store<Policy>,
     ready: AtomicBool,
+    /// Itself, for tasks that must not keep it alive.
+    me: Weak<Context>,
 }
 
 impl Context {
@@ -130,6 +134,7 @@ impl Context {
     fn forget(&self, policy: &PolicyRef) {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(policy);
         self.pods.subscribe(policy, None);
+        self.metrics.forget(policy.namespace.as_deref().unwrap_or_default(), &policy.name);
     }
 
     fn nudge(&self, claimants: &[crate::decide::claims::Claimant]) {
@@ -160,7 +165,8 @@ impl Operator {
     pub fn new(client: Client, settings: Settings, metrics: Metrics) -> Self {
         let (nudges, inbox) = mpsc::unbounded_channel();
         let (policies, writer) = reflector::store();
-        let context = Context {
+        let context = Arc::new_cyclic(|me| Context {
+            me: me.clone(),
             pods: pods::Pods::new(client.clone(), nudges.clone()),
             client,
             pool: Pool::new(),
@@ -171,8 +177,8 @@ impl Operator {
             memories: Mutex::default(),
             policies,
             ready: AtomicBool::new(false),
-        };
-        Self { context: Arc::new(context), writer, inbox }
+        });
+        Self { context, writer, inbox }
     }
 
     /// Works until `stop`. A CRD that is missing is waited for.

@@ -10,7 +10,10 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 
 use super::{Context, Error, in_time};
 use crate::{
-    api::policy::{KeyRef, Scheme, ServiceRef, Target},
+    api::{
+        adaptive::Prometheus,
+        policy::{KeyRef, Scheme, ServiceRef, Target},
+    },
     decide::conditions::Problem,
     targets::{Credentials, Place, endpoint},
 };
@@ -33,13 +36,31 @@ fn problem(reason: &'static str, refused: bool, stalled: bool, message: String) 
     Failure::Problem(Problem { reason, message, refused, stalled })
 }
 
-/// What the references hold, read anew.
+/// What the target's references hold, read anew.
 pub async fn credentials(ctx: &Context, namespace: &str, target: &Target) -> Result<Credentials, Failure> {
-    let (token, config_map, secret) = match (&target.aistore, &target.caddy) {
+    let references = match (&target.aistore, &target.caddy) {
         (Some(ais), _) => (ais.token_secret_ref.as_ref(), ais.ca_config_map_ref.as_ref(), ais.ca_secret_ref.as_ref()),
         (None, Some(caddy)) => (None, caddy.ca_config_map_ref.as_ref(), caddy.ca_secret_ref.as_ref()),
         (None, None) => (None, None, None),
     };
+    referred(ctx, namespace, references).await
+}
+
+/// Where a Prometheus server is, and what its references hold.
+pub async fn prometheus(ctx: &Context, namespace: &str, spec: &Prometheus) -> Result<(Place, Credentials), Failure> {
+    let place = match (&spec.endpoint, &spec.service) {
+        (Some(endpoint), _) => allowed(ctx, endpoint)?,
+        (None, Some(service)) => behind(ctx, namespace, service).await?,
+        (None, None) => return Err(invalid()),
+    };
+    let references = (spec.token_secret_ref.as_ref(), spec.ca_config_map_ref.as_ref(), spec.ca_secret_ref.as_ref());
+    Ok((place, referred(ctx, namespace, references).await?))
+}
+
+/// Token, CA from a ConfigMap, CA from a Secret.
+type References<'a> = (Option<&'a KeyRef>, Option<&'a KeyRef>, Option<&'a KeyRef>);
+
+async fn referred(ctx: &Context, namespace: &str, (token, config_map, secret): References<'_>) -> Result<Credentials, Failure> {
     let mut credentials = Credentials::default();
     if let Some(reference) = token {
         let bytes = secret_key(ctx, namespace, reference, "tokenSecretRef").await?;

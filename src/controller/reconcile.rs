@@ -16,7 +16,9 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    Context, Error, Policy, PolicyRef, Subject, apply, gather, in_time,
+    Context, Error, Policy, PolicyRef, Subject,
+    adaptation::{self, Adaptation, Look},
+    apply, gather, in_time,
     memory::{Memory, wait},
     originals,
     places::{self, Failure},
@@ -89,6 +91,12 @@ struct Found {
 async fn pass(ctx: &Context, subject: &mut Subject, memory: &mut Memory) -> Result<Action, Error> {
     let traits = targets::traits(subject.spec().target.type_);
     let declared = decide::declare(subject.spec(), traits);
+    if let Some(message) = adaptation::invalid(subject, &declared, traits) {
+        ctx.nudge(&ctx.board.claim(&subject.claimant, &[]).1);
+        memory.adaptation = None;
+        let problem = Problem { reason: "Invalid", message, refused: true, stalled: true };
+        return problem_report(ctx, subject, memory, &declared, traits, &problem).await;
+    }
     let found = match find(ctx, subject, memory).await {
         Ok(found) => found,
         Err(Failure::Error(error)) => return Err(error),
@@ -179,8 +187,11 @@ async fn work(
         results.push(UnitResult { unit, state, write: None });
     }
 
+    adaptation::prepare(ctx, subject, memory, declared, traits, &units, &answered).await;
+    let look = memory.adaptation.as_ref().map(Adaptation::look);
     let previous = subject.object.status.clone().unwrap_or_default();
     let saved = memory.originals.as_ref().map(decide::originals::Log::units).unwrap_or_default();
+    let started: BTreeMap<_, _> = memory.lives.iter().map(|(name, life)| (name.clone(), life.started_after)).collect();
     let input = Input {
         generation: subject.object.metadata.generation,
         suspend: subject.spec().suspend,
@@ -191,7 +202,9 @@ async fn work(
         saved: &saved,
         unfinished: &memory.unfinished,
         restarted: &BTreeSet::new(),
+        started: &started,
         previous: &previous,
+        adaptive: memory.adaptation.as_ref().zip(look.as_ref()).map(|(adaptation, look)| adaptation.input(look)),
         now,
     };
     let mut plan = decide::decide(&input);
@@ -209,14 +222,21 @@ async fn work(
     let correcting = !plan.drift.is_empty()
         && plan.units.values().any(|unit| !unit.changes.is_empty())
         && subject.spec().drift_policy == DriftPolicy::Correct;
-    if correcting {
-        // Said before it is corrected: after a crash in between, the correction is still told of.
+    let decided = plan.outcome.as_ref().and_then(|outcome| outcome.decision.as_ref());
+    if let Some(decision) = decided {
+        ctx.metrics.decided(&subject.namespace, &subject.name, decision.to < decision.from);
+    }
+    if correcting || decided.is_some() {
+        // Said before it is done: after a crash in between, a correction is still told of, and a decision is not made twice.
         let before: Vec<_> = answered
             .iter()
             .map(|(unit, state)| UnitResult { unit: unit.clone(), state: Ok(state.clone()), write: None })
             .chain(results.iter().cloned())
             .collect();
-        say(ctx, subject, memory, declared, traits, None, &plan, &before).await?;
+        say(ctx, subject, memory, declared, traits, None, &plan, &before, look.as_ref()).await?;
+        if let Some(outcome) = &mut plan.outcome {
+            (outcome.decision, outcome.judged) = (None, None);
+        }
     }
 
     apply::capture(ctx, subject, memory, &answered, &plan).await?;
@@ -246,7 +266,16 @@ async fn work(
     log_faults(subject, memory, &results);
 
     let departed = restore::departed(ctx, subject, memory, &units).await?;
-    say(ctx, subject, memory, declared, traits, None, &plan, &results).await?;
+    say(ctx, subject, memory, declared, traits, None, &plan, &results, look.as_ref()).await?;
+    let started: BTreeMap<_, _> = memory.lives.iter().map(|(name, life)| (name.clone(), life.started_after)).collect();
+    if let (Some(adaptation), Some(outcome), Some(look)) = (&mut memory.adaptation, &plan.outcome, &look) {
+        let status = subject.object.status.as_ref();
+        let changed = status.and_then(|status| status.control.as_ref()).map(|control| control.changed.clone()).unwrap_or_default();
+        let states = results.iter().filter_map(|result| result.state.as_ref().ok());
+        let floor = adaptation::floor(subject, traits);
+        let standing = decide::standing(&declared.settings, &floor, &outcome.state, traits, &started, &changed, states);
+        adaptation.commit(outcome, look, status.and_then(|status| status.pressure_percent), standing.in_effect);
+    }
     let mut next = next_look(ctx, subject, memory, &plan);
     if late_answers {
         next = next.min(ASK_AGAIN);
@@ -265,7 +294,9 @@ fn next_look(ctx: &Context, subject: &Subject, memory: &Memory, plan: &Plan) -> 
     let unwritten = memory.unwritten.values().filter_map(|unwritten| unwritten.due);
     let due = memory.failing.values().map(|failing| failing.due).chain(unwritten).min();
     let due = due.map(|due| due.saturating_duration_since(Instant::now()) + MOMENT);
-    due.into_iter().chain(contended).chain([resync(ctx, &subject.reference)]).min().unwrap_or(MOMENT)
+    let (.., pause) = adaptation::pauses(subject, now);
+    let pause = pause.and_then(|end| Duration::try_from(end.duration_since(now)).ok()).map(|left| left + MOMENT);
+    due.into_iter().chain(contended).chain(pause).chain([resync(ctx, &subject.reference)]).min().unwrap_or(MOMENT)
 }
 
 /// Which of these units have started anew since they were last asked; notes when they did.
@@ -339,6 +370,7 @@ async fn say(
     problem: Option<&Problem>,
     plan: &Plan,
     results: &[UnitResult],
+    look: Option<&Look>,
 ) -> Result<(), Error> {
     let previous = subject.object.status.clone().unwrap_or_default();
     let log = memory.originals.as_ref();
@@ -356,6 +388,7 @@ async fn say(
         saved: &log.map(decide::originals::Log::units).unwrap_or_default(),
         original: log.and_then(|log| log.records.keys().next_back()).map(|newest| originals::name(&subject.name, *newest)),
         started: &started,
+        adaptive: memory.adaptation.as_ref().zip(look).map(|(adaptation, look)| adaptation.seen(look)),
         previous: &previous,
         now: Timestamp::now(),
     });
@@ -373,11 +406,11 @@ async fn problem_report(
     problem: &Problem,
 ) -> Result<Action, Error> {
     let control = subject.object.status.as_ref().and_then(|status| status.control.clone()).unwrap_or_default();
-    let plan = Plan { control, ..Plan::default() };
+    let plan = Plan { control, desired: declared.clone(), ..Plan::default() };
     if memory.news("problem", &problem.message) {
         tracing::warn!(policy = subject.path, reason = problem.reason, "{}", problem.message);
     }
-    say(ctx, subject, memory, declared, traits, Some(problem), &plan, &[]).await?;
+    say(ctx, subject, memory, declared, traits, Some(problem), &plan, &[], None).await?;
     let times = memory.failing.get("").map_or(0, |failing| failing.times);
     memory.ended("", Some(&decide::Fault::new(Cause::Unreachable, problem.message.clone())), Instant::now());
     // References and clusters may come at any moment and nobody tells: asked again, ever more seldom.

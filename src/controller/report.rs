@@ -28,6 +28,7 @@ pub async fn report(
     notices: &[Notice],
 ) -> Result<(), Error> {
     let previous = subject.object.status.clone().unwrap_or_default();
+    ctx.metrics.reported(&subject.namespace, &subject.name, &previous, status);
     let told = previous.control.as_ref().map_or(0, |control| control.events);
     for (n, notice) in notices.iter().enumerate() {
         let seed = format!("{told}/{n}/{:?}", previous.observed_generation);

@@ -7,6 +7,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     Capability, Declared, Drift, Plan, Sites, Traits, Unit, UnitState,
+    loop_conditions::{self, SeenLoop},
     observed::{Cause, Fault, NodeState},
     originals::Saved,
 };
@@ -61,10 +62,19 @@ pub struct Seen<'a> {
     pub original: Option<String>,
     /// By node name: a time (Unix milliseconds) after which its process is known to have started.
     pub started: &'a BTreeMap<String, i64>,
+    /// What the loop saw, if there is one.
+    pub adaptive: Option<SeenLoop<'a>>,
     /// The status as it stands.
     pub previous: &'a IdleConnectionPolicyStatus,
     /// The time.
     pub now: Timestamp,
+}
+
+impl Seen<'_> {
+    /// What the nodes are to hold: what is declared, at the present openness.
+    const fn desired(&self) -> &Declared {
+        if self.problem.is_some() { self.declared } else { &self.plan.desired }
+    }
 }
 
 /// Something that people are told once.
@@ -84,7 +94,7 @@ pub fn reason<'a>(status: &'a IdleConnectionPolicyStatus, type_: &str) -> Option
     find(status, type_).map(|c| c.reason.as_str())
 }
 
-fn find<'a>(status: &'a IdleConnectionPolicyStatus, type_: &str) -> Option<&'a Condition> {
+pub(super) fn find<'a>(status: &'a IdleConnectionPolicyStatus, type_: &str) -> Option<&'a Condition> {
     status.conditions.iter().find(|c| c.type_ == type_)
 }
 
@@ -125,6 +135,11 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
         observed_generation: seen.generation,
         conditions: conditions(seen, &tally),
         limits: None,
+        openness_percent: None,
+        pressure_percent: None,
+        tasks: None,
+        recommendation: None,
+        history: Vec::new(),
         nodes: None,
         unsupported: seen.declared.unsupported.union(&tally.placeless).map(ToString::to_string).collect(),
         pending_restart: (!tally.pending.is_empty()).then(|| PendingRestart {
@@ -139,6 +154,8 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
         limits.declared = Some(Limits::from(&seen.declared.settings));
     }
     if seen.problem.is_none() {
+        let desired = &seen.plan.desired.settings;
+        limits.desired = (*desired != seen.declared.settings).then(|| Limits::from(desired));
         limits.programmed = (!tally.programmed.is_empty()).then(|| Limits::from(&tally.programmed));
         limits.in_effect = (!tally.in_effect.is_empty()).then(|| Limits::from(&tally.in_effect));
         status.nodes = Some(tally.nodes.clone());
@@ -147,7 +164,14 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
 
     let mut control = seen.plan.control.clone();
     control.changed = if seen.problem.is_none() { tally.changed } else { control.changed };
-    let notices = notices(seen, &status);
+    let mut notices = notices(seen, &status);
+    if let (Some(adaptive), Some(outcome), None) = (&seen.adaptive, &seen.plan.outcome, seen.problem) {
+        notices.extend(loop_conditions::tell(adaptive, outcome, &seen.declared.settings, seen.previous, &mut status, seen.now));
+    } else if seen.problem.is_some() {
+        // Nobody looked; what was decided is still so.
+        status.openness_percent = seen.previous.openness_percent;
+        status.history.clone_from(&seen.previous.history);
+    }
     control.events = control.events.wrapping_add(count(notices.len())) & 0x7fff_ffff;
     status.control = (control != crate::api::status::Control::default()).then_some(control);
     (status, notices)
@@ -157,7 +181,8 @@ fn tally(seen: &Seen<'_>) -> Tally {
     let mut tally = Tally::default();
     let traits = seen.traits;
     let mut changed = seen.plan.control.changed.clone();
-    changed.retain(|knob, _| seen.declared.settings.contains_key(knob));
+    let desired = seen.desired();
+    changed.retain(|knob, _| desired.settings.contains_key(knob));
     let mut programmed: BTreeMap<Knob, BTreeSet<Option<Value>>> = BTreeMap::new();
     let mut used: BTreeMap<Knob, BTreeSet<Option<Value>>> = BTreeMap::new();
     let mut with_place = BTreeSet::new();
@@ -177,8 +202,8 @@ fn tally(seen: &Seen<'_>) -> Tally {
             }
         };
         let saved = seen.saved.get(&result.unit.id).map(|saved| &saved.sites);
-        let settings = super::settings(seen.declared, traits, state, saved);
-        tally.companions.extend(settings.iter().filter(|(knob, _)| !seen.declared.settings.contains_key(knob)));
+        let settings = super::settings(desired, traits, state, saved);
+        tally.companions.extend(settings.iter().filter(|(knob, _)| !desired.settings.contains_key(knob)));
         with_place.extend(settings.keys().copied().filter(|knob| state.has_place(*knob)));
         evidence(&mut changed, &settings, traits, state, saved);
         for node in &state.nodes {
@@ -198,7 +223,7 @@ fn tally(seen: &Seen<'_>) -> Tally {
                 tally.nodes.programmed += 1;
             } else {
                 tally.nodes.drifted += 1;
-                let cause = result.write.as_ref().map_or_else(|| holds(&differs, stored), |fault| fault.message.clone());
+                let cause = result.write.as_ref().map_or_else(|| holds(&differs, stored, seen.declared), |fault| fault.message.clone());
                 worst.push((1, NodeCause { name: node.name.clone(), cause }));
             }
             let mut all_used = differs.is_empty();
@@ -268,7 +293,7 @@ fn evidence(changed: &mut BTreeMap<Knob, i64>, settings: &Settings, traits: &Tra
 }
 
 /// Whether a process uses what its node stores; `None` where that is not known.
-fn in_use(
+pub(super) fn in_use(
     knob: Knob,
     traits: &Traits,
     changed: &BTreeMap<Knob, i64>,
@@ -288,12 +313,13 @@ fn in_use(
     }
 }
 
-fn holds(differs: &[(&Knob, &Value)], stored: &BTreeMap<Knob, Option<Value>>) -> String {
+fn holds(differs: &[(&Knob, &Value)], stored: &BTreeMap<Knob, Option<Value>>, declared: &Declared) -> String {
     let parts: Vec<_> = differs
         .iter()
         .map(|(knob, value)| {
             let found = stored.get(knob).copied().flatten().map_or_else(|| "not set".into(), |v| v.to_string());
-            format!("{knob} is {found}, declared {value}")
+            let as_declared = declared.settings.get(knob).is_none_or(|declared| declared == *value);
+            format!("{knob} is {found}, {} {value}", if as_declared { "declared" } else { "desired" })
         })
         .collect();
     parts.join("; ")
@@ -390,7 +416,13 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, String)
     if nodes.drifted > 0 {
         // Drift that is reported, contended or being corrected does not make this generation unwritten.
         let known = !seen.plan.drift.is_empty() || !seen.plan.contended.is_empty();
-        return if known {
+        // What the operator moves by itself was written once as declared: that stays true.
+        let was_ready = seen.previous.observed_generation == seen.generation
+            && find(seen.previous, "Ready").is_some_and(|old| old.status == "True" && old.reason == "Succeeded");
+        let moving = seen.plan.outcome.as_ref().is_some_and(|outcome| !outcome.state.changes.is_empty());
+        return if was_ready && moving && !known {
+            ("True", "Succeeded", "Written as declared; the limits are being moved since, see Tightened".into())
+        } else if known {
             ("True", "Succeeded", "Written; somebody else has changed a node since, see Programmed".into())
         } else {
             ("False", "Progressing", format!("{} of {} nodes hold the declared limits", nodes.programmed, nodes.total))

@@ -3,20 +3,34 @@
 //! No kube client, no HTTP, no tokio and no clock may come in here: the controller, the tests and every
 //! tool that explains a decision call the very same code.
 
+pub mod adapt;
 pub mod claims;
 pub mod conditions;
 pub mod contention;
 pub mod declare;
+pub mod efficacy;
+pub mod loop_conditions;
 pub mod observed;
+pub mod openness;
+pub mod order;
 pub mod originals;
+pub mod signal;
+pub mod state;
+pub mod tighten;
+pub mod tuning;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use adapt::{Facts, Outcome};
 pub use declare::{Capability, Declared, Traits, declare};
 use jiff::Timestamp;
 pub use observed::{Cause, Fault, NodeState, Site, Sites, Stored, Unit, UnitState};
 use originals::Saved;
 use serde_json::Value as Json;
+use signal::Signal;
+use state::State;
+use tighten::Share;
+use tuning::Tuning;
 
 use crate::api::{IdleConnectionPolicyStatus, Knob, Settings, Value, policy::DriftPolicy, status::Control};
 
@@ -58,10 +72,50 @@ pub struct Input<'a> {
     pub unfinished: &'a BTreeSet<String>,
     /// Units whose process has started anew since it was last written: what they hold is their own file's, and nobody's contest.
     pub restarted: &'a BTreeSet<String>,
+    /// By node name: a time (Unix milliseconds) after which its process is known to have started.
+    pub started: &'a BTreeMap<String, i64>,
     /// The status as it stands.
     pub previous: &'a IdleConnectionPolicyStatus,
+    /// What moves the limits by itself, if anything does.
+    pub adaptive: Option<Adaptive<'a>>,
     /// The time.
     pub now: Timestamp,
+}
+
+/// What the loop is made from.
+#[derive(Clone, Copy)]
+pub struct Adaptive<'a> {
+    /// The numbers.
+    pub tuning: &'a Tuning,
+    /// How far the limits may be tightened.
+    pub floor: &'a Settings,
+    /// Where it stands.
+    pub state: &'a State,
+    /// What the nodes' tasks say.
+    pub signal: &'a Signal,
+    /// Annotations that stop it.
+    pub pause: Pause,
+    /// Whether restarts are made for it.
+    pub restarts: bool,
+    /// What is known of the pools' part of the tasks, besides what the signal tells.
+    pub share: Share,
+    /// Load, in whatever unit.
+    pub load: Option<f64>,
+    /// Whether the source says only that there are too many.
+    pub levels: bool,
+    /// Nothing is decided before this (Unix milliseconds).
+    pub not_before: i64,
+    /// The loop's own clock (Unix milliseconds), which does not jump.
+    pub now: i64,
+}
+
+/// What may not be done for now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pause {
+    /// No tightening.
+    pub tighten: bool,
+    /// No relaxing.
+    pub relax: bool,
 }
 
 /// What to do.
@@ -75,6 +129,10 @@ pub struct Plan {
     pub contended: BTreeSet<Knob>,
     /// What to remember.
     pub control: Control,
+    /// What is declared, at the present openness.
+    pub desired: Declared,
+    /// What came of the loop's look.
+    pub outcome: Option<Outcome>,
 }
 
 /// A value that somebody else changed.
@@ -115,10 +173,19 @@ pub fn decide(input: &Input<'_>) -> Plan {
     let correcting = conditions::reason(input.previous, "Programmed") == Some("Drifted");
 
     let mut plan = Plan { control: input.previous.control.clone().unwrap_or_default(), ..Plan::default() };
+    plan.outcome = input.adaptive.map(|adaptive| look(input, &adaptive));
+    plan.desired = input.declared.clone();
+    plan.control.adaptation = None;
+    if let (Some(adaptive), Some(outcome)) = (&input.adaptive, &plan.outcome) {
+        plan.desired.settings = openness::at(&input.declared.settings, adaptive.floor, outcome.state.openness);
+        plan.control.adaptation = Some(outcome.state.encode());
+    }
+    // What was just decided is not drift, and neither is what was decided and not yet seen to be everywhere.
+    let settled = settled && plan.outcome.as_ref().is_none_or(|outcome| outcome.decision.is_none());
     let mut wanted = BTreeMap::new();
     for (unit, state) in input.units {
         let saved = input.saved.get(&unit.id).map(|saved| &saved.sites);
-        let settings = settings(input.declared, input.traits, state, saved);
+        let settings = settings(&plan.desired, input.traits, state, saved);
         for (site, stored) in &state.sites {
             let Some(&declared) = settings.get(&site.knob) else { continue };
             let original = saved.and_then(|sites| sites.get(site));
@@ -157,6 +224,75 @@ pub fn decide(input: &Input<'_>) -> Plan {
         }
     }
     plan
+}
+
+/// One look of the loop, with what the nodes say of the values that it wanted before.
+fn look(input: &Input<'_>, adaptive: &Adaptive<'_>) -> Outcome {
+    let Adaptive { tuning, floor, state, signal, pause, restarts, share, load, levels, not_before, now } = *adaptive;
+    let changed = input.previous.control.as_ref().map(|control| control.changed.clone()).unwrap_or_default();
+    let states = input.units.iter().map(|(_, state)| state);
+    let now_at = standing(&input.declared.settings, floor, state, input.traits, input.started, &changed, states);
+    let share = match signal {
+        Signal::Fresh(signal::Reading { files_share: Some(most), .. }) => share.at_most(*most),
+        _ => share,
+    };
+    let facts = Facts {
+        declared: &input.declared.settings,
+        floor,
+        no_tightening: pause.tighten || input.suspend,
+        no_relaxing: pause.relax || input.suspend,
+        in_effect: now_at.in_effect,
+        needs_restart: now_at.needs_restart,
+        restarts,
+        share,
+        load,
+        levels,
+        not_before,
+    };
+    adapt::step(tuning, &facts, state, signal, now)
+}
+
+/// How far the nodes are with what the loop wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether more than half of the nodes that answered use it.
+    pub in_effect: bool,
+    /// Whether a limit with a floor takes a restart.
+    pub needs_restart: bool,
+}
+
+/// See [`Standing`].
+#[must_use]
+pub fn standing<'a>(
+    declared: &Settings,
+    floor: &Settings,
+    loop_state: &State,
+    traits: &Traits,
+    started: &BTreeMap<String, i64>,
+    changed: &BTreeMap<Knob, i64>,
+    units: impl IntoIterator<Item = &'a UnitState>,
+) -> Standing {
+    let wanted = openness::at(declared, floor, loop_state.openness);
+    let wanted: Settings = wanted.into_iter().filter(|(knob, _)| floor.contains_key(knob)).collect();
+    let (mut nodes, mut using) = (0, 0);
+    for state in units {
+        for node in &state.nodes {
+            nodes += 1;
+            let Ok(stored) = &node.stored else { continue };
+            let uses = wanted.iter().all(|(knob, value)| {
+                stored.get(knob).is_none_or(|stored| {
+                    *stored == Some(*value)
+                        && (loop_state.changes.is_empty()
+                            || conditions::in_use(*knob, traits, changed, started, state, node) == Some(true))
+                })
+            });
+            using += usize::from(uses);
+        }
+    }
+    Standing {
+        in_effect: nodes > 0 && using * 2 > nodes,
+        needs_restart: wanted.keys().any(|knob| (traits.capability)(*knob) == Capability::AfterRestart),
+    }
 }
 
 /// What one unit is to hold: what is declared, and what has to go with it.

@@ -85,6 +85,8 @@ pub struct NodeState {
     pub stored: Result<BTreeMap<Knob, Option<Value>>, Fault>,
     /// How long its process has run at least, and how much longer at most.
     pub uptime: Option<Uptime>,
+    /// Where its metrics page is, `scheme://host:port`, if it is not the unit's own address.
+    pub metrics: Option<String>,
 }
 
 /// How long a process has run. Servers that report it now and then report too little, never too much.

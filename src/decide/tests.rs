@@ -23,7 +23,7 @@ fn unit(id: &str) -> Unit {
 fn holding(secs: Option<u64>) -> UnitState {
     let site = Site { knob: KNOB, place: "web".into() };
     let stored = Stored { value: secs.map(seconds), raw: secs.map(|s| json!(format!("{s}s"))) };
-    let node = NodeState { name: "n".into(), stored: Ok([(KNOB, secs.map(seconds))].into()), uptime: None };
+    let node = NodeState { name: "n".into(), stored: Ok([(KNOB, secs.map(seconds))].into()), uptime: None, metrics: None };
     UnitState { sites: [(site, stored)].into(), nodes: vec![node], ..UnitState::default() }
 }
 

@@ -144,7 +144,7 @@ impl AIStore {
             Ok(answer) => answer,
             Err(fault) => {
                 let fault = node_fault(id, fault);
-                return (NodeState { name: id.to_owned(), stored: Err(fault), uptime: None }, None);
+                return (NodeState { name: id.to_owned(), stored: Err(fault), uptime: None, metrics: None }, None);
             }
         };
         let http = config.net.http;
@@ -156,7 +156,7 @@ impl AIStore {
             .and_then(|(status, _)| status.uptime())
             .map(|at_least| Uptime { at_least, slack: config.periodic.slack() });
         let changed = wire::local_time(&config.lastupdate_time, response.header("date"), clock::steady());
-        (NodeState { name: id.to_owned(), stored: Ok(stored), uptime }, changed)
+        (NodeState { name: id.to_owned(), stored: Ok(stored), uptime, metrics: None }, changed)
     }
 }
 
@@ -182,9 +182,13 @@ impl Target for AIStore {
             let address = &unit.address;
             let (map, _) = self.json::<wire::ClusterMap>(address, "/v1/cluster?what=smap", None).await?;
             let (config, _) = self.json::<wire::Config>(address, "/v1/cluster?what=cluster_config", None).await?;
-            let ids: Vec<_> = map.pmap.into_keys().chain(map.tmap.into_keys()).collect();
-            let questions: Vec<_> = ids.iter().map(|id| self.node(address, id).boxed()).collect();
-            let nodes: Vec<_> = stream::iter(questions).buffered(AT_ONCE).collect().await;
+            let members: Vec<_> = map.pmap.into_iter().chain(map.tmap).collect();
+            let questions: Vec<_> = members.iter().map(|(id, _)| self.node(address, id).boxed()).collect();
+            let mut nodes: Vec<_> = stream::iter(questions).buffered(AT_ONCE).collect().await;
+            for ((node, _), (_, member)) in nodes.iter_mut().zip(members) {
+                // An empty address is one that cannot be asked: the cluster's own, a proxy's, would be another node's.
+                node.metrics = Some(member.public_net.direct_url);
+            }
             let sites = PLACES.iter().filter_map(|(knob, key)| {
                 let raw = config.net.http.get(*key)?;
                 let stored = crate::decide::Stored { value: wire::value(*knob, raw), raw: Some(raw.clone()) };

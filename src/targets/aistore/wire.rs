@@ -23,10 +23,26 @@ const MESSAGE_LENGTH: usize = 200;
 pub struct ClusterMap {
     /// The cluster's identity.
     pub uuid: String,
-    /// Proxies by id; their addresses are not used.
-    pub pmap: BTreeMap<String, Json>,
-    /// Targets by id; their addresses are not used.
-    pub tmap: BTreeMap<String, Json>,
+    /// Proxies by id.
+    pub pmap: BTreeMap<String, Member>,
+    /// Targets by id.
+    pub tmap: BTreeMap<String, Member>,
+}
+
+/// A node in the cluster map.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub struct Member {
+    /// Its public address: not trusted, see [`crate::decide::NodeState::metrics`].
+    pub public_net: Net4,
+}
+
+/// An address of a node.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub struct Net4 {
+    /// `scheme://host:port`.
+    pub direct_url: String,
 }
 
 /// `what=cluster_config`, and `what=config` of a node.

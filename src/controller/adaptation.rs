@@ -1,0 +1,421 @@
+//! The loop's place in the controller: what is sampled, what is remembered between passes, and when a pass is worth making.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use jiff::Timestamp;
+use kube::{Api, ResourceExt as _, api::ListParams};
+use k8s_openapi::api::core::v1::Pod;
+
+use super::{Context, PolicyRef, Subject, in_time, memory::Memory, places};
+use crate::{
+    api::{
+        self, Limits, Settings,
+        adaptive::{Mode, Signal as SignalSpec, Source as SourceName},
+        policy::TargetType,
+    },
+    clock,
+    decide::{
+        Adaptive, Capability, Declared, Pause, Traits, Unit, UnitState,
+        adapt::{self, Facts, Outcome, percent},
+        loop_conditions::SeenLoop,
+        openness,
+        signal::{self, Signal},
+        state::State,
+        tighten::Share,
+        tuning::Tuning,
+    },
+    signals::{Node, Sampler, Source, Watch, page::{Probe, Threshold}},
+};
+
+/// A threshold where the user gives none: AIStore's own first line, 512 goroutines a CPU.
+const PER_CPU: f64 = 512.0;
+/// How long the pressure must be elsewhere before the status follows.
+const MOVED: i64 = 60_000;
+/// By how many points.
+const POINTS: u32 = 10;
+/// What a Prometheus server is called among the nodes.
+const PROMETHEUS: &str = "prometheus";
+
+/// One policy's loop, between passes.
+pub struct Adaptation {
+    tuning: Tuning,
+    declared: Settings,
+    floor: Settings,
+    state: State,
+    sampler: Sampler,
+    expected: Vec<String>,
+    percentile: u32,
+    pause: Pause,
+    unreadable: Option<&'static str>,
+    suspend: bool,
+    restarts: bool,
+    needs_restart: bool,
+    in_effect: bool,
+    share: Share,
+    levels: bool,
+    not_before: i64,
+    obstacle: Option<Signal>,
+    digest: String,
+    told: Option<u32>,
+    moved_since: Option<i64>,
+    moved: bool,
+}
+
+/// What the loop is told in one pass.
+pub struct Look {
+    signal: Signal,
+    now: i64,
+}
+
+impl Adaptation {
+    fn signal(&self, now: i64) -> Signal {
+        if let Some(obstacle) = &self.obstacle {
+            return obstacle.clone();
+        }
+        let samples = self.sampler.samples();
+        signal::read(&samples, self.expected.iter().map(String::as_str), self.percentile, self.tuning.most_age(), now)
+    }
+
+    /// Looks once more, now.
+    pub fn look(&self) -> Look {
+        let now = clock::steady().as_millisecond();
+        Look { signal: self.signal(now), now }
+    }
+
+    /// For the decision.
+    pub fn input<'a>(&'a self, look: &'a Look) -> Adaptive<'a> {
+        Adaptive {
+            tuning: &self.tuning,
+            floor: &self.floor,
+            state: &self.state,
+            signal: &look.signal,
+            pause: self.pause,
+            restarts: self.restarts,
+            share: self.share,
+            load: None,
+            levels: self.levels,
+            not_before: self.not_before,
+            now: look.now,
+        }
+    }
+
+    /// For the report.
+    pub fn seen<'a>(&'a self, look: &'a Look) -> SeenLoop<'a> {
+        SeenLoop {
+            tuning: &self.tuning,
+            floor: &self.floor,
+            signal: &look.signal,
+            pause: self.pause,
+            unreadable: self.unreadable,
+            share: match &look.signal {
+                Signal::Fresh(signal::Reading { files_share: Some(most), .. }) => self.share.at_most(*most),
+                _ => self.share,
+            },
+            moved: self.moved,
+        }
+    }
+
+    /// After a pass whose report has been written.
+    pub fn commit(&mut self, outcome: &Outcome, look: &Look, told: Option<u32>, in_effect: bool) {
+        self.digest = digest(outcome, &look.signal);
+        self.state = outcome.state.clone();
+        self.told = told;
+        self.moved = false;
+        self.in_effect = in_effect;
+    }
+
+    /// After a round of samples: whether a pass is worth making.
+    fn tick(&mut self) -> bool {
+        let look = self.look();
+        let facts = Facts {
+            declared: &self.declared,
+            floor: &self.floor,
+            no_tightening: self.pause.tighten || self.suspend,
+            no_relaxing: self.pause.relax || self.suspend,
+            in_effect: self.in_effect,
+            needs_restart: self.needs_restart,
+            restarts: self.restarts,
+            share: self.seen(&look).share,
+            load: None,
+            levels: self.levels,
+            not_before: self.not_before,
+        };
+        let outcome = adapt::step(&self.tuning, &facts, &self.state, &look.signal, look.now);
+        let news = outcome.decision.is_some() || outcome.judged.is_some() || digest(&outcome, &look.signal) != self.digest;
+        if let Some(wait) = adapt::next_end(&self.tuning, &outcome.state).filter(|wait| *wait < self.tuning.interval) {
+            self.sampler.ask_in(Duration::from_millis(u64::try_from(wait).unwrap_or(0) + 1));
+        }
+        self.moved = self.moved || self.has_moved(&look);
+        if news || self.moved {
+            return true;
+        }
+        self.state = outcome.state;
+        false
+    }
+
+    fn has_moved(&mut self, look: &Look) -> bool {
+        let Signal::Fresh(reading) = &look.signal else {
+            self.moved_since = None;
+            return false;
+        };
+        if self.told.is_some_and(|told| told.abs_diff(percent(reading.up)) < POINTS) {
+            self.moved_since = None;
+            return false;
+        }
+        look.now - *self.moved_since.get_or_insert(look.now) >= MOVED
+    }
+
+    /// Pressure as last seen, and openness, for the metrics.
+    pub fn figures(&self) -> (Option<f64>, u8) {
+        let pressure = match self.signal(clock::steady().as_millisecond()) {
+            Signal::Fresh(reading) => Some(reading.up),
+            Signal::Missing { .. } => None,
+        };
+        (pressure, self.state.openness)
+    }
+}
+
+/// What is worth a report when it changes, decisions and verdicts apart.
+fn digest(outcome: &Outcome, signal: &Signal) -> String {
+    let reason = match signal {
+        Signal::Fresh(_) => "Fresh",
+        Signal::Missing { reason, .. } => reason,
+    };
+    let recommended = outcome.recommendation.as_ref().map(|decision| decision.to / 10);
+    format!("{} {:?} {:?} {reason} {recommended:?}", outcome.state.encode(), outcome.phase, outcome.limit)
+}
+
+impl Context {
+    /// After a round of samples.
+    pub(super) fn tick(&self, policy: &PolicyRef) {
+        let memory = self.memories.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(policy).cloned();
+        let Some(memory) = memory else { return };
+        // A pass that is being made looks for itself.
+        let Ok(mut memory) = memory.try_lock() else { return };
+        let Some(adaptation) = &mut memory.adaptation else { return };
+        let news = adaptation.tick();
+        let (pressure, openness) = adaptation.figures();
+        self.metrics.looked(policy.namespace.as_deref().unwrap_or_default(), &policy.name, pressure, openness);
+        if news {
+            let _ = self.nudges.send(policy.clone());
+        }
+    }
+}
+
+/// The limits with a floor that this target has a place for.
+pub fn floor(subject: &Subject, traits: &Traits) -> Settings {
+    let adaptive = subject.spec().adaptive.as_ref();
+    let floor = adaptive.and_then(|adaptive| adaptive.floor.as_ref()).map(Limits::settings).unwrap_or_default();
+    floor.into_iter().filter(|(knob, _)| (traits.capability)(*knob) != Capability::Unsupported).collect()
+}
+
+/// Why the floor of a policy cannot be one.
+pub fn invalid(subject: &Subject, declared: &Declared, traits: &Traits) -> Option<String> {
+    openness::invalid(&declared.settings, &floor(subject, traits))
+}
+
+/// What annotations say: what is paused, one that cannot be read, and when the first of them ends.
+pub fn pauses(subject: &Subject, now: Timestamp) -> (Pause, Option<&'static str>, Option<Timestamp>) {
+    let mut unreadable = None;
+    let mut next: Option<Timestamp> = None;
+    let mut paused = |name: &'static str| {
+        let Some(value) = subject.object.annotations().get(name) else { return false };
+        match (value.as_str(), value.parse::<Timestamp>()) {
+            ("true", _) => true,
+            ("false", _) => false,
+            (_, Ok(until)) => {
+                if now < until {
+                    next = Some(next.map_or(until, |next| next.min(until)));
+                }
+                now < until
+            }
+            (_, Err(_)) => {
+                unreadable = Some(name);
+                true
+            }
+        }
+    };
+    let all = paused(api::PAUSED);
+    let (tighten, relax) = (paused(api::PAUSED_TIGHTEN), paused(api::PAUSED_RELAX));
+    (Pause { tighten: all || tighten, relax: all || relax }, unreadable, next)
+}
+
+/// Brings the loop up to what the policy says now; `None` where it has none.
+pub async fn prepare(
+    ctx: &Context,
+    subject: &Subject,
+    memory: &mut Memory,
+    declared: &Declared,
+    traits: &Traits,
+    units: &[Unit],
+    answered: &[(Unit, UnitState)],
+) {
+    let spec = subject.spec();
+    let Some(adaptive) = spec.adaptive.as_ref().filter(|adaptive| adaptive.mode != Mode::Disabled) else {
+        memory.adaptation = None;
+        return;
+    };
+    let floor = floor(subject, traits);
+    let unset = SignalSpec::unset();
+    let signal = adaptive.signal.as_ref().unwrap_or(&unset);
+    let kind = spec.target.type_;
+    let source = signal.source.unwrap_or(if kind == TargetType::AIStore { SourceName::StateFlags } else { SourceName::Nodes });
+    let tuning = Tuning::of(Some(adaptive));
+    let threshold = signal.threshold.as_ref().map_or(Threshold::PerCpu(PER_CPU), |threshold| match (threshold.value, threshold.per_cpu) {
+        (Some(value), _) => Threshold::Value(f64::from(value)),
+        (None, each) => Threshold::PerCpu(each.map_or(PER_CPU, f64::from)),
+    });
+    let mut obstacle = None;
+    let mut watch = Watch {
+        nodes: Vec::new(),
+        source: Source::Nodes(std::sync::Arc::new(Probe::flags())),
+        interval: Duration::from_millis(u64::try_from(tuning.interval).unwrap_or(10_000)),
+        ca: memory.credentials.ca.clone(),
+        token: None,
+        key: format!("{source:?} {} {threshold:?} {:?}", signal.metric, signal.prometheus),
+    };
+    match (source, &signal.prometheus, threshold) {
+        (SourceName::Prometheus, Some(prometheus), Threshold::Value(threshold)) => {
+            match places::prometheus(ctx, &subject.namespace, prometheus).await {
+                Ok((place, credentials)) => {
+                    watch.nodes = vec![Node { name: PROMETHEUS.into(), address: place.address, path: "" }];
+                    (watch.ca, watch.token) = (credentials.ca, credentials.token);
+                }
+                Err(places::Failure::Problem(problem)) => {
+                    obstacle = Some(Signal::Missing { reason: "QueryFailed", message: problem.message });
+                }
+                Err(places::Failure::Error(error)) => {
+                    obstacle = Some(Signal::Missing { reason: "QueryFailed", message: error.to_string() });
+                }
+            }
+            watch.source = Source::Prometheus { query: prometheus.query.clone(), threshold };
+        }
+        (SourceName::Nodes, ..) => {
+            watch.source = Source::Nodes(std::sync::Arc::new(Probe::gauge(&signal.metric, threshold)));
+            watch.nodes = nodes(ctx, subject, memory, units, answered).await;
+        }
+        (SourceName::StateFlags, ..) => watch.nodes = nodes(ctx, subject, memory, units, answered).await,
+        (SourceName::Prometheus, ..) => {
+            obstacle = Some(Signal::Missing { reason: "QueryFailed", message: "adaptive.signal.prometheus has no query or no threshold".into() });
+        }
+    }
+    if watch.nodes.is_empty() && source != SourceName::Prometheus {
+        // Membership could not be read this time: it is what it was.
+        if let Some(old) = &memory.adaptation {
+            watch.nodes = old.sampler.nodes();
+        }
+    }
+    let (pause, unreadable, _) = pauses(subject, Timestamp::now());
+    let restarts = super::restarts::allowed(spec, true);
+    let needs_restart = floor.keys().any(|knob| (traits.capability)(*knob) == Capability::AfterRestart);
+    let expected: Vec<_> = watch.nodes.iter().map(|node| node.name.clone()).collect();
+    let share = Share::UNKNOWN;
+    let levels = source == SourceName::StateFlags;
+    if let Some(old) = &mut memory.adaptation {
+        old.sampler.set(watch);
+        let same = old.tuning.mode == tuning.mode;
+        (old.tuning, old.declared, old.floor, old.expected) = (tuning, declared.settings.clone(), floor, expected);
+        (old.pause, old.unreadable, old.suspend, old.restarts, old.needs_restart) = (pause, unreadable, spec.suspend, restarts, needs_restart);
+        (old.percentile, old.share, old.levels, old.obstacle) = (signal.percentile, share, levels, obstacle);
+        if !same {
+            old.digest.clear();
+        }
+        return;
+    }
+    let state = resume(subject, memory, declared, &floor, answered);
+    let me = ctx.me.clone();
+    let policy = subject.reference.clone();
+    let seed = subject.uid.clone();
+    let sampler = Sampler::start(ctx.pool.clone(), watch, &seed, move || {
+        if let Some(ctx) = me.upgrade() {
+            ctx.tick(&policy);
+        }
+    });
+    let not_before = clock::steady().as_millisecond() + tuning.tighten_after.min(120_000);
+    memory.adaptation = Some(Adaptation {
+        tuning,
+        declared: declared.settings.clone(),
+        floor,
+        state,
+        sampler,
+        expected,
+        percentile: signal.percentile,
+        pause,
+        unreadable,
+        suspend: spec.suspend,
+        restarts,
+        needs_restart,
+        in_effect: false,
+        share,
+        levels,
+        not_before,
+        obstacle,
+        digest: String::new(),
+        told: subject.object.status.as_ref().and_then(|status| status.pressure_percent),
+        moved_since: None,
+        moved: false,
+    });
+}
+
+/// From what was written down; where that is lost, from what the nodes hold.
+fn resume(subject: &Subject, memory: &Memory, declared: &Declared, floor: &Settings, answered: &[(Unit, UnitState)]) -> State {
+    let control = subject.object.status.as_ref().and_then(|status| status.control.as_ref());
+    if let Some(text) = control.and_then(|control| control.adaptation.as_ref()) {
+        return State::resume(text, None);
+    }
+    let ours = memory.originals.as_ref().is_some_and(|log| !log.units().is_empty());
+    if control.is_some() || !ours {
+        return State::default();
+    }
+    let nodes = answered.iter().flat_map(|(_, state)| &state.nodes).filter_map(|node| node.stored.as_ref().ok());
+    let openness = nodes
+        .map(|stored| {
+            let stored: Settings = stored.iter().filter_map(|(knob, value)| Some((*knob, (*value)?))).collect();
+            openness::infer(&declared.settings, floor, &stored)
+        })
+        .min()
+        .unwrap_or(100);
+    State { openness, ..State::default() }
+}
+
+/// The nodes and where their pages are. An address that a node's own cluster names is asked only where that is permitted.
+async fn nodes(ctx: &Context, subject: &Subject, memory: &mut Memory, units: &[Unit], answered: &[(Unit, UnitState)]) -> Vec<Node> {
+    let states: BTreeMap<&str, &UnitState> = answered.iter().map(|(unit, state)| (unit.id.as_str(), state)).collect();
+    let mut nodes = Vec::new();
+    for unit in units {
+        let Some(state) = states.get(unit.id.as_str()) else {
+            if subject.spec().target.type_ == TargetType::Caddy {
+                nodes.push(Node { name: unit.name.clone(), address: unit.address.clone(), path: "/metrics" });
+            }
+            continue;
+        };
+        for node in &state.nodes {
+            let address = match &node.metrics {
+                None => unit.address.clone(),
+                Some(named) if permitted(ctx, subject, memory, named).await => named.clone(),
+                Some(_) => String::new(),
+            };
+            nodes.push(Node { name: node.name.clone(), address, path: "/metrics" });
+        }
+    }
+    nodes
+}
+
+/// Whether an address from a target's answer may be asked: a pod of the namespace, or listed.
+async fn permitted(ctx: &Context, subject: &Subject, memory: &mut Memory, address: &str) -> bool {
+    if ctx.settings.allow_endpoints.check(address).is_ok() {
+        return true;
+    }
+    if let Some(known) = memory.permitted.get(address) {
+        return *known;
+    }
+    let host = reqwest::Url::parse(address).ok().and_then(|url| url.host_str().map(str::to_owned));
+    let Some(host) = host.filter(|host| host.parse::<std::net::IpAddr>().is_ok()) else { return false };
+    let pods = Api::<Pod>::namespaced(ctx.client.clone(), &subject.namespace);
+    let Ok(list) = in_time(pods.list_metadata(&ListParams::default().fields(&format!("status.podIP={host}")).limit(1))).await else { return false };
+    let known = !list.items.is_empty();
+    if known {
+        memory.permitted.insert(address.to_owned(), known);
+    }
+    known
+}

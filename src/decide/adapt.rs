@@ -1,0 +1,641 @@
+//! The loop: one look at the signal, at most one step. Pure and total; docs/control-law.md says why it is as it is.
+
+use super::{
+    efficacy::{self, Verdict},
+    openness::{self, Percent},
+    signal::{Reading, Signal},
+    state::{Efficacy, Episode, Life, Lockout, MOST_CHANGES, Pending, State, Watched, Way, rounded, rounded_slope},
+    tighten::{Share, Step},
+    tuning::{CLOSE, DOUBT, NEARLY_OPEN, OPEN, ROOM, SAFE, Tuning},
+};
+use crate::api::{Settings, adaptive::Mode};
+
+const MINUTE: i64 = 60_000;
+const HOUR: i64 = 60 * MINUTE;
+const DAY: i64 = 24 * HOUR;
+/// What a write and its reading back may take, on top of the time that pools need to drain.
+const APPLY: i64 = 5_000;
+/// How long the floor must be held with too many tasks before it is said that it is not enough.
+const AT_FLOOR: i64 = 30 * MINUTE;
+/// How long a node must call itself critical before that alone is too many.
+const RED: i64 = MINUTE;
+/// How long there must be a quorum again before the fallback is left.
+const BACK: i64 = 2 * MINUTE;
+/// The first lock-out; it doubles up to a day.
+const LOCKOUT: i64 = 4 * HOUR;
+/// Having to tighten within this after relaxing makes it patient.
+const TOO_SOON: i64 = 2 * HOUR;
+/// The part of the window for relaxing after which there is said to be room.
+const WORTH_SAYING: i64 = 5;
+/// The most patience, from which on it is said.
+const MOST_PATIENCE: u8 = 8;
+/// The longest window for relaxing.
+const LONGEST_RELAX: i64 = 2 * HOUR;
+/// A relaxing step at less pressure than this proves nothing: the pools are hardly used.
+const IDLE: f64 = 0.5;
+
+/// What is true around the loop, besides the signal.
+#[derive(Clone, Debug)]
+pub struct Facts<'a> {
+    /// What is declared.
+    pub declared: &'a Settings,
+    /// How far it may be tightened.
+    pub floor: &'a Settings,
+    /// No tightening: a pause, or `suspend`.
+    pub no_tightening: bool,
+    /// No relaxing: a pause, or `suspend`.
+    pub no_relaxing: bool,
+    /// Whether most nodes use what is wanted now.
+    pub in_effect: bool,
+    /// Whether what is wanted waits for a restart.
+    pub needs_restart: bool,
+    /// Whether somebody restarts them for it.
+    pub restarts: bool,
+    /// The pools' part of the tasks.
+    pub share: Share,
+    /// Load, in whatever unit.
+    pub load: Option<f64>,
+    /// Whether the source says only that there are too many, not how many there are.
+    pub levels: bool,
+    /// Nothing is decided before this: the process has just begun to watch.
+    pub not_before: i64,
+}
+
+/// A step.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Decision {
+    /// Openness before.
+    pub from: Percent,
+    /// Openness after.
+    pub to: Percent,
+    /// Why, for the history.
+    pub reason: String,
+    /// The pressure it was decided at.
+    pub pressure: f64,
+}
+
+/// A step that has been judged.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Judged {
+    /// When it had been decided.
+    pub decided: i64,
+    /// What came of it.
+    pub verdict: Verdict,
+    /// Pressure before.
+    pub before: f64,
+    /// Pressure after.
+    pub after: f64,
+}
+
+/// Why the loop does less than it wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // The reasons of Limited.
+pub enum Limit {
+    AtFloor,
+    BudgetExhausted,
+    RestartForbidden,
+    PoolsTooSmall,
+    Flapping,
+    Paused,
+}
+
+/// What the loop is at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)] // The reasons of Tightened.
+pub enum Phase {
+    AsDeclared,
+    Tightening,
+    Holding,
+    Relaxing,
+    AtFloor,
+    FallbackHold,
+}
+
+/// What came of one look.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// Where it stands now.
+    pub state: State,
+    /// The step, if there is one.
+    pub decision: Option<Decision>,
+    /// The verdict on an earlier one, if it fell now.
+    pub judged: Option<Judged>,
+    /// What it would do, where it may not.
+    pub recommendation: Option<Decision>,
+    /// Why it does less than it wants.
+    pub limit: Option<Limit>,
+    /// What it is at.
+    pub phase: Phase,
+}
+
+/// Looks once.
+#[must_use]
+pub fn step(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal, now: i64) -> Outcome {
+    let mut state = before.clone();
+    if tuning.mode == Mode::Disabled || facts.floor.is_empty() {
+        let state = State { changes: state.changes, ..State::default() };
+        return Outcome { state, decision: None, judged: None, recommendation: None, limit: None, phase: Phase::AsDeclared };
+    }
+    forget_the_future(&mut state, now);
+    let elapsed = elapsed(tuning, &mut state, now);
+    let mut look = Look { tuning, facts, state, now, judged: None, decision: None, recommendation: None, limit: None };
+    match signal {
+        Signal::Fresh(reading) => look.fresh(reading, elapsed),
+        Signal::Missing { .. } => look.missing(elapsed),
+    }
+    look.finish()
+}
+
+/// A clock that was set back must not make the past lie ahead: what would be later than now, was now.
+fn forget_the_future(state: &mut State, now: i64) {
+    let past = |time: &mut i64| *time = (*time).min(now);
+    if let Some(episode) = &mut state.episode {
+        past(&mut episode.since);
+    }
+    if let Some(pending) = &mut state.pending {
+        past(&mut pending.decided);
+        pending.since.iter_mut().for_each(past);
+    }
+    state.changes.iter_mut().for_each(|(time, _)| past(time));
+    state.low_since.iter_mut().for_each(past);
+    state.missing_since.iter_mut().for_each(past);
+    state.dead_until = state.dead_until.min(now + DAY);
+    if let Some(lockout) = &mut state.lockout {
+        lockout.until = lockout.until.min(now + DAY);
+    }
+}
+
+/// Time since the last look that counts for the windows: none at the first, and none after a silence, for nobody knows what
+/// was in it. A clock that was set forward looks like a silence, one that was set back like no time.
+fn elapsed(tuning: &Tuning, state: &mut State, now: i64) -> Option<i64> {
+    let since = state.watched.at.replace(now).map(|at| now - at);
+    since.filter(|since| (0..=tuning.longest_silence()).contains(since))
+}
+
+struct Look<'a> {
+    tuning: &'a Tuning,
+    facts: &'a Facts<'a>,
+    state: State,
+    now: i64,
+    judged: Option<Judged>,
+    decision: Option<Decision>,
+    recommendation: Option<Decision>,
+    limit: Option<Limit>,
+}
+
+impl Look<'_> {
+    /// Nothing is known: the windows stand still, and after a while the fallback begins.
+    fn missing(&mut self, elapsed: Option<i64>) {
+        let now = self.now;
+        let watched = &mut self.state.watched;
+        watched.fresh_for = 0;
+        watched.red_for = 0;
+        watched.missing_for += elapsed.unwrap_or(0);
+        self.state.missing_since.get_or_insert(now);
+        if self.state.watched.missing_for >= self.tuning.fallback_after {
+            self.state.fallback = true;
+        }
+        if self.state.fallback && self.tuning.fallback_relaxes && self.state.openness < 100 {
+            let since = self.state.changes.last().map_or(0, |(time, _)| *time).max(self.facts.not_before);
+            if now - since >= self.relax_window() {
+                self.relax("the task count is gone".into(), f64::NAN);
+            }
+        }
+    }
+
+    fn fresh(&mut self, reading: &Reading, elapsed: Option<i64>) {
+        self.average(reading, elapsed);
+        let passed = elapsed.unwrap_or(0);
+        let watched = &mut self.state.watched;
+        watched.missing_for = 0;
+        watched.fresh_for += passed;
+        watched.red_for = if reading.red { watched.red_for + passed } else { 0 };
+        self.state.missing_since = None;
+        if self.state.fallback && self.state.watched.fresh_for >= BACK {
+            self.state.fallback = false;
+        }
+        if let Some(youngest) = reading.youngest {
+            self.state.watched.life.note(youngest, reading.mean);
+        }
+        self.windows(passed);
+        self.calm();
+        self.judge(reading);
+        if self.state.fallback {
+            return;
+        }
+        self.held();
+        if self.state.rollback.is_some() {
+            self.roll_back();
+        } else if self.state.episode.is_some() {
+            self.tighten();
+        } else {
+            self.maybe_relax();
+        }
+    }
+
+    fn average(&mut self, reading: &Reading, elapsed: Option<i64>) {
+        let watched = &mut self.state.watched;
+        #[allow(clippy::cast_precision_loss)] // Seconds.
+        let toward = |old: f64, new: f64, constant: f64| match elapsed {
+            Some(passed) if old.is_finite() => (new - old).mul_add(1.0 - (-(passed as f64) / constant).exp(), old),
+            _ => new,
+        };
+        if watched.primed && elapsed.is_some() {
+            watched.fast = toward(watched.fast, reading.up, self.tuning.fast);
+            watched.slow = toward(watched.slow, reading.down, self.tuning.slow);
+        } else {
+            // What was before is not known: there is no room until it has been seen, unless it had been seen before.
+            let slow = if self.state.low_since.is_some() { reading.down } else { reading.down.max(OPEN) };
+            (watched.fast, watched.slow, watched.primed) = (reading.up, slow, true);
+        }
+    }
+
+    /// Opens and closes what runs.
+    fn windows(&mut self, passed: i64) {
+        let State { episode, low_since, watched, openness, .. } = &mut self.state;
+        let Watched { fast, slow, high_for, low_for, floor_for, red_for, .. } = watched;
+        let red = *red_for >= RED;
+        match episode {
+            None if *fast >= OPEN || red => {
+                *episode = Some(Episode { since: self.now, from: *openness, base: None, steps: 0, helped: None, failed: 0, learned: None });
+                *high_for = 0;
+            }
+            Some(_) if *fast < CLOSE && !red => {
+                *episode = None;
+                *high_for = 0;
+            }
+            // The first step wants it to last over the line itself, without a break.
+            Some(episode) if episode.steps > 0 || *fast >= OPEN || red => *high_for += passed,
+            Some(_) | None => *high_for = 0,
+        }
+        *floor_for = if *openness == 0 && *fast >= OPEN { *floor_for + passed } else { 0 };
+        // Room is room only without peaks. It is written down when it has lasted a while, so that a flicker is not news.
+        if *slow <= ROOM && *fast < CLOSE && *openness < 100 {
+            *low_for += passed;
+            if low_since.is_none() && *low_for >= self.tuning.relax_after / WORTH_SAYING {
+                *low_since = Some(self.now - *low_for);
+            }
+        } else {
+            (*low_since, *low_for) = (None, 0);
+        }
+    }
+
+    /// A day without a change makes it forget what made it careful.
+    fn calm(&mut self) {
+        let now = self.now;
+        self.state.changes.retain(|(time, _)| now - time < DAY);
+        if self.state.changes.is_empty() {
+            self.state.patience = 1;
+            if self.state.openness == 100 && self.state.pending.is_none() {
+                self.state.proved = 100;
+            }
+        }
+        if self.state.lockout.is_some_and(|lockout| now >= lockout.until + DAY) {
+            self.state.lockout = None;
+        }
+    }
+
+    fn judge(&mut self, reading: &Reading) {
+        let Some(mut pending) = self.state.pending.take() else { return };
+        if !self.facts.in_effect {
+            self.state.efficacy = Efficacy::Measuring;
+            self.state.pending = Some(pending);
+            return;
+        }
+        let since = *pending.since.get_or_insert(self.now);
+        // The effect is measured from when it could begin.
+        self.state.dead_until = self.state.dead_until.max(since + pending.wait);
+        if self.now < since + pending.wait || self.state.watched.fresh_for < self.tuning.interval {
+            self.state.efficacy = Efficacy::Measuring;
+            self.state.pending = Some(pending);
+            return;
+        }
+        let restarted = reading.youngest.is_some_and(|uptime| uptime < self.now - pending.decided);
+        let mut after = self.state.watched.fast;
+        if let Some(life) = &pending.life {
+            // A restart empties the pools by itself: only the same age compares.
+            let Some((was, is)) = efficacy::at_equal_uptime(life, &self.state.watched.life, pending.wait) else {
+                self.state.efficacy = Efficacy::AwaitingUptimeMatch;
+                self.state.pending = Some(pending);
+                return;
+            };
+            (pending.before, after) = (was, is);
+            pending.slope = 0.0;
+        }
+        let mut episode = self.state.episode.unwrap_or(Episode {
+            since: pending.decided,
+            from: pending.from,
+            base: Some(pending.before),
+            steps: 1,
+            helped: None,
+            failed: 0,
+            learned: None,
+        });
+        let left = openness::remaining(self.facts.declared, self.facts.floor, pending.from, pending.to);
+        episode.learned = efficacy::learned(&pending, after, self.facts.load, left);
+        let verdict = if restarted && pending.life.is_none() {
+            Verdict::Inconclusive
+        } else {
+            efficacy::judge(&pending, &mut episode, after, self.facts.load, self.now)
+        };
+        if self.state.episode.is_some() {
+            self.state.episode = Some(episode);
+        }
+        self.judged = Some(Judged { decided: pending.decided, verdict, before: pending.before, after });
+        match verdict {
+            Verdict::Effective => {
+                self.state.efficacy = Efficacy::Effective;
+                self.state.lockout = None;
+                if self.state.episode.is_none() {
+                    self.state.proved = self.state.openness;
+                }
+            }
+            Verdict::Inconclusive if self.state.efficacy == Efficacy::Effective => {}
+            Verdict::Inconclusive => self.state.efficacy = Efficacy::Measuring,
+            Verdict::Ineffective => self.give_up(Efficacy::Ineffective),
+        }
+    }
+
+    /// Nothing that pools do helps: back, and no more for a while.
+    fn give_up(&mut self, efficacy: Efficacy) {
+        let to = efficacy::back_to(self.state.episode.as_ref(), self.state.openness);
+        self.state.rollback = (to > self.state.openness).then_some(to);
+        let times = self.state.lockout.map_or(0, |lockout| lockout.times.saturating_add(1));
+        let wait = (LOCKOUT << times.min(3)).min(DAY);
+        self.state.lockout = Some(Lockout { until: self.now + wait, times });
+        self.state.efficacy = efficacy;
+        self.state.pending = None;
+        self.state.proved = 100;
+    }
+
+    /// Whether it may not act now; when it may again, the windows begin anew: no action is stored up.
+    fn held(&mut self) {
+        let held = self.tuning.mode != Mode::Enforce || self.facts.no_tightening || self.facts.no_relaxing;
+        if self.state.watched.held && !held {
+            (self.state.watched.high_for, self.state.watched.low_for) = (0, 0);
+        }
+        self.state.watched.held = held;
+    }
+
+    fn tighten(&mut self) {
+        let (now, tuning, facts) = (self.now, self.tuning, self.facts);
+        let fast = self.state.watched.fast;
+        let first = self.state.episode.is_some_and(|episode| episode.steps == 0);
+        #[allow(clippy::cast_precision_loss)] // At most a day.
+        let due = self.state.watched.high_for as f64 >= tuning.tighten_after as f64 * if first { hesitation(fast) } else { 1.0 };
+        if self.state.lockout.is_some_and(|lockout| now < lockout.until) {
+            if self.state.efficacy == Efficacy::PoolsTooSmall {
+                self.limit = Some(Limit::PoolsTooSmall);
+            }
+            return;
+        }
+        if self.state.openness == 0 {
+            self.limit = Some(Limit::AtFloor);
+            let helped = self.state.episode.is_some_and(|episode| episode.helped.is_some() || efficacy::helped_overall(&episode, fast));
+            if self.state.watched.floor_for >= AT_FLOOR && !helped && self.state.pending.is_none() && self.state.efficacy != Efficacy::Effective {
+                self.give_up(Efficacy::Ineffective);
+                self.roll_back();
+            }
+            return;
+        }
+        if !due || now < facts.not_before {
+            return;
+        }
+        if first && facts.share.is_negligible() {
+            self.state.efficacy = Efficacy::NotAttributable;
+            return;
+        }
+        if facts.share.is_too_small(fast) {
+            self.give_up(Efficacy::PoolsTooSmall);
+            self.limit = Some(Limit::PoolsTooSmall);
+            self.roll_back();
+            return;
+        }
+        let proved = first.then_some(self.state.proved);
+        let step = Step {
+            tuning,
+            declared: facts.declared,
+            floor: facts.floor,
+            openness: self.state.openness,
+            pressure: fast,
+            share: Share { estimate: facts.share.estimate.or(self.state.episode.and_then(|episode| episode.learned)), ..facts.share },
+            proved: proved.filter(|proved| *proved < self.state.openness),
+        };
+        let (from, to) = (self.state.openness, step.target());
+        let reason = format!("{} % of the threshold for {}", percent(fast), spoken(self.state.watched.high_for));
+        if tuning.mode != Mode::Enforce || facts.no_tightening {
+            self.recommendation = Some(Decision { from, to, reason, pressure: fast });
+            self.limit = (tuning.mode == Mode::Enforce).then_some(Limit::Paused);
+            return;
+        }
+        if !facts.in_effect {
+            self.limit = (facts.needs_restart && !facts.restarts).then_some(Limit::RestartForbidden);
+            return;
+        }
+        if self.state.pending.is_some() || now < self.state.dead_until {
+            return;
+        }
+        if !self.may_change() {
+            self.limit = Some(Limit::BudgetExhausted);
+            return;
+        }
+        let wait = self.dead_time();
+        #[allow(clippy::cast_precision_loss)] // Seconds.
+        let lag = ((tuning.slow - tuning.fast) / 1000.0).max(1.0);
+        self.state.pending = Some(Pending {
+            decided: now,
+            since: None,
+            wait,
+            before: rounded(fast),
+            slope: rounded_slope(((fast - self.state.watched.slow) / lag).max(0.0)),
+            load: facts.load.map(rounded),
+            from,
+            to,
+            expected: facts.share.estimate.map(|share| rounded(share * (1.0 - openness::remaining(facts.declared, facts.floor, from, to)))),
+            life: facts.needs_restart.then(|| self.state.watched.life.clone()),
+        });
+        if let Some(episode) = &mut self.state.episode {
+            episode.steps = episode.steps.saturating_add(1);
+            episode.base.get_or_insert(rounded(fast));
+        }
+        self.state.efficacy = Efficacy::Measuring;
+        self.change(to, reason, fast);
+    }
+
+    fn maybe_relax(&mut self) {
+        let (now, tuning, facts) = (self.now, self.tuning, self.facts);
+        let slow = self.state.watched.slow;
+        if self.state.openness >= 100 || self.state.watched.low_for == 0 {
+            return;
+        }
+        let (from, (to, doubtful)) = (self.state.openness, self.wider(slow));
+        let window = self.relax_window() * if doubtful { DOUBT } else { 1 };
+        if self.state.watched.low_for < window {
+            return;
+        }
+        let reason = format!("{} % of the threshold for {}", percent(slow), spoken(self.state.watched.low_for));
+        if tuning.mode != Mode::Enforce || facts.no_relaxing {
+            self.recommendation = Some(Decision { from, to, reason, pressure: slow });
+            self.limit = (tuning.mode == Mode::Enforce).then_some(Limit::Paused);
+            return;
+        }
+        if now < facts.not_before || now < self.state.dead_until || self.state.pending.is_some() {
+            return;
+        }
+        if !facts.in_effect {
+            self.limit = (facts.needs_restart && !facts.restarts).then_some(Limit::RestartForbidden);
+            return;
+        }
+        self.relax(reason, slow);
+    }
+
+    fn relax(&mut self, reason: String, pressure: f64) {
+        if self.facts.no_relaxing || self.tuning.mode != Mode::Enforce {
+            return;
+        }
+        if !self.may_change() {
+            self.limit = Some(Limit::BudgetExhausted);
+            return;
+        }
+        let (to, _) = self.wider(pressure);
+        if pressure < IDLE {
+            // Nobody used the pools: what was enough under load is not disproved by rest.
+            self.state.proved = self.state.proved.min(self.state.openness);
+        } else {
+            self.state.proved = 100;
+        }
+        self.change(to, reason, pressure);
+        if to == 100 {
+            self.state.efficacy = Efficacy::NotTightened;
+        }
+    }
+
+    /// What relaxing would bring the pressure to: pools grow with the limits, everything else stays. Where the pools' part is not
+    /// known it is taken for all of it.
+    fn foreseen(&self, pressure: f64, to: Percent) -> f64 {
+        let left = openness::remaining(self.facts.declared, self.facts.floor, to, self.state.openness);
+        let share = self.facts.share.estimate.unwrap_or(1.0).min(self.facts.share.most);
+        if left > 0.0 { pressure * (1.0 + share * (1.0 / left - 1.0)) } else { f64::INFINITY }
+    }
+
+    /// The widest step, of two at most, that leaves room; one where none does, and then it is in doubt. Near the end, the end.
+    fn wider(&self, pressure: f64) -> (Percent, bool) {
+        let step = self.tuning.relax_step;
+        let up = |points: u8| {
+            let to = self.state.openness.saturating_add(points).min(100);
+            if to >= NEARLY_OPEN { 100 } else { to }
+        };
+        let leaves_room = |to: &Percent| self.foreseen(pressure, *to) <= SAFE;
+        let widest = (step..=step.saturating_mul(2)).rev().map(up).find(leaves_room);
+        widest.map_or((up(step), true), |to| (to, false))
+    }
+
+    fn roll_back(&mut self) {
+        let Some(to) = self.state.rollback else { return };
+        let may = !self.facts.no_relaxing && self.tuning.mode == Mode::Enforce && self.now >= self.state.dead_until;
+        if to <= self.state.openness {
+            self.state.rollback = None;
+        } else if may && self.may_change() {
+            self.state.rollback = None;
+            let reason = if self.state.efficacy == Efficacy::PoolsTooSmall { "the pools are too small" } else { "it did not help" };
+            self.change(to, reason.into(), self.state.watched.fast);
+        } else {
+            self.limit = Some(if may { Limit::BudgetExhausted } else { Limit::Paused });
+        }
+    }
+
+    fn relax_window(&self) -> i64 {
+        let levels = if self.facts.levels { 2 } else { 1 };
+        let window = self.tuning.relax_after * i64::from(self.state.patience) * levels;
+        window.min(LONGEST_RELAX.max(self.tuning.relax_after))
+    }
+
+    /// Pools drain at the time-out they had: twice that, and the time to write and to look.
+    fn dead_time(&self) -> i64 {
+        let idle = openness::longest_idle(self.facts.declared, self.facts.floor, self.state.openness);
+        2 * i64::try_from(idle.as_millis()).unwrap_or(DAY).min(DAY) + self.tuning.interval + APPLY
+    }
+
+    fn may_change(&self) -> bool {
+        let within = |span: i64| self.state.changes.iter().filter(|(time, _)| self.now - time < span).count();
+        within(HOUR) < self.tuning.per_hour as usize && within(DAY) < self.tuning.per_day as usize
+    }
+
+    fn change(&mut self, to: Percent, reason: String, pressure: f64) {
+        let from = self.state.openness;
+        let way = if to < from { Way::Tighten } else { Way::Relax };
+        self.state.dead_until = self.now + self.dead_time();
+        let too_soon = self.state.changes.last().is_some_and(|(time, last)| *last == Way::Relax && self.now - time < TOO_SOON);
+        if way == Way::Tighten && too_soon {
+            self.state.patience = (self.state.patience * 4).min(MOST_PATIENCE);
+        }
+        // Whole seconds are what is written down.
+        self.state.changes.push((self.now / 1000 * 1000, way));
+        if self.state.changes.len() > MOST_CHANGES {
+            self.state.changes.remove(0);
+        }
+        self.state.openness = to;
+        self.state.low_since = None;
+        self.state.watched.low_for = 0;
+        self.decision = Some(Decision { from, to, reason, pressure });
+    }
+
+    fn finish(self) -> Outcome {
+        let Self { state, judged, decision, recommendation, mut limit, tuning, .. } = self;
+        if limit.is_none() && state.patience >= MOST_PATIENCE {
+            limit = Some(Limit::Flapping);
+        }
+        let phase = match (&state, state.openness) {
+            (_, 100) => Phase::AsDeclared,
+            (state, _) if state.fallback => Phase::FallbackHold,
+            (_, 0) => Phase::AtFloor,
+            (state, _) if state.pending.is_some() => Phase::Tightening,
+            (state, _) if state.low_since.is_some() && tuning.mode == Mode::Enforce => Phase::Relaxing,
+            _ => Phase::Holding,
+        };
+        Outcome { state, decision, judged, recommendation, limit, phase }
+    }
+}
+
+/// By how much longer the first step waits: half as long again where there are hardly too many tasks, for that is what noise looks
+/// like, and not at all from a fifth too many on.
+fn hesitation(pressure: f64) -> f64 {
+    0.5f64.mul_add(((1.2 - pressure) / 0.15).clamp(0.0, 1.0), 1.0)
+}
+
+impl Life {
+    /// Nothing noted yet.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.last.is_none()
+    }
+}
+
+/// When the window for tightening that is running may end at the earliest, from now (milliseconds).
+#[must_use]
+pub fn next_end(tuning: &Tuning, state: &State) -> Option<i64> {
+    let episode = state.episode.filter(|_| state.pending.is_none() && state.watched.fast >= CLOSE)?;
+    let factor = if episode.steps == 0 { hesitation(state.watched.fast) } else { 1.0 };
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // At most a day.
+    let window = (tuning.tighten_after as f64 * factor).ceil() as i64;
+    Some(window - state.watched.high_for).filter(|wait| *wait > 0)
+}
+
+/// A share in percent, for people.
+#[must_use]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Bounded.
+pub fn percent(share: f64) -> u32 {
+    (share.clamp(0.0, 1e6) * 100.0).round() as u32
+}
+
+/// A time for people: `45s`, `12m`, `3h 5m`.
+#[must_use]
+pub fn spoken(ms: i64) -> String {
+    let seconds = ms / 1000;
+    match seconds {
+        ..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        _ if seconds % 3600 < 60 => format!("{}h", seconds / 3600),
+        _ => format!("{}h {}m", seconds / 3600, seconds % 3600 / 60),
+    }
+}

@@ -1,0 +1,238 @@
+//! Did it help? A step is judged after the pools have had time to drain, at equal load where that is known and at equal uptime where
+//! a restart came in between.
+
+use super::{
+    openness::Percent,
+    state::{Episode, Life, MARKS, Pending},
+};
+
+/// A fall by this share of the tasks is a help, whatever was expected.
+const HELP: f64 = 0.05;
+/// So is a fall by this part of what was expected.
+const PART: f64 = 0.5;
+/// Less than this cannot be told from noise.
+const NOISE: f64 = 0.03;
+/// After two steps the tasks must be down by this share, where nothing is known of the pools.
+const EPISODE_HELP: f64 = 0.08;
+/// Less than this is not learned: steps would be as large as they can be anyway.
+const LEAST_LEARNED: f64 = 0.15;
+/// Steps in a row that did not help, after which nothing more is expected of tightening.
+pub const MOST_FAILURES: u8 = 2;
+
+/// What came of a step.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The tasks went down.
+    Effective,
+    /// They did not, and will not.
+    Ineffective,
+    /// Nothing can be said: the load rose meanwhile, a process was restarted, or it takes another step to tell.
+    Inconclusive,
+}
+
+impl Verdict {
+    /// As in the history.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Effective => "Effective",
+            Self::Ineffective => "Ineffective",
+            Self::Inconclusive => "Inconclusive",
+        }
+    }
+}
+
+/// By how much the tasks fell, as a share; negative where they rose. With a load, tasks are taken in proportion to it.
+#[must_use]
+pub fn fall(before: f64, after: f64, load: Option<(f64, f64)>) -> f64 {
+    let load = load.filter(|(before, after)| *before > 0.0 && *after > 0.0).map_or(1.0, |(before, after)| before / after);
+    if before > 0.0 { 1.0 - after / before * load } else { 0.0 }
+}
+
+/// Judges a step in an episode; counts in the episode what it finds.
+pub fn judge(pending: &Pending, episode: &mut Episode, after: f64, load: Option<f64>, now: i64) -> Verdict {
+    let fallen = fall(pending.before, after, pending.load.zip(load));
+    let enough = |fall: f64| fall >= HELP || pending.expected.is_some_and(|expected| fall >= NOISE && fall >= PART * expected);
+    if enough(fallen) {
+        episode.helped = Some(pending.to);
+        episode.failed = 0;
+        return Verdict::Effective;
+    }
+    // What would have come without the step, had the pressure gone on to rise as before: good for a doubt, not for a claim.
+    #[allow(clippy::cast_precision_loss)] // Minutes.
+    let risen = pending.before + pending.slope * ((now - pending.decided) as f64 / 1000.0);
+    if pending.load.zip(load).is_none() && enough(fall(risen, after, None)) {
+        return Verdict::Inconclusive;
+    }
+    if pending.expected.is_some_and(|expected| expected < NOISE) {
+        return Verdict::Inconclusive;
+    }
+    if pending.expected.is_some() {
+        episode.failed = episode.failed.saturating_add(1);
+        return if episode.failed >= MOST_FAILURES { Verdict::Ineffective } else { Verdict::Inconclusive };
+    }
+    if episode.steps >= 2 && !helped_overall(episode, after) { Verdict::Ineffective } else { Verdict::Inconclusive }
+}
+
+/// What part of the remaining tasks is pooled, by what the step took away; `None` where that cannot be told. For the size
+/// of the next step only: it is too rough to give up by.
+#[must_use]
+pub fn learned(pending: &Pending, after: f64, load: Option<f64>, left: f64) -> Option<f64> {
+    let fallen = fall(pending.before, after, pending.load.zip(load));
+    if left >= 1.0 || fallen <= 0.0 || fallen >= 1.0 {
+        return None;
+    }
+    let share = (fallen / (1.0 - left)).min(1.0);
+    Some(super::state::rounded((share * left / (1.0 - fallen)).clamp(LEAST_LEARNED, 1.0)))
+}
+
+/// Whether the tasks are down over the whole episode.
+#[must_use]
+pub fn helped_overall(episode: &Episode, now: f64) -> bool {
+    episode.base.is_some_and(|base| fall(base, now, None) >= EPISODE_HELP)
+}
+
+/// Where to go back to: the last openness that helped, or where the episode began.
+#[must_use]
+pub fn back_to(episode: Option<&Episode>, openness: Percent) -> Percent {
+    episode.map_or(100, |episode| episode.helped.unwrap_or(episode.from)).max(openness)
+}
+
+/// The pressure of an earlier life at an uptime, if it was noted: at the last mark that both have passed and that is at
+/// least `settled` old.
+#[must_use]
+pub fn at_equal_uptime(before: &Life, now: &Life, settled: i64) -> Option<(f64, f64)> {
+    let pair = |a: u32, b: u32| (f64::from(a) / 1000.0, f64::from(b) / 1000.0);
+    let mark = (0..MARKS.len()).rev().find(|n| MARKS[*n] >= settled && before.curve[*n].is_some() && now.curve[*n].is_some());
+    if let Some(n) = mark {
+        return before.curve[n].zip(now.curve[n]).map(|(a, b)| pair(a, b));
+    }
+    // Both have been up for longer than the earlier life when it was last looked at.
+    let ((old, was), (new, is)) = before.last.zip(now.last)?;
+    (old >= settled && new >= old).then(|| pair(was, is))
+}
+
+impl Life {
+    /// Notes the pressure at an uptime. A life that is younger than when it was last seen is another one.
+    pub fn note(&mut self, uptime: i64, pressure: f64) {
+        if self.last.is_some_and(|(last, _)| uptime + 1000 < last) {
+            *self = Self::default();
+        }
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A pressure.
+        let pressure = (pressure.clamp(0.0, 1e6) * 1000.0) as u32;
+        let last = self.last.map_or(0, |(last, _)| last);
+        for (n, mark) in MARKS.iter().enumerate() {
+            // Crossed just now; what happened before the first look is not known.
+            let crossed = last < *mark && uptime >= *mark && (self.last.is_some() || uptime < mark + mark / 10);
+            if crossed {
+                self.curve[n] = Some(pressure);
+            }
+        }
+        self.last = Some((uptime, pressure));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn pending(before: f64, expected: Option<f64>) -> Pending {
+        Pending { decided: 0, since: Some(0), wait: 0, before, slope: 0.0, load: None, from: 100, to: 50, expected, life: None }
+    }
+
+    const EPISODE: Episode = Episode { since: 0, from: 100, base: Some(1.2), steps: 1, helped: None, failed: 0, learned: None };
+
+    #[test]
+    fn a_fall_is_taken_in_proportion_to_the_load() {
+        assert!((fall(2.0, 1.0, None) - 0.5).abs() < 1e-9);
+        assert!(fall(1.0, 2.0, Some((10.0, 20.0))).abs() < 1e-9);
+        assert!((fall(1.0, 1.0, Some((10.0, 20.0))) - 0.5).abs() < 1e-9);
+        assert!(fall(0.0, 1.0, None).abs() < 1e-9);
+        assert!(fall(1.0, 1.0, Some((0.0, 20.0))).abs() < 1e-9);
+    }
+
+    #[test]
+    fn the_rules_one_by_one() {
+        let cases = [
+            // what, pending, steps so far, failed so far, after, load after, verdict
+            ("five per cent is a help", pending(1.2, None), 1, 0, 1.14, None, Verdict::Effective),
+            ("less is not, and one step tells nothing", pending(1.2, None), 1, 0, 1.15, None, Verdict::Inconclusive),
+            ("two steps do", pending(1.2, None), 2, 0, 1.15, None, Verdict::Ineffective),
+            ("half of what was expected is a help", pending(1.2, Some(0.06)), 1, 0, 1.164, None, Verdict::Effective),
+            ("less is one failure", pending(1.2, Some(0.06)), 1, 0, 1.18, None, Verdict::Inconclusive),
+            ("and two are enough", pending(1.2, Some(0.06)), 1, 1, 1.18, None, Verdict::Ineffective),
+            ("what is within the noise tells nothing", pending(1.2, Some(0.02)), 1, 1, 1.18, None, Verdict::Inconclusive),
+            (
+                "at twice the load the same tasks are half as many",
+                Pending { load: Some(1.0), ..pending(1.2, None) },
+                2,
+                0,
+                1.2,
+                Some(2.0),
+                Verdict::Effective,
+            ),
+            (
+                "a rise that slowed down is a doubt",
+                Pending { slope: 0.002, ..pending(1.2, Some(0.1)) },
+                3,
+                1,
+                1.25,
+                None,
+                Verdict::Inconclusive,
+            ),
+            (
+                "a rise that went on as before is not",
+                Pending { slope: 0.002, ..pending(1.2, Some(0.1)) },
+                3,
+                1,
+                1.4,
+                None,
+                Verdict::Ineffective,
+            ),
+        ];
+        for (what, pending, steps, failed, after, load, verdict) in cases {
+            let mut episode = Episode { steps, failed, ..EPISODE };
+            assert_eq!(judge(&pending, &mut episode, after, load, 100_000), verdict, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_help_is_remembered_and_ends_a_row_of_failures() {
+        let mut episode = Episode { failed: 1, ..EPISODE };
+        judge(&pending(1.2, None), &mut episode, 1.0, None, 0);
+        assert_eq!((episode.helped, episode.failed), (Some(50), 0));
+        assert_eq!(back_to(Some(&episode), 30), 50);
+        assert_eq!(back_to(Some(&EPISODE), 30), 100);
+        assert_eq!(back_to(None, 30), 100);
+    }
+
+    #[test]
+    fn lives_are_compared_at_the_same_uptime_only() {
+        let life = |marks: &[(i64, f64)]| {
+            let mut life = Life::default();
+            for (uptime, pressure) in marks {
+                life.note(*uptime, *pressure);
+            }
+            life
+        };
+        let before = life(&[(10_000, 0.2), (61_000, 0.5), (121_000, 0.8), (200_000, 1.2)]);
+        assert_eq!(at_equal_uptime(&before, &life(&[(5_000, 0.1)]), 60_000), None, "a young process has few tasks");
+        assert_eq!(at_equal_uptime(&before, &life(&[(5_000, 0.1), (62_000, 0.3)]), 60_000), Some((0.5, 0.3)));
+        assert_eq!(at_equal_uptime(&before, &life(&[(5_000, 0.1), (62_000, 0.3)]), 90_000), None, "not settled yet");
+        assert_eq!(at_equal_uptime(&before, &life(&[(5_000, 0.1), (62_000, 0.3), (130_000, 0.4)]), 90_000), Some((0.8, 0.4)));
+        let unseen = life(&[(86_400_000, 1.2)]);
+        assert_eq!(at_equal_uptime(&unseen, &life(&[(5_000, 0.1), (62_000, 0.3)]), 60_000), None, "nobody saw the youth of the earlier one");
+        let old = life(&[(200_000, 1.2)]);
+        assert_eq!(at_equal_uptime(&old, &life(&[(250_000, 0.6)]), 150_000), Some((1.2, 0.6)));
+    }
+
+    #[test]
+    fn a_younger_process_is_another_life() {
+        let mut life = Life::default();
+        life.note(59_000, 0.5);
+        life.note(61_000, 0.6);
+        life.note(1_000, 0.1);
+        assert_eq!(life.curve, Life::default().curve);
+        assert_eq!(life.last, Some((1_000, 100)));
+    }
+}

@@ -1,0 +1,324 @@
+//! What is said of the loop: its conditions, figures, history and Events. Figures are said when something happens, not as they move.
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use super::{
+    Pause,
+    adapt::{Limit, Outcome, Phase, percent},
+    conditions::{Notice, find, shortened},
+    openness,
+    signal::{Reading, Signal},
+    state::Efficacy,
+    tighten::Share,
+    tuning::{CLOSE, Tuning},
+};
+use crate::api::{
+    IdleConnectionPolicyStatus, Limits, Settings,
+    adaptive::Mode,
+    status::{Decision, MESSAGE_LENGTH, Recommendation, Tasks},
+};
+
+/// Most decisions in the history.
+const MOST_DECISIONS: usize = 6;
+/// A recommendation that moves by less than this many points is the same.
+const SAME: u32 = 10;
+
+/// What the loop saw.
+#[derive(Clone, Copy)]
+pub struct SeenLoop<'a> {
+    /// The numbers.
+    pub tuning: &'a Tuning,
+    /// How far the limits may be tightened.
+    pub floor: &'a Settings,
+    /// What the nodes' tasks said.
+    pub signal: &'a Signal,
+    /// What may not be done.
+    pub pause: Pause,
+    /// What an annotation that cannot be read is called, if there is one.
+    pub unreadable: Option<&'a str>,
+    /// What was known of the pools' part of the tasks.
+    pub share: Share,
+    /// Whether the pressure has been elsewhere for a while than where the status says.
+    pub moved: bool,
+}
+
+/// Writes what is to be said of the loop into a status whose other conditions are in place.
+pub fn tell(
+    seen: &SeenLoop<'_>,
+    outcome: &Outcome,
+    declared: &Settings,
+    previous: &IdleConnectionPolicyStatus,
+    status: &mut IdleConnectionPolicyStatus,
+    now: Timestamp,
+) -> Vec<Notice> {
+    if seen.tuning.mode == Mode::Disabled {
+        return Vec::new();
+    }
+    let reading = match seen.signal {
+        Signal::Fresh(reading) => Some(reading),
+        Signal::Missing { .. } => None,
+    };
+    let conditions = [
+        metrics(seen.signal),
+        high(outcome, reading),
+        tightened(seen, outcome),
+        effective(outcome, seen.share),
+        limited(seen, outcome),
+    ];
+    let flips = |(type_, state, reason, _): &(&str, &str, &str, String)| {
+        find(previous, type_).is_none_or(|old| old.status != *state || old.reason != *reason)
+    };
+    let new_generation = previous.observed_generation != status.observed_generation;
+    let refresh = seen.moved || outcome.decision.is_some() || outcome.judged.is_some() || conditions.iter().any(flips) || new_generation;
+    let notices = notices(seen, outcome, previous, &conditions, reading);
+    for condition in conditions {
+        let kept = !flips(&condition) && !refresh;
+        let (type_, state, reason, message) = condition;
+        let old = find(previous, type_);
+        status.conditions.push(Condition {
+            type_: type_.into(),
+            status: state.into(),
+            reason: reason.into(),
+            message: old.filter(|_| kept).map_or_else(|| shortened(&message, MESSAGE_LENGTH), |old| old.message.clone()),
+            observed_generation: status.observed_generation,
+            last_transition_time: match old {
+                Some(old) if old.status == state => old.last_transition_time.clone(),
+                _ => Time(whole_seconds(now)),
+            },
+        });
+    }
+    status.openness_percent = Some(outcome.state.openness.into());
+    figures(previous, status, reading, refresh, now);
+    history(outcome, previous, status, reading, now);
+    recommendation(seen, outcome, declared, previous, status);
+    notices
+}
+
+type Said = (&'static str, &'static str, &'static str, String);
+
+fn metrics(signal: &Signal) -> Said {
+    match signal {
+        Signal::Fresh(Reading { fresh, expected, .. }) => {
+            ("MetricsAvailable", "True", "Fresh", format!("The tasks of {fresh} of {expected} nodes are counted"))
+        }
+        Signal::Missing { reason, message } => ("MetricsAvailable", "False", reason, message.clone()),
+    }
+}
+
+fn high(outcome: &Outcome, reading: Option<&Reading>) -> Said {
+    let Some(reading) = reading else {
+        return ("HighTaskCount", "Unknown", "Unknown", "The tasks cannot be counted, see MetricsAvailable".into());
+    };
+    let message = format!("{}{}", counted(reading), if reading.over > 0 { format!("; {} nodes over it", reading.over) } else { String::new() });
+    if outcome.state.episode.is_some() {
+        ("HighTaskCount", "True", "OverThreshold", format!("{message}; until it is under {} %", percent(CLOSE)))
+    } else {
+        ("HighTaskCount", "False", "UnderThreshold", message)
+    }
+}
+
+/// `gw-3 runs 22400 tasks, 112 % of its threshold`.
+#[must_use]
+pub fn counted(reading: &Reading) -> String {
+    let pressure = percent(reading.up);
+    match (reading.percentile, reading.threshold) {
+        (Some(tasks), Some(threshold)) => {
+            format!("{tasks:.0} tasks, {pressure} % of the threshold of {threshold:.0} (most: {})", reading.node)
+        }
+        _ => format!("{pressure} % of the threshold (most: {})", reading.node),
+    }
+}
+
+fn tightened(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
+    let openness = outcome.state.openness;
+    let at = format!("The limits are {openness} % open");
+    match outcome.phase {
+        Phase::AsDeclared if seen.tuning.mode == Mode::Recommend => {
+            ("Tightened", "False", "AsDeclared", "The limits are as declared; mode Recommend writes nothing else".into())
+        }
+        Phase::AsDeclared => ("Tightened", "False", "AsDeclared", "The limits are as declared".into()),
+        Phase::Tightening => ("Tightened", "True", "Tightening", format!("{at}; what it does is being measured")),
+        Phase::Holding => ("Tightened", "True", "Holding", format!("{at}, and stay so until there is room")),
+        Phase::Relaxing => ("Tightened", "True", "Relaxing", format!("{at}; there is room, and they open if it lasts")),
+        Phase::AtFloor => ("Tightened", "True", "AtFloor", "The limits are at their floor".into()),
+        Phase::FallbackHold => ("Tightened", "True", "FallbackHold", format!("{at}; the tasks cannot be counted")),
+    }
+}
+
+fn effective(outcome: &Outcome, share: Share) -> Said {
+    let type_ = "TighteningEffective";
+    let most = percent(share.most);
+    match outcome.state.efficacy {
+        Efficacy::Effective => (type_, "True", "Effective", "The last tightening lowered the task count".into()),
+        Efficacy::Ineffective => {
+            (type_, "False", "Ineffective", "Tightening did not lower the task count; look elsewhere than at idle connections".into())
+        }
+        Efficacy::Measuring => (type_, "Unknown", "Measuring", "The last tightening has not been judged yet".into()),
+        Efficacy::AwaitingUptimeMatch => {
+            (type_, "Unknown", "AwaitingUptimeMatch", "A restart lowers the count by itself; judged when the processes are as old as before".into())
+        }
+        Efficacy::NotAttributable => {
+            (type_, "Unknown", "NotAttributable", format!("Pooled connections explain at most {most} % of the tasks; look elsewhere"))
+        }
+        Efficacy::PoolsTooSmall => {
+            (type_, "Unknown", "NotAttributable", format!("Pools hold at most {most} % of the tasks: emptying them is not enough; look elsewhere"))
+        }
+        Efficacy::NotTightened => (type_, "Unknown", "NotTightened", "Nothing has been tightened".into()),
+    }
+}
+
+fn limited(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
+    let (reason, message): (&str, String) = match outcome.limit {
+        None => return ("Limited", "False", "NotLimited", "The operator does what it wants to".into()),
+        Some(Limit::AtFloor) => ("AtFloor", "There are too many tasks, and the limits are at their floor: lower it, or look elsewhere".into()),
+        Some(Limit::BudgetExhausted) => {
+            let Tuning { per_hour, per_day, .. } = seen.tuning;
+            ("BudgetExhausted", format!("{per_hour} changes an hour or {per_day} a day have been made; the next waits"))
+        }
+        Some(Limit::RestartForbidden) => {
+            ("RestartForbidden", "What was written is used after a restart; restart the nodes, or set restart.policy: Rolling".into())
+        }
+        Some(Limit::PoolsTooSmall) => ("PoolsTooSmall", "Even with empty pools there would be too many tasks; the cause is elsewhere".into()),
+        Some(Limit::Flapping) => ("Flapping", "The limits went up and down within an hour; it waits longer before it relaxes".into()),
+        Some(Limit::Paused) => {
+            let by = seen.unreadable.map_or_else(
+                || "An annotation or spec.suspend stops it".to_owned(),
+                |name| format!("{name} is neither true nor a time, so it pauses"),
+            );
+            ("Paused", by)
+        }
+    };
+    ("Limited", "True", reason, message)
+}
+
+fn figures(previous: &IdleConnectionPolicyStatus, status: &mut IdleConnectionPolicyStatus, reading: Option<&Reading>, refresh: bool, now: Timestamp) {
+    let Some(reading) = reading.filter(|_| refresh || previous.tasks.is_none()) else {
+        status.tasks.clone_from(&previous.tasks);
+        status.pressure_percent = previous.pressure_percent;
+        if let (Some(nodes), Some(old)) = (&mut status.nodes, &previous.nodes) {
+            nodes.over_threshold = old.over_threshold;
+        }
+        return;
+    };
+    status.pressure_percent = Some(percent(reading.up));
+    status.tasks = Some(Tasks {
+        max: reading.max.map(whole),
+        percentile: reading.percentile.map(whole),
+        threshold: reading.threshold.map(whole),
+        node: Some(shortened(&reading.node, 253)).filter(|node| !node.is_empty()),
+        time: Some(Time(whole_seconds(now))),
+    });
+    if let Some(nodes) = &mut status.nodes {
+        nodes.over_threshold = Some(reading.over);
+    }
+}
+
+fn history(
+    outcome: &Outcome,
+    previous: &IdleConnectionPolicyStatus,
+    status: &mut IdleConnectionPolicyStatus,
+    reading: Option<&Reading>,
+    now: Timestamp,
+) {
+    let tasks = reading.and_then(|reading| reading.percentile).map(whole);
+    status.history.clone_from(&previous.history);
+    if let Some(judged) = &outcome.judged {
+        // The last tightening is the one that was judged: there is never another before it.
+        if let Some(entry) = status.history.iter_mut().find(|entry| entry.to_percent < entry.from_percent && entry.verdict.is_none()) {
+            entry.verdict = Some(judged.verdict.name().into());
+            entry.pressure_before = Some(percent(judged.before));
+            entry.pressure_after = Some(percent(judged.after));
+            entry.tasks_after = tasks;
+        }
+    }
+    if let Some(decision) = &outcome.decision {
+        let entry = Decision {
+            time: Time(whole_seconds(now)),
+            from_percent: decision.from.into(),
+            to_percent: decision.to.into(),
+            reason: decision.reason.clone(),
+            pressure_before: decision.pressure.is_finite().then(|| percent(decision.pressure)),
+            pressure_after: None,
+            tasks_before: tasks,
+            tasks_after: None,
+            verdict: None,
+        };
+        status.history.insert(0, entry);
+        status.history.truncate(MOST_DECISIONS);
+    }
+}
+
+fn recommendation(
+    seen: &SeenLoop<'_>,
+    outcome: &Outcome,
+    declared: &Settings,
+    previous: &IdleConnectionPolicyStatus,
+    status: &mut IdleConnectionPolicyStatus,
+) {
+    let Some(decision) = &outcome.recommendation else { return };
+    let to = u32::from(decision.to);
+    let same = previous.recommendation.as_ref().filter(|old| {
+        old.openness_percent.abs_diff(to) < SAME && (old.openness_percent < decision.from.into()) == (decision.to < decision.from)
+    });
+    status.recommendation = Some(same.cloned().unwrap_or_else(|| Recommendation {
+        openness_percent: to,
+        limits: Some(Limits::from(&openness::at(declared, seen.floor, decision.to))),
+        reason: decision.reason.clone(),
+    }));
+}
+
+fn notices(
+    seen: &SeenLoop<'_>,
+    outcome: &Outcome,
+    previous: &IdleConnectionPolicyStatus,
+    conditions: &[Said; 5],
+    reading: Option<&Reading>,
+) -> Vec<Notice> {
+    let mut notices = Vec::new();
+    let mut tell = |warning, reason, note: String| notices.push(Notice { warning, reason, note });
+    for (type_, state, reason, message) in conditions {
+        let old = find(previous, type_);
+        let was = old.map(|old| old.status.as_str());
+        if was == Some(state) && old.is_none_or(|old| old.reason == *reason) {
+            continue;
+        }
+        match (*type_, *state, *reason) {
+            ("MetricsAvailable", "False", _) if was != Some("False") => tell(true, "MetricsLost", message.clone()),
+            ("MetricsAvailable", "True", _) if was == Some("False") => tell(false, "MetricsRestored", message.clone()),
+            ("HighTaskCount", "True", _) if was != Some("True") => tell(true, "HighTaskCount", message.clone()),
+            ("TighteningEffective", _, "Ineffective" | "NotAttributable") => {
+                let most = percent(seen.share.most);
+                let fell = outcome.judged.map(|judged| {
+                    format!(" ({} % of the threshold before, {} % after)", percent(judged.before), percent(judged.after))
+                });
+                let bound = if most < 100 { format!(" Pooled connections explain at most {most} % of the tasks.") } else { String::new() };
+                tell(true, "Ineffective", format!("{message}{}.{bound}", fell.unwrap_or_default()));
+            }
+            _ => {}
+        }
+    }
+    if let Some(decision) = &outcome.decision {
+        let counted = reading.map(|reading| format!("; {}", counted(reading))).unwrap_or_default();
+        let note = format!("{} % to {} %: {}{counted}", decision.from, decision.to, decision.reason);
+        if decision.to < decision.from {
+            tell(false, "Tightened", note);
+            if decision.to == 0 {
+                tell(true, "ReachedFloor", "The limits are at their floor; if that is not enough, lower it or look elsewhere".into());
+            }
+        } else {
+            tell(false, "Relaxed", note);
+        }
+    }
+    notices
+}
+
+#[allow(clippy::cast_possible_truncation)] // Tasks of one node.
+fn whole(value: f64) -> i64 {
+    value.clamp(0.0, 1e15).round() as i64
+}
+
+/// As the API server stores times.
+fn whole_seconds(now: Timestamp) -> Timestamp {
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
+}

@@ -1,0 +1,227 @@
+//! One scalar drives every limit that has a floor, so that what holds of the limits and of the floors holds in between.
+//!
+//! The law is that of Envoy's scaled timers: `floor + (limit - floor) * openness`, and geometric where the two lie more than a
+//! factor of 20 apart (<https://www.envoyproxy.io/docs/envoy/latest/configuration/operations/overload_manager/overload_manager>).
+
+use std::time::Duration;
+
+use crate::api::{Knob, Settings, Value};
+
+/// Openness in percent: 100 is as declared, 0 is the floor.
+pub type Percent = u8;
+
+/// By how much a client must let go of a connection before its server does.
+pub const MARGIN: Duration = Duration::from_secs(1);
+/// Beyond this ratio of limit to floor the way between is geometric.
+const GEOMETRIC: f64 = 20.0;
+
+/// Pairs in which the first may not exceed the second.
+pub const WITHIN: [(Knob, Knob); 3] = [
+    (Knob::IntraClusterMaxIdleConnsPerHost, Knob::IntraClusterMaxIdleConns),
+    (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxIdleConns),
+    (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxConnsPerHost),
+];
+
+/// What is declared at an openness. A limit without a floor stays.
+#[must_use]
+pub fn at(declared: &Settings, floor: &Settings, openness: Percent) -> Settings {
+    let mut settings = declared.clone();
+    if openness >= 100 {
+        return settings;
+    }
+    for (knob, value) in &mut settings {
+        if let Some(floor) = floor.get(knob) {
+            *value = between(*value, *floor, openness);
+        }
+    }
+    for (part, whole) in WITHIN {
+        if let (Some(Value::Count(p)), Some(Value::Count(w))) = (settings.get(&part), settings.get(&whole)) {
+            if *w > 0 && p > w && floor.contains_key(&part) {
+                let w = *w;
+                settings.insert(part, Value::Count(w));
+            }
+        }
+    }
+    let (client, server) = (Knob::IntraClusterIdleConnTimeout, Knob::ServerIdleTimeout);
+    if let (Some(Value::Duration(c)), Some(Value::Duration(s))) = (settings.get(&client), settings.get(&server)) {
+        let most = s.saturating_sub(MARGIN);
+        if !s.is_zero() && *c > most && floor.contains_key(&client) {
+            settings.insert(client, Value::Duration(most));
+        }
+    }
+    settings
+}
+
+/// Why a floor cannot be one, as the user is told. The API server refuses most of it; what a target's own maximum makes of a
+/// preset it cannot know.
+#[must_use]
+pub fn invalid(declared: &Settings, floor: &Settings) -> Option<String> {
+    floor.iter().find_map(|(knob, floor)| {
+        let zero = |value: &Value| matches!(value, Value::Count(0) | Value::Duration(Duration::ZERO));
+        match declared.get(knob) {
+            None => Some(format!("adaptive.floor.{knob} has no limit above it; set limits.{knob}, or remove the floor")),
+            Some(limit) if zero(limit) || zero(floor) => {
+                Some(format!("adaptive.floor.{knob}: 0 is no limit and cannot be tightened; set limits.{knob} and a floor above 0"))
+            }
+            Some(limit) if floor > limit => {
+                Some(format!("adaptive.floor.{knob} {floor} exceeds the limit {limit}, which is this target's maximum; lower it"))
+            }
+            Some(_) => None,
+        }
+    })
+}
+
+fn between(limit: Value, floor: Value, openness: Percent) -> Value {
+    match (limit, floor) {
+        (Value::Duration(limit), Value::Duration(floor)) => {
+            let ms = way(millis(floor), millis(limit), openness);
+            let value = Duration::from_millis(round(ms));
+            Value::Duration(value.clamp(floor.min(limit), limit))
+        }
+        (Value::Count(limit), Value::Count(floor)) => {
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Between two u32.
+            let value = way(f64::from(floor), f64::from(limit), openness).floor() as u32;
+            Value::Count(value.clamp(floor.min(limit), limit))
+        }
+        _ => limit,
+    }
+}
+
+fn way(floor: f64, limit: f64, openness: Percent) -> f64 {
+    let u = f64::from(openness) / 100.0;
+    if floor > 0.0 && limit / floor > GEOMETRIC {
+        // A hair more, so that what comes out a whole number on paper does here too.
+        limit.powf(u) * floor.powf(1.0 - u) + 1e-9
+    } else {
+        (limit - floor).mul_add(u, floor)
+    }
+}
+
+/// Whole seconds from ten on, tenths below: what people read in a configuration.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Positive, and far below 2^53.
+fn round(ms: f64) -> u64 {
+    let ms = ms as u64;
+    match ms {
+        10_000.. => ms / 1000 * 1000,
+        1_000.. => ms / 100 * 100,
+        _ => ms,
+    }
+}
+
+#[allow(clippy::cast_precision_loss)] // Far below 2^53.
+fn millis(duration: Duration) -> f64 {
+    duration.as_millis() as f64
+}
+
+/// How much of a pool is left when the openness goes from one value to another, by the limits alone: 1 is all of it.
+/// Idle connections are arrivals times the time they may idle (Little's law), so a time-out counts before a number.
+#[must_use]
+pub fn remaining(declared: &Settings, floor: &Settings, from: Percent, to: Percent) -> f64 {
+    let size = |openness| {
+        let settings = at(declared, floor, openness);
+        let of = |timeouts: bool| {
+            let values = settings.iter().filter(|(knob, _)| floor.contains_key(knob));
+            values
+                .filter_map(|(knob, value)| match value {
+                    Value::Duration(d) if timeouts && idles(*knob) => Some(millis(*d)),
+                    Value::Count(n) if !timeouts => Some(f64::from(*n)),
+                    _ => None,
+                })
+                .fold(None, |most: Option<f64>, value| Some(most.map_or(value, |most| most.max(value))))
+        };
+        of(true).or_else(|| of(false))
+    };
+    match (size(from), size(to)) {
+        (Some(from), Some(to)) if from > 0.0 => (to / from).clamp(0.0, 1.0),
+        _ => 1.0,
+    }
+}
+
+/// The openness that nodes stand at, by what they store: the widest that fits all limits with a floor; full where none does.
+#[must_use]
+pub fn infer(declared: &Settings, floor: &Settings, stored: &Settings) -> Percent {
+    let fits = |openness: &Percent| {
+        let wanted = at(declared, floor, *openness);
+        floor.keys().filter_map(|knob| Some((wanted.get(knob)?, stored.get(knob)?))).all(|(wanted, stored)| wanted == stored)
+    };
+    (0..=100).rev().find(fits).unwrap_or(100)
+}
+
+/// Whether a limit is a time for which a connection may idle.
+#[must_use]
+pub const fn idles(knob: Knob) -> bool {
+    matches!(knob, Knob::ServerIdleTimeout | Knob::IntraClusterIdleConnTimeout | Knob::BackendIdleConnTimeout)
+}
+
+/// The longest time that a connection may idle, of the limits that have a floor: how long a pool takes to drain.
+#[must_use]
+pub fn longest_idle(declared: &Settings, floor: &Settings, openness: Percent) -> Duration {
+    at(declared, floor, openness)
+        .into_iter()
+        .filter(|(knob, _)| idles(*knob) && floor.contains_key(knob))
+        .filter_map(|(_, value)| if let Value::Duration(d) = value { Some(d) } else { None })
+        .max()
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seconds(s: u64) -> Value {
+        Value::Duration(Duration::from_secs(s))
+    }
+
+    #[test]
+    fn envoys_own_example_comes_out_as_envoy_says() {
+        // 600 s to 2 s, scaled at 85 to 95 %, at 92 %: 2 + 598 * 0.3 s. Envoy's law is linear; ours is, up to a factor of 20.
+        assert!((way(2000.0 * 20.0, 600_000.0, 30) - (40_000.0 + 560_000.0 * 0.3)).abs() < 1e-6);
+        let (limit, floor) = (Settings::from([(Knob::ServerIdleTimeout, seconds(40))]), Settings::from([(Knob::ServerIdleTimeout, seconds(2))]));
+        assert_eq!(at(&limit, &floor, 30)[&Knob::ServerIdleTimeout], seconds(13));
+    }
+
+    #[test]
+    fn far_apart_the_way_is_geometric() {
+        let (limit, floor) = (Settings::from([(Knob::BackendMaxIdleConns, Value::Count(10_000))]), Settings::from([(Knob::BackendMaxIdleConns, Value::Count(100))]));
+        assert_eq!(at(&limit, &floor, 50)[&Knob::BackendMaxIdleConns], Value::Count(1000));
+    }
+
+    #[test]
+    fn a_limit_without_a_floor_stays_and_at_full_openness_all_do() {
+        let limits = Settings::from([(Knob::ServerIdleTimeout, seconds(30)), (Knob::BackendIdleConnTimeout, seconds(20))]);
+        let floor = Settings::from([(Knob::ServerIdleTimeout, seconds(5))]);
+        assert_eq!(at(&limits, &floor, 100), limits);
+        assert_eq!(at(&limits, &floor, 0), Settings::from([(Knob::ServerIdleTimeout, seconds(5)), (Knob::BackendIdleConnTimeout, seconds(20))]));
+    }
+
+    #[test]
+    fn a_client_lets_go_before_its_server_all_the_way() {
+        let limits = Settings::from([(Knob::ServerIdleTimeout, seconds(500)), (Knob::IntraClusterIdleConnTimeout, seconds(60))]);
+        let floor = Settings::from([(Knob::ServerIdleTimeout, seconds(5)), (Knob::IntraClusterIdleConnTimeout, seconds(4))]);
+        for openness in 0..=100 {
+            let settings = at(&limits, &floor, openness);
+            let (Value::Duration(client), Value::Duration(server)) = (settings[&Knob::IntraClusterIdleConnTimeout], settings[&Knob::ServerIdleTimeout]) else {
+                unreachable!()
+            };
+            assert!(client + MARGIN <= server, "{openness} %: {client:?} and {server:?}");
+        }
+    }
+
+    #[test]
+    fn a_floor_that_cannot_be_one_is_named() {
+        let limits = Settings::from([(Knob::ServerIdleTimeout, seconds(30)), (Knob::BackendMaxIdleConns, Value::Count(0))]);
+        let check = |knob, value| invalid(&limits, &Settings::from([(knob, value)])).unwrap_or_default();
+        assert!(check(Knob::ServerIdleTimeout, seconds(31)).contains("exceeds the limit 30s"));
+        assert!(check(Knob::BackendMaxIdleConns, Value::Count(5)).contains("0 is no limit"));
+        assert!(check(Knob::BackendIdleConnTimeout, seconds(3)).contains("has no limit above it"));
+        assert_eq!(check(Knob::ServerIdleTimeout, seconds(30)), "");
+    }
+
+    #[test]
+    fn what_is_left_of_a_pool_follows_the_time_out() {
+        let limits = Settings::from([(Knob::ServerIdleTimeout, seconds(40)), (Knob::BackendMaxIdleConns, Value::Count(100))]);
+        let floor = Settings::from([(Knob::ServerIdleTimeout, seconds(10)), (Knob::BackendMaxIdleConns, Value::Count(99))]);
+        assert!((remaining(&limits, &floor, 100, 0) - 0.25).abs() < 1e-9);
+        assert_eq!(longest_idle(&limits, &floor, 100), Duration::from_secs(40));
+    }
+}

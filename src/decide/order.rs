@@ -1,0 +1,88 @@
+//! Which write goes first. A client must let go of a connection before its server does; while both are being changed too.
+
+use super::{Change, To, UnitState, openness};
+use crate::api::{Knob, Value};
+
+/// Whether a limit is on the side that opens connections.
+const fn is_client(knob: Knob) -> bool {
+    !matches!(knob, Knob::ServerIdleTimeout | Knob::ServerReadHeaderTimeout)
+}
+
+/// The changes of one unit in the order they are written: each part is read back before the next. First what widens the
+/// distance between client and server (a client's time shrinks, a server's grows), then what narrows it. One part where the idle
+/// times of only one side change.
+#[must_use]
+pub fn parts(changes: &[Change], state: &UnitState) -> Vec<Vec<Change>> {
+    let timed = |client: bool| changes.iter().any(|change| openness::idles(change.site.knob) && is_client(change.site.knob) == client);
+    if !(timed(true) && timed(false)) {
+        return vec![changes.to_vec()];
+    }
+    let (first, then): (Vec<_>, Vec<_>) = changes.iter().cloned().partition(|change| {
+        let grows = grows(change, state);
+        if openness::idles(change.site.knob) { is_client(change.site.knob) != grows } else { true }
+    });
+    [first, then].into_iter().filter(|part| !part.is_empty()).collect()
+}
+
+/// Whether a change makes an idle time longer. Where it was unset, it was whatever the server does by itself: taken for longer than
+/// anything that is set.
+fn grows(change: &Change, state: &UnitState) -> bool {
+    let old = state.sites.get(&change.site).and_then(|stored| stored.value);
+    match (&change.to, old) {
+        (To::Value(Value::Duration(new)), Some(Value::Duration(old))) if old.is_zero() => new.is_zero(),
+        (To::Value(Value::Duration(new)), Some(Value::Duration(old))) => new.is_zero() || *new > old,
+        (To::Value(_), _) => false,
+        // Put back to what was there, which only the target can read: it was there before the policy came and tightened.
+        (To::Raw(_), _) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::decide::{Site, Stored};
+
+    fn site(knob: Knob) -> Site {
+        Site { knob, place: "x".into() }
+    }
+
+    fn seconds(s: u64) -> Value {
+        Value::Duration(Duration::from_secs(s))
+    }
+
+    fn order(from: &[(Knob, Option<u64>)], to: &[(Knob, u64)]) -> Vec<Vec<Knob>> {
+        let state = UnitState {
+            sites: from.iter().map(|(knob, s)| (site(*knob), Stored { value: s.map(seconds), raw: None })).collect(),
+            ..UnitState::default()
+        };
+        let changes: Vec<_> = to.iter().map(|(knob, s)| Change { site: site(*knob), to: To::Value(seconds(*s)) }).collect();
+        parts(&changes, &state).into_iter().map(|part| part.into_iter().map(|change| change.site.knob).collect()).collect()
+    }
+
+    const CLIENT: Knob = Knob::IntraClusterIdleConnTimeout;
+    const SERVER: Knob = Knob::ServerIdleTimeout;
+    const OTHER: Knob = Knob::ServerReadHeaderTimeout;
+
+    #[test]
+    fn shrinking_begins_with_the_client_and_growing_with_the_server() {
+        let (wide, narrow) = ([(CLIENT, Some(20)), (SERVER, Some(30)), (OTHER, Some(1))], [(CLIENT, Some(5)), (SERVER, Some(6)), (OTHER, Some(1))]);
+        assert_eq!(order(&wide, &[(CLIENT, 5), (SERVER, 6), (OTHER, 2)]), [vec![CLIENT, OTHER], vec![SERVER]]);
+        assert_eq!(order(&narrow, &[(CLIENT, 20), (SERVER, 30)]), [[SERVER], [CLIENT]]);
+        assert_eq!(order(&wide, &[(CLIENT, 5), (SERVER, 60)]), [[CLIENT, SERVER]], "both widen the distance");
+        assert_eq!(order(&wide, &[(CLIENT, 25), (SERVER, 28)]), [[CLIENT, SERVER]], "both narrow it");
+    }
+
+    #[test]
+    fn one_side_alone_is_written_at_once() {
+        assert_eq!(order(&[(CLIENT, Some(20)), (OTHER, Some(1))], &[(CLIENT, 5), (OTHER, 2)]), [[CLIENT, OTHER]]);
+    }
+
+    #[test]
+    fn no_limit_and_unset_are_the_longest() {
+        assert_eq!(order(&[(CLIENT, None), (SERVER, None)], &[(CLIENT, 5), (SERVER, 6)]), [[CLIENT], [SERVER]]);
+        assert_eq!(order(&[(CLIENT, Some(0)), (SERVER, Some(0))], &[(CLIENT, 5), (SERVER, 6)]), [[CLIENT], [SERVER]]);
+        assert_eq!(order(&[(CLIENT, Some(5)), (SERVER, Some(6))], &[(CLIENT, 7), (SERVER, 0)]), [[SERVER], [CLIENT]]);
+    }
+}

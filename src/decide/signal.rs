@@ -1,0 +1,315 @@
+//! From samples to pressure: how full the nodes are against their threshold, seen so that a gap never speaks for a move.
+
+use std::collections::BTreeMap;
+
+/// What one node ran when it was asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Measure {
+    /// Tasks; `None` where the source only says whether there are too many.
+    pub tasks: Option<f64>,
+    /// The node's threshold; `None` likewise.
+    pub threshold: Option<f64>,
+    /// Tasks by threshold: 1 is exactly at it.
+    pub pressure: f64,
+    /// Whether the node itself calls it critical.
+    pub red: bool,
+    /// Open files, where it says: no pool can hold more connections.
+    pub open_files: Option<f64>,
+    /// When the process started (Unix seconds), where it says.
+    pub started: Option<f64>,
+}
+
+/// Why there is no sample.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Gap {
+    /// The node has not been asked yet.
+    Unasked,
+    /// No answer, or one that is no metrics page.
+    Unreachable,
+    /// 401 or 403.
+    Unauthorized,
+    /// The page or the query has no such series.
+    NoSeries,
+    /// There are several, and nobody says which one counts.
+    SeveralSeries,
+    /// NaN, infinite or negative.
+    NotFinite,
+    /// It is a counter or a histogram: it says how many there have been, not how many there are.
+    NotGauge,
+    /// A threshold per CPU, and the node does not say how many it has.
+    NoCpus,
+    /// The server refused the query.
+    QueryFailed,
+    /// Too old.
+    Stale,
+}
+
+impl Gap {
+    /// What a user is told of a node.
+    #[must_use]
+    pub const fn sentence(self) -> &'static str {
+        match self {
+            Self::Unasked => "has not been asked yet",
+            Self::Unreachable => "does not answer with a metrics page",
+            Self::Unauthorized => "refuses to show its metrics (401 or 403)",
+            Self::NoSeries => "has no such series",
+            Self::SeveralSeries => "answers with several series; aggregate them into one",
+            Self::NotFinite => "answers NaN, infinite or less than 0",
+            Self::NotGauge => "has it as a counter; name a gauge",
+            Self::NoCpus => "does not say how many CPUs it has; set threshold.value",
+            Self::QueryFailed => "refused the query",
+            Self::Stale => "has not answered for too long",
+        }
+    }
+
+    /// The reason of MetricsAvailable=False where all nodes have this gap.
+    const fn reason(self) -> &'static str {
+        match self {
+            Self::Unauthorized => "Unauthorized",
+            Self::NoSeries | Self::NotGauge | Self::NoCpus | Self::NotFinite => "NoSeries",
+            Self::SeveralSeries | Self::QueryFailed => "QueryFailed",
+            Self::Stale => "Stale",
+            Self::Unasked | Self::Unreachable => "BelowQuorum",
+        }
+    }
+}
+
+/// What is known of one node.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct NodeSample {
+    /// The last good sample and when it was taken (Unix milliseconds).
+    pub last: Option<(i64, Measure)>,
+    /// Why the last question had no sample, if it had none.
+    pub gap: Option<Gap>,
+}
+
+impl NodeSample {
+    /// The sample, if it counts: no answer at all may be a moment's trouble, so a good sample lasts until it is too old; an
+    /// answer without a sample says that there is none.
+    fn valid(&self, now: i64, most_age: i64) -> Result<Measure, Gap> {
+        match (self.last, self.gap) {
+            (Some((taken, measure)), None | Some(Gap::Unreachable)) if (0..=most_age).contains(&(now - taken)) => Ok(measure),
+            (_, Some(gap)) => Err(gap),
+            (Some(_), None) => Err(Gap::Stale),
+            (None, None) => Err(Gap::Unasked),
+        }
+    }
+}
+
+/// The nodes as one.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Reading {
+    /// Pressure as seen by tightening: a node that is missing has none.
+    pub up: f64,
+    /// Pressure as seen by relaxing: a node that is missing is at its threshold at least.
+    pub down: f64,
+    /// Nodes with a valid sample.
+    pub fresh: u32,
+    /// Nodes there are, by the target's own membership.
+    pub expected: u32,
+    /// Whether a node calls itself critical.
+    pub red: bool,
+    /// Nodes at or over their threshold.
+    pub over: u32,
+    /// Tasks of the fullest node.
+    pub max: Option<f64>,
+    /// Tasks of the node that counts.
+    pub percentile: Option<f64>,
+    /// Its threshold.
+    pub threshold: Option<f64>,
+    /// The node with the highest pressure.
+    pub node: String,
+    /// The most that the open files of the nodes that are over leave to pooled connections, as a share of their tasks.
+    pub files_share: Option<f64>,
+    /// How long the youngest process has run (milliseconds).
+    pub youngest: Option<i64>,
+    /// The mean pressure of the valid nodes: what is compared at equal uptime.
+    pub mean: f64,
+}
+
+/// What the samples say.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Signal {
+    /// Enough of them to decide.
+    Fresh(Reading),
+    /// Too few.
+    Missing {
+        /// The reason of `MetricsAvailable`.
+        reason: &'static str,
+        /// What happened, to which node.
+        message: String,
+    },
+}
+
+/// Tasks that one connection may cost on one node: a Go client connection has two goroutines.
+const TASKS_PER_CONNECTION: f64 = 2.0;
+
+/// Reads the samples of the nodes that are expected. `percentile` is nearest rank; the highest counts where there are three or
+/// fewer nodes. `most_age` is in milliseconds, as `now` is.
+#[must_use]
+pub fn read<'a>(
+    samples: &BTreeMap<String, NodeSample>,
+    expected: impl IntoIterator<Item = &'a str>,
+    percentile: u32,
+    most_age: i64,
+    now: i64,
+) -> Signal {
+    let none = NodeSample::default();
+    let mut valid: Vec<(&str, Measure)> = Vec::new();
+    let mut gaps: Vec<(&str, Gap, f64)> = Vec::new();
+    for node in expected {
+        let sample = samples.get(node).unwrap_or(&none);
+        match sample.valid(now, most_age) {
+            Ok(measure) => valid.push((node, measure)),
+            Err(gap) => gaps.push((node, gap, sample.last.map_or(1.0, |(_, measure)| measure.pressure.max(1.0)))),
+        }
+    }
+    let total = valid.len() + gaps.len();
+    if total == 0 || valid.len() * 2 < total {
+        return missing(&gaps, valid.len(), total);
+    }
+    let mut up: Vec<f64> = valid.iter().map(|(_, m)| m.pressure).chain(gaps.iter().map(|_| 0.0)).collect();
+    let mut down: Vec<f64> = valid.iter().map(|(_, m)| m.pressure).chain(gaps.iter().map(|(_, _, known)| *known)).collect();
+    up.sort_unstable_by(f64::total_cmp);
+    down.sort_unstable_by(f64::total_cmp);
+    let rank = rank(percentile, total);
+    let (up, down) = (up[rank], down[rank]);
+    // The node that counts is the one whose pressure was taken; there is none only where more are missing than the rank allows.
+    let counts = valid.iter().find(|(_, m)| m.pressure.total_cmp(&up).is_eq()).map(|(_, m)| *m);
+    let worst = valid.iter().max_by(|a, b| a.1.pressure.total_cmp(&b.1.pressure).then_with(|| b.0.cmp(a.0)));
+    let crowded = || valid.iter().filter(|(_, m)| m.pressure >= up.min(1.0)).map(|(_, m)| m);
+    let sums = crowded().filter_map(|m| Some((m.open_files?, m.tasks?))).fold((0.0, 0.0), |(f, t), (files, tasks)| (f + files, t + tasks));
+    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // Nodes, and seconds since 1970.
+    Signal::Fresh(Reading {
+        up,
+        down,
+        fresh: count(valid.len()),
+        expected: count(total),
+        red: valid.iter().any(|(_, m)| m.red),
+        over: count(valid.iter().filter(|(_, m)| m.pressure >= 1.0).count()),
+        max: valid.iter().filter_map(|(_, m)| m.tasks).max_by(f64::total_cmp),
+        percentile: counts.and_then(|m| m.tasks),
+        threshold: counts.and_then(|m| m.threshold),
+        node: worst.map(|(node, _)| (*node).to_owned()).unwrap_or_default(),
+        files_share: (sums.1 > 0.0).then(|| (TASKS_PER_CONNECTION * sums.0 / sums.1).min(1.0)),
+        youngest: valid.iter().filter_map(|(_, m)| m.started).max_by(f64::total_cmp).map(|started| (now - (started * 1000.0) as i64).max(0)),
+        mean: valid.iter().map(|(_, m)| m.pressure).sum::<f64>() / valid.len() as f64,
+    })
+}
+
+/// Nearest rank, from 0.
+const fn rank(percentile: u32, total: usize) -> usize {
+    if total <= 3 {
+        return total - 1;
+    }
+    let rank = (percentile as usize * total).div_ceil(100);
+    let rank = if rank == 0 { 1 } else { rank };
+    if rank > total { total - 1 } else { rank - 1 }
+}
+
+fn missing(gaps: &[(&str, Gap, f64)], valid: usize, total: usize) -> Signal {
+    let Some((node, gap, _)) = gaps.first() else {
+        return Signal::Missing { reason: "BelowQuorum", message: "No node is known yet whose tasks could be counted".into() };
+    };
+    let same = valid == 0 && gaps.iter().all(|(_, other, _)| other.reason() == gap.reason());
+    let reason = if same { gap.reason() } else { "BelowQuorum" };
+    Signal::Missing { reason, message: format!("{valid} of {total} nodes counted; {node} {}", gap.sentence()) }
+}
+
+fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn sample(pressure: f64) -> NodeSample {
+        NodeSample { last: Some((0, Measure { pressure, tasks: Some(pressure * 100.0), threshold: Some(100.0), ..Measure::default() })), gap: None }
+    }
+
+    fn nodes(samples: &[(&str, NodeSample)]) -> BTreeMap<String, NodeSample> {
+        samples.iter().map(|(name, sample)| ((*name).to_owned(), *sample)).collect()
+    }
+
+    fn fresh(samples: &[(&str, NodeSample)], percentile: u32, now: i64) -> Reading {
+        let all = nodes(samples);
+        match read(&all, samples.iter().map(|(name, _)| *name), percentile, 90_000, now) {
+            Signal::Fresh(reading) => reading,
+            Signal::Missing { message, .. } => panic!("missing: {message}"),
+        }
+    }
+
+    fn gap(samples: &[(&str, NodeSample)], now: i64) -> (&'static str, String) {
+        let all = nodes(samples);
+        match read(&all, samples.iter().map(|(name, _)| *name), 95, 90_000, now) {
+            Signal::Missing { reason, message } => (reason, message),
+            Signal::Fresh(reading) => panic!("fresh: {reading:?}"),
+        }
+    }
+
+    #[test]
+    fn a_missing_node_is_empty_to_tightening_and_full_to_relaxing() {
+        let lost = NodeSample { gap: Some(Gap::NoSeries), ..sample(1.7) };
+        let reading = fresh(&[("a", sample(0.4)), ("b", sample(0.5)), ("c", lost)], 95, 0);
+        assert_eq!((reading.up, reading.down), (0.5, 1.7));
+        let unknown = NodeSample { gap: Some(Gap::Unreachable), last: None };
+        let reading = fresh(&[("a", sample(0.4)), ("b", sample(0.5)), ("c", unknown)], 95, 0);
+        assert_eq!((reading.up, reading.down), (0.5, 1.0));
+    }
+
+    #[test]
+    fn the_rank_is_the_nearest_and_the_highest_among_few() {
+        assert_eq!([rank(95, 1), rank(1, 3), rank(95, 4), rank(95, 20), rank(50, 20), rank(1, 20), rank(100, 7)], [0, 2, 3, 18, 9, 0, 6]);
+    }
+
+    #[test]
+    fn half_of_the_nodes_are_a_quorum_and_fewer_are_not() {
+        let lost = NodeSample { gap: Some(Gap::Unreachable), last: None };
+        assert_eq!(fresh(&[("a", sample(0.4)), ("b", lost)], 95, 0).fresh, 1);
+        let (reason, message) = gap(&[("a", sample(0.4)), ("b", lost), ("c", lost)], 0);
+        assert_eq!((reason, message.as_str()), ("BelowQuorum", "1 of 3 nodes counted; b does not answer with a metrics page"));
+    }
+
+    #[test]
+    fn an_old_sample_is_none_and_one_from_the_future_neither() {
+        assert_eq!(fresh(&[("a", sample(0.4))], 95, 90_000).up, 0.4);
+        assert_eq!(gap(&[("a", sample(0.4))], 90_001).0, "Stale");
+        assert_eq!(gap(&[("a", sample(0.4))], -1).0, "Stale");
+    }
+
+    #[test]
+    fn each_gap_has_its_reason() {
+        for (kind, reason) in [
+            (Gap::Unauthorized, "Unauthorized"),
+            (Gap::NoSeries, "NoSeries"),
+            (Gap::NotGauge, "NoSeries"),
+            (Gap::NoCpus, "NoSeries"),
+            (Gap::NotFinite, "NoSeries"),
+            (Gap::SeveralSeries, "QueryFailed"),
+            (Gap::QueryFailed, "QueryFailed"),
+            (Gap::Stale, "Stale"),
+            (Gap::Unasked, "BelowQuorum"),
+            (Gap::Unreachable, "BelowQuorum"),
+        ] {
+            let (seen, message) = gap(&[("a", NodeSample { gap: Some(kind), last: None })], 0);
+            assert_eq!(seen, reason);
+            assert!(message.ends_with(kind.sentence()), "{message}");
+        }
+        assert_eq!(gap(&[], 0).1, "No node is known yet whose tasks could be counted");
+    }
+
+    #[test]
+    fn a_good_sample_outlives_a_moments_silence_but_not_an_answer_without_one() {
+        let silent = NodeSample { gap: Some(Gap::Unreachable), ..sample(0.4) };
+        assert_eq!(fresh(&[("a", silent)], 95, 60_000).up, 0.4);
+        assert_eq!(gap(&[("a", NodeSample { gap: Some(Gap::NotFinite), ..sample(0.4) })], 1).0, "NoSeries");
+    }
+
+    #[test]
+    fn open_files_bound_what_pools_can_explain() {
+        let mut full = sample(2.0);
+        full.last = full.last.map(|(t, m)| (t, Measure { open_files: Some(10.0), ..m }));
+        assert_eq!(fresh(&[("a", full), ("b", sample(0.1))], 95, 0).files_share, Some(0.1));
+    }
+}

@@ -1,0 +1,173 @@
+//! How far one step goes: what is needed, then a chain of small clamps.
+
+use super::{
+    openness::{self, Percent},
+    tuning::{CLOSE, LEAST_CUT, LEAST_OPENNESS, Tuning},
+};
+use crate::api::Settings;
+
+/// What part of the tasks is pooled connections, as far as it is known.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Share {
+    /// The best guess, 0 to 1.
+    pub estimate: Option<f64>,
+    /// No more than this, 0 to 1.
+    pub most: f64,
+}
+
+impl Share {
+    /// Nothing is known.
+    pub const UNKNOWN: Self = Self { estimate: None, most: 1.0 };
+    /// Under this share nothing that pools do matters.
+    const LEAST: f64 = 0.05;
+
+    /// How much more than the estimate it may be: estimates are off by a half, and the pressure by noise (docs/control-law.md
+    /// has the runs that say so).
+    const OPTIMISM: f64 = 2.5;
+
+    /// From an estimate.
+    #[must_use]
+    pub fn estimated(estimate: f64) -> Self {
+        let estimate = estimate.clamp(0.0, 1.0);
+        Self { estimate: Some(estimate), most: (Self::OPTIMISM * estimate).min(1.0) }
+    }
+
+    /// Bounded from above by what is counted otherwise.
+    #[must_use]
+    pub fn at_most(self, most: f64) -> Self {
+        Self { estimate: self.estimate.map(|estimate| estimate.min(most)), most: self.most.min(most) }
+    }
+
+    /// Whether pools explain so little that no setting of theirs can be the cause.
+    #[must_use]
+    pub fn is_negligible(&self) -> bool {
+        self.estimate.unwrap_or(self.most) < Self::LEAST
+    }
+
+    /// Whether even pools of no connection at all would leave too many tasks.
+    #[must_use]
+    pub fn is_too_small(&self, pressure: f64) -> bool {
+        pressure > CLOSE && (pressure - CLOSE) / (pressure * self.most.max(1e-9)) >= 1.0
+    }
+}
+
+/// What a step is made from.
+pub struct Step<'a> {
+    /// The numbers.
+    pub tuning: &'a Tuning,
+    /// What is declared.
+    pub declared: &'a Settings,
+    /// How far it may go.
+    pub floor: &'a Settings,
+    /// Where it stands.
+    pub openness: Percent,
+    /// Pressure.
+    pub pressure: f64,
+    /// The pools' part of it.
+    pub share: Share,
+    /// An openness that was enough before, if this is to return to it.
+    pub proved: Option<Percent>,
+}
+
+impl Step<'_> {
+    /// The openness to go to, always less than where it stands (which is not the floor).
+    #[must_use]
+    pub fn target(&self) -> Percent {
+        let chain: [fn(&Self, Percent) -> Percent; 5] = [Self::needed, Self::at_least, Self::at_most, Self::back, Self::to_floor];
+        chain.iter().fold(self.openness, |target, clamp| clamp(self, target))
+    }
+
+    /// What brings the pressure under the line, by the limits' own effect on the pools.
+    fn needed(&self, _: Percent) -> Percent {
+        let part = self.share.estimate.unwrap_or(1.0).max(1e-9);
+        let need = ((self.pressure - CLOSE) / (self.pressure * part)).clamp(0.0, 1.0);
+        let left = |to: Percent| openness::remaining(self.declared, self.floor, self.openness, to);
+        // What is left falls with the openness, so the way there can be halved again and again.
+        let (mut low, mut high) = (0, self.openness);
+        while low < high {
+            let middle = low + (high - low).div_ceil(2);
+            if left(middle) <= 1.0 - need + 1e-9 {
+                low = middle;
+            } else {
+                high = middle - 1;
+            }
+        }
+        low
+    }
+
+    fn at_least(&self, target: Percent) -> Percent {
+        target.min(scaled(self.openness, 1.0 - LEAST_CUT).min(self.openness.saturating_sub(1)))
+    }
+
+    fn at_most(&self, target: Percent) -> Percent {
+        target.max(scaled(self.openness, 1.0 - self.tuning.most_cut))
+    }
+
+    fn back(&self, target: Percent) -> Percent {
+        self.proved.map_or(target, |proved| target.min(proved))
+    }
+
+    fn to_floor(&self, target: Percent) -> Percent {
+        let target = target.min(self.openness.saturating_sub(1));
+        if target < LEAST_OPENNESS { 0 } else { target }
+    }
+}
+
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // At most 100.
+fn scaled(openness: Percent, factor: f64) -> Percent {
+    (f64::from(openness) * factor).floor() as Percent
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::api::{Knob, Value};
+
+    fn target(openness: Percent, pressure: f64, share: Share, proved: Option<Percent>) -> Percent {
+        let value = |s| Settings::from([(Knob::ServerIdleTimeout, Value::Duration(Duration::from_millis(s)))]);
+        let (declared, floor) = (value(100_000), value(1));
+        // The floor is next to nothing, but not so far away that the way would be geometric.
+        let floor = if openness == 0 { floor } else { value(5_000) };
+        Step { tuning: &Tuning::of(None), declared: &declared, floor: &floor, openness, pressure, share, proved }.target()
+    }
+
+    #[test]
+    fn the_step_by_the_need() {
+        let cases = [
+            ("a quarter too many", 100, 1.2, Share::UNKNOWN, None, 73),
+            ("twice too many: half at most", 100, 2.0, Share::UNKNOWN, None, 50),
+            ("hardly too many: a fifth at least", 100, 0.91, Share::UNKNOWN, None, 80),
+            ("pools are half of it: twice the step", 100, 1.0, Share::estimated(0.5), None, 78),
+            ("what was enough before is gone back to", 100, 1.2, Share::UNKNOWN, Some(30), 30),
+            ("but not upwards", 100, 1.2, Share::UNKNOWN, Some(90), 73),
+            ("near the floor the floor", 9, 2.0, Share::UNKNOWN, None, 0),
+            ("the last point", 1, 0.9, Share::UNKNOWN, None, 0),
+        ];
+        for (what, openness, pressure, share, proved, expected) in cases {
+            assert_eq!(target(openness, pressure, share, proved), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn every_step_goes_down() {
+        for openness in 1..=100 {
+            for pressure in [0.9, 0.95, 1.0, 1.5, 10.0, 1e9] {
+                assert!(target(openness, pressure, Share::UNKNOWN, None) < openness);
+            }
+        }
+    }
+
+    #[test]
+    fn what_pools_cannot_do() {
+        assert!(Share::UNKNOWN.at_most(0.04).is_negligible());
+        assert!(!Share::UNKNOWN.at_most(0.05).is_negligible());
+        assert!(Share::estimated(0.04).is_negligible());
+        assert!(!Share::UNKNOWN.is_too_small(100.0));
+        assert!(Share::estimated(0.16).is_too_small(1.5), "0.4 at most, and 0.6 of 1.5 has to go");
+        assert!(!Share::estimated(0.16).is_too_small(1.49));
+        assert!(!Share::estimated(0.0).is_too_small(0.9));
+        assert_eq!(Share::estimated(0.6).at_most(0.5), Share { estimate: Some(0.5), most: 0.5 });
+    }
+}

@@ -1,0 +1,104 @@
+//! The numbers of the law for one policy: the profile's, and what the user overrides.
+
+use std::time::Duration;
+
+use crate::api::{
+    GoDuration,
+    adaptive::{Adaptive, Behavior, Fallback, FallbackBehavior, Mode},
+};
+
+/// An episode of too many tasks opens at this share of the threshold.
+pub const OPEN: f64 = 1.0;
+/// It closes under this one, which is also what a step aims at.
+pub const CLOSE: f64 = 0.9;
+/// There is room at or under this share.
+pub const ROOM: f64 = 0.75;
+/// A relaxing step is taken gladly where it would leave the pressure at or under this, as far as can be foreseen.
+pub const SAFE: f64 = ROOM;
+/// Where it cannot be foreseen to, the window is this many times as long.
+pub const DOUBT: i64 = 4;
+/// The least that one tightening step takes, as a share of the openness: the effect of less could not be told from noise.
+pub const LEAST_CUT: f64 = 0.2;
+/// From this openness on the rest of the way to what is declared is given back at once.
+pub const NEARLY_OPEN: u8 = 95;
+/// Under this openness the rest of the way to the floor is taken at once.
+pub const LEAST_OPENNESS: u8 = 5;
+
+/// The numbers, in milliseconds where they are times.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tuning {
+    /// Whether it may act.
+    pub mode: Mode,
+    /// How often the nodes are asked.
+    pub interval: i64,
+    /// How long too many.
+    pub tighten_after: i64,
+    /// How long room.
+    pub relax_after: i64,
+    /// Time constant of what tightening looks at.
+    pub fast: f64,
+    /// Time constant of what relaxing looks at.
+    pub slow: f64,
+    /// Changes in any hour.
+    pub per_hour: u32,
+    /// Changes in any 24 hours.
+    pub per_day: u32,
+    /// Points that one relaxing step gives back.
+    pub relax_step: u8,
+    /// The most that one tightening step takes, as a share.
+    pub most_cut: f64,
+    /// How long without a quorum before the fallback.
+    pub fallback_after: i64,
+    /// Whether the fallback relaxes.
+    pub fallback_relaxes: bool,
+}
+
+impl Tuning {
+    /// The numbers of a policy; without `adaptive` it is Disabled.
+    #[must_use]
+    pub fn of(adaptive: Option<&Adaptive>) -> Self {
+        let unset = Adaptive { mode: Mode::Disabled, ..Adaptive::default() };
+        let Adaptive { mode, floor: _, signal, fallback, behavior } = adaptive.unwrap_or(&unset);
+        let Behavior { profile, tighten_after, relax_after, max_changes_per_hour, max_changes_per_day, relax_step_percent } =
+            behavior.clone().unwrap_or_default();
+        let row = profile.row();
+        let Fallback { after, behavior: falls_back } = fallback.clone().unwrap_or_default();
+        let time = |given: Option<GoDuration>, seconds: u32| {
+            millis(given.and_then(|d| d.get()).unwrap_or(Duration::from_secs(seconds.into())))
+        };
+        let (tighten_after, relax_after) = (time(tighten_after, row.tighten_after), time(relax_after, row.relax_after));
+        let per_day = max_changes_per_day.unwrap_or(row.max_changes_per_day);
+        #[allow(clippy::cast_precision_loss)] // At most a day.
+        Self {
+            mode: *mode,
+            interval: signal.as_ref().and_then(|signal| signal.interval.get()).map_or(10_000, millis),
+            tighten_after,
+            relax_after,
+            // 20 s and 140 s for Balanced: short against the windows that follow them.
+            fast: (tighten_after as f64 / 6.0).clamp(1.0, 20_000.0),
+            slow: (relax_after as f64 * 7.0 / 45.0).clamp(1.0, 140_000.0),
+            per_hour: max_changes_per_hour.unwrap_or(row.max_changes_per_hour).min(per_day),
+            per_day,
+            relax_step: u8::try_from(relax_step_percent.unwrap_or(row.relax_step_percent).min(100)).unwrap_or(100),
+            most_cut: f64::from(row.most_cut_percent) / 100.0,
+            fallback_after: time(Some(after), 300),
+            fallback_relaxes: falls_back == FallbackBehavior::Declared,
+        }
+    }
+
+    /// How old a sample may be.
+    #[must_use]
+    pub fn most_age(&self) -> i64 {
+        (3 * self.interval).max(90_000)
+    }
+
+    /// How long nothing may be seen before the windows stand still.
+    #[must_use]
+    pub fn longest_silence(&self) -> i64 {
+        (3 * self.interval).max(30_000)
+    }
+}
+
+fn millis(duration: Duration) -> i64 {
+    i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
+}

@@ -1,0 +1,420 @@
+//! The text formats of Prometheus (0.0.4) and OpenMetrics, read where they lie: nothing is copied and nothing allocated.
+//!
+//! Formats: <https://prometheus.io/docs/instrumenting/exposition_formats/> and
+//! <https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md>.
+
+use std::borrow::Cow;
+
+use memchr::{memchr, memchr3, memmem::Finder};
+
+/// One line of a page.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Sample<'a> {
+    /// The series' name.
+    pub name: &'a [u8],
+    /// Its labels.
+    pub labels: Labels<'a>,
+    /// Its value; may be NaN or infinite.
+    pub value: f64,
+    /// Its time, as written: milliseconds in Prometheus' format, seconds in `OpenMetrics`.
+    pub timestamp: Option<f64>,
+}
+
+/// What stands between the braces, checked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Labels<'a>(&'a [u8]);
+
+/// A label's value as it stands between the quotes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LabelValue<'a>(pub &'a [u8]);
+
+impl<'a> LabelValue<'a> {
+    /// Without escapes; copied only where there are any.
+    #[must_use]
+    pub fn text(&self) -> Cow<'a, [u8]> {
+        if memchr(b'\\', self.0).is_none() {
+            return Cow::Borrowed(self.0);
+        }
+        let mut plain = Vec::with_capacity(self.0.len());
+        let mut bytes = self.0.iter().copied();
+        while let Some(byte) = bytes.next() {
+            match byte {
+                b'\\' => match bytes.next() {
+                    Some(b'n') => plain.push(b'\n'),
+                    Some(escaped @ (b'\\' | b'"')) => plain.push(escaped),
+                    Some(other) => plain.extend([b'\\', other]),
+                    None => plain.push(b'\\'),
+                },
+                byte => plain.push(byte),
+            }
+        }
+        Cow::Owned(plain)
+    }
+}
+
+impl<'a> Iterator for Labels<'a> {
+    type Item = (&'a [u8], LabelValue<'a>);
+
+    #[inline]
+    fn next(&mut self) -> Option<Self::Item> {
+        let (pair, rest) = label(self.0)?;
+        self.0 = rest;
+        Some(pair)
+    }
+}
+
+/// The lines of a page that are samples.
+pub struct Samples<'a> {
+    rest: &'a [u8],
+    malformed: u64,
+}
+
+impl<'a> Samples<'a> {
+    /// All samples of a page, up to `# EOF` if there is one.
+    #[must_use]
+    pub const fn new(page: &'a [u8]) -> Self {
+        Self { rest: page, malformed: 0 }
+    }
+
+    /// Lines so far that are neither samples nor comments.
+    #[must_use]
+    pub const fn malformed(&self) -> u64 {
+        self.malformed
+    }
+}
+
+impl<'a> Iterator for Samples<'a> {
+    type Item = Sample<'a>;
+
+    #[inline]
+    fn next(&mut self) -> Option<Sample<'a>> {
+        loop {
+            match self.rest.first()? {
+                b'\n' | b' ' | b'\t' | b'\r' => self.rest = &self.rest[1..],
+                b'#' => {
+                    if self.rest.starts_with(b"# EOF") && matches!(self.rest.get(5), None | Some(b'\n' | b'\r')) {
+                        self.rest = &[];
+                        return None;
+                    }
+                    self.skip_line();
+                }
+                _ => {
+                    if let Some((sample, rest)) = sample(self.rest) {
+                        self.rest = rest;
+                        return Some(sample);
+                    }
+                    self.malformed += 1;
+                    self.skip_line();
+                }
+            }
+        }
+    }
+}
+
+impl Samples<'_> {
+    #[inline]
+    fn skip_line(&mut self) {
+        self.rest = memchr(b'\n', self.rest).map_or(&[], |end| &self.rest[end + 1..]);
+    }
+}
+
+/// Bytes of a name: letters, digits, underscore and colon.
+static NAME: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        #[allow(clippy::cast_possible_truncation)] // Below 256.
+        let b = byte as u8;
+        table[byte] = b.is_ascii_alphanumeric() || b == b'_' || b == b':';
+        byte += 1;
+    }
+    table
+};
+
+#[inline]
+fn name(text: &[u8]) -> usize {
+    if text.first().is_none_or(u8::is_ascii_digit) {
+        return 0;
+    }
+    text.iter().position(|byte| !NAME[usize::from(*byte)]).unwrap_or(text.len())
+}
+
+/// Reads one line; the rest begins after its end.
+#[inline]
+fn sample(line: &[u8]) -> Option<(Sample<'_>, &[u8])> {
+    let end = name(line);
+    let mut named = &line[..end];
+    let mut rest = &line[end..];
+    let mut labels = Labels::default();
+    if let [b'{', inner @ ..] = rest {
+        // A name that is no plain one stands first between the braces, in quotes.
+        let mut inner = inner;
+        if named.is_empty() {
+            let quoted = inner.strip_prefix(b"\"")?;
+            let close = quote(quoted)?;
+            named = &quoted[..close];
+            inner = &quoted[close + 1..];
+            inner = inner.strip_prefix(b",").unwrap_or(inner);
+        }
+        let mut at = inner;
+        while let Some((_, next)) = label(at) {
+            at = next;
+        }
+        let at = blank(at);
+        let after = at.strip_prefix(b"}")?;
+        labels = Labels(&inner[..inner.len() - at.len()]);
+        rest = after;
+    }
+    if named.is_empty() || !matches!(rest.first(), Some(b' ' | b'\t')) {
+        return None;
+    }
+    let rest = blank(rest);
+    let (value, rest) = number(rest)?;
+    let (timestamp, rest) = match rest.first() {
+        Some(b' ' | b'\t') => {
+            let rest = blank(rest);
+            match rest.first() {
+                None | Some(b'\n' | b'\r' | b'#') => (None, rest),
+                Some(_) => {
+                    let (timestamp, rest) = number(rest)?;
+                    (Some(timestamp), blank(rest))
+                }
+            }
+        }
+        _ => (None, rest),
+    };
+    let rest = match rest {
+        [] => rest,
+        [b'\n', rest @ ..] | [b'\r', b'\n', rest @ ..] => rest,
+        // An exemplar.
+        [b'#', b' ', b'{', ..] => memchr(b'\n', rest).map_or(&[][..], |end| &rest[end + 1..]),
+        _ => return None,
+    };
+    Some((Sample { name: named, labels, value, timestamp }, rest))
+}
+
+/// Reads one label; the rest begins after its comma.
+#[inline]
+fn label(text: &[u8]) -> Option<((&[u8], LabelValue<'_>), &[u8])> {
+    let text = blank(text);
+    let (key, rest) = if let [b'"', quoted @ ..] = text {
+        let close = quote(quoted)?;
+        (&quoted[..close], &quoted[close + 1..])
+    } else {
+        let end = name(text);
+        (&text[..end], &text[end..])
+    };
+    let value = blank(blank(rest).strip_prefix(b"=")?).strip_prefix(b"\"")?;
+    if key.is_empty() {
+        return None;
+    }
+    let close = quote(value)?;
+    let rest = blank(&value[close + 1..]);
+    let rest = match rest {
+        [b',', rest @ ..] => rest,
+        [b'}', ..] | [] => rest,
+        _ => return None,
+    };
+    Some(((key, LabelValue(&value[..close])), rest))
+}
+
+/// Where the quote is that closes; a value does not go over its line.
+#[inline]
+fn quote(text: &[u8]) -> Option<usize> {
+    let mut at = 0;
+    loop {
+        // Most values are short: a call for each costs more than looking at the bytes.
+        let mut found = None;
+        for (n, byte) in text.get(at..)?.iter().take(24).enumerate() {
+            if matches!(byte, b'"' | b'\\' | b'\n') {
+                found = Some(at + n);
+                break;
+            }
+        }
+        let next = match found {
+            Some(next) => next,
+            None => at + 24 + memchr3(b'"', b'\\', b'\n', text.get(at + 24..)?)?,
+        };
+        match text[next] {
+            b'"' => return Some(next),
+            b'\\' => at = next + 2,
+            _ => return None,
+        }
+    }
+}
+
+#[inline]
+fn blank(text: &[u8]) -> &[u8] {
+    let mut text = text;
+    while let [b' ' | b'\t', rest @ ..] = text {
+        text = rest;
+    }
+    text
+}
+
+/// Reads a number up to the next blank or the end of the line.
+#[inline]
+fn number(text: &[u8]) -> Option<(f64, &[u8])> {
+    // Most values are whole numbers.
+    let mut whole: u64 = 0;
+    let mut at = 0;
+    while let Some(digit) = text.get(at).map(|byte| byte.wrapping_sub(b'0')).filter(|digit| *digit < 10) {
+        whole = whole.wrapping_mul(10).wrapping_add(u64::from(digit));
+        at += 1;
+    }
+    let ends = |at: usize| matches!(text.get(at), None | Some(b' ' | b'\t' | b'\n' | b'\r'));
+    #[allow(clippy::cast_precision_loss)] // At most fifteen digits.
+    if (1..=15).contains(&at) && ends(at) {
+        return Some((whole as f64, &text[at..]));
+    }
+    while !ends(at) {
+        at += 1;
+    }
+    let token = &text[..at];
+    // What Rust reads and the formats do not have: "infinity" they do; "1_000" nobody does.
+    let value = std::str::from_utf8(token).ok()?.parse().ok()?;
+    Some((value, &text[at..]))
+}
+
+/// Finds one family in a page without reading the rest of it.
+#[derive(Clone, Debug)]
+pub struct Family {
+    finder: Finder<'static>,
+    name: String,
+}
+
+impl Family {
+    /// By its name.
+    #[must_use]
+    pub fn new(name: &str) -> Self {
+        Self { finder: Finder::new(name).into_owned(), name: name.to_owned() }
+    }
+
+    /// Its samples, in the order of the page.
+    pub fn samples<'a>(&'a self, page: &'a [u8]) -> impl Iterator<Item = Sample<'a>> + 'a {
+        self.finder.find_iter(page).filter_map(move |at| {
+            let first = at == 0 || page[at - 1] == b'\n';
+            if !first || !matches!(page.get(at + self.name.len()), Some(b'{' | b' ' | b'\t')) {
+                return None;
+            }
+            sample(&page[at..]).map(|(sample, _)| sample)
+        })
+    }
+
+    /// What its `# TYPE` line says, if it has one.
+    #[must_use]
+    pub fn kind<'a>(&'a self, page: &'a [u8]) -> Option<&'a [u8]> {
+        self.finder.find_iter(page).find_map(|at| {
+            let head = page[..at].ends_with(b"# TYPE ") && page.get(at + self.name.len()) == Some(&b' ');
+            let rest = page.get(at + self.name.len() + 1..).filter(|_| head)?;
+            let end = rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(rest.len());
+            Some(&rest[..end])
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn read(page: &str) -> (Vec<String>, u64) {
+        let mut samples = Samples::new(page.as_bytes());
+        let mut seen = Vec::new();
+        for sample in &mut samples {
+            let labels: Vec<_> = sample
+                .labels
+                .map(|(key, value)| format!("{}={}", String::from_utf8_lossy(key), String::from_utf8_lossy(&value.text())))
+                .collect();
+            let time = sample.timestamp.map(|t| format!(" @{t}")).unwrap_or_default();
+            seen.push(format!("{}[{}] {}{time}", String::from_utf8_lossy(sample.name), labels.join(";"), sample.value));
+        }
+        (seen, samples.malformed())
+    }
+
+    #[test]
+    fn what_the_formats_allow_is_read() {
+        for (line, seen) in [
+            ("a 1\n", "a[] 1"),
+            ("a 1", "a[] 1"),
+            ("a{} 1\n", "a[] 1"),
+            ("a\t\t1.5e3\r\n", "a[] 1500"),
+            ("a -0.25 1700000000000\n", "a[] -0.25 @1700000000000"),
+            ("a{b=\"c\"} 2.097158e+06\n", "a[b=c] 2097158"),
+            ("a{b=\"c\",d=\"e\",} 1\n", "a[b=c;d=e] 1"),
+            ("a { b = \"c\" , d = \"e\" } 1\n", ""),
+            ("a{ b = \"c\" , d = \"e\" } 1\n", "a[b=c;d=e] 1"),
+            ("a{b=\"x\\\\y\\\"z\\n,}{=\"} 1\n", "a[b=x\\y\"z\n,}{=] 1"),
+            ("a{b=\"a value that is longer than twenty-four bytes\"} 1\n", "a[b=a value that is longer than twenty-four bytes] 1"),
+            ("a{b=\"\"} +Inf\n", "a[b=] inf"),
+            ("a NaN\n", "a[] NaN"),
+            ("a -Inf\n", "a[] -inf"),
+            ("a_bucket{le=\"1\"} 3 # {trace_id=\"x\"} 0.5 1700000000\n", "a_bucket[le=1] 3"),
+            ("a 3 17.5 # {trace_id=\"x\"} 0.5\n", "a[] 3 @17.5"),
+            ("{\"a.b\",c=\"d\"} 1\n", "a.b[c=d] 1"),
+            ("{\"a.b\"} 1\n", "a.b[] 1"),
+            ("a{\"c.d\"=\"e\"} 1\n", "a[c.d=e] 1"),
+            ("a:b 123456789012345678\n", "a:b[] 123456789012345680"),
+        ] {
+            let expected: Vec<_> = Some(seen.to_owned()).filter(|seen| !seen.is_empty()).into_iter().collect();
+            assert_eq!(read(line).0, expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_is_counted_and_the_next_line_is_read() {
+        for line in [
+            "a", "a ", "1a 1", "a{b=\"c\" 1", "a{b=\"c} 1", "a{b=c} 1", "a{=\"c\"} 1", "a{b=\"c\"}1", "a one", "a 1 2 3", "a 1 x", "-", "a{b=\"c\"d=\"e\"} 1",
+            "{} 1", "a 1 # x",
+        ] {
+            assert_eq!(read(&format!("{line}\nb 2\n")), (vec!["b[] 2".to_owned()], 1), "{line}");
+        }
+    }
+
+    #[test]
+    fn comments_and_empty_lines_are_nothing_and_eof_is_the_end() {
+        assert_eq!(read("# HELP a b\n# TYPE a gauge\n\n  \n#\na 1\n# EOF\nb 2\n"), (vec!["a[] 1".to_owned()], 0));
+        assert_eq!(read("# EOFx\na 1\n"), (vec!["a[] 1".to_owned()], 0));
+    }
+
+    #[test]
+    fn a_family_is_found_by_its_whole_name_at_the_beginning_of_a_line() {
+        let page = b"# HELP go_goroutines go_goroutines 7\n# TYPE go_goroutines gauge\nx_go_goroutines 1\ngo_goroutines_total 2\ny{a=\"go_goroutines 3\"} 4\ngo_goroutines{n=\"1\"} 5\ngo_goroutines 6";
+        let family = Family::new("go_goroutines");
+        assert_eq!(family.samples(page).map(|sample| sample.value).collect::<Vec<_>>(), [5.0, 6.0]);
+        assert_eq!(family.kind(page), Some(&b"gauge"[..]));
+        assert_eq!(Family::new("y").kind(page), None);
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_makes_it_stumble(page in proptest::collection::vec(any::<u8>(), 0..300)) {
+            let mut samples = Samples::new(&page);
+            while samples.next().is_some() {}
+            let family = Family::new("a");
+            let _ = (family.samples(&page).count(), family.kind(&page));
+        }
+
+        #[test]
+        fn lines_of_likely_bytes_neither(page in "[a{}=\"\\\\ ,1.#\n]{0,60}") {
+            let lines = page.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#')).count();
+            let mut samples = Samples::new(page.as_bytes());
+            let read = samples.by_ref().count();
+            prop_assert!(read + usize::try_from(samples.malformed()).unwrap() <= lines.max(1) * 2);
+        }
+
+        #[test]
+        fn what_is_written_is_read_back(name in "[a-z_:][a-z0-9_:]{0,20}", value in any::<f64>(), label in "[ -~]{0,40}") {
+            let escaped = label.replace('\\', "\\\\").replace('"', "\\\"");
+            let page = format!("{name}{{l=\"{escaped}\"}} {value:?}\n");
+            let sample = Samples::new(page.as_bytes()).next().expect("a sample");
+            prop_assert_eq!(sample.name, name.as_bytes());
+            prop_assert!(sample.value.to_bits() == value.to_bits() || (sample.value.is_nan() && value.is_nan()));
+            let mut labels = sample.labels;
+            let (_, read) = labels.next().expect("a label");
+            let text = read.text();
+            prop_assert_eq!(text.as_ref(), label.as_bytes());
+        }
+    }
+}

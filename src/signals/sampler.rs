@@ -1,0 +1,186 @@
+//! Asks all nodes of one policy, again and again: spread in time, so many at once, each with a time-out.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::{StreamExt as _, stream};
+use tokio::{sync::watch, task::JoinHandle, time::Instant};
+
+use super::{page::Probe, prometheus};
+use crate::{
+    clock,
+    decide::signal::{Gap, Measure, NodeSample},
+    pool::{Error, Pool, Request},
+};
+
+/// Nodes of one policy that are asked at the same time.
+const AT_ONCE: usize = 32;
+/// The longest that a node may take.
+const LONGEST: Duration = Duration::from_secs(5);
+
+/// A node and where its page is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its name.
+    pub name: String,
+    /// `scheme://host:port`; `None` at heart where it may not be asked: then it counts as missing.
+    pub address: String,
+    /// The path of the page.
+    pub path: &'static str,
+}
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// Each node's page.
+    Nodes(Arc<Probe>),
+    /// A Prometheus server, as if it were the only node.
+    Prometheus {
+        /// The query.
+        query: String,
+        /// What its answer is measured against.
+        threshold: f64,
+    },
+}
+
+/// What is watched.
+#[derive(Clone)]
+pub struct Watch {
+    /// The nodes.
+    pub nodes: Vec<Node>,
+    /// What they are asked.
+    pub source: Source,
+    /// How often.
+    pub interval: Duration,
+    /// Certificates in PEM that sign theirs.
+    pub ca: Option<Vec<u8>>,
+    /// A token, for Prometheus only.
+    pub token: Option<String>,
+    /// Tells one watch from another: where it differs, samples of the one say nothing of the other.
+    pub key: String,
+}
+
+type Samples = Arc<Mutex<BTreeMap<String, NodeSample>>>;
+
+/// Samples one policy's nodes until it is dropped.
+pub struct Sampler {
+    watch: watch::Sender<Arc<Watch>>,
+    soon: Arc<tokio::sync::Notify>,
+    samples: Samples,
+    task: JoinHandle<()>,
+}
+
+impl Sampler {
+    /// Begins; `after` is called after every round.
+    #[must_use]
+    pub fn start(pool: Pool, watch: Watch, seed: &str, after: impl Fn() + Send + Sync + 'static) -> Self {
+        let samples = Samples::default();
+        let (sender, receiver) = watch::channel(Arc::new(watch));
+        let soon = Arc::new(tokio::sync::Notify::new());
+        let random = fastrand::Rng::with_seed(seed.bytes().fold(7, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(byte.into())));
+        let task = tokio::spawn(rounds(pool, receiver, samples.clone(), soon.clone(), random, after));
+        Self { watch: sender, soon, samples, task }
+    }
+
+    /// Watches this from now on; the next round takes it up.
+    pub fn set(&self, watch: Watch) {
+        let old = self.watch.borrow().clone();
+        if old.key != watch.key {
+            self.samples.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        }
+        let news = old.key != watch.key || watch.nodes.iter().any(|node| !old.nodes.contains(node));
+        self.watch.send_replace(Arc::new(watch));
+        if news {
+            self.soon.notify_one();
+        }
+    }
+
+    /// Asks once more before the next round is due: a window ends by then.
+    pub fn ask_in(&self, wait: Duration) {
+        let soon = self.soon.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(wait).await;
+            soon.notify_one();
+        });
+    }
+
+    /// The nodes that are asked.
+    #[must_use]
+    pub fn nodes(&self) -> Vec<Node> {
+        self.watch.borrow().nodes.clone()
+    }
+
+    /// The samples so far.
+    #[must_use]
+    pub fn samples(&self) -> BTreeMap<String, NodeSample> {
+        self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Drop for Sampler {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn rounds(
+    pool: Pool,
+    receiver: watch::Receiver<Arc<Watch>>,
+    samples: Samples,
+    soon: Arc<tokio::sync::Notify>,
+    mut random: fastrand::Rng,
+    after: impl Fn() + Send + Sync + 'static,
+) {
+    loop {
+        let watch = receiver.borrow().clone();
+        let began = Instant::now();
+        round(&pool, &watch, &samples).await;
+        after();
+        // Spread by a tenth, so that policies do not march in step.
+        let interval = watch.interval.mul_f64(0.9 + 0.1 * random.f64());
+        tokio::select! {
+            () = tokio::time::sleep_until(began + interval) => {}
+            () = soon.notified() => {}
+        }
+    }
+}
+
+async fn round(pool: &Pool, watch: &Watch, samples: &Samples) {
+    let timeout = watch.interval.min(LONGEST);
+    stream::iter(&watch.nodes)
+        .for_each_concurrent(AT_ONCE, |node| async move {
+            let answer = match &watch.source {
+                Source::Nodes(probe) => page(pool, watch, node, probe, timeout).await,
+                Source::Prometheus { query, threshold } => prometheus::ask(pool, watch, node, query, *threshold, timeout).await,
+            };
+            let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
+            let sample = samples.entry(node.name.clone()).or_default();
+            match answer {
+                Ok(measure) => *sample = NodeSample { last: Some((clock::steady().as_millisecond(), measure)), gap: None },
+                Err(gap) => sample.gap = Some(gap),
+            }
+        })
+        .await;
+    let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
+    samples.retain(|name, _| watch.nodes.iter().any(|node| node.name == *name));
+}
+
+async fn page(pool: &Pool, watch: &Watch, node: &Node, probe: &Probe, timeout: Duration) -> Result<Measure, Gap> {
+    if node.address.is_empty() {
+        return Err(Gap::Unreachable);
+    }
+    let mut answer = pool.send(watch.ca.as_deref(), Request::get(&node.address, node.path, timeout)).await;
+    if matches!(answer, Err(Error::Broken(_))) {
+        // A reload of the server may have closed the very connection that the question went over.
+        answer = pool.send(watch.ca.as_deref(), Request::get(&node.address, node.path, timeout)).await;
+    }
+    let response = answer.map_err(|_| Gap::Unreachable)?;
+    match response.status {
+        200 => probe.read(&response.body),
+        401 | 403 => Err(Gap::Unauthorized),
+        _ => Err(Gap::Unreachable),
+    }
+}

@@ -1,0 +1,400 @@
+//! The loop without a cluster: the very code that decides, over a plant that is modelled or a trace that was recorded.
+//!
+//! Pure like `decide/`: time is a number. What lives here is what `kubectl idleconn simulate` and the simulation suite share.
+
+pub mod plant;
+pub mod trace;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use jiff::Timestamp;
+use serde::Serialize;
+
+use crate::{
+    api::{IdleConnectionPolicyStatus, Knob, Limits, Settings, policy::DriftPolicy},
+    decide::{
+        self, Adaptive, Capability, Change, Declared, Input, NodeState, Pause, Site, Stored, To, Traits, Unit, UnitState,
+        conditions::{self, Seen, UnitResult},
+        loop_conditions::SeenLoop,
+        openness::{self, Percent},
+        order,
+        originals::Saved,
+        signal::{Measure, NodeSample, Reading, Signal},
+        state::State,
+        tighten::Share,
+        tuning::Tuning,
+    },
+};
+pub use plant::Plant;
+
+/// What is simulated.
+#[derive(Clone)]
+pub struct Setup {
+    /// What is declared.
+    pub declared: Settings,
+    /// How far it may be tightened.
+    pub floor: Settings,
+    /// The numbers.
+    pub tuning: Tuning,
+    /// Which of the nodes counts.
+    pub percentile: u32,
+    /// What may not be done.
+    pub pause: Pause,
+}
+
+/// When the process that decides is replaced by another.
+#[derive(Clone, Copy, Debug)]
+pub struct Handover {
+    /// Seconds from the start.
+    pub at: i64,
+    /// Seconds in which nobody watches.
+    pub gap: i64,
+    /// Whether it is known until when the former one lived (its lease tells).
+    pub lease: bool,
+}
+
+/// One step, as it is printed.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Decided {
+    /// Seconds from the start.
+    pub time: i64,
+    /// Openness before.
+    pub from_percent: Percent,
+    /// Openness after.
+    pub to_percent: Percent,
+    /// Why.
+    pub reason: String,
+    /// Whether it helped, if that was judged.
+    pub verdict: Option<String>,
+}
+
+/// One moment.
+#[derive(Clone, Copy, Debug)]
+pub struct Point {
+    /// Seconds from the start.
+    pub time: i64,
+    /// Pressure of the node that counts; `None` where it was missing.
+    pub pressure: Option<f64>,
+    /// Tasks and threshold of that node.
+    pub tasks: Option<(f64, f64)>,
+    /// Openness.
+    pub openness: Percent,
+    /// The true pressure of the fullest node, counted or not.
+    pub truth: f64,
+}
+
+/// All of it in a few numbers.
+#[derive(Clone, Debug, Default, PartialEq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Summary {
+    /// Steps.
+    pub changes: usize,
+    /// Steps that went the other way than the one before.
+    pub reversals: usize,
+    /// How long there really were too many tasks, whether it was seen or not.
+    pub minutes_over_threshold: f64,
+    /// Where it ended.
+    pub final_openness_percent: Percent,
+    /// The reason of `TighteningEffective` at the end, or the worst verdict on the way: Ineffective or `PoolsTooSmall`.
+    pub verdict: String,
+}
+
+/// What came of it.
+#[derive(Clone, Debug)]
+pub struct Run {
+    /// The steps.
+    pub decisions: Vec<Decided>,
+    /// The course.
+    pub points: Vec<Point>,
+    /// The sum.
+    pub summary: Summary,
+    /// Steps that were made while the tasks could not be counted.
+    pub blind: usize,
+    /// The longest that the loop's state was, written down (bytes).
+    pub written: usize,
+}
+
+/// Everything is used at once, and nothing is refused.
+pub const TRAITS: Traits =
+    Traits { capability: |_| Capability::Hot, cap: |_, value| value, companions: |_, _, _| Settings::new() };
+
+/// When the simulated time begins (Unix seconds); any moment would do.
+const EPOCH: i64 = 1_700_000_000;
+
+/// The unit that stands for all nodes: what is written to it, they use.
+struct Virtual {
+    unit: Unit,
+    state: UnitState,
+}
+
+impl Virtual {
+    fn new(declared: &Settings) -> Self {
+        let unit = Unit { id: "simulated".into(), name: "simulated".into(), address: String::new(), identities: Vec::new() };
+        let mut new = Self { unit, state: UnitState::default() };
+        for (knob, value) in declared {
+            new.state.sites.insert(site(*knob), Stored { value: Some(*value), raw: None });
+        }
+        new.settle();
+        new
+    }
+
+    /// The node behind it says what it stores.
+    fn settle(&mut self) {
+        let stored = self.state.sites.iter().map(|(site, stored)| (site.knob, stored.value)).collect();
+        self.state.nodes = vec![NodeState { name: "simulated".into(), stored: Ok(stored), uptime: None, metrics: None }];
+    }
+
+    fn write(&mut self, changes: &[Change]) {
+        for change in changes {
+            if let To::Value(value) = change.to {
+                self.state.sites.insert(change.site.clone(), Stored { value: Some(value), raw: None });
+            }
+        }
+        self.settle();
+    }
+
+    fn settings(&self) -> Settings {
+        self.state.sites.iter().filter_map(|(site, stored)| Some((site.knob, stored.value?))).collect()
+    }
+}
+
+fn site(knob: Knob) -> Site {
+    Site { knob, place: "simulated".into() }
+}
+
+/// Runs a plant for some seconds. `watch` sees what the nodes hold after every single write.
+pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<Handover>, mut watch: impl FnMut(&Settings)) -> Run {
+    let declared = Declared { settings: setup.declared.clone(), ..Declared::default() };
+    let mut nodes = Virtual::new(&setup.declared);
+    let saved = BTreeMap::from([(
+        nodes.unit.id.clone(),
+        Saved {
+            name: nodes.unit.name.clone(),
+            address: String::new(),
+            target: serde_json::Value::Null,
+            sites: nodes.state.sites.iter().map(|(site, stored)| (site.clone(), stored.raw.clone())).collect(),
+        },
+    )]);
+    let interval = (setup.tuning.interval / 1000).max(1);
+    let names: Vec<Arc<str>> = (0..plant.nodes()).map(|n| Arc::from(plant.name(n))).collect();
+    let mut samples: BTreeMap<String, NodeSample> = BTreeMap::new();
+    let mut state = State::default();
+    let mut written = state.encode();
+    let mut status = IdleConnectionPolicyStatus { observed_generation: Some(1), ..IdleConnectionPolicyStatus::default() };
+    let mut not_before = 0;
+    let mut run = Run { decisions: Vec::new(), points: Vec::new(), summary: Summary::default(), blind: 0, written: 0 };
+    let mut over = 0;
+    let mut worst = None;
+
+    let mut time = 0;
+    while time < seconds {
+        let now = (EPOCH + time) * 1000;
+        plant.step(time, interval, &nodes.settings());
+        if plant.pressure() >= 1.0 {
+            over += interval;
+        }
+        if let Some(change) = plant.meddle(time) {
+            nodes.write(&change.into_iter().map(|(knob, value)| Change { site: site(knob), to: To::Value(value) }).collect::<Vec<_>>());
+        }
+        if let Some(Handover { at, gap, lease }) = handover {
+            if time >= at && time < at + gap {
+                // Nobody watches.
+                time += interval;
+                continue;
+            }
+            if time >= at + gap && time < at + gap + interval {
+                let before = status.control.as_ref().and_then(|control| control.adaptation.clone()).unwrap_or(written.clone());
+                state = State::resume(&before, lease.then_some((EPOCH + at) * 1000));
+                samples.clear();
+                not_before = now + setup.tuning.tighten_after.min(120_000);
+            }
+        }
+        for (n, name) in names.iter().enumerate() {
+            let sample = samples.entry(name.to_string()).or_default();
+            match plant.sample(n) {
+                Ok(measure) => *sample = NodeSample { last: Some((now, measure)), gap: None },
+                Err(gap) => sample.gap = Some(gap),
+            }
+        }
+        let signal = decide::signal::read(&samples, names.iter().map(AsRef::as_ref), setup.percentile, setup.tuning.most_age(), now);
+        let stamp = Timestamp::from_millisecond(now).unwrap_or_default();
+        let share = plant.share().unwrap_or(Share::UNKNOWN);
+        let adaptive = Adaptive {
+            tuning: &setup.tuning,
+            floor: &setup.floor,
+            state: &state,
+            signal: &signal,
+            pause: setup.pause,
+            restarts: false,
+            share,
+            load: plant.load(),
+            levels: false,
+            not_before,
+            now,
+        };
+        let units = [(nodes.unit.clone(), nodes.state.clone())];
+        let plan = decide::decide(&Input {
+            generation: Some(1),
+            suspend: false,
+            drift_policy: DriftPolicy::Correct,
+            declared: &declared,
+            traits: &TRAITS,
+            units: &units,
+            saved: &saved,
+            unfinished: &BTreeSet::new(),
+            restarted: &BTreeSet::new(),
+            started: &BTreeMap::new(),
+            previous: &status,
+            adaptive: Some(adaptive),
+            now: stamp,
+        });
+        if let Some(unit) = plan.units.get(&nodes.unit.id) {
+            for part in order::parts(&unit.changes, &nodes.state.clone()) {
+                nodes.write(&part);
+                watch(&nodes.settings());
+            }
+        }
+        let Some(outcome) = plan.outcome.clone() else { break };
+        let reading = if let Signal::Fresh(reading) = &signal { Some(reading) } else { None };
+        let now_written = outcome.state.encode();
+        let news = outcome.decision.is_some() || outcome.judged.is_some() || now_written != written || !plan.drift.is_empty() || !plan.units.is_empty();
+        if news || status.conditions.is_empty() {
+            let results = [UnitResult { unit: nodes.unit.clone(), state: Ok(nodes.state.clone()), write: None }];
+            let seen = SeenLoop {
+                tuning: &setup.tuning,
+                floor: &setup.floor,
+                signal: &signal,
+                pause: setup.pause,
+                unreadable: None,
+                share,
+                moved: false,
+            };
+            let (next, _) = conditions::report(&Seen {
+                generation: Some(1),
+                suspend: false,
+                declared: &declared,
+                traits: &TRAITS,
+                problem: None,
+                units: &results,
+                plan: &plan,
+                saved: &saved,
+                original: None,
+                started: &BTreeMap::new(),
+                adaptive: Some(seen),
+                previous: &status,
+                now: stamp,
+            });
+            status = next;
+        }
+        if let Some(judged) = &outcome.judged {
+            if let Some(entry) = run.decisions.iter_mut().rev().find(|d| d.to_percent < d.from_percent && d.verdict.is_none()) {
+                entry.verdict = Some(judged.verdict.name().into());
+            }
+        }
+        if let Some(decision) = &outcome.decision {
+            run.blind += usize::from(reading.is_none());
+            run.decisions.push(Decided { time, from_percent: decision.from, to_percent: decision.to, reason: decision.reason.clone(), verdict: None });
+        }
+        let efficacy = conditions::reason(&status, "TighteningEffective").unwrap_or_default().to_owned();
+        let limit = conditions::reason(&status, "Limited").unwrap_or_default();
+        if limit == "PoolsTooSmall" {
+            worst.get_or_insert("PoolsTooSmall".to_owned());
+        } else if efficacy == "Ineffective" {
+            worst.get_or_insert(efficacy.clone());
+        }
+        run.summary.verdict = worst.clone().unwrap_or(efficacy);
+        run.written = run.written.max(now_written.len());
+        run.points.push(point(time, reading, outcome.state.openness, plant.pressure()));
+        state = outcome.state;
+        written = now_written;
+        time += interval;
+    }
+    run.summary.changes = run.decisions.len();
+    run.summary.reversals = reversals(&run.decisions);
+    #[allow(clippy::cast_precision_loss)] // Minutes.
+    let minutes = over as f64 / 60.0;
+    run.summary.minutes_over_threshold = minutes;
+    run.summary.final_openness_percent = state.openness;
+    run
+}
+
+fn point(time: i64, reading: Option<&Reading>, openness: Percent, truth: f64) -> Point {
+    Point {
+        time,
+        pressure: reading.map(|reading| reading.up),
+        tasks: reading.and_then(|reading| reading.percentile.zip(reading.threshold)),
+        openness,
+        truth,
+    }
+}
+
+/// Steps that went the other way than the one before.
+#[must_use]
+pub fn reversals(decisions: &[Decided]) -> usize {
+    let tightens = |d: &Decided| d.to_percent < d.from_percent;
+    decisions.windows(2).filter(|pair| tightens(&pair[0]) != tightens(&pair[1])).count()
+}
+
+/// What a rule that everybody writes first would do: ten points down while there are too many tasks, ten up while there are not,
+/// at every look; what is missing is zero.
+#[must_use]
+pub fn threshold_rule(setup: &Setup, plant: &mut dyn Plant, seconds: i64) -> Summary {
+    let interval = (setup.tuning.interval / 1000).max(1);
+    let mut openness: Percent = 100;
+    let mut decisions = Vec::new();
+    let mut over = 0;
+    let mut time = 0;
+    while time < seconds {
+        plant.step(time, interval, &openness::at(&setup.declared, &setup.floor, openness));
+        if plant.pressure() >= 1.0 {
+            over += interval;
+        }
+        let highest = (0..plant.nodes()).map(|n| plant.sample(n).map_or(0.0, |m| m.pressure)).fold(0.0, f64::max);
+        let to = if highest >= 1.0 { openness.saturating_sub(10) } else { (openness + 10).min(100) };
+        if to != openness {
+            decisions.push(Decided { time, from_percent: openness, to_percent: to, reason: String::new(), verdict: None });
+        }
+        openness = to;
+        time += interval;
+    }
+    #[allow(clippy::cast_precision_loss)] // Minutes.
+    let minutes = over as f64 / 60.0;
+    Summary {
+        changes: decisions.len(),
+        reversals: reversals(&decisions),
+        minutes_over_threshold: minutes,
+        final_openness_percent: openness,
+        verdict: String::new(),
+    }
+}
+
+/// A policy's setup.
+///
+/// # Errors
+/// Where its limits and its floor cannot be.
+pub fn setup(spec: &crate::api::IdleConnectionPolicySpec, traits: &Traits) -> Result<Setup, String> {
+    let declared = decide::declare(spec, traits).settings;
+    let adaptive = spec.adaptive.as_ref().ok_or("the policy has no spec.adaptive: there is nothing to simulate")?;
+    let floor = adaptive.floor.as_ref().map(Limits::settings).unwrap_or_default();
+    let floor: Settings = floor.into_iter().filter(|(knob, _)| (traits.capability)(*knob) != Capability::Unsupported).collect();
+    if let Some(sentence) = openness::invalid(&declared, &floor) {
+        return Err(sentence);
+    }
+    Ok(Setup {
+        declared,
+        floor,
+        tuning: Tuning::of(Some(adaptive)),
+        percentile: adaptive.signal.as_ref().map_or(95, |signal| signal.percentile),
+        pause: Pause::default(),
+    })
+}
+
+/// A sample of so many tasks.
+#[must_use]
+pub fn measure(tasks: f64, threshold: f64) -> Measure {
+    Measure { tasks: Some(tasks), threshold: Some(threshold), pressure: tasks / threshold, ..Measure::default() }
+}

@@ -1,0 +1,294 @@
+//! Model servers: first-order pools that drain at the time-out they have, other tasks that nobody can tighten, and noise.
+
+use std::time::Duration;
+
+use crate::{
+    api::{Knob, Settings, Value},
+    decide::{
+        openness,
+        signal::{Gap, Measure},
+        tighten::Share,
+    },
+};
+
+/// Something that runs tasks.
+pub trait Plant {
+    /// How many nodes.
+    fn nodes(&self) -> usize;
+    /// What a node is called.
+    fn name(&self, node: usize) -> String;
+    /// Time goes on, with these limits in effect. Seconds.
+    fn step(&mut self, time: i64, passed: i64, settings: &Settings);
+    /// The true pressure of the fullest node, whether it can be counted or not.
+    fn pressure(&self) -> f64;
+    /// What a node says now.
+    fn sample(&mut self, node: usize) -> Result<Measure, Gap>;
+    /// Somebody else's write, if one happens now.
+    fn meddle(&mut self, _time: i64) -> Option<Settings> {
+        None
+    }
+    /// What is known of the pools' part.
+    fn share(&self) -> Option<Share> {
+        None
+    }
+    /// Load, if it is known.
+    fn load(&self) -> Option<f64> {
+        None
+    }
+}
+
+/// The plants there are by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Kind {
+    /// Two hours of more than twice the connections that fit.
+    Burst,
+    /// A slow rise to nearly twice, and back.
+    Ramp,
+    /// Around the threshold, over it for a moment again and again.
+    Noise,
+    /// A day and a night.
+    Daily,
+    /// Tasks that pile up and have nothing to do with connections.
+    Leak,
+    /// Too many tasks, of which pools are a third.
+    Mixed,
+    /// Too many tasks, of which pools are half.
+    MixedHalf,
+    /// A burst whose middle nobody can see.
+    Gap,
+    /// A burst in which half of the nodes go silent again and again, sometimes more.
+    Outage,
+    /// Nodes restart again and again, and are empty for a while.
+    Storm,
+    /// Somebody else keeps writing the declared values back.
+    Controllers,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 11] = [
+        Self::Burst,
+        Self::Ramp,
+        Self::Noise,
+        Self::Daily,
+        Self::Leak,
+        Self::Mixed,
+        Self::MixedHalf,
+        Self::Gap,
+        Self::Outage,
+        Self::Storm,
+        Self::Controllers,
+    ];
+
+    /// As it is written on the command line.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Burst => "burst",
+            Self::Ramp => "ramp",
+            Self::Noise => "noise",
+            Self::Daily => "daily",
+            Self::Leak => "leak",
+            Self::Mixed => "mixed",
+            Self::MixedHalf => "mixed-half",
+            Self::Gap => "gap",
+            Self::Outage => "outage",
+            Self::Storm => "storm",
+            Self::Controllers => "controllers",
+        }
+    }
+}
+
+const HOUR: f64 = 3600.0;
+/// Tasks that fill a node.
+const THRESHOLD: f64 = 10_000.0;
+
+/// One of the plants above.
+pub struct Model {
+    kind: Kind,
+    random: fastrand::Rng,
+    seed: u64,
+    declared: Settings,
+    nodes: Vec<Node>,
+    /// Load of all nodes in common, as a factor that wanders.
+    wander: f64,
+    time: f64,
+    known_share: Option<f64>,
+    dark: Vec<bool>,
+}
+
+#[derive(Clone)]
+struct Node {
+    /// This node's part of the load.
+    weight: f64,
+    pool: f64,
+    other: f64,
+    restarted: f64,
+}
+
+impl Model {
+    /// A plant under limits. `informed` plants know the pools' share of the tasks, give or take half.
+    #[must_use]
+    pub fn new(kind: Kind, seed: u64, nodes: usize, informed: bool, declared: &Settings) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ kind as u64);
+        let one = |random: &mut fastrand::Rng| Node {
+            weight: 1.0 + 0.06 * (random.f64() - 0.5),
+            pool: 0.0,
+            other: 0.0,
+            restarted: -10.0 * HOUR,
+        };
+        let all = (0..nodes).map(|_| one(&mut random)).collect();
+        let known_share = informed.then(|| 0.5 + random.f64());
+        let mut model =
+            Self { kind, random, seed, declared: declared.clone(), nodes: all, wander: 1.0, time: 0.0, known_share, dark: vec![false; nodes] };
+        let (pool, other) = model.wanted();
+        for node in &mut model.nodes {
+            (node.pool, node.other) = (pool, other);
+        }
+        model
+    }
+
+    /// Pressure of pools at full openness, and of everything else.
+    fn wanted(&self) -> (f64, f64) {
+        let t = self.time / HOUR;
+        let between = |from: f64, to: f64, high: f64, low: f64| if t >= from && t < to { high } else { low };
+        match self.kind {
+            Kind::Burst | Kind::Gap | Kind::Outage | Kind::Controllers => (between(1.0, 3.0, 2.1, 0.4), 0.1),
+            Kind::Ramp => {
+                let rise = ((t - 0.5) / 3.5).clamp(0.0, 1.0) - ((t - 4.0) / 1.0).clamp(0.0, 1.0);
+                (0.4 + 1.4 * rise, 0.1)
+            }
+            Kind::Noise => (0.64, 0.15),
+            Kind::Daily => (0.7 - 0.7 * (t / 24.0 * std::f64::consts::TAU).cos(), 0.1),
+            Kind::Leak => (0.1, 0.5 + 0.42 * t),
+            Kind::Mixed => (between(0.5, 99.0, 0.47, 0.2), between(0.5, 99.0, 0.83, 0.4)),
+            Kind::MixedHalf => (between(0.5, 99.0, 0.65, 0.2), between(0.5, 99.0, 0.65, 0.4)),
+            Kind::Storm => (between(1.0, 3.0, 1.3, 0.4), 0.2),
+        }
+    }
+
+    /// A restart: empty, and full again only after a while.
+    fn restart(&mut self, time: i64, passed: i64) {
+        #[allow(clippy::cast_precision_loss)] // Seconds.
+        let chance = passed as f64 / (25.0 * 60.0);
+        for node in &mut self.nodes {
+            if self.random.f64() < chance {
+                #[allow(clippy::cast_precision_loss)] // Seconds.
+                let now = time as f64;
+                (node.pool, node.other, node.restarted) = (0.0, 0.01, now);
+            }
+        }
+    }
+
+    fn darken(&mut self) {
+        let t = self.time / HOUR;
+        match self.kind {
+            Kind::Gap => self.dark.fill((1.4..2.1).contains(&t)),
+            Kind::Outage => {
+                // For ten minutes at a time another part of the nodes is silent: 0 to 75 % of them.
+                #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Six an hour.
+                let turn = (t * 6.0) as usize;
+                let silent = self.nodes.len() * ((turn * 7) % 4) / 4;
+                for (n, dark) in self.dark.iter_mut().enumerate() {
+                    *dark = (n + turn) % self.nodes.len().max(1) < silent;
+                }
+            }
+            _ => {}
+        }
+    }
+
+}
+
+/// Twelve of them are as good as Gauss.
+fn gauss(random: &mut fastrand::Rng) -> f64 {
+    (0..12).map(|_| random.f64()).sum::<f64>() - 6.0
+}
+
+fn idle(settings: &Settings) -> f64 {
+    let longest = settings.iter().filter(|(knob, _)| openness::idles(**knob)).filter_map(|(_, value)| match value {
+        Value::Duration(d) => Some(d.as_secs_f64()),
+        Value::Count(_) => None,
+    });
+    longest.fold(0.0, f64::max).max(0.001)
+}
+
+impl Plant for Model {
+    fn nodes(&self) -> usize {
+        self.nodes.len()
+    }
+
+    fn name(&self, node: usize) -> String {
+        format!("node-{node}")
+    }
+
+    #[allow(clippy::cast_precision_loss)] // Seconds.
+    fn step(&mut self, time: i64, passed: i64, settings: &Settings) {
+        self.time = time as f64;
+        let passed_s = passed as f64;
+        if self.kind == Kind::Storm {
+            self.restart(time, passed);
+        }
+        // Load that wanders: a tenth up and down over minutes; the noisy plant far more and faster.
+        let (spread, memory) = if self.kind == Kind::Noise { (0.22, 30.0) } else { (0.06, 120.0) };
+        let keep = (-passed_s / memory).exp();
+        let push = gauss(&mut self.random) * spread * (1.0 - keep * keep).sqrt();
+        self.wander = (1.0 + (self.wander - 1.0) * keep + push).max(0.05);
+        let (pool, other) = self.wanted();
+        let open = (idle(settings) / idle(&self.declared)).min(1.0);
+        let drain = (-passed_s / idle(settings).max(1.0)).exp();
+        for node in &mut self.nodes {
+            let wanted = pool * node.weight * self.wander * open;
+            node.pool = wanted + (node.pool - wanted) * drain;
+            let recover = (-passed_s / 240.0).exp();
+            let fast = if time as f64 - node.restarted < HOUR { recover } else { (-passed_s / 30.0).exp() };
+            let wanted = other * node.weight * (if self.kind == Kind::Noise { self.wander } else { 1.0 });
+            node.other = wanted + (node.other - wanted) * fast;
+        }
+        self.darken();
+    }
+
+    fn pressure(&self) -> f64 {
+        self.nodes.iter().map(|node| node.pool + node.other).fold(0.0, f64::max)
+    }
+
+    fn sample(&mut self, node: usize) -> Result<Measure, Gap> {
+        // Not from the common source: how often a node is asked must not change what it says.
+        let moment = (self.time.to_bits() ^ self.seed.rotate_left(32)).wrapping_add(node as u64);
+        let mut own = fastrand::Rng::with_seed(moment.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let noise = 1.0 + 0.02 * gauss(&mut own);
+        if self.dark[node] {
+            return Err(Gap::NoSeries);
+        }
+        let Node { pool, other, restarted, .. } = self.nodes[node];
+        let pressure = ((pool + other) * noise).max(0.0);
+        Ok(Measure { started: Some(restarted + 1_700_000_000.0), ..super::measure((pressure * THRESHOLD).round(), THRESHOLD) })
+    }
+
+    fn meddle(&mut self, time: i64) -> Option<Settings> {
+        (self.kind == Kind::Controllers && time % 1200 == 600).then(|| {
+            let idle = [Knob::ServerIdleTimeout, Knob::BackendIdleConnTimeout];
+            self.declared.iter().filter(|(knob, _)| idle.contains(knob)).map(|(knob, value)| (*knob, *value)).collect()
+        })
+    }
+
+    fn share(&self) -> Option<Share> {
+        let error = self.known_share?;
+        #[allow(clippy::cast_precision_loss)] // Nodes.
+        let (pool, all) = self.nodes.iter().fold((0.0, 0.0), |(p, a), node| (p + node.pool, a + node.pool + node.other));
+        (all > 0.0).then(|| Share::estimated(pool / all * error))
+    }
+}
+
+/// The policy that the built-in plants run under.
+#[must_use]
+pub fn policy() -> (Settings, Settings) {
+    let limits = |server, backend, total, host| {
+        Settings::from([
+            (Knob::ServerIdleTimeout, Value::Duration(Duration::from_secs(server))),
+            (Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(backend))),
+            (Knob::BackendMaxIdleConns, Value::Count(total)),
+            (Knob::BackendMaxIdleConnsPerHost, Value::Count(host)),
+        ])
+    };
+    (limits(60, 50, 2000, 100), limits(4, 3, 100, 5))
+}
