@@ -15,9 +15,11 @@
 //! - [`signals`]: where task counts come from.
 //! - [`pool`]: the one place from which requests to nodes leave.
 //! - [`controller`]: the shell: watch, gather, apply, report.
+//! - [`cli`]: the commands of `kubectl idleconn`.
 //! - [`serve`], [`metrics`], [`telemetry`], [`config`], [`clock`]: what an operator's operator sees and sets.
 
 pub mod api;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod controller;

@@ -1,4 +1,4 @@
-//! `spec.adaptive`: how the operator tightens and relaxes by itself, and `spec.restart`.
+//! `spec.adaptive`: how the operator tightens and relaxes by itself.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -318,46 +318,4 @@ impl Profile {
             Self::Aggressive => "Aggressive",
         }
     }
-}
-
-/// Restarts for limits that a node reads only when it starts.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct Restart {
-    /// Never only reports that a restart is needed; Rolling restarts the nodes one after the other.
-    #[serde(default)]
-    pub policy: RestartPolicy,
-    /// Declared restarts for what Git declares; All also for what the operator tightens and relaxes by itself.
-    #[serde(default, rename = "for")]
-    pub for_: RestartFor,
-    /// How many nodes may be away at the same time.
-    #[serde(default = "one")]
-    #[schemars(range(min = 1, max = 100), extend("format" = "int32"))]
-    pub max_unavailable: u32,
-    /// How often, in any 24 hours, each node may be restarted.
-    #[serde(default = "one")]
-    #[schemars(range(min = 1, max = 24), extend("format" = "int32"))]
-    pub max_per_day: u32,
-}
-
-const fn one() -> u32 {
-    1
-}
-
-/// Whether the operator restarts nodes.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum RestartPolicy {
-    #[default]
-    Never,
-    Rolling,
-}
-
-/// What nodes are restarted for.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub enum RestartFor {
-    #[default]
-    Declared,
-    All,
 }

@@ -163,12 +163,12 @@ fn floor_rules() -> Vec<(String, String)> {
             format!("adaptive.floor.{whole} must not be less than adaptive.floor.{part}: give the latter a floor as low"),
         )
     });
-    let (client, server) = (Knob::IntraClusterIdleConnTimeout, Knob::ServerIdleTimeout);
+    let server = Knob::ServerIdleTimeout;
+    let client = effective_floor(Knob::IntraClusterIdleConnTimeout, "duration('0s')");
     let pair = (
         format!(
-            "!({}) || {} + duration('1s') <= {}",
+            "!({}) || {client} == duration('0s') || {client} + duration('1s') <= {}",
             floored(server),
-            effective_floor(client, "duration('0s')"),
             effective_floor(server, FOREVER)
         ),
         "adaptive.floor.intraCluster.idleConnTimeout must be at least 1s shorter than adaptive.floor.server.idleTimeout: \

@@ -234,9 +234,6 @@ pub struct Control {
     /// Where tightening and relaxing stand; see docs/control-law.md for its parts.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "loop")]
     pub adaptation: Option<String>,
-    /// When nodes were last restarted by the operator (Unix seconds), oldest first.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub restarts: Vec<i64>,
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde calls it with a reference.

@@ -48,7 +48,6 @@ pub struct Adaptation {
     pause: Pause,
     unreadable: Option<&'static str>,
     suspend: bool,
-    restarts: bool,
     needs_restart: bool,
     in_effect: bool,
     share: Share,
@@ -90,7 +89,6 @@ impl Adaptation {
             state: &self.state,
             signal: &look.signal,
             pause: self.pause,
-            restarts: self.restarts,
             share: self.share,
             load: None,
             levels: self.levels,
@@ -134,7 +132,6 @@ impl Adaptation {
             no_relaxing: self.pause.relax || self.suspend,
             in_effect: self.in_effect,
             needs_restart: self.needs_restart,
-            restarts: self.restarts,
             share: self.seen(&look).share,
             load: None,
             levels: self.levels,
@@ -306,7 +303,6 @@ pub async fn prepare(
         }
     }
     let (pause, unreadable, _) = pauses(subject, Timestamp::now());
-    let restarts = super::restarts::allowed(spec, true);
     let needs_restart = floor.keys().any(|knob| (traits.capability)(*knob) == Capability::AfterRestart);
     let expected: Vec<_> = watch.nodes.iter().map(|node| node.name.clone()).collect();
     let share = Share::UNKNOWN;
@@ -315,7 +311,7 @@ pub async fn prepare(
         old.sampler.set(watch);
         let same = old.tuning.mode == tuning.mode;
         (old.tuning, old.declared, old.floor, old.expected) = (tuning, declared.settings.clone(), floor, expected);
-        (old.pause, old.unreadable, old.suspend, old.restarts, old.needs_restart) = (pause, unreadable, spec.suspend, restarts, needs_restart);
+        (old.pause, old.unreadable, old.suspend, old.needs_restart) = (pause, unreadable, spec.suspend, needs_restart);
         (old.percentile, old.share, old.levels, old.obstacle) = (signal.percentile, share, levels, obstacle);
         if !same {
             old.digest.clear();
@@ -343,7 +339,6 @@ pub async fn prepare(
         pause,
         unreadable,
         suspend: spec.suspend,
-        restarts,
         needs_restart,
         in_effect: false,
         share,

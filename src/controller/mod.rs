@@ -10,7 +10,6 @@ mod places;
 mod pods;
 mod reconcile;
 mod report;
-mod restarts;
 mod restore;
 
 use std::{

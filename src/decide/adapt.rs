@@ -4,7 +4,7 @@ use super::{
     efficacy::{self, Verdict},
     openness::{self, Percent},
     signal::{Reading, Signal},
-    state::{Efficacy, Episode, Life, Lockout, MOST_CHANGES, Pending, State, Watched, Way, rounded, rounded_slope},
+    state::{Efficacy, Episode, Life, Lockout, MARKS, MOST_CHANGES, Pending, State, Watched, Way, rounded, rounded_slope},
     tighten::{Share, Step},
     tuning::{CLOSE, DOUBT, NEARLY_OPEN, OPEN, ROOM, SAFE, Tuning},
 };
@@ -31,6 +31,8 @@ const WORTH_SAYING: i64 = 5;
 const MOST_PATIENCE: u8 = 8;
 /// The longest window for relaxing.
 const LONGEST_RELAX: i64 = 2 * HOUR;
+/// The age at which a process is no longer young in any way.
+const LONGEST_LIFE: i64 = MARKS[MARKS.len() - 1];
 /// A relaxing step at less pressure than this proves nothing: the pools are hardly used.
 const IDLE: f64 = 0.5;
 
@@ -49,8 +51,6 @@ pub struct Facts<'a> {
     pub in_effect: bool,
     /// Whether what is wanted waits for a restart.
     pub needs_restart: bool,
-    /// Whether somebody restarts them for it.
-    pub restarts: bool,
     /// The pools' part of the tasks.
     pub share: Share,
     /// Load, in whatever unit.
@@ -156,7 +156,8 @@ fn forget_the_future(state: &mut State, now: i64) {
         past(&mut pending.decided);
         pending.since.iter_mut().for_each(past);
     }
-    state.changes.iter_mut().for_each(|(time, _)| past(time));
+    // Whole seconds are what is written down of these.
+    state.changes.iter_mut().for_each(|(time, _)| *time = (*time).min(now / 1000 * 1000));
     state.low_since.iter_mut().for_each(past);
     state.missing_since.iter_mut().for_each(past);
     state.dead_until = state.dead_until.min(now + DAY);
@@ -315,8 +316,19 @@ impl Look<'_> {
         if let Some(life) = &pending.life {
             // A restart empties the pools by itself: only the same age compares.
             let Some((was, is)) = efficacy::at_equal_uptime(life, &self.state.watched.life, pending.wait) else {
-                self.state.efficacy = Efficacy::AwaitingUptimeMatch;
-                self.state.pending = Some(pending);
+                if self.state.watched.life.last.is_none_or(|(uptime, _)| uptime < LONGEST_LIFE) {
+                    self.state.efficacy = Efficacy::AwaitingUptimeMatch;
+                    self.state.pending = Some(pending);
+                } else {
+                    // The life before was never seen at any age that would compare.
+                    self.judged = Some(Judged {
+                        decided: pending.decided,
+                        verdict: Verdict::Inconclusive,
+                        before: pending.before,
+                        after: self.state.watched.fast,
+                    });
+                    self.state.efficacy = Efficacy::Measuring;
+                }
                 return;
             };
             (pending.before, after) = (was, is);
@@ -429,7 +441,7 @@ impl Look<'_> {
             return;
         }
         if !facts.in_effect {
-            self.limit = (facts.needs_restart && !facts.restarts).then_some(Limit::RestartForbidden);
+            self.limit = facts.needs_restart.then_some(Limit::RestartForbidden);
             return;
         }
         if self.state.pending.is_some() || now < self.state.dead_until {
@@ -483,7 +495,7 @@ impl Look<'_> {
             return;
         }
         if !facts.in_effect {
-            self.limit = (facts.needs_restart && !facts.restarts).then_some(Limit::RestartForbidden);
+            self.limit = facts.needs_restart.then_some(Limit::RestartForbidden);
             return;
         }
         self.relax(reason, slow);

@@ -177,7 +177,7 @@ fn limited(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
             ("BudgetExhausted", format!("{per_hour} changes an hour or {per_day} a day have been made; the next waits"))
         }
         Some(Limit::RestartForbidden) => {
-            ("RestartForbidden", "What was written is used after a restart; restart the nodes, or set restart.policy: Rolling".into())
+            ("RestartForbidden", "What was written is used only after a restart of the nodes; nothing more is decided until then".into())
         }
         Some(Limit::PoolsTooSmall) => ("PoolsTooSmall", "Even with empty pools there would be too many tasks; the cause is elsewhere".into()),
         Some(Limit::Flapping) => ("Flapping", "The limits went up and down within an hour; it waits longer before it relaxes".into()),

@@ -95,8 +95,6 @@ pub struct Adaptive<'a> {
     pub signal: &'a Signal,
     /// Annotations that stop it.
     pub pause: Pause,
-    /// Whether restarts are made for it.
-    pub restarts: bool,
     /// What is known of the pools' part of the tasks, besides what the signal tells.
     pub share: Share,
     /// Load, in whatever unit.
@@ -228,7 +226,7 @@ pub fn decide(input: &Input<'_>) -> Plan {
 
 /// One look of the loop, with what the nodes say of the values that it wanted before.
 fn look(input: &Input<'_>, adaptive: &Adaptive<'_>) -> Outcome {
-    let Adaptive { tuning, floor, state, signal, pause, restarts, share, load, levels, not_before, now } = *adaptive;
+    let Adaptive { tuning, floor, state, signal, pause, share, load, levels, not_before, now } = *adaptive;
     let changed = input.previous.control.as_ref().map(|control| control.changed.clone()).unwrap_or_default();
     let states = input.units.iter().map(|(_, state)| state);
     let now_at = standing(&input.declared.settings, floor, state, input.traits, input.started, &changed, states);
@@ -243,7 +241,6 @@ fn look(input: &Input<'_>, adaptive: &Adaptive<'_>) -> Outcome {
         no_relaxing: pause.relax || input.suspend,
         in_effect: now_at.in_effect,
         needs_restart: now_at.needs_restart,
-        restarts,
         share,
         load,
         levels,

@@ -17,6 +17,8 @@ pub struct Measure {
     pub open_files: Option<f64>,
     /// When the process started (Unix seconds), where it says.
     pub started: Option<f64>,
+    /// How long it has run (seconds), where it says that instead.
+    pub uptime: Option<f64>,
 }
 
 /// Why there is no sample.
@@ -156,11 +158,22 @@ pub fn read<'a>(
 ) -> Signal {
     let none = NodeSample::default();
     let mut valid: Vec<(&str, Measure)> = Vec::new();
+    let mut youngest: Option<i64> = None;
     let mut gaps: Vec<(&str, Gap, f64)> = Vec::new();
     for node in expected {
         let sample = samples.get(node).unwrap_or(&none);
         match sample.valid(now, most_age) {
-            Ok(measure) => valid.push((node, measure)),
+            Ok(measure) => {
+                let taken = sample.last.map_or(now, |(taken, _)| taken);
+                #[allow(clippy::cast_possible_truncation)] // Seconds since 1970, and less.
+                let age = match (measure.started, measure.uptime) {
+                    (Some(started), _) => Some(now - (started * 1000.0) as i64),
+                    (None, Some(uptime)) => Some((uptime * 1000.0) as i64 + now - taken),
+                    (None, None) => None,
+                };
+                youngest = [youngest, age.map(|age| age.max(0))].into_iter().flatten().min();
+                valid.push((node, measure));
+            }
             Err(gap) => gaps.push((node, gap, sample.last.map_or(1.0, |(_, measure)| measure.pressure.max(1.0)))),
         }
     }
@@ -179,7 +192,7 @@ pub fn read<'a>(
     let worst = valid.iter().max_by(|a, b| a.1.pressure.total_cmp(&b.1.pressure).then_with(|| b.0.cmp(a.0)));
     let crowded = || valid.iter().filter(|(_, m)| m.pressure >= up.min(1.0)).map(|(_, m)| m);
     let sums = crowded().filter_map(|m| Some((m.open_files?, m.tasks?))).fold((0.0, 0.0), |(f, t), (files, tasks)| (f + files, t + tasks));
-    #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // Nodes, and seconds since 1970.
+    #[allow(clippy::cast_precision_loss)] // Nodes.
     Signal::Fresh(Reading {
         up,
         down,
@@ -192,7 +205,7 @@ pub fn read<'a>(
         threshold: counts.and_then(|m| m.threshold),
         node: worst.map(|(node, _)| (*node).to_owned()).unwrap_or_default(),
         files_share: (sums.1 > 0.0).then(|| (TASKS_PER_CONNECTION * sums.0 / sums.1).min(1.0)),
-        youngest: valid.iter().filter_map(|(_, m)| m.started).max_by(f64::total_cmp).map(|started| (now - (started * 1000.0) as i64).max(0)),
+        youngest,
         mean: valid.iter().map(|(_, m)| m.pressure).sum::<f64>() / valid.len() as f64,
     })
 }

@@ -73,7 +73,7 @@ impl Scene {
     /// As after a pass that ended well.
     fn settled(mut self) -> Self {
         let settled = Self { units: vec![(unit("u"), holding(Some(30)))], ..Self::new(None) };
-        self.previous = settled.report(&Plan::default()).0;
+        self.previous = settled.report(&Plan { desired: settled.declared.clone(), ..Plan::default() }).0;
         self
     }
 
@@ -88,7 +88,9 @@ impl Scene {
             saved: &self.saved,
             unfinished: &self.unfinished,
             restarted: &self.restarted,
+            started: &BTreeMap::new(),
             previous: &self.previous,
+            adaptive: None,
             now: self.now,
         })
     }
@@ -107,6 +109,7 @@ impl Scene {
             saved: &self.saved,
             original: None,
             started: &BTreeMap::new(),
+            adaptive: None,
             previous: &self.previous,
             now: self.now,
         })
@@ -128,7 +131,8 @@ fn the_first_write_saves_what_was_there() {
 
 #[test]
 fn nothing_is_planned_where_nothing_differs() {
-    assert_eq!(Scene::new(Some(30)).decide(), Plan::default());
+    let scene = Scene::new(Some(30));
+    assert_eq!(scene.decide(), Plan { desired: scene.declared.clone(), ..Plan::default() });
     assert_eq!(Scene::new(Some(30)).captured(Some(300)).settled().decide().units, BTreeMap::new());
 }
 
@@ -185,7 +189,7 @@ fn a_field_that_is_no_longer_declared_goes_back_and_is_forgotten() {
 #[test]
 fn the_second_report_of_the_same_is_the_same_and_says_nothing() {
     let mut scene = Scene::new(Some(30));
-    let (first, notices) = scene.report(&Plan::default());
+    let (first, notices) = scene.report(&scene.decide());
     assert_eq!(notices.iter().map(|n| n.reason).collect::<Vec<_>>(), ["Accepted", "Programmed"]);
     scene.previous = first.clone();
     scene.now = scene.now.checked_add(Duration::from_secs(3600)).expect("a time");
@@ -217,8 +221,9 @@ fn a_large_fleet_has_a_small_status() {
             events: u32::MAX,
             changed: aistore.map(|k| (k, 1_795_238_282_000)).into(),
             contended: aistore.map(|k| (k, [19, 1_795_238_282, 1_795_238_282])).into(),
+            adaptation: None,
         },
-        Control { events: u32::MAX, changed: BTreeMap::new(), contended: longest },
+        Control { events: u32::MAX, changed: BTreeMap::new(), contended: longest, adaptation: None },
     ] {
         let bytes = serde_json::to_vec(&control).expect("JSON").len();
         assert!(bytes <= 512, "{bytes} bytes");

@@ -28,6 +28,7 @@ pub struct Probe {
     started: Family,
     files: Family,
     flags: [Family; 2],
+    uptimes: [Family; 2],
 }
 
 impl Probe {
@@ -46,6 +47,7 @@ impl Probe {
             started: Family::new("process_start_time_seconds"),
             files: Family::new("process_open_fds"),
             flags: [Family::new("ais_target_state_flags"), Family::new("ais_proxy_state_flags")],
+            uptimes: [Family::new("ais_target_uptime"), Family::new("ais_proxy_uptime")],
         }
     }
 
@@ -68,6 +70,7 @@ impl Probe {
             red: false,
             open_files: also(&self.files),
             started: also(&self.started),
+            uptime: self.uptime(page),
         })
     }
 
@@ -86,7 +89,12 @@ impl Probe {
         } else {
             BELOW
         };
-        Ok(Measure { pressure, red, ..Measure::default() })
+        Ok(Measure { pressure, red, uptime: self.uptime(page), ..Measure::default() })
+    }
+
+    /// AIStore does not say when it started, but for how long it has run.
+    fn uptime(&self, page: &[u8]) -> Option<f64> {
+        self.uptimes.iter().find_map(|family| only(family, page).ok())
     }
 }
 
@@ -114,7 +122,7 @@ mod tests {
         let measure = Probe::gauge("tasks", Threshold::PerCpu(512.0)).read(page.as_bytes()).expect("a measure");
         assert_eq!(
             measure,
-            Measure { tasks: Some(512.0), threshold: Some(1024.0), pressure: 0.5, red: false, open_files: Some(40.0), started: Some(1.7e9) }
+            Measure { tasks: Some(512.0), threshold: Some(1024.0), pressure: 0.5, red: false, open_files: Some(40.0), started: Some(1.7e9), uptime: None }
         );
     }
 
@@ -131,6 +139,23 @@ mod tests {
         assert_eq!(read("tasks 1\n", Threshold::PerCpu(5.0)), Err(Gap::NoCpus));
         assert_eq!(read("tasks 1\ngo_sched_gomaxprocs_threads 0\n", Threshold::PerCpu(5.0)), Err(Gap::NoCpus));
         assert_eq!(read("tasks 0\n", five), Ok((0.0, 0.0)), "a zero that is there is one");
+    }
+
+    #[test]
+    fn aistores_own_pages_are_read() {
+        let page = |name: &str| {
+            let path = format!("{}/tests/fixtures/aistore/{name}.txt", env!("CARGO_MANIFEST_DIR"));
+            std::fs::read(path).expect("a recording")
+        };
+        let flags = |name| Probe::flags().read(&page(name)).map(|m| m.pressure);
+        assert_eq!(flags("60-metrics-target"), Ok(0.5));
+        assert_eq!(flags("60b-metrics-proxy"), Ok(0.5));
+        assert_eq!(flags("76c-metrics-red"), Ok(2.0));
+        let count = |name| Probe::gauge("go_goroutines", Threshold::PerCpu(512.0)).read(&page(name)).map(|m| (m.tasks, m.threshold));
+        assert_eq!(count("76c-metrics-red"), Ok((Some(2517.0), Some(1024.0))));
+        assert_eq!(count("62b-metrics-proxy-goruntime"), Ok((Some(29.0), Some(1024.0))));
+        assert_eq!(count("60-metrics-target"), Err(Gap::NoSeries), "without the feature there is no count");
+        assert!(Probe::flags().read(&page("76c-metrics-red")).is_ok_and(|m| m.uptime.is_some_and(|uptime| uptime > 0.0)));
     }
 
     #[test]

@@ -229,7 +229,6 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
             state: &state,
             signal: &signal,
             pause: setup.pause,
-            restarts: false,
             share,
             load: plant.load(),
             levels: false,

@@ -6,6 +6,7 @@
 
 mod support;
 
+mod adaptive;
 mod aistore;
 mod caddy;
 mod conflicts;

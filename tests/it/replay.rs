@@ -24,7 +24,8 @@ fn recordings() -> Vec<Recording> {
     let mut names: Vec<_> =
         std::fs::read_dir(format!("{ROOT}/tests/fixtures/aistore")).unwrap().map(|e| e.unwrap().path()).collect();
     names.sort();
-    names.into_iter().map(|path| parse(&path)).collect()
+    // Metrics pages are held to by what reads them.
+    names.into_iter().filter(|path| !path.to_string_lossy().contains("-metrics-")).map(|path| parse(&path)).collect()
 }
 
 fn parse(path: &std::path::Path) -> Recording {
@@ -92,6 +93,7 @@ fn comparable(answer: &Json) -> Json {
             "config_version",
             "version",
             "creation_time",
+            "direct_url",
             "uuid",
             "tracker",
             "sys_info",

@@ -87,7 +87,23 @@ pub struct Ais {
     tasks: Vec<JoinHandle<()>>,
 }
 
+/// What keeps the nodes busy.
+#[derive(Clone, Copy, Default)]
+pub struct Load {
+    /// Goroutines that have nothing to do with pools.
+    pub other: f64,
+    /// Pooled connections that come a second; each lives as long as the transports let it idle.
+    pub arrivals: f64,
+    /// How long an empty pool takes to fill (seconds).
+    pub fill: f64,
+}
+
+/// Of every node.
+const GOMAXPROCS: f64 = 2.0;
+
 struct Shared {
+    load: Mutex<Load>,
+    pages: Mutex<BTreeMap<String, String>>,
     cluster: Mutex<Cluster>,
     resumed: watch::Sender<()>,
     puts: AtomicUsize,
@@ -135,6 +151,8 @@ impl Ais {
             puts: AtomicUsize::new(0),
             gets: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
+            load: Mutex::default(),
+            pages: Mutex::default(),
         });
         let mut proxies = Vec::new();
         let mut tasks = Vec::new();
@@ -144,7 +162,23 @@ impl Ais {
             let router = Router::new().fallback(answer).with_state((shared.clone(), name));
             tasks.push(tokio::spawn(async move { axum::serve(listener, router).await.unwrap() }));
         }
+        for name in nodes {
+            let listener = TcpListener::bind(SocketAddr::new(address.ip(), 0)).await.unwrap();
+            shared.pages.lock().unwrap().insert(name.to_owned(), format!("http://{}", listener.local_addr().unwrap()));
+            let router = Router::new().route("/metrics", axum::routing::get(page)).with_state((shared.clone(), name));
+            tasks.push(tokio::spawn(async move { axum::serve(listener, router).await.unwrap() }));
+        }
         Self { proxies: proxies.try_into().unwrap(), shared, tasks }
+    }
+
+    /// What keeps the nodes busy from now on.
+    pub fn load(&self, load: Load) {
+        *self.shared.load.lock().unwrap() = load;
+    }
+
+    /// Goroutines of a node.
+    pub fn goroutines(&self, node: &str) -> f64 {
+        self.shared.goroutines(node)
     }
 
     pub fn cluster(&self) -> MutexGuard<'_, Cluster> {
@@ -222,13 +256,16 @@ impl Cluster {
         config
     }
 
-    fn map(&self) -> Json {
+    fn map(&self, pages: &BTreeMap<String, String>) -> Json {
         let mut map = fixture("02c-smap-cluster");
         map["uuid"] = self.uuid.clone().into();
         for (name, node) in &self.nodes {
             let kind = if name.starts_with("proxy") { "pmap" } else { "tmap" };
             if node.life == Life::Maintenance {
                 map[kind][name]["flags"] = 4.into();
+            }
+            if let Some(page) = pages.get(name) {
+                map[kind][name]["public_net"]["direct_url"] = page.clone().into();
             }
         }
         map
@@ -248,6 +285,41 @@ impl Cluster {
         status["snode"]["daemon_id"] = name.into();
         status
     }
+}
+
+impl Shared {
+    fn goroutines(&self, name: &str) -> f64 {
+        let Load { other, arrivals, fill } = *self.load.lock().unwrap();
+        let cluster = self.cluster.lock().unwrap();
+        let node = &cluster.nodes[name];
+        let idle = go_duration::parse(node.in_use["idle_conn_time"].as_str().unwrap()).unwrap().as_secs_f64();
+        let filled = 1.0 - (-node.started.elapsed().as_secs_f64() / fill.max(0.001)).exp();
+        (16.0 + (other + 2.0 * arrivals * idle) * filled).round()
+    }
+}
+
+/// The recorded page, with the figures of now.
+async fn page(State((shared, name)): State<(Arc<Shared>, &'static str)>) -> Response {
+    let recording = if name.starts_with("proxy") { "62b-metrics-proxy-goruntime" } else { "62-metrics-target-goruntime" };
+    let text = std::fs::read_to_string(format!("{ROOT}/tests/fixtures/aistore/{recording}.txt")).unwrap();
+    let goroutines = shared.goroutines(name);
+    let alert = match goroutines / GOMAXPROCS {
+        1024.0.. => 1u64 << 15,
+        512.0.. => 1 << 14,
+        _ => 0,
+    };
+    let flags = (2_097_158 | alert) as f64;
+    let uptime = shared.cluster.lock().unwrap().nodes[name].started.elapsed().as_secs_f64();
+    let lines = text.lines().skip_while(|line| !line.starts_with("# HELP")).map(|line| {
+        let value = match line.split('{').next() {
+            Some("go_goroutines") => goroutines,
+            Some("ais_target_state_flags" | "ais_proxy_state_flags") => flags,
+            Some("ais_target_uptime" | "ais_proxy_uptime") => uptime,
+            _ => return line.to_owned(),
+        };
+        format!("{} {value:e}", line.rsplit_once(' ').unwrap().0)
+    });
+    lines.collect::<Vec<_>>().join("\n").into_response()
 }
 
 async fn answer(
@@ -296,7 +368,10 @@ async fn route(shared: &Shared, me: &str, method: &Method, uri: &Uri, headers: &
         return fail(status, &message, &forwarded);
     }
     match (method.as_str(), path, what) {
-        ("GET", "/v1/cluster" | "/v1/daemon", Some("smap")) => axum::Json(shared.cluster.lock().unwrap().map()).into_response(),
+        ("GET", "/v1/cluster" | "/v1/daemon", Some("smap")) => {
+            let pages = shared.pages.lock().unwrap().clone();
+            axum::Json(shared.cluster.lock().unwrap().map(&pages)).into_response()
+        },
         ("GET", "/v1/cluster", Some("cluster_config")) => {
             shared.gets.fetch_add(1, Ordering::Relaxed);
             axum::Json(shared.cluster.lock().unwrap().config_of(me)).into_response()

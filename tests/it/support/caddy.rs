@@ -31,7 +31,7 @@ pub struct Caddy {
 }
 
 impl Caddy {
-    /// Started with these servers, and answering.
+    /// Started with these servers, and answering. `IP:` in them is its own address.
     pub async fn start(servers: Json) -> Self {
         let ip = address();
         let config = json!({
@@ -40,7 +40,7 @@ impl Caddy {
             "logging": {"logs": {"default": {"level": "ERROR"}}},
         });
         let path = std::env::temp_dir().join(format!("idleconn-caddy-{ip}.json"));
-        std::fs::File::create(&path).unwrap().write_all(config.to_string().as_bytes()).unwrap();
+        std::fs::File::create(&path).unwrap().write_all(config.to_string().replace("IP:", &format!("{ip}:")).as_bytes()).unwrap();
         let mut caddy = Self { ip, config: path, process: None };
         caddy.resume().await;
         caddy

@@ -4,6 +4,7 @@ pub mod admin_api;
 pub mod ais;
 pub mod caddy;
 pub mod cluster;
+pub mod load;
 pub mod operator;
 pub mod proxy;
 

@@ -1,0 +1,169 @@
+//! A status in sentences, for a person at three in the morning: what is, why, and what to do.
+
+use std::fmt::Write as _;
+
+use jiff::Timestamp;
+
+use crate::{
+    api::{IdleConnectionPolicy, IdleConnectionPolicyStatus, adaptive::Mode},
+    decide::{adapt::spoken, conditions::reason},
+};
+
+/// The story of a policy.
+pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
+    let unseen = IdleConnectionPolicyStatus::default();
+    let status = policy.status.as_ref().unwrap_or(&unseen);
+    let name = policy.metadata.name.as_deref().unwrap_or_default();
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let mut say = |line: &str| {
+        let _ = writeln!(text, "{line}");
+    };
+    if status.observed_generation != policy.metadata.generation {
+        say(&format!("{name}: the operator has not looked at this version of the policy yet. Is it running, and does it watch this namespace?"));
+        return text;
+    }
+    let message = |type_: &str| {
+        status.conditions.iter().find(|c| c.type_ == type_).map(|c| (c.status.as_str(), c.reason.as_str(), c.message.as_str()))
+    };
+    let nodes = status.nodes.as_ref().map(|nodes| format!(" on {} nodes", nodes.summary)).unwrap_or_default();
+    match message("Ready") {
+        Some(("True", ..)) => say(&format!("{name} is in order{nodes}.")),
+        Some((_, reason, message)) => say(&format!("{name} is not in order ({reason}): {message}.")),
+        None => say(&format!("{name}: nothing is known yet.")),
+    }
+    if let Some(("False", "RestartRequired", message)) = message("InEffect") {
+        say(&format!("What is stored is not yet what the processes use: {message}. Restart those nodes."));
+    }
+    let mode = policy.spec.adaptive.as_ref().map_or(Mode::Disabled, |adaptive| adaptive.mode);
+    if mode == Mode::Disabled {
+        say("The limits are what Git declares; nothing moves them (spec.adaptive is absent or Disabled).");
+        return text;
+    }
+    match message("MetricsAvailable") {
+        Some(("True", ..)) => {}
+        Some((_, reason, message)) => {
+            say(&format!("The tasks cannot be counted ({reason}): {message}. Until they can, nothing is tightened."));
+        }
+        None => {}
+    }
+    if let Some((state, _, message)) = message("HighTaskCount") {
+        match state {
+            "True" => say(&format!("There are too many tasks: {message}.")),
+            "False" => say(&format!("The task count is fine: {message}.")),
+            _ => {}
+        }
+    }
+    if let Some((_, _, message)) = message("Tightened") {
+        say(&format!("{message}."));
+    }
+    if let Some(last) = status.history.first() {
+        let ago = now.as_millisecond() - last.time.0.as_millisecond();
+        let way = if last.to_percent < last.from_percent { "tightened" } else { "relaxed" };
+        say(&format!("{} ago it {way} them from {} % to {} %, because of {}.", spoken(ago.max(0)), last.from_percent, last.to_percent, last.reason));
+    }
+    if let Some((state, reason, message)) = message("TighteningEffective") {
+        if reason != "NotTightened" {
+            say(&format!("{}: {message}.", if state == "True" { "It helped" } else { "Whether it helped" }));
+        }
+    }
+    if let Some(("True", _, message)) = message("Limited") {
+        say(&format!("It would do more and may not: {message}."));
+    }
+    if let Some(recommended) = &status.recommendation {
+        say(&format!(
+            "It recommends to go to {} % ({}). To let it: set spec.adaptive.mode to Enforce, and remove any pause.",
+            recommended.openness_percent, recommended.reason
+        ));
+    }
+    say(&format!("Next: {}", next(status)));
+    text
+}
+
+/// What to do now.
+fn next(status: &IdleConnectionPolicyStatus) -> &'static str {
+    let is = |type_: &str| reason(status, type_).unwrap_or_default();
+    match (is("Ready"), is("MetricsAvailable"), is("Limited"), is("TighteningEffective")) {
+        ("Succeeded" | "Suspended", "Fresh", _, "Ineffective") | ("Succeeded", "Fresh", "PoolsTooSmall", _) => {
+            "look for what else runs tasks: requests in flight, slow backends, a leak. A goroutine profile of the node named above tells."
+        }
+        ("Succeeded" | "Suspended", "Fresh", "AtFloor", _) => "lower adaptive.floor, add nodes, or find who opens so many connections.",
+        ("Succeeded" | "Suspended", "Fresh", "BudgetExhausted", _) => "wait, or raise adaptive.behavior.maxChangesPerHour.",
+        ("Succeeded" | "Suspended", "Fresh", "RestartForbidden", _) => "restart the nodes, one after the other.",
+        ("Succeeded" | "Suspended", "Fresh", "Paused", _) => "resume it by removing the annotation (or spec.suspend) when you are done.",
+        ("Succeeded" | "Suspended", "Fresh", ..) => "nothing; it looks after itself.",
+        ("Succeeded" | "Suspended", ..) => "make the task count available again: see adaptive.signal and the sentence above.",
+        _ => "mend what the first sentence names; the operator tries again by itself.",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value as Json, json};
+
+    use super::*;
+
+    fn told(adaptive: bool, conditions: &[(&str, &str, &str, &str)], more: Json) -> String {
+        let conditions: Vec<_> = conditions
+            .iter()
+            .map(|(t, s, r, m)| json!({"type": t, "status": s, "reason": r, "message": m, "lastTransitionTime": "2026-01-01T00:00:00Z"}))
+            .collect();
+        let mut status = json!({"observedGeneration": 1, "conditions": conditions, "nodes": {"summary": "3/3", "total": 3, "programmed": 3, "inEffect": 3, "unreachable": 0, "drifted": 0}});
+        status.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
+        let mut spec = json!({"target": {"type": "Caddy", "caddy": {"endpoints": ["http://10.0.0.1:2019"]}}});
+        if adaptive {
+            spec["adaptive"] = json!({"mode": "Enforce"});
+        }
+        let policy = json!({"apiVersion": "idleconn.io/v1alpha1", "kind": "IdleConnectionPolicy", "metadata": {"name": "gw", "generation": 1}, "spec": spec, "status": status});
+        let policy = serde_json::from_value(policy).expect("a policy");
+        sentences(&policy, "2026-01-01T00:05:00Z".parse().expect("a time"))
+    }
+
+    const READY: (&str, &str, &str, &str) = ("Ready", "True", "Succeeded", "All 3 nodes");
+    const FRESH: (&str, &str, &str, &str) = ("MetricsAvailable", "True", "Fresh", "3 of 3");
+
+    #[test]
+    fn a_policy_at_rest() {
+        assert_eq!(
+            told(false, &[READY], json!({})),
+            "gw is in order on 3/3 nodes.\nThe limits are what Git declares; nothing moves them (spec.adaptive is absent or Disabled).\n"
+        );
+    }
+
+    #[test]
+    fn one_that_tightened_and_it_helped() {
+        let history = json!({"history": [{"time": "2026-01-01T00:01:00Z", "fromPercent": 100, "toPercent": 55, "reason": "131 % of the threshold for 2m"}]});
+        let text = told(
+            true,
+            &[
+                READY,
+                FRESH,
+                ("HighTaskCount", "False", "UnderThreshold", "12 tasks"),
+                ("Tightened", "True", "Holding", "The limits are 55 % open"),
+                ("TighteningEffective", "True", "Effective", "The last tightening lowered the task count"),
+                ("Limited", "False", "NotLimited", "-"),
+            ],
+            history,
+        );
+        assert_eq!(
+            text,
+            "gw is in order on 3/3 nodes.\nThe task count is fine: 12 tasks.\nThe limits are 55 % open.\n4m ago it tightened them from 100 % to 55 %, \
+             because of 131 % of the threshold for 2m.\nIt helped: The last tightening lowered the task count.\nNext: nothing; it looks after itself.\n"
+        );
+    }
+
+    #[test]
+    fn each_trouble_has_its_next_step() {
+        for (conditions, next) in [
+            (vec![READY, FRESH, ("Limited", "True", "AtFloor", "m")], "Next: lower adaptive.floor"),
+            (vec![READY, FRESH, ("Limited", "True", "Paused", "m")], "Next: resume it"),
+            (vec![READY, FRESH, ("TighteningEffective", "False", "Ineffective", "m")], "Next: look for what else runs tasks"),
+            (vec![READY, FRESH, ("Limited", "True", "RestartForbidden", "m")], "Next: restart the nodes"),
+            (vec![READY, ("MetricsAvailable", "False", "NoSeries", "m")], "Next: make the task count available again"),
+            (vec![("Ready", "False", "TargetNotFound", "m")], "Next: mend what the first sentence names"),
+        ] {
+            let text = told(true, &conditions, json!({}));
+            assert!(text.contains(next), "{text}");
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! `kubectl idleconn`: what people ask a policy at their own terminal, with their own rights.
+//!
+//! Lives here: the commands. Each is a function from what was read to text; only this file reads files and clusters.
+
+mod explain;
+mod plot;
+
+use std::{fmt::Write as _, path::PathBuf};
+
+use clap::{Parser, Subcommand, ValueEnum};
+use kube::{Api, Client, Config, config::KubeConfigOptions, config::Kubeconfig};
+use serde_json::json;
+
+use crate::{
+    api::{IdleConnectionPolicy, adaptive::Mode},
+    simulate::{self, Plant, Run, plant::{Kind, Model}, trace::{self, Trace}},
+    targets,
+};
+
+/// Asks idle connection policies.
+#[derive(Parser, Debug)]
+#[command(name = "kubectl-idleconn", bin_name = "kubectl idleconn", version, about)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What to do.
+#[derive(Subcommand, Debug)]
+pub enum Command {
+    /// Says in sentences what a policy does, why, and what to do next.
+    Explain(Explain),
+    /// Replays a task count through the code that decides, and prints each decision with its reason.
+    Simulate(Simulate),
+}
+
+/// `explain`.
+#[derive(clap::Args, Debug)]
+pub struct Explain {
+    /// The policy.
+    pub name: String,
+    /// Its namespace; by default the kubeconfig's.
+    #[arg(short, long)]
+    pub namespace: Option<String>,
+    /// The kubeconfig; by default KUBECONFIG, then ~/.kube/config.
+    #[arg(long)]
+    pub kubeconfig: Option<PathBuf>,
+    /// The kubeconfig's context.
+    #[arg(long)]
+    pub context: Option<String>,
+}
+
+/// `simulate`.
+#[derive(clap::Args, Debug)]
+pub struct Simulate {
+    /// The policy, as YAML.
+    #[arg(short, long)]
+    pub file: PathBuf,
+    /// CSV with `time,node,tasks` and optionally `load,pooled_share`; an empty cell is a missing sample.
+    #[arg(long, conflicts_with = "plant", required_unless_present = "plant")]
+    pub trace: Option<PathBuf>,
+    /// A built-in model instead.
+    #[arg(long, value_enum)]
+    pub plant: Option<Kind>,
+    /// Its noise.
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// How long.
+    #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=8784))]
+    pub hours: u32,
+    /// Tasks that are too many, where the policy has no `threshold.value`.
+    #[arg(long)]
+    pub threshold: Option<u32>,
+    /// Writes a plot of tasks, threshold, openness and decisions.
+    #[arg(long)]
+    pub svg: Option<PathBuf>,
+    /// How it is printed.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// How something is printed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// For people, with a plot.
+    Table,
+    /// For machines.
+    Json,
+}
+
+/// Why there is no answer: one line, with what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A file.
+    #[error("{0}: {1}")]
+    File(PathBuf, std::io::Error),
+    /// A policy that is none.
+    #[error("{0} is no IdleConnectionPolicy: {1}")]
+    Policy(PathBuf, String),
+    /// A policy that cannot be simulated.
+    #[error("{0}")]
+    Setup(String),
+    /// A trace.
+    #[error("{0}")]
+    Trace(#[from] trace::Error),
+    /// No threshold.
+    #[error("the policy has no adaptive.signal.threshold.value, and a trace has no CPU count; give --threshold")]
+    Threshold,
+    /// A plot.
+    #[error("the plot cannot be written: {0}")]
+    Plot(String),
+    /// No kubeconfig.
+    #[error("no cluster to ask: {0}; set KUBECONFIG or give --kubeconfig")]
+    Kubeconfig(String),
+    /// The API server.
+    #[error("{0}")]
+    Kube(#[from] kube::Error),
+    /// No such policy.
+    #[error("there is no policy {name} in namespace {namespace}; kubectl get icp -A lists them")]
+    NotFound {
+        /// Its name.
+        name: String,
+        /// Where it was looked for.
+        namespace: String,
+    },
+}
+
+/// Does what is asked and answers what to print.
+///
+/// # Errors
+/// See [`Error`].
+pub async fn run(cli: Cli) -> Result<String, Error> {
+    match cli.command {
+        Command::Explain(options) => explain(options).await,
+        Command::Simulate(options) => simulate(&options),
+    }
+}
+
+async fn explain(options: Explain) -> Result<String, Error> {
+    let problem = |error: &dyn std::error::Error| Error::Kubeconfig(error.to_string());
+    let wanted = KubeConfigOptions { context: options.context, ..KubeConfigOptions::default() };
+    let config = match options.kubeconfig {
+        Some(path) => {
+            let kubeconfig = Kubeconfig::read_from(path).map_err(|error| problem(&error))?;
+            Config::from_custom_kubeconfig(kubeconfig, &wanted).await
+        }
+        None => Config::from_kubeconfig(&wanted).await,
+    }
+    .map_err(|error| problem(&error))?;
+    let namespace = options.namespace.unwrap_or_else(|| config.default_namespace.clone());
+    let api = Api::<IdleConnectionPolicy>::namespaced(Client::try_from(config)?, &namespace);
+    let policy = api.get_opt(&options.name).await?.ok_or(Error::NotFound { name: options.name, namespace })?;
+    Ok(explain::sentences(&policy, jiff::Timestamp::now()))
+}
+
+fn simulate(options: &Simulate) -> Result<String, Error> {
+    let text = std::fs::read_to_string(&options.file).map_err(|error| Error::File(options.file.clone(), error))?;
+    let policy: IdleConnectionPolicy =
+        serde_saphyr::from_str(&text).map_err(|error| Error::Policy(options.file.clone(), error.to_string()))?;
+    let mut setup = simulate::setup(&policy.spec, targets::traits(policy.spec.target.type_)).map_err(Error::Setup)?;
+    // What would happen is asked, whatever the policy may do by now.
+    setup.tuning.mode = Mode::Enforce;
+    let signal = policy.spec.adaptive.as_ref().and_then(|adaptive| adaptive.signal.as_ref());
+    let threshold = options.threshold.or_else(|| signal?.threshold.as_ref()?.value);
+    let (mut plant, seconds, caveat): (Box<dyn Plant>, i64, _) = match (&options.trace, options.plant) {
+        (Some(path), _) => {
+            let file = std::fs::File::open(path).map_err(|error| Error::File(path.clone(), error))?;
+            let trace = Trace::read(file, f64::from(threshold.ok_or(Error::Threshold)?), &setup.declared)?;
+            let seconds = trace.seconds();
+            let caveat = if trace.has_shares() {
+                "The tasks are those of the trace, less the pooled connections that tightening would have closed."
+            } else {
+                "The tasks are those of the trace, whatever was decided: a trace without pooled_share cannot answer whether it helps."
+            };
+            (Box::new(trace), seconds, caveat)
+        }
+        (None, kind) => {
+            let kind = kind.unwrap_or(Kind::Burst);
+            let plant = Model::new(kind, options.seed, 8, false, &setup.declared);
+            (Box::new(plant), i64::from(options.hours) * 3600, "The tasks are a model's, which knows nothing of your servers.")
+        }
+    };
+    let run = simulate::run(&setup, plant.as_mut(), seconds, None, |_| {});
+    if let Some(path) = &options.svg {
+        let svg = plot::svg(&run).map_err(Error::Plot)?;
+        std::fs::write(path, svg).map_err(|error| Error::File(path.clone(), error))?;
+    }
+    Ok(match options.output {
+        Output::Json => json!({"decisions": run.decisions, "summary": run.summary}).to_string() + "\n",
+        Output::Table => table(&run, caveat),
+    })
+}
+
+fn table(run: &Run, caveat: &str) -> String {
+    let mut text = String::new();
+    // Writing to a String cannot fail.
+    let _ = writeln!(text, "{:>9}  {:>5}  {:>5}  {:<13}  REASON", "TIME", "FROM", "TO", "VERDICT");
+    for decided in &run.decisions {
+        let time = format!("{}:{:02}:{:02}", decided.time / 3600, decided.time / 60 % 60, decided.time % 60);
+        let verdict = decided.verdict.as_deref().unwrap_or("-");
+        let _ = writeln!(text, "{time:>9}  {:>3} %  {:>3} %  {verdict:<13}  {}", decided.from_percent, decided.to_percent, decided.reason);
+    }
+    let summary = &run.summary;
+    let _ = write!(
+        text,
+        "\n{}\n{} changes, {} reversals, {:.0} min over the threshold, {} % open at the end, {}\n{caveat}\n",
+        plot::terminal(run),
+        summary.changes,
+        summary.reversals,
+        summary.minutes_over_threshold,
+        summary.final_openness_percent,
+        summary.verdict,
+    );
+    text
+}

@@ -1,0 +1,220 @@
+//! The loop on real servers: it tightens, measures whether that helped, and relaxes; or says that it did not help.
+
+use std::net::SocketAddr;
+
+use serde_json::{Value as Json, json};
+
+use crate::support::{
+    ais::{Ais, Load},
+    caddy::Caddy,
+    eventually,
+    load::{Clients, Silent},
+    operator::{World, endpoints, find},
+};
+
+/// A web server that answers by itself, and one that passes on to something silent.
+async fn gateway(silent: Option<SocketAddr>) -> (Caddy, SocketAddr) {
+    let handler = silent.map_or_else(
+        || json!({"handler": "static_response", "body": "hello"}),
+        |silent| json!({"handler": "reverse_proxy", "upstreams": [{"dial": silent.to_string()}]}),
+    );
+    let caddy = Caddy::start(json!({"web": {"listen": ["IP:8080"], "routes": [{"handle": [handler]}]}})).await;
+    let listen = SocketAddr::from((caddy.ip, 8080));
+    (caddy, listen)
+}
+
+/// A policy whose windows are as short as they can be.
+fn policy(caddy: &Caddy, mode: &str, threshold: u32, limit: &str, floor: &str) -> Json {
+    json!({
+        "target": endpoints([caddy.admin().as_str()]),
+        "limits": {"server": {"idleTimeout": limit}},
+        "adaptive": {
+            "mode": mode,
+            "floor": {"server": {"idleTimeout": floor}},
+            "signal": {"threshold": {"value": threshold}, "interval": "1s"},
+            "behavior": {"tightenAfter": "1s", "relaxAfter": "2s", "maxChangesPerHour": 60, "maxChangesPerDay": 60},
+        },
+    })
+}
+
+async fn tasks(caddy: &Caddy) -> f64 {
+    let page = eventually("Caddy shows its metrics", || async {
+        reqwest::get(format!("{}/metrics", caddy.admin())).await.ok()?.text().await.ok()
+    })
+    .await;
+    page.lines().find_map(|line| line.strip_prefix("go_goroutines ")).unwrap().parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_are_tightened_away_and_the_limits_come_back_when_they_have_gone() {
+    let world = World::new("effective").await;
+    let (caddy, listen) = gateway(None).await;
+    world.apply("gw", &policy(&caddy, "Enforce", 600, "4s", "1s")).await;
+    let status = world.until_condition("gw", "MetricsAvailable", "True", "Fresh").await;
+    assert_eq!(status.openness_percent, Some(100));
+    world.until_condition("gw", "Tightened", "False", "AsDeclared").await;
+
+    let clients = Clients::start(listen, 1000, 250);
+    world.until_condition("gw", "HighTaskCount", "True", "OverThreshold").await;
+    let status = world.until("gw", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
+    assert_eq!(find(&status, "Ready").unwrap().status, "True", "tightening never touches Ready");
+    // What is desired, what is stored, and what the process does are three things; here they become one.
+    let status = world.until("gw", "the desired limits are stored", |s| {
+        let limits = s.limits.as_ref().unwrap();
+        limits.desired.is_some() && limits.desired.as_ref().unwrap().server == limits.programmed.as_ref().and_then(|l| l.server.clone())
+    })
+    .await;
+    assert_ne!(status.limits.as_ref().unwrap().declared, status.limits.as_ref().unwrap().desired);
+    let status = world.until_condition("gw", "TighteningEffective", "True", "Effective").await;
+    let judged = status.history.iter().find(|decision| decision.verdict.as_deref() == Some("Effective")).unwrap();
+    assert!(judged.pressure_after < judged.pressure_before, "{judged:?}");
+    world.until_condition("gw", "HighTaskCount", "False", "UnderThreshold").await;
+    assert!(tasks(&caddy).await < 600.0, "the real count is under the threshold");
+    assert!(clients.open() > 100, "and the clients still come");
+
+    drop(clients);
+    let status = world.until("gw", "as declared again", |s| s.openness_percent == Some(100)).await;
+    assert!(status.history.iter().filter(|d| d.to_percent > d.from_percent).count() >= 2, "in steps: {:#?}", status.history);
+    caddy.shows("/web/idle_timeout", &json!("4s")).await;
+    let events = world.events("gw").await;
+    for reason in ["HighTaskCount", "Tightened", "Relaxed"] {
+        assert!(events.iter().any(|event| event == reason), "no {reason} in {events:?}");
+    }
+    let size = serde_json::to_string(&status).unwrap().len();
+    assert!(size < 8192, "{size} bytes of status");
+    assert!(serde_json::to_string(&status.control).unwrap().len() <= 512);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_in_flight_are_not_idle_connections_which_is_named_and_taken_back() {
+    let world = World::new("ineffective").await;
+    let silent = Silent::start(SocketAddr::from((crate::support::caddy::address(), 0))).await;
+    let (caddy, listen) = gateway(Some(silent.address)).await;
+    let _clients = Clients::start(listen, 300, 0);
+    eventually("requests are in flight", || async { (tasks(&caddy).await > 600.0).then_some(()) }).await;
+    world.apply("gw", &policy(&caddy, "Enforce", 500, "2s", "500ms")).await;
+    world.until("gw", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
+    let status = world.until_condition("gw", "TighteningEffective", "False", "Ineffective").await;
+    let status = if status.openness_percent == Some(100) { status } else { world.until("gw", "rolled back", |s| s.openness_percent == Some(100)).await };
+    assert_eq!(status.history[0].reason, "it did not help");
+    assert!(status.history.iter().any(|d| d.verdict.as_deref() == Some("Ineffective")), "{:#?}", status.history);
+    caddy.shows("/web/idle_timeout", &json!("2s")).await;
+    let note = world.until_event("gw", "Ineffective").await;
+    assert!(note.contains("look elsewhere than at idle connections"), "{note}");
+    // Locked out: there are still too many, for longer than every window, and nothing moves.
+    assert!(status.control.unwrap().adaptation.unwrap().contains(" k"), "no lock-out is remembered");
+    let before = world.status("gw").await.history;
+    tokio::time::sleep(std::time::Duration::from_secs(4)).await;
+    assert_eq!(world.status("gw").await.history, before);
+    assert!(tasks(&caddy).await > 500.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn on_aistore_nothing_is_credited_before_a_restart_nor_to_it() {
+    let world = World::new("restart").await;
+    let ais = Ais::start().await;
+    let load = Load { other: 200.0, arrivals: 150.0, fill: 2.0 };
+    ais.load(load);
+    world
+        .apply(
+            "ais",
+            &json!({
+                "target": {"type": "AIStore", "aistore": {"endpoint": ais.proxies[0]}},
+                "limits": {"intraCluster": {"idleConnTimeout": "4s"}},
+                "adaptive": {
+                    "mode": "Enforce",
+                    "floor": {"intraCluster": {"idleConnTimeout": "1s"}},
+                    "signal": {"source": "Nodes", "interval": "1s"},
+                    "behavior": {"tightenAfter": "1s", "relaxAfter": "30s", "maxChangesPerHour": 60, "maxChangesPerDay": 60},
+                },
+            }),
+        )
+        .await;
+    world.until_programmed("ais").await;
+    let nodes = ["proxy-p0", "proxy-p1", "target-t0", "target-t1", "target-t2"];
+    // The life before: young when the operator first sees it, and full soon after.
+    nodes.iter().for_each(|node| ais.restart(node));
+    world.until("ais", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
+    world.until("ais", "stored", |s| s.limits.as_ref().is_some_and(|l| l.desired.is_some() && l.desired == l.programmed)).await;
+    let before = ais.goroutines("target-t0");
+    assert!(before > 1024.0, "{before}: nothing has changed before a restart");
+    let status = world.until_condition("ais", "Limited", "True", "RestartForbidden").await;
+    assert_eq!(find(&status, "TighteningEffective").unwrap().reason, "Measuring");
+    assert_eq!(status.history.len(), 1, "nothing more is decided as long as the first is not in effect");
+    world.until_condition("ais", "InEffect", "False", "RestartRequired").await;
+
+    // A restart empties the pools; that is its own doing. Judged is what the nodes run when they are as old as they were.
+    ais.load(Load { arrivals: 50.0, ..load });
+    nodes.iter().for_each(|node| ais.restart(node));
+    let status = world.until_condition("ais", "TighteningEffective", "Unknown", "AwaitingUptimeMatch").await;
+    assert!(status.history[0].verdict.is_none(), "a low count right after a restart is not credited: {:#?}", status.history);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_recommendation_writes_nothing_and_a_pause_neither() {
+    let world = World::new("recommend").await;
+    let (caddy, listen) = gateway(None).await;
+    world.apply("gw", &policy(&caddy, "Recommend", 500, "2m", "1s")).await;
+    world.until_programmed("gw").await;
+    let _clients = Clients::start(listen, 800, 0);
+    let status = world.until("gw", "a recommendation", |s| s.recommendation.is_some()).await;
+    let recommended = status.recommendation.unwrap();
+    assert!(recommended.openness_percent < 100 && recommended.limits.is_some());
+    assert_eq!((status.openness_percent, status.history.len()), (Some(100), 0));
+    caddy.shows("/web/idle_timeout", &json!("2m")).await;
+
+    let annotate = |value: Json| {
+        let patch = json!({"metadata": {"annotations": {"idleconn.io/paused": value}}});
+        let api = world.policies();
+        async move { api.patch("gw", &kube::api::PatchParams::default(), &kube::api::Patch::Merge(patch)).await.unwrap() }
+    };
+    annotate("soon".into()).await;
+    world.apply("gw", &policy(&caddy, "Enforce", 500, "2m", "1s")).await;
+    let status = world.until_condition("gw", "Limited", "True", "Paused").await;
+    assert_eq!(find(&status, "Limited").unwrap().message, "idleconn.io/paused is neither true nor a time, so it pauses");
+    assert_eq!(status.openness_percent, Some(100));
+    let soon = jiff::Timestamp::now() + std::time::Duration::from_secs(2);
+    annotate(soon.to_string().into()).await;
+    let status = world.until("gw", "tightened after the pause", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
+    assert!(status.history[0].time.0 >= soon - std::time::Duration::from_secs(1), "not before the pause was over");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_cannot_be_counted_moves_nothing_and_says_why() {
+    let world = World::new("uncounted").await;
+    let (caddy, _) = gateway(None).await;
+    for (name, metric, reason, words) in [
+        ("none", "no_such_gauge", "NoSeries", "has no such series"),
+        ("counter", "go_memstats_alloc_bytes_total", "NoSeries", "has it as a counter; name a gauge"),
+        ("several", "go_gc_duration_seconds", "NoSeries", "has it as a counter; name a gauge"),
+        ("buckets", "caddy_admin_http_requests_total", "NoSeries", "0 of 1 nodes counted"),
+    ] {
+        let mut spec = policy(&caddy, "Enforce", 1, "30s", "5s");
+        spec["adaptive"]["signal"]["metric"] = metric.into();
+        world.apply("gw", &spec).await;
+        let status = world.until_condition("gw", "MetricsAvailable", "False", reason).await;
+        let status = if find(&status, "MetricsAvailable").unwrap().message.contains(words) {
+            status
+        } else {
+            world.until("gw", words, |s| find(s, "MetricsAvailable").is_some_and(|c| c.message.contains(words))).await
+        };
+        assert_eq!(find(&status, "HighTaskCount").unwrap().status, "Unknown", "{name}");
+        assert_eq!((status.openness_percent, status.tasks), (Some(100), None), "{name}: a missing metric is never zero");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_floor_above_what_the_target_makes_of_a_preset_is_refused_in_the_status() {
+    let world = World::new("floor").await;
+    let ais = Ais::start().await;
+    let spec = json!({
+        "target": {"type": "AIStore", "aistore": {"endpoint": ais.proxies[0]}},
+        "preset": "GoDefault",
+        "adaptive": {"mode": "Enforce", "floor": {"intraCluster": {"idleConnTimeout": "40s"}}},
+    });
+    world.apply("ais", &spec).await;
+    let status = world.until_condition("ais", "Accepted", "False", "Invalid").await;
+    let message = &find(&status, "Accepted").unwrap().message;
+    assert!(message.starts_with("adaptive.floor.intraCluster.idleConnTimeout 40s exceeds the limit 29s"), "{message}");
+    assert_eq!(ais.puts(), 0);
+}

@@ -1,0 +1,321 @@
+//! What must hold of the loop whatever happens: a million looks at random signals, clocks, pauses and failures.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use idleconn_operator::{
+    api::{
+        IdleConnectionPolicyStatus, Knob, Settings, Value,
+        adaptive::{Adaptive as Spec, Behavior, Fallback, FallbackBehavior, Mode, Profile},
+        policy::DriftPolicy,
+    },
+    decide::{
+        self, Adaptive, Declared, Input, NodeState, Pause, Plan, Site, Stored, To, Unit, UnitState,
+        openness::{self, MARGIN, WITHIN},
+        order,
+        originals::Saved,
+        signal::{Reading, Signal},
+        state::State,
+        tighten::Share,
+        tuning::Tuning,
+    },
+    simulate::TRAITS,
+};
+
+const LIVES: u64 = 1000;
+const LOOKS: usize = 1000;
+
+fn seconds(s: u64) -> Value {
+    Value::Duration(Duration::from_secs(s))
+}
+
+/// Limits and floors that the API server would take.
+fn limits(random: &mut fastrand::Rng) -> (Settings, Settings) {
+    let server = random.u64(6..600);
+    let client = random.u64(2..server);
+    let server_floor = random.u64(3..=server);
+    let client_floor = random.u64(1..server_floor).min(client);
+    let total = random.u32(10..5000);
+    let host = random.u32(2..=total);
+    let total_floor = random.u32(1..=total);
+    let host_floor = random.u32(1..=host).min(total_floor);
+    let declared = Settings::from([
+        (Knob::ServerIdleTimeout, seconds(server)),
+        (Knob::IntraClusterIdleConnTimeout, seconds(client)),
+        (Knob::BackendMaxIdleConns, Value::Count(total)),
+        (Knob::BackendMaxIdleConnsPerHost, Value::Count(host)),
+        (Knob::BackendTcpKeepAlive, seconds(60)),
+    ]);
+    let floor = Settings::from([
+        (Knob::ServerIdleTimeout, seconds(server_floor)),
+        (Knob::IntraClusterIdleConnTimeout, seconds(client_floor)),
+        (Knob::BackendMaxIdleConns, Value::Count(total_floor)),
+        (Knob::BackendMaxIdleConnsPerHost, Value::Count(host_floor)),
+    ]);
+    (declared, floor)
+}
+
+fn tuning(random: &mut fastrand::Rng) -> Tuning {
+    let profile = [Profile::Conservative, Profile::Balanced, Profile::Aggressive][random.usize(0..3)];
+    let behavior = FallbackBehavior::Declared;
+    let fallback = random.bool().then(|| Fallback { behavior, ..Fallback::default() });
+    let behavior = Behavior {
+        profile,
+        tighten_after: random.bool().then(|| Duration::from_secs(random.u64(1..200)).into()),
+        relax_after: random.bool().then(|| Duration::from_secs(random.u64(1..900)).into()),
+        max_changes_per_hour: random.bool().then(|| random.u32(1..10)),
+        max_changes_per_day: None,
+        relax_step_percent: random.bool().then(|| random.u32(1..100)),
+    };
+    Tuning::of(Some(&Spec { mode: Mode::Enforce, fallback, behavior: Some(behavior), ..Spec::default() }))
+}
+
+struct World {
+    random: fastrand::Rng,
+    seed: u64,
+    declared: Declared,
+    floor: Settings,
+    tuning: Tuning,
+    unit: Unit,
+    nodes: UnitState,
+    saved: BTreeMap<String, Saved>,
+    state: State,
+    status: IdleConnectionPolicyStatus,
+    now: i64,
+    jumps: bool,
+    pressure: f64,
+    /// Time and openness before and after.
+    decided: Vec<(i64, u8, u8)>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (declared, floor) = limits(&mut random);
+        let tuning = tuning(&mut random);
+        let site = |knob: &Knob| Site { knob: *knob, place: "x".into() };
+        let sites: BTreeMap<_, _> =
+            declared.iter().map(|(knob, value)| (site(knob), Stored { value: Some(*value), raw: None })).collect();
+        let saved = Saved {
+            name: "n".into(),
+            address: String::new(),
+            target: serde_json::Value::Null,
+            sites: sites.keys().map(|site| (site.clone(), None)).collect(),
+        };
+        let unit = Unit { id: "n".into(), name: "n".into(), address: String::new(), identities: Vec::new() };
+        let mut world = Self {
+            jumps: random.u8(0..4) == 0,
+            random,
+            seed,
+            declared: Declared { settings: declared, ..Declared::default() },
+            floor,
+            tuning,
+            unit,
+            nodes: UnitState { sites, ..UnitState::default() },
+            saved: BTreeMap::from([("n".to_owned(), saved)]),
+            state: State::default(),
+            status: IdleConnectionPolicyStatus { observed_generation: Some(1), ..IdleConnectionPolicyStatus::default() },
+            now: 1_700_000_000_000,
+            pressure: 0.5,
+            decided: Vec::new(),
+        };
+        world.settle();
+        world
+    }
+
+    fn settle(&mut self) {
+        let stored = self.nodes.sites.iter().map(|(site, stored)| (site.knob, stored.value)).collect();
+        self.nodes.nodes = vec![NodeState { name: "n".into(), stored: Ok(stored), uptime: None, metrics: None }];
+    }
+
+    fn signal(&mut self) -> Signal {
+        let step = self.random.f64();
+        self.pressure = match self.random.u8(0..100) {
+            0 => 3.0 * step,
+            1 => 1e6 * step,
+            2 => 0.0,
+            _ => (self.pressure + 0.2 * (step - 0.5)).clamp(0.0, 3.0),
+        };
+        if self.random.u8(0..20) == 0 {
+            return Signal::Missing { reason: "BelowQuorum", message: String::new() };
+        }
+        let down = if self.random.u8(0..5) == 0 { self.pressure.max(1.0) } else { self.pressure };
+        Signal::Fresh(Reading {
+            up: self.pressure,
+            down,
+            fresh: 3,
+            expected: 4,
+            red: self.random.u8(0..50) == 0,
+            files_share: (self.random.u8(0..4) == 0).then(|| self.random.f64()),
+            youngest: (self.random.u8(0..3) == 0).then(|| self.random.i64(0..100_000_000)),
+            mean: self.pressure,
+            ..Reading::default()
+        })
+    }
+
+    fn look(&mut self) {
+        self.now += match self.random.u8(0..200) {
+            0 if self.jumps => 3_600_000,
+            1 if self.jumps => -3_600_000,
+            2 => 600_000,
+            _ => self.random.i64(500..30_000),
+        };
+        let signal = self.signal();
+        let pause = Pause { tighten: self.random.u8(0..10) == 0, relax: self.random.u8(0..10) == 0 };
+        let share = match self.random.u8(0..4) {
+            0 => Share::estimated(self.random.f64()),
+            _ => Share::UNKNOWN,
+        };
+        let load = (self.random.u8(0..4) == 0).then(|| self.random.f64() * 100.0);
+        let levels = self.seed % 7 == 0;
+        let units = [(self.unit.clone(), self.nodes.clone())];
+        let plan = |state: &State| -> Plan {
+            decide::decide(&Input {
+                generation: Some(1),
+                suspend: false,
+                drift_policy: DriftPolicy::Correct,
+                declared: &self.declared,
+                traits: &TRAITS,
+                units: &units,
+                saved: &self.saved,
+                unfinished: &BTreeSet::new(),
+                restarted: &BTreeSet::new(),
+                started: &BTreeMap::new(),
+                previous: &self.status,
+                adaptive: Some(Adaptive {
+                    tuning: &self.tuning,
+                    floor: &self.floor,
+                    state,
+                    signal: &signal,
+                    pause,
+                    share,
+                    load,
+                    levels,
+                    not_before: 0,
+                    now: self.now,
+                }),
+                now: jiff::Timestamp::from_millisecond(self.now).unwrap(),
+            })
+        };
+        let done = plan(&self.state);
+        assert_eq!(done, plan(&self.state), "the same, decided twice");
+        // Written down and read back, with what is seen anew carried over, it goes on the same.
+        let resumed = State { watched: self.state.watched.clone(), ..State::decode(&self.state.encode()) };
+        assert_eq!(resumed, self.state, "written down and read back");
+        assert_eq!(done, plan(&resumed));
+
+        let outcome = done.outcome.as_ref().unwrap();
+        assert!(outcome.state.openness <= 100);
+        if let Some(decision) = &outcome.decision {
+            let tightens = decision.to < decision.from;
+            assert_ne!(decision.from, decision.to);
+            assert_eq!(decision.to, outcome.state.openness);
+            assert!(!(tightens && pause.tighten) && (tightens || !pause.relax), "paused");
+            let missing = matches!(signal, Signal::Missing { .. });
+            assert!(!missing || (!tightens && self.tuning.fallback_relaxes), "decided blindly");
+            self.budget(decision.from, decision.to);
+        }
+        // A node that does not take the write, now and then.
+        let takes = self.random.u8(0..10) != 0;
+        for unit in done.units.values().filter(|_| takes) {
+            for part in order::parts(&unit.changes, &self.nodes.clone()) {
+                for change in part {
+                    let To::Value(value) = change.to else { unreachable!() };
+                    self.nodes.sites.insert(change.site, Stored { value: Some(value), raw: None });
+                }
+                self.holds();
+            }
+        }
+        self.settle();
+        self.state = done.outcome.unwrap().state;
+    }
+
+    fn budget(&mut self, from: u8, to: u8) {
+        let now = self.now;
+        if let Some((before, old_from, old_to)) = self.decided.last().filter(|_| !self.jumps) {
+            if (old_to < old_from) != (to < from) {
+                let drain = openness::longest_idle(&self.declared.settings, &self.floor, *old_from);
+                assert!(u128::try_from(now - before).unwrap() >= 2 * drain.as_millis(), "turned around inside the dead time");
+            }
+        }
+        self.decided.push((now, from, to));
+        let within = |span: i64| self.decided.iter().filter(|(time, ..)| now - time < span - 1000).count();
+        if !self.jumps {
+            assert!(within(3_600_000) <= self.tuning.per_hour as usize, "changes in an hour");
+            assert!(within(86_400_000) <= self.tuning.per_day as usize, "changes in a day");
+        }
+    }
+
+    /// After every single write.
+    fn holds(&self) {
+        let now: Settings = self.nodes.sites.iter().filter_map(|(site, stored)| Some((site.knob, stored.value?))).collect();
+        for (knob, value) in &now {
+            let declared = &self.declared.settings[knob];
+            assert!(value <= declared && *value >= self.floor.get(knob).copied().unwrap_or(*declared), "{knob} is {value}");
+        }
+        for (part, whole) in WITHIN {
+            if let (Some(part), Some(whole)) = (now.get(&part), now.get(&whole)) {
+                assert!(part <= whole, "{part} of {whole}");
+            }
+        }
+        let (Value::Duration(client), Value::Duration(server)) =
+            (now[&Knob::IntraClusterIdleConnTimeout], now[&Knob::ServerIdleTimeout])
+        else {
+            unreachable!()
+        };
+        assert!(client + MARGIN <= server, "the client holds for {client:?} and the server for {server:?}");
+    }
+}
+
+#[test]
+fn whatever_happens() {
+    let mut decisions = 0;
+    for seed in 0..LIVES {
+        let mut world = World::new(seed);
+        for look in 0..LOOKS {
+            let guarded = std::panic::AssertUnwindSafe(|| world.look());
+            if let Err(panic) = std::panic::catch_unwind(guarded) {
+                eprintln!("seed {seed}, look {look}");
+                std::panic::resume_unwind(panic);
+            }
+        }
+        decisions += world.decided.len();
+    }
+    println!("{} looks, {decisions} decisions", LIVES * LOOKS as u64);
+    assert!(decisions > 1000, "the worlds are too quiet: {decisions} decisions");
+}
+
+/// An hour forward or back in the middle of anything decides nothing by itself.
+#[test]
+fn a_clock_that_jumps_moves_nothing() {
+    for seed in 0..2000 {
+        let mut world = World::new(seed);
+        world.jumps = true;
+        for _ in 0..100 {
+            world.look();
+        }
+        for jump in [3_600_000, -3_600_000] {
+            let facts = decide::adapt::Facts {
+                declared: &world.declared.settings,
+                floor: &world.floor,
+                no_tightening: false,
+                no_relaxing: false,
+                in_effect: true,
+                needs_restart: false,
+                share: Share::UNKNOWN,
+                load: None,
+                levels: false,
+                not_before: 0,
+            };
+            for pressure in [0.1, 2.0] {
+                let signal = Signal::Fresh(Reading { up: pressure, down: pressure, fresh: 4, expected: 4, ..Reading::default() });
+                // What was due before the jump is due after it; a window that was only running has not ended.
+                let state = State { watched: decide::state::Watched { high_for: 0, low_for: 0, floor_for: 0, ..world.state.watched.clone() }, pending: None, rollback: None, ..world.state.clone() };
+                let outcome = decide::adapt::step(&world.tuning, &facts, &state, &signal, world.now + jump);
+                assert_eq!(outcome.decision, None, "seed {seed}, {jump} ms, {pressure}");
+            }
+        }
+    }
+}
