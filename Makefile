@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 CLUSTER_DIR ?= $(or $(IDLECONN_CLUSTER_DIR),$(HOME)/.cache/idleconn-operator/cluster)
 
-.PHONY: help demo test soak bench lint generate tools cluster-up cluster-down needs
+.PHONY: needs-prometheus help demo test soak bench lint generate tools cluster-up cluster-down needs
 
 help: ## Lists the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -10,18 +10,23 @@ help: ## Lists the commands
 needs:
 	@for tool in cargo go curl openssl; do command -v $$tool >/dev/null || { echo "$$tool is missing: install it and run make again" >&2; exit 1; }; done
 
+needs-prometheus:
+	@command -v prometheus >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -qq --yes prometheus >/dev/null; } || { echo "prometheus is missing: install it (Debian: apt install prometheus) and run make again" >&2; exit 1; }
+
 demo: needs tools ## Shows the operator at work on three real Caddy servers; HOLD=1 stays up
-	@cargo build --quiet --locked --bin idleconn-operator
+	@cargo build --quiet --locked --bins
 	@demo/run
 
-test: needs tools ## Runs every test there is
+test: needs needs-prometheus tools ## Runs every test there is
 	cargo test --locked
 
 soak: needs tools ## Looks for two minutes whether a steady state costs anything
 	IDLECONN_STEADY_SECONDS=120 cargo test --locked --test it -- --nocapture steady
 
-bench: needs tools ## Measures how fast an edit reaches the nodes
+bench: needs tools ## Measures how fast an edit reaches the nodes, how fast pages are read and decisions made
 	cargo bench --locked --bench latency
+	@cd tests/textparse && go build -o "$(CURDIR)/target/textparse" .
+	cargo bench --locked --bench signals
 
 lint: ## Format, clippy, dependencies, shell scripts' syntax
 	cargo fmt --check
@@ -31,6 +36,7 @@ lint: ## Format, clippy, dependencies, shell scripts' syntax
 
 generate: needs tools ## Writes what is generated: crds/, docs/reference.md and the tables in docs/
 	IDLECONN_GENERATE=1 cargo test --locked --test it generated -- --test-threads=1
+	IDLECONN_GENERATE=1 cargo test --locked --test simulation
 
 tools: ## Builds the pinned test programs into a cache outside the tree
 	@tests/tools/build

@@ -2,7 +2,7 @@
 //!
 //! The same writes without any operator are made in the same run, for a ratio that does not depend on the machine.
 
-#![allow(clippy::unwrap_used, clippy::panic, missing_docs, dead_code, unused_imports)]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::large_futures, missing_docs, dead_code, unused_imports)]
 
 #[path = "../tests/it/support/mod.rs"]
 mod support;

@@ -37,11 +37,17 @@ impl Metrics {
         )?;
         let statuses = IntCounter::new("idleconn_status_writes_total", "Statuses written; in a steady state this does not move")?;
         let decisions = IntCounterVec::new(
-            Opts::new("idleconn_decisions_total", "Steps of the limits by the operator's own decision, by direction; compare with maxChangesPerDay"),
+            Opts::new(
+                "idleconn_decisions_total",
+                "Steps of the limits by the operator's own decision, by direction; compare with maxChangesPerDay",
+            ),
             &["namespace", "policy", "direction"],
         )?;
         let pressure = GaugeVec::new(
-            Opts::new("idleconn_pressure_ratio", "Tasks by threshold of the node that counts; absent while the tasks cannot be counted, never 0 for that"),
+            Opts::new(
+                "idleconn_pressure_ratio",
+                "Tasks by threshold of the node that counts; absent while the tasks cannot be counted, never 0 for that",
+            ),
             &["namespace", "policy"],
         )?;
         let openness = IntGaugeVec::new(
@@ -49,7 +55,10 @@ impl Metrics {
             &["namespace", "policy"],
         )?;
         let conditions = IntGaugeVec::new(
-            Opts::new("idleconn_condition", "A policy's conditions: 1 True, 0 False, -1 Unknown; alert on Ready == 0 and on Limited == 1"),
+            Opts::new(
+                "idleconn_condition",
+                "A policy's conditions: 1 True, 0 False, -1 Unknown; alert on Ready == 0 and on Limited == 1",
+            ),
             &["namespace", "policy", "type"],
         )?;
         registry.register(Box::new(decisions.clone()))?;
@@ -112,19 +121,32 @@ impl Metrics {
             let _ = self.conditions.remove_label_values(&[namespace, policy, &gone.type_]);
         }
         if now.openness_percent.is_none() {
-            let _ = (self.pressure.remove_label_values(&[namespace, policy]), self.openness.remove_label_values(&[namespace, policy]));
+            let _ = (
+                self.pressure.remove_label_values(&[namespace, policy]),
+                self.openness.remove_label_values(&[namespace, policy]),
+            );
         }
     }
 
     /// A policy that is gone.
     pub fn forget(&self, namespace: &str, policy: &str) {
-        let _ = (self.pressure.remove_label_values(&[namespace, policy]), self.openness.remove_label_values(&[namespace, policy]));
+        let _ =
+            (self.pressure.remove_label_values(&[namespace, policy]), self.openness.remove_label_values(&[namespace, policy]));
         for direction in ["tighten", "relax"] {
             let _ = self.decisions.remove_label_values(&[namespace, policy, direction]);
         }
         for type_ in [
-            "Accepted", "Ready", "Stalled", "Reconciling", "Programmed", "InEffect", "MetricsAvailable", "HighTaskCount", "Tightened",
-            "TighteningEffective", "Limited",
+            "Accepted",
+            "Ready",
+            "Stalled",
+            "Reconciling",
+            "Programmed",
+            "InEffect",
+            "MetricsAvailable",
+            "HighTaskCount",
+            "Tightened",
+            "TighteningEffective",
+            "Limited",
         ] {
             let _ = self.conditions.remove_label_values(&[namespace, policy, type_]);
         }

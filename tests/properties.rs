@@ -1,5 +1,7 @@
 //! What must hold of the loop whatever happens: a million looks at random signals, clocks, pauses and failures.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc, clippy::cast_precision_loss, missing_docs)]
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     time::Duration,
@@ -169,7 +171,7 @@ impl World {
             _ => Share::UNKNOWN,
         };
         let load = (self.random.u8(0..4) == 0).then(|| self.random.f64() * 100.0);
-        let levels = self.seed % 7 == 0;
+        let levels = self.seed.is_multiple_of(7);
         let units = [(self.unit.clone(), self.nodes.clone())];
         let plan = |state: &State| -> Plan {
             decide::decide(&Input {
@@ -234,11 +236,10 @@ impl World {
 
     fn budget(&mut self, from: u8, to: u8) {
         let now = self.now;
-        if let Some((before, old_from, old_to)) = self.decided.last().filter(|_| !self.jumps) {
-            if (old_to < old_from) != (to < from) {
-                let drain = openness::longest_idle(&self.declared.settings, &self.floor, *old_from);
-                assert!(u128::try_from(now - before).unwrap() >= 2 * drain.as_millis(), "turned around inside the dead time");
-            }
+        let last = self.decided.last().filter(|(_, old_from, old_to)| !self.jumps && (old_to < old_from) != (to < from));
+        if let Some((before, old_from, _)) = last {
+            let drain = openness::longest_idle(&self.declared.settings, &self.floor, *old_from);
+            assert!(u128::try_from(now - before).unwrap() >= 2 * drain.as_millis(), "turned around inside the dead time");
         }
         self.decided.push((now, from, to));
         let within = |span: i64| self.decided.iter().filter(|(time, ..)| now - time < span - 1000).count();
@@ -312,7 +313,12 @@ fn a_clock_that_jumps_moves_nothing() {
             for pressure in [0.1, 2.0] {
                 let signal = Signal::Fresh(Reading { up: pressure, down: pressure, fresh: 4, expected: 4, ..Reading::default() });
                 // What was due before the jump is due after it; a window that was only running has not ended.
-                let state = State { watched: decide::state::Watched { high_for: 0, low_for: 0, floor_for: 0, ..world.state.watched.clone() }, pending: None, rollback: None, ..world.state.clone() };
+                let state = State {
+                    watched: decide::state::Watched { high_for: 0, low_for: 0, floor_for: 0, ..world.state.watched.clone() },
+                    pending: None,
+                    rollback: None,
+                    ..world.state.clone()
+                };
                 let outcome = decide::adapt::step(&world.tuning, &facts, &state, &signal, world.now + jump);
                 assert_eq!(outcome.decision, None, "seed {seed}, {jump} ms, {pressure}");
             }

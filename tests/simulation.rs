@@ -2,6 +2,8 @@
 //!
 //! `IDLECONN_GENERATE=1` writes the figures into docs/control-law.md.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc, clippy::cast_precision_loss, missing_docs)]
+
 use std::{collections::BTreeMap, fmt::Write as _, path::Path, sync::Mutex};
 
 use idleconn_operator::{
@@ -48,7 +50,9 @@ impl Batch {
         let setup = setup();
         let runs: Vec<_> = (0..SEEDS).map(|seed| one(kind, seed, informed, None)).collect();
         let naive: Vec<_> = (0..SEEDS)
-            .map(|seed| simulate::threshold_rule(&setup, &mut Model::new(kind, seed, NODES, false, &setup.declared), hours(kind) * 3600))
+            .map(|seed| {
+                simulate::threshold_rule(&setup, &mut Model::new(kind, seed, NODES, false, &setup.declared), hours(kind) * 3600)
+            })
             .collect();
         let batch = Self { runs, naive };
         batch.show(kind, informed);
@@ -254,7 +258,9 @@ fn a_change_of_leader_changes_no_decision() {
             }
             same += usize::from(
                 plain.len() == handed.len()
-                    && plain.iter().zip(&handed).all(|(a, b)| tightens(a) == tightens(b) && a.verdict == b.verdict && a.to_percent.abs_diff(b.to_percent) <= 5),
+                    && plain.iter().zip(&handed).all(|(a, b)| {
+                        tightens(a) == tightens(b) && a.verdict == b.verdict && a.to_percent.abs_diff(b.to_percent) <= 5
+                    }),
             );
         }
         let row = format!("| {} | {same} of {SEEDS} |", kind.name());

@@ -20,7 +20,9 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         let _ = writeln!(text, "{line}");
     };
     if status.observed_generation != policy.metadata.generation {
-        say(&format!("{name}: the operator has not looked at this version of the policy yet. Is it running, and does it watch this namespace?"));
+        say(&format!(
+            "{name}: the operator has not looked at this version of the policy yet. Is it running, and does it watch this namespace?"
+        ));
         return text;
     }
     let message = |type_: &str| {
@@ -40,12 +42,8 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         say("The limits are what Git declares; nothing moves them (spec.adaptive is absent or Disabled).");
         return text;
     }
-    match message("MetricsAvailable") {
-        Some(("True", ..)) => {}
-        Some((_, reason, message)) => {
-            say(&format!("The tasks cannot be counted ({reason}): {message}. Until they can, nothing is tightened."));
-        }
-        None => {}
+    if let Some(("False" | "Unknown", reason, message)) = message("MetricsAvailable") {
+        say(&format!("The tasks cannot be counted ({reason}): {message}. Until they can, nothing is tightened."));
     }
     if let Some((state, _, message)) = message("HighTaskCount") {
         match state {
@@ -60,12 +58,16 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
     if let Some(last) = status.history.first() {
         let ago = now.as_millisecond() - last.time.0.as_millisecond();
         let way = if last.to_percent < last.from_percent { "tightened" } else { "relaxed" };
-        say(&format!("{} ago it {way} them from {} % to {} %, because of {}.", spoken(ago.max(0)), last.from_percent, last.to_percent, last.reason));
+        say(&format!(
+            "{} ago it {way} them from {} % to {} %, because of {}.",
+            spoken(ago.max(0)),
+            last.from_percent,
+            last.to_percent,
+            last.reason
+        ));
     }
-    if let Some((state, reason, message)) = message("TighteningEffective") {
-        if reason != "NotTightened" {
-            say(&format!("{}: {message}.", if state == "True" { "It helped" } else { "Whether it helped" }));
-        }
+    if let Some((state, _, message)) = message("TighteningEffective").filter(|(_, reason, _)| *reason != "NotTightened") {
+        say(&format!("{}: {message}.", if state == "True" { "It helped" } else { "Whether it helped" }));
     }
     if let Some(("True", _, message)) = message("Limited") {
         say(&format!("It would do more and may not: {message}."));
@@ -87,10 +89,14 @@ fn next(status: &IdleConnectionPolicyStatus) -> &'static str {
         ("Succeeded" | "Suspended", "Fresh", _, "Ineffective") | ("Succeeded", "Fresh", "PoolsTooSmall", _) => {
             "look for what else runs tasks: requests in flight, slow backends, a leak. A goroutine profile of the node named above tells."
         }
-        ("Succeeded" | "Suspended", "Fresh", "AtFloor", _) => "lower adaptive.floor, add nodes, or find who opens so many connections.",
+        ("Succeeded" | "Suspended", "Fresh", "AtFloor", _) => {
+            "lower adaptive.floor, add nodes, or find who opens so many connections."
+        }
         ("Succeeded" | "Suspended", "Fresh", "BudgetExhausted", _) => "wait, or raise adaptive.behavior.maxChangesPerHour.",
         ("Succeeded" | "Suspended", "Fresh", "RestartForbidden", _) => "restart the nodes, one after the other.",
-        ("Succeeded" | "Suspended", "Fresh", "Paused", _) => "resume it by removing the annotation (or spec.suspend) when you are done.",
+        ("Succeeded" | "Suspended", "Fresh", "Paused", _) => {
+            "resume it by removing the annotation (or spec.suspend) when you are done."
+        }
         ("Succeeded" | "Suspended", "Fresh", ..) => "nothing; it looks after itself.",
         ("Succeeded" | "Suspended", ..) => "make the task count available again: see adaptive.signal and the sentence above.",
         _ => "mend what the first sentence names; the operator tries again by itself.",
@@ -103,7 +109,7 @@ mod tests {
 
     use super::*;
 
-    fn told(adaptive: bool, conditions: &[(&str, &str, &str, &str)], more: Json) -> String {
+    fn told(adaptive: bool, conditions: &[(&str, &str, &str, &str)], more: &Json) -> String {
         let conditions: Vec<_> = conditions
             .iter()
             .map(|(t, s, r, m)| json!({"type": t, "status": s, "reason": r, "message": m, "lastTransitionTime": "2026-01-01T00:00:00Z"}))
@@ -125,7 +131,7 @@ mod tests {
     #[test]
     fn a_policy_at_rest() {
         assert_eq!(
-            told(false, &[READY], json!({})),
+            told(false, &[READY], &json!({})),
             "gw is in order on 3/3 nodes.\nThe limits are what Git declares; nothing moves them (spec.adaptive is absent or Disabled).\n"
         );
     }
@@ -143,7 +149,7 @@ mod tests {
                 ("TighteningEffective", "True", "Effective", "The last tightening lowered the task count"),
                 ("Limited", "False", "NotLimited", "-"),
             ],
-            history,
+            &history,
         );
         assert_eq!(
             text,
@@ -162,7 +168,7 @@ mod tests {
             (vec![READY, ("MetricsAvailable", "False", "NoSeries", "m")], "Next: make the task count available again"),
             (vec![("Ready", "False", "TargetNotFound", "m")], "Next: mend what the first sentence names"),
         ] {
-            let text = told(true, &conditions, json!({}));
+            let text = told(true, &conditions, &json!({}));
             assert!(text.contains(next), "{text}");
         }
     }

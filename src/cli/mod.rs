@@ -13,7 +13,11 @@ use serde_json::json;
 
 use crate::{
     api::{IdleConnectionPolicy, adaptive::Mode},
-    simulate::{self, Plant, Run, plant::{Kind, Model}, trace::{self, Trace}},
+    simulate::{
+        self, Plant, Run,
+        plant::{Kind, Model},
+        trace::{self, Trace},
+    },
     targets,
 };
 
@@ -199,7 +203,11 @@ fn table(run: &Run, caveat: &str) -> String {
     for decided in &run.decisions {
         let time = format!("{}:{:02}:{:02}", decided.time / 3600, decided.time / 60 % 60, decided.time % 60);
         let verdict = decided.verdict.as_deref().unwrap_or("-");
-        let _ = writeln!(text, "{time:>9}  {:>3} %  {:>3} %  {verdict:<13}  {}", decided.from_percent, decided.to_percent, decided.reason);
+        let _ = writeln!(
+            text,
+            "{time:>9}  {:>3} %  {:>3} %  {verdict:<13}  {}",
+            decided.from_percent, decided.to_percent, decided.reason
+        );
     }
     let summary = &run.summary;
     let _ = write!(

@@ -1,5 +1,7 @@
 //! A run as a picture: in the terminal, and as SVG.
 
+use std::fmt::Write as _;
+
 use plotters::{
     prelude::{ChartBuilder, Circle, IntoDrawingArea as _, LineSeries, SVGBackend},
     style::{Color as _, RGBColor},
@@ -32,7 +34,7 @@ pub fn terminal(run: &Run) -> String {
     let mut text = String::new();
     for row in (1..=HEIGHT).rev() {
         let label = if row == line { "100 %" } else { "" };
-        text.push_str(&format!("{label:>6} "));
+        let _ = write!(text, "{label:>6} ");
         for points in &columns {
             let filled = highest(points).map(|pressure| pressure / top * HEIGHT as f64);
             text.push(match filled {
@@ -57,7 +59,9 @@ pub fn terminal(run: &Run) -> String {
         let decided = run.decisions.iter().rfind(|d| (first.time..=last.time).contains(&d.time));
         decided.map_or(' ', |d| if d.to_percent < d.from_percent { 'v' } else { '^' })
     }));
-    text.push_str("\n  Bars: pressure, in percent of the threshold; ?: missing. Open: tenths, * is as declared. v tightens, ^ relaxes.\n");
+    text.push_str(
+        "\n  Bars: pressure, in percent of the threshold; ?: missing. Open: tenths, * is as declared. v tightens, ^ relaxes.\n",
+    );
     text
 }
 
@@ -79,7 +83,13 @@ pub fn svg(run: &Run) -> Result<String, String> {
             .y_label_area_size(48)
             .build_cartesian_2d(0.0..end, 0.0..top)
             .map_err(|e| fail(&e))?;
-        chart.configure_mesh().x_desc("hours").y_desc("percent").light_line_style(plotters::style::WHITE).draw().map_err(|e| fail(&e))?;
+        chart
+            .configure_mesh()
+            .x_desc("hours")
+            .y_desc("percent")
+            .light_line_style(plotters::style::WHITE)
+            .draw()
+            .map_err(|e| fail(&e))?;
         chart.draw_series(LineSeries::new([(0.0, 100.0), (end, 100.0)], &GREY)).map_err(|e| fail(&e))?;
         // A gap is a gap: each stretch that was counted is a line of its own.
         for stretch in run.points.split(|point| point.pressure.is_none()).filter(|stretch| !stretch.is_empty()) {

@@ -3,8 +3,8 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
-use kube::{Api, ResourceExt as _, api::ListParams};
 use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, ResourceExt as _, api::ListParams};
 
 use super::{Context, PolicyRef, Subject, in_time, memory::Memory, places};
 use crate::{
@@ -24,7 +24,10 @@ use crate::{
         tighten::Share,
         tuning::Tuning,
     },
-    signals::{Node, Sampler, Source, Watch, page::{Probe, Threshold}},
+    signals::{
+        Node, Sampler, Source, Watch,
+        page::{Probe, Threshold},
+    },
 };
 
 /// A threshold where the user gives none: AIStore's own first line, 512 goroutines a CPU.
@@ -37,6 +40,7 @@ const POINTS: u32 = 10;
 const PROMETHEUS: &str = "prometheus";
 
 /// One policy's loop, between passes.
+#[allow(clippy::struct_excessive_bools)] // Independent facts, not a state machine.
 pub struct Adaptation {
     tuning: Tuning,
     declared: Settings,
@@ -258,10 +262,11 @@ pub async fn prepare(
     let kind = spec.target.type_;
     let source = signal.source.unwrap_or(if kind == TargetType::AIStore { SourceName::StateFlags } else { SourceName::Nodes });
     let tuning = Tuning::of(Some(adaptive));
-    let threshold = signal.threshold.as_ref().map_or(Threshold::PerCpu(PER_CPU), |threshold| match (threshold.value, threshold.per_cpu) {
-        (Some(value), _) => Threshold::Value(f64::from(value)),
-        (None, each) => Threshold::PerCpu(each.map_or(PER_CPU, f64::from)),
-    });
+    let threshold =
+        signal.threshold.as_ref().map_or(Threshold::PerCpu(PER_CPU), |threshold| match (threshold.value, threshold.per_cpu) {
+            (Some(value), _) => Threshold::Value(f64::from(value)),
+            (None, each) => Threshold::PerCpu(each.map_or(PER_CPU, f64::from)),
+        });
     let mut obstacle = None;
     let mut watch = Watch {
         nodes: Vec::new(),
@@ -293,7 +298,10 @@ pub async fn prepare(
         }
         (SourceName::StateFlags, ..) => watch.nodes = nodes(ctx, subject, memory, units, answered).await,
         (SourceName::Prometheus, ..) => {
-            obstacle = Some(Signal::Missing { reason: "QueryFailed", message: "adaptive.signal.prometheus has no query or no threshold".into() });
+            obstacle = Some(Signal::Missing {
+                reason: "QueryFailed",
+                message: "adaptive.signal.prometheus has no query or no threshold".into(),
+            });
         }
     }
     if watch.nodes.is_empty() && source != SourceName::Prometheus {
@@ -374,7 +382,13 @@ fn resume(subject: &Subject, memory: &Memory, declared: &Declared, floor: &Setti
 }
 
 /// The nodes and where their pages are. An address that a node's own cluster names is asked only where that is permitted.
-async fn nodes(ctx: &Context, subject: &Subject, memory: &mut Memory, units: &[Unit], answered: &[(Unit, UnitState)]) -> Vec<Node> {
+async fn nodes(
+    ctx: &Context,
+    subject: &Subject,
+    memory: &mut Memory,
+    units: &[Unit],
+    answered: &[(Unit, UnitState)],
+) -> Vec<Node> {
     let states: BTreeMap<&str, &UnitState> = answered.iter().map(|(unit, state)| (unit.id.as_str(), state)).collect();
     let mut nodes = Vec::new();
     for unit in units {
@@ -407,7 +421,10 @@ async fn permitted(ctx: &Context, subject: &Subject, memory: &mut Memory, addres
     let host = reqwest::Url::parse(address).ok().and_then(|url| url.host_str().map(str::to_owned));
     let Some(host) = host.filter(|host| host.parse::<std::net::IpAddr>().is_ok()) else { return false };
     let pods = Api::<Pod>::namespaced(ctx.client.clone(), &subject.namespace);
-    let Ok(list) = in_time(pods.list_metadata(&ListParams::default().fields(&format!("status.podIP={host}")).limit(1))).await else { return false };
+    let Ok(list) = in_time(pods.list_metadata(&ListParams::default().fields(&format!("status.podIP={host}")).limit(1))).await
+    else {
+        return false;
+    };
     let known = !list.items.is_empty();
     if known {
         memory.permitted.insert(address.to_owned(), known);

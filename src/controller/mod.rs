@@ -216,7 +216,7 @@ impl Operator {
     /// # Errors
     /// Where the API server fails; nodes that cannot be restored are reported by name, and their policies keep the finalizer.
     pub async fn release(self, all: bool) -> Result<(), Error> {
-        restore::release(&self.context, all).await
+        Box::pin(restore::release(&self.context, all)).await
     }
 }
 

@@ -270,11 +270,12 @@ async fn work(
     let started: BTreeMap<_, _> = memory.lives.iter().map(|(name, life)| (name.clone(), life.started_after)).collect();
     if let (Some(adaptation), Some(outcome), Some(look)) = (&mut memory.adaptation, &plan.outcome, &look) {
         let status = subject.object.status.as_ref();
-        let changed = status.and_then(|status| status.control.as_ref()).map(|control| control.changed.clone()).unwrap_or_default();
-        let states = results.iter().filter_map(|result| result.state.as_ref().ok());
+        let changed =
+            status.and_then(|status| status.control.as_ref()).map(|control| control.changed.clone()).unwrap_or_default();
+        let units = results.iter().filter_map(|result| result.state.as_ref().ok());
         let floor = adaptation::floor(subject, traits);
-        let standing = decide::standing(&declared.settings, &floor, &outcome.state, traits, &started, &changed, states);
-        adaptation.commit(outcome, look, status.and_then(|status| status.pressure_percent), standing.in_effect);
+        let now_at = decide::standing(&declared.settings, &floor, &outcome.state, traits, &started, &changed, units);
+        adaptation.commit(outcome, look, status.and_then(|status| status.pressure_percent), now_at.in_effect);
     }
     let mut next = next_look(ctx, subject, memory, &plan);
     if late_answers {

@@ -38,6 +38,7 @@ const IDLE: f64 = 0.5;
 
 /// What is true around the loop, besides the signal.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools)] // Independent facts, not a state machine.
 pub struct Facts<'a> {
     /// What is declared.
     pub declared: &'a Settings,
@@ -258,7 +259,15 @@ impl Look<'_> {
         let red = *red_for >= RED;
         match episode {
             None if *fast >= OPEN || red => {
-                *episode = Some(Episode { since: self.now, from: *openness, base: None, steps: 0, helped: None, failed: 0, learned: None });
+                *episode = Some(Episode {
+                    since: self.now,
+                    from: *openness,
+                    base: None,
+                    steps: 0,
+                    helped: None,
+                    failed: 0,
+                    learned: None,
+                });
                 *high_for = 0;
             }
             Some(_) if *fast < CLOSE && !red => {
@@ -403,8 +412,13 @@ impl Look<'_> {
         }
         if self.state.openness == 0 {
             self.limit = Some(Limit::AtFloor);
-            let helped = self.state.episode.is_some_and(|episode| episode.helped.is_some() || efficacy::helped_overall(&episode, fast));
-            if self.state.watched.floor_for >= AT_FLOOR && !helped && self.state.pending.is_none() && self.state.efficacy != Efficacy::Effective {
+            let helped =
+                self.state.episode.is_some_and(|episode| episode.helped.is_some() || efficacy::helped_overall(&episode, fast));
+            if self.state.watched.floor_for >= AT_FLOOR
+                && !helped
+                && self.state.pending.is_none()
+                && self.state.efficacy != Efficacy::Effective
+            {
                 self.give_up(Efficacy::Ineffective);
                 self.roll_back();
             }
@@ -430,7 +444,10 @@ impl Look<'_> {
             floor: facts.floor,
             openness: self.state.openness,
             pressure: fast,
-            share: Share { estimate: facts.share.estimate.or(self.state.episode.and_then(|episode| episode.learned)), ..facts.share },
+            share: Share {
+                estimate: facts.share.estimate.or(self.state.episode.and_then(|episode| episode.learned)),
+                ..facts.share
+            },
             proved: proved.filter(|proved| *proved < self.state.openness),
         };
         let (from, to) = (self.state.openness, step.target());
@@ -463,7 +480,10 @@ impl Look<'_> {
             load: facts.load.map(rounded),
             from,
             to,
-            expected: facts.share.estimate.map(|share| rounded(share * (1.0 - openness::remaining(facts.declared, facts.floor, from, to)))),
+            expected: facts
+                .share
+                .estimate
+                .map(|share| rounded(share * (1.0 - openness::remaining(facts.declared, facts.floor, from, to)))),
             life: facts.needs_restart.then(|| self.state.watched.life.clone()),
         });
         if let Some(episode) = &mut self.state.episode {
@@ -549,7 +569,8 @@ impl Look<'_> {
             self.state.rollback = None;
         } else if may && self.may_change() {
             self.state.rollback = None;
-            let reason = if self.state.efficacy == Efficacy::PoolsTooSmall { "the pools are too small" } else { "it did not help" };
+            let reason =
+                if self.state.efficacy == Efficacy::PoolsTooSmall { "the pools are too small" } else { "it did not help" };
             self.change(to, reason.into(), self.state.watched.fast);
         } else {
             self.limit = Some(if may { Limit::BudgetExhausted } else { Limit::Paused });

@@ -223,7 +223,8 @@ fn tally(seen: &Seen<'_>) -> Tally {
                 tally.nodes.programmed += 1;
             } else {
                 tally.nodes.drifted += 1;
-                let cause = result.write.as_ref().map_or_else(|| holds(&differs, stored, seen.declared), |fault| fault.message.clone());
+                let cause =
+                    result.write.as_ref().map_or_else(|| holds(&differs, stored, seen.declared), |fault| fault.message.clone());
                 worst.push((1, NodeCause { name: node.name.clone(), cause }));
             }
             let mut all_used = differs.is_empty();

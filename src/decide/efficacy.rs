@@ -221,7 +221,11 @@ mod tests {
         assert_eq!(at_equal_uptime(&before, &life(&[(5_000, 0.1), (62_000, 0.3)]), 90_000), None, "not settled yet");
         assert_eq!(at_equal_uptime(&before, &life(&[(5_000, 0.1), (62_000, 0.3), (130_000, 0.4)]), 90_000), Some((0.8, 0.4)));
         let unseen = life(&[(86_400_000, 1.2)]);
-        assert_eq!(at_equal_uptime(&unseen, &life(&[(5_000, 0.1), (62_000, 0.3)]), 60_000), None, "nobody saw the youth of the earlier one");
+        assert_eq!(
+            at_equal_uptime(&unseen, &life(&[(5_000, 0.1), (62_000, 0.3)]), 60_000),
+            None,
+            "nobody saw the youth of the earlier one"
+        );
         let old = life(&[(200_000, 1.2)]);
         assert_eq!(at_equal_uptime(&old, &life(&[(250_000, 0.6)]), 150_000), Some((1.2, 0.6)));
     }

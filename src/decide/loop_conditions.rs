@@ -70,7 +70,8 @@ pub fn tell(
         find(previous, type_).is_none_or(|old| old.status != *state || old.reason != *reason)
     };
     let new_generation = previous.observed_generation != status.observed_generation;
-    let refresh = seen.moved || outcome.decision.is_some() || outcome.judged.is_some() || conditions.iter().any(flips) || new_generation;
+    let refresh =
+        seen.moved || outcome.decision.is_some() || outcome.judged.is_some() || conditions.iter().any(flips) || new_generation;
     let notices = notices(seen, outcome, previous, &conditions, reading);
     for condition in conditions {
         let kept = !flips(&condition) && !refresh;
@@ -102,6 +103,7 @@ fn metrics(signal: &Signal) -> Said {
         Signal::Fresh(Reading { fresh, expected, .. }) => {
             ("MetricsAvailable", "True", "Fresh", format!("The tasks of {fresh} of {expected} nodes are counted"))
         }
+        Signal::Missing { reason: reason @ "Pending", message } => ("MetricsAvailable", "Unknown", reason, message.clone()),
         Signal::Missing { reason, message } => ("MetricsAvailable", "False", reason, message.clone()),
     }
 }
@@ -110,7 +112,11 @@ fn high(outcome: &Outcome, reading: Option<&Reading>) -> Said {
     let Some(reading) = reading else {
         return ("HighTaskCount", "Unknown", "Unknown", "The tasks cannot be counted, see MetricsAvailable".into());
     };
-    let message = format!("{}{}", counted(reading), if reading.over > 0 { format!("; {} nodes over it", reading.over) } else { String::new() });
+    let message = format!(
+        "{}{}",
+        counted(reading),
+        if reading.over > 0 { format!("; {} nodes over it", reading.over) } else { String::new() }
+    );
     if outcome.state.episode.is_some() {
         ("HighTaskCount", "True", "OverThreshold", format!("{message}; until it is under {} %", percent(CLOSE)))
     } else {
@@ -151,19 +157,31 @@ fn effective(outcome: &Outcome, share: Share) -> Said {
     let most = percent(share.most);
     match outcome.state.efficacy {
         Efficacy::Effective => (type_, "True", "Effective", "The last tightening lowered the task count".into()),
-        Efficacy::Ineffective => {
-            (type_, "False", "Ineffective", "Tightening did not lower the task count; look elsewhere than at idle connections".into())
-        }
+        Efficacy::Ineffective => (
+            type_,
+            "False",
+            "Ineffective",
+            "Tightening did not lower the task count; look elsewhere than at idle connections".into(),
+        ),
         Efficacy::Measuring => (type_, "Unknown", "Measuring", "The last tightening has not been judged yet".into()),
-        Efficacy::AwaitingUptimeMatch => {
-            (type_, "Unknown", "AwaitingUptimeMatch", "A restart lowers the count by itself; judged when the processes are as old as before".into())
-        }
-        Efficacy::NotAttributable => {
-            (type_, "Unknown", "NotAttributable", format!("Pooled connections explain at most {most} % of the tasks; look elsewhere"))
-        }
-        Efficacy::PoolsTooSmall => {
-            (type_, "Unknown", "NotAttributable", format!("Pools hold at most {most} % of the tasks: emptying them is not enough; look elsewhere"))
-        }
+        Efficacy::AwaitingUptimeMatch => (
+            type_,
+            "Unknown",
+            "AwaitingUptimeMatch",
+            "A restart lowers the count by itself; judged when the processes are as old as before".into(),
+        ),
+        Efficacy::NotAttributable => (
+            type_,
+            "Unknown",
+            "NotAttributable",
+            format!("Pooled connections explain at most {most} % of the tasks; look elsewhere"),
+        ),
+        Efficacy::PoolsTooSmall => (
+            type_,
+            "Unknown",
+            "NotAttributable",
+            format!("Pools hold at most {most} % of the tasks: emptying them is not enough; look elsewhere"),
+        ),
         Efficacy::NotTightened => (type_, "Unknown", "NotTightened", "Nothing has been tightened".into()),
     }
 }
@@ -171,16 +189,23 @@ fn effective(outcome: &Outcome, share: Share) -> Said {
 fn limited(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
     let (reason, message): (&str, String) = match outcome.limit {
         None => return ("Limited", "False", "NotLimited", "The operator does what it wants to".into()),
-        Some(Limit::AtFloor) => ("AtFloor", "There are too many tasks, and the limits are at their floor: lower it, or look elsewhere".into()),
+        Some(Limit::AtFloor) => {
+            ("AtFloor", "There are too many tasks, and the limits are at their floor: lower it, or look elsewhere".into())
+        }
         Some(Limit::BudgetExhausted) => {
             let Tuning { per_hour, per_day, .. } = seen.tuning;
             ("BudgetExhausted", format!("{per_hour} changes an hour or {per_day} a day have been made; the next waits"))
         }
-        Some(Limit::RestartForbidden) => {
-            ("RestartForbidden", "What was written is used only after a restart of the nodes; nothing more is decided until then".into())
+        Some(Limit::RestartForbidden) => (
+            "RestartForbidden",
+            "What was written is used only after a restart of the nodes; nothing more is decided until then".into(),
+        ),
+        Some(Limit::PoolsTooSmall) => {
+            ("PoolsTooSmall", "Even with empty pools there would be too many tasks; the cause is elsewhere".into())
         }
-        Some(Limit::PoolsTooSmall) => ("PoolsTooSmall", "Even with empty pools there would be too many tasks; the cause is elsewhere".into()),
-        Some(Limit::Flapping) => ("Flapping", "The limits went up and down within an hour; it waits longer before it relaxes".into()),
+        Some(Limit::Flapping) => {
+            ("Flapping", "The limits went up and down within an hour; it waits longer before it relaxes".into())
+        }
         Some(Limit::Paused) => {
             let by = seen.unreadable.map_or_else(
                 || "An annotation or spec.suspend stops it".to_owned(),
@@ -192,7 +217,13 @@ fn limited(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
     ("Limited", "True", reason, message)
 }
 
-fn figures(previous: &IdleConnectionPolicyStatus, status: &mut IdleConnectionPolicyStatus, reading: Option<&Reading>, refresh: bool, now: Timestamp) {
+fn figures(
+    previous: &IdleConnectionPolicyStatus,
+    status: &mut IdleConnectionPolicyStatus,
+    reading: Option<&Reading>,
+    refresh: bool,
+    now: Timestamp,
+) {
     let Some(reading) = reading.filter(|_| refresh || previous.tasks.is_none()) else {
         status.tasks.clone_from(&previous.tasks);
         status.pressure_percent = previous.pressure_percent;
@@ -225,7 +256,9 @@ fn history(
     status.history.clone_from(&previous.history);
     if let Some(judged) = &outcome.judged {
         // The last tightening is the one that was judged: there is never another before it.
-        if let Some(entry) = status.history.iter_mut().find(|entry| entry.to_percent < entry.from_percent && entry.verdict.is_none()) {
+        if let Some(entry) =
+            status.history.iter_mut().find(|entry| entry.to_percent < entry.from_percent && entry.verdict.is_none())
+        {
             entry.verdict = Some(judged.verdict.name().into());
             entry.pressure_before = Some(percent(judged.before));
             entry.pressure_after = Some(percent(judged.after));
@@ -292,7 +325,11 @@ fn notices(
                 let fell = outcome.judged.map(|judged| {
                     format!(" ({} % of the threshold before, {} % after)", percent(judged.before), percent(judged.after))
                 });
-                let bound = if most < 100 { format!(" Pooled connections explain at most {most} % of the tasks.") } else { String::new() };
+                let bound = if most < 100 {
+                    format!(" Pooled connections explain at most {most} % of the tasks.")
+                } else {
+                    String::new()
+                };
                 tell(true, "Ineffective", format!("{message}{}.{bound}", fell.unwrap_or_default()));
             }
             _ => {}
@@ -304,7 +341,11 @@ fn notices(
         if decision.to < decision.from {
             tell(false, "Tightened", note);
             if decision.to == 0 {
-                tell(true, "ReachedFloor", "The limits are at their floor; if that is not enough, lower it or look elsewhere".into());
+                tell(
+                    true,
+                    "ReachedFloor",
+                    "The limits are at their floor; if that is not enough, lower it or look elsewhere".into(),
+                );
             }
         } else {
             tell(false, "Relaxed", note);

@@ -35,11 +35,9 @@ pub fn at(declared: &Settings, floor: &Settings, openness: Percent) -> Settings 
         }
     }
     for (part, whole) in WITHIN {
-        if let (Some(Value::Count(p)), Some(Value::Count(w))) = (settings.get(&part), settings.get(&whole)) {
-            if *w > 0 && p > w && floor.contains_key(&part) {
-                let w = *w;
-                settings.insert(part, Value::Count(w));
-            }
+        let (Some(Value::Count(p)), Some(&Value::Count(w))) = (settings.get(&part), settings.get(&whole)) else { continue };
+        if w > 0 && *p > w && floor.contains_key(&part) {
+            settings.insert(part, Value::Count(w));
         }
     }
     let (client, server) = (Knob::IntraClusterIdleConnTimeout, Knob::ServerIdleTimeout);
@@ -60,9 +58,9 @@ pub fn invalid(declared: &Settings, floor: &Settings) -> Option<String> {
         let zero = |value: &Value| matches!(value, Value::Count(0) | Value::Duration(Duration::ZERO));
         match declared.get(knob) {
             None => Some(format!("adaptive.floor.{knob} has no limit above it; set limits.{knob}, or remove the floor")),
-            Some(limit) if zero(limit) || zero(floor) => {
-                Some(format!("adaptive.floor.{knob}: 0 is no limit and cannot be tightened; set limits.{knob} and a floor above 0"))
-            }
+            Some(limit) if zero(limit) || zero(floor) => Some(format!(
+                "adaptive.floor.{knob}: 0 is no limit and cannot be tightened; set limits.{knob} and a floor above 0"
+            )),
             Some(limit) if floor > limit => {
                 Some(format!("adaptive.floor.{knob} {floor} exceeds the limit {limit}, which is this target's maximum; lower it"))
             }
@@ -176,13 +174,17 @@ mod tests {
     fn envoys_own_example_comes_out_as_envoy_says() {
         // 600 s to 2 s, scaled at 85 to 95 %, at 92 %: 2 + 598 * 0.3 s. Envoy's law is linear; ours is, up to a factor of 20.
         assert!((way(2000.0 * 20.0, 600_000.0, 30) - (40_000.0 + 560_000.0 * 0.3)).abs() < 1e-6);
-        let (limit, floor) = (Settings::from([(Knob::ServerIdleTimeout, seconds(40))]), Settings::from([(Knob::ServerIdleTimeout, seconds(2))]));
+        let (limit, floor) =
+            (Settings::from([(Knob::ServerIdleTimeout, seconds(40))]), Settings::from([(Knob::ServerIdleTimeout, seconds(2))]));
         assert_eq!(at(&limit, &floor, 30)[&Knob::ServerIdleTimeout], seconds(13));
     }
 
     #[test]
     fn far_apart_the_way_is_geometric() {
-        let (limit, floor) = (Settings::from([(Knob::BackendMaxIdleConns, Value::Count(10_000))]), Settings::from([(Knob::BackendMaxIdleConns, Value::Count(100))]));
+        let (limit, floor) = (
+            Settings::from([(Knob::BackendMaxIdleConns, Value::Count(10_000))]),
+            Settings::from([(Knob::BackendMaxIdleConns, Value::Count(100))]),
+        );
         assert_eq!(at(&limit, &floor, 50)[&Knob::BackendMaxIdleConns], Value::Count(1000));
     }
 
@@ -191,7 +193,10 @@ mod tests {
         let limits = Settings::from([(Knob::ServerIdleTimeout, seconds(30)), (Knob::BackendIdleConnTimeout, seconds(20))]);
         let floor = Settings::from([(Knob::ServerIdleTimeout, seconds(5))]);
         assert_eq!(at(&limits, &floor, 100), limits);
-        assert_eq!(at(&limits, &floor, 0), Settings::from([(Knob::ServerIdleTimeout, seconds(5)), (Knob::BackendIdleConnTimeout, seconds(20))]));
+        assert_eq!(
+            at(&limits, &floor, 0),
+            Settings::from([(Knob::ServerIdleTimeout, seconds(5)), (Knob::BackendIdleConnTimeout, seconds(20))])
+        );
     }
 
     #[test]
@@ -200,7 +205,9 @@ mod tests {
         let floor = Settings::from([(Knob::ServerIdleTimeout, seconds(5)), (Knob::IntraClusterIdleConnTimeout, seconds(4))]);
         for openness in 0..=100 {
             let settings = at(&limits, &floor, openness);
-            let (Value::Duration(client), Value::Duration(server)) = (settings[&Knob::IntraClusterIdleConnTimeout], settings[&Knob::ServerIdleTimeout]) else {
+            let (Value::Duration(client), Value::Duration(server)) =
+                (settings[&Knob::IntraClusterIdleConnTimeout], settings[&Knob::ServerIdleTimeout])
+            else {
                 unreachable!()
             };
             assert!(client + MARGIN <= server, "{openness} %: {client:?} and {server:?}");

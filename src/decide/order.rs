@@ -13,7 +13,8 @@ const fn is_client(knob: Knob) -> bool {
 /// times of only one side change.
 #[must_use]
 pub fn parts(changes: &[Change], state: &UnitState) -> Vec<Vec<Change>> {
-    let timed = |client: bool| changes.iter().any(|change| openness::idles(change.site.knob) && is_client(change.site.knob) == client);
+    let timed =
+        |client: bool| changes.iter().any(|change| openness::idles(change.site.knob) && is_client(change.site.knob) == client);
     if !(timed(true) && timed(false)) {
         return vec![changes.to_vec()];
     }
@@ -67,7 +68,10 @@ mod tests {
 
     #[test]
     fn shrinking_begins_with_the_client_and_growing_with_the_server() {
-        let (wide, narrow) = ([(CLIENT, Some(20)), (SERVER, Some(30)), (OTHER, Some(1))], [(CLIENT, Some(5)), (SERVER, Some(6)), (OTHER, Some(1))]);
+        let (wide, narrow) = (
+            [(CLIENT, Some(20)), (SERVER, Some(30)), (OTHER, Some(1))],
+            [(CLIENT, Some(5)), (SERVER, Some(6)), (OTHER, Some(1))],
+        );
         assert_eq!(order(&wide, &[(CLIENT, 5), (SERVER, 6), (OTHER, 2)]), [vec![CLIENT, OTHER], vec![SERVER]]);
         assert_eq!(order(&narrow, &[(CLIENT, 20), (SERVER, 30)]), [[SERVER], [CLIENT]]);
         assert_eq!(order(&wide, &[(CLIENT, 5), (SERVER, 60)]), [[CLIENT, SERVER]], "both widen the distance");

@@ -10,8 +10,7 @@ use super::openness::Percent;
 /// Most changes that are remembered: the largest budget for a day.
 pub const MOST_CHANGES: usize = 60;
 /// Uptimes (milliseconds) at which the pressure of a life is noted, so that lives can be compared.
-pub const MARKS: [i64; 9] =
-    [60_000, 120_000, 300_000, 600_000, 1_200_000, 2_400_000, 4_800_000, 10_800_000, 21_600_000];
+pub const MARKS: [i64; 9] = [60_000, 120_000, 300_000, 600_000, 1_200_000, 2_400_000, 4_800_000, 10_800_000, 21_600_000];
 
 /// Pressure (thousandths) at [`MARKS`].
 pub type Curve = [Option<u32>; MARKS.len()];
@@ -218,7 +217,18 @@ impl State {
         let mut text = Writer(String::new());
         text.put('u', &[i64::from(*openness)]);
         if let Some(Episode { since, from, base, steps, helped, failed, learned }) = episode {
-            text.optional('e', &[Some(*since), Some((*from).into()), base.map(thousandths), Some((*steps).into()), helped.map(Into::into), Some((*failed).into()), learned.map(thousandths)]);
+            text.optional(
+                'e',
+                &[
+                    Some(*since),
+                    Some((*from).into()),
+                    base.map(thousandths),
+                    Some((*steps).into()),
+                    helped.map(Into::into),
+                    Some((*failed).into()),
+                    learned.map(thousandths),
+                ],
+            );
         }
         if let Some(Pending { decided, since, wait, before, slope, load, from, to, expected, life }) = pending {
             text.optional(
@@ -477,11 +487,20 @@ mod tests {
 
     fn state() -> impl Strategy<Value = State> {
         let time = 1_700_000_000_000i64..1_800_000_000_000;
-        let life = (proptest::array::uniform9(proptest::option::of(0u32..5000)), proptest::option::of((0i64..1_000_000_000, 0u32..5000)))
+        let life = (
+            proptest::array::uniform9(proptest::option::of(0u32..5000)),
+            proptest::option::of((0i64..1_000_000_000, 0u32..5000)),
+        )
             .prop_map(|(curve, last)| Life { curve, last });
         let pending = (
             (time.clone(), proptest::option::of(time.clone()), 0i64..600_000, 0i64..9000, -9000i64..9000),
-            (proptest::option::of(0i64..1_000_000), 0u8..=100, 0u8..=100, proptest::option::of(0i64..1000), proptest::option::of(life)),
+            (
+                proptest::option::of(0i64..1_000_000),
+                0u8..=100,
+                0u8..=100,
+                proptest::option::of(0i64..1000),
+                proptest::option::of(life),
+            ),
         )
             .prop_map(|((decided, since, wait, before, slope), (load, from, to, expected, life))| Pending {
                 decided,
@@ -495,8 +514,16 @@ mod tests {
                 expected: expected.map(of_thousandths),
                 life,
             });
-        let episode = (time.clone(), 0u8..=100, proptest::option::of(0i64..9000), 0u8..50, proptest::option::of(0u8..=100), 0u8..5, proptest::option::of(0i64..1000)).prop_map(
-            |(since, from, base, steps, helped, failed, learned)| Episode {
+        let episode = (
+            time.clone(),
+            0u8..=100,
+            proptest::option::of(0i64..9000),
+            0u8..50,
+            proptest::option::of(0u8..=100),
+            0u8..5,
+            proptest::option::of(0i64..1000),
+        )
+            .prop_map(|(since, from, base, steps, helped, failed, learned)| Episode {
                 since,
                 from,
                 base: base.map(of_thousandths),
@@ -504,8 +531,7 @@ mod tests {
                 helped,
                 failed,
                 learned: learned.map(of_thousandths),
-            },
-        );
+            });
         let changes = proptest::collection::vec((1i64..86_400, any::<bool>()), 0..MOST_CHANGES).prop_map(|deltas| {
             let mut at = 1_700_000_000;
             deltas
@@ -517,26 +543,38 @@ mod tests {
                 .collect::<Vec<_>>()
         });
         (
-            (0u8..=100, proptest::option::of(episode), proptest::option::of(pending), prop_oneof![Just(0i64), time.clone()], changes),
+            (
+                0u8..=100,
+                proptest::option::of(episode),
+                proptest::option::of(pending),
+                prop_oneof![Just(0i64), time.clone()],
+                changes,
+            ),
             (0u8..=100, proptest::option::of(0u8..=100), proptest::option::of((time.clone(), 0u8..4)), 1u8..=8, 0usize..7),
             (proptest::option::of(time.clone()), proptest::option::of(time), any::<bool>()),
         )
-            .prop_map(|((openness, episode, pending, dead_until, changes), (proved, rollback, lockout, patience, efficacy), (low, missing, fallback))| State {
-                openness,
-                episode,
-                pending,
-                dead_until,
-                changes,
-                proved,
-                rollback,
-                lockout: lockout.map(|(until, times)| Lockout { until, times }),
-                patience,
-                efficacy: EFFICACIES[efficacy],
-                low_since: low,
-                missing_since: missing,
-                fallback,
-                watched: Watched::default(),
-            })
+            .prop_map(
+                |(
+                    (openness, episode, pending, dead_until, changes),
+                    (proved, rollback, lockout, patience, efficacy),
+                    (low, missing, fallback),
+                )| State {
+                    openness,
+                    episode,
+                    pending,
+                    dead_until,
+                    changes,
+                    proved,
+                    rollback,
+                    lockout: lockout.map(|(until, times)| Lockout { until, times }),
+                    patience,
+                    efficacy: EFFICACIES[efficacy],
+                    low_since: low,
+                    missing_since: missing,
+                    fallback,
+                    watched: Watched::default(),
+                },
+            )
     }
 
     proptest! {

@@ -1,4 +1,4 @@
-//! The text formats of Prometheus (0.0.4) and OpenMetrics, read where they lie: nothing is copied and nothing allocated.
+//! The text formats of Prometheus (0.0.4) and `OpenMetrics`, read where they lie: nothing is copied and nothing allocated.
 //!
 //! Formats: <https://prometheus.io/docs/instrumenting/exposition_formats/> and
 //! <https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md>.
@@ -22,11 +22,15 @@ pub struct Sample<'a> {
 
 /// What stands between the braces, checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(clippy::copy_iterator)] // Two words that point into the page.
 pub struct Labels<'a>(&'a [u8]);
 
 /// A label's value as it stands between the quotes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LabelValue<'a>(pub &'a [u8]);
+
+/// A label's name and value.
+type Pair<'a> = (&'a [u8], LabelValue<'a>);
 
 impl<'a> LabelValue<'a> {
     /// Without escapes; copied only where there are any.
@@ -52,8 +56,9 @@ impl<'a> LabelValue<'a> {
     }
 }
 
+#[allow(clippy::copy_iterator)] // Two words that point into the page.
 impl<'a> Iterator for Labels<'a> {
-    type Item = (&'a [u8], LabelValue<'a>);
+    type Item = Pair<'a>;
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
@@ -195,7 +200,7 @@ fn sample(line: &[u8]) -> Option<(Sample<'_>, &[u8])> {
 
 /// Reads one label; the rest begins after its comma.
 #[inline]
-fn label(text: &[u8]) -> Option<((&[u8], LabelValue<'_>), &[u8])> {
+fn label(text: &[u8]) -> Option<(Pair<'_>, &[u8])> {
     let text = blank(text);
     let (key, rest) = if let [b'"', quoted @ ..] = text {
         let close = quote(quoted)?;
@@ -346,7 +351,10 @@ mod tests {
             ("a { b = \"c\" , d = \"e\" } 1\n", ""),
             ("a{ b = \"c\" , d = \"e\" } 1\n", "a[b=c;d=e] 1"),
             ("a{b=\"x\\\\y\\\"z\\n,}{=\"} 1\n", "a[b=x\\y\"z\n,}{=] 1"),
-            ("a{b=\"a value that is longer than twenty-four bytes\"} 1\n", "a[b=a value that is longer than twenty-four bytes] 1"),
+            (
+                "a{b=\"a value that is longer than twenty-four bytes\"} 1\n",
+                "a[b=a value that is longer than twenty-four bytes] 1",
+            ),
             ("a{b=\"\"} +Inf\n", "a[b=] inf"),
             ("a NaN\n", "a[] NaN"),
             ("a -Inf\n", "a[] -inf"),
@@ -365,8 +373,21 @@ mod tests {
     #[test]
     fn what_is_not_is_counted_and_the_next_line_is_read() {
         for line in [
-            "a", "a ", "1a 1", "a{b=\"c\" 1", "a{b=\"c} 1", "a{b=c} 1", "a{=\"c\"} 1", "a{b=\"c\"}1", "a one", "a 1 2 3", "a 1 x", "-", "a{b=\"c\"d=\"e\"} 1",
-            "{} 1", "a 1 # x",
+            "a",
+            "a ",
+            "1a 1",
+            "a{b=\"c\" 1",
+            "a{b=\"c} 1",
+            "a{b=c} 1",
+            "a{=\"c\"} 1",
+            "a{b=\"c\"}1",
+            "a one",
+            "a 1 2 3",
+            "a 1 x",
+            "-",
+            "a{b=\"c\"d=\"e\"} 1",
+            "{} 1",
+            "a 1 # x",
         ] {
             assert_eq!(read(&format!("{line}\nb 2\n")), (vec!["b[] 2".to_owned()], 1), "{line}");
         }

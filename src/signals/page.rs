@@ -76,7 +76,12 @@ impl Probe {
 
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Below 2^53, checked.
     fn bits(&self, page: &[u8]) -> Result<Measure, Gap> {
-        let flags = self.flags.iter().map(|family| only(family, page)).find(|flags| *flags != Err(Gap::NoSeries)).unwrap_or(Err(Gap::NoSeries))?;
+        let flags = self
+            .flags
+            .iter()
+            .map(|family| only(family, page))
+            .find(|flags| *flags != Err(Gap::NoSeries))
+            .unwrap_or(Err(Gap::NoSeries))?;
         if flags >= 9e15 {
             return Err(Gap::NotFinite);
         }
@@ -122,7 +127,15 @@ mod tests {
         let measure = Probe::gauge("tasks", Threshold::PerCpu(512.0)).read(page.as_bytes()).expect("a measure");
         assert_eq!(
             measure,
-            Measure { tasks: Some(512.0), threshold: Some(1024.0), pressure: 0.5, red: false, open_files: Some(40.0), started: Some(1.7e9), uptime: None }
+            Measure {
+                tasks: Some(512.0),
+                threshold: Some(1024.0),
+                pressure: 0.5,
+                red: false,
+                open_files: Some(40.0),
+                started: Some(1.7e9),
+                uptime: None
+            }
         );
     }
 
@@ -151,7 +164,8 @@ mod tests {
         assert_eq!(flags("60-metrics-target"), Ok(0.5));
         assert_eq!(flags("60b-metrics-proxy"), Ok(0.5));
         assert_eq!(flags("76c-metrics-red"), Ok(2.0));
-        let count = |name| Probe::gauge("go_goroutines", Threshold::PerCpu(512.0)).read(&page(name)).map(|m| (m.tasks, m.threshold));
+        let count =
+            |name| Probe::gauge("go_goroutines", Threshold::PerCpu(512.0)).read(&page(name)).map(|m| (m.tasks, m.threshold));
         assert_eq!(count("76c-metrics-red"), Ok((Some(2517.0), Some(1024.0))));
         assert_eq!(count("62b-metrics-proxy-goruntime"), Ok((Some(29.0), Some(1024.0))));
         assert_eq!(count("60-metrics-target"), Err(Gap::NoSeries), "without the feature there is no count");

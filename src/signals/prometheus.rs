@@ -31,7 +31,14 @@ struct Series {
 }
 
 /// Asks; the threshold is the policy's.
-pub async fn ask(pool: &Pool, watch: &Watch, node: &Node, query: &str, threshold: f64, timeout: Duration) -> Result<Measure, Gap> {
+pub async fn ask(
+    pool: &Pool,
+    watch: &Watch,
+    node: &Node,
+    query: &str,
+    threshold: f64,
+    timeout: Duration,
+) -> Result<Measure, Gap> {
     let mut url = Url::parse("http://prometheus/api/v1/query").map_err(|_| Gap::QueryFailed)?;
     url.query_pairs_mut().append_pair("query", query);
     let path = format!("{}?{}", url.path(), url.query().unwrap_or_default());

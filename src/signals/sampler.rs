@@ -80,7 +80,8 @@ impl Sampler {
         let samples = Samples::default();
         let (sender, receiver) = watch::channel(Arc::new(watch));
         let soon = Arc::new(tokio::sync::Notify::new());
-        let random = fastrand::Rng::with_seed(seed.bytes().fold(7, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(byte.into())));
+        let random =
+            fastrand::Rng::with_seed(seed.bytes().fold(7, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(byte.into())));
         let task = tokio::spawn(rounds(pool, receiver, samples.clone(), soon.clone(), random, after));
         Self { watch: sender, soon, samples, task }
     }

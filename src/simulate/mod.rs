@@ -167,7 +167,14 @@ fn site(knob: Knob) -> Site {
 }
 
 /// Runs a plant for some seconds. `watch` sees what the nodes hold after every single write.
-pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<Handover>, mut watch: impl FnMut(&Settings)) -> Run {
+#[allow(clippy::too_many_lines)] // One turn of a clock, told from top to bottom.
+pub fn run(
+    setup: &Setup,
+    plant: &mut dyn Plant,
+    seconds: i64,
+    handover: Option<Handover>,
+    mut watch: impl FnMut(&Settings),
+) -> Run {
     let declared = Declared { settings: setup.declared.clone(), ..Declared::default() };
     let mut nodes = Virtual::new(&setup.declared);
     let saved = BTreeMap::from([(
@@ -198,7 +205,9 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
             over += interval;
         }
         if let Some(change) = plant.meddle(time) {
-            nodes.write(&change.into_iter().map(|(knob, value)| Change { site: site(knob), to: To::Value(value) }).collect::<Vec<_>>());
+            nodes.write(
+                &change.into_iter().map(|(knob, value)| Change { site: site(knob), to: To::Value(value) }).collect::<Vec<_>>(),
+            );
         }
         if let Some(Handover { at, gap, lease }) = handover {
             if time >= at && time < at + gap {
@@ -220,7 +229,8 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
                 Err(gap) => sample.gap = Some(gap),
             }
         }
-        let signal = decide::signal::read(&samples, names.iter().map(AsRef::as_ref), setup.percentile, setup.tuning.most_age(), now);
+        let signal =
+            decide::signal::read(&samples, names.iter().map(AsRef::as_ref), setup.percentile, setup.tuning.most_age(), now);
         let stamp = Timestamp::from_millisecond(now).unwrap_or_default();
         let share = plant.share().unwrap_or(Share::UNKNOWN);
         let adaptive = Adaptive {
@@ -260,7 +270,11 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
         let Some(outcome) = plan.outcome.clone() else { break };
         let reading = if let Signal::Fresh(reading) = &signal { Some(reading) } else { None };
         let now_written = outcome.state.encode();
-        let news = outcome.decision.is_some() || outcome.judged.is_some() || now_written != written || !plan.drift.is_empty() || !plan.units.is_empty();
+        let news = outcome.decision.is_some()
+            || outcome.judged.is_some()
+            || now_written != written
+            || !plan.drift.is_empty()
+            || !plan.units.is_empty();
         if news || status.conditions.is_empty() {
             let results = [UnitResult { unit: nodes.unit.clone(), state: Ok(nodes.state.clone()), write: None }];
             let seen = SeenLoop {
@@ -289,14 +303,19 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
             });
             status = next;
         }
-        if let Some(judged) = &outcome.judged {
-            if let Some(entry) = run.decisions.iter_mut().rev().find(|d| d.to_percent < d.from_percent && d.verdict.is_none()) {
-                entry.verdict = Some(judged.verdict.name().into());
-            }
+        let unjudged = run.decisions.iter_mut().rev().find(|d| d.to_percent < d.from_percent && d.verdict.is_none());
+        if let (Some(judged), Some(entry)) = (&outcome.judged, unjudged) {
+            entry.verdict = Some(judged.verdict.name().into());
         }
         if let Some(decision) = &outcome.decision {
             run.blind += usize::from(reading.is_none());
-            run.decisions.push(Decided { time, from_percent: decision.from, to_percent: decision.to, reason: decision.reason.clone(), verdict: None });
+            run.decisions.push(Decided {
+                time,
+                from_percent: decision.from,
+                to_percent: decision.to,
+                reason: decision.reason.clone(),
+                verdict: None,
+            });
         }
         let efficacy = conditions::reason(&status, "TighteningEffective").unwrap_or_default().to_owned();
         let limit = conditions::reason(&status, "Limited").unwrap_or_default();

@@ -139,8 +139,17 @@ impl Model {
         };
         let all = (0..nodes).map(|_| one(&mut random)).collect();
         let known_share = informed.then(|| 0.5 + random.f64());
-        let mut model =
-            Self { kind, random, seed, declared: declared.clone(), nodes: all, wander: 1.0, time: 0.0, known_share, dark: vec![false; nodes] };
+        let mut model = Self {
+            kind,
+            random,
+            seed,
+            declared: declared.clone(),
+            nodes: all,
+            wander: 1.0,
+            time: 0.0,
+            known_share,
+            dark: vec![false; nodes],
+        };
         let (pool, other) = model.wanted();
         for node in &mut model.nodes {
             (node.pool, node.other) = (pool, other);
@@ -196,7 +205,6 @@ impl Model {
             _ => {}
         }
     }
-
 }
 
 /// Twelve of them are as good as Gauss.

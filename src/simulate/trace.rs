@@ -98,7 +98,8 @@ impl Trace {
             };
             let time = row.time.parse::<f64>().ok().filter(|t| t.is_finite() && t.abs() < 1e12);
             #[allow(clippy::cast_possible_truncation)] // Seconds, checked.
-            let time = time.map(|seconds| seconds as i64).or_else(|| row.time.parse::<Timestamp>().ok().map(Timestamp::as_second));
+            let time =
+                time.map(|seconds| seconds as i64).or_else(|| row.time.parse::<Timestamp>().ok().map(Timestamp::as_second));
             let time = time.ok_or(Error::Cell { line, cell: row.time, what: "a number of seconds or an RFC 3339 time" })?;
             let share = number(&row.pooled_share, "a share from 0 to 1")?;
             if share.is_some_and(|share| share > 1.0) {
@@ -111,7 +112,9 @@ impl Trace {
             names.insert(row.node.clone());
             rows.entry(time).or_default().push((row.node, cell));
         }
-        let (Some(first), Some(last)) = (rows.keys().next().copied(), rows.keys().next_back().copied()) else { return Err(Error::Empty) };
+        let (Some(first), Some(last)) = (rows.keys().next().copied(), rows.keys().next_back().copied()) else {
+            return Err(Error::Empty);
+        };
         if last - first > LONGEST {
             return Err(Error::TooLong((last - first) / 86_400));
         }
@@ -190,7 +193,9 @@ impl Plant for Trace {
     fn sample(&mut self, node: usize) -> Result<Measure, Gap> {
         match self.now[node] {
             // A row speaks for its moment, and as long as a scrape that is a little late.
-            Some((at, cell)) if self.time - at <= 90 => self.tasks(cell).map(|tasks| measure(tasks, self.threshold)).ok_or(Gap::NoSeries),
+            Some((at, cell)) if self.time - at <= 90 => {
+                self.tasks(cell).map(|tasks| measure(tasks, self.threshold)).ok_or(Gap::NoSeries)
+            }
             Some(_) => Err(Gap::Stale),
             None => Err(Gap::Unasked),
         }
@@ -238,7 +243,10 @@ mod tests {
         for (text, sentence) in [
             ("time,node,tasks\n", "the trace has no rows"),
             ("time,node,tasks\n0,a,-3\n", "line 2 of the trace: \"-3\" is not a number of tasks"),
-            ("time,node,tasks\n0,a,3\nsoon,a,3\n", "line 3 of the trace: \"soon\" is not a number of seconds or an RFC 3339 time"),
+            (
+                "time,node,tasks\n0,a,3\nsoon,a,3\n",
+                "line 3 of the trace: \"soon\" is not a number of seconds or an RFC 3339 time",
+            ),
             ("time,node,tasks,pooled_share\n0,a,3,7\n", "line 2 of the trace: \"7\" is not a share from 0 to 1"),
             ("time,node,tasks\n0,a,3\n99999999,a,3\n", "the trace covers 1157 days; the most is 366"),
         ] {

@@ -59,11 +59,13 @@ async fn idle_connections_are_tightened_away_and_the_limits_come_back_when_they_
     let status = world.until("gw", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
     assert_eq!(find(&status, "Ready").unwrap().status, "True", "tightening never touches Ready");
     // What is desired, what is stored, and what the process does are three things; here they become one.
-    let status = world.until("gw", "the desired limits are stored", |s| {
-        let limits = s.limits.as_ref().unwrap();
-        limits.desired.is_some() && limits.desired.as_ref().unwrap().server == limits.programmed.as_ref().and_then(|l| l.server.clone())
-    })
-    .await;
+    let status = world
+        .until("gw", "the desired limits are stored", |s| {
+            let limits = s.limits.as_ref().unwrap();
+            limits.desired.is_some()
+                && limits.desired.as_ref().unwrap().server == limits.programmed.as_ref().and_then(|l| l.server.clone())
+        })
+        .await;
     assert_ne!(status.limits.as_ref().unwrap().declared, status.limits.as_ref().unwrap().desired);
     let status = world.until_condition("gw", "TighteningEffective", "True", "Effective").await;
     let judged = status.history.iter().find(|decision| decision.verdict.as_deref() == Some("Effective")).unwrap();
@@ -95,7 +97,11 @@ async fn requests_in_flight_are_not_idle_connections_which_is_named_and_taken_ba
     world.apply("gw", &policy(&caddy, "Enforce", 500, "2s", "500ms")).await;
     world.until("gw", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
     let status = world.until_condition("gw", "TighteningEffective", "False", "Ineffective").await;
-    let status = if status.openness_percent == Some(100) { status } else { world.until("gw", "rolled back", |s| s.openness_percent == Some(100)).await };
+    let status = if status.openness_percent == Some(100) {
+        status
+    } else {
+        world.until("gw", "rolled back", |s| s.openness_percent == Some(100)).await
+    };
     assert_eq!(status.history[0].reason, "it did not help");
     assert!(status.history.iter().any(|d| d.verdict.as_deref() == Some("Ineffective")), "{:#?}", status.history);
     caddy.shows("/web/idle_timeout", &json!("2s")).await;
@@ -133,7 +139,9 @@ async fn on_aistore_nothing_is_credited_before_a_restart_nor_to_it() {
     world.until_programmed("ais").await;
     let nodes = ["proxy-p0", "proxy-p1", "target-t0", "target-t1", "target-t2"];
     // The life before: young when the operator first sees it, and full soon after.
-    nodes.iter().for_each(|node| ais.restart(node));
+    for node in nodes {
+        ais.restart(node);
+    }
     world.until("ais", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
     world.until("ais", "stored", |s| s.limits.as_ref().is_some_and(|l| l.desired.is_some() && l.desired == l.programmed)).await;
     let before = ais.goroutines("target-t0");
@@ -145,7 +153,9 @@ async fn on_aistore_nothing_is_credited_before_a_restart_nor_to_it() {
 
     // A restart empties the pools; that is its own doing. Judged is what the nodes run when they are as old as they were.
     ais.load(Load { arrivals: 50.0, ..load });
-    nodes.iter().for_each(|node| ais.restart(node));
+    for node in nodes {
+        ais.restart(node);
+    }
     let status = world.until_condition("ais", "TighteningEffective", "Unknown", "AwaitingUptimeMatch").await;
     assert!(status.history[0].verdict.is_none(), "a low count right after a restart is not credited: {:#?}", status.history);
 }
@@ -217,4 +227,94 @@ async fn a_floor_above_what_the_target_makes_of_a_preset_is_refused_in_the_statu
     let message = &find(&status, "Accepted").unwrap().message;
     assert!(message.starts_with("adaptive.floor.intraCluster.idleConnTimeout 40s exceeds the limit 29s"), "{message}");
     assert_eq!(ais.puts(), 0);
+}
+
+/// A real Prometheus that scrapes a real Caddy. Ends with the test.
+struct Prometheus {
+    address: String,
+    folder: std::path::PathBuf,
+    process: std::process::Child,
+}
+
+impl Prometheus {
+    async fn start(caddy: &Caddy) -> Self {
+        let ip = crate::support::caddy::address();
+        let folder = std::env::temp_dir().join(format!("idleconn-prometheus-{ip}"));
+        std::fs::create_dir_all(&folder).unwrap();
+        let config = json!({
+            "global": {"scrape_interval": "1s", "evaluation_interval": "1s"},
+            "rule_files": ["rules.yml"],
+            "scrape_configs": [{"job_name": "gateway", "static_configs": [{"targets": [format!("{}:2019", caddy.ip)]}]}],
+        });
+        let rule = json!({"groups": [{"name": "g", "rules": [{"alert": "TooMany", "expr": "go_goroutines > 500", "labels": {"severity": "warning"}}]}]});
+        std::fs::write(folder.join("prometheus.yml"), config.to_string()).unwrap();
+        std::fs::write(folder.join("rules.yml"), rule.to_string()).unwrap();
+        let listen = format!("{ip}:9090");
+        // The shell ends it when this process ends, however it ends: then its standard input does.
+        let script = r#""$@" </dev/null & pid=$!; cat >/dev/null; kill $pid 2>/dev/null; wait $pid 2>/dev/null"#;
+        let process = std::process::Command::new("bash")
+            .args(["-c", script, "prometheus", "prometheus", "--log.level=error"])
+            .arg(format!("--config.file={}", folder.join("prometheus.yml").display()))
+            .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
+            .arg(format!("--web.listen-address={listen}"))
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        let address = format!("http://{listen}");
+        eventually("Prometheus is ready (is it installed?)", || async {
+            reqwest::get(format!("{address}/-/ready")).await.ok()?.error_for_status().ok()
+        })
+        .await;
+        Self { address, folder, process }
+    }
+}
+
+impl Drop for Prometheus {
+    fn drop(&mut self) {
+        drop(self.process.stdin.take());
+        let _ = self.process.wait();
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_prometheus_query_or_an_alert_of_it_is_a_source_too() {
+    let world = World::new("prometheus").await;
+    let (caddy, listen) = gateway(None).await;
+    let prometheus = Prometheus::start(&caddy).await;
+    let query = |query: &str, threshold: u32| {
+        let mut spec = policy(&caddy, "Enforce", 1, "4s", "1s");
+        spec["adaptive"]["signal"] = json!({
+            "source": "Prometheus", "interval": "1s", "threshold": {"value": threshold},
+            "prometheus": {"endpoint": prometheus.address, "query": query},
+        });
+        spec
+    };
+    for (text, reason, words) in [
+        ("no_such_series", "NoSeries", "prometheus has no such series"),
+        (
+            "{__name__=~\"go_goroutines|go_threads\"}",
+            "QueryFailed",
+            "prometheus answers with several series; aggregate them into one",
+        ),
+        ("go_goroutines{", "QueryFailed", "prometheus refused the query"),
+        ("vector(0) / 0", "NoSeries", "prometheus answers NaN, infinite or less than 0"),
+        ("ALERTS{alertname=\"TooMany\",alertstate=\"firing\"}", "NoSeries", "prometheus has no such series"),
+    ] {
+        world.apply("gw", &query(text, 500)).await;
+        let status = world
+            .until("gw", words, |s| find(s, "MetricsAvailable").is_some_and(|c| c.reason == reason && c.message.contains(words)))
+            .await;
+        assert_eq!((status.openness_percent, status.tasks), (Some(100), None), "{text}");
+    }
+    // The alert as one number: 1 while it fires, 0 while it does not.
+    world.apply("gw", &query("max(ALERTS{alertname=\"TooMany\",alertstate=\"firing\"}) or vector(0)", 1)).await;
+    world.until_condition("gw", "HighTaskCount", "False", "UnderThreshold").await;
+    let clients = Clients::start(listen, 800, 200);
+    let status = world.until("gw", "tightened by the alert", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
+    assert_eq!(find(&status, "HighTaskCount").unwrap().reason, "OverThreshold");
+    drop(clients);
+    world.until("gw", "relaxed when the alert was over", |s| s.openness_percent == Some(100)).await;
 }

@@ -207,9 +207,7 @@ fn table() -> Vec<(Json, &'static str)> {
 
 /// `spec.adaptive`: floors, signals and numbers.
 fn adaptive_cases() -> Vec<(Json, &'static str)> {
-    let caddy = |limits: Json, adaptive: Json| {
-        json!({"target": {"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "gateway"}}}}, "limits": limits, "adaptive": adaptive})
-    };
+    let caddy = |limits: Json, adaptive: Json| json!({"target": {"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "gateway"}}}}, "limits": limits, "adaptive": adaptive});
     let ais = |limits: Json, adaptive: Json| json!({"target": {"type": "AIStore", "aistore": {"service": {"name": "p", "port": 1}}}, "limits": limits, "adaptive": adaptive});
     let idle = || json!({"server": {"idleTimeout": "30s"}});
     let floor = || json!({"server": {"idleTimeout": "5s"}});
@@ -224,53 +222,108 @@ fn adaptive_cases() -> Vec<(Json, &'static str)> {
         (caddy(idle(), json!({"mode": "Disabled"})), OK),
         (caddy(idle(), json!({"floor": floor()})), OK),
         (caddy(idle(), json!({"mode": "Enforce"})), "adaptive: set floor; only a limit with a floor is ever tightened"),
-        (caddy(idle(), json!({"mode": "Sometimes", "floor": floor()})), "supported values: \"Enforce\", \"Recommend\", \"Disabled\""),
-        (floors(idle(), json!({"server": {"idleTimeout": "31s"}})), "adaptive.floor.server.idleTimeout must be more than 0 and must not exceed limits.server.idleTimeout"),
+        (
+            caddy(idle(), json!({"mode": "Sometimes", "floor": floor()})),
+            "supported values: \"Enforce\", \"Recommend\", \"Disabled\"",
+        ),
+        (
+            floors(idle(), json!({"server": {"idleTimeout": "31s"}})),
+            "adaptive.floor.server.idleTimeout must be more than 0 and must not exceed limits.server.idleTimeout",
+        ),
         (floors(idle(), json!({"server": {"idleTimeout": "0s"}})), "adaptive.floor.server.idleTimeout must be more than 0"),
         (floors(json!({"server": {"idleTimeout": "0s"}}), floor()), "which must be set and not 0 (by limits or preset)"),
         (floors(json!({"server": {"readHeaderTimeout": "5s"}}), floor()), "which must be set and not 0 (by limits or preset)"),
         (floors(pools(), json!({"backend": {"maxIdleConns": 100, "maxIdleConnsPerHost": 5}})), OK),
-        (floors(pools(), json!({"backend": {"maxIdleConns": 50}})), "adaptive.floor.backend.maxIdleConns must not be less than adaptive.floor.backend.maxIdleConnsPerHost"),
-        (floors(pools(), json!({"backend": {"maxConnsPerHost": 4, "maxIdleConnsPerHost": 5}})), "adaptive.floor.backend.maxConnsPerHost must not be less than"),
-        (floors(pools(), json!({"backend": {"maxIdleConns": 2001}})), "adaptive.floor.backend.maxIdleConns must be more than 0 and must not exceed"),
+        (
+            floors(pools(), json!({"backend": {"maxIdleConns": 50}})),
+            "adaptive.floor.backend.maxIdleConns must not be less than adaptive.floor.backend.maxIdleConnsPerHost",
+        ),
+        (
+            floors(pools(), json!({"backend": {"maxConnsPerHost": 4, "maxIdleConnsPerHost": 5}})),
+            "adaptive.floor.backend.maxConnsPerHost must not be less than",
+        ),
+        (
+            floors(pools(), json!({"backend": {"maxIdleConns": 2001}})),
+            "adaptive.floor.backend.maxIdleConns must be more than 0 and must not exceed",
+        ),
         (floors(pair(), json!({"server": {"idleTimeout": "5s"}, "intraCluster": {"idleConnTimeout": "4s"}})), OK),
         (
             floors(pair(), json!({"server": {"idleTimeout": "5s"}, "intraCluster": {"idleConnTimeout": "5s"}})),
             "adaptive.floor.intraCluster.idleConnTimeout must be at least 1s shorter than adaptive.floor.server.idleTimeout",
         ),
-        (floors(pair(), json!({"server": {"idleTimeout": "5s"}})), "must be at least 1s shorter than adaptive.floor.server.idleTimeout"),
+        (
+            floors(pair(), json!({"server": {"idleTimeout": "5s"}})),
+            "must be at least 1s shorter than adaptive.floor.server.idleTimeout",
+        ),
         (
             json!({"target": {"type": "Caddy", "caddy": {"selector": {"matchLabels": {"a": "b"}}}}, "preset": "Production", "adaptive": {"floor": {"backend": {"maxIdleConnsPerHost": 101}}}}),
             "adaptive.floor.backend.maxIdleConnsPerHost must be more than 0 and must not exceed limits.backend.maxIdleConnsPerHost",
         ),
-        (signal(json!({"source": "Nodes", "metric": "go_goroutines", "threshold": {"value": 20000}, "percentile": 95, "interval": "10s"})), OK),
-        (signal(json!({"threshold": {"value": 0}})), "spec.adaptive.signal.threshold.value in body should be greater than or equal to 1"),
+        (
+            signal(
+                json!({"source": "Nodes", "metric": "go_goroutines", "threshold": {"value": 20000}, "percentile": 95, "interval": "10s"}),
+            ),
+            OK,
+        ),
+        (
+            signal(json!({"threshold": {"value": 0}})),
+            "spec.adaptive.signal.threshold.value in body should be greater than or equal to 1",
+        ),
         (signal(json!({"threshold": {"value": 1, "perCPU": 1}})), "adaptive.signal.threshold: set exactly one of value, perCPU"),
         (signal(json!({"threshold": {}})), "adaptive.signal.threshold: set exactly one of value, perCPU"),
         (signal(json!({"metric": "go goroutines"})), "spec.adaptive.signal.metric in body should match"),
         (signal(json!({"percentile": 0})), "spec.adaptive.signal.percentile in body should be greater than or equal to 1"),
         (signal(json!({"interval": "500ms"})), "adaptive.signal.interval must be between 1s and 10m"),
         (signal(json!({"source": "StateFlags"})), "adaptive.signal.source: only AIStore has StateFlags; use Nodes or Prometheus"),
-        (ais(json!({"intraCluster": {"idleConnTimeout": "20s"}}), json!({"floor": {"intraCluster": {"idleConnTimeout": "4s"}}, "signal": {"source": "StateFlags"}})), OK),
         (
-            ais(json!({"intraCluster": {"idleConnTimeout": "20s"}}), json!({"floor": {"intraCluster": {"idleConnTimeout": "4s"}}, "signal": {"source": "StateFlags", "threshold": {"value": 5}}})),
+            ais(
+                json!({"intraCluster": {"idleConnTimeout": "20s"}}),
+                json!({"floor": {"intraCluster": {"idleConnTimeout": "4s"}}, "signal": {"source": "StateFlags"}}),
+            ),
+            OK,
+        ),
+        (
+            ais(
+                json!({"intraCluster": {"idleConnTimeout": "20s"}}),
+                json!({"floor": {"intraCluster": {"idleConnTimeout": "4s"}}, "signal": {"source": "StateFlags", "threshold": {"value": 5}}}),
+            ),
             "adaptive.signal: StateFlags has no threshold",
         ),
         (signal(json!({"source": "Prometheus", "threshold": {"value": 1}, "prometheus": prometheus()})), OK),
-        (signal(json!({"source": "Prometheus", "threshold": {"value": 1}})), "adaptive.signal.prometheus must be set if and only if signal.source is Prometheus"),
-        (signal(json!({"prometheus": prometheus()})), "adaptive.signal.prometheus must be set if and only if signal.source is Prometheus"),
-        (signal(json!({"source": "Prometheus", "threshold": {"perCPU": 1}, "prometheus": prometheus()})), "source Prometheus needs threshold.value"),
+        (
+            signal(json!({"source": "Prometheus", "threshold": {"value": 1}})),
+            "adaptive.signal.prometheus must be set if and only if signal.source is Prometheus",
+        ),
+        (
+            signal(json!({"prometheus": prometheus()})),
+            "adaptive.signal.prometheus must be set if and only if signal.source is Prometheus",
+        ),
+        (
+            signal(json!({"source": "Prometheus", "threshold": {"perCPU": 1}, "prometheus": prometheus()})),
+            "source Prometheus needs threshold.value",
+        ),
         (
             signal(json!({"source": "Prometheus", "threshold": {"value": 1}, "prometheus": {"query": "up"}})),
             "adaptive.signal.prometheus: set exactly one of service, endpoint",
         ),
-        (behavior(json!({"profile": "Aggressive", "tightenAfter": "1s", "relaxAfter": "1s", "maxChangesPerHour": 60, "maxChangesPerDay": 60})), OK),
+        (
+            behavior(
+                json!({"profile": "Aggressive", "tightenAfter": "1s", "relaxAfter": "1s", "maxChangesPerHour": 60, "maxChangesPerDay": 60}),
+            ),
+            OK,
+        ),
         (behavior(json!({"tightenAfter": "0s"})), "adaptive.behavior.tightenAfter must be between 1s and 24h"),
         (behavior(json!({"relaxAfter": "500ms"})), "adaptive.behavior.relaxAfter must be between 1s and 24h"),
-        (behavior(json!({"maxChangesPerHour": 5, "maxChangesPerDay": 4})), "adaptive.behavior.maxChangesPerHour must not exceed maxChangesPerDay"),
+        (
+            behavior(json!({"maxChangesPerHour": 5, "maxChangesPerDay": 4})),
+            "adaptive.behavior.maxChangesPerHour must not exceed maxChangesPerDay",
+        ),
         (behavior(json!({"maxChangesPerDay": 61})), "should be less than or equal to 60"),
         (behavior(json!({"profile": "Reckless"})), "supported values: \"Conservative\", \"Balanced\", \"Aggressive\""),
-        (caddy(idle(), json!({"floor": floor(), "fallback": {"after": "1m"}})), "adaptive.fallback.after must be between 3m and 24h"),
+        (
+            caddy(idle(), json!({"floor": floor(), "fallback": {"after": "1m"}})),
+            "adaptive.fallback.after must be between 3m and 24h",
+        ),
     ]
 }
 

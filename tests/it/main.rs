@@ -2,7 +2,7 @@
 //!
 //! One binary, so that all tests share one control plane. It ends with the process that started it, however that ends.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc, missing_docs)]
+#![allow(clippy::large_futures, clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc, missing_docs)]
 
 mod support;
 

@@ -308,7 +308,8 @@ async fn page(State((shared, name)): State<(Arc<Shared>, &'static str)>) -> Resp
         512.0.. => 1 << 14,
         _ => 0,
     };
-    let flags = (2_097_158 | alert) as f64;
+    #[allow(clippy::cast_precision_loss)] // Far below 2^53.
+    let flags = (0x0020_0006 | alert) as f64;
     let uptime = shared.cluster.lock().unwrap().nodes[name].started.elapsed().as_secs_f64();
     let lines = text.lines().skip_while(|line| !line.starts_with("# HELP")).map(|line| {
         let value = match line.split('{').next() {
@@ -371,7 +372,7 @@ async fn route(shared: &Shared, me: &str, method: &Method, uri: &Uri, headers: &
         ("GET", "/v1/cluster" | "/v1/daemon", Some("smap")) => {
             let pages = shared.pages.lock().unwrap().clone();
             axum::Json(shared.cluster.lock().unwrap().map(&pages)).into_response()
-        },
+        }
         ("GET", "/v1/cluster", Some("cluster_config")) => {
             shared.gets.fetch_add(1, Ordering::Relaxed);
             axum::Json(shared.cluster.lock().unwrap().config_of(me)).into_response()

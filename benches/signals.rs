@@ -1,0 +1,166 @@
+//! How fast pages are read, against Prometheus' own parser on the same pages in the same run; and how fast a decision is made;
+//! `make bench`.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::cast_precision_loss, missing_docs)]
+
+use std::{
+    collections::BTreeMap,
+    fmt::Write as _,
+    hint::black_box,
+    process::Command,
+    time::{Duration, Instant},
+};
+
+use idleconn_operator::{
+    api::adaptive::{Adaptive, Mode},
+    decide::{
+        adapt::{self, Facts},
+        signal::{self, Measure, NodeSample},
+        state::State,
+        tighten::Share,
+        tuning::Tuning,
+    },
+    signals::exposition::{Family, Samples},
+    simulate::plant::policy,
+};
+
+/// How long each measurement goes on.
+const WINDOW: Duration = Duration::from_millis(600);
+/// Measurements of each, of which the median counts.
+const TIMES: usize = 7;
+
+/// A page as a busy Go service has it: runtime, histograms, labelled counters; about so many bytes.
+fn page(bytes: usize) -> String {
+    let mut page = String::new();
+    let mut n = 0;
+    while page.len() < bytes {
+        let route = format!("/api/v1/objects/{}", n % 97);
+        let _ = writeln!(
+            page,
+            "# HELP http_request_duration_seconds_{n} How long requests took.\n# TYPE http_request_duration_seconds_{n} histogram"
+        );
+        for le in ["0.005", "0.01", "0.025", "0.05", "0.1", "0.25", "0.5", "1", "2.5", "5", "10", "+Inf"] {
+            let _ = writeln!(
+                page,
+                "http_request_duration_seconds_{n}_bucket{{code=\"200\",handler=\"{route}\",method=\"get\",le=\"{le}\"}} {}",
+                n * 17 + le.len()
+            );
+        }
+        let _ = writeln!(
+            page,
+            "http_request_duration_seconds_{n}_sum{{code=\"200\",handler=\"{route}\",method=\"get\"}} {}.{n}",
+            n * 3
+        );
+        let _ = writeln!(
+            page,
+            "http_request_duration_seconds_{n}_count{{code=\"200\",handler=\"{route}\",method=\"get\"}} {}",
+            n * 17
+        );
+        n += 1;
+    }
+    page.push_str(
+        "# HELP go_goroutines Number of goroutines that currently exist.\n# TYPE go_goroutines gauge\ngo_goroutines 2517\n",
+    );
+    page
+}
+
+/// Median bytes a second.
+fn throughput(bytes: usize, mut read: impl FnMut()) -> f64 {
+    let mut rates: Vec<f64> = (0..TIMES)
+        .map(|_| {
+            let began = Instant::now();
+            let mut rounds = 0usize;
+            while began.elapsed() < WINDOW {
+                read();
+                rounds += 1;
+            }
+            (rounds * bytes) as f64 / began.elapsed().as_secs_f64()
+        })
+        .collect();
+    rates.sort_unstable_by(f64::total_cmp);
+    rates[TIMES / 2]
+}
+
+fn main() {
+    // `cargo test --benches` only wants to know that it builds.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return;
+    }
+    let mut missed = Vec::new();
+    let mut gate = |what: &str, met: bool| {
+        if !met {
+            missed.push(what.to_owned());
+        }
+    };
+    let folder = std::env::temp_dir().join(format!("idleconn-bench-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).unwrap();
+    for size in [12_000, 200_000] {
+        let text = page(size);
+        let file = folder.join(format!("{size}.txt"));
+        std::fs::write(&file, &text).unwrap();
+        let bytes = text.as_bytes();
+        let ours = throughput(bytes.len(), || {
+            let mut sum = 0usize;
+            for sample in Samples::new(bytes) {
+                sum += sample.name.len() + usize::from(sample.value > 0.0);
+                for (key, value) in sample.labels {
+                    sum += key.len() + value.0.len();
+                }
+            }
+            black_box(sum);
+        });
+        let family = Family::new("go_goroutines");
+        let one = throughput(bytes.len(), || {
+            black_box(family.samples(black_box(bytes)).map(|sample| sample.value).sum::<f64>());
+        });
+        let program = concat!(env!("CARGO_MANIFEST_DIR"), "/target/textparse");
+        let said = Command::new(program).arg(&file).output().unwrap_or_else(|e| panic!("{program}: {e}; run make bench"));
+        let theirs: f64 = String::from_utf8(said.stdout).unwrap().trim().parse().unwrap();
+        println!(
+            "page of {} KB: all samples with labels {:.0} MB/s, Prometheus' parser {:.0} MB/s, ratio {:.1}; one family {:.1} GB/s",
+            bytes.len() / 1000,
+            ours / 1e6,
+            theirs / 1e6,
+            ours / theirs,
+            one / 1e9
+        );
+        gate("8 times Prometheus' parser", ours >= 8.0 * theirs);
+        gate("3 GB/s for one family", size < 100_000 || one >= 3e9);
+    }
+    let _ = std::fs::remove_dir_all(&folder);
+
+    let (declared, floor) = policy();
+    let tuning = Tuning::of(Some(&Adaptive { mode: Mode::Enforce, ..Adaptive::default() }));
+    let names: Vec<String> = (0..100).map(|n| format!("node-{n}")).collect();
+    let measure = |n: usize| Measure {
+        tasks: Some(9000.0 + n as f64),
+        threshold: Some(10_000.0),
+        pressure: 0.9 + n as f64 / 1e4,
+        ..Measure::default()
+    };
+    let samples: BTreeMap<String, NodeSample> = names
+        .iter()
+        .enumerate()
+        .map(|(n, name)| (name.clone(), NodeSample { last: Some((1000, measure(n))), gap: None }))
+        .collect();
+    let facts = Facts {
+        declared: &declared,
+        floor: &floor,
+        no_tightening: false,
+        no_relaxing: false,
+        in_effect: true,
+        needs_restart: false,
+        share: Share::UNKNOWN,
+        load: None,
+        levels: false,
+        not_before: 0,
+    };
+    let state = State::default();
+    let looks = throughput(1, || {
+        let signal = signal::read(&samples, names.iter().map(String::as_str), 95, 90_000, 1000);
+        black_box(adapt::step(&tuning, &facts, &state, &signal, 1000));
+    });
+    println!("a decision over 100 nodes: {:.1} µs", 1e6 / looks);
+    gate("a decision within 20 µs", looks >= 50_000.0);
+    assert!(missed.is_empty(), "missed: {missed:?}");
+}

@@ -1,0 +1,3 @@
+module idleconn.io/demo/load
+
+go 1.24
