@@ -14,6 +14,7 @@ use serde_json::json;
 use support::{
     admin_api::AdminApi,
     caddy::{Caddy, typical},
+    load::Clients,
     operator::{World, endpoints, find},
 };
 
@@ -23,6 +24,9 @@ const EDITS: u64 = 20;
 const THREE: Duration = Duration::from_millis(250);
 /// What fifty nodes may take at most.
 const FIFTY: Duration = Duration::from_secs(1);
+
+/// What a reaction without dwell may take: one interval of a second, and two more.
+const REACTION: Duration = Duration::from_secs(3);
 
 fn main() {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
@@ -43,10 +47,16 @@ fn main() {
         let all = caddies.iter().map(Caddy::admin).chain(stand_ins.iter().map(|node| node.address.clone())).collect();
         let fifty = edits(all).await;
         println!("50 nodes, 3 of them real, {EDITS} edits: {}", figures(&fifty));
-        three[three.len() / 2] > THREE || fifty[fifty.len() - 1] > FIFTY
+        let reaction = reaction().await;
+        println!(
+            "from 3,000 connections opened on a real Caddy to its idle_timeout changed, sampled every second: {reaction:.1?}"
+        );
+        three[three.len() / 2] > THREE || fifty[fifty.len() - 1] > FIFTY || reaction > REACTION
     });
     if missed {
-        println!("missed: the median of three nodes must be under {THREE:?}, every edit of fifty under {FIFTY:?}");
+        println!(
+            "missed: the median of three nodes must be under {THREE:?}, every edit of fifty under {FIFTY:?}, a reaction within {REACTION:?}"
+        );
         std::process::exit(1);
     }
 }
@@ -76,6 +86,34 @@ async fn edits(mut nodes: Vec<String>) -> Vec<Duration> {
     world.delete("gw").await;
     took.sort();
     took
+}
+
+/// How long from 3,000 connections opened at once until the server has shorter limits.
+async fn reaction() -> Duration {
+    let caddy =
+        Caddy::start(json!({"web": {"listen": ["IP:8080"], "routes": [{"handle": [{"handler": "static_response"}]}]}})).await;
+    let mut world = World::empty("reaction").await;
+    world.start(Duration::from_secs(30));
+    let spec = json!({
+        "target": endpoints([caddy.admin().as_str()]),
+        "limits": {"server": {"idleTimeout": "2m"}},
+        "adaptive": {
+            "mode": "Enforce",
+            "floor": {"server": {"idleTimeout": "5s"}},
+            "signal": {"threshold": {"value": 1000}, "interval": "1s"},
+            "behavior": {"tightenAfter": "1s", "relaxAfter": "1m"},
+        },
+    });
+    world.apply("gw", &spec).await;
+    world.until_condition("gw", "HighTaskCount", "False", "UnderThreshold").await;
+    let clients = Clients::start((caddy.ip, 8080).into(), 3000, 0);
+    support::eventually("3,000 connections are open", || async { (clients.open() >= 3000).then_some(()) }).await;
+    let began = Instant::now();
+    support::eventually("the server has shorter limits", || async {
+        (caddy.servers().await["web"]["idle_timeout"] != json!("2m")).then_some(())
+    })
+    .await;
+    began.elapsed()
 }
 
 /// The least that can be done: read, change and read every node again.
