@@ -17,7 +17,6 @@ use idleconn_operator::{
         adapt::{self, Facts},
         signal::{self, Measure, NodeSample},
         state::State,
-        tighten::Share,
         tuning::Tuning,
     },
     signals::exposition::{Family, Samples},
@@ -143,18 +142,7 @@ fn main() {
         .enumerate()
         .map(|(n, name)| (name.clone(), NodeSample { last: Some((1000, measure(n))), gap: None }))
         .collect();
-    let facts = Facts {
-        declared: &declared,
-        floor: &floor,
-        no_tightening: false,
-        no_relaxing: false,
-        in_effect: true,
-        needs_restart: false,
-        share: Share::UNKNOWN,
-        load: None,
-        levels: false,
-        not_before: 0,
-    };
+    let facts = Facts::undisturbed(&declared, &floor);
     let state = State::default();
     let looks = throughput(1, || {
         let signal = signal::read(&samples, names.iter().map(String::as_str), 95, 90_000, 1000);

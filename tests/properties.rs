@@ -14,7 +14,7 @@ use idleconn_operator::{
         policy::DriftPolicy,
     },
     decide::{
-        self, Adaptive, Declared, Input, NodeState, Pause, Plan, Site, Stored, To, Unit, UnitState,
+        self, Adaptive, Declared, Input, Pause, Plan, To,
         openness::{self, MARGIN, WITHIN},
         order,
         originals::Saved,
@@ -23,7 +23,7 @@ use idleconn_operator::{
         tighten::Share,
         tuning::Tuning,
     },
-    simulate::TRAITS,
+    simulate::{TRAITS, Virtual},
 };
 
 const LIVES: u64 = 1000;
@@ -80,8 +80,7 @@ struct World {
     declared: Declared,
     floor: Settings,
     tuning: Tuning,
-    unit: Unit,
-    nodes: UnitState,
+    nodes: Virtual,
     saved: BTreeMap<String, Saved>,
     state: State,
     status: IdleConnectionPolicyStatus,
@@ -97,39 +96,22 @@ impl World {
         let mut random = fastrand::Rng::with_seed(seed);
         let (declared, floor) = limits(&mut random);
         let tuning = tuning(&mut random);
-        let site = |knob: &Knob| Site { knob: *knob, place: "x".into() };
-        let sites: BTreeMap<_, _> =
-            declared.iter().map(|(knob, value)| (site(knob), Stored { value: Some(*value), raw: None })).collect();
-        let saved = Saved {
-            name: "n".into(),
-            address: String::new(),
-            target: serde_json::Value::Null,
-            sites: sites.keys().map(|site| (site.clone(), None)).collect(),
-        };
-        let unit = Unit { id: "n".into(), name: "n".into(), address: String::new(), identities: Vec::new() };
-        let mut world = Self {
+        let nodes = Virtual::new(&declared);
+        Self {
             jumps: random.u8(0..4) == 0,
             random,
             seed,
             declared: Declared { settings: declared, ..Declared::default() },
             floor,
             tuning,
-            unit,
-            nodes: UnitState { sites, ..UnitState::default() },
-            saved: BTreeMap::from([("n".to_owned(), saved)]),
+            saved: nodes.saved(),
+            nodes,
             state: State::default(),
             status: IdleConnectionPolicyStatus { observed_generation: Some(1), ..IdleConnectionPolicyStatus::default() },
             now: 1_700_000_000_000,
             pressure: 0.5,
             decided: Vec::new(),
-        };
-        world.settle();
-        world
-    }
-
-    fn settle(&mut self) {
-        let stored = self.nodes.sites.iter().map(|(site, stored)| (site.knob, stored.value)).collect();
-        self.nodes.nodes = vec![NodeState { name: "n".into(), stored: Ok(stored), uptime: None, metrics: None }];
+        }
     }
 
     fn signal(&mut self) -> Signal {
@@ -172,7 +154,7 @@ impl World {
         };
         let load = (self.random.u8(0..4) == 0).then(|| self.random.f64() * 100.0);
         let levels = self.seed.is_multiple_of(7);
-        let units = [(self.unit.clone(), self.nodes.clone())];
+        let units = [(self.nodes.unit.clone(), self.nodes.state.clone())];
         let plan = |state: &State| -> Plan {
             decide::decide(&Input {
                 generation: Some(1),
@@ -222,15 +204,12 @@ impl World {
         // A node that does not take the write, now and then.
         let takes = self.random.u8(0..10) != 0;
         for unit in done.units.values().filter(|_| takes) {
-            for part in order::parts(&unit.changes, &self.nodes.clone()) {
-                for change in part {
-                    let To::Value(value) = change.to else { unreachable!() };
-                    self.nodes.sites.insert(change.site, Stored { value: Some(value), raw: None });
-                }
+            for part in order::parts(&unit.changes, &self.nodes.state.clone()) {
+                assert!(part.iter().all(|change| matches!(change.to, To::Value(_))), "nothing is put back while all is declared");
+                self.nodes.write(&part);
                 self.holds();
             }
         }
-        self.settle();
         self.state = done.outcome.unwrap().state;
     }
 
@@ -251,7 +230,7 @@ impl World {
 
     /// After every single write.
     fn holds(&self) {
-        let now: Settings = self.nodes.sites.iter().filter_map(|(site, stored)| Some((site.knob, stored.value?))).collect();
+        let now = self.nodes.settings();
         for (knob, value) in &now {
             let declared = &self.declared.settings[knob];
             assert!(value <= declared && *value >= self.floor.get(knob).copied().unwrap_or(*declared), "{knob} is {value}");
@@ -298,18 +277,7 @@ fn a_clock_that_jumps_moves_nothing() {
             world.look();
         }
         for jump in [3_600_000, -3_600_000] {
-            let facts = decide::adapt::Facts {
-                declared: &world.declared.settings,
-                floor: &world.floor,
-                no_tightening: false,
-                no_relaxing: false,
-                in_effect: true,
-                needs_restart: false,
-                share: Share::UNKNOWN,
-                load: None,
-                levels: false,
-                not_before: 0,
-            };
+            let facts = decide::adapt::Facts::undisturbed(&world.declared.settings, &world.floor);
             for pressure in [0.1, 2.0] {
                 let signal = Signal::Fresh(Reading { up: pressure, down: pressure, fresh: 4, expected: 4, ..Reading::default() });
                 // What was due before the jump is due after it; a window that was only running has not ended.

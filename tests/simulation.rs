@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt::Write as _, path::Path, sync::Mutex};
 
 use idleconn_operator::{
     api::adaptive::{Adaptive, Mode},
-    decide::{Pause, tuning::Tuning},
+    decide::tuning::Tuning,
     simulate::{
         self, Decided, Handover, Run, Setup, Summary,
         plant::{Kind, Model, policy},
@@ -21,7 +21,7 @@ const NODES: usize = 8;
 fn setup() -> Setup {
     let (declared, floor) = policy();
     let adaptive = Adaptive { mode: Mode::Enforce, ..Adaptive::default() };
-    Setup { declared, floor, tuning: Tuning::of(Some(&adaptive)), percentile: 95, pause: Pause::default() }
+    Setup { declared, floor, tuning: Tuning::of(Some(&adaptive)), percentile: 95 }
 }
 
 const fn hours(kind: Kind) -> i64 {
@@ -31,7 +31,7 @@ const fn hours(kind: Kind) -> i64 {
 fn one(kind: Kind, seed: u64, informed: bool, handover: Option<Handover>) -> Run {
     let setup = setup();
     let mut plant = Model::new(kind, seed, NODES, informed, &setup.declared);
-    simulate::run(&setup, &mut plant, hours(kind) * 3600, handover, |_| {})
+    simulate::run(&setup, &mut plant, hours(kind) * 3600, handover)
 }
 
 fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
@@ -115,10 +115,6 @@ fn generated(table: &str, key: &str, row: &str) {
     std::fs::write(&path, format!("{head}{begin}{heading}{body}{end}{tail}")).unwrap();
 }
 
-fn tightens(decided: &Decided) -> bool {
-    decided.to_percent < decided.from_percent
-}
-
 #[test]
 fn a_burst_takes_few_changes_and_one_reversal() {
     for informed in [false, true] {
@@ -174,7 +170,7 @@ fn tasks_that_pools_do_not_hold_are_named_and_the_limits_go_back() {
             let helped = run.decisions.iter().rfind(|d| d.verdict.as_deref() == Some("Effective")).map_or(100, |d| d.to_percent);
             let last = run.decisions.last().unwrap();
             assert!(run.summary.final_openness_percent >= helped, "{:#?}", run.decisions);
-            assert!(!tightens(last) || last.to_percent == helped, "{:#?}", run.decisions);
+            assert!(!last.tightens() || last.to_percent == helped, "{:#?}", run.decisions);
         }
     }
 }
@@ -217,7 +213,7 @@ fn nothing_moves_the_wrong_way_in_the_dark() {
 /// Steps against what was true at that moment: relaxing with hardly room, or tightening with room.
 fn wrong(run: &Run) -> Vec<Decided> {
     let truth = |time| run.points.iter().find(|point| point.time == time).map_or(f64::NAN, |point| point.truth);
-    run.decisions.iter().filter(|d| if tightens(d) { truth(d.time) < 0.8 } else { truth(d.time) > 0.9 }).cloned().collect()
+    run.decisions.iter().filter(|d| if d.tightens() { truth(d.time) < 0.8 } else { truth(d.time) > 0.9 }).cloned().collect()
 }
 
 #[test]
@@ -246,7 +242,7 @@ fn a_change_of_leader_changes_no_decision() {
             // The very next decision is the same one, at most as much later as a new process watches before it acts.
             if let Some(next) = plain.get(before) {
                 let close = handed.get(before).is_some_and(|other| {
-                    tightens(next) == tightens(other)
+                    next.tightens() == other.tightens()
                         && next.to_percent.abs_diff(other.to_percent) <= 5
                         && (-60..=300).contains(&(other.time - next.time))
                 });
@@ -259,7 +255,7 @@ fn a_change_of_leader_changes_no_decision() {
             same += usize::from(
                 plain.len() == handed.len()
                     && plain.iter().zip(&handed).all(|(a, b)| {
-                        tightens(a) == tightens(b) && a.verdict == b.verdict && a.to_percent.abs_diff(b.to_percent) <= 5
+                        a.tightens() == b.tightens() && a.verdict == b.verdict && a.to_percent.abs_diff(b.to_percent) <= 5
                     }),
             );
         }

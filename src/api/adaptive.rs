@@ -44,18 +44,6 @@ pub enum Mode {
     Disabled,
 }
 
-impl Mode {
-    /// The name a user writes.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Enforce => "Enforce",
-            Self::Recommend => "Recommend",
-            Self::Disabled => "Disabled",
-        }
-    }
-}
-
 /// Where the task count comes from.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]

@@ -185,7 +185,7 @@ fn simulate(options: &Simulate) -> Result<String, Error> {
             (Box::new(plant), i64::from(options.hours) * 3600, "The tasks are a model's, which knows nothing of your servers.")
         }
     };
-    let run = simulate::run(&setup, plant.as_mut(), seconds, None, |_| {});
+    let run = simulate::run(&setup, plant.as_mut(), seconds, None);
     if let Some(path) = &options.svg {
         let svg = plot::svg(&run).map_err(Error::Plot)?;
         std::fs::write(path, svg).map_err(|error| Error::File(path.clone(), error))?;

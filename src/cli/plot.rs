@@ -57,7 +57,7 @@ pub fn terminal(run: &Run) -> String {
     text.extend(columns.iter().map(|points| {
         let (Some(first), Some(last)) = (points.first(), points.last()) else { return ' ' };
         let decided = run.decisions.iter().rfind(|d| (first.time..=last.time).contains(&d.time));
-        decided.map_or(' ', |d| if d.to_percent < d.from_percent { 'v' } else { '^' })
+        decided.map_or(' ', |d| if d.tightens() { 'v' } else { '^' })
     }));
     text.push_str(
         "\n  Bars: pressure, in percent of the threshold; ?: missing. Open: tenths, * is as declared. v tightens, ^ relaxes.\n",

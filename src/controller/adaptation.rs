@@ -9,17 +9,17 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 use super::{Context, PolicyRef, Subject, in_time, memory::Memory, places};
 use crate::{
     api::{
-        self, Limits, Settings,
+        self, IdleConnectionPolicyStatus, Settings,
         adaptive::{Mode, Signal as SignalSpec, Source as SourceName},
         policy::TargetType,
     },
     clock,
     decide::{
-        Adaptive, Capability, Declared, Pause, Traits, Unit, UnitState,
-        adapt::{self, Facts, Outcome, percent},
+        self, Adaptive, Declared, Pause, Standing, Traits, Unit, UnitState,
+        adapt::{self, Outcome, percent},
         loop_conditions::SeenLoop,
         openness,
-        signal::{self, Signal},
+        signal::Signal,
         state::State,
         tighten::Share,
         tuning::Tuning,
@@ -47,14 +47,11 @@ pub struct Adaptation {
     floor: Settings,
     state: State,
     sampler: Sampler,
-    expected: Vec<String>,
     percentile: u32,
     pause: Pause,
     unreadable: Option<&'static str>,
     suspend: bool,
-    needs_restart: bool,
-    in_effect: bool,
-    share: Share,
+    standing: Standing,
     levels: bool,
     not_before: i64,
     obstacle: Option<Signal>,
@@ -62,6 +59,15 @@ pub struct Adaptation {
     told: Option<u32>,
     moved_since: Option<i64>,
     moved: bool,
+}
+
+/// What came of a round of samples.
+struct Tick {
+    /// Whether a pass is worth making.
+    news: bool,
+    /// For the metrics; `None` while it is not known.
+    pressure: Option<f64>,
+    openness: u8,
 }
 
 /// What the loop is told in one pass.
@@ -75,8 +81,7 @@ impl Adaptation {
         if let Some(obstacle) = &self.obstacle {
             return obstacle.clone();
         }
-        let samples = self.sampler.samples();
-        signal::read(&samples, self.expected.iter().map(String::as_str), self.percentile, self.tuning.most_age(), now)
+        self.sampler.signal(self.percentile, self.tuning.most_age(), now)
     }
 
     /// Looks once more, now.
@@ -93,7 +98,7 @@ impl Adaptation {
             state: &self.state,
             signal: &look.signal,
             pause: self.pause,
-            share: self.share,
+            share: Share::UNKNOWN,
             load: None,
             levels: self.levels,
             not_before: self.not_before,
@@ -109,49 +114,45 @@ impl Adaptation {
             signal: &look.signal,
             pause: self.pause,
             unreadable: self.unreadable,
-            share: match &look.signal {
-                Signal::Fresh(signal::Reading { files_share: Some(most), .. }) => self.share.at_most(*most),
-                _ => self.share,
-            },
+            share: self.input(look).bounded_share(),
             moved: self.moved,
         }
     }
 
-    /// After a pass whose report has been written.
-    pub fn commit(&mut self, outcome: &Outcome, look: &Look, told: Option<u32>, in_effect: bool) {
+    /// After a pass whose report has been written, with what the nodes held at its end.
+    pub fn commit<'a>(
+        &mut self,
+        outcome: &Outcome,
+        look: &Look,
+        status: &IdleConnectionPolicyStatus,
+        traits: &Traits,
+        started: &BTreeMap<String, i64>,
+        units: impl IntoIterator<Item = &'a UnitState>,
+    ) {
+        let changed = status.control.as_ref().map(|control| control.changed.clone()).unwrap_or_default();
         self.digest = digest(outcome, &look.signal);
         self.state = outcome.state.clone();
-        self.told = told;
+        self.told = status.pressure_percent;
         self.moved = false;
-        self.in_effect = in_effect;
+        self.standing = decide::standing(&self.declared, &self.floor, &self.state, traits, started, &changed, units);
     }
 
     /// After a round of samples: whether a pass is worth making.
-    fn tick(&mut self) -> bool {
+    fn tick(&mut self) -> Tick {
         let look = self.look();
-        let facts = Facts {
-            declared: &self.declared,
-            floor: &self.floor,
-            no_tightening: self.pause.tighten || self.suspend,
-            no_relaxing: self.pause.relax || self.suspend,
-            in_effect: self.in_effect,
-            needs_restart: self.needs_restart,
-            share: self.seen(&look).share,
-            load: None,
-            levels: self.levels,
-            not_before: self.not_before,
-        };
+        let facts = self.input(&look).facts(&self.declared, self.suspend, self.standing);
         let outcome = adapt::step(&self.tuning, &facts, &self.state, &look.signal, look.now);
         let news = outcome.decision.is_some() || outcome.judged.is_some() || digest(&outcome, &look.signal) != self.digest;
         if let Some(wait) = adapt::next_end(&self.tuning, &outcome.state).filter(|wait| *wait < self.tuning.interval) {
             self.sampler.ask_in(Duration::from_millis(u64::try_from(wait).unwrap_or(0) + 1));
         }
         self.moved = self.moved || self.has_moved(&look);
-        if news || self.moved {
-            return true;
+        let news = news || self.moved;
+        if !news {
+            self.state = outcome.state;
         }
-        self.state = outcome.state;
-        false
+        let pressure = if let Signal::Fresh(reading) = &look.signal { Some(reading.up) } else { None };
+        Tick { news, pressure, openness: self.state.openness }
     }
 
     fn has_moved(&mut self, look: &Look) -> bool {
@@ -164,15 +165,6 @@ impl Adaptation {
             return false;
         }
         look.now - *self.moved_since.get_or_insert(look.now) >= MOVED
-    }
-
-    /// Pressure as last seen, and openness, for the metrics.
-    pub fn figures(&self) -> (Option<f64>, u8) {
-        let pressure = match self.signal(clock::steady().as_millisecond()) {
-            Signal::Fresh(reading) => Some(reading.up),
-            Signal::Missing { .. } => None,
-        };
-        (pressure, self.state.openness)
     }
 }
 
@@ -194,25 +186,12 @@ impl Context {
         // A pass that is being made looks for itself.
         let Ok(mut memory) = memory.try_lock() else { return };
         let Some(adaptation) = &mut memory.adaptation else { return };
-        let news = adaptation.tick();
-        let (pressure, openness) = adaptation.figures();
+        let Tick { news, pressure, openness } = adaptation.tick();
         self.metrics.looked(policy.namespace.as_deref().unwrap_or_default(), &policy.name, pressure, openness);
         if news {
             let _ = self.nudges.send(policy.clone());
         }
     }
-}
-
-/// The limits with a floor that this target has a place for.
-pub fn floor(subject: &Subject, traits: &Traits) -> Settings {
-    let adaptive = subject.spec().adaptive.as_ref();
-    let floor = adaptive.and_then(|adaptive| adaptive.floor.as_ref()).map(Limits::settings).unwrap_or_default();
-    floor.into_iter().filter(|(knob, _)| (traits.capability)(*knob) != Capability::Unsupported).collect()
-}
-
-/// Why the floor of a policy cannot be one.
-pub fn invalid(subject: &Subject, declared: &Declared, traits: &Traits) -> Option<String> {
-    openness::invalid(&declared.settings, &floor(subject, traits))
 }
 
 /// What annotations say: what is paused, one that cannot be read, and when the first of them ends.
@@ -256,7 +235,7 @@ pub async fn prepare(
         memory.adaptation = None;
         return;
     };
-    let floor = floor(subject, traits);
+    let floor = decide::floor(spec, traits);
     let unset = SignalSpec::unset();
     let signal = adaptive.signal.as_ref().unwrap_or(&unset);
     let kind = spec.target.type_;
@@ -311,16 +290,13 @@ pub async fn prepare(
         }
     }
     let (pause, unreadable, _) = pauses(subject, Timestamp::now());
-    let needs_restart = floor.keys().any(|knob| (traits.capability)(*knob) == Capability::AfterRestart);
-    let expected: Vec<_> = watch.nodes.iter().map(|node| node.name.clone()).collect();
-    let share = Share::UNKNOWN;
     let levels = source == SourceName::StateFlags;
     if let Some(old) = &mut memory.adaptation {
         old.sampler.set(watch);
         let same = old.tuning.mode == tuning.mode;
-        (old.tuning, old.declared, old.floor, old.expected) = (tuning, declared.settings.clone(), floor, expected);
-        (old.pause, old.unreadable, old.suspend, old.needs_restart) = (pause, unreadable, spec.suspend, needs_restart);
-        (old.percentile, old.share, old.levels, old.obstacle) = (signal.percentile, share, levels, obstacle);
+        (old.tuning, old.declared, old.floor) = (tuning, declared.settings.clone(), floor);
+        (old.pause, old.unreadable, old.suspend) = (pause, unreadable, spec.suspend);
+        (old.percentile, old.levels, old.obstacle) = (signal.percentile, levels, obstacle);
         if !same {
             old.digest.clear();
         }
@@ -342,14 +318,11 @@ pub async fn prepare(
         floor,
         state,
         sampler,
-        expected,
         percentile: signal.percentile,
         pause,
         unreadable,
         suspend: spec.suspend,
-        needs_restart,
-        in_effect: false,
-        share,
+        standing: Standing::default(),
         levels,
         not_before,
         obstacle,

@@ -31,7 +31,7 @@ use crate::{
         self, Cause, Declared, Input, Plan, Traits, Unit,
         claims::sentence,
         conditions::{Problem, Seen, UnitResult, failure},
-        contention,
+        contention, openness,
     },
     targets::{self, Target},
 };
@@ -91,7 +91,7 @@ struct Found {
 async fn pass(ctx: &Context, subject: &mut Subject, memory: &mut Memory) -> Result<Action, Error> {
     let traits = targets::traits(subject.spec().target.type_);
     let declared = decide::declare(subject.spec(), traits);
-    if let Some(message) = adaptation::invalid(subject, &declared, traits) {
+    if let Some(message) = openness::invalid(&declared.settings, &decide::floor(subject.spec(), traits)) {
         ctx.nudge(&ctx.board.claim(&subject.claimant, &[]).1);
         memory.adaptation = None;
         let problem = Problem { reason: "Invalid", message, refused: true, stalled: true };
@@ -269,13 +269,9 @@ async fn work(
     say(ctx, subject, memory, declared, traits, None, &plan, &results, look.as_ref()).await?;
     let started: BTreeMap<_, _> = memory.lives.iter().map(|(name, life)| (name.clone(), life.started_after)).collect();
     if let (Some(adaptation), Some(outcome), Some(look)) = (&mut memory.adaptation, &plan.outcome, &look) {
-        let status = subject.object.status.as_ref();
-        let changed =
-            status.and_then(|status| status.control.as_ref()).map(|control| control.changed.clone()).unwrap_or_default();
+        let status = subject.object.status.clone().unwrap_or_default();
         let units = results.iter().filter_map(|result| result.state.as_ref().ok());
-        let floor = adaptation::floor(subject, traits);
-        let now_at = decide::standing(&declared.settings, &floor, &outcome.state, traits, &started, &changed, units);
-        adaptation.commit(outcome, look, status.and_then(|status| status.pressure_percent), now_at.in_effect);
+        adaptation.commit(outcome, look, &status, traits, &started, units);
     }
     let mut next = next_look(ctx, subject, memory, &plan);
     if late_answers {

@@ -4,7 +4,7 @@ use super::{
     efficacy::{self, Verdict},
     openness::{self, Percent},
     signal::{Reading, Signal},
-    state::{Efficacy, Episode, Life, Lockout, MARKS, MOST_CHANGES, Pending, State, Watched, Way, rounded, rounded_slope},
+    state::{Efficacy, Episode, Lockout, MARKS, MOST_CHANGES, Pending, State, Watched, Way, rounded, rounded_slope},
     tighten::{Share, Step},
     tuning::{CLOSE, DOUBT, NEARLY_OPEN, OPEN, ROOM, SAFE, Tuning},
 };
@@ -37,7 +37,7 @@ const LONGEST_LIFE: i64 = MARKS[MARKS.len() - 1];
 const IDLE: f64 = 0.5;
 
 /// What is true around the loop, besides the signal.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 #[allow(clippy::struct_excessive_bools)] // Independent facts, not a state machine.
 pub struct Facts<'a> {
     /// What is declared.
@@ -62,6 +62,25 @@ pub struct Facts<'a> {
     pub not_before: i64,
 }
 
+impl<'a> Facts<'a> {
+    /// Nothing is paused, everything is in effect, and nothing is known of the pools.
+    #[must_use]
+    pub const fn undisturbed(declared: &'a Settings, floor: &'a Settings) -> Self {
+        Self {
+            declared,
+            floor,
+            no_tightening: false,
+            no_relaxing: false,
+            in_effect: true,
+            needs_restart: false,
+            share: Share::UNKNOWN,
+            load: None,
+            levels: false,
+            not_before: 0,
+        }
+    }
+}
+
 /// A step.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Decision {
@@ -78,8 +97,6 @@ pub struct Decision {
 /// A step that has been judged.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Judged {
-    /// When it had been decided.
-    pub decided: i64,
     /// What came of it.
     pub verdict: Verdict,
     /// Pressure before.
@@ -259,15 +276,7 @@ impl Look<'_> {
         let red = *red_for >= RED;
         match episode {
             None if *fast >= OPEN || red => {
-                *episode = Some(Episode {
-                    since: self.now,
-                    from: *openness,
-                    base: None,
-                    steps: 0,
-                    helped: None,
-                    failed: 0,
-                    learned: None,
-                });
+                *episode = Some(Episode::begin(self.now, *openness));
                 *high_for = 0;
             }
             Some(_) if *fast < CLOSE && !red => {
@@ -330,12 +339,8 @@ impl Look<'_> {
                     self.state.pending = Some(pending);
                 } else {
                     // The life before was never seen at any age that would compare.
-                    self.judged = Some(Judged {
-                        decided: pending.decided,
-                        verdict: Verdict::Inconclusive,
-                        before: pending.before,
-                        after: self.state.watched.fast,
-                    });
+                    self.judged =
+                        Some(Judged { verdict: Verdict::Inconclusive, before: pending.before, after: self.state.watched.fast });
                     self.state.efficacy = Efficacy::Measuring;
                 }
                 return;
@@ -343,15 +348,8 @@ impl Look<'_> {
             (pending.before, after) = (was, is);
             pending.slope = 0.0;
         }
-        let mut episode = self.state.episode.unwrap_or(Episode {
-            since: pending.decided,
-            from: pending.from,
-            base: Some(pending.before),
-            steps: 1,
-            helped: None,
-            failed: 0,
-            learned: None,
-        });
+        let over = Episode { base: Some(pending.before), steps: 1, ..Episode::begin(pending.decided, pending.from) };
+        let mut episode = self.state.episode.unwrap_or(over);
         let left = openness::remaining(self.facts.declared, self.facts.floor, pending.from, pending.to);
         episode.learned = efficacy::learned(&pending, after, self.facts.load, left);
         let verdict = if restarted && pending.life.is_none() {
@@ -362,7 +360,7 @@ impl Look<'_> {
         if self.state.episode.is_some() {
             self.state.episode = Some(episode);
         }
-        self.judged = Some(Judged { decided: pending.decided, verdict, before: pending.before, after });
+        self.judged = Some(Judged { verdict, before: pending.before, after });
         match verdict {
             Verdict::Effective => {
                 self.state.efficacy = Efficacy::Effective;
@@ -634,14 +632,6 @@ impl Look<'_> {
 /// like, and not at all from a fifth too many on.
 fn hesitation(pressure: f64) -> f64 {
     0.5f64.mul_add(((1.2 - pressure) / 0.15).clamp(0.0, 1.0), 1.0)
-}
-
-impl Life {
-    /// Nothing noted yet.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.last.is_none()
-    }
 }
 
 /// When the window for tightening that is running may end at the earliest, from now (milliseconds).

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::observed::{Sites, UnitState};
-use crate::api::{IdleConnectionPolicySpec, Knob, Settings, Value};
+use crate::api::{IdleConnectionPolicySpec, Knob, Limits, Settings, Value};
 
 /// What a target does with a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,7 +44,7 @@ pub struct Declared {
 #[must_use]
 pub fn declare(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Declared {
     let mut declared = Declared::default();
-    let written = spec.limits.as_ref().map(crate::api::Limits::settings).unwrap_or_default();
+    let written = spec.limits.as_ref().map(Limits::settings).unwrap_or_default();
     for (knob, value) in spec.preset.map(crate::api::Preset::settings).unwrap_or_default() {
         if (traits.capability)(knob) == Capability::Unsupported || written.contains_key(&knob) {
             continue;
@@ -64,4 +64,11 @@ pub fn declare(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Declared {
         }
     }
     declared
+}
+
+/// How far the limits may be tightened, of those that the target has.
+#[must_use]
+pub fn floor(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Settings {
+    let floor = spec.adaptive.as_ref().and_then(|adaptive| adaptive.floor.as_ref()).map(Limits::settings).unwrap_or_default();
+    floor.into_iter().filter(|(knob, _)| (traits.capability)(*knob) != Capability::Unsupported).collect()
 }

@@ -22,7 +22,7 @@ pub mod tuning;
 use std::collections::{BTreeMap, BTreeSet};
 
 use adapt::{Facts, Outcome};
-pub use declare::{Capability, Declared, Traits, declare};
+pub use declare::{Capability, Declared, Traits, declare, floor};
 use jiff::Timestamp;
 pub use observed::{Cause, Fault, NodeState, Site, Sites, Stored, Unit, UnitState};
 use originals::Saved;
@@ -226,31 +226,44 @@ pub fn decide(input: &Input<'_>) -> Plan {
 
 /// One look of the loop, with what the nodes say of the values that it wanted before.
 fn look(input: &Input<'_>, adaptive: &Adaptive<'_>) -> Outcome {
-    let Adaptive { tuning, floor, state, signal, pause, share, load, levels, not_before, now } = *adaptive;
+    let Adaptive { tuning, floor, state, signal, now, .. } = *adaptive;
+    let declared = &input.declared.settings;
     let changed = input.previous.control.as_ref().map(|control| control.changed.clone()).unwrap_or_default();
     let states = input.units.iter().map(|(_, state)| state);
-    let now_at = standing(&input.declared.settings, floor, state, input.traits, input.started, &changed, states);
-    let share = match signal {
-        Signal::Fresh(signal::Reading { files_share: Some(most), .. }) => share.at_most(*most),
-        _ => share,
-    };
-    let facts = Facts {
-        declared: &input.declared.settings,
-        floor,
-        no_tightening: pause.tighten || input.suspend,
-        no_relaxing: pause.relax || input.suspend,
-        in_effect: now_at.in_effect,
-        needs_restart: now_at.needs_restart,
-        share,
-        load,
-        levels,
-        not_before,
-    };
-    adapt::step(tuning, &facts, state, signal, now)
+    let standing = standing(declared, floor, state, input.traits, input.started, &changed, states);
+    adapt::step(tuning, &adaptive.facts(declared, input.suspend, standing), state, signal, now)
+}
+
+impl<'a> Adaptive<'a> {
+    /// What is true around the loop, by all that it was told.
+    #[must_use]
+    pub fn facts(&self, declared: &'a Settings, suspend: bool, standing: Standing) -> Facts<'a> {
+        Facts {
+            declared,
+            floor: self.floor,
+            no_tightening: self.pause.tighten || suspend,
+            no_relaxing: self.pause.relax || suspend,
+            in_effect: standing.in_effect,
+            needs_restart: standing.needs_restart,
+            share: self.bounded_share(),
+            load: self.load,
+            levels: self.levels,
+            not_before: self.not_before,
+        }
+    }
+
+    /// The pools' part of the tasks, no more than the open files allow.
+    #[must_use]
+    pub fn bounded_share(&self) -> Share {
+        match self.signal {
+            Signal::Fresh(signal::Reading { files_share: Some(most), .. }) => self.share.at_most(*most),
+            _ => self.share,
+        }
+    }
 }
 
 /// How far the nodes are with what the loop wants.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
     /// Whether more than half of the nodes that answered use it.
     pub in_effect: bool,

@@ -67,6 +67,14 @@ pub struct Episode {
     pub learned: Option<f64>,
 }
 
+impl Episode {
+    /// One in which nothing has been done yet.
+    #[must_use]
+    pub const fn begin(since: i64, from: Percent) -> Self {
+        Self { since, from, base: None, steps: 0, helped: None, failed: 0, learned: None }
+    }
+}
+
 /// A step that has not been judged yet.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Pending {
@@ -365,12 +373,6 @@ impl State {
             state.watched.at = Some(until);
         }
         state
-    }
-
-    /// Whether it is worth writing down: what is written would be different.
-    #[must_use]
-    pub fn differs(&self, other: &Self) -> bool {
-        self.encode() != other.encode()
     }
 }
 

@@ -1,7 +1,7 @@
 //! Asks all nodes of one policy, again and again: spread in time, so many at once, each with a time-out.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -12,7 +12,7 @@ use tokio::{sync::watch, task::JoinHandle, time::Instant};
 use super::{page::Probe, prometheus};
 use crate::{
     clock,
-    decide::signal::{Gap, Measure, NodeSample},
+    decide::signal::{self, Gap, Measure, NodeSample, Signal},
     pool::{Error, Pool, Request},
 };
 
@@ -22,11 +22,11 @@ const AT_ONCE: usize = 32;
 const LONGEST: Duration = Duration::from_secs(5);
 
 /// A node and where its page is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Node {
     /// Its name.
     pub name: String,
-    /// `scheme://host:port`; `None` at heart where it may not be asked: then it counts as missing.
+    /// `scheme://host:port`; empty where it may not be asked: then it counts as missing.
     pub address: String,
     /// The path of the page.
     pub path: &'static str,
@@ -92,7 +92,8 @@ impl Sampler {
         if old.key != watch.key {
             self.samples.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
-        let news = old.key != watch.key || watch.nodes.iter().any(|node| !old.nodes.contains(node));
+        let known: BTreeSet<&Node> = old.nodes.iter().collect();
+        let news = old.key != watch.key || watch.nodes.iter().any(|node| !known.contains(node));
         self.watch.send_replace(Arc::new(watch));
         if news {
             self.soon.notify_one();
@@ -114,10 +115,12 @@ impl Sampler {
         self.watch.borrow().nodes.clone()
     }
 
-    /// The samples so far.
+    /// What the samples say now; see [`signal::read`].
     #[must_use]
-    pub fn samples(&self) -> BTreeMap<String, NodeSample> {
-        self.samples.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    pub fn signal(&self, percentile: u32, most_age: i64, now: i64) -> Signal {
+        let watch = self.watch.borrow();
+        let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
+        signal::read(&samples, watch.nodes.iter().map(|node| node.name.as_str()), percentile, most_age, now)
     }
 }
 
@@ -166,7 +169,8 @@ async fn round(pool: &Pool, watch: &Watch, samples: &Samples) {
         })
         .await;
     let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
-    samples.retain(|name, _| watch.nodes.iter().any(|node| node.name == *name));
+    let names: BTreeSet<&str> = watch.nodes.iter().map(|node| node.name.as_str()).collect();
+    samples.retain(|name, _| names.contains(name.as_str()));
 }
 
 async fn page(pool: &Pool, watch: &Watch, node: &Node, probe: &Probe, timeout: Duration) -> Result<Measure, Gap> {

@@ -14,7 +14,7 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
-    api::{IdleConnectionPolicyStatus, Knob, Limits, Settings, policy::DriftPolicy},
+    api::{IdleConnectionPolicyStatus, Knob, Settings, policy::DriftPolicy},
     decide::{
         self, Adaptive, Capability, Change, Declared, Input, NodeState, Pause, Site, Stored, To, Traits, Unit, UnitState,
         conditions::{self, Seen, UnitResult},
@@ -41,8 +41,6 @@ pub struct Setup {
     pub tuning: Tuning,
     /// Which of the nodes counts.
     pub percentile: u32,
-    /// What may not be done.
-    pub pause: Pause,
 }
 
 /// When the process that decides is replaced by another.
@@ -72,6 +70,14 @@ pub struct Decided {
     pub verdict: Option<String>,
 }
 
+impl Decided {
+    /// Whether it went towards the floor.
+    #[must_use]
+    pub const fn tightens(&self) -> bool {
+        self.to_percent < self.from_percent
+    }
+}
+
 /// One moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Point {
@@ -79,8 +85,6 @@ pub struct Point {
     pub time: i64,
     /// Pressure of the node that counts; `None` where it was missing.
     pub pressure: Option<f64>,
-    /// Tasks and threshold of that node.
-    pub tasks: Option<(f64, f64)>,
     /// Openness.
     pub openness: Percent,
     /// The true pressure of the fullest node, counted or not.
@@ -126,13 +130,17 @@ pub const TRAITS: Traits =
 const EPOCH: i64 = 1_700_000_000;
 
 /// The unit that stands for all nodes: what is written to it, they use.
-struct Virtual {
-    unit: Unit,
-    state: UnitState,
+pub struct Virtual {
+    /// Which.
+    pub unit: Unit,
+    /// What it holds.
+    pub state: UnitState,
 }
 
 impl Virtual {
-    fn new(declared: &Settings) -> Self {
+    /// As declared.
+    #[must_use]
+    pub fn new(declared: &Settings) -> Self {
         let unit = Unit { id: "simulated".into(), name: "simulated".into(), address: String::new(), identities: Vec::new() };
         let mut new = Self { unit, state: UnitState::default() };
         for (knob, value) in declared {
@@ -148,7 +156,20 @@ impl Virtual {
         self.state.nodes = vec![NodeState { name: "simulated".into(), stored: Ok(stored), uptime: None, metrics: None }];
     }
 
-    fn write(&mut self, changes: &[Change]) {
+    /// What it held before the first write: nothing.
+    #[must_use]
+    pub fn saved(&self) -> BTreeMap<String, Saved> {
+        let saved = Saved {
+            name: self.unit.name.clone(),
+            address: String::new(),
+            target: serde_json::Value::Null,
+            sites: self.state.sites.iter().map(|(site, stored)| (site.clone(), stored.raw.clone())).collect(),
+        };
+        BTreeMap::from([(self.unit.id.clone(), saved)])
+    }
+
+    /// Takes a write.
+    pub fn write(&mut self, changes: &[Change]) {
         for change in changes {
             if let To::Value(value) = change.to {
                 self.state.sites.insert(change.site.clone(), Stored { value: Some(value), raw: None });
@@ -157,7 +178,9 @@ impl Virtual {
         self.settle();
     }
 
-    fn settings(&self) -> Settings {
+    /// What it holds, flat.
+    #[must_use]
+    pub fn settings(&self) -> Settings {
         self.state.sites.iter().filter_map(|(site, stored)| Some((site.knob, stored.value?))).collect()
     }
 }
@@ -166,26 +189,12 @@ fn site(knob: Knob) -> Site {
     Site { knob, place: "simulated".into() }
 }
 
-/// Runs a plant for some seconds. `watch` sees what the nodes hold after every single write.
+/// Runs a plant for some seconds.
 #[allow(clippy::too_many_lines)] // One turn of a clock, told from top to bottom.
-pub fn run(
-    setup: &Setup,
-    plant: &mut dyn Plant,
-    seconds: i64,
-    handover: Option<Handover>,
-    mut watch: impl FnMut(&Settings),
-) -> Run {
+pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<Handover>) -> Run {
     let declared = Declared { settings: setup.declared.clone(), ..Declared::default() };
     let mut nodes = Virtual::new(&setup.declared);
-    let saved = BTreeMap::from([(
-        nodes.unit.id.clone(),
-        Saved {
-            name: nodes.unit.name.clone(),
-            address: String::new(),
-            target: serde_json::Value::Null,
-            sites: nodes.state.sites.iter().map(|(site, stored)| (site.clone(), stored.raw.clone())).collect(),
-        },
-    )]);
+    let saved = nodes.saved();
     let interval = (setup.tuning.interval / 1000).max(1);
     let names: Vec<Arc<str>> = (0..plant.nodes()).map(|n| Arc::from(plant.name(n))).collect();
     let mut samples: BTreeMap<String, NodeSample> = BTreeMap::new();
@@ -238,7 +247,7 @@ pub fn run(
             floor: &setup.floor,
             state: &state,
             signal: &signal,
-            pause: setup.pause,
+            pause: Pause::default(),
             share,
             load: plant.load(),
             levels: false,
@@ -264,7 +273,6 @@ pub fn run(
         if let Some(unit) = plan.units.get(&nodes.unit.id) {
             for part in order::parts(&unit.changes, &nodes.state.clone()) {
                 nodes.write(&part);
-                watch(&nodes.settings());
             }
         }
         let Some(outcome) = plan.outcome.clone() else { break };
@@ -281,7 +289,7 @@ pub fn run(
                 tuning: &setup.tuning,
                 floor: &setup.floor,
                 signal: &signal,
-                pause: setup.pause,
+                pause: Pause::default(),
                 unreadable: None,
                 share,
                 moved: false,
@@ -303,7 +311,7 @@ pub fn run(
             });
             status = next;
         }
-        let unjudged = run.decisions.iter_mut().rev().find(|d| d.to_percent < d.from_percent && d.verdict.is_none());
+        let unjudged = run.decisions.iter_mut().rev().find(|d| d.tightens() && d.verdict.is_none());
         if let (Some(judged), Some(entry)) = (&outcome.judged, unjudged) {
             entry.verdict = Some(judged.verdict.name().into());
         }
@@ -341,20 +349,13 @@ pub fn run(
 }
 
 fn point(time: i64, reading: Option<&Reading>, openness: Percent, truth: f64) -> Point {
-    Point {
-        time,
-        pressure: reading.map(|reading| reading.up),
-        tasks: reading.and_then(|reading| reading.percentile.zip(reading.threshold)),
-        openness,
-        truth,
-    }
+    Point { time, pressure: reading.map(|reading| reading.up), openness, truth }
 }
 
 /// Steps that went the other way than the one before.
 #[must_use]
 pub fn reversals(decisions: &[Decided]) -> usize {
-    let tightens = |d: &Decided| d.to_percent < d.from_percent;
-    decisions.windows(2).filter(|pair| tightens(&pair[0]) != tightens(&pair[1])).count()
+    decisions.windows(2).filter(|pair| pair[0].tightens() != pair[1].tightens()).count()
 }
 
 /// What a rule that everybody writes first would do: ten points down while there are too many tasks, ten up while there are not,
@@ -397,8 +398,7 @@ pub fn threshold_rule(setup: &Setup, plant: &mut dyn Plant, seconds: i64) -> Sum
 pub fn setup(spec: &crate::api::IdleConnectionPolicySpec, traits: &Traits) -> Result<Setup, String> {
     let declared = decide::declare(spec, traits).settings;
     let adaptive = spec.adaptive.as_ref().ok_or("the policy has no spec.adaptive: there is nothing to simulate")?;
-    let floor = adaptive.floor.as_ref().map(Limits::settings).unwrap_or_default();
-    let floor: Settings = floor.into_iter().filter(|(knob, _)| (traits.capability)(*knob) != Capability::Unsupported).collect();
+    let floor = decide::floor(spec, traits);
     if let Some(sentence) = openness::invalid(&declared, &floor) {
         return Err(sentence);
     }
@@ -407,7 +407,6 @@ pub fn setup(spec: &crate::api::IdleConnectionPolicySpec, traits: &Traits) -> Re
         floor,
         tuning: Tuning::of(Some(adaptive)),
         percentile: adaptive.signal.as_ref().map_or(95, |signal| signal.percentile),
-        pause: Pause::default(),
     })
 }
 

@@ -7,7 +7,7 @@ use serde_json::{Value as Json, json};
 use crate::support::{
     ais::{Ais, Load},
     caddy::Caddy,
-    eventually,
+    eventually, leashed,
     load::{Clients, Silent},
     operator::{World, endpoints, find},
 };
@@ -250,16 +250,11 @@ impl Prometheus {
         std::fs::write(folder.join("prometheus.yml"), config.to_string()).unwrap();
         std::fs::write(folder.join("rules.yml"), rule.to_string()).unwrap();
         let listen = format!("{ip}:9090");
-        // The shell ends it when this process ends, however it ends: then its standard input does.
-        let script = r#""$@" </dev/null & pid=$!; cat >/dev/null; kill $pid 2>/dev/null; wait $pid 2>/dev/null"#;
-        let process = std::process::Command::new("bash")
-            .args(["-c", script, "prometheus", "prometheus", "--log.level=error"])
+        let process = leashed("prometheus")
+            .arg("--log.level=error")
             .arg(format!("--config.file={}", folder.join("prometheus.yml").display()))
             .arg(format!("--storage.tsdb.path={}", folder.join("data").display()))
             .arg(format!("--web.listen-address={listen}"))
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
             .spawn()
             .unwrap();
         let address = format!("http://{listen}");

@@ -8,7 +8,15 @@ pub mod load;
 pub mod operator;
 pub mod proxy;
 
-use std::time::Duration;
+use std::{process::Stdio, time::Duration};
+
+/// A program that a shell ends when this process ends, however it ends: then its standard input does. Add its arguments.
+pub fn leashed(program: impl AsRef<std::ffi::OsStr>) -> std::process::Command {
+    let mut command = std::process::Command::new("bash");
+    command.args(["-c", r#""$@" </dev/null & pid=$!; cat >/dev/null; kill $pid 2>/dev/null; wait $pid 2>/dev/null"#, "leashed"]);
+    command.arg(program).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
 
 /// How long anything may take that has to come true.
 pub const PATIENCE: Duration = Duration::from_secs(30);
