@@ -3,7 +3,7 @@
 use serde_json::{Value as Json, json};
 
 use crate::support::{
-    caddy::{Caddy, PROXY, typical},
+    caddy::{Caddy, PROXY, set, typical},
     eventually,
     operator::{World, endpoints, find, gateway},
 };
@@ -182,12 +182,10 @@ async fn somebody_elses_change_between_read_and_write_is_not_lost() {
     let (changing, stop) = (node.admin(), std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false)));
     let stopped = stop.clone();
     let rival = tokio::spawn(async move {
-        let client = reqwest::Client::new();
         let mut n = 0u64;
         while !stopped.load(std::sync::atomic::Ordering::Relaxed) {
             n += 1;
-            let url = format!("{changing}/config/apps/http/servers/web/max_header_bytes");
-            assert!(client.post(url).json(&(10_000 + n)).send().await.unwrap().status().is_success());
+            set(&changing, "/web/max_header_bytes", &json!(10_000 + n)).await;
             tokio::time::sleep(std::time::Duration::from_millis(15)).await;
         }
         n

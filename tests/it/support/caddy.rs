@@ -4,13 +4,13 @@ use std::{
     io::Write as _,
     net::Ipv4Addr,
     path::PathBuf,
-    process::{Child, Command, Stdio},
+    process::Child,
     sync::atomic::{AtomicU32, Ordering},
 };
 
 use serde_json::{Value as Json, json};
 
-use super::{cluster, eventually};
+use super::{cluster, eventually, leashed};
 
 /// A loopback address that no other test uses. 127.96.0.0/16 is the Services'.
 pub fn address() -> Ipv4Addr {
@@ -52,18 +52,12 @@ impl Caddy {
     }
 
     pub async fn resume(&mut self) {
-        // The shell ends Caddy when this process ends, however it ends: then its standard input does.
-        let mut command = Command::new("bash");
-        command.args([
-            "-c",
-            r#""$@" </dev/null & pid=$!; cat >/dev/null; kill $pid 2>/dev/null; wait $pid 2>/dev/null"#,
-            "caddy",
-        ]);
-        command.arg(cluster::tool("caddy")).args(["run", "--config"]).arg(&self.config);
+        let mut command = leashed(cluster::tool("caddy"));
+        command.args(["run", "--config"]).arg(&self.config);
         command
             .env("XDG_CONFIG_HOME", std::env::temp_dir().join("idleconn-caddy"))
             .env("XDG_DATA_HOME", std::env::temp_dir().join("idleconn-caddy"));
-        self.process = Some(command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap());
+        self.process = Some(command.spawn().unwrap());
         eventually("Caddy answers", || async { self.get("").await }).await;
     }
 
@@ -92,9 +86,7 @@ impl Caddy {
 
     /// A value by hand, as an administrator would.
     pub async fn set(&self, path: &str, value: Json) {
-        let url = format!("{}/config/apps/http/servers{path}", self.admin());
-        let answer = reqwest::Client::new().post(url).json(&value).send().await.unwrap();
-        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap());
+        set(&self.admin(), path, &value).await;
     }
 
     /// A value, waited for.
@@ -111,6 +103,18 @@ impl Drop for Caddy {
         self.stop();
         let _ = std::fs::remove_file(&self.config);
     }
+}
+
+/// A value by hand, by the address of the admin API. A reload, which any write is, replaces the listener and may break off
+/// whoever asks in that moment, so this asks again: the value is the same, and storing it twice is storing it once.
+pub async fn set(admin: &str, path: &str, value: &Json) {
+    let (url, client) = (format!("{admin}/config/apps/http/servers{path}"), reqwest::Client::new());
+    eventually("Caddy takes a value", || async {
+        let answer = client.post(&url).json(value).send().await.ok()?;
+        assert!(answer.status().is_success(), "{}", answer.text().await.unwrap_or_default());
+        Some(())
+    })
+    .await;
 }
 
 /// Servers as users have them.
