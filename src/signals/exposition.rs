@@ -7,6 +7,8 @@ use std::borrow::Cow;
 
 use memchr::{memchr, memchr3, memmem::Finder};
 
+use super::window::{self, Parts, WIDTH};
+
 /// One line of a page.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample<'a> {
@@ -22,8 +24,12 @@ pub struct Sample<'a> {
 
 /// What stands between the braces, checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(clippy::copy_iterator)] // Two words that point into the page.
-pub struct Labels<'a>(&'a [u8]);
+#[allow(clippy::copy_iterator)] // A few words that point into the page.
+pub struct Labels<'a> {
+    rest: &'a [u8],
+    /// Where each quote is in the rest, if that is known; 0 if not, or if nothing is left.
+    quotes: u128,
+}
 
 /// A label's value as it stands between the quotes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,14 +62,23 @@ impl<'a> LabelValue<'a> {
     }
 }
 
-#[allow(clippy::copy_iterator)] // Two words that point into the page.
+#[allow(clippy::copy_iterator)] // A few words that point into the page.
 impl<'a> Iterator for Labels<'a> {
     type Item = Pair<'a>;
 
     #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        let (pair, rest) = label(self.0)?;
-        self.0 = rest;
+        if self.quotes != 0 {
+            let open = self.quotes.trailing_zeros() as usize;
+            let rest = self.quotes & (self.quotes - 1);
+            let close = rest.trailing_zeros() as usize;
+            let pair = (self.rest.get(..open - 1)?, LabelValue(self.rest.get(open + 1..close)?));
+            self.rest = self.rest.get(close + 2..).unwrap_or_default();
+            self.quotes = (rest & rest.wrapping_sub(1)) >> close >> 2;
+            return Some(pair);
+        }
+        let (pair, rest) = label(self.rest)?;
+        self.rest = rest;
         Some(pair)
     }
 }
@@ -147,6 +162,30 @@ fn name(text: &[u8]) -> usize {
 /// Reads one line; the rest begins after its end.
 #[inline]
 fn sample(line: &[u8]) -> Option<(Sample<'_>, &[u8])> {
+    plain(line).or_else(|| careful(line))
+}
+
+/// Reads one line of the kind that most are.
+#[inline]
+fn plain(line: &[u8]) -> Option<(Sample<'_>, &[u8])> {
+    let window: &[u8; WIDTH] = line.first_chunk()?;
+    let Parts { name, labels, quotes, value, end } = window::read(window)?;
+    let number = window::whole(window, value, end).or_else(|| match number(&line[value..]) {
+        Some((number, [b'\n', ..])) => Some(number),
+        _ => None,
+    })?;
+    let text = line.get(name + 1..labels).unwrap_or_default();
+    let sample = Sample {
+        name: &line[..name],
+        labels: Labels { rest: text, quotes: quotes >> name >> 1 },
+        value: number,
+        timestamp: None,
+    };
+    Some((sample, &line[end + 1..]))
+}
+
+/// Reads any line, a byte after the other.
+fn careful(line: &[u8]) -> Option<(Sample<'_>, &[u8])> {
     let end = name(line);
     let mut named = &line[..end];
     let mut rest = &line[end..];
@@ -167,7 +206,7 @@ fn sample(line: &[u8]) -> Option<(Sample<'_>, &[u8])> {
         }
         let at = blank(at);
         let after = at.strip_prefix(b"}")?;
-        labels = Labels(&inner[..inner.len() - at.len()]);
+        labels = Labels { rest: &inner[..inner.len() - at.len()], quotes: 0 };
         rest = after;
     }
     if named.is_empty() || !matches!(rest.first(), Some(b' ' | b'\t')) {
@@ -400,6 +439,14 @@ mod tests {
     }
 
     #[test]
+    fn lines_as_most_are_go_the_short_way() {
+        for line in ["a 1\n", "a:b_c{d=\"e\"} 12345678\n", "a{b=\"c\",d=\"/e f\",g=\"\"} 2.5e+07\n", "a{b=\"c\"} NaN\n"] {
+            let page = line.to_owned() + &"x".repeat(WIDTH);
+            assert!(plain(page.as_bytes()).is_some(), "{line}");
+        }
+    }
+
+    #[test]
     fn a_family_is_found_by_its_whole_name_at_the_beginning_of_a_line() {
         let page = b"# HELP go_goroutines go_goroutines 7\n# TYPE go_goroutines gauge\nx_go_goroutines 1\ngo_goroutines_total 2\ny{a=\"go_goroutines 3\"} 4\ngo_goroutines{n=\"1\"} 5\ngo_goroutines 6";
         let family = Family::new("go_goroutines");
@@ -423,6 +470,23 @@ mod tests {
             let mut samples = Samples::new(page.as_bytes());
             let read = samples.by_ref().count();
             prop_assert!(read + usize::try_from(samples.malformed()).unwrap() <= lines.max(1) * 2);
+        }
+
+        #[test]
+        fn the_short_way_reads_what_the_long_one_reads(
+            line in "[a-c_:0-9]{0,6}(\\{([a-c0-2]{0,3}=\"[a-z/ ,=}\\\\]{0,60}\",?){0,4}\\})?[ \t]{1,2}[0-9a.+eN-]{0,10}[ 0-9#\r]{0,3}\n",
+        ) {
+            let page = line.clone() + &"x".repeat(WIDTH);
+            let all = |found: Option<(Sample<'_>, &[u8])>| {
+                found.map(|(s, rest)| {
+                    let labels: Vec<_> = s.labels.map(|(k, v)| (k.to_vec(), v.0.to_vec())).collect();
+                    (s.name.to_vec(), labels, s.value.to_bits(), rest.len())
+                })
+            };
+            let short = plain(page.as_bytes());
+            if short.is_some() {
+                prop_assert_eq!(all(short), all(careful(page.as_bytes())), "{}", line);
+            }
         }
 
         #[test]

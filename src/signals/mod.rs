@@ -7,5 +7,6 @@ pub mod exposition;
 pub mod page;
 mod prometheus;
 mod sampler;
+mod window;
 
 pub use sampler::{Node, Sampler, Source, Watch};
