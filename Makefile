@@ -23,10 +23,11 @@ test: needs needs-prometheus tools ## Runs every test there is
 soak: needs tools ## Looks for two minutes whether a steady state costs anything
 	IDLECONN_STEADY_SECONDS=120 cargo test --locked --test it -- --nocapture steady
 
-bench: needs tools ## Measures how fast an edit reaches the nodes, how fast pages are read and decisions made
+bench: needs tools ## Measures how fast an edit reaches the nodes, how fast pages are read, what a fleet of 5,000 costs
 	cargo bench --locked --bench latency
 	@cd tests/textparse && go build -o "$(CURDIR)/target/textparse" .
 	cargo bench --locked --bench signals
+	cargo bench --locked --bench farm
 
 lint: ## Format, clippy, dependencies, shell scripts' syntax
 	cargo fmt --check

@@ -19,7 +19,7 @@ use idleconn_operator::{
         state::State,
         tuning::Tuning,
     },
-    signals::exposition::{Family, Samples},
+    signals::exposition::{Families, Found, Samples},
     simulate::plant::policy,
 };
 
@@ -108,9 +108,13 @@ fn main() {
             }
             black_box(sum);
         });
-        let family = Family::new("go_goroutines");
+        let family = Families::new(["go_goroutines"], false);
         let one = throughput(bytes.len(), || {
-            black_box(family.samples(black_box(bytes)).map(|sample| sample.value).sum::<f64>());
+            let values = family.find(black_box(bytes)).filter_map(|(_, found)| match found {
+                Found::Sample(sample) => Some(sample.value),
+                Found::Type(_) => None,
+            });
+            black_box(values.sum::<f64>());
         });
         let program = concat!(env!("CARGO_MANIFEST_DIR"), "/target/textparse");
         let said = Command::new(program).arg(&file).output().unwrap_or_else(|e| panic!("{program}: {e}; run make bench"));

@@ -391,7 +391,7 @@ async fn permitted(ctx: &Context, subject: &Subject, memory: &mut Memory, addres
     if let Some(known) = memory.permitted.get(address) {
         return *known;
     }
-    let host = reqwest::Url::parse(address).ok().and_then(|url| url.host_str().map(str::to_owned));
+    let host = url::Url::parse(address).ok().and_then(|url| url.host_str().map(str::to_owned));
     let Some(host) = host.filter(|host| host.parse::<std::net::IpAddr>().is_ok()) else { return false };
     let pods = Api::<Pod>::namespaced(ctx.client.clone(), &subject.namespace);
     let Ok(list) = in_time(pods.list_metadata(&ListParams::default().fields(&format!("status.podIP={host}")).limit(1))).await

@@ -1,7 +1,13 @@
 //! The one place from which requests to nodes leave: bounded, counted, without proxies and without redirects.
 //!
-//! Lives here: the HTTP client, name resolution for Services, the cap on bodies, and the words for what went wrong.
-//! Nothing in here knows a target.
+//! Lives here: connections and how they are made, one exchange over one of them, those that wait idle, name resolution for
+//! Services, the cap on bodies, and the words for what went wrong. Nothing in here knows a target, and the HTTP is hyper's.
+
+mod connect;
+mod exchange;
+mod idle;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::HashMap,
@@ -10,23 +16,24 @@ use std::{
     time::Duration,
 };
 
-use reqwest::{
-    Method, Url,
-    dns::{Addrs, Name, Resolve, Resolving},
-    header::{HeaderMap, HeaderName, HeaderValue},
+use bytes::Bytes;
+use connect::{Names, Stream};
+use exchange::{Exchanged, Failure, Message, Sink, exchange};
+use http::{
+    HeaderMap, Method,
+    header::{CONTENT_TYPE, HOST, HeaderValue},
 };
+use idle::Idle;
+use rustls::ClientConfig;
 use tokio::task::JoinSet;
+use url::{Position, Url};
 
 /// Most bytes of an answer that are read.
 pub const MOST_BODY: usize = 4 * 1024 * 1024;
-/// Idle connections kept to one host.
-const IDLE_PER_HOST: usize = 4;
-/// How long an idle connection is kept.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(15);
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Clients for different certificate authorities that are kept.
-const MOST_CLIENTS: usize = 64;
+/// Different certificate authorities that are remembered.
+const MOST_AUTHORITIES: usize = 64;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
@@ -98,29 +105,15 @@ impl Response {
     }
 }
 
-/// Names of Services and their addresses, as the API server gave them: no DNS is asked for these.
-#[derive(Clone, Default)]
-struct Names(Arc<Mutex<HashMap<String, Vec<SocketAddr>>>>);
+/// Whom to trust, by the CA in PEM, with a number of its own: a connection made in one's name is not used in another's.
+type Authorities = HashMap<Option<Vec<u8>>, (u64, Arc<ClientConfig>)>;
 
-impl Resolve for Names {
-    fn resolve(&self, name: Name) -> Resolving {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(name.as_str()).cloned();
-        Box::pin(async move {
-            if let Some(addresses) = known {
-                Ok(Box::new(addresses.into_iter()) as Addrs)
-            } else {
-                let found = tokio::net::lookup_host((name.as_str().to_owned(), 0)).await?;
-                Ok(Box::new(found.collect::<Vec<_>>().into_iter()) as Addrs)
-            }
-        })
-    }
-}
-
-/// The pool: one client for each certificate authority in use.
+/// The pool.
 #[derive(Clone, Default)]
 pub struct Pool {
     names: Names,
-    clients: Arc<Mutex<HashMap<Option<Vec<u8>>, reqwest::Client>>>,
+    idle: Idle,
+    authorities: Arc<Mutex<(u64, Authorities)>>,
     /// Questions that nobody waits for any more; each ends at its own time-out, and all of them with the pool.
     background: Arc<Mutex<JoinSet<()>>>,
 }
@@ -134,35 +127,74 @@ impl Pool {
 
     /// Says where a Service is, so that its name can be used in an address and checked in its certificate.
     pub fn name(&self, host: &str, addresses: Vec<SocketAddr>) {
-        self.names.0.lock().unwrap_or_else(PoisonError::into_inner).insert(host.to_owned(), addresses);
+        self.names.insert(host, addresses);
+    }
+
+    /// Connections that wait for the next request.
+    #[must_use]
+    pub fn idle(&self) -> usize {
+        self.idle.count()
     }
 
     /// Asks, and reads the whole answer.
+    ///
+    /// Over a connection that was idle if there is one. If the other side turns out to have closed that, a new one is
+    /// made, once, provided that asking twice is asking once: the method is safe, or nothing had been sent.
     pub async fn send(&self, ca: Option<&[u8]>, request: Request) -> Result<Response, Error> {
-        let Request { method, address, path, headers, body, timeout } = request;
-        let client = self.client(ca)?;
-        let url = Url::parse(&format!("{address}{path}")).map_err(|_| Error::Address(address.clone()))?;
-        let mut fields = HeaderMap::new();
-        for (name, value) in headers {
-            let mut value = HeaderValue::from_str(&value).map_err(|_| Error::Address(address.clone()))?;
-            value.set_sensitive(name.eq_ignore_ascii_case("authorization"));
-            fields.insert(HeaderName::from_static(name), value);
-        }
-        let mut builder = client.request(method, url).headers(fields).timeout(timeout);
-        if let Some(body) = body {
-            builder = builder.header("content-type", "application/json").body(body);
-        }
-        let explain = |error: &reqwest::Error| explain(error, &address, timeout);
-        let mut response = builder.send().await.map_err(|e| explain(&e))?;
-        let (status, headers) = (response.status().as_u16(), response.headers().clone());
         let mut body = Vec::new();
-        while let Some(chunk) = response.chunk().await.map_err(|e| explain(&e))? {
-            if body.len() + chunk.len() > MOST_BODY {
-                return Err(Error::TooLarge(address));
-            }
-            body.extend_from_slice(&chunk);
+        let response = self.read(ca, request, &mut |piece| body.extend_from_slice(piece)).await?;
+        Ok(Response { body, ..response })
+    }
+
+    /// Like [`Pool::send`], but hands the body on while it comes, whatever the status, and keeps nothing of it. What was handed on
+    /// before an error is part of no answer.
+    pub async fn read(&self, ca: Option<&[u8]>, request: Request, sink: Sink<'_>) -> Result<Response, Error> {
+        let timeout = request.timeout;
+        match tokio::time::timeout(timeout, self.ask(ca, &request, sink)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Error::TimedOut(request.address, timeout)),
         }
-        Ok(Response { status, headers, body })
+    }
+
+    async fn ask(&self, ca: Option<&[u8]>, request: &Request, sink: Sink<'_>) -> Result<Response, Error> {
+        let address = &request.address;
+        let url = Url::parse(&format!("{address}{}", request.path)).map_err(|_| Error::Address(address.clone()))?;
+        let (authority, tls) = match url.scheme() {
+            "http" => (0, None),
+            "https" => self.tls(ca).map(|(number, tls)| (number, Some(tls)))?,
+            _ => return Err(Error::Address(address.clone())),
+        };
+        let place = (address.clone(), authority);
+        let mut message = message(&url, request)?;
+        if let Some(stream) = self.idle.take(&place) {
+            let again = request.method.is_safe().then(|| message.clone());
+            match (exchange(stream, message, &mut *sink).await, again) {
+                (Ok(exchanged), _) => return Ok(self.finish(place, exchanged)),
+                (Err(Failure::Unsent(unsent)), _) => message = *unsent,
+                (Err(Failure::Broken), Some(again)) => message = again,
+                (Err(failure), _) => return Err(failure.told(address)),
+            }
+        }
+        let stream = self.connect(tls, &url, address).await?;
+        exchange(stream, message, sink)
+            .await
+            .map(|exchanged| self.finish(place, exchanged))
+            .map_err(|failure| failure.told(address))
+    }
+
+    async fn connect(&self, tls: Option<Arc<ClientConfig>>, url: &Url, address: &str) -> Result<Stream, Error> {
+        match tokio::time::timeout(CONNECT_TIMEOUT, connect::connect(&self.names, tls, url)).await {
+            Ok(stream) => stream.map_err(|error| explain(&error, address)),
+            Err(_) => Err(Error::TimedOut(address.to_owned(), CONNECT_TIMEOUT)),
+        }
+    }
+
+    fn finish(&self, place: idle::Place, exchanged: Exchanged) -> Response {
+        let Exchanged { status, headers, stream } = exchanged;
+        if let Some(stream) = stream {
+            self.idle.put(place, stream);
+        }
+        Response { status: status.as_u16(), headers, body: Vec::new() }
     }
 
     /// Like [`Pool::send`], but waits for `patience` only: the question goes on in the background, so that a server
@@ -186,59 +218,57 @@ impl Pool {
         }
     }
 
-    fn client(&self, ca: Option<&[u8]>) -> Result<reqwest::Client, Error> {
-        let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
+    fn tls(&self, ca: Option<&[u8]>) -> Result<(u64, Arc<ClientConfig>), Error> {
+        let mut authorities = self.authorities.lock().unwrap_or_else(PoisonError::into_inner);
+        let (last, known) = &mut *authorities;
         let key = ca.map(<[u8]>::to_vec);
-        if let Some(client) = clients.get(&key) {
-            return Ok(client.clone());
+        if let Some((number, tls)) = known.get(&key) {
+            return Ok((*number, tls.clone()));
         }
-        let mut builder = reqwest::Client::builder()
-            .no_proxy()
-            .redirect(reqwest::redirect::Policy::none())
-            .http1_only()
-            .referer(false)
-            .connect_timeout(CONNECT_TIMEOUT)
-            .pool_max_idle_per_host(IDLE_PER_HOST)
-            .pool_idle_timeout(IDLE_TIMEOUT)
-            .dns_resolver(self.names.clone());
-        if let Some(pem) = ca {
-            let certificates = reqwest::Certificate::from_pem_bundle(pem).map_err(|_| Error::Ca)?;
-            if certificates.is_empty() {
-                return Err(Error::Ca);
-            }
-            // Only those: a policy that names its CA means no other.
-            builder = builder.tls_certs_only(certificates);
+        let tls = Arc::new(connect::tls(ca).map_err(|_| Error::Ca)?);
+        if known.len() >= MOST_AUTHORITIES {
+            known.clear();
         }
-        let client = builder.build().map_err(|_| Error::Ca)?;
-        if clients.len() >= MOST_CLIENTS {
-            clients.clear();
-        }
-        clients.insert(key, client.clone());
-        Ok(client)
+        *last += 1;
+        known.insert(key, (*last, tls.clone()));
+        Ok((*last, tls))
     }
 }
 
-/// Our own words for it: the library's would name internals, and might repeat what a node sent.
-fn explain(error: &reqwest::Error, address: &str, timeout: Duration) -> Error {
+impl Failure {
+    fn told(self, address: &str) -> Error {
+        match self {
+            Self::TooLarge => Error::TooLarge(address.to_owned()),
+            Self::Broken | Self::BrokenOff | Self::Unsent(_) => Error::Broken(address.to_owned()),
+        }
+    }
+}
+
+/// A request as it goes over the wire.
+fn message(url: &Url, request: &Request) -> Result<Message, Error> {
+    let refused = || Error::Address(request.address.clone());
+    let mut builder = http::Request::builder()
+        .method(request.method.clone())
+        .uri(&url[Position::BeforePath..Position::AfterQuery])
+        .header(HOST, &url[Position::BeforeHost..Position::AfterPort]);
+    for (name, value) in &request.headers {
+        let mut value = HeaderValue::from_str(value).map_err(|_| refused())?;
+        value.set_sensitive(name.eq_ignore_ascii_case("authorization"));
+        builder = builder.header(*name, value);
+    }
+    if request.body.is_some() {
+        builder = builder.header(CONTENT_TYPE, "application/json");
+    }
+    builder.body(Bytes::from(request.body.clone().unwrap_or_default()).into()).map_err(|_| refused())
+}
+
+/// Our own words for it: the library's would name internals.
+fn explain(error: &std::io::Error, address: &str) -> Error {
     let address = address.to_owned();
-    if error.is_timeout() {
-        return Error::TimedOut(address, timeout);
-    }
-    match tls_error(error) {
+    match error.get_ref().and_then(|held| held.downcast_ref()) {
         Some(rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented) => Error::Certificate(address),
-        None if error.is_connect() => Error::Connect(address),
-        _ => Error::Broken(address),
-    }
-}
-
-/// The TLS library's own word, from wherever it is wrapped: I/O errors hide what they hold from `source`.
-fn tls_error<'a>(error: &'a (dyn std::error::Error + 'static)) -> Option<&'a rustls::Error> {
-    if let Some(tls) = error.downcast_ref() {
-        return Some(tls);
-    }
-    let held = error.downcast_ref::<std::io::Error>().and_then(std::io::Error::get_ref);
-    match held {
-        Some(held) => tls_error(held),
-        None => tls_error(error.source()?),
+        Some(_) => Error::Broken(address),
+        None if error.kind() == std::io::ErrorKind::UnexpectedEof => Error::Broken(address),
+        None => Error::Connect(address),
     }
 }

@@ -5,7 +5,8 @@
 
 use std::borrow::Cow;
 
-use memchr::{memchr, memchr3, memmem::Finder};
+use aho_corasick::{AhoCorasick, MatchKind, packed};
+use memchr::{memchr, memchr3};
 
 use super::window::{self, Parts, WIDTH};
 
@@ -320,40 +321,77 @@ fn number(text: &[u8]) -> Option<(f64, &[u8])> {
     Some((value, &text[at..]))
 }
 
-/// Finds one family in a page without reading the rest of it.
+/// Finds a few families in a page in one go, without reading the rest of it.
 #[derive(Clone, Debug)]
-pub struct Family {
-    finder: Finder<'static>,
-    name: String,
+pub struct Families {
+    search: Search,
+    names: Vec<String>,
+    /// The one whose `# TYPE` line is looked for as well.
+    typed: Option<usize>,
 }
 
-impl Family {
-    /// By its name.
+#[derive(Clone, Debug)]
+enum Search {
+    /// The fastest for several names, where the processor can.
+    Packed(Box<packed::Searcher>),
+    /// `None` only for names of gigabytes, which the API server does not let through: then nothing is found.
+    Any(Option<AhoCorasick>),
+}
+
+/// What is found.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Found<'a> {
+    /// A sample.
+    Sample(Sample<'a>),
+    /// The type that the page gives the family.
+    Type(&'a [u8]),
+}
+
+impl Families {
+    /// By their names, which differ. Only the type of the first is looked for, and only if it is `typed`.
     #[must_use]
-    pub fn new(name: &str) -> Self {
-        Self { finder: Finder::new(name).into_owned(), name: name.to_owned() }
+    pub fn new<'n>(names: impl IntoIterator<Item = &'n str>, typed: bool) -> Self {
+        let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
+        let typed = (typed && !names.is_empty()).then_some(0);
+        let lines = names.iter().map(|name| format!("\n{name}"));
+        let headings = typed.iter().map(|first| format!("\n# TYPE {} ", names[*first]));
+        let patterns: Vec<String> = lines.chain(headings).collect();
+        let search = match packed::Searcher::new(&patterns).filter(|_| patterns.len() > 1) {
+            Some(searcher) => Search::Packed(Box::new(searcher)),
+            None => Search::Any(AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build(patterns).ok()),
+        };
+        Self { search, names, typed }
     }
 
-    /// Its samples, in the order of the page.
-    pub fn samples<'a>(&'a self, page: &'a [u8]) -> impl Iterator<Item = Sample<'a>> + 'a {
-        self.finder.find_iter(page).filter_map(move |at| {
-            let first = at == 0 || page[at - 1] == b'\n';
-            if !first || !matches!(page.get(at + self.name.len()), Some(b'{' | b' ' | b'\t')) {
-                return None;
-            }
-            sample(&page[at..]).map(|(sample, _)| sample)
-        })
+    /// The families' numbers and what is said of them, in the order of the page.
+    pub fn find<'a>(&'a self, page: &'a [u8]) -> impl Iterator<Item = (usize, Found<'a>)> + 'a {
+        // The first line has no line before it.
+        let first = self.names.iter().position(|name| page.starts_with(name.as_bytes())).map(|which| (which, 0));
+        let typed = self.typed.filter(|which| {
+            page.strip_prefix(b"# TYPE ")
+                .and_then(|rest| rest.strip_prefix(self.names[*which].as_bytes()))
+                .is_some_and(|rest| rest.starts_with(b" "))
+        });
+        let typed = typed.map(|_| (self.names.len(), 0));
+        let (packed, any) = match &self.search {
+            Search::Packed(searcher) => (Some(searcher.find_iter(page)), None),
+            Search::Any(search) => (None, search.as_ref().map(|search| search.find_iter(page))),
+        };
+        let found = packed.into_iter().flatten().chain(any.into_iter().flatten());
+        let found = found.map(|found| (found.pattern().as_usize(), found.start() + 1));
+        first.into_iter().chain(typed).chain(found).filter_map(|(which, at)| self.read(which, &page[at..]))
     }
 
-    /// What its `# TYPE` line says, if it has one.
-    #[must_use]
-    pub fn kind<'a>(&'a self, page: &'a [u8]) -> Option<&'a [u8]> {
-        self.finder.find_iter(page).find_map(|at| {
-            let head = page[..at].ends_with(b"# TYPE ") && page.get(at + self.name.len()) == Some(&b' ');
-            let rest = page.get(at + self.name.len() + 1..).filter(|_| head)?;
+    fn read<'a>(&self, which: usize, line: &'a [u8]) -> Option<(usize, Found<'a>)> {
+        let Some(name) = self.names.get(which) else {
+            let first = self.typed?;
+            let rest = &line["# TYPE  ".len() + self.names[first].len()..];
             let end = rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(rest.len());
-            Some(&rest[..end])
-        })
+            return Some((first, Found::Type(&rest[..end])));
+        };
+        // Not another name that begins with this one.
+        matches!(line.get(name.len()), Some(b'{' | b' ' | b'\t')).then_some(())?;
+        sample(line).map(|(sample, _)| (which, Found::Sample(sample)))
     }
 }
 
@@ -447,12 +485,24 @@ mod tests {
     }
 
     #[test]
-    fn a_family_is_found_by_its_whole_name_at_the_beginning_of_a_line() {
-        let page = b"# HELP go_goroutines go_goroutines 7\n# TYPE go_goroutines gauge\nx_go_goroutines 1\ngo_goroutines_total 2\ny{a=\"go_goroutines 3\"} 4\ngo_goroutines{n=\"1\"} 5\ngo_goroutines 6";
-        let family = Family::new("go_goroutines");
-        assert_eq!(family.samples(page).map(|sample| sample.value).collect::<Vec<_>>(), [5.0, 6.0]);
-        assert_eq!(family.kind(page), Some(&b"gauge"[..]));
-        assert_eq!(Family::new("y").kind(page), None);
+    fn families_are_found_by_their_whole_names_at_the_beginning_of_a_line() {
+        let page = "# HELP go_goroutines go_goroutines 7\n# TYPE go_goroutines gauge\nx_go_goroutines 1\ngo_goroutines_total 2\ny{a=\"go_goroutines 3\"} 4\ngo_goroutines{n=\"1\"} 5\ngo_goroutines x\ngo_goroutines 6";
+        let families = Families::new(["go_goroutines", "y", "go"], true);
+        let seen = |page: &str| {
+            families
+                .find(page.as_bytes())
+                .map(|(which, found)| match found {
+                    Found::Sample(sample) => format!("{which}={}", sample.value),
+                    Found::Type(kind) => format!("{which}:{}", String::from_utf8_lossy(kind)),
+                })
+                .collect::<Vec<_>>()
+        };
+        assert_eq!(seen(page), ["0:gauge", "1=4", "0=5", "0=6"]);
+        assert_eq!(seen("go_goroutines 1\r\ngo_goroutines 2"), ["0=1", "0=2"], "the first line too");
+        assert_eq!(seen("# TYPE go_goroutines counter\r\ny 1\n"), ["0:counter", "1=1"]);
+        assert_eq!(seen("# TYPE go_goroutines"), [""; 0]);
+        assert_eq!(seen("go 1\n"), ["2=1"]);
+        assert_eq!(seen(""), [""; 0]);
     }
 
     proptest! {
@@ -460,8 +510,8 @@ mod tests {
         fn nothing_makes_it_stumble(page in proptest::collection::vec(any::<u8>(), 0..300)) {
             let mut samples = Samples::new(&page);
             while samples.next().is_some() {}
-            let family = Family::new("a");
-            let _ = (family.samples(&page).count(), family.kind(&page));
+            let families = Families::new(["a", "b"], true);
+            let _ = families.find(&page).count();
         }
 
         #[test]

@@ -1,6 +1,8 @@
 //! What a metrics page says of one node.
 
-use super::exposition::Family;
+use memchr::{memchr, memrchr};
+
+use super::exposition::{Families, Found};
 use crate::decide::signal::{Gap, Measure};
 
 /// AIStore's alert bits (`cmn/cos/node_state.go`): 512 goroutines a CPU and more, and 1024 and more.
@@ -19,98 +21,151 @@ pub enum Threshold {
     PerCpu(f64),
 }
 
+/// What goes with the count, or stands in for it.
+const CPUS: &str = "go_sched_gomaxprocs_threads";
+/// In seconds since 1970.
+const STARTED: &str = "process_start_time_seconds";
+const FILES: &str = "process_open_fds";
+/// AIStore's, of targets and of proxies.
+const FLAGS: [&str; 2] = ["ais_target_state_flags", "ais_proxy_state_flags"];
+/// AIStore does not say when it started, but for how long it has run.
+const UPTIMES: [&str; 2] = ["ais_target_uptime", "ais_proxy_uptime"];
+
 /// What is looked for in a page.
 #[derive(Clone, Debug)]
 pub struct Probe {
-    /// The gauge, or `None` for AIStore's alert bits.
-    gauge: Option<(Family, Threshold)>,
-    cpus: Family,
-    started: Family,
-    files: Family,
-    flags: [Family; 2],
-    uptimes: [Family; 2],
+    families: Families,
+    names: Vec<String>,
+    /// The gauge's threshold, or `None` for AIStore's alert bits.
+    threshold: Option<Threshold>,
 }
 
 impl Probe {
     /// For a gauge.
     #[must_use]
     pub fn gauge(name: &str, threshold: Threshold) -> Self {
-        Self { gauge: Some((Family::new(name), threshold)), ..Self::flags() }
+        let also = [CPUS, STARTED, FILES].into_iter().chain(UPTIMES).filter(|other| *other != name);
+        Self::new(std::iter::once(name).chain(also), Some(threshold))
     }
 
     /// For AIStore's alert bits.
     #[must_use]
     pub fn flags() -> Self {
-        Self {
-            gauge: None,
-            cpus: Family::new("go_sched_gomaxprocs_threads"),
-            started: Family::new("process_start_time_seconds"),
-            files: Family::new("process_open_fds"),
-            flags: [Family::new("ais_target_state_flags"), Family::new("ais_proxy_state_flags")],
-            uptimes: [Family::new("ais_target_uptime"), Family::new("ais_proxy_uptime")],
-        }
+        Self::new(FLAGS.into_iter().chain(UPTIMES), None)
+    }
+
+    fn new<'n>(names: impl Iterator<Item = &'n str>, threshold: Option<Threshold>) -> Self {
+        let names: Vec<String> = names.map(str::to_owned).collect();
+        let families = Families::new(names.iter().map(String::as_str), threshold.is_some());
+        Self { families, names, threshold }
     }
 
     /// Reads a page.
     pub fn read(&self, page: &[u8]) -> Result<Measure, Gap> {
-        let Some((gauge, threshold)) = &self.gauge else { return self.bits(page) };
-        if gauge.kind(page).is_some_and(|kind| !matches!(kind, b"gauge" | b"untyped" | b"unknown")) {
+        let mut scan = self.scan();
+        scan.push(page);
+        scan.end()
+    }
+
+    /// Begins to read a page that comes in pieces.
+    #[must_use]
+    pub fn scan(&self) -> Scan<'_> {
+        Scan { probe: self, values: vec![Err(Gap::NoSeries); self.names.len()], gauge: None, line: Vec::new() }
+    }
+}
+
+/// A page that is being read. Nothing of it is kept but a line that has begun.
+pub struct Scan<'p> {
+    probe: &'p Probe,
+    values: Vec<Result<f64, Gap>>,
+    /// Whether the page calls it a gauge, or nothing in particular.
+    gauge: Option<bool>,
+    line: Vec<u8>,
+}
+
+impl Scan<'_> {
+    /// The next piece.
+    pub fn push(&mut self, piece: &[u8]) {
+        let mut rest = piece;
+        if !self.line.is_empty() {
+            let end = memchr(b'\n', rest).map_or(rest.len(), |end| end + 1);
+            self.line.extend_from_slice(&rest[..end]);
+            rest = &rest[end..];
+            if self.line.ends_with(b"\n") {
+                let line = std::mem::take(&mut self.line);
+                self.lines(&line);
+            }
+        }
+        let end = memrchr(b'\n', rest).map_or(0, |end| end + 1);
+        self.lines(&rest[..end]);
+        self.line.extend_from_slice(&rest[end..]);
+    }
+
+    fn lines(&mut self, lines: &[u8]) {
+        for (which, found) in self.probe.families.find(lines) {
+            match found {
+                Found::Type(said) => self.gauge = self.gauge.or(Some(matches!(said, b"gauge" | b"untyped" | b"unknown"))),
+                Found::Sample(sample) => {
+                    let value = Some(sample.value).filter(|value| value.is_finite() && *value >= 0.0).ok_or(Gap::NotFinite);
+                    self.values[which] = if self.values[which] == Err(Gap::NoSeries) { value } else { Err(Gap::SeveralSeries) };
+                }
+            }
+        }
+    }
+
+    /// What the whole page says.
+    pub fn end(mut self) -> Result<Measure, Gap> {
+        let line = std::mem::take(&mut self.line);
+        self.lines(&line);
+        let Self { probe, values, gauge, .. } = self;
+        let only = |name: &str| match probe.names.iter().position(|known| known == name) {
+            Some(which) => values[which],
+            None => Err(Gap::NoSeries),
+        };
+        // AIStore's proxies have names of their own.
+        let either = |names: [&str; 2]| match only(names[0]) {
+            Err(Gap::NoSeries) => only(names[1]),
+            known => known,
+        };
+        let uptime = either(UPTIMES).ok();
+        let Some(threshold) = probe.threshold else {
+            return bits(either(FLAGS)?).map(|measure| Measure { uptime, ..measure });
+        };
+        if gauge == Some(false) {
             return Err(Gap::NotGauge);
         }
-        let tasks = only(gauge, page)?;
+        let tasks = values[0]?;
         let threshold = match threshold {
-            Threshold::Value(value) => *value,
-            Threshold::PerCpu(each) => each * only(&self.cpus, page).ok().filter(|cpus| *cpus >= 1.0).ok_or(Gap::NoCpus)?,
+            Threshold::Value(value) => value,
+            Threshold::PerCpu(each) => each * only(CPUS).ok().filter(|cpus| *cpus >= 1.0).ok_or(Gap::NoCpus)?,
         };
-        let also = |family: &Family| only(family, page).ok();
         Ok(Measure {
             tasks: Some(tasks),
             threshold: Some(threshold),
             pressure: tasks / threshold,
             red: false,
-            open_files: also(&self.files),
-            started: also(&self.started),
-            uptime: self.uptime(page),
+            open_files: only(FILES).ok(),
+            started: only(STARTED).ok(),
+            uptime,
         })
-    }
-
-    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Below 2^53, checked.
-    fn bits(&self, page: &[u8]) -> Result<Measure, Gap> {
-        let flags = self
-            .flags
-            .iter()
-            .map(|family| only(family, page))
-            .find(|flags| *flags != Err(Gap::NoSeries))
-            .unwrap_or(Err(Gap::NoSeries))?;
-        if flags >= 9e15 {
-            return Err(Gap::NotFinite);
-        }
-        let flags = flags as u64;
-        let red = flags & RED != 0;
-        let pressure = if red {
-            2.0
-        } else if flags & YELLOW != 0 {
-            1.0
-        } else {
-            BELOW
-        };
-        Ok(Measure { pressure, red, uptime: self.uptime(page), ..Measure::default() })
-    }
-
-    /// AIStore does not say when it started, but for how long it has run.
-    fn uptime(&self, page: &[u8]) -> Option<f64> {
-        self.uptimes.iter().find_map(|family| only(family, page).ok())
     }
 }
 
-/// The value of the only series of a family.
-fn only(family: &Family, page: &[u8]) -> Result<f64, Gap> {
-    let mut samples = family.samples(page);
-    let value = samples.next().ok_or(Gap::NoSeries)?.value;
-    if samples.next().is_some() {
-        return Err(Gap::SeveralSeries);
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Below 2^53, checked.
+fn bits(flags: f64) -> Result<Measure, Gap> {
+    if flags >= 9e15 {
+        return Err(Gap::NotFinite);
     }
-    if value.is_finite() && value >= 0.0 { Ok(value) } else { Err(Gap::NotFinite) }
+    let flags = flags as u64;
+    let red = flags & RED != 0;
+    let pressure = if red {
+        2.0
+    } else if flags & YELLOW != 0 {
+        1.0
+    } else {
+        BELOW
+    };
+    Ok(Measure { pressure, red, ..Measure::default() })
 }
 
 #[cfg(test)]
@@ -152,6 +207,19 @@ mod tests {
         assert_eq!(read("tasks 1\n", Threshold::PerCpu(5.0)), Err(Gap::NoCpus));
         assert_eq!(read("tasks 1\ngo_sched_gomaxprocs_threads 0\n", Threshold::PerCpu(5.0)), Err(Gap::NoCpus));
         assert_eq!(read("tasks 0\n", five), Ok((0.0, 0.0)), "a zero that is there is one");
+    }
+
+    #[test]
+    fn a_page_in_pieces_says_what_it_says_in_one() {
+        let page = b"# TYPE tasks gauge\ntasks{x=\"y\"} 512\r\n\nother 1\ngo_sched_gomaxprocs_threads 2\nprocess_open_fds 40";
+        let probe = Probe::gauge("tasks", Threshold::PerCpu(512.0));
+        let whole = probe.read(page);
+        assert_eq!(whole.map(|measure| (measure.pressure, measure.open_files)), Ok((0.5, Some(40.0))));
+        for size in 1..page.len() {
+            let mut scan = probe.scan();
+            page.chunks(size).for_each(|piece| scan.push(piece));
+            assert_eq!(scan.end(), whole, "pieces of {size}");
+        }
     }
 
     #[test]

@@ -18,6 +18,9 @@ use crate::{
 
 /// Nodes of one policy that are asked at the same time.
 const AT_ONCE: usize = 32;
+/// And no more of them than that in so long, if there are not too many for it: a fleet that is asked all at once is a burst on the
+/// operator's own CPU limit, and on the network; one that is asked node by node wakes a thread for each.
+const APART: Duration = Duration::from_millis(64);
 /// The longest that a node may take.
 const LONGEST: Duration = Duration::from_secs(5);
 
@@ -154,7 +157,17 @@ async fn rounds(
 
 async fn round(pool: &Pool, watch: &Watch, samples: &Samples) {
     let timeout = watch.interval.min(LONGEST);
-    stream::iter(&watch.nodes)
+    // However many there are, half of the interval is left for those that take their time.
+    let groups = u32::try_from(watch.nodes.len().div_ceil(AT_ONCE)).unwrap_or(u32::MAX).max(1);
+    let (began, apart) = (Instant::now(), APART.min(watch.interval / 2 / groups));
+    let due = (0..).flat_map(|group| std::iter::repeat_n(began + apart * group, AT_ONCE));
+    stream::iter(watch.nodes.iter().zip(due))
+        .then(|(node, due)| async move {
+            if due > began {
+                tokio::time::sleep_until(due).await;
+            }
+            node
+        })
         .for_each_concurrent(AT_ONCE, |node| async move {
             let answer = match &watch.source {
                 Source::Nodes(probe) => page(pool, watch, node, probe, timeout).await,
@@ -177,15 +190,27 @@ async fn page(pool: &Pool, watch: &Watch, node: &Node, probe: &Probe, timeout: D
     if node.address.is_empty() {
         return Err(Gap::Unreachable);
     }
-    let mut answer = pool.send(watch.ca.as_deref(), Request::get(&node.address, node.path, timeout)).await;
+    let mut answer = scrape(pool, watch, node, probe, timeout).await;
     if matches!(answer, Err(Error::Broken(_))) {
         // A reload of the server may have closed the very connection that the question went over.
-        answer = pool.send(watch.ca.as_deref(), Request::get(&node.address, node.path, timeout)).await;
+        answer = scrape(pool, watch, node, probe, timeout).await;
     }
-    let response = answer.map_err(|_| Gap::Unreachable)?;
-    match response.status {
-        200 => probe.read(&response.body),
+    answer.unwrap_or(Err(Gap::Unreachable))
+}
+
+async fn scrape(
+    pool: &Pool,
+    watch: &Watch,
+    node: &Node,
+    probe: &Probe,
+    timeout: Duration,
+) -> Result<Result<Measure, Gap>, Error> {
+    let mut scan = probe.scan();
+    let request = Request::get(&node.address, node.path, timeout);
+    let response = pool.read(watch.ca.as_deref(), request, &mut |piece| scan.push(piece)).await?;
+    Ok(match response.status {
+        200 => scan.end(),
         401 | 403 => Err(Gap::Unauthorized),
         _ => Err(Gap::Unreachable),
-    }
+    })
 }

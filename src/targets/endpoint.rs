@@ -3,7 +3,7 @@
 use std::{net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
-use reqwest::Url;
+use url::Url;
 
 /// Somewhere a target can be asked.
 #[derive(Clone, Debug, PartialEq, Eq)]

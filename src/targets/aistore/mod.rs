@@ -7,8 +7,8 @@ mod wire;
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use http::Method;
 use jiff::Timestamp;
-use reqwest::Method;
 use serde_json::{Map, Value as Json, json};
 
 use super::{Credentials, Place, Target};

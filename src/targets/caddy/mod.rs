@@ -5,7 +5,7 @@ mod config;
 use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
-use reqwest::Method;
+use http::Method;
 use serde_json::{Value as Json, json};
 
 use super::{Credentials, Place, Target};

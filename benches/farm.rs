@@ -1,0 +1,248 @@
+//! What it costs to watch 5,000 nodes: CPU for each thousand samples, beside a bare reader that asks one after the other over
+//! blocking sockets; memory; connections. `make bench`. The nodes are listeners on loopback in a process of their own.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::cast_precision_loss, missing_docs)]
+
+use std::{
+    fmt::Write as _,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    process::{Child, Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use idleconn_operator::{
+    pool::{Pool, Request},
+    signals::{Node, Sampler, Source, Watch, page},
+};
+
+/// How many nodes.
+const NODES: u32 = 5000;
+/// How often each is asked.
+const INTERVAL: Duration = Duration::from_secs(15);
+/// Rounds that are measured.
+const ROUNDS: usize = 2;
+/// Pages: the path, about how many bytes, and the most CPU seconds for a thousand samples of them.
+const PAGES: [(&str, usize, f64); 2] = [("/large", 227_000, 0.19), ("/small", 12_000, 0.12)];
+/// Nodes that are asked together.
+const GROUP: u32 = 32;
+/// KiB.
+const MOST_MEMORY: u64 = 60 * 1024;
+
+fn address(node: u32) -> SocketAddrV4 {
+    let [_, a, b, c] = (node / 250 * 256 + node % 250 + 1).to_be_bytes();
+    SocketAddrV4::new(Ipv4Addr::new(127, 60 + a, b, c), 9464)
+}
+
+/// A page as a Go service has it.
+fn text(bytes: usize) -> String {
+    let mut page = String::from(
+        "# TYPE go_goroutines gauge\ngo_goroutines 2517\n# TYPE go_sched_gomaxprocs_threads gauge\ngo_sched_gomaxprocs_threads 4\nprocess_open_fds 812\nprocess_start_time_seconds 1.7e+09\n",
+    );
+    let mut n = 0;
+    while page.len() < bytes {
+        let _ = writeln!(page, "http_requests_total{{code=\"200\",handler=\"/api/v1/objects/{n}\",method=\"get\"}} {}", n * 17);
+        n += 1;
+    }
+    page
+}
+
+/// All nodes, until standard input ends.
+fn serve() {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let accepted = Arc::new(AtomicUsize::new(0));
+        let [large, small] = PAGES.map(|(_, bytes, _)| bytes::Bytes::from(text(bytes)));
+        for node in 0..NODES {
+            let listener = tokio::net::TcpListener::bind(address(node)).await.unwrap();
+            let (accepted, large, small) = (accepted.clone(), large.clone(), small.clone());
+            tokio::spawn(async move {
+                loop {
+                    let (stream, _) = listener.accept().await.unwrap();
+                    accepted.fetch_add(1, Ordering::Relaxed);
+                    tokio::spawn(answer(stream, accepted.clone(), large.clone(), small.clone()));
+                }
+            });
+        }
+        println!("ready");
+        let mut line = String::new();
+        tokio::task::spawn_blocking(move || std::io::stdin().read_line(&mut line)).await.unwrap().unwrap();
+    });
+    runtime.shutdown_background();
+}
+
+async fn answer(mut stream: tokio::net::TcpStream, accepted: Arc<AtomicUsize>, large: bytes::Bytes, small: bytes::Bytes) {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut asked = Vec::with_capacity(512);
+    loop {
+        asked.clear();
+        while !asked.ends_with(b"\r\n\r\n") {
+            match stream.read_buf(&mut asked).await {
+                Ok(0) | Err(_) => return,
+                Ok(_) => {}
+            }
+        }
+        let body = match asked.get(..10) {
+            Some(b"GET /large") => large.clone(),
+            Some(b"GET /small") => small.clone(),
+            _ => accepted.load(Ordering::Relaxed).to_string().into(),
+        };
+        let head =
+            format!("HTTP/1.1 200 OK\r\ncontent-type: text/plain; version=0.0.4\r\ncontent-length: {}\r\n\r\n", body.len());
+        if stream.write_all(head.as_bytes()).await.is_err() || stream.write_all(&body).await.is_err() {
+            return;
+        }
+    }
+}
+
+struct Farm(Child);
+
+impl Farm {
+    fn start() -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .arg("--serve")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), "ready");
+        Self(child)
+    }
+}
+
+impl Drop for Farm {
+    fn drop(&mut self) {
+        drop(self.0.stdin.take());
+        let _ = self.0.wait();
+    }
+}
+
+/// CPU seconds that this process has used; a tick is 10 ms.
+fn cpu() -> f64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
+    (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
+
+/// Memory in KiB: now, and the most there has been.
+fn memory() -> (u64, u64) {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let field = |name: &str| {
+        status.lines().find_map(|line| line.strip_prefix(name)).unwrap().split_whitespace().next().unwrap().parse().unwrap()
+    };
+    (field("VmRSS:"), field("VmHWM:"))
+}
+
+/// CPU seconds for a thousand samples, by a reader that does nothing but read; as many rounds, and nodes as far apart.
+fn bare(path: &str) -> f64 {
+    let mut streams: Vec<TcpStream> = (0..NODES).map(|node| TcpStream::connect(address(node)).unwrap()).collect();
+    let mut buffer = vec![0; 256 * 1024];
+    let question = format!("GET {path} HTTP/1.1\r\nhost: node\r\n\r\n");
+    let mut round = |streams: &mut [TcpStream]| {
+        let began = Instant::now();
+        for (n, stream) in (0..).zip(streams) {
+            let due = began + INTERVAL / 2 / NODES * (n - n % GROUP);
+            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+            stream.write_all(question.as_bytes()).unwrap();
+            let (mut got, mut wanted) = (0, usize::MAX);
+            while got < wanted {
+                got += stream.read(&mut buffer[got..]).unwrap();
+                if wanted == usize::MAX {
+                    let end = buffer[..got].windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+                    let head = std::str::from_utf8(&buffer[..end]).unwrap();
+                    wanted = end + 4 + head.rsplit(' ').next().unwrap().parse::<usize>().unwrap();
+                }
+            }
+        }
+    };
+    round(&mut streams);
+    let began = cpu();
+    for _ in 0..ROUNDS {
+        let next = Instant::now() + INTERVAL;
+        round(&mut streams);
+        std::thread::sleep(next.saturating_duration_since(Instant::now()));
+    }
+    (cpu() - began) * 1e6 / f64::from(NODES) / ROUNDS as f64 / 1e3
+}
+
+async fn sampled(path: &'static str) -> f64 {
+    let pool = Pool::new();
+    let nodes = (0..NODES).map(|n| Node { name: format!("node-{n}"), address: format!("http://{}", address(n)), path }).collect();
+    let (sender, mut rounds) = tokio::sync::mpsc::unbounded_channel();
+    let probe = page::Probe::gauge("go_goroutines", page::Threshold::PerCpu(512.0));
+    let watch = Watch {
+        nodes,
+        source: Source::Nodes(Arc::new(probe)),
+        interval: INTERVAL,
+        ca: None,
+        token: None,
+        key: "farm".to_owned(),
+    };
+    let sampler = Sampler::start(pool.clone(), watch, "farm", move || {
+        let _ = sender.send(());
+    });
+    rounds.recv().await.unwrap();
+    let accepted = async || -> usize {
+        let answer = pool.send(None, Request::get(&format!("http://{}", address(0)), "/accepted", INTERVAL)).await.unwrap();
+        String::from_utf8(answer.body).unwrap().parse().unwrap()
+    };
+    let (opened, began) = (accepted().await, cpu());
+    for _ in 0..ROUNDS {
+        rounds.recv().await.unwrap();
+    }
+    let used = (cpu() - began) * 1e6 / f64::from(NODES) / ROUNDS as f64 / 1e3;
+    let signal = sampler.signal(95, 20_000, idleconn_operator::clock::steady().as_millisecond());
+    let idleconn_operator::decide::signal::Signal::Fresh(reading) = signal else { panic!("no signal") };
+    let now = accepted().await;
+    println!(
+        "  {} idle connections, {} opened while measuring; {} nodes answered; memory {} MiB, at most {} MiB",
+        pool.idle(),
+        now - opened,
+        reading.fresh,
+        memory().0 / 1024,
+        memory().1 / 1024
+    );
+    assert_eq!(now, opened, "connections are kept");
+    assert!(pool.idle() <= NODES as usize, "and are no more than the nodes");
+    used
+}
+
+fn main() {
+    if std::env::args().any(|argument| argument == "--serve") {
+        return serve();
+    }
+    // `cargo test --benches` only wants to know that it builds.
+    if !std::env::args().any(|argument| argument == "--bench") {
+        return;
+    }
+    let farm = Farm::start();
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
+    let mut missed = Vec::new();
+    let mut figures = Vec::new();
+    for (path, bytes, most) in PAGES {
+        println!("{NODES} nodes, pages of {} KB, every {INTERVAL:?}:", bytes / 1000);
+        figures.push((path, bytes, most, runtime.block_on(sampled(path))));
+        if memory().1 > MOST_MEMORY {
+            missed.push("memory");
+        }
+    }
+    for (path, bytes, most, ours) in figures {
+        let bare = bare(path);
+        println!(
+            "pages of {} KB: {ours:.3} s of CPU for a thousand samples, a bare reader {bare:.3} s, {:.2} times",
+            bytes / 1000,
+            ours / bare
+        );
+        if ours > most {
+            missed.push(path);
+        }
+    }
+    drop(farm);
+    assert!(missed.is_empty(), "missed: {missed:?}");
+}

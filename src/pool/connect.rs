@@ -1,0 +1,98 @@
+//! Connections to nodes: names, TCP, TLS.
+
+use std::{
+    collections::HashMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+};
+
+use rustls::{
+    ClientConfig, RootCertStore,
+    pki_types::{CertificateDer, ServerName, pem::PemObject as _},
+};
+use rustls_platform_verifier::BuilderVerifierExt as _;
+use tokio::net::TcpStream;
+use tokio_rustls::{TlsConnector, client::TlsStream};
+use tokio_util::either::Either;
+use url::{Host, Url};
+
+/// A connection.
+pub type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+/// Whether the other side has neither closed an idle connection nor sent what nobody asked for.
+pub fn rests(stream: &Stream) -> bool {
+    let tcp = match stream {
+        Either::Left(tcp) => tcp,
+        Either::Right(tls) => tls.get_ref().0,
+    };
+    matches!(tcp.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
+}
+
+/// Names of Services and their addresses, as the API server gave them: no DNS is asked for these.
+#[derive(Clone, Default)]
+pub struct Names(Arc<Mutex<HashMap<String, Vec<SocketAddr>>>>);
+
+impl Names {
+    pub fn insert(&self, host: &str, addresses: Vec<SocketAddr>) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(host.to_owned(), addresses);
+    }
+
+    async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(host).cloned();
+        match known {
+            Some(addresses) => Ok(addresses.into_iter().map(|address| SocketAddr::new(address.ip(), port)).collect()),
+            None => Ok(tokio::net::lookup_host((host, port)).await?.collect()),
+        }
+    }
+}
+
+/// Connects; an error that holds one of `rustls` came from there.
+pub async fn connect(names: &Names, tls: Option<Arc<ClientConfig>>, url: &Url) -> io::Result<Stream> {
+    let unusable = || io::Error::from(io::ErrorKind::InvalidInput);
+    let port = url.port_or_known_default().ok_or_else(unusable)?;
+    let (addresses, name) = match url.host().ok_or_else(unusable)? {
+        Host::Ipv4(ip) => (vec![SocketAddr::from((ip, port))], ServerName::from(IpAddr::V4(ip))),
+        Host::Ipv6(ip) => (vec![SocketAddr::from((ip, port))], ServerName::from(IpAddr::V6(ip))),
+        Host::Domain(host) => {
+            let name = ServerName::try_from(host.to_owned()).map_err(|_| unusable())?;
+            (names.resolve(host, port).await?, name)
+        }
+    };
+    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in addresses {
+        match TcpStream::connect(address).await {
+            Ok(tcp) => {
+                tcp.set_nodelay(true)?;
+                return Ok(match tls {
+                    None => Either::Left(tcp),
+                    Some(config) => Either::Right(Box::new(TlsConnector::from(config).connect(name, tcp).await?)),
+                });
+            }
+            Err(error) => failure = error,
+        }
+    }
+    Err(failure)
+}
+
+/// How a server's certificate is checked: by this CA and no other, or by those that the system trusts.
+pub fn tls(ca: Option<&[u8]>) -> Result<ClientConfig, rustls::Error> {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
+    let builder = match ca {
+        None => builder.with_platform_verifier()?,
+        Some(pem) => {
+            let mut roots = RootCertStore::empty();
+            for certificate in CertificateDer::pem_slice_iter(pem) {
+                roots.add(certificate.map_err(|_| rustls::Error::General("not PEM".to_owned()))?)?;
+            }
+            if roots.is_empty() {
+                return Err(rustls::Error::General("no certificate".to_owned()));
+            }
+            builder.with_root_certificates(roots)
+        }
+    };
+    let mut config = builder.with_no_client_auth();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(config)
+}
