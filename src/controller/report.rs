@@ -20,6 +20,10 @@ use crate::{
 /// Most characters of an Event's note; the API server takes 1 kB.
 const NOTE_LENGTH: usize = 900;
 
+/// What is told of a decision. It is the same news as long as no decision has been written down since: a process that died between the
+/// telling and the writing left a step that the next one takes instead, with other words and perhaps other news beside it.
+const STEPS: [&str; 3] = ["Tightened", "Relaxed", "ReachedFloor"];
+
 /// Tells what is new. Events go first: a status that was written would make them old news after a crash.
 pub async fn report(
     ctx: &Context,
@@ -30,8 +34,13 @@ pub async fn report(
     let previous = subject.object.status.clone().unwrap_or_default();
     ctx.metrics.reported(&subject.namespace, &subject.name, &previous, status);
     let told = previous.control.as_ref().map_or(0, |control| control.events);
+    let decided = previous.history.first().map(|decision| decision.time.0.as_second());
     for (n, notice) in notices.iter().enumerate() {
-        let seed = format!("{told}/{n}/{:?}", previous.observed_generation);
+        let seed = if STEPS.contains(&notice.reason) {
+            format!("after {decided:?}")
+        } else {
+            format!("{told}/{n}/{:?}", previous.observed_generation)
+        };
         event(ctx, subject, notice, &seed).await?;
     }
     if *status == previous {

@@ -59,6 +59,16 @@ async fn life(kill_after: usize) -> (End, usize) {
 
     world.delete("gw").await;
     let restored = servers();
+    let events = events(&world, &proxies).await;
+    assert!(world.originals("gw").await.1.is_empty(), "originals are left behind");
+    tripwire.clean();
+    // By node, not by the addresses that differ from run to run.
+    let originals = proxies.iter().map(|proxy| originals[&proxy.address].clone()).collect();
+    (End { originals, original_objects, edited, corrected, restored, events }, tripwire.writes())
+}
+
+/// Events, by reason and words; how many of each.
+async fn events(world: &World, proxies: &[Proxy]) -> BTreeMap<(String, String), usize> {
     let mut events = BTreeMap::new();
     for (reason, mut note) in world.event_notes("gw").await {
         for (n, proxy) in proxies.iter().enumerate() {
@@ -66,11 +76,74 @@ async fn life(kill_after: usize) -> (End, usize) {
         }
         *events.entry((reason, note)).or_default() += 1;
     }
-    assert!(world.originals("gw").await.1.is_empty(), "originals are left behind");
+    events
+}
+
+/// A step of the loop, with the operator killed after this write: where the limits are, what was decided, what was said; and how many
+/// writes there were.
+async fn step(kill_after: usize) -> ((Json, Vec<(u32, u32)>, BTreeMap<String, usize>), usize) {
+    let world = World::empty("crash-loop").await;
+    let tripwire = Tripwire::new(kill_after, &world.namespace);
+    let node = AdminApi::start(typical()).await;
+    node.run(2000);
+    let proxies = [Proxy::to_node(node.address.clone(), tripwire.clone()).await];
+    let api = Proxy::to_api(world.client.clone(), tripwire.clone()).await;
+    tripwire.start_operator(&api.address);
+    let policy = json!({
+        "target": endpoints([proxies[0].address.as_str()]),
+        "limits": {"server": {"idleTimeout": "2m"}},
+        "adaptive": {
+            "mode": "Enforce",
+            "floor": {"server": {"idleTimeout": "5s"}},
+            "signal": {"threshold": {"value": 1000}, "interval": "1s"},
+            // One step, and then no more: how it ends does not hang on how long a new life takes to begin.
+            "behavior": {"tightenAfter": "1s", "maxChangesPerHour": 1},
+        },
+    });
+    world.apply("gw", &policy).await;
+    world
+        .until("gw", "tightened, stored and said", |s| {
+            let stored = s.limits.as_ref().is_some_and(|l| l.desired.is_some() && l.desired == l.programmed);
+            stored && s.openness_percent.is_some_and(|u| u < 100)
+        })
+        .await;
+    world.until_event("gw", "Tightened").await;
+    let decided = world.status("gw").await.history.iter().map(|d| (d.from_percent, d.to_percent)).collect();
+    let mut told = BTreeMap::new();
+    for ((reason, _), n) in events(&world, &proxies).await {
+        *told.entry(reason).or_default() += n;
+    }
+    // Whoever begins anew does not know the count until it has asked, and says again what it finds then.
+    let high = told.remove("HighTaskCount");
+    assert!(matches!(high, Some(1 | 2)), "{high:?} times, killed after write {kill_after}");
+    let end = (node.servers(), decided, told);
+    world.delete("gw").await;
+    assert_eq!(node.servers(), typical(), "killed after write {kill_after}");
     tripwire.clean();
-    // By node, not by the addresses that differ from run to run.
-    let originals = proxies.iter().map(|proxy| originals[&proxy.address].clone()).collect();
-    (End { originals, original_objects, edited, corrected, restored, events }, tripwire.writes())
+    (end, tripwire.writes())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_kill_between_a_decision_and_its_write_neither_forgets_nor_repeats_it() {
+    let (expected, writes) = step(usize::MAX).await;
+    let (servers, decided, told) = &expected;
+    assert!(servers["web"]["idle_timeout"] != "2m" && decided.len() == 1 && decided[0].1 < decided[0].0, "{expected:?}");
+    assert_eq!(told.get("Tightened"), Some(&1));
+    assert!((8..25).contains(&writes), "{writes} writes; is one missing, or one made twice?");
+    let at_once = Arc::new(Semaphore::new(6));
+    let mut lives = JoinSet::new();
+    for kill_after in 1..=writes {
+        let at_once = at_once.clone();
+        lives.spawn(async move {
+            let _permit = at_once.acquire().await.unwrap();
+            (kill_after, step(kill_after).await.0)
+        });
+    }
+    while let Some(life) = lives.join_next().await {
+        let (kill_after, end) = life.unwrap();
+        assert_eq!(end, expected, "killed after write {kill_after}");
+    }
+    println!("killed after each of {writes} writes: one step, made once");
 }
 
 #[tokio::test(flavor = "multi_thread")]

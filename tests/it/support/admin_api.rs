@@ -36,6 +36,7 @@ struct Node {
     reads: AtomicUsize,
     writes: AtomicUsize,
     written: OnceLock<Instant>,
+    goroutines: AtomicUsize,
 }
 
 impl AdminApi {
@@ -46,8 +47,12 @@ impl AdminApi {
             reads: AtomicUsize::new(0),
             writes: AtomicUsize::new(0),
             written: OnceLock::new(),
+            goroutines: AtomicUsize::new(20),
         });
-        let router = Router::new().route("/config/apps/http/servers", get(read).patch(write)).with_state(state.clone());
+        let router = Router::new()
+            .route("/config/apps/http/servers", get(read).patch(write))
+            .route("/metrics", get(metrics))
+            .with_state(state.clone());
         let listener = TcpListener::bind((caddy::address(), 0)).await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
@@ -60,6 +65,11 @@ impl AdminApi {
 
     pub fn reads(&self) -> usize {
         self.state.reads.load(Ordering::Relaxed)
+    }
+
+    /// How many goroutines it says it has.
+    pub fn run(&self, goroutines: usize) {
+        self.state.goroutines.store(goroutines, Ordering::Relaxed);
     }
 
     /// When it was first changed.
@@ -82,6 +92,10 @@ async fn read(State(node): State<Arc<Node>>) -> Response {
     node.reads.fetch_add(1, Ordering::Relaxed);
     let (servers, version) = node.servers.lock().unwrap().clone();
     ([("etag", format!("\"/config/apps/http/servers {version:x}\""))], axum::Json(servers)).into_response()
+}
+
+async fn metrics(State(node): State<Arc<Node>>) -> String {
+    format!("# TYPE go_goroutines gauge\ngo_goroutines {}\n", node.goroutines.load(Ordering::Relaxed))
 }
 
 async fn write(State(node): State<Arc<Node>>, headers: HeaderMap, axum::Json(body): axum::Json<Json>) -> StatusCode {
