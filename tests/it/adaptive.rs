@@ -161,6 +161,44 @@ async fn on_aistore_nothing_is_credited_before_a_restart_nor_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn aistores_own_alerts_are_what_its_policies_go_by() {
+    let world = World::new("flags").await;
+    let ais = Ais::start().await;
+    // 2 CPUs each: from 1,024 goroutines on a node is yellow.
+    let load = |other| ais.load(Load { other, ..Load::default() });
+    load(200.0);
+    let policy = json!({
+        "target": {"type": "AIStore", "aistore": {"endpoint": ais.proxies[0]}},
+        "limits": {"intraCluster": {"idleConnTimeout": "20s"}},
+        "adaptive": {
+            "mode": "Enforce",
+            "floor": {"intraCluster": {"idleConnTimeout": "5s"}},
+            "signal": {"interval": "1s"},
+            "behavior": {"tightenAfter": "1s", "relaxAfter": "1h"},
+        },
+    });
+    world.apply("ais", &policy).await;
+    world.until_condition("ais", "MetricsAvailable", "True", "Fresh").await;
+    let status = world.until_condition("ais", "HighTaskCount", "False", "UnderThreshold").await;
+    assert!(
+        status.tasks.as_ref().is_some_and(|t| t.max.is_none() && t.threshold.is_none()),
+        "alert bits are no count: {:?}",
+        status.tasks
+    );
+    assert_eq!(status.openness_percent, Some(100));
+
+    load(1100.0);
+    let status = world.until_condition("ais", "HighTaskCount", "True", "OverThreshold").await;
+    let message = &find(&status, "HighTaskCount").unwrap().message;
+    assert!(message.starts_with("100 % of the threshold (most: ") && message.contains("5 nodes over it"), "{message}");
+    world.until("ais", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
+    world.until_condition("ais", "Limited", "True", "RestartForbidden").await;
+    load(200.0);
+    let status = world.until_condition("ais", "HighTaskCount", "False", "UnderThreshold").await;
+    assert_eq!(status.history.len(), 1, "nothing more was decided while nothing was in effect: {:#?}", status.history);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_recommendation_writes_nothing_and_a_pause_neither() {
     let world = World::new("recommend").await;
     let (caddy, listen) = gateway(None).await;
