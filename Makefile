@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 CLUSTER_DIR ?= $(or $(IDLECONN_CLUSTER_DIR),$(HOME)/.cache/idleconn-operator/cluster)
 
-.PHONY: needs-prometheus help demo test soak bench lint generate tools cluster-up cluster-down needs
+.PHONY: mutants needs-prometheus help demo test soak bench lint generate tools cluster-up cluster-down needs
 
 help: ## Lists the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -28,6 +28,10 @@ bench: needs tools ## Measures how fast an edit reaches the nodes, how fast page
 	@cd tests/textparse && go build -o "$(CURDIR)/target/textparse" .
 	cargo bench --locked --bench signals
 	cargo bench --locked --bench farm
+
+mutants: ## Changes the rules one by one and looks whether a test notices: hours; FILE=src/decide/order.rs for one file
+	@cargo mutants --version >/dev/null 2>&1 || cargo install --locked cargo-mutants@25.3.1
+	CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=0 cargo mutants --output target/mutants --timeout 60 --file '$(or $(FILE),src/decide/**)' -- --locked --lib
 
 lint: ## Format, clippy, dependencies, shell scripts' syntax
 	cargo fmt --check

@@ -89,4 +89,11 @@ mod tests {
         assert_eq!(order(&[(CLIENT, Some(0)), (SERVER, Some(0))], &[(CLIENT, 5), (SERVER, 6)]), [[CLIENT], [SERVER]]);
         assert_eq!(order(&[(CLIENT, Some(5)), (SERVER, Some(6))], &[(CLIENT, 7), (SERVER, 0)]), [[SERVER], [CLIENT]]);
     }
+
+    #[test]
+    fn a_clients_limit_that_is_no_time_does_not_make_two_parts() {
+        let (from, to) =
+            ([(SERVER, Some(30)), (Knob::BackendMaxIdleConns, Some(9))], [(SERVER, 6), (Knob::BackendMaxIdleConns, 5)]);
+        assert_eq!(order(&from, &to), [[SERVER, Knob::BackendMaxIdleConns]]);
+    }
 }

@@ -286,6 +286,24 @@ mod tests {
     }
 
     #[test]
+    fn a_sample_ages_from_when_it_was_taken_and_a_process_from_when_it_started() {
+        let at = |measure| NodeSample { last: Some((5_000_000, measure)), gap: None };
+        let ran = |measure, now| fresh(&[("a", at(measure))], 95, now).youngest;
+        let full = Measure { pressure: 1.0, ..Measure::default() };
+        assert_eq!(ran(full, 5_090_000), None, "nobody says");
+        assert_eq!(ran(Measure { started: Some(4_900.0), uptime: Some(7.0), ..full }, 5_060_000), Some(160_000));
+        assert_eq!(
+            ran(Measure { uptime: Some(30.0), ..full }, 5_060_000),
+            Some(90_000),
+            "and as long again as the sample is old"
+        );
+        assert_eq!(ran(Measure { started: Some(6_000.0), ..full }, 5_060_000), Some(0), "a clock ahead of ours");
+        let (young, old) = (Measure { uptime: Some(2.0), ..full }, Measure { uptime: Some(900.0), ..full });
+        assert_eq!(fresh(&[("a", at(old)), ("b", at(young))], 95, 5_000_000).youngest, Some(2_000));
+        assert_eq!(gap(&[("a", at(full))], 5_090_001).0, "Stale");
+    }
+
+    #[test]
     fn half_of_the_nodes_are_a_quorum_and_fewer_are_not() {
         let lost = NodeSample { gap: Some(Gap::Unreachable), last: None };
         assert_eq!(fresh(&[("a", sample(0.4)), ("b", lost)], 95, 0).fresh, 1);
