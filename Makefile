@@ -29,9 +29,12 @@ bench: needs tools ## Measures how fast an edit reaches the nodes, how fast page
 	cargo bench --locked --bench signals
 	cargo bench --locked --bench farm
 
-mutants: ## Changes the rules one by one and looks whether a test notices: hours; FILE=src/decide/order.rs for one file
+mutants: ## Changes the rules one by one and looks whether a test notices: hours; FILE=order for src/decide/order.rs alone
 	@cargo mutants --version >/dev/null 2>&1 || cargo install --locked cargo-mutants@25.3.1
-	CARGO_PROFILE_DEV_OPT_LEVEL=0 CARGO_PROFILE_DEV_DEBUG=0 cargo mutants --output target/mutants --timeout 60 --file '$(or $(FILE),src/decide/**)' -- --locked --lib
+	rm -rf target/mutants && mkdir -p target/mutants/tree
+	git ls-files -co --exclude-standard | tar cf - -T - | tar xf - -C target/mutants/tree
+	cd target/mutants/tree/tests/pure && CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR="$(CURDIR)/target/mutants/build" \
+		cargo mutants --in-place --output "$(CURDIR)/target/mutants" --timeout 60 --file '**/decide/$(or $(FILE),*).rs' -- --locked --lib
 
 lint: ## Format, clippy, dependencies, shell scripts' syntax
 	cargo fmt --check

@@ -143,8 +143,8 @@ fn a_ramp_is_followed_and_never_given_up() {
 fn noise_is_let_be() {
     for informed in [false, true] {
         let batch = Batch::of(Kind::Noise, informed);
-        assert!(batch.mean(|s| s.changes as f64) <= 2.0, "changes");
-        assert!(batch.most(|s| s.reversals) <= 3);
+        assert!(batch.most(|s| s.changes) <= 2, "changes");
+        assert!(batch.most(|s| s.reversals) <= 1);
         assert_eq!(batch.ended(&["Ineffective", "PoolsTooSmall"]), 0, "falsely given up");
     }
 }
@@ -227,7 +227,7 @@ fn restarts_and_another_controller_do_not_make_it_swing() {
     }
 }
 
-/// Another process goes on, 20 s later, from what was written down, and knows from a lease until when the other had watched.
+/// A standby that has watched goes on, 20 s later, from what was written down.
 #[test]
 fn a_change_of_leader_changes_no_decision() {
     let (mut alike, mut all, mut next_same, mut next_all) = (0, 0, 0, 0);
@@ -236,7 +236,7 @@ fn a_change_of_leader_changes_no_decision() {
         for seed in 0..SEEDS {
             let at = 1800 + i64::try_from(seed).unwrap() * 450;
             let plain = one(kind, seed, false, None).decisions;
-            let handed = one(kind, seed, false, Some(Handover { at, gap: 20, lease: true })).decisions;
+            let handed = one(kind, seed, false, Some(Handover { at, gap: 20, standby: true })).decisions;
             let before = plain.iter().filter(|d| d.time < at).count();
             assert_eq!(plain[..before.min(handed.len())], handed[..before.min(handed.len())], "the past changed");
             // The very next decision is the same one, at most as much later as a new process watches before it acts.
@@ -266,10 +266,9 @@ fn a_change_of_leader_changes_no_decision() {
         all += usize::try_from(SEEDS).unwrap();
     }
     println!("change of leader: {next_same} of {next_all} next decisions the same");
-    assert!(next_same * 100 >= next_all * 98, "{next_same} of {next_all}");
-    // What comes after a decision that fell some seconds later is another course of the noise.
+    assert_eq!(next_same, next_all);
     println!("change of leader: {alike} of {all} runs decision by decision the same");
-    assert!(alike * 100 >= all * 97, "{alike} of {all}");
+    assert_eq!(alike, all);
 }
 
 /// Without a lease nobody knows whether anybody watched: windows begin anew, so a decision may come later by its own window and
@@ -279,7 +278,7 @@ fn a_crash_delays_and_does_not_mislead() {
     for kind in [Kind::Burst, Kind::Gap, Kind::Outage] {
         for seed in 0..SEEDS {
             let at = 1800 + i64::try_from(seed).unwrap() * 450;
-            let run = one(kind, seed, false, Some(Handover { at, gap: 60, lease: false }));
+            let run = one(kind, seed, false, Some(Handover { at, gap: 60, standby: false }));
             assert_eq!(wrong(&run), [].as_slice(), "{} seed {seed}", kind.name());
             assert_eq!(run.blind, 0, "{} seed {seed}", kind.name());
             assert!(run.summary.reversals <= 1, "{} seed {seed}", kind.name());

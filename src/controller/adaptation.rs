@@ -130,7 +130,7 @@ impl Adaptation {
         units: impl IntoIterator<Item = &'a UnitState>,
     ) {
         let changed = status.control.as_ref().map(|control| control.changed.clone()).unwrap_or_default();
-        self.digest = digest(outcome, &look.signal);
+        self.digest = outcome.digest(&look.signal);
         self.state = outcome.state.clone();
         self.told = status.pressure_percent;
         self.moved = false;
@@ -142,8 +142,8 @@ impl Adaptation {
         let look = self.look();
         let facts = self.input(&look).facts(&self.declared, self.suspend, self.standing);
         let outcome = adapt::step(&self.tuning, &facts, &self.state, &look.signal, look.now);
-        let news = outcome.decision.is_some() || outcome.judged.is_some() || digest(&outcome, &look.signal) != self.digest;
-        if let Some(wait) = adapt::next_end(&self.tuning, &outcome.state).filter(|wait| *wait < self.tuning.interval) {
+        let news = outcome.decision.is_some() || outcome.judged.is_some() || outcome.digest(&look.signal) != self.digest;
+        if let Some(wait) = adapt::next_end(&self.tuning, &outcome.state, look.now).filter(|wait| *wait < self.tuning.interval) {
             self.sampler.ask_in(Duration::from_millis(u64::try_from(wait).unwrap_or(0) + 1));
         }
         self.moved = self.moved || self.has_moved(&look);
@@ -166,16 +166,6 @@ impl Adaptation {
         }
         look.now - *self.moved_since.get_or_insert(look.now) >= MOVED
     }
-}
-
-/// What is worth a report when it changes, decisions and verdicts apart.
-fn digest(outcome: &Outcome, signal: &Signal) -> String {
-    let reason = match signal {
-        Signal::Fresh(_) => "Fresh",
-        Signal::Missing { reason, .. } => reason,
-    };
-    let recommended = outcome.recommendation.as_ref().map(|decision| decision.to / 10);
-    format!("{} {:?} {:?} {reason} {recommended:?}", outcome.state.encode(), outcome.phase, outcome.limit)
 }
 
 impl Context {
@@ -337,7 +327,7 @@ pub async fn prepare(
 fn resume(subject: &Subject, memory: &Memory, declared: &Declared, floor: &Settings, answered: &[(Unit, UnitState)]) -> State {
     let control = subject.object.status.as_ref().and_then(|status| status.control.as_ref());
     if let Some(text) = control.and_then(|control| control.adaptation.as_ref()) {
-        return State::resume(text, None);
+        return State::decode(text);
     }
     let ours = memory.originals.as_ref().is_some_and(|log| !log.units().is_empty());
     if control.is_some() || !ours {

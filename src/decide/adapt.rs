@@ -146,6 +146,19 @@ pub struct Outcome {
     pub phase: Phase,
 }
 
+impl Outcome {
+    /// What is worth a report when it changes, decisions and verdicts apart.
+    #[must_use]
+    pub fn digest(&self, signal: &Signal) -> String {
+        let reason = match signal {
+            Signal::Fresh(_) => "Fresh",
+            Signal::Missing { reason, .. } => reason,
+        };
+        let recommended = self.recommendation.as_ref().map(|decision| decision.to / 10);
+        format!("{} {:?} {:?} {reason} {recommended:?}", self.state.encode(), self.phase, self.limit)
+    }
+}
+
 /// Looks once.
 #[must_use]
 pub fn step(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal, now: i64) -> Outcome {
@@ -162,6 +175,23 @@ pub fn step(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal,
         Signal::Missing { .. } => look.missing(elapsed),
     }
     look.finish()
+}
+
+/// Looks once without deciding anything: what a standby does, so that the averages and the windows are there when it has to act.
+#[must_use]
+pub fn watch(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal, now: i64) -> State {
+    let mut state = before.clone();
+    if tuning.mode == Mode::Disabled || facts.floor.is_empty() {
+        return state;
+    }
+    forget_the_future(&mut state, now);
+    let elapsed = elapsed(tuning, &mut state, now);
+    let mut look = Look { tuning, facts, state, now, judged: None, decision: None, recommendation: None, limit: None };
+    match signal {
+        Signal::Fresh(reading) => look.observe(reading, elapsed),
+        Signal::Missing { .. } => look.unseen(elapsed),
+    }
+    look.state
 }
 
 /// A clock that was set back must not make the past lie ahead: what would be later than now, was now.
@@ -204,7 +234,7 @@ struct Look<'a> {
 
 impl Look<'_> {
     /// Nothing is known: the windows stand still, and after a while the fallback begins.
-    fn missing(&mut self, elapsed: Option<i64>) {
+    fn unseen(&mut self, elapsed: Option<i64>) {
         let now = self.now;
         let watched = &mut self.state.watched;
         watched.fresh_for = 0;
@@ -214,6 +244,11 @@ impl Look<'_> {
         if self.state.watched.missing_for >= self.tuning.fallback_after {
             self.state.fallback = true;
         }
+    }
+
+    fn missing(&mut self, elapsed: Option<i64>) {
+        self.unseen(elapsed);
+        let now = self.now;
         if self.state.fallback && self.tuning.fallback_relaxes && self.state.openness < 100 {
             let since = self.state.changes.last().map_or(0, |(time, _)| *time).max(self.facts.not_before);
             if now - since >= self.relax_window() {
@@ -222,7 +257,7 @@ impl Look<'_> {
         }
     }
 
-    fn fresh(&mut self, reading: &Reading, elapsed: Option<i64>) {
+    fn observe(&mut self, reading: &Reading, elapsed: Option<i64>) {
         self.average(reading, elapsed);
         let passed = elapsed.unwrap_or(0);
         let watched = &mut self.state.watched;
@@ -238,6 +273,10 @@ impl Look<'_> {
         }
         self.windows(passed);
         self.calm();
+    }
+
+    fn fresh(&mut self, reading: &Reading, elapsed: Option<i64>) {
+        self.observe(reading, elapsed);
         self.judge(reading);
         if self.state.fallback {
             return;
@@ -401,7 +440,7 @@ impl Look<'_> {
         let fast = self.state.watched.fast;
         let first = self.state.episode.is_some_and(|episode| episode.steps == 0);
         #[allow(clippy::cast_precision_loss)] // At most a day.
-        let due = self.state.watched.high_for as f64 >= tuning.tighten_after as f64 * if first { hesitation(fast) } else { 1.0 };
+        let due = self.state.watched.high_for as f64 >= tuning.tighten_after as f64 * hesitation(&self.state, now);
         if self.state.lockout.is_some_and(|lockout| now < lockout.until) {
             if self.state.efficacy == Efficacy::PoolsTooSmall {
                 self.limit = Some(Limit::PoolsTooSmall);
@@ -556,7 +595,7 @@ impl Look<'_> {
             if to >= NEARLY_OPEN { 100 } else { to }
         };
         let leaves_room = |to: &Percent| self.foreseen(pressure, *to) <= SAFE;
-        let widest = (step..=step.saturating_mul(2)).rev().map(up).find(leaves_room);
+        let widest = (step..=step.saturating_mul(4)).rev().map(up).find(leaves_room);
         widest.map_or((up(step), true), |to| (to, false))
     }
 
@@ -628,19 +667,26 @@ impl Look<'_> {
     }
 }
 
-/// By how much longer the first step waits: half as long again where there are hardly too many tasks, for that is what noise looks
-/// like, and not at all from a fifth too many on.
-fn hesitation(pressure: f64) -> f64 {
-    0.5f64.mul_add(((1.2 - pressure) / 0.15).clamp(0.0, 1.0), 1.0)
+/// By how much longer a step waits. Only the first of an episode does, and only where the limits have not been tightened lately: by
+/// three quarters where there are hardly too many tasks by either average, for that is what noise looks like, and not at all
+/// from a fifth too many on.
+fn hesitation(state: &State, now: i64) -> f64 {
+    let rising = state.changes.last().is_some_and(|(time, way)| *way == Way::Tighten && now - time < TOO_SOON);
+    if rising || state.episode.is_some_and(|episode| episode.steps > 0) {
+        return 1.0;
+    }
+    let pressure = state.watched.fast.min(state.watched.slow);
+    0.75f64.mul_add(((1.2 - pressure) / 0.15).clamp(0.0, 1.0), 1.0)
 }
 
 /// When the window for tightening that is running may end at the earliest, from now (milliseconds).
 #[must_use]
-pub fn next_end(tuning: &Tuning, state: &State) -> Option<i64> {
-    let episode = state.episode.filter(|_| state.pending.is_none() && state.watched.fast >= CLOSE)?;
-    let factor = if episode.steps == 0 { hesitation(state.watched.fast) } else { 1.0 };
+pub fn next_end(tuning: &Tuning, state: &State, now: i64) -> Option<i64> {
+    if state.episode.is_none() || state.pending.is_some() || state.watched.fast < CLOSE {
+        return None;
+    }
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // At most a day.
-    let window = (tuning.tighten_after as f64 * factor).ceil() as i64;
+    let window = (tuning.tighten_after as f64 * hesitation(state, now)).ceil() as i64;
     Some(window - state.watched.high_for).filter(|wait| *wait > 0)
 }
 

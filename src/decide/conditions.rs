@@ -88,6 +88,12 @@ pub struct Notice {
     pub note: String,
 }
 
+impl std::fmt::Display for Notice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} {}: {}", if self.warning { "Warning" } else { "Normal" }, self.reason, self.note)
+    }
+}
+
 /// The reason of a condition in a status.
 #[must_use]
 pub fn reason<'a>(status: &'a IdleConnectionPolicyStatus, type_: &str) -> Option<&'a str> {

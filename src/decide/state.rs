@@ -360,19 +360,15 @@ impl State {
         state
     }
 
-    /// Goes on from what was written down. `alive_until` is when the process that wrote it was last known to watch: windows
-    /// that were running then have run until then. Without it they begin anew.
+    /// Goes on from what somebody else wrote down, with one's own view of the signal: what a standby does that watched all the time.
     #[must_use]
-    pub fn resume(text: &str, alive_until: Option<i64>) -> Self {
-        let mut state = Self::decode(text);
-        if let Some(until) = alive_until {
-            let ran = |since: Option<i64>| since.map_or(0, |since| (until - since).max(0));
-            state.watched.low_for = ran(state.low_since);
-            state.watched.high_for = ran(state.episode.map(|episode| episode.since));
-            state.watched.missing_for = ran(state.missing_since);
-            state.watched.at = Some(until);
+    pub fn follow(self, text: &str) -> Self {
+        let mut next = Self { watched: self.watched, ..Self::decode(text) };
+        if next.changes.last() != self.changes.last() {
+            // Every change begins the window for relaxing anew.
+            next.watched.low_for = 0;
         }
-        state
+        next
     }
 }
 

@@ -7,8 +7,10 @@ use super::*;
 use crate::{
     api::status::Control,
     decide::conditions::{Seen, UnitResult, report},
-    targets,
 };
+
+/// A server that takes everything while it runs.
+const TRAITS: Traits = Traits { capability: |_| Capability::Hot, cap: |_, value| value, companions: |_, _, _| Settings::new() };
 
 const KNOB: Knob = Knob::ServerIdleTimeout;
 
@@ -83,7 +85,7 @@ impl Scene {
             suspend: self.suspend,
             drift_policy: self.drift_policy,
             declared: &self.declared,
-            traits: targets::traits(crate::api::policy::TargetType::Caddy),
+            traits: &TRAITS,
             units: &self.units,
             saved: &self.saved,
             unfinished: &self.unfinished,
@@ -102,7 +104,7 @@ impl Scene {
             generation: Some(1),
             suspend: self.suspend,
             declared: &self.declared,
-            traits: targets::traits(crate::api::policy::TargetType::Caddy),
+            traits: &TRAITS,
             problem: None,
             units: &results,
             plan,

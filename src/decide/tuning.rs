@@ -14,13 +14,13 @@ pub const CLOSE: f64 = 0.9;
 /// There is room at or under this share.
 pub const ROOM: f64 = 0.75;
 /// A relaxing step is taken gladly where it would leave the pressure at or under this, as far as can be foreseen.
-pub const SAFE: f64 = ROOM;
+pub const SAFE: f64 = 0.8;
 /// Where it cannot be foreseen to, the window is this many times as long.
 pub const DOUBT: i64 = 4;
 /// The least that one tightening step takes, as a share of the openness: the effect of less could not be told from noise.
 pub const LEAST_CUT: f64 = 0.2;
 /// From this openness on the rest of the way to what is declared is given back at once.
-pub const NEARLY_OPEN: u8 = 95;
+pub const NEARLY_OPEN: u8 = 90;
 /// Under this openness the rest of the way to the floor is taken at once.
 pub const LEAST_OPENNESS: u8 = 5;
 

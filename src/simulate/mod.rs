@@ -17,6 +17,7 @@ use crate::{
     api::{IdleConnectionPolicyStatus, Knob, Settings, policy::DriftPolicy},
     decide::{
         self, Adaptive, Capability, Change, Declared, Input, NodeState, Pause, Site, Stored, To, Traits, Unit, UnitState,
+        adapt::{self, Facts},
         conditions::{self, Seen, UnitResult},
         loop_conditions::SeenLoop,
         openness::{self, Percent},
@@ -50,8 +51,8 @@ pub struct Handover {
     pub at: i64,
     /// Seconds in which nobody watches.
     pub gap: i64,
-    /// Whether it is known until when the former one lived (its lease tells).
-    pub lease: bool,
+    /// Whether the other one has watched all the time (a standby), or begins to (after a crash).
+    pub standby: bool,
 }
 
 /// One step, as it is printed.
@@ -120,6 +121,17 @@ pub struct Run {
     pub blind: usize,
     /// The longest that the loop's state was, written down (bytes).
     pub written: usize,
+    /// What was said on the way.
+    pub told: Vec<Told>,
+}
+
+/// What was said at one moment: Events, and conditions whose status or reason changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Seconds from the start.
+    pub time: i64,
+    /// One line.
+    pub line: String,
 }
 
 /// Everything is used at once, and nothing is refused.
@@ -200,9 +212,11 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
     let mut samples: BTreeMap<String, NodeSample> = BTreeMap::new();
     let mut state = State::default();
     let mut written = state.encode();
+    let mut digest = String::new();
     let mut status = IdleConnectionPolicyStatus { observed_generation: Some(1), ..IdleConnectionPolicyStatus::default() };
     let mut not_before = 0;
-    let mut run = Run { decisions: Vec::new(), points: Vec::new(), summary: Summary::default(), blind: 0, written: 0 };
+    let mut run =
+        Run { decisions: Vec::new(), points: Vec::new(), summary: Summary::default(), blind: 0, written: 0, told: Vec::new() };
     let mut over = 0;
     let mut worst = None;
 
@@ -218,15 +232,19 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
                 &change.into_iter().map(|(knob, value)| Change { site: site(knob), to: To::Value(value) }).collect::<Vec<_>>(),
             );
         }
-        if let Some(Handover { at, gap, lease }) = handover {
-            if time >= at && time < at + gap {
-                // Nobody watches.
-                time += interval;
-                continue;
-            }
-            if time >= at + gap && time < at + gap + interval {
-                let before = status.control.as_ref().and_then(|control| control.adaptation.clone()).unwrap_or(written.clone());
-                state = State::resume(&before, lease.then_some((EPOCH + at) * 1000));
+        let handed = handover.filter(|handover| time >= handover.at);
+        let nobody_decides = handed.is_some_and(|handover| time < handover.at + handover.gap);
+        if nobody_decides && handed.is_some_and(|handover| !handover.standby) {
+            time += interval;
+            continue;
+        }
+        if let Some(Handover { at, gap, standby }) = handed.filter(|_| !nobody_decides)
+            && time < at + gap + interval
+        {
+            if standby {
+                state = state.follow(&written);
+            } else {
+                state = State::decode(&written);
                 samples.clear();
                 not_before = now + setup.tuning.tighten_after.min(120_000);
             }
@@ -240,6 +258,12 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
         }
         let signal =
             decide::signal::read(&samples, names.iter().map(AsRef::as_ref), setup.percentile, setup.tuning.most_age(), now);
+        if nobody_decides {
+            state = adapt::watch(&setup.tuning, &Facts::undisturbed(&setup.declared, &setup.floor), &state, &signal, now)
+                .follow(&written);
+            time += interval;
+            continue;
+        }
         let stamp = Timestamp::from_millisecond(now).unwrap_or_default();
         let share = plant.share().unwrap_or(Share::UNKNOWN);
         let adaptive = Adaptive {
@@ -278,9 +302,10 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
         let Some(outcome) = plan.outcome.clone() else { break };
         let reading = if let Signal::Fresh(reading) = &signal { Some(reading) } else { None };
         let now_written = outcome.state.encode();
+        let now_digest = outcome.digest(&signal);
         let news = outcome.decision.is_some()
             || outcome.judged.is_some()
-            || now_written != written
+            || now_digest != digest
             || !plan.drift.is_empty()
             || !plan.units.is_empty();
         if news || status.conditions.is_empty() {
@@ -294,7 +319,7 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
                 share,
                 moved: false,
             };
-            let (next, _) = conditions::report(&Seen {
+            let (next, notices) = conditions::report(&Seen {
                 generation: Some(1),
                 suspend: false,
                 declared: &declared,
@@ -309,6 +334,8 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
                 previous: &status,
                 now: stamp,
             });
+            run.told.extend(notices.iter().map(|notice| Told { time, line: notice.to_string() }));
+            run.told.extend(turned(&status, &next).map(|line| Told { time, line }));
             status = next;
         }
         let unjudged = run.decisions.iter_mut().rev().find(|d| d.tightens() && d.verdict.is_none());
@@ -337,6 +364,7 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
         run.points.push(point(time, reading, outcome.state.openness, plant.pressure()));
         state = outcome.state;
         written = now_written;
+        digest = now_digest;
         time += interval;
     }
     run.summary.changes = run.decisions.len();
@@ -346,6 +374,18 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
     run.summary.minutes_over_threshold = minutes;
     run.summary.final_openness_percent = state.openness;
     run
+}
+
+/// Conditions whose status or reason changed.
+fn turned<'a>(
+    before: &'a IdleConnectionPolicyStatus,
+    after: &'a IdleConnectionPolicyStatus,
+) -> impl Iterator<Item = String> + 'a {
+    after.conditions.iter().filter_map(|condition| {
+        let old = before.conditions.iter().find(|old| old.type_ == condition.type_);
+        let same = old.is_some_and(|old| old.status == condition.status && old.reason == condition.reason);
+        (!same).then(|| format!("{}={}/{}: {}", condition.type_, condition.status, condition.reason, condition.message))
+    })
 }
 
 fn point(time: i64, reading: Option<&Reading>, openness: Percent, truth: f64) -> Point {

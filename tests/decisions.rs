@@ -1,0 +1,102 @@
+//! What the loop does and says on every model server, as a person would read it afterwards: tests/golden/loop/.
+//!
+//! A change of a rule shows here as a change of a course. `make generate` writes the files; what changed in them is for review.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc, missing_docs)]
+
+use std::{fmt::Write as _, fs, path::Path};
+
+use idleconn_operator::{
+    api::adaptive::{Adaptive, Behavior, Fallback, FallbackBehavior, Mode, Profile},
+    decide::tuning::Tuning,
+    simulate::{
+        self, Handover, Setup,
+        plant::{Kind, Model, policy},
+    },
+};
+
+const SEED: u64 = 2;
+const NODES: usize = 8;
+
+fn adaptive(mode: Mode, profile: Profile) -> Adaptive {
+    Adaptive { mode, behavior: Some(Behavior { profile, ..Behavior::default() }), ..Adaptive::default() }
+}
+
+fn balanced() -> Adaptive {
+    adaptive(Mode::Enforce, Profile::Balanced)
+}
+
+/// One run, told from its beginning to its end.
+fn course(title: &str, kind: Kind, adaptive: &Adaptive, informed: bool, handover: Option<Handover>) -> String {
+    let (declared, floor) = policy();
+    let setup = Setup { declared, floor, tuning: Tuning::of(Some(adaptive)), percentile: 95 };
+    let hours = if kind == Kind::Daily { 24 } else { 6 };
+    let run = simulate::run(&setup, &mut Model::new(kind, SEED, NODES, informed, &setup.declared), hours * 3600, handover);
+    let mut text = format!("# {title}\n");
+    let mut lines: Vec<_> = run.told.into_iter().map(|told| (told.time, told.line)).collect();
+    for step in &run.decisions {
+        let verdict = step.verdict.as_deref().map_or(String::new(), |verdict| format!(" ({verdict})"));
+        lines.push((step.time, format!("{} % -> {} %: {}{verdict}", step.from_percent, step.to_percent, step.reason)));
+    }
+    lines.sort_by_key(|(time, _)| *time);
+    for (time, line) in lines {
+        let _ = writeln!(text, "{:>2}:{:02}:{:02} {line}", time / 3600, time % 3600 / 60, time % 60);
+    }
+    let simulate::Summary { changes, reversals, minutes_over_threshold, final_openness_percent, verdict } = run.summary;
+    let _ = writeln!(
+        text,
+        "{changes} changes, {reversals} reversals, {minutes_over_threshold:.0} min over, {final_openness_percent} % in the end, {verdict}\n"
+    );
+    text
+}
+
+fn hold(name: &str, text: &str) {
+    // Run from tests/pure as well.
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find(|path| path.join("tests/golden").is_dir()).unwrap();
+    let path = root.join(format!("tests/golden/loop/{name}.txt"));
+    if std::env::var_os("IDLECONN_GENERATE").is_some() {
+        fs::write(&path, text).unwrap();
+    }
+    let there = fs::read_to_string(&path).unwrap_or_default();
+    let first = there.lines().zip(text.lines()).find(|(a, b)| a != b);
+    assert!(there == text, "{name} takes another course, first: {first:?}; run `make generate` and review what changed");
+}
+
+#[test]
+fn every_plant_takes_the_course_that_was_reviewed() {
+    for kind in Kind::ALL {
+        let text = course("the pools' share is unknown", kind, &balanced(), false, None)
+            + &course("the pools' share is known to half", kind, &balanced(), true, None);
+        hold(kind.name(), &text);
+    }
+}
+
+#[test]
+fn so_does_every_way_to_behave() {
+    let text = course("Conservative", Kind::Burst, &adaptive(Mode::Enforce, Profile::Conservative), false, None)
+        + &course("Aggressive", Kind::Burst, &adaptive(Mode::Enforce, Profile::Aggressive), false, None)
+        + &course("Recommend", Kind::Burst, &adaptive(Mode::Recommend, Profile::Balanced), false, None)
+        + &course("Disabled", Kind::Burst, &adaptive(Mode::Disabled, Profile::Balanced), false, None);
+    hold("behaviour", &text);
+}
+
+#[test]
+fn so_does_the_dark() {
+    let declared =
+        Adaptive { fallback: Some(Fallback { behavior: FallbackBehavior::Declared, ..Fallback::default() }), ..balanced() };
+    let text = course("fallback Declared in a gap", Kind::Gap, &declared, false, None)
+        + &course("fallback Declared in an outage", Kind::Outage, &declared, false, None);
+    hold("fallback", &text);
+}
+
+#[test]
+fn so_does_a_change_of_leader() {
+    let mut text = String::new();
+    for (at, standby) in [(3900, true), (3900, false), (11_000, true), (11_000, false)] {
+        let title =
+            format!("another one from {at} s on, {}", if standby { "which has watched" } else { "which begins to watch" });
+        text += &course(&title, Kind::Mixed, &balanced(), true, Some(Handover { at, gap: 60, standby }));
+        text += &course(&title, Kind::Leak, &balanced(), false, Some(Handover { at, gap: 60, standby }));
+    }
+    hold("change-of-leader", &text);
+}

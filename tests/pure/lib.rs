@@ -1,0 +1,15 @@
+//! The part of the operator that decides, built alone: it compiles without a client, a runtime or a clock, or it is not pure.
+//! `make mutants` works here, because one change takes seconds to build instead of the whole crate's.
+
+#[path = "../../src/api/mod.rs"]
+pub mod api;
+#[path = "../../src/decide/mod.rs"]
+pub mod decide;
+#[path = "../../src/simulate/mod.rs"]
+pub mod simulate;
+
+#[cfg(test)]
+extern crate self as idleconn_operator;
+#[cfg(test)]
+#[path = "../decisions.rs"]
+mod decisions;
