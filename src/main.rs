@@ -111,5 +111,5 @@ async fn client(cluster: &Cluster) -> Result<Client, Error> {
         }
         None => Config::infer().await.map_err(|e| failed(&e))?,
     };
-    Client::try_from(config).map_err(|e| failed(&e))
+    idleconn_operator::controller::client(config).map_err(|e| failed(&e))
 }

@@ -177,6 +177,7 @@ impl World {
                     share,
                     load,
                     levels,
+                    rolls: false,
                     not_before: 0,
                     now: self.now,
                 }),

@@ -8,6 +8,7 @@ pub mod duration;
 pub mod limits;
 pub mod policy;
 pub mod preset;
+pub mod restart;
 mod rules;
 pub mod status;
 

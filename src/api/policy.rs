@@ -5,7 +5,7 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{GoDuration, Limits, Preset, adaptive::Adaptive, status::IdleConnectionPolicyStatus};
+use super::{GoDuration, Limits, Preset, adaptive::Adaptive, restart::Restart, status::IdleConnectionPolicyStatus};
 
 /// Declares how HTTP connections may idle on the nodes of one target.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -51,6 +51,9 @@ pub struct IdleConnectionPolicySpec {
     /// Tightens the limits by itself while nodes run too many tasks. Absent is the same as mode: Disabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adaptive: Option<Adaptive>,
+    /// Whether nodes are restarted for limits that they read only when they start. Absent is the same as policy: Never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restart: Option<Restart>,
     /// What to do when a node was changed by somebody else: Correct puts the declared value back, Report only says so.
     #[serde(default)]
     pub drift_policy: DriftPolicy,

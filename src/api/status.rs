@@ -231,9 +231,50 @@ pub struct Control {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, Vec<i64>>")]
     pub contended: BTreeMap<Knob, [i64; 3]>,
+    /// Nodes that are being restarted, and when restarts began.
+    #[serde(default, skip_serializing_if = "RestartControl::is_unused")]
+    pub restart: RestartControl,
     /// Where tightening and relaxing stand; see docs/control-law.md for its parts.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "loop")]
     pub adaptation: Option<String>,
+}
+
+/// What has been begun with restarts, so that it is seen through.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+pub struct RestartControl {
+    /// The change that nodes were last restarted for (Unix milliseconds).
+    #[serde(default, skip_serializing_if = "is_zero_time")]
+    pub change: i64,
+    /// When restarting for a change began, in the last 24 hours (Unix seconds).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub begun: Vec<i64>,
+    /// The nodes that are being restarted.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nodes: Vec<Restarting>,
+}
+
+impl RestartControl {
+    fn is_unused(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A node that is being restarted.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Restarting {
+    /// Its name.
+    pub node: String,
+    /// The name of its pod.
+    pub pod: String,
+    /// The UID of the pod that is to go.
+    pub uid: String,
+    /// Since when (Unix seconds).
+    pub since: i64,
+}
+
+#[allow(clippy::trivially_copy_pass_by_ref)] // serde calls it with a reference.
+const fn is_zero_time(time: &i64) -> bool {
+    *time == 0
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // serde calls it with a reference.

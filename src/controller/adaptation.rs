@@ -12,6 +12,7 @@ use crate::{
         self, IdleConnectionPolicyStatus, Settings,
         adaptive::{Mode, Signal as SignalSpec, Source as SourceName},
         policy::TargetType,
+        restart::{RestartFor, RestartPolicy},
     },
     clock,
     decide::{
@@ -53,6 +54,7 @@ pub struct Adaptation {
     suspend: bool,
     standing: Standing,
     levels: bool,
+    rolls: bool,
     not_before: i64,
     obstacle: Option<Signal>,
     digest: String,
@@ -101,6 +103,7 @@ impl Adaptation {
             share: Share::UNKNOWN,
             load: None,
             levels: self.levels,
+            rolls: self.rolls,
             not_before: self.not_before,
             now: look.now,
         }
@@ -281,12 +284,14 @@ pub async fn prepare(
     }
     let (pause, unreadable, _) = pauses(subject, Timestamp::now());
     let levels = source == SourceName::StateFlags;
+    let restart = spec.restart.clone().unwrap_or_default();
+    let rolls = restart.policy == RestartPolicy::Rolling && restart.for_ == RestartFor::Any;
     if let Some(old) = &mut memory.adaptation {
         old.sampler.set(watch);
         let same = old.tuning.mode == tuning.mode;
         (old.tuning, old.declared, old.floor) = (tuning, declared.settings.clone(), floor);
         (old.pause, old.unreadable, old.suspend) = (pause, unreadable, spec.suspend);
-        (old.percentile, old.levels, old.obstacle) = (signal.percentile, levels, obstacle);
+        (old.percentile, old.levels, old.rolls, old.obstacle) = (signal.percentile, levels, rolls, obstacle);
         if !same {
             old.digest.clear();
         }
@@ -314,6 +319,7 @@ pub async fn prepare(
         suspend: spec.suspend,
         standing: Standing::default(),
         levels,
+        rolls,
         not_before,
         obstacle,
         digest: String::new(),

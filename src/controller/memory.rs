@@ -47,6 +47,8 @@ pub struct Memory {
     pub adaptation: Option<Adaptation>,
     /// Addresses from a target's answers that turned out to be pods of the policy's namespace.
     pub permitted: BTreeMap<String, bool>,
+    /// What stood in the way of the last restart, if anything did.
+    pub restart_note: Option<String>,
     /// By node: uptime when last seen, when that was, and a time after which the process started.
     pub lives: BTreeMap<String, Life>,
 }
@@ -163,7 +165,7 @@ mod tests {
 
     fn node(uptime: u64) -> NodeState {
         let uptime = Uptime { at_least: Duration::from_secs(uptime), slack: Duration::from_secs(10) };
-        NodeState { name: "t1".into(), stored: Ok(BTreeMap::new()), uptime: Some(uptime), metrics: None }
+        NodeState { name: "t1".into(), stored: Ok(BTreeMap::new()), uptime: Some(uptime), metrics: None, process: None }
     }
 
     fn started_after(looks: &[(i64, u64)]) -> i64 {

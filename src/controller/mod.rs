@@ -10,6 +10,7 @@ mod places;
 mod pods;
 mod reconcile;
 mod report;
+mod restart;
 mod restore;
 
 use std::{
@@ -91,6 +92,16 @@ async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Er
         Ok(answer) => Ok(answer?),
         Err(_) => Err(Error::TimedOut),
     }
+}
+
+/// A client that asks once. kube's own would ask again up to 15 times, for a quarter of an hour each, and hold a worker while it does:
+/// whoever asks here has a back-off of its own, and a 429 from the Eviction API is an answer.
+///
+/// # Errors
+/// Where the configuration cannot be used.
+pub fn client(mut config: kube::Config) -> kube::Result<Client> {
+    config.default_retry = false;
+    Client::try_from(config)
 }
 
 /// What the controller is told.

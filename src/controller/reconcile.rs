@@ -22,10 +22,10 @@ use super::{
     memory::{Memory, wait},
     originals,
     places::{self, Failure},
-    report, restore,
+    report, restart, restore,
 };
 use crate::{
-    api::{FINALIZER, IdleConnectionPolicy, IdleConnectionPolicyStatus, policy::DriftPolicy},
+    api::{FINALIZER, IdleConnectionPolicy, IdleConnectionPolicyStatus, policy::DriftPolicy, status::RestartControl},
     clock,
     decide::{
         self, Cause, Declared, Input, Plan, Traits, Unit,
@@ -38,6 +38,8 @@ use crate::{
 
 /// When an older policy has not been looked at yet: it may have the first claim.
 const WAIT_FOR_ELDERS: Duration = Duration::from_millis(50);
+/// While a node is being restarted: nobody tells when it has come back.
+const WHILE_RESTARTING: Duration = Duration::from_secs(2);
 /// A little past the time when something is due, so that it is.
 const MOMENT: Duration = Duration::from_millis(5);
 /// When a unit answered too late to be decided upon.
@@ -266,6 +268,8 @@ async fn work(
     log_faults(subject, memory, &results);
 
     let departed = restore::departed(ctx, subject, memory, &units).await?;
+    restart::look(ctx, subject, memory, &mut plan, traits, &results).await?;
+    let news = plan.restart.as_ref().is_some_and(|_| plan.control.restart != restarting(subject));
     say(ctx, subject, memory, declared, traits, None, &plan, &results, look.as_ref()).await?;
     let started: BTreeMap<_, _> = memory.lives.iter().map(|(name, life)| (name.clone(), life.started_after)).collect();
     if let (Some(adaptation), Some(outcome), Some(look)) = (&mut memory.adaptation, &plan.outcome, &look) {
@@ -273,7 +277,14 @@ async fn work(
         let units = results.iter().filter_map(|result| result.state.as_ref().ok());
         adaptation.commit(outcome, look, &status, traits, &started, units);
     }
+    // Begun was only what has been written down now.
+    restart::act(ctx, subject, memory, &plan, target.as_ref(), &results).await;
     let mut next = next_look(ctx, subject, memory, &plan);
+    if news {
+        next = next.min(MOMENT);
+    } else if plan.restart.as_ref().is_some_and(|(outcome, _)| outcome.is_going_on()) {
+        next = next.min(WHILE_RESTARTING);
+    }
     if late_answers {
         next = next.min(ASK_AGAIN);
     }
@@ -281,6 +292,12 @@ async fn work(
         next = next.min(wait(2));
     }
     Ok(Action::requeue(next))
+}
+
+/// What was written down of restarts before this pass.
+fn restarting(subject: &Subject) -> RestartControl {
+    let control = subject.object.status.as_ref().and_then(|status| status.control.as_ref());
+    control.map(|control| control.restart.clone()).unwrap_or_default()
 }
 
 /// When to look again if nothing happens: when a node that failed is due, or a contested field, and by and by in any case.

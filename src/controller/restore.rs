@@ -9,7 +9,7 @@ use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::api::{apps::v1::ControllerRevision, core::v1::Pod};
 use kube::{Api, ResourceExt as _, api::ListParams, runtime::controller::Action};
 
-use super::{Context, Error, Subject, apply, in_time, memory::Memory, originals, places, reconcile, report};
+use super::{Context, Error, Subject, apply, in_time, memory::Memory, originals, places, reconcile, report, restart};
 use crate::{
     api::{
         FINALIZER, IdleConnectionPolicy,
@@ -42,7 +42,8 @@ pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
     // By this process's own patience, not by the clock: one that is an hour ahead would give up at once.
     let began = *memory.leaving.get_or_insert_with(Instant::now);
     let timeout = subject.spec().restore_timeout.get().unwrap_or(Duration::from_secs(300));
-    let left = restore_all(ctx, subject, memory).await?;
+    let mut left = restore_all(ctx, subject, memory).await?;
+    left.extend(restart::call_off(ctx, subject, memory.credentials.clone()).await.err());
     if let Some((name, fault)) = left.first() {
         let waited = began.elapsed();
         if waited < timeout {

@@ -52,6 +52,8 @@ pub struct Facts<'a> {
     pub in_effect: bool,
     /// Whether what is wanted waits for a restart.
     pub needs_restart: bool,
+    /// Whether the nodes are restarted for it.
+    pub rolls: bool,
     /// The pools' part of the tasks.
     pub share: Share,
     /// Load, in whatever unit.
@@ -73,6 +75,7 @@ impl<'a> Facts<'a> {
             no_relaxing: false,
             in_effect: true,
             needs_restart: false,
+            rolls: false,
             share: Share::UNKNOWN,
             load: None,
             levels: false,
@@ -495,7 +498,7 @@ impl Look<'_> {
             return;
         }
         if !facts.in_effect {
-            self.limit = facts.needs_restart.then_some(Limit::RestartForbidden);
+            self.limit = (facts.needs_restart && !facts.rolls).then_some(Limit::RestartForbidden);
             return;
         }
         if self.state.pending.is_some() || now < self.state.dead_until {
@@ -552,7 +555,7 @@ impl Look<'_> {
             return;
         }
         if !facts.in_effect {
-            self.limit = facts.needs_restart.then_some(Limit::RestartForbidden);
+            self.limit = (facts.needs_restart && !facts.rolls).then_some(Limit::RestartForbidden);
             return;
         }
         self.relax(reason, slow);

@@ -10,6 +10,7 @@ use super::{
     loop_conditions::{self, SeenLoop},
     observed::{Cause, Fault, NodeState},
     originals::Saved,
+    restart::{self, Said},
 };
 use crate::api::{
     IdleConnectionPolicyStatus, Knob, Limits, Settings, Value,
@@ -320,6 +321,36 @@ pub(super) fn in_use(
     }
 }
 
+/// The nodes, as far as restarting them goes, and when the newest change was made that needs one (Unix milliseconds).
+#[must_use]
+pub fn waiting<'a>(
+    desired: &Declared,
+    traits: &Traits,
+    changed: &BTreeMap<Knob, i64>,
+    started: &BTreeMap<String, i64>,
+    saved: &BTreeMap<String, Saved>,
+    units: &'a [UnitResult],
+) -> (Vec<restart::Node<'a>>, i64) {
+    let mut changed = changed.clone();
+    changed.retain(|knob, _| desired.settings.contains_key(knob));
+    let mut nodes = Vec::new();
+    for result in units {
+        let Ok(state) = &result.state else { continue };
+        let saved = saved.get(&result.unit.id).map(|saved| &saved.sites);
+        let settings = super::settings(desired, traits, state, saved);
+        evidence(&mut changed, &settings, traits, state, saved);
+        for node in &state.nodes {
+            let pending = node.stored.as_ref().is_ok_and(|stored| {
+                let stores = |(knob, value): (&Knob, &Value)| stored.get(knob).is_none_or(|stored| *stored == Some(*value));
+                let unused = |knob: &Knob| in_use(*knob, traits, &changed, started, state, node) == Some(false);
+                settings.iter().all(stores) && settings.keys().filter(|knob| stored.contains_key(knob)).any(unused)
+            });
+            nodes.push(restart::Node { name: &node.name, pending, answers: node.stored.is_ok(), process: node.process.as_ref() });
+        }
+    }
+    (nodes, changed.into_values().max().unwrap_or(0))
+}
+
 fn holds(differs: &[(&Knob, &Value)], stored: &BTreeMap<Knob, Option<Value>>, declared: &Declared) -> String {
     let parts: Vec<_> = differs
         .iter()
@@ -338,7 +369,7 @@ fn conditions(seen: &Seen<'_>, tally: &Tally) -> Vec<Condition> {
         Some(problem) if problem.refused => ("Accepted", "False", problem.reason, problem.message.clone()),
         _ => ("Accepted", "True", "Accepted", accepted_message(seen)),
     });
-    let (programmed, in_effect) = (programmed(seen, tally), in_effect(tally));
+    let (programmed, in_effect) = (programmed(seen, tally), in_effect(seen, tally));
     let rejected = tally.write_fault.as_ref().filter(|f| f.cause == Cause::Rejected);
     let ready = ready(seen, tally);
     let (ready_true, ready_reason, ready_message) = (ready.0 == "True", ready.1, ready.2.clone());
@@ -469,10 +500,28 @@ fn drifted(drift: &Drift) -> String {
     format!("{}{restarted}: {} was {found}, declared {}", drift.unit, drift.knob, drift.declared)
 }
 
-fn in_effect(tally: &Tally) -> (&'static str, &'static str, String) {
+fn in_effect(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, String) {
     let nodes = &tally.nodes;
     if tally.answered == 0 {
         return ("Unknown", "Unknown", "No node answered".into());
+    }
+    let (said, why) = seen.plan.restart.as_ref().map_or((None, None), |(restart, why)| (restart.said.as_ref(), why.as_ref()));
+    let why = why.map_or_else(String::new, |why| format!(": {why}"));
+    let using = format!("{} of {} nodes use them", nodes.in_effect, nodes.total);
+    match said {
+        Some(Said::Rolling(node)) => return ("False", "RollingOut", format!("{using}; restarting {node}{why}")),
+        Some(Said::Stalled(node)) => {
+            let message = format!("{using}; {node} has not come back in time, no other is restarted{why}");
+            return ("False", "RestartStalled", message);
+        }
+        Some(Said::Unavailable(node)) => {
+            return ("False", "RestartRequired", format!("{using}; no restart while {node} is out of service{why}"));
+        }
+        Some(Said::Budget) => return ("False", "RestartRequired", format!("{using}; restart.maxPerDay is used up")),
+        Some(Said::NoPod(node)) => {
+            return ("False", "RestartRequired", format!("{using}; the pod of {node} is not known{why}"));
+        }
+        None => {}
     }
     if !tally.pending.is_empty() {
         let knobs: Vec<_> = tally.pending_knobs.iter().map(|knob| knob.path()).collect();
@@ -496,6 +545,9 @@ fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> 
     let mut notices = Vec::new();
     let mut tell = |warning, reason, note: &str| notices.push(Notice { warning, reason, note: note.to_owned() });
     let new_generation = seen.previous.observed_generation != seen.generation;
+    for node in seen.plan.restart.iter().flat_map(|(restart, _)| &restart.finished) {
+        tell(false, "NodeRestarted", &format!("{node} was restarted and uses the declared limits"));
+    }
     for type_ in ["Accepted", "Programmed", "InEffect", "Stalled"] {
         let Some(new) = find(status, type_) else { continue };
         let old = find(seen.previous, type_);
@@ -514,6 +566,7 @@ fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> 
             ("Programmed", "False", "Contended") if flipped => tell(true, "Contended", note),
             ("Programmed", "False", "Drifted") if flipped => tell(true, "DriftDetected", note),
             ("InEffect", "False", "RestartRequired") if flipped || new_generation => tell(true, "RestartRequired", note),
+            ("InEffect", "False", "RestartStalled") if flipped => tell(true, "RestartStalled", note),
             ("Stalled", "True", "Rejected") if flipped || new_generation => tell(true, "Rejected", note),
             _ => {}
         }

@@ -14,6 +14,7 @@ pub mod observed;
 pub mod openness;
 pub mod order;
 pub mod originals;
+pub mod restart;
 pub mod signal;
 pub mod state;
 pub mod tighten;
@@ -24,7 +25,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use adapt::{Facts, Outcome};
 pub use declare::{Capability, Declared, Traits, declare, floor};
 use jiff::Timestamp;
-pub use observed::{Cause, Fault, NodeState, Site, Sites, Stored, Unit, UnitState};
+pub use observed::{Cause, Fault, NodeState, Process, Site, Sites, Stored, Unit, UnitState};
 use originals::Saved;
 use serde_json::Value as Json;
 use signal::Signal;
@@ -101,6 +102,8 @@ pub struct Adaptive<'a> {
     pub load: Option<f64>,
     /// Whether the source says only that there are too many.
     pub levels: bool,
+    /// Whether nodes are restarted for every step.
+    pub rolls: bool,
     /// Nothing is decided before this (Unix milliseconds).
     pub not_before: i64,
     /// The loop's own clock (Unix milliseconds), which does not jump.
@@ -131,6 +134,8 @@ pub struct Plan {
     pub desired: Declared,
     /// What came of the loop's look.
     pub outcome: Option<Outcome>,
+    /// What came of looking at restarts, and what stands in the way of one.
+    pub restart: Option<(restart::Outcome, Option<String>)>,
 }
 
 /// A value that somebody else changed.
@@ -245,6 +250,7 @@ impl<'a> Adaptive<'a> {
             no_relaxing: self.pause.relax || suspend,
             in_effect: standing.in_effect,
             needs_restart: standing.needs_restart,
+            rolls: self.rolls && !suspend,
             share: self.bounded_share(),
             load: self.load,
             levels: self.levels,

@@ -87,6 +87,23 @@ pub struct NodeState {
     pub uptime: Option<Uptime>,
     /// Where its metrics page is, `scheme://host:port`, if it is not the unit's own address.
     pub metrics: Option<String>,
+    /// Where its process runs, by its cluster's word; `None` where a restart is never needed.
+    pub process: Option<Process>,
+}
+
+/// Where a node's process runs. It is a foreign word: nothing is done to a pod that only one part of it points at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Process {
+    /// The name of its pod; empty where it did not say.
+    pub pod: String,
+    /// The hosts of its addresses.
+    pub hosts: Vec<String>,
+    /// Whether it is out of service (AIStore: in maintenance).
+    pub drained: bool,
+    /// Whether it has to be taken out of service before it is restarted.
+    pub drains: bool,
+    /// Nodes of a lower rank are restarted first.
+    pub rank: u8,
 }
 
 /// How long a process has run. Servers that report it now and then report too little, never too much.

@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    api::status::Control,
+    api::status::{Control, RestartControl, Restarting},
     decide::conditions::{Seen, UnitResult, report},
 };
 
@@ -25,7 +25,13 @@ fn unit(id: &str) -> Unit {
 fn holding(secs: Option<u64>) -> UnitState {
     let site = Site { knob: KNOB, place: "web".into() };
     let stored = Stored { value: secs.map(seconds), raw: secs.map(|s| json!(format!("{s}s"))) };
-    let node = NodeState { name: "n".into(), stored: Ok([(KNOB, secs.map(seconds))].into()), uptime: None, metrics: None };
+    let node = NodeState {
+        name: "n".into(),
+        stored: Ok([(KNOB, secs.map(seconds))].into()),
+        uptime: None,
+        metrics: None,
+        process: None,
+    };
     UnitState { sites: [(site, stored)].into(), nodes: vec![node], ..UnitState::default() }
 }
 
@@ -223,9 +229,24 @@ fn a_large_fleet_has_a_small_status() {
             events: u32::MAX,
             changed: aistore.map(|k| (k, 1_795_238_282_000)).into(),
             contended: aistore.map(|k| (k, [19, 1_795_238_282, 1_795_238_282])).into(),
-            adaptation: None,
+            ..Control::default()
         },
-        Control { events: u32::MAX, changed: BTreeMap::new(), contended: longest, adaptation: None },
+        Control {
+            events: u32::MAX,
+            changed: aistore.map(|k| (k, 1_795_238_282_000)).into(),
+            restart: RestartControl {
+                change: 1_795_238_282_000,
+                begun: vec![1_795_238_282],
+                nodes: vec![Restarting {
+                    node: "target-t0".into(),
+                    pod: "ais-target-0".into(),
+                    uid: "b0f5b8a4-8a3e-4f6b-9f0a-0d5f3f1c2a11".into(),
+                    since: 1_795_238_282,
+                }],
+            },
+            ..Control::default()
+        },
+        Control { events: u32::MAX, contended: longest, ..Control::default() },
     ] {
         let bytes = serde_json::to_vec(&control).expect("JSON").len();
         assert!(bytes <= 512, "{bytes} bytes");

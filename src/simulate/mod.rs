@@ -165,7 +165,8 @@ impl Virtual {
     /// The node behind it says what it stores.
     fn settle(&mut self) {
         let stored = self.state.sites.iter().map(|(site, stored)| (site.knob, stored.value)).collect();
-        self.state.nodes = vec![NodeState { name: "simulated".into(), stored: Ok(stored), uptime: None, metrics: None }];
+        self.state.nodes =
+            vec![NodeState { name: "simulated".into(), stored: Ok(stored), uptime: None, metrics: None, process: None }];
     }
 
     /// What it held before the first write: nothing.
@@ -275,6 +276,7 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
             share,
             load: plant.load(),
             levels: false,
+            rolls: false,
             not_before,
             now,
         };

@@ -42,6 +42,11 @@ pub trait Target: Send + Sync {
         Box::pin(std::future::ready(None))
     }
 
+    /// Takes a node out of service, or back into it, so that its restart disturbs nobody.
+    fn drain<'a>(&'a self, _unit: &'a Unit, _node: &'a str, _out: bool) -> BoxFuture<'a, Result<(), Fault>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
     /// Writes changes, all at once, against the state they were decided from.
     ///
     /// A time-out is a fault like any other: whether it was stored is found out by reading.

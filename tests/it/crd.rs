@@ -196,6 +196,18 @@ fn table() -> Vec<(Json, &'static str)> {
         (caddy(&intra(&json!({"idleConnTimeout": "10m", "maxIdleConnsPerHost": 500}))), OK),
         // The rest
         (caddy(&json!({"driftPolicy": "Report", "deletionPolicy": "Retain", "suspend": true, "restoreTimeout": "10s"})), OK),
+        (caddy(&json!({"restart": {}})), OK),
+        (
+            caddy(
+                &json!({"restart": {"policy": "Rolling", "for": "Any", "maxUnavailable": 3, "maxPerDay": 24, "timeout": "1h"}}),
+            ),
+            OK,
+        ),
+        (caddy(&json!({"restart": {"policy": "Always"}})), "supported values: \"Never\", \"Rolling\""),
+        (caddy(&json!({"restart": {"for": "Fun"}})), "supported values: \"Declared\", \"Any\""),
+        (caddy(&json!({"restart": {"maxUnavailable": 0}})), "should be greater than or equal to 1"),
+        (caddy(&json!({"restart": {"maxPerDay": 25}})), "should be less than or equal to 24"),
+        (caddy(&json!({"restart": {"timeout": "0s"}})), "restart.timeout must be between 1s and 24h"),
         (caddy(&json!({"driftPolicy": "Ignore"})), "supported values: \"Correct\", \"Report\""),
         (caddy(&json!({"deletionPolicy": "Delete"})), "supported values: \"Restore\", \"Retain\""),
         (caddy(&json!({"restoreTimeout": "0s"})), "restoreTimeout must be between 1s and 24h"),

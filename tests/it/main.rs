@@ -16,4 +16,5 @@ mod faults;
 mod generated;
 mod references;
 mod replay;
+mod restart;
 mod steady;

@@ -1,8 +1,8 @@
 //! The part of the operator that decides, built alone: it compiles without a client, a runtime or a clock, or it is not pure.
 //! `make mutants` works here, because one change takes seconds to build instead of the whole crate's.
 
-#[path = "../../src/api/mod.rs"]
-pub mod api;
+pub use idleconn_api as api;
+
 #[path = "../../src/decide/mod.rs"]
 pub mod decide;
 #[path = "../../src/simulate/mod.rs"]

@@ -15,7 +15,7 @@ use super::{Credentials, Place, Target};
 use crate::{
     api::{GoDuration, Knob, Settings, Value},
     clock,
-    decide::{Capability, Cause, Change, Fault, NodeState, Site, Sites, To, Traits, Unit, UnitState, observed::Uptime},
+    decide::{Capability, Cause, Change, Fault, NodeState, Process, Site, Sites, To, Traits, Unit, UnitState, observed::Uptime},
     pool::{Pool, Request, Response},
 };
 
@@ -28,6 +28,8 @@ const READ: Duration = Duration::from_secs(3);
 const WRITE: Duration = Duration::from_secs(45);
 /// How long a write is waited for before the nodes are asked what they store.
 const PATIENCE: Duration = Duration::from_secs(2);
+/// How long taking a node into maintenance and out of it may take.
+const MAINTENANCE: Duration = Duration::from_secs(10);
 /// Nodes of one cluster that are asked at the same time, through its proxy.
 const AT_ONCE: usize = 4;
 /// The longest that a client pool may keep a connection: the servers close theirs at 30 s.
@@ -144,19 +146,21 @@ impl AIStore {
             Ok(answer) => answer,
             Err(fault) => {
                 let fault = node_fault(id, fault);
-                return (NodeState { name: id.to_owned(), stored: Err(fault), uptime: None, metrics: None }, None);
+                return (NodeState { name: id.to_owned(), stored: Err(fault), uptime: None, metrics: None, process: None }, None);
             }
         };
         let http = config.net.http;
         let stored = PLACES.iter().filter_map(|(knob, key)| http.get(*key).map(|raw| (*knob, wire::value(*knob, raw)))).collect();
         // Without its status a node still counts as programmed; only its restart is then not known.
         let status = self.json::<wire::NodeStatus>(address, "/v1/reverse/daemon?what=node_status", Some(id)).await;
+        let status = status.ok().map(|(status, _)| status);
         let uptime = status
-            .ok()
-            .and_then(|(status, _)| status.uptime())
+            .as_ref()
+            .and_then(wire::NodeStatus::uptime)
             .map(|at_least| Uptime { at_least, slack: config.periodic.slack() });
+        let process = status.map(|status| Process { pod: status.pod(), ..Process::default() });
         let changed = wire::local_time(&config.lastupdate_time, response.header("date"), clock::steady());
-        (NodeState { name: id.to_owned(), stored: Ok(stored), uptime, metrics: None }, changed)
+        (NodeState { name: id.to_owned(), stored: Ok(stored), uptime, metrics: None, process }, changed)
     }
 }
 
@@ -182,10 +186,19 @@ impl Target for AIStore {
             let address = &unit.address;
             let (map, _) = self.json::<wire::ClusterMap>(address, "/v1/cluster?what=smap", None).await?;
             let (config, _) = self.json::<wire::Config>(address, "/v1/cluster?what=cluster_config", None).await?;
-            let members: Vec<_> = map.pmap.into_iter().chain(map.tmap).collect();
+            let primary = map.proxy_si.daemon_id;
+            let targets = map.tmap.len();
+            let members: Vec<_> = map.tmap.into_iter().chain(map.pmap).collect();
             let questions: Vec<_> = members.iter().map(|(id, _)| self.node(address, id).boxed()).collect();
             let mut nodes: Vec<_> = stream::iter(questions).buffered(AT_ONCE).collect().await;
-            for ((node, _), (_, member)) in nodes.iter_mut().zip(members) {
+            for (n, ((node, _), (id, member))) in nodes.iter_mut().zip(members).enumerate() {
+                // In maintenance the proxy answers for the node, and does not know its pod.
+                let process = node.process.get_or_insert_default();
+                process.hosts = member.hosts();
+                process.drained = member.in_maintenance();
+                // Only what holds data is drained; the primary, whose restart is an election, goes last.
+                process.drains = n < targets;
+                process.rank = if process.drains { 0 } else { 1 + u8::from(id == primary) };
                 // An empty address is one that cannot be asked: the cluster's own, a proxy's, would be another node's.
                 node.metrics = Some(member.public_net.direct_url);
             }
@@ -201,6 +214,20 @@ impl Target for AIStore {
                 nodes: nodes.into_iter().map(|(node, _)| node).collect(),
                 native: Arc::new(Json::Null),
             })
+        }
+        .boxed()
+    }
+
+    fn drain<'a>(&'a self, unit: &'a Unit, node: &'a str, out: bool) -> BoxFuture<'a, Result<(), Fault>> {
+        async move {
+            let action = if out { "start-maintenance" } else { "stop-maintenance" };
+            let body = json!({"action": action, "value": {"sid": node, "skip_rebalance": true}});
+            let mut request = self.request(&unit.address, "/v1/cluster", None);
+            request.method = Method::PUT;
+            request.timeout = MAINTENANCE;
+            request.body = Some(body.to_string().into_bytes());
+            let response = self.pool.send(self.credentials.ca.as_deref(), request).await?;
+            checked(&unit.address, response).map(|_| ())
         }
         .boxed()
     }

@@ -27,6 +27,9 @@ pub struct ClusterMap {
     pub pmap: BTreeMap<String, Member>,
     /// Targets by id.
     pub tmap: BTreeMap<String, Member>,
+    /// The primary proxy.
+    #[serde(default)]
+    pub proxy_si: Member,
 }
 
 /// A node in the cluster map.
@@ -35,6 +38,33 @@ pub struct ClusterMap {
 pub struct Member {
     /// Its public address: not trusted, see [`crate::decide::NodeState::metrics`].
     pub public_net: Net4,
+    /// Where it speaks with the others.
+    pub intra_control_net: Net4,
+    /// Its id.
+    pub daemon_id: String,
+    /// Bits; see [`Member::in_maintenance`].
+    pub flags: u64,
+}
+
+impl Member {
+    /// Whether it is in maintenance.
+    pub const fn in_maintenance(&self) -> bool {
+        self.flags & 4 != 0
+    }
+
+    /// The hosts of its addresses.
+    pub fn hosts(&self) -> Vec<String> {
+        let mut hosts = Vec::new();
+        for net in [&self.public_net, &self.intra_control_net] {
+            let url = url::Url::parse(&net.direct_url).ok().and_then(|url| url.host_str().map(str::to_owned));
+            hosts.extend(url);
+            hosts.push(net.node_ip_addr.clone());
+        }
+        hosts.retain(|host| !host.is_empty());
+        hosts.sort();
+        hosts.dedup();
+        hosts
+    }
 }
 
 /// An address of a node.
@@ -43,6 +73,8 @@ pub struct Member {
 pub struct Net4 {
     /// `scheme://host:port`.
     pub direct_url: String,
+    /// An IP address, or a name.
+    pub node_ip_addr: String,
 }
 
 /// `what=cluster_config`, and `what=config` of a node.
@@ -80,9 +112,20 @@ impl Periodic {
 pub struct NodeStatus {
     /// Null for a node in maintenance, for which the proxy answers.
     tracker: Option<Map<String, Json>>,
+    /// Empty outside of Kubernetes, and in maintenance.
+    #[serde(default)]
+    k8s_pod_name: String,
 }
 
 impl NodeStatus {
+    /// The name of its pod; empty where it has none, or says something that no pod is called.
+    pub fn pod(&self) -> String {
+        let name = &self.k8s_pod_name;
+        let is_name =
+            name.len() <= 253 && name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b"-.".contains(&b));
+        if is_name { name.clone() } else { String::new() }
+    }
+
     /// How long the process had run when it last said so.
     pub fn uptime(&self) -> Option<Duration> {
         self.tracker.as_ref()?.get("up.ns.time")?.as_u64().map(Duration::from_nanos)

@@ -136,7 +136,13 @@ impl Target for Caddy {
         async move {
             let (servers, etag) = self.servers(&unit.address).await?;
             let sites = config::sites(&servers);
-            let node = NodeState { name: unit.name.clone(), stored: Ok(config::stored(&sites)), uptime: None, metrics: None };
+            let node = NodeState {
+                name: unit.name.clone(),
+                stored: Ok(config::stored(&sites)),
+                uptime: None,
+                metrics: None,
+                process: None,
+            };
             let native = Arc::new(json!({"servers": servers, "etag": etag}));
             Ok(UnitState { sites, nodes: vec![node], changed: None, native })
         }

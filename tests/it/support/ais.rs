@@ -49,7 +49,6 @@ pub enum Life {
     /// Stopped in mid-air: connections are taken and nothing is answered.
     Hung,
     Dead,
-    Maintenance,
 }
 
 #[derive(Clone, Copy, PartialEq)]
@@ -62,6 +61,7 @@ pub enum Phase {
 
 struct Node {
     life: Life,
+    maintenance: bool,
     started: Instant,
     /// What its transports were made with.
     in_use: Json,
@@ -77,6 +77,8 @@ pub struct Cluster {
     pub tokens: BTreeMap<String, Token>,
     pub auth: bool,
     pub uuid: String,
+    /// The pods that nodes run in.
+    pub pods: BTreeMap<String, String>,
 }
 
 /// The running stand-in. Ends with the test.
@@ -131,7 +133,12 @@ impl Ais {
     pub async fn start_at(address: SocketAddr) -> Self {
         let config = fixture("03-cluster-config");
         let in_use = config["net"]["http"].clone();
-        let node = |_| Node { life: Life::Running, started: Instant::now() - Duration::from_secs(3600), in_use: in_use.clone() };
+        let node = |_| Node {
+            life: Life::Running,
+            maintenance: false,
+            started: Instant::now() - Duration::from_secs(3600),
+            in_use: in_use.clone(),
+        };
         let nodes = ["proxy-p0", "proxy-p1", "target-t0", "target-t1", "target-t2"];
         let long_ago = "2026-01-01 00:00:00.1 +0000 UTC m=+1.0".to_owned();
         let cluster = Cluster {
@@ -143,6 +150,7 @@ impl Ais {
             phase: Phase::Ready,
             tokens: BTreeMap::new(),
             auth: false,
+            pods: BTreeMap::new(),
             uuid: format!("uuid-{}", address.ip()),
         };
         let shared = Arc::new(Shared {
@@ -209,7 +217,21 @@ impl Ais {
         let mut cluster = self.cluster();
         let http = cluster.config["net"]["http"].clone();
         let node = cluster.nodes.get_mut(node).unwrap();
-        *node = Node { life: Life::Running, started: Instant::now(), in_use: http };
+        *node = Node { life: Life::Running, maintenance: node.maintenance, started: Instant::now(), in_use: http };
+    }
+
+    /// By hand, as `ais cluster add-remove-nodes` would.
+    pub fn maintain(&self, node: &str, maintenance: bool) {
+        self.cluster().nodes.get_mut(node).unwrap().maintenance = maintenance;
+    }
+
+    pub fn in_maintenance(&self, node: &str) -> bool {
+        self.cluster().nodes[node].maintenance
+    }
+
+    /// How often its statistics, uptime among them, are refreshed.
+    pub fn refresh_every(&self, time: &str) {
+        self.cluster().config["periodic"]["stats_time"] = time.into();
     }
 
     /// A field of `net.http`, as stored.
@@ -261,7 +283,7 @@ impl Cluster {
         map["uuid"] = self.uuid.clone().into();
         for (name, node) in &self.nodes {
             let kind = if name.starts_with("proxy") { "pmap" } else { "tmap" };
-            if node.life == Life::Maintenance {
+            if node.maintenance {
                 map[kind][name]["flags"] = 4.into();
             }
             if let Some(page) = pages.get(name) {
@@ -273,7 +295,7 @@ impl Cluster {
 
     fn status_of(&self, name: &str) -> Json {
         let node = &self.nodes[name];
-        if node.life == Life::Maintenance {
+        if node.maintenance {
             return fixture("79j-status-maint-node");
         }
         let mut status = fixture("50b-node-status-reverse");
@@ -283,6 +305,7 @@ impl Cluster {
         let ticks = u32::try_from(up.as_nanos() / tick.as_nanos()).unwrap();
         status["tracker"]["up.ns.time"] = u64::try_from((tick * ticks).as_nanos()).unwrap().into();
         status["snode"]["daemon_id"] = name.into();
+        status["k8s_pod_name"] = self.pods.get(name).map_or("", String::as_str).into();
         status
     }
 }
@@ -387,6 +410,9 @@ async fn route(shared: &Shared, me: &str, method: &Method, uri: &Uri, headers: &
             let message = "cannot transiently update config.net - operation not supported";
             error(501, message, method, path, me, Some("ErrUnsupp"))
         }
+        ("PUT", "/v1/cluster", _) if action(body).is_some_and(|action| action.ends_with("-maintenance")) => {
+            maintain(shared, me, method, body)
+        }
         ("PUT", "/v1/cluster", _) => put(shared, me, method, path, from_body(me, body)).await,
         ("PUT", "/v1/cluster/set-config", _) => put(shared, me, method, path, from_query(&query)).await,
         _ => fail(400, &format!("invalid request URI: '{method} {path}'"), path),
@@ -453,6 +479,27 @@ async fn reverse(shared: &Shared, me: &str, method: &Method, id: &str, what: &st
         // The proxy has no time-out of its own: it answers when the node does.
         resumed.changed().await.unwrap();
     }
+}
+
+fn action(body: &[u8]) -> Option<String> {
+    serde_json::from_slice::<Json>(body).ok()?["action"].as_str().map(str::to_owned)
+}
+
+/// Into maintenance and out of it; the answer to the latter is the id of the rebalancing that it starts.
+fn maintain(shared: &Shared, me: &str, method: &Method, body: &[u8]) -> Response {
+    let message: Json = serde_json::from_slice(body).unwrap();
+    let mut cluster = shared.cluster.lock().unwrap();
+    let id = message["value"]["sid"].as_str().unwrap_or_default().to_owned();
+    let Some(node) = cluster.nodes.get_mut(&id) else {
+        return error(404, &format!("node {id:?} is not present"), method, "/v1/cluster", me, None);
+    };
+    let rebalances = message["value"]["skip_rebalance"] != true;
+    match (message["action"].as_str(), node.maintenance) {
+        (Some("start-maintenance"), _) => node.maintenance = true,
+        (_, true) => node.maintenance = false,
+        (_, false) => return error(400, &format!("{id} is not in maintenance mode"), method, "/v1/cluster", me, None),
+    }
+    if rebalances { "g3".into_response() } else { StatusCode::OK.into_response() }
 }
 
 /// Fields to change, or what is wrong with them.

@@ -70,7 +70,7 @@ pub async fn config() -> Config {
 
 /// A client of the control plane, with the CRD in place.
 pub async fn client() -> Client {
-    let client = Client::try_from(config().await).unwrap();
+    let client = idleconn_operator::controller::client(config().await).unwrap();
     let crds = Api::<CustomResourceDefinition>::all(client.clone());
     let crd = idleconn_operator::api::crd::crd();
     let name = crd["metadata"]["name"].as_str().unwrap().to_owned();

@@ -1,0 +1,173 @@
+//! Restarts, carried out: pods are looked up, drained and evicted. What is restarted when is decided elsewhere.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use k8s_openapi::api::core::v1;
+use kube::{
+    Api,
+    api::{DeleteParams, EvictParams, Preconditions},
+};
+
+use super::{Context, Error, Subject, in_time, memory::Memory, places};
+use crate::{
+    api::restart::{RestartFor, RestartPolicy},
+    clock,
+    decide::{
+        self, Cause, Fault, Plan, Traits, Unit,
+        conditions::UnitResult,
+        restart::{self, Act, Input, Pod},
+    },
+    targets::{self, Target},
+};
+
+/// Looks at what waits for a restart, and puts what is to be done into the plan.
+pub async fn look(
+    ctx: &Context,
+    subject: &Subject,
+    memory: &Memory,
+    plan: &mut Plan,
+    traits: &Traits,
+    results: &[UnitResult],
+) -> Result<(), Error> {
+    let spec = subject.spec().restart.clone().unwrap_or_default();
+    let idle = plan.control.restart.nodes.is_empty();
+    if ctx.settings.dry_run || (spec.policy == RestartPolicy::Never && idle) {
+        return Ok(());
+    }
+    let saved = memory.originals.as_ref().map(decide::originals::Log::units).unwrap_or_default();
+    let started: BTreeMap<_, _> = memory.lives.iter().map(|(name, life)| (name.clone(), life.started_after)).collect();
+    let (nodes, changed) = decide::conditions::waiting(&plan.desired, traits, &plan.control.changed, &started, &saved, results);
+    if idle && nodes.iter().all(|node| !node.pending) {
+        return Ok(());
+    }
+    let waiting = nodes.iter().filter(|node| node.pending).filter_map(|node| node.process);
+    let mut names: BTreeSet<_> = waiting.map(|process| process.pod.clone()).filter(|name| !name.is_empty()).collect();
+    names.extend(plan.control.restart.nodes.iter().map(|current| current.pod.clone()));
+    let mut note = memory.restart_note.clone();
+    let pods = match pods(ctx, &subject.namespace, names).await {
+        Ok(pods) => pods,
+        Err(Error::Kube(kube::Error::Api(status))) if status.is_forbidden() => {
+            note = Some("the operator may not get pods in this namespace".into());
+            BTreeMap::new()
+        }
+        Err(error) => return Err(error),
+    };
+    let as_declared = plan.outcome.as_ref().is_none_or(|outcome| outcome.state.openness == 100);
+    let outcome = restart::step(&Input {
+        spec: &spec,
+        may_begin: !subject.spec().suspend && (spec.for_ == RestartFor::Any || as_declared),
+        nodes: &nodes,
+        pods: &pods,
+        control: &plan.control.restart,
+        changed,
+        now: clock::steady().as_second(),
+    });
+    plan.control.restart = outcome.control.clone();
+    plan.restart = Some((outcome, note));
+    Ok(())
+}
+
+async fn pods(ctx: &Context, namespace: &str, names: BTreeSet<String>) -> Result<BTreeMap<String, Pod>, Error> {
+    let api = Api::<v1::Pod>::namespaced(ctx.client.clone(), namespace);
+    let mut pods = BTreeMap::new();
+    for name in names {
+        if let Some(pod) = in_time(api.get_opt(&name)).await? {
+            pods.insert(name, seen(&pod));
+        }
+    }
+    Ok(pods)
+}
+
+fn seen(pod: &v1::Pod) -> Pod {
+    let status = pod.status.clone().unwrap_or_default();
+    let is_ready = |condition: &v1::PodCondition| condition.type_ == "Ready" && condition.status == "True";
+    Pod {
+        uid: pod.metadata.uid.clone().unwrap_or_default(),
+        ready: status.conditions.iter().flatten().any(is_ready),
+        ips: status.pod_ips.into_iter().flatten().map(|ip| ip.ip).chain(status.pod_ip).collect(),
+        terminating: pod.metadata.deletion_timestamp.is_some(),
+    }
+}
+
+/// Does what the plan says, after it has been written down. What does not succeed is done again at the next look.
+pub async fn act(
+    ctx: &Context,
+    subject: &Subject,
+    memory: &mut Memory,
+    plan: &Plan,
+    target: &dyn Target,
+    results: &[UnitResult],
+) {
+    let Some((outcome, _)) = &plan.restart else {
+        memory.restart_note = None;
+        return;
+    };
+    let mut why = None;
+    for act in &outcome.acts {
+        let ended = match act {
+            Act::Drain(node) => drain(target, results, node, true).await,
+            Act::Undrain(node) => drain(target, results, node, false).await,
+            Act::Evict { node, pod, uid } => evict(ctx, subject, node, pod, uid).await,
+        };
+        if let Err(sentence) = ended {
+            why.get_or_insert(sentence);
+        }
+    }
+    if memory.news("restart", why.as_deref().unwrap_or_default()) && why.is_some() {
+        tracing::warn!(policy = subject.path, "restart: {}", why.as_deref().unwrap_or_default());
+    }
+    memory.restart_note = why;
+}
+
+async fn drain(target: &dyn Target, results: &[UnitResult], node: &str, out: bool) -> Result<(), String> {
+    let has_node = |result: &&UnitResult| result.state.as_ref().is_ok_and(|state| state.nodes.iter().any(|n| n.name == node));
+    let Some(result) = results.iter().find(has_node) else { return Ok(()) };
+    target.drain(&result.unit, node, out).await.map_err(|fault| fault.message)
+}
+
+async fn evict(ctx: &Context, subject: &Subject, node: &str, pod: &str, uid: &str) -> Result<(), String> {
+    let api = Api::<v1::Pod>::namespaced(ctx.client.clone(), &subject.namespace);
+    // This very pod: another of its name is one that has come back already.
+    let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+    let delete = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+    let params = EvictParams { delete_options: Some(delete), ..EvictParams::default() };
+    match in_time(api.evict(pod, &params)).await {
+        Ok(_) => {
+            tracing::info!(policy = subject.path, node, pod, "evicted, for its process to use the new limits");
+            Ok(())
+        }
+        Err(Error::Kube(kube::Error::Api(status))) => match status.code {
+            404 | 409 => Ok(()),
+            429 => Err(format!("a PodDisruptionBudget does not let pod {pod} go yet")),
+            403 => Err("the operator may not evict pods; grant create on pods/eviction".into()),
+            code => Err(format!("the API server did not evict pod {pod} ({code})")),
+        },
+        Err(_) => Err(format!("the API server did not answer to the eviction of pod {pod}")),
+    }
+}
+
+/// Puts nodes back into service that a policy which is being deleted has taken out of it.
+pub async fn call_off(ctx: &Context, subject: &Subject, credentials: targets::Credentials) -> Result<(), (String, Fault)> {
+    let control = subject.object.status.as_ref().and_then(|status| status.control.as_ref());
+    let nodes: Vec<_> = control.map(|control| control.restart.nodes.clone()).unwrap_or_default();
+    let Some(first) = nodes.first() else { return Ok(()) };
+    let failed = |message: String| (first.node.clone(), Fault::new(Cause::Unreachable, message));
+    let target = &subject.spec().target;
+    let places = places::places(ctx, &subject.namespace, target).await.map_err(|failure| match failure {
+        places::Failure::Problem(problem) => failed(problem.message),
+        places::Failure::Error(error) => failed(error.to_string()),
+    })?;
+    let target = targets::connect(target, places, credentials, ctx.pool.clone());
+    let units: Vec<Unit> = target.discover().await.map_err(|fault| (first.node.clone(), fault))?;
+    for node in &nodes {
+        for unit in &units {
+            match target.drain(unit, &node.node, false).await {
+                // It was never taken out.
+                Err(fault) if fault.cause == Cause::Rejected => {}
+                Err(fault) => return Err((node.node.clone(), fault)),
+                Ok(()) => {}
+            }
+        }
+    }
+    Ok(())
+}

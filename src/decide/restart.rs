@@ -1,0 +1,489 @@
+//! Which node is restarted next, for limits that its process reads only when it starts.
+//!
+//! Nothing is begun that has not been written down first, in `status.control.restart`; everything that is begun is seen through, whatever the
+//! policy says by then; and each act is repeated until what it was for is seen.
+
+use std::collections::BTreeMap;
+
+use super::observed::Process;
+use crate::api::{
+    restart::{Restart, RestartPolicy},
+    status::{RestartControl, Restarting},
+};
+
+const DAY: i64 = 24 * 3600;
+
+/// A node, as far as restarting it goes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Node<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Whether it stores what is wanted and its process is known not to use it.
+    pub pending: bool,
+    /// Whether it answers for itself.
+    pub answers: bool,
+    /// Where it runs, by its cluster's word.
+    pub process: Option<&'a Process>,
+}
+
+/// A pod, by the API server's word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pod {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// Where it is reached.
+    pub ips: Vec<String>,
+    /// Its condition Ready.
+    pub ready: bool,
+    /// Whether it is on its way out.
+    pub terminating: bool,
+}
+
+/// Everything it is decided from.
+pub struct Input<'a> {
+    /// `spec.restart`.
+    pub spec: &'a Restart,
+    /// Whether a restart may begin at all: nothing is suspended, and what is pending is worth it.
+    pub may_begin: bool,
+    /// The nodes of the target.
+    pub nodes: &'a [Node<'a>],
+    /// Pods by name, those of nodes that wait or are being restarted.
+    pub pods: &'a BTreeMap<String, Pod>,
+    /// What was written down.
+    pub control: &'a RestartControl,
+    /// When the newest change was made that needs a restart (Unix milliseconds).
+    pub changed: i64,
+    /// Now (Unix seconds).
+    pub now: i64,
+}
+
+/// Something to do; doing it twice does no harm.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Act {
+    /// Take a node out of service, so that its cluster does not rebuild what it holds.
+    Drain(String),
+    /// Ask for its pod, this very one, to be evicted.
+    Evict {
+        /// The node.
+        node: String,
+        /// The pod.
+        pod: String,
+        /// The pod's UID.
+        uid: String,
+    },
+    /// Put a node back into service.
+    Undrain(String),
+}
+
+/// What is to be said of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Said {
+    /// A node is being restarted.
+    Rolling(String),
+    /// A node has not come back in time; none is restarted before it has.
+    Stalled(String),
+    /// As many nodes as may are out of service already; one of them.
+    Unavailable(String),
+    /// The restarts of the day are used up.
+    Budget,
+    /// The pod that a node runs in is not known.
+    NoPod(String),
+}
+
+/// What came of it.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outcome {
+    /// To be written down before anything is done.
+    pub control: RestartControl,
+    /// To be done after that.
+    pub acts: Vec<Act>,
+    /// Nodes that have come back and use the new limits.
+    pub finished: Vec<String>,
+    /// To be said.
+    pub said: Option<Said>,
+}
+
+impl Outcome {
+    /// Whether there is something going on that nobody tells of: worth another look soon.
+    #[must_use]
+    pub fn is_going_on(&self) -> bool {
+        !self.control.nodes.is_empty()
+    }
+}
+
+/// Decides.
+#[must_use]
+pub fn step(input: &Input<'_>) -> Outcome {
+    let mut outcome = Outcome { control: input.control.clone(), ..Outcome::default() };
+    outcome.control.begun.retain(|begun| input.now - begun < DAY);
+    let permitted = input.may_begin && input.spec.policy == RestartPolicy::Rolling;
+    outcome.control.nodes.clear();
+    for current in &input.control.nodes {
+        if go_on(input, current, permitted, &mut outcome) {
+            outcome.control.nodes.push(current.clone());
+        }
+    }
+    if permitted {
+        begin(input, &mut outcome);
+    }
+    outcome
+}
+
+/// Takes the next step with a node that is being restarted; false when there is nothing left to do.
+fn go_on(input: &Input<'_>, current: &Restarting, permitted: bool, outcome: &mut Outcome) -> bool {
+    let timeout = input.spec.timeout.get().map_or(600, |timeout| i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX));
+    let in_time = input.now - current.since <= timeout;
+    let name = || current.node.clone();
+    outcome.said = Some(if in_time { Said::Rolling(name()) } else { Said::Stalled(name()) });
+    let Some(node) = input.nodes.iter().find(|node| node.name == current.node) else {
+        // Where others answer and it has not been seen for so long, it has left its cluster.
+        let left = !in_time && !input.nodes.is_empty();
+        if left {
+            outcome.said = None;
+        }
+        return !left;
+    };
+    let drained = node.process.is_some_and(|process| process.drained);
+    match input.pods.get(&current.pod) {
+        Some(pod) if pod.uid == current.uid && !pod.terminating => {
+            if !permitted {
+                // Called off before it went.
+                outcome.said = None;
+                outcome.acts.extend(drained.then(|| Act::Undrain(name())));
+                return drained;
+            }
+            let drains = node.process.is_some_and(|process| process.drains);
+            outcome.acts.push(if drains && !drained {
+                Act::Drain(name())
+            } else {
+                Act::Evict { node: name(), pod: current.pod.clone(), uid: current.uid.clone() }
+            });
+            true
+        }
+        Some(pod) if pod.uid != current.uid && pod.ready && !pod.terminating && node.answers => {
+            if drained {
+                outcome.acts.push(Act::Undrain(name()));
+                return true;
+            }
+            if !node.pending {
+                outcome.said = None;
+                outcome.finished.push(name());
+            }
+            node.pending
+        }
+        // Going, gone, or on its way back.
+        _ => true,
+    }
+}
+
+/// Whether both of the cluster's words, the name and an address, are the same pod's. A name in DNS begins with the pod's.
+fn is_in(process: &Process, pod: &Pod) -> bool {
+    process.hosts.iter().any(|host| pod.ips.contains(host) || host.split_once('.').is_some_and(|(name, _)| name == process.pod))
+}
+
+/// Writes down the next nodes, as many as may be out of service.
+fn begin(input: &Input<'_>, outcome: &mut Outcome) {
+    let current = |outcome: &Outcome, name: &str| outcome.control.nodes.iter().any(|current| current.node == name);
+    let mut waiting: Vec<_> = input.nodes.iter().filter(|node| node.pending && !current(outcome, node.name)).collect();
+    waiting.sort_by_key(|node| (node.process.map(|process| process.rank), node.name));
+    for node in waiting {
+        let known = node.process.and_then(|process| {
+            let pod = input.pods.get(&process.pod)?;
+            is_in(process, pod).then_some((process, pod))
+        });
+        let Some((process, pod)) = known else {
+            outcome.said.get_or_insert(Said::NoPod(node.name.to_owned()));
+            return;
+        };
+        let out = |node: &&Node<'_>| {
+            !node.answers
+                || node.process.is_some_and(|process| {
+                    process.drained || input.pods.get(&process.pod).is_some_and(|pod| !pod.ready || pod.terminating)
+                })
+        };
+        // A node that is being restarted may be missing from the list.
+        let mut out_of_service: Vec<_> = outcome.control.nodes.iter().map(|current| current.node.clone()).collect();
+        let others = input.nodes.iter().filter(|node| !current(outcome, node.name)).filter(out);
+        out_of_service.extend(others.map(|node| node.name.to_owned()));
+        if out_of_service.len() >= input.spec.max_unavailable as usize {
+            let first = out_of_service.into_iter().next().unwrap_or_default();
+            outcome.said.get_or_insert(Said::Unavailable(first));
+            return;
+        }
+        if outcome.control.change != input.changed {
+            if outcome.control.begun.len() >= input.spec.max_per_day as usize {
+                outcome.said.get_or_insert(Said::Budget);
+                return;
+            }
+            outcome.control.change = input.changed;
+            outcome.control.begun.push(input.now);
+        }
+        outcome.control.nodes.push(Restarting {
+            node: node.name.to_owned(),
+            pod: process.pod.clone(),
+            uid: pod.uid.clone(),
+            since: input.now,
+        });
+        outcome.said.get_or_insert(Said::Rolling(node.name.to_owned()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_800_000_000;
+
+    struct Scene {
+        spec: Restart,
+        processes: Vec<(&'static str, Process, bool, bool)>,
+        pods: BTreeMap<String, Pod>,
+        control: RestartControl,
+        changed: i64,
+        may_begin: bool,
+    }
+
+    impl Scene {
+        /// Three nodes that wait for a restart; the first is the primary, the others hold data.
+        fn new() -> Self {
+            let process = |n: u8, drains| Process {
+                pod: format!("pod-{n}"),
+                hosts: vec![format!("10.0.0.{n}")],
+                drained: false,
+                drains,
+                rank: if drains { 0 } else { 2 },
+            };
+            let pod = |n: u8| Pod { uid: format!("uid-{n}"), ips: vec![format!("10.0.0.{n}")], ready: true, terminating: false };
+            Self {
+                spec: Restart { policy: RestartPolicy::Rolling, ..Restart::default() },
+                processes: vec![
+                    ("p0", process(0, false), true, true),
+                    ("t1", process(1, true), true, true),
+                    ("t2", process(2, true), true, true),
+                ],
+                pods: (0..3).map(|n| (format!("pod-{n}"), pod(n))).collect(),
+                control: RestartControl::default(),
+                changed: 1,
+                may_begin: true,
+            }
+        }
+
+        fn at(&self, now: i64) -> Outcome {
+            let nodes: Vec<_> = self
+                .processes
+                .iter()
+                .map(|(name, process, pending, answers)| Node {
+                    name,
+                    pending: *pending,
+                    answers: *answers,
+                    process: Some(process),
+                })
+                .collect();
+            step(&Input {
+                spec: &self.spec,
+                may_begin: self.may_begin,
+                nodes: &nodes,
+                pods: &self.pods,
+                control: &self.control,
+                changed: self.changed,
+                now,
+            })
+        }
+
+        /// Looks, and writes down what came of it.
+        fn look(&mut self) -> Outcome {
+            let outcome = self.at(NOW);
+            self.control = outcome.control.clone();
+            outcome
+        }
+
+        fn node(&mut self, name: &str) -> &mut (&'static str, Process, bool, bool) {
+            self.processes.iter_mut().find(|(n, ..)| *n == name).unwrap()
+        }
+
+        fn pod(&mut self, name: &str) -> &mut Pod {
+            self.pods.get_mut(name).unwrap()
+        }
+
+        /// t1 is drained and its pod replaced by one that is ready.
+        fn replaced() -> Self {
+            let mut scene = Self::new();
+            scene.look();
+            scene.node("t1").1.drained = true;
+            scene.pod("pod-1").uid = "uid-new".into();
+            scene
+        }
+    }
+
+    #[allow(clippy::unnecessary_wraps)] // It is compared with what may be nothing.
+    fn rolling(name: &str) -> Option<Said> {
+        Some(Said::Rolling(name.into()))
+    }
+
+    #[test]
+    fn it_is_written_down_then_drained_then_evicted_and_then_seen_through() {
+        let mut scene = Scene::new();
+        let first = scene.look();
+        assert_eq!(
+            (first.acts.len(), first.control.nodes.len(), first.said.clone()),
+            (0, 1, rolling("t1")),
+            "data first, by name"
+        );
+        assert!(first.is_going_on());
+        assert_eq!(scene.look().acts, [Act::Drain("t1".into())]);
+        assert_eq!(scene.look().acts, [Act::Drain("t1".into())], "until it is seen");
+        scene.node("t1").1.drained = true;
+        let evict = Act::Evict { node: "t1".into(), pod: "pod-1".into(), uid: "uid-1".into() };
+        assert_eq!(scene.look().acts, std::slice::from_ref(&evict));
+        assert_eq!(scene.look().acts, [evict], "a budget may have refused it");
+        scene.pod("pod-1").terminating = true;
+        assert_eq!(scene.look().acts, []);
+        let old = scene.pods.remove("pod-1").unwrap();
+        assert_eq!(scene.look().acts, []);
+        scene.pods.insert("pod-1".into(), Pod { uid: "uid-new".into(), ready: false, terminating: false, ..old });
+        assert_eq!(scene.look().acts, []);
+        scene.pod("pod-1").ready = true;
+        scene.node("t1").3 = false;
+        assert_eq!(scene.look().acts, [], "ready is not joined");
+        scene.node("t1").3 = true;
+        assert_eq!(scene.look().acts, [Act::Undrain("t1".into())]);
+        scene.node("t1").1.drained = false;
+        let waiting = scene.look();
+        assert_eq!(
+            (waiting.acts.len(), waiting.finished.len(), waiting.said),
+            (0, 0, rolling("t1")),
+            "it has not said what it uses"
+        );
+        scene.node("t1").2 = false;
+        let last = scene.look();
+        assert_eq!((last.finished, last.said), (vec!["t1".to_owned()], rolling("t2")), "and the next begins");
+        assert_eq!(last.control.begun, [NOW], "one time for all nodes");
+    }
+
+    #[test]
+    fn a_proxy_is_evicted_without_being_drained() {
+        let mut scene = Scene::new();
+        scene.processes.truncate(1);
+        scene.look();
+        assert_eq!(scene.look().acts, [Act::Evict { node: "p0".into(), pod: "pod-0".into(), uid: "uid-0".into() }]);
+    }
+
+    #[test]
+    fn never_more_than_may_are_out_of_service() {
+        for most in 1..=3 {
+            let mut scene = Scene::new();
+            scene.spec.max_unavailable = most;
+            let outcome = scene.look();
+            assert_eq!(outcome.control.nodes.len(), most as usize);
+            assert_eq!(scene.look().control.nodes.len(), most as usize);
+        }
+        let out: [fn(&mut Scene); 4] = [
+            |scene| scene.node("p0").3 = false,
+            |scene| scene.node("p0").1.drained = true,
+            |scene| scene.pod("pod-0").ready = false,
+            |scene| scene.pod("pod-0").terminating = true,
+        ];
+        for other in out {
+            let mut scene = Scene::new();
+            other(&mut scene);
+            let outcome = scene.look();
+            assert_eq!((outcome.control.nodes.len(), outcome.said), (0, Some(Said::Unavailable("p0".into()))));
+            assert!(outcome.control.begun.is_empty(), "nothing is spent");
+        }
+    }
+
+    #[test]
+    fn a_node_that_does_not_come_back_stops_all_others() {
+        let mut scene = Scene::replaced();
+        scene.pod("pod-1").ready = false;
+        assert_eq!(scene.at(NOW + 600).said, rolling("t1"));
+        let late = scene.at(NOW + 601);
+        assert_eq!((late.said, late.control.nodes.len(), late.acts.len()), (Some(Said::Stalled("t1".into())), 1, 0));
+        scene.pod("pod-1").ready = true;
+        assert_eq!(scene.at(NOW + 9999).acts, [Act::Undrain("t1".into())], "late is not never");
+    }
+
+    #[test]
+    fn the_day_has_so_many() {
+        let mut scene = Scene::new();
+        scene.control = RestartControl { change: 1, begun: vec![NOW - DAY + 1], nodes: Vec::new() };
+        assert_eq!(scene.at(NOW).said, rolling("t1"), "the same change goes on");
+        scene.changed = 2;
+        assert_eq!(scene.at(NOW).said, Some(Said::Budget));
+        assert_eq!(scene.at(NOW).control.nodes, []);
+        assert_eq!(scene.at(NOW + 1).said, rolling("t1"), "a day later");
+        assert_eq!(scene.at(NOW + 1).control.begun, [NOW + 1]);
+        scene.spec.max_per_day = 2;
+        assert_eq!(scene.at(NOW).control.begun, [NOW - DAY + 1, NOW]);
+        assert_eq!(scene.at(NOW).control.change, 2);
+    }
+
+    #[test]
+    fn a_pod_that_is_not_surely_the_nodes_is_left_alone() {
+        let cases: [fn(&mut Scene); 3] = [
+            |scene| scene.node("t1").1.pod = "somebody-elses".into(),
+            |scene| scene.node("t1").1.hosts = vec!["10.9.9.9".into(), "pod-2.ais.svc".into(), "pod-1".into()],
+            |scene| scene.pod("pod-1").ips.clear(),
+        ];
+        for case in cases {
+            let mut scene = Scene::new();
+            case(&mut scene);
+            let outcome = scene.look();
+            assert_eq!((outcome.said, outcome.control.nodes.len()), (Some(Said::NoPod("t1".into())), 0));
+        }
+    }
+
+    #[test]
+    fn a_node_that_left_its_cluster_is_not_waited_for_for_ever() {
+        let mut scene = Scene::replaced();
+        scene.processes.retain(|(name, ..)| *name != "t1");
+        assert_eq!((scene.at(NOW + 600).said, scene.at(NOW + 600).control.nodes.len()), (rolling("t1"), 1));
+        let gone = scene.at(NOW + 601);
+        assert_eq!((gone.said, gone.finished.len()), (rolling("t2"), 0));
+        scene.processes.clear();
+        assert_eq!(scene.at(NOW + 601).said, Some(Said::Stalled("t1".into())), "nobody answers at all");
+    }
+
+    #[test]
+    fn a_name_in_dns_is_an_address_too() {
+        let mut scene = Scene::new();
+        scene.node("t1").1.hosts = vec!["pod-1.targets.ais.svc.cluster.local".into()];
+        assert_eq!(scene.look().said, rolling("t1"));
+    }
+
+    #[test]
+    fn what_is_called_off_is_put_back() {
+        for call_off in
+            [|scene: &mut Scene| scene.may_begin = false, |scene: &mut Scene| scene.spec.policy = RestartPolicy::Never]
+        {
+            let mut scene = Scene::new();
+            scene.look();
+            scene.node("t1").1.drained = true;
+            call_off(&mut scene);
+            let outcome = scene.look();
+            assert_eq!((outcome.acts, outcome.said), (vec![Act::Undrain("t1".into())], None));
+            scene.node("t1").1.drained = false;
+            let outcome = scene.look();
+            assert_eq!((outcome.acts.len(), outcome.control.nodes.len(), outcome.finished.len()), (0, 0, 0));
+
+            // Once its pod has gone it is seen through all the same.
+            let mut scene = Scene::replaced();
+            call_off(&mut scene);
+            assert_eq!(scene.look().acts, [Act::Undrain("t1".into())]);
+            scene.node("t1").1.drained = false;
+            scene.node("t1").2 = false;
+            let outcome = scene.look();
+            assert_eq!((outcome.finished.len(), outcome.control.nodes.len(), outcome.said), (1, 0, None));
+        }
+    }
+
+    #[test]
+    fn nothing_is_begun_that_may_not() {
+        let mut scene = Scene::new();
+        scene.may_begin = false;
+        assert_eq!(scene.look(), Outcome::default());
+        let mut scene = Scene::new();
+        scene.processes.iter_mut().for_each(|(_, _, pending, _)| *pending = false);
+        assert_eq!(scene.look(), Outcome::default());
+    }
+}
