@@ -210,7 +210,6 @@ fn forget_the_future(state: &mut State, now: i64) {
     // Whole seconds are what is written down of these.
     state.changes.iter_mut().for_each(|(time, _)| *time = (*time).min(now / 1000 * 1000));
     state.low_since.iter_mut().for_each(past);
-    state.missing_since.iter_mut().for_each(past);
     state.dead_until = state.dead_until.min(now + DAY);
     if let Some(lockout) = &mut state.lockout {
         lockout.until = lockout.until.min(now + DAY);
@@ -238,12 +237,10 @@ struct Look<'a> {
 impl Look<'_> {
     /// Nothing is known: the windows stand still, and after a while the fallback begins.
     fn unseen(&mut self, elapsed: Option<i64>) {
-        let now = self.now;
         let watched = &mut self.state.watched;
         watched.fresh_for = 0;
         watched.red_for = 0;
         watched.missing_for += elapsed.unwrap_or(0);
-        self.state.missing_since.get_or_insert(now);
         if self.state.watched.missing_for >= self.tuning.fallback_after {
             self.state.fallback = true;
         }
@@ -267,7 +264,6 @@ impl Look<'_> {
         watched.missing_for = 0;
         watched.fresh_for += passed;
         watched.red_for = if reading.red { watched.red_for + passed } else { 0 };
-        self.state.missing_since = None;
         if self.state.fallback && self.state.watched.fresh_for >= BACK {
             self.state.fallback = false;
         }
@@ -537,7 +533,7 @@ impl Look<'_> {
     fn maybe_relax(&mut self) {
         let (now, tuning, facts) = (self.now, self.tuning, self.facts);
         let slow = self.state.watched.slow;
-        if self.state.openness >= 100 || self.state.watched.low_for == 0 {
+        if self.state.openness >= 100 {
             return;
         }
         let (from, (to, doubtful)) = (self.state.openness, self.wider(slow));
@@ -587,7 +583,7 @@ impl Look<'_> {
     fn foreseen(&self, pressure: f64, to: Percent) -> f64 {
         let left = openness::remaining(self.facts.declared, self.facts.floor, to, self.state.openness);
         let share = self.facts.share.estimate.unwrap_or(1.0).min(self.facts.share.most);
-        if left > 0.0 { pressure * (1.0 + share * (1.0 / left - 1.0)) } else { f64::INFINITY }
+        pressure * (1.0 + share * (1.0 / left - 1.0))
     }
 
     /// The widest step, of two at most, that leaves room; one where none does, and then it is in doubt. Near the end, the end.
@@ -711,3 +707,6 @@ pub fn spoken(ms: i64) -> String {
         _ => format!("{}h {}m", seconds / 3600, seconds % 3600 / 60),
     }
 }
+
+#[cfg(test)]
+mod tests;

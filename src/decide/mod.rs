@@ -306,7 +306,7 @@ pub fn standing<'a>(
         }
     }
     Standing {
-        in_effect: nodes > 0 && using * 2 > nodes,
+        in_effect: using * 2 > nodes,
         needs_restart: wanted.keys().any(|knob| (traits.capability)(*knob) == Capability::AfterRestart),
     }
 }

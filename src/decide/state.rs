@@ -172,8 +172,6 @@ pub struct State {
     pub efficacy: Efficacy,
     /// Since when there is room (only below full openness).
     pub low_since: Option<i64>,
-    /// Since when there is no quorum.
-    pub missing_since: Option<i64>,
     /// Whether it goes by the fallback.
     pub fallback: bool,
     /// Seen anew.
@@ -194,7 +192,6 @@ impl Default for State {
             patience: 1,
             efficacy: Efficacy::NotTightened,
             low_since: None,
-            missing_since: None,
             fallback: false,
             watched: Watched::default(),
         }
@@ -218,7 +215,6 @@ impl State {
             patience,
             efficacy,
             low_since,
-            missing_since,
             fallback,
             watched: _,
         } = self;
@@ -282,9 +278,6 @@ impl State {
         }
         if let Some(since) = low_since {
             text.put('l', &[*since]);
-        }
-        if let Some(since) = missing_since {
-            text.put('m', &[*since]);
         }
         if *fallback {
             text.put('g', &[1]);
@@ -352,7 +345,6 @@ impl State {
                     state.efficacy = efficacy.copied().unwrap_or_default();
                 }
                 'l' => state.low_since = at(0),
-                'm' => state.missing_since = at(0),
                 'g' => state.fallback = true,
                 _ => {}
             }
@@ -549,13 +541,13 @@ mod tests {
                 changes,
             ),
             (0u8..=100, proptest::option::of(0u8..=100), proptest::option::of((time.clone(), 0u8..4)), 1u8..=8, 0usize..7),
-            (proptest::option::of(time.clone()), proptest::option::of(time), any::<bool>()),
+            (proptest::option::of(time), any::<bool>()),
         )
             .prop_map(
                 |(
                     (openness, episode, pending, dead_until, changes),
                     (proved, rollback, lockout, patience, efficacy),
-                    (low, missing, fallback),
+                    (low, fallback),
                 )| State {
                     openness,
                     episode,
@@ -568,7 +560,6 @@ mod tests {
                     patience,
                     efficacy: EFFICACIES[efficacy],
                     low_since: low,
-                    missing_since: missing,
                     fallback,
                     watched: Watched::default(),
                 },

@@ -1,5 +1,6 @@
 use std::time::Duration;
 
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use proptest::prelude::*;
 use serde_json::json;
 
@@ -330,4 +331,136 @@ proptest! {
             }
         }
     }
+}
+
+/// The loop's input with nothing that stops it.
+fn adaptive<'a>(tuning: &'a Tuning, floor: &'a Settings, state: &'a State, signal: &'a Signal) -> Adaptive<'a> {
+    Adaptive {
+        tuning,
+        floor,
+        state,
+        signal,
+        pause: Pause::default(),
+        share: Share::UNKNOWN,
+        load: None,
+        levels: false,
+        rolls: true,
+        not_before: 0,
+        now: 0,
+    }
+}
+
+#[test]
+fn a_pause_stops_its_own_way_and_suspend_stops_both() {
+    let (tuning, state) = (Tuning::of(None), State::default());
+    let signal = Signal::Missing { reason: "Stale", message: String::new() };
+    let settings = Settings::new();
+    let cases = [
+        (Pause { tighten: false, relax: false }, false, (false, false, true)),
+        (Pause { tighten: true, relax: false }, false, (true, false, true)),
+        (Pause { tighten: false, relax: true }, false, (false, true, true)),
+        (Pause { tighten: false, relax: false }, true, (true, true, false)),
+        (Pause { tighten: true, relax: true }, true, (true, true, false)),
+    ];
+    for (pause, suspend, expected) in cases {
+        let adaptive = Adaptive { pause, ..adaptive(&tuning, &settings, &state, &signal) };
+        let facts = adaptive.facts(&settings, suspend, Standing::default());
+        assert_eq!((facts.no_tightening, facts.no_relaxing, facts.rolls), expected, "{pause:?} {suspend}");
+    }
+}
+
+#[test]
+fn open_files_bound_the_pools_share() {
+    let (tuning, state, settings) = (Tuning::of(None), State::default(), Settings::new());
+    let reading = |files_share| {
+        Signal::Fresh(signal::Reading {
+            up: 1.0,
+            down: 1.0,
+            fresh: 1,
+            expected: 1,
+            red: false,
+            over: 0,
+            max: None,
+            percentile: None,
+            threshold: None,
+            node: String::new(),
+            files_share,
+            youngest: None,
+            mean: 1.0,
+        })
+    };
+    let most = |signal: &Signal| adaptive(&tuning, &settings, &state, signal).bounded_share().most;
+    assert!((most(&reading(Some(0.25))) - 0.25).abs() < 1e-9);
+    assert!((most(&reading(None)) - 1.0).abs() < 1e-9);
+}
+
+#[test]
+fn what_most_nodes_use_is_in_effect() {
+    let declared = Settings::from([(KNOB, seconds(30))]);
+    let floor = Settings::from([(KNOB, seconds(5))]);
+    let restarts = Traits { capability: |_| Capability::AfterRestart, ..TRAITS };
+    let standing = |held: &[u64], traits: &Traits, changes: Vec<(i64, state::Way)>, changed: BTreeMap<Knob, i64>| {
+        let state = State { changes, ..State::default() };
+        let started = BTreeMap::from([("n".to_owned(), 1000)]);
+        let units: Vec<_> = held.iter().map(|secs| holding(Some(*secs))).collect();
+        super::standing(&declared, &floor, &state, traits, &started, &changed, &units)
+    };
+    let hot = |held: &[u64]| standing(held, &TRAITS, Vec::new(), BTreeMap::new()).in_effect;
+    assert_eq!(
+        [hot(&[]), hot(&[30]), hot(&[9]), hot(&[30, 9]), hot(&[30, 30, 9]), hot(&[30, 9, 9])],
+        [false, true, false, false, true, false]
+    );
+    assert!(!standing(&[30], &TRAITS, Vec::new(), BTreeMap::new()).needs_restart);
+    // Where it takes a restart, what the loop has changed is in use in processes that started later; what it never changed is taken so.
+    let step = vec![(0, state::Way::Tighten)];
+    let before = |changed| standing(&[30], &restarts, step.clone(), BTreeMap::from([(KNOB, changed)]));
+    assert_eq!((before(999).in_effect, before(1001).in_effect), (true, false));
+    assert!(before(999).needs_restart);
+    assert!(standing(&[30], &restarts, Vec::new(), BTreeMap::new()).in_effect);
+    assert!(!standing(&[9], &restarts, Vec::new(), BTreeMap::new()).in_effect);
+}
+
+#[test]
+fn restoring_writes_what_differs_from_what_was_there() {
+    let site = Site { knob: KNOB, place: "web".into() };
+    let sites = |secs: Option<u64>| saved(secs).sites;
+    let change = |secs: Option<u64>| vec![Change { site: site.clone(), to: To::Raw(secs.map(|s| json!(format!("{s}s")))) }];
+    assert_eq!(restore(&holding(Some(30)), &sites(Some(60))), change(Some(60)));
+    assert_eq!(restore(&holding(Some(30)), &sites(None)), change(None));
+    assert_eq!(restore(&holding(Some(30)), &sites(Some(30))), []);
+    assert_eq!(restore(&holding(Some(30)), &BTreeMap::new()), []);
+}
+
+fn programmed(reason: &str) -> Condition {
+    Condition {
+        type_: "Programmed".into(),
+        status: "True".into(),
+        reason: reason.into(),
+        message: String::new(),
+        observed_generation: None,
+        last_transition_time: Time(Timestamp::UNIX_EPOCH),
+    }
+}
+
+#[test]
+fn only_what_was_settled_can_drift() {
+    let drift = |edit: fn(&mut Scene)| {
+        let mut scene = Scene::new(Some(77));
+        scene.saved = BTreeMap::from([("u".to_owned(), saved(Some(100)))]);
+        scene.previous.observed_generation = Some(1);
+        scene.previous.conditions.push(programmed("Programmed"));
+        edit(&mut scene);
+        scene.decide().drift.len()
+    };
+    assert_eq!(drift(|_| {}), 1);
+    assert_eq!(drift(|scene| scene.previous.observed_generation = Some(0)), 0, "another generation");
+    assert_eq!(drift(|scene| scene.previous.conditions.clear()), 0, "nothing was said yet");
+    assert_eq!(drift(|scene| scene.previous.conditions[0] = programmed("Progressing")), 0);
+    assert_eq!(drift(|scene| scene.previous.conditions[0] = programmed("Partial")), 1, "it holds neither");
+    let untouched = |scene: &mut Scene| {
+        scene.previous.conditions[0] = programmed("Partial");
+        scene.saved = BTreeMap::from([("u".to_owned(), saved(Some(77)))]);
+    };
+    assert_eq!(drift(untouched), 0, "it was not reached then");
+    assert_eq!(drift(|scene| scene.saved.clear()), 0, "it was never written");
 }

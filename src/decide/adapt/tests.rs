@@ -1,0 +1,635 @@
+#![allow(clippy::float_cmp)] // What is computed the same way is the same.
+
+use super::*;
+use crate::{
+    api::adaptive::{Adaptive, FallbackBehavior},
+    decide::state::Life,
+    simulate::plant::policy,
+};
+
+/// When the course begins (milliseconds).
+const START: i64 = 1_800_000_000_000;
+/// How often it looks.
+const TICK: i64 = 10_000;
+/// Twice the longest idle time as declared, the interval, and the time to write.
+const DEAD: i64 = 2 * 60_000 + TICK + 5_000;
+
+/// The loop on a signal that is given.
+struct Course {
+    tuning: Tuning,
+    declared: Settings,
+    floor: Settings,
+    state: State,
+    now: i64,
+    share: Share,
+    no_tightening: bool,
+    no_relaxing: bool,
+    levels: bool,
+    not_before: i64,
+    reading: Reading,
+}
+
+impl Course {
+    fn new() -> Self {
+        let (declared, floor) = policy();
+        let tuning = Tuning::of(Some(&Adaptive { mode: Mode::Enforce, ..Adaptive::default() }));
+        assert_eq!((tuning.interval, tuning.tighten_after, tuning.relax_after), (TICK, 120_000, 900_000));
+        let reading = Reading {
+            up: 0.0,
+            down: 0.0,
+            fresh: 1,
+            expected: 1,
+            red: false,
+            over: 0,
+            max: None,
+            percentile: None,
+            threshold: None,
+            node: "n".into(),
+            files_share: None,
+            youngest: None,
+            mean: 0.0,
+        };
+        Self {
+            tuning,
+            declared,
+            floor,
+            state: State::default(),
+            now: START,
+            share: Share::UNKNOWN,
+            no_tightening: false,
+            no_relaxing: false,
+            levels: false,
+            not_before: 0,
+            reading,
+        }
+    }
+
+    /// In the middle of something: everything has just been looked at, and the averages are what is seen next.
+    fn at(openness: Percent, edit: impl FnOnce(&mut State)) -> Self {
+        let mut course = Self::new();
+        course.state.openness = openness;
+        course.state.watched.at = Some(START - TICK);
+        edit(&mut course.state);
+        course
+    }
+
+    /// Too many tasks for long enough.
+    fn due(edit: impl FnOnce(&mut State)) -> Self {
+        Self::at(100, |state| {
+            state.episode = Some(Episode::begin(START - HOUR, 100));
+            state.watched.high_for = 10 * MINUTE;
+            edit(state);
+        })
+    }
+
+    /// Room for long enough.
+    fn room(edit: impl FnOnce(&mut State)) -> Self {
+        Self::at(50, |state| {
+            state.low_since = Some(START - HOUR);
+            state.watched.low_for = HOUR;
+            edit(state);
+        })
+    }
+
+    /// A step from 100 to 50 that is due to be judged, decided at 1.5.
+    fn judged(edit: impl FnOnce(&mut Pending, &mut State)) -> Self {
+        Self::at(50, |state| {
+            let mut pending = Pending {
+                decided: START - 200_000,
+                since: Some(START - DEAD),
+                wait: DEAD,
+                before: 1.5,
+                slope: 0.0,
+                load: None,
+                from: 100,
+                to: 50,
+                expected: None,
+                life: None,
+            };
+            state.efficacy = Efficacy::Measuring;
+            state.changes = vec![(START - 200_000, Way::Tighten)];
+            edit(&mut pending, state);
+            state.pending = Some(pending);
+        })
+    }
+
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            no_tightening: self.no_tightening,
+            no_relaxing: self.no_relaxing,
+            share: self.share,
+            levels: self.levels,
+            not_before: self.not_before,
+            ..Facts::undisturbed(&self.declared, &self.floor)
+        }
+    }
+
+    fn signal(&self, signal: &Signal) -> Outcome {
+        step(&self.tuning, &self.facts(), &self.state, signal, self.now)
+    }
+
+    /// One look; nothing is kept of it.
+    fn look(&self, pressure: f64) -> Outcome {
+        self.signal(&Signal::Fresh(Reading { up: pressure, down: pressure, mean: pressure, ..self.reading.clone() }))
+    }
+
+    /// Looks for so long; the steps, with the seconds they came after.
+    fn hold(&mut self, pressure: f64, seconds: i64) -> Vec<(i64, Percent)> {
+        let (began, mut steps) = (self.now, Vec::new());
+        while self.now - began <= seconds * 1000 {
+            let outcome = self.look(pressure);
+            self.state = outcome.state;
+            steps.extend(outcome.decision.map(|decision| ((self.now - began) / 1000, decision.to)));
+            self.now += TICK;
+        }
+        steps
+    }
+
+    /// The window for tightening is over: the openness after one look, if it moved.
+    fn tightens(&self) -> Option<Percent> {
+        self.look(1.5).decision.map(|decision| decision.to)
+    }
+
+    /// The window for relaxing is over.
+    fn relaxes(&self) -> Option<Percent> {
+        self.look(0.4).decision.map(|decision| decision.to)
+    }
+}
+
+#[test]
+fn the_first_step_waits_the_longer_the_less_is_too_many() {
+    for (pressure, seconds) in [(2.0, 120), (1.2, 120), (1.125, 170), (1.05, 210), (1.0, 210)] {
+        let steps = Course::new().hold(pressure, 240);
+        assert_eq!(steps.first().map(|(time, _)| *time), Some(seconds), "{pressure}");
+    }
+    assert_eq!(Course::new().hold(0.99, 3600), []);
+    // Where the limits were tightened lately it does not wait for more.
+    let mut lately = Course::new();
+    lately.state.changes = vec![(START - TOO_SOON + 130_000, Way::Tighten)];
+    assert_eq!(lately.hold(1.0, 240).first(), Some(&(120, 80)));
+    let mut long_ago = Course::new();
+    long_ago.state.changes = vec![(START - TOO_SOON, Way::Tighten)];
+    assert_eq!(long_ago.hold(1.0, 240).first(), Some(&(210, 80)));
+    let mut relaxed = Course::new();
+    relaxed.state.changes = vec![(START - 60_000, Way::Relax)];
+    assert_eq!(relaxed.hold(1.0, 240).first(), Some(&(210, 80)));
+}
+
+#[test]
+fn the_end_of_a_window_is_foreseen() {
+    let course = |high_for| {
+        Course::at(100, |state| {
+            state.episode = Some(Episode::begin(START, 100));
+            (state.watched.high_for, state.watched.fast, state.watched.slow) = (high_for, 1.5, 1.5);
+        })
+    };
+    let end = |course: &Course| next_end(&course.tuning, &course.state, START);
+    assert_eq!(end(&course(100_000)), Some(20_000));
+    assert_eq!(end(&course(120_000)), None);
+    let mut quiet = course(100_000);
+    quiet.state.watched.fast = CLOSE - 0.01;
+    assert_eq!(end(&quiet), None);
+    quiet.state.watched.fast = CLOSE;
+    assert_eq!(end(&quiet), Some(110_000), "hardly too many");
+    let mut judged = course(100_000);
+    judged.state.pending = Course::judged(|_, _| {}).state.pending;
+    assert_eq!(end(&judged), None);
+    assert_eq!(end(&Course::new()), None);
+}
+
+#[test]
+fn an_episode_closes_under_nine_tenths() {
+    assert!(Course::due(|_| {}).look(CLOSE).state.episode.is_some());
+    assert!(Course::due(|_| {}).look(CLOSE - 1e-9).state.episode.is_none());
+}
+
+#[test]
+fn a_node_that_calls_itself_critical_for_a_minute_is_too_many() {
+    let mut course = Course::new();
+    course.reading.red = true;
+    course.hold(0.5, 50);
+    assert!(course.state.episode.is_none());
+    course.hold(0.5, 0);
+    assert_eq!(course.state.episode.map(|episode| episode.since), Some(START + 60_000));
+    course.reading.red = false;
+    course.hold(0.5, 0);
+    assert_eq!((course.state.episode, course.state.watched.red_for), (None, 0));
+}
+
+#[test]
+fn room_is_room_without_peaks_and_only_where_something_was_tightened() {
+    let counts = |openness, up, down| {
+        let course = Course::at(openness, |state| state.low_since = Some(START - TICK));
+        let reading = Reading { up, down, mean: down, ..course.reading.clone() };
+        course.signal(&Signal::Fresh(reading)).state.watched.low_for
+    };
+    assert_eq!(counts(50, 0.5, 0.5), TICK);
+    assert_eq!(counts(50, 0.5, ROOM), TICK);
+    assert_eq!(counts(50, 0.5, ROOM + 1e-9), 0);
+    assert_eq!(counts(50, CLOSE - 1e-9, 0.5), TICK);
+    assert_eq!(counts(50, CLOSE, 0.5), 0);
+    assert_eq!(counts(100, 0.5, 0.5), 0);
+}
+
+#[test]
+fn room_is_written_down_when_it_has_lasted_a_fifth_of_the_window() {
+    let mut course = Course::at(50, |state| state.watched.primed = true);
+    course.hold(0.2, 160);
+    assert_eq!(course.state.low_since, None);
+    course.hold(0.2, 0);
+    assert_eq!(course.state.low_since, Some(START - TICK), "since it began");
+}
+
+#[test]
+fn a_day_without_a_change_makes_it_forget() {
+    let course = |age, openness, edit: fn(&mut State)| {
+        let course = Course::at(openness, |state| {
+            state.changes = vec![(START - age, Way::Relax)];
+            (state.patience, state.proved) = (4, 30);
+            edit(state);
+        });
+        let state = course.look(0.8).state;
+        (state.changes.len(), state.patience, state.proved)
+    };
+    assert_eq!(course(DAY - 1000, 100, |_| {}), (1, 4, 30));
+    assert_eq!(course(DAY, 100, |_| {}), (0, 1, 100));
+    assert_eq!(course(DAY, 50, |_| {}), (0, 1, 30), "not where it is tightened still");
+    let waiting = |state: &mut State| {
+        state.pending = Course::judged(|pending, _| pending.since = Some(START)).state.pending;
+    };
+    assert_eq!(course(DAY, 100, waiting), (0, 1, 30));
+
+    let locked = |until| Course::at(100, |state| state.lockout = Some(Lockout { until, times: 2 })).look(0.5).state.lockout;
+    assert!(locked(START - DAY + 1).is_some(), "how often is remembered for a day more");
+    assert_eq!(locked(START - DAY), None);
+}
+
+#[test]
+fn a_step_is_judged_when_the_pools_had_time_to_drain_and_a_sample_was_seen() {
+    let judged = |course: &Course| course.look(1.0).judged.map(|judged| judged.verdict);
+    assert_eq!(judged(&Course::judged(|_, _| {})), Some(Verdict::Effective));
+    assert_eq!(judged(&Course::judged(|pending, _| pending.since = Some(START - DEAD + 1))), None);
+    assert_eq!(judged(&Course::judged(|pending, _| pending.since = None)), None, "it counts from now");
+    assert_eq!(judged(&Course::judged(|_, state| state.watched.at = None)), None, "this is the first look");
+    // The effect counts from when it could begin.
+    let state = Course::judged(|pending, _| pending.since = None).look(1.0).state;
+    assert_eq!((state.pending.unwrap().since, state.dead_until), (Some(START), START + DEAD));
+}
+
+#[test]
+fn a_process_that_was_restarted_meanwhile_proves_nothing() {
+    let verdict = |youngest| {
+        let mut course = Course::judged(|_, _| {});
+        course.reading.youngest = youngest;
+        course.look(1.0).judged.unwrap().verdict
+    };
+    assert_eq!(verdict(Some(200_000)), Verdict::Effective);
+    assert_eq!(verdict(Some(199_999)), Verdict::Inconclusive);
+    assert_eq!(verdict(None), Verdict::Effective);
+}
+
+#[test]
+fn where_a_restart_is_needed_only_the_same_age_compares() {
+    let course = |uptime| {
+        let mut course = Course::judged(|pending, _| pending.life = Some(Life::default()));
+        course.reading.youngest = uptime;
+        let outcome = course.look(1.0);
+        (outcome.judged.map(|judged| judged.verdict), outcome.state.efficacy, outcome.state.pending.is_some())
+    };
+    assert_eq!(course(None), (None, Efficacy::AwaitingUptimeMatch, true));
+    assert_eq!(course(Some(LONGEST_LIFE - 1)), (None, Efficacy::AwaitingUptimeMatch, true));
+    assert_eq!(course(Some(LONGEST_LIFE)), (Some(Verdict::Inconclusive), Efficacy::Measuring, false));
+}
+
+#[test]
+fn what_is_inconclusive_does_not_take_back_what_was_shown() {
+    for (before, after) in [
+        (Efficacy::Effective, Efficacy::Effective),
+        (Efficacy::Measuring, Efficacy::Measuring),
+        (Efficacy::Ineffective, Efficacy::Measuring),
+    ] {
+        let outcome = Course::judged(|_, state| state.efficacy = before).look(1.5);
+        assert_eq!(outcome.judged.unwrap().verdict, Verdict::Inconclusive);
+        assert_eq!(outcome.state.efficacy, after, "{before:?}");
+    }
+}
+
+#[test]
+fn giving_up_goes_back_and_locks_twice_as_long_each_time() {
+    for (times, hours) in [(None, 4), (Some(0), 8), (Some(1), 16), (Some(2), 24), (Some(9), 24)] {
+        let mut course = Course::due(|state| {
+            state.lockout = times.map(|times| Lockout { until: START, times });
+            state.openness = 40;
+        });
+        course.share = Share::estimated(0.06);
+        let outcome = course.look(1.5);
+        assert_eq!(outcome.state.lockout.map(|lockout| lockout.until), Some(START + hours * HOUR), "{times:?}");
+        assert_eq!((outcome.limit, outcome.decision.unwrap().to), (Some(Limit::PoolsTooSmall), 100));
+    }
+    // Where it began, there is nothing to take back.
+    let mut there = Course::due(|_| {});
+    there.share = Share::estimated(0.06);
+    let outcome = there.look(1.5);
+    assert_eq!((outcome.decision, outcome.state.rollback), (None, None));
+    assert_eq!(outcome.limit, Some(Limit::PoolsTooSmall));
+    // And during the lock nothing is decided, which is said.
+    let mut locked = Course { state: outcome.state, now: START + TICK, ..there };
+    assert_eq!(locked.look(1.5).limit, Some(Limit::PoolsTooSmall));
+    assert_eq!(locked.hold(1.5, 3600), []);
+    let helped = Course::due(|state| {
+        state.openness = 40;
+        state.episode = Some(Episode { helped: Some(40), ..Episode::begin(START - HOUR, 100) });
+    });
+    assert_eq!(Course { share: Share::estimated(0.06), ..helped }.look(1.5).state.rollback, None);
+}
+
+#[test]
+fn a_pause_stores_nothing_up() {
+    let pauses: [fn(&mut Course, bool); 3] = [
+        |course, on| course.no_tightening = on,
+        |course, on| course.no_relaxing = on,
+        |course, on| course.tuning.mode = if on { Mode::Recommend } else { Mode::Enforce },
+    ];
+    for pause in pauses {
+        let mut course = Course::new();
+        pause(&mut course, true);
+        course.hold(1.5, 80);
+        pause(&mut course, false);
+        let began = course.now;
+        assert_eq!(course.hold(1.5, 150).first().map(|(time, _)| *time), Some(120));
+        assert_eq!(course.state.changes, [(began + 120_000, Way::Tighten)]);
+    }
+    let mut course = Course::new();
+    course.hold(1.5, 80);
+    assert_eq!(course.hold(1.5, 100).first().map(|(time, _)| *time), Some(30), "nothing was paused");
+}
+
+#[test]
+fn what_may_not_be_done_is_recommended() {
+    let mut due = Course::due(|_| {});
+    due.no_tightening = true;
+    let outcome = due.look(1.5);
+    assert_eq!((outcome.decision, outcome.recommendation.unwrap().to, outcome.limit), (None, 58, Some(Limit::Paused)));
+    due.no_tightening = false;
+    due.tuning.mode = Mode::Recommend;
+    let outcome = due.look(1.5);
+    assert_eq!((outcome.decision, outcome.recommendation.unwrap().to, outcome.limit), (None, 58, None));
+    let mut room = Course::room(|_| {});
+    room.no_relaxing = true;
+    let outcome = room.look(0.4);
+    assert_eq!((outcome.decision, outcome.recommendation.unwrap().to, outcome.limit), (None, 100, Some(Limit::Paused)));
+    room.no_relaxing = false;
+    room.tuning.mode = Mode::Recommend;
+    let outcome = room.look(0.4);
+    assert_eq!((outcome.decision, outcome.recommendation.unwrap().to, outcome.limit), (None, 100, None));
+}
+
+#[test]
+fn a_recommendation_is_news_when_its_tens_change() {
+    let digest = |to| {
+        let decision = Decision { from: 100, to, reason: String::new(), pressure: 1.0 };
+        let outcome = Outcome { recommendation: Some(decision), ..Course::new().look(0.5) };
+        outcome.digest(&Signal::Missing { reason: "Stale", message: String::new() })
+    };
+    assert_eq!(digest(61), digest(69));
+    assert_ne!(digest(61), digest(71));
+}
+
+#[test]
+fn half_an_hour_at_the_floor_with_nothing_to_show_for_it_is_enough() {
+    let course = |edit: fn(&mut State)| {
+        let mut course = Course::at(0, |state| {
+            state.episode = Some(Episode { base: Some(1.5), steps: 5, ..Episode::begin(START, 100) });
+            edit(state);
+        });
+        course.hold(1.5, 1800)
+    };
+    assert_eq!(course(|_| {}), [(1790, 100)], "since a look before the first");
+    assert_eq!(course(|state| state.watched.at = None), [(1800, 100)]);
+    assert_eq!(course(|state| state.episode.as_mut().unwrap().helped = Some(50)), [], "it helped, and is not enough");
+    assert_eq!(course(|state| state.episode.as_mut().unwrap().base = Some(1.7)), [], "so it did");
+    assert_eq!(course(|state| state.efficacy = Efficacy::Effective), []);
+    let mut pending = Course::at(0, |state| {
+        state.episode = Some(Episode::begin(START - HOUR, 100));
+        state.pending = Course::judged(|pending, _| pending.since = None).state.pending;
+        state.watched.floor_for = HOUR;
+    });
+    let outcome = pending.look(1.5);
+    assert_eq!((outcome.decision, outcome.limit), (None, Some(Limit::AtFloor)), "it is being measured");
+    pending.state.pending = None;
+    assert!(pending.look(1.5).decision.is_some());
+    // The half hour is one over the line, and at the floor.
+    assert_eq!(Course::at(0, |state| state.watched.floor_for = HOUR).look(0.95).state.watched.floor_for, 0);
+    assert_eq!(Course::at(1, |state| state.watched.floor_for = HOUR).look(1.5).state.watched.floor_for, 0);
+}
+
+#[test]
+fn nothing_is_decided_before_its_time() {
+    assert_eq!(Course::due(|_| {}).tightens(), Some(58));
+    assert_eq!(Course::room(|_| {}).relaxes(), Some(100));
+    for (not_before, acts) in [(START, true), (START + 1, false)] {
+        assert_eq!(Course { not_before, ..Course::due(|_| {}) }.tightens().is_some(), acts);
+        assert_eq!(Course { not_before, ..Course::room(|_| {}) }.relaxes().is_some(), acts);
+    }
+    for (dead_until, acts) in [(START, true), (START + 1, false)] {
+        assert_eq!(Course::due(|state| state.dead_until = dead_until).tightens().is_some(), acts);
+        assert_eq!(Course::room(|state| state.dead_until = dead_until).relaxes().is_some(), acts);
+    }
+    let waiting = || Course::judged(|pending, _| pending.since = None).state.pending;
+    assert_eq!(Course::due(|state| state.pending = waiting()).tightens(), None);
+    assert_eq!(Course::room(|state| state.pending = waiting()).relaxes(), None);
+    let mut locked = Course::due(|state| state.lockout = Some(Lockout { until: START + 1, times: 0 }));
+    assert_eq!(locked.tightens(), None);
+    locked.state.lockout = Some(Lockout { until: START, times: 0 });
+    assert_eq!(locked.tightens(), Some(58));
+}
+
+#[test]
+fn every_change_has_its_dead_time() {
+    assert_eq!(Course::due(|_| {}).look(1.5).state.dead_until, START + DEAD);
+    // By the longest idle time that the pools have.
+    let idle = i64::try_from(openness::longest_idle(&policy().0, &policy().1, 50).as_millis()).unwrap();
+    assert_eq!(Course::room(|_| {}).look(0.4).state.dead_until, START + 2 * idle + TICK + APPLY);
+}
+
+#[test]
+fn the_next_episode_goes_straight_to_what_was_enough() {
+    // A day without a change would make it forget.
+    let lately = vec![(START - 3 * HOUR, Way::Relax)];
+    let to = |proved| Course::due(|state| (state.proved, state.changes) = (proved, lately.clone())).tightens();
+    assert_eq!(to(30), Some(30));
+    assert_eq!(to(99), Some(58), "a step is a step");
+    assert_eq!(to(100), Some(58));
+    let further = Course::due(|state| {
+        (state.proved, state.changes) = (30, lately.clone());
+        state.episode.as_mut().unwrap().steps = 1;
+    });
+    assert_eq!(further.tightens(), Some(58), "only the first step does");
+}
+
+#[test]
+fn relaxing_while_nobody_uses_the_pools_disproves_nothing() {
+    let proved = |pressure: f64| Course::room(|state| state.proved = 60).look(pressure).state.proved;
+    assert_eq!(proved(IDLE - 0.001), 50);
+    assert_eq!(proved(IDLE), 100);
+    assert_eq!(Course::room(|state| state.proved = 20).look(0.1).state.proved, 20);
+}
+
+#[test]
+fn a_step_notes_what_it_will_be_judged_by() {
+    let mut course = Course::due(|state| {
+        (state.watched.primed, state.watched.fast, state.watched.slow) = (true, 1.5, 1.2);
+    });
+    course.tuning.fast = 1e15;
+    course.tuning.slow = 1e15 + 120_000.0;
+    course.share = Share::estimated(0.5);
+    let pending = course.look(1.5).state.pending.unwrap();
+    let left = openness::remaining(&course.declared, &course.floor, 100, pending.to);
+    assert_eq!((pending.before, pending.slope), (1.5, 0.0025), "three tenths in the two minutes between the averages");
+    assert_eq!(pending.expected, Some(rounded(0.5 * (1.0 - left))));
+    assert_eq!((pending.decided, pending.wait, pending.from), (START, DEAD, 100));
+}
+
+#[test]
+fn patience_lengthens_the_window_to_two_hours_at_most() {
+    let relaxes = |patience, relax_after, levels, low_for| {
+        let mut course = Course::room(|state| {
+            // A day without a change would make it forget.
+            state.changes = vec![(START - 3 * HOUR, Way::Relax)];
+            (state.patience, state.watched.low_for) = (patience, low_for - TICK);
+        });
+        (course.tuning.relax_after, course.levels) = (relax_after, levels);
+        course.relaxes().is_some()
+    };
+    let quarter = 15 * MINUTE;
+    for (patience, relax_after, levels, window) in [
+        (1, quarter, false, quarter),
+        (1, quarter, true, 2 * quarter),
+        (4, quarter, false, HOUR),
+        (8, quarter, false, 2 * HOUR),
+        (8, 2 * quarter, false, 2 * HOUR),
+        (1, 3 * HOUR, false, 3 * HOUR),
+    ] {
+        assert!(relaxes(patience, relax_after, levels, window), "{patience} {relax_after} {levels}");
+        assert!(!relaxes(patience, relax_after, levels, window - 1), "{patience} {relax_after} {levels}");
+    }
+}
+
+#[test]
+fn so_many_changes_in_any_hour_and_any_day() {
+    let limit = |per_hour, per_day, ages: &[i64]| {
+        let mut course = Course::due(|state| {
+            state.changes = ages.iter().map(|age| (START - age, Way::Tighten)).collect();
+        });
+        (course.tuning.per_hour, course.tuning.per_day) = (per_hour, per_day);
+        let outcome = course.look(1.5);
+        assert_eq!(outcome.decision.is_none(), outcome.limit == Some(Limit::BudgetExhausted));
+        outcome.limit
+    };
+    assert_eq!(limit(1, 9, &[HOUR]), None);
+    assert_eq!(limit(1, 9, &[HOUR - 1]), Some(Limit::BudgetExhausted));
+    assert_eq!(limit(9, 2, &[DAY - 1, 2 * HOUR]), Some(Limit::BudgetExhausted));
+    assert_eq!(limit(9, 2, &[DAY, 2 * HOUR]), None);
+    // What is remembered is as much as the largest budget.
+    let changes = |n: usize| {
+        let mut course = Course::due(|state| state.changes = vec![(START - 3 * HOUR, Way::Relax); n]);
+        (course.tuning.per_hour, course.tuning.per_day) = (1000, 1000);
+        course.look(1.5).state.changes.len()
+    };
+    assert_eq!((changes(MOST_CHANGES - 1), changes(MOST_CHANGES)), (MOST_CHANGES, MOST_CHANGES));
+}
+
+#[test]
+fn tightening_soon_after_relaxing_makes_it_patient() {
+    let patience = |age, way, patience| {
+        let course = Course::due(|state| {
+            state.changes = vec![(START - age, way)];
+            state.patience = patience;
+        });
+        course.look(1.5).state.patience
+    };
+    assert_eq!(patience(TOO_SOON - 1, Way::Relax, 1), 4);
+    assert_eq!(patience(TOO_SOON - 1, Way::Relax, 4), 8);
+    assert_eq!(patience(TOO_SOON, Way::Relax, 1), 1);
+    assert_eq!(patience(TOO_SOON - 1, Way::Tighten, 1), 1);
+}
+
+#[test]
+fn without_a_mode_or_a_floor_nothing_is_decided_and_the_limits_are_as_declared() {
+    let mut disabled = Course::due(|state| state.openness = 40);
+    disabled.tuning.mode = Mode::Disabled;
+    let mut floorless = Course::due(|state| state.openness = 40);
+    floorless.floor.clear();
+    for course in [disabled, floorless] {
+        let outcome = course.look(1.5);
+        assert_eq!((outcome.state.openness, outcome.phase, outcome.decision), (100, Phase::AsDeclared, None));
+        let signal = Signal::Fresh(course.reading.clone());
+        assert_eq!(watch(&course.tuning, &course.facts(), &course.state, &signal, START), course.state);
+    }
+}
+
+#[test]
+fn a_standby_sees_what_a_leader_sees_and_decides_nothing() {
+    let mut course = Course::due(|_| {});
+    let signal = |course: &Course| Signal::Fresh(Reading { up: 1.5, down: 1.5, mean: 1.5, ..course.reading.clone() });
+    let watched = watch(&course.tuning, &course.facts(), &course.state, &signal(&course), START);
+    course.no_tightening = true;
+    let leader = course.look(1.5).state;
+    assert_eq!((watched.openness, watched.pending.clone(), watched.watched.high_for), (100, None, leader.watched.high_for));
+    assert_eq!((watched.watched.fast, watched.watched.slow), (leader.watched.fast, leader.watched.slow));
+}
+
+#[test]
+fn averages_begin_anew_after_a_silence_and_room_has_to_be_seen_again() {
+    let look = |edit: fn(&mut State)| {
+        let state = Course::at(50, |state| {
+            (state.watched.primed, state.watched.fast, state.watched.slow) = (true, 0.2, 0.2);
+            edit(state);
+        });
+        let watched = state.look(0.6).state.watched;
+        (watched.fast, watched.slow)
+    };
+    let (fast, slow) = look(|_| {});
+    assert!((0.2..0.6).contains(&fast) && (0.2..fast).contains(&slow), "{fast} {slow}");
+    assert_eq!(look(|state| state.watched.at = None), (0.6, 1.0));
+    assert_eq!(look(|state| state.watched.at = Some(START - HOUR)), (0.6, 1.0));
+    assert_eq!(look(|state| (state.watched.at, state.low_since) = (None, Some(START))), (0.6, 0.6));
+    assert_eq!(look(|state| state.watched.primed = false), (0.6, 1.0));
+    assert_eq!(look(|state| state.watched.fast = f64::NAN).0, 0.6);
+}
+
+#[test]
+fn a_clock_that_was_set_back_leaves_nothing_in_the_future() {
+    let later = START + HOUR;
+    let course = Course::at(50, |state| {
+        state.episode = Some(Episode::begin(later, 100));
+        state.changes = vec![(later, Way::Tighten)];
+        state.low_since = Some(later);
+        (state.dead_until, state.lockout) = (START + 9 * DAY, Some(Lockout { until: START + 9 * DAY, times: 0 }));
+        state.pending = Course::judged(|pending, _| (pending.decided, pending.since) = (later, Some(later))).state.pending;
+    });
+    let now = START + 1234;
+    let state = Course { now, ..course }.look(0.95).state;
+    assert_eq!(state.episode.map(|episode| episode.since), Some(now));
+    assert_eq!(state.changes, [(START + 1000, Way::Tighten)], "in whole seconds, as it is written");
+    assert_eq!((state.dead_until, state.lockout.map(|lockout| lockout.until)), (now + DAY, Some(now + DAY)));
+    let pending = state.pending.unwrap();
+    assert_eq!((pending.decided, pending.since), (now, Some(now)));
+}
+
+#[test]
+fn in_the_dark_the_limits_go_back_only_if_that_is_wanted_and_not_paused() {
+    let missing = Signal::Missing { reason: "Stale", message: String::new() };
+    let mut course = Course::at(50, |state| {
+        state.fallback = true;
+        state.changes = vec![(START - HOUR, Way::Tighten)];
+    });
+    assert_eq!(course.signal(&missing).decision, None);
+    course.tuning.fallback_relaxes = Adaptive::default().fallback.is_none_or(|f| f.behavior == FallbackBehavior::Hold);
+    assert_eq!(course.signal(&missing).decision.map(|decision| decision.to), Some(60));
+    course.no_relaxing = true;
+    assert_eq!(course.signal(&missing).decision, None);
+    course.no_relaxing = false;
+    course.tuning.mode = Mode::Recommend;
+    assert_eq!(course.signal(&missing).decision, None);
+}
