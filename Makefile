@@ -42,9 +42,9 @@ lint: ## Format, clippy, dependencies, shell scripts' syntax
 	cargo deny --offline check bans licenses sources
 	@for script in demo/run .ci/run tests/tools/build tests/tools/cluster; do bash -n $$script || exit 1; done
 
-generate: needs tools ## Writes what is generated: crds/, docs/reference.md and the tables in docs/
+generate: needs tools ## Writes what is generated: crds/, docs/reference.md, the tables in docs/, tests/golden/
 	IDLECONN_GENERATE=1 cargo test --locked --test it generated -- --test-threads=1
-	IDLECONN_GENERATE=1 cargo test --locked --test simulation
+	IDLECONN_GENERATE=1 cargo test --locked --test simulation --test decisions --test said
 
 tools: ## Builds the pinned test programs into a cache outside the tree
 	@tests/tools/build

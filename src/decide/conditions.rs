@@ -76,6 +76,11 @@ impl Seen<'_> {
     const fn desired(&self) -> &Declared {
         if self.problem.is_some() { self.declared } else { &self.plan.desired }
     }
+
+    /// What they are called: the declared limits, where they are those.
+    fn which(&self) -> &'static str {
+        if self.desired().settings == self.declared.settings { "declared" } else { "desired" }
+    }
 }
 
 /// Something that people are told once.
@@ -446,10 +451,11 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, String)
         Some(fault) => return ("False", "ProgrammingFailed", fault.message.clone()),
         None => {}
     }
+    let which = seen.which();
     let message = if nodes.unreachable > 0 {
-        format!("{} of {} nodes answered and hold the declared limits", nodes.programmed, nodes.total)
+        format!("{} of {} nodes answered and hold the {which} limits", nodes.programmed, nodes.total)
     } else {
-        format!("All {} nodes hold the declared limits", nodes.total)
+        format!("All {} nodes hold the {which} limits", nodes.total)
     };
     if nodes.drifted > 0 {
         // Drift that is reported, contended or being corrected does not make this generation unwritten.
@@ -463,7 +469,7 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, String)
         } else if known {
             ("True", "Succeeded", "Written; somebody else has changed a node since, see Programmed".into())
         } else {
-            ("False", "Progressing", format!("{} of {} nodes hold the declared limits", nodes.programmed, nodes.total))
+            ("False", "Progressing", format!("{} of {} nodes hold the {which} limits", nodes.programmed, nodes.total))
         };
     }
     ("True", "Succeeded", message)
@@ -489,7 +495,7 @@ fn programmed(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, St
         Some((knob, value)) => {
             ("True", "Programmed", format!("All {} nodes; {knob} was lowered to {value} with maxIdleConns", nodes.total))
         }
-        None => ("True", "Programmed", format!("All {} nodes store and read back the declared limits", nodes.total)),
+        None => ("True", "Programmed", format!("All {} nodes store and read back the {} limits", nodes.total, seen.which())),
     }
 }
 
@@ -529,7 +535,7 @@ fn in_effect(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, Str
         return ("False", "RestartRequired", message);
     }
     if nodes.drifted > 0 || nodes.unreachable > 0 {
-        return ("Unknown", "Unknown", "Not every node is known to hold the declared limits".into());
+        return ("Unknown", "Unknown", format!("Not every node is known to hold the {} limits", seen.which()));
     }
     if !tally.unknown.is_empty() {
         return (
@@ -538,7 +544,7 @@ fn in_effect(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, Str
             "The nodes held these values before; whether their processes use them was not seen".into(),
         );
     }
-    ("True", "InEffect", format!("The processes of all {} nodes use the declared limits", nodes.total))
+    ("True", "InEffect", format!("The processes of all {} nodes use the {} limits", nodes.total, seen.which()))
 }
 
 fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> {
@@ -546,7 +552,7 @@ fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> 
     let mut tell = |warning, reason, note: &str| notices.push(Notice { warning, reason, note: note.to_owned() });
     let new_generation = seen.previous.observed_generation != seen.generation;
     for node in seen.plan.restart.iter().flat_map(|(restart, _)| &restart.finished) {
-        tell(false, "NodeRestarted", &format!("{node} was restarted and uses the declared limits"));
+        tell(false, "NodeRestarted", &format!("{node} was restarted and uses the {} limits", seen.which()));
     }
     for type_ in ["Accepted", "Programmed", "InEffect", "Stalled"] {
         let Some(new) = find(status, type_) else { continue };

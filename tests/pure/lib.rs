@@ -13,3 +13,6 @@ extern crate self as idleconn_operator;
 #[cfg(test)]
 #[path = "../decisions.rs"]
 mod decisions;
+#[cfg(test)]
+#[path = "../said.rs"]
+mod said;

@@ -1,0 +1,364 @@
+//! What a status says in every situation, as people read it: tests/golden/status.txt. `make generate` writes it.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc, missing_docs)]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs,
+    path::Path,
+    time::Duration,
+};
+
+use idleconn_operator::{
+    api::{IdleConnectionPolicyStatus, Knob, Settings, Value},
+    decide::{
+        Capability, Cause, Declared, Drift, Fault, NodeState, Plan, Site, Stored, Traits, Unit, UnitState,
+        conditions::{Problem, Seen, UnitResult, report},
+        restart::{Outcome, Said},
+    },
+};
+use jiff::Timestamp;
+use serde_json::json;
+
+const SERVER: Knob = Knob::ServerIdleTimeout;
+const TOTAL: Knob = Knob::BackendMaxIdleConns;
+
+/// The server's time-out is used at once, the pool's size after a restart.
+const TRAITS: Traits = Traits {
+    capability: |knob| if matches!(knob, TOTAL) { Capability::AfterRestart } else { Capability::Hot },
+    cap: |_, value| value,
+    companions: |_, _, _| Settings::new(),
+};
+
+fn seconds(s: u64) -> Value {
+    Value::Duration(Duration::from_secs(s))
+}
+
+/// A policy that wants 30 s on three nodes.
+#[derive(Clone)]
+struct Scene {
+    generation: i64,
+    suspend: bool,
+    declared: Declared,
+    traits: Traits,
+    problem: Option<Problem>,
+    units: Vec<UnitResult>,
+    plan: Plan,
+    started: BTreeMap<String, i64>,
+    previous: IdleConnectionPolicyStatus,
+}
+
+fn holding(name: &str, settings: &[(Knob, Value)]) -> UnitResult {
+    let unit = Unit { id: name.into(), name: name.into(), address: format!("http://{name}"), identities: Vec::new() };
+    let sites = settings.iter().map(|(knob, value)| {
+        (Site { knob: *knob, place: "web".into() }, Stored { value: Some(*value), raw: Some(json!(value.to_string())) })
+    });
+    let node = NodeState {
+        name: name.into(),
+        stored: Ok(settings.iter().map(|(knob, value)| (*knob, Some(*value))).collect()),
+        uptime: None,
+        metrics: None,
+        process: None,
+    };
+    let state = UnitState { sites: sites.collect(), nodes: vec![node], ..UnitState::default() };
+    UnitResult { unit, state: Ok(state), write: None }
+}
+
+impl Scene {
+    fn new() -> Self {
+        let declared = Declared { settings: [(SERVER, seconds(30))].into(), written: [SERVER].into(), ..Declared::default() };
+        Self {
+            generation: 1,
+            suspend: false,
+            plan: Plan { desired: declared.clone(), ..Plan::default() },
+            declared,
+            traits: TRAITS,
+            problem: None,
+            units: ["gw-1", "gw-2", "gw-3"].map(|name| holding(name, &[(SERVER, seconds(30))])).into(),
+            started: BTreeMap::new(),
+            previous: IdleConnectionPolicyStatus::default(),
+        }
+    }
+
+    fn report(&self, now: i64) -> (IdleConnectionPolicyStatus, Vec<String>) {
+        let (status, notices) = report(&Seen {
+            generation: Some(self.generation),
+            suspend: self.suspend,
+            declared: &self.declared,
+            traits: &self.traits,
+            problem: self.problem.as_ref(),
+            units: &self.units,
+            plan: &self.plan,
+            saved: &BTreeMap::new(),
+            original: Some("gateway-original".into()),
+            started: &self.started,
+            adaptive: None,
+            previous: &self.previous,
+            now: Timestamp::from_second(1_800_000_000 + now).unwrap(),
+        });
+        (status, notices.iter().map(ToString::to_string).collect())
+    }
+
+    /// Goes on from what was said before this.
+    fn then(&self, edit: impl FnOnce(&mut Self)) -> Self {
+        let mut next = Self { previous: self.report(0).0, ..self.clone() };
+        edit(&mut next);
+        next
+    }
+
+    fn desire(&mut self, settings: &[(Knob, Value)]) {
+        self.declared.settings = settings.iter().copied().collect();
+        self.declared.written = settings.iter().map(|(knob, _)| *knob).collect();
+        self.plan.desired = self.declared.clone();
+    }
+
+    fn fail(&mut self, node: usize, cause: Cause, message: &str) {
+        self.units[node].state = Err(Fault::new(cause, message));
+    }
+
+    fn refuse(&mut self, node: usize, cause: Cause, message: &str) {
+        self.hold(node, 60);
+        self.units[node].write = Some(Fault::new(cause, message));
+    }
+
+    fn hold(&mut self, node: usize, secs: u64) {
+        let name = self.units[node].unit.name.clone();
+        self.units[node] = holding(&name, &[(SERVER, seconds(secs))]);
+    }
+
+    fn drift(&mut self, restarted: bool) {
+        self.hold(1, 77);
+        self.plan.drift.push(Drift {
+            knob: SERVER,
+            id: "gw-2".into(),
+            unit: "gw-2".into(),
+            restarted,
+            found: Some(seconds(77)),
+            declared: seconds(30),
+        });
+    }
+
+    /// The pool's size was changed at 1 s, and these processes have started when.
+    fn pools(&mut self, started: &[(&str, i64)]) {
+        let settings = [(SERVER, seconds(30)), (TOTAL, Value::Count(50))];
+        self.desire(&settings);
+        self.units = ["gw-1", "gw-2", "gw-3"].map(|name| holding(name, &settings)).into();
+        self.plan.control.changed = [(TOTAL, 1000)].into();
+        self.started = started.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect();
+    }
+
+    fn restarting(&mut self, said: Said, why: Option<&str>) {
+        self.pools(&[("gw-1", 1000), ("gw-2", 999), ("gw-3", 999)]);
+        let finished = vec!["gw-1".to_owned()];
+        self.plan.restart = Some((Outcome { said: Some(said), finished, ..Outcome::default() }, why.map(str::to_owned)));
+    }
+
+    fn problem(&mut self, reason: &'static str, refused: bool, stalled: bool) {
+        self.problem = Some(Problem { reason, message: "What happened, to what, and what to do".into(), refused, stalled });
+        self.units.clear();
+    }
+}
+
+fn told(title: &str, scene: &Scene) -> String {
+    let (status, events) = scene.report(60);
+    let mut text = format!("# {title}\n");
+    let transitions: BTreeSet<_> =
+        status.conditions.iter().map(|c| c.last_transition_time.0.as_second() - 1_800_000_000).collect();
+    for condition in &status.conditions {
+        let _ = writeln!(text, "{}={}/{}: {}", condition.type_, condition.status, condition.reason, condition.message);
+    }
+    let _ = writeln!(text, "transitions at {transitions:?}, of generation {:?}", status.conditions[0].observed_generation);
+    if let Some(nodes) = &status.nodes {
+        let idleconn_operator::api::status::Nodes {
+            summary,
+            total,
+            programmed,
+            in_effect,
+            unreachable,
+            drifted,
+            over_threshold: _,
+            worst,
+        } = nodes;
+        let _ = writeln!(
+            text,
+            "nodes {summary}: total {total}, programmed {programmed}, in effect {in_effect}, unreachable {unreachable}, drifted {drifted}"
+        );
+        for node in worst {
+            let _ = writeln!(text, "  {}: {}", node.name, node.cause);
+        }
+    }
+    if let Some(limits) = &status.limits {
+        let _ = writeln!(text, "limits {}", serde_json::to_string(limits).unwrap());
+    }
+    if let Some(pending) = &status.pending_restart {
+        let _ = writeln!(text, "pending restart: {} of {:?}", pending.count, pending.nodes);
+    }
+    if !status.unsupported.is_empty() {
+        let _ = writeln!(text, "unsupported {:?}", status.unsupported);
+    }
+    if let Some(control) = &status.control {
+        let _ = writeln!(text, "control {}", serde_json::to_string(control).unwrap());
+    }
+    for event in events {
+        let _ = writeln!(text, "Event {event}");
+    }
+    text + "\n"
+}
+
+#[test]
+#[allow(clippy::too_many_lines)] // One situation after the other.
+fn every_situation_is_said_as_it_was_reviewed() {
+    let new = Scene::new();
+    let after = |edit: &dyn Fn(&mut Scene)| new.then(|scene| edit(scene));
+    let drifted = after(&|scene| scene.drift(false));
+    let situations: Vec<(&str, Scene)> = vec![
+        ("a new policy, written everywhere", new.clone()),
+        ("the same again", after(&|_| {})),
+        ("the same, another generation", after(&|scene| scene.generation = 2)),
+        ("being written", {
+            let mut scene = new.clone();
+            scene.hold(0, 60);
+            scene
+        }),
+        ("suspended", after(&|scene| scene.suspend = true)),
+        ("a node does not answer", after(&|scene| scene.fail(1, Cause::Unreachable, "http://gw-2 did not answer within 3s"))),
+        ("no node answers", after(&|scene| (0..3).for_each(|n| scene.fail(n, Cause::Unreachable, "no answer")))),
+        (
+            "no node lets anybody in",
+            after(&|scene| (0..3).for_each(|n| scene.fail(n, Cause::Unauthorized, "the token is not accepted"))),
+        ),
+        ("there is no node", after(&|scene| scene.units.clear())),
+        ("a node refuses", after(&|scene| scene.refuse(1, Cause::Rejected, "Caddy refused: no such module"))),
+        (
+            "a node refuses another generation",
+            after(&|scene| {
+                scene.generation = 2;
+                scene.refuse(1, Cause::Rejected, "Caddy refused: no such module");
+            }),
+        ),
+        (
+            "two nodes fail, one of them finally",
+            after(&|scene| {
+                scene.refuse(0, Cause::Unreachable, "broke off");
+                scene.refuse(1, Cause::Rejected, "Caddy refused: no such module");
+            }),
+        ),
+        ("a node may not be written", after(&|scene| scene.refuse(1, Cause::Forbidden, "the token may not do this (403)"))),
+        ("a node's token has expired", after(&|scene| scene.refuse(1, Cause::Unauthorized, "the token is not accepted (401)"))),
+        ("a write broke off", after(&|scene| scene.refuse(1, Cause::Unreachable, "broke off"))),
+        (
+            "a write broke off, and was stored",
+            after(&|scene| scene.units[1].write = Some(Fault::new(Cause::Unreachable, "broke off"))),
+        ),
+        ("somebody changed a node", drifted.clone()),
+        ("somebody changed a node, which is said already", drifted.then(|_| {})),
+        (
+            "it was put back",
+            drifted.then(|scene| {
+                scene.plan.drift.clear();
+                scene.hold(1, 30);
+            }),
+        ),
+        ("a node was restarted with its own file", after(&|scene| scene.drift(true))),
+        (
+            "somebody insists",
+            after(&|scene| {
+                scene.hold(1, 77);
+                scene.plan.contended = [SERVER].into();
+            }),
+        ),
+        ("somebody insisted, and is right", after(&|scene| scene.plan.contended = [SERVER].into())),
+        ("the policy is not valid", after(&|scene| scene.problem("Invalid", true, true))),
+        ("another policy was first", after(&|scene| scene.problem("Conflicted", true, true))),
+        ("nothing is there", after(&|scene| scene.problem("TargetNotFound", true, false))),
+        ("a Secret is missing", after(&|scene| scene.problem("RefNotFound", false, false))),
+        ("the cluster does not let anybody in", after(&|scene| scene.problem("Forbidden", false, true))),
+        ("a restart is needed", after(&|scene| scene.pools(&[("gw-1", 1000), ("gw-2", 999)]))),
+        ("all were restarted", after(&|scene| scene.pools(&[("gw-1", 1000), ("gw-2", 1001), ("gw-3", 2000)]))),
+        (
+            "nobody knows what is in use",
+            after(&|scene| {
+                scene.pools(&[]);
+                scene.plan.control.changed.clear();
+            }),
+        ),
+        (
+            "the nodes' own word is enough",
+            after(&|scene| {
+                scene.pools(&[("gw-1", 5000), ("gw-2", 5000), ("gw-3", 4999)]);
+                scene.plan.control.changed.clear();
+                for result in &mut scene.units {
+                    result.state.as_mut().unwrap().changed = Some(Timestamp::from_millisecond(5000).unwrap());
+                }
+            }),
+        ),
+        ("a node is being restarted", after(&|scene| scene.restarting(Said::Rolling("gw-2".into()), None))),
+        (
+            "its eviction waits",
+            after(&|scene| scene.restarting(Said::Rolling("gw-2".into()), Some("a budget does not let it go"))),
+        ),
+        ("it has not come back", after(&|scene| scene.restarting(Said::Stalled("gw-2".into()), None))),
+        ("another is out of service", after(&|scene| scene.restarting(Said::Unavailable("gw-3".into()), None))),
+        ("the day's restarts are used up", after(&|scene| scene.restarting(Said::Budget, None))),
+        ("a pod is not known", after(&|scene| scene.restarting(Said::NoPod("gw-2".into()), Some("no right")))),
+        (
+            "a limit goes with another",
+            after(&|scene| {
+                scene.traits.companions = |_, _, _| [(Knob::BackendMaxIdleConnsPerHost, Value::Count(7))].into();
+            }),
+        ),
+        (
+            "the preset is more than the target takes",
+            after(&|scene| {
+                scene.declared.capped = [(SERVER, seconds(29)), (TOTAL, Value::Count(9))].into();
+                scene.plan.desired = scene.declared.clone();
+            }),
+        ),
+        ("by one limit", after(&|scene| scene.declared.capped = [(SERVER, seconds(29))].into())),
+        (
+            "a limit has no place, another never has",
+            after(&|scene| {
+                let settings = [(SERVER, seconds(30)), (TOTAL, Value::Count(9))];
+                scene.desire(&settings);
+                scene.declared.unsupported = [Knob::BackendTcpKeepAlive].into();
+            }),
+        ),
+        (
+            "the limits are tightened",
+            after(&|scene| {
+                scene.plan.desired.settings = [(SERVER, seconds(9))].into();
+                (0..3).for_each(|n| scene.hold(n, 9));
+            }),
+        ),
+        (
+            "many nodes hold something else",
+            after(&|scene| {
+                scene.units = (0..9).map(|n| holding(&format!("gw-{n}"), &[(SERVER, seconds(60 + n))])).collect();
+            }),
+        ),
+        (
+            "a node holds nothing",
+            after(&|scene| {
+                let state = scene.units[1].state.as_mut().unwrap();
+                state.nodes[0].stored = Ok([(SERVER, None)].into());
+            }),
+        ),
+        (
+            "one of a cluster's nodes does not say",
+            after(&|scene| {
+                let state = scene.units[1].state.as_mut().unwrap();
+                state.nodes[0].stored = Err(Fault::new(Cause::Unreachable, "the proxy cannot reach gw-2"));
+            }),
+        ),
+    ];
+    let text: String = situations.iter().map(|(title, scene)| told(title, scene)).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find(|path| path.join("tests/golden").is_dir()).unwrap();
+    let path = root.join("tests/golden/status.txt");
+    if std::env::var_os("IDLECONN_GENERATE").is_some() {
+        fs::write(&path, &text).unwrap();
+    }
+    let there = fs::read_to_string(&path).unwrap_or_default();
+    let first = there.lines().zip(text.lines()).find(|(a, b)| a != b);
+    assert!(there == text, "other words, first: {first:?}; run `make generate` and review what changed");
+}
