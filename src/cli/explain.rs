@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 
 use crate::{
-    api::{IdleConnectionPolicy, IdleConnectionPolicyStatus, adaptive::Mode},
+    api::{IdleConnectionPolicy, IdleConnectionPolicyStatus, adaptive::Mode, restart::RestartPolicy},
     decide::{adapt::spoken, conditions::reason},
 };
 
@@ -34,8 +34,15 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         Some((_, reason, message)) => say(&format!("{name} is not in order ({reason}): {message}.")),
         None => say(&format!("{name}: nothing is known yet.")),
     }
-    if let Some(("False", "RestartRequired", message)) = message("InEffect") {
-        say(&format!("What is stored is not yet what the processes use: {message}. Restart those nodes."));
+    if let Some(("False", reason @ ("RestartRequired" | "RollingOut" | "RestartStalled"), message)) = message("InEffect") {
+        let rolls = policy.spec.restart.as_ref().is_some_and(|restart| restart.policy == RestartPolicy::Rolling);
+        let next = match reason {
+            "RollingOut" => "The operator goes on by itself.",
+            "RestartStalled" => "Mend that node; the operator goes on when it is back.",
+            _ if rolls => "The operator restarts them when it may.",
+            _ => "Restart those nodes, or set spec.restart.policy to Rolling.",
+        };
+        say(&format!("What is stored is not yet what the processes use: {message}. {next}"));
     }
     let mode = policy.spec.adaptive.as_ref().map_or(Mode::Disabled, |adaptive| adaptive.mode);
     if mode == Mode::Disabled {
@@ -156,6 +163,18 @@ mod tests {
             "gw is in order on 3/3 nodes.\nThe task count is fine: 12 tasks.\nThe limits are 55 % open.\n4m ago it tightened them from 100 % to 55 %, \
              because of 131 % of the threshold for 2m.\nIt helped: The last tightening lowered the task count.\nNext: nothing; it looks after itself.\n"
         );
+    }
+
+    #[test]
+    fn who_restarts_the_nodes_is_said() {
+        for (reason, next) in [
+            ("RestartRequired", "m. Restart those nodes, or set spec.restart.policy to Rolling."),
+            ("RollingOut", "m. The operator goes on by itself."),
+            ("RestartStalled", "m. Mend that node; the operator goes on when it is back."),
+        ] {
+            let text = told(false, &[READY, ("InEffect", "False", reason, "m")], &json!({}));
+            assert!(text.contains(&format!("What is stored is not yet what the processes use: {next}")), "{text}");
+        }
     }
 
     #[test]

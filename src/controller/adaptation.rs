@@ -1,6 +1,9 @@
 //! The loop's place in the controller: what is sampled, what is remembered between passes, and when a pass is worth making.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -181,7 +184,9 @@ impl Context {
         let Some(adaptation) = &mut memory.adaptation else { return };
         let Tick { news, pressure, openness } = adaptation.tick();
         self.metrics.looked(policy.namespace.as_deref().unwrap_or_default(), &policy.name, pressure, openness);
-        if news {
+        // While the target cannot be found nothing can be done about it: the pass that is due will look.
+        let backing_off = memory.failing.get("").is_some_and(|failing| failing.due > Instant::now());
+        if news && !backing_off {
             let _ = self.nudges.send(policy.clone());
         }
     }

@@ -627,9 +627,44 @@ fn in_the_dark_the_limits_go_back_only_if_that_is_wanted_and_not_paused() {
     assert_eq!(course.signal(&missing).decision, None);
     course.tuning.fallback_relaxes = Adaptive::default().fallback.is_none_or(|f| f.behavior == FallbackBehavior::Hold);
     assert_eq!(course.signal(&missing).decision.map(|decision| decision.to), Some(60));
+    let at = |openness, age| {
+        let mut course = Course::at(openness, |state| {
+            (state.fallback, state.changes) = (true, vec![(START - age, Way::Tighten)]);
+        });
+        course.tuning.fallback_relaxes = true;
+        course.signal(&missing).decision.map(|decision| decision.to)
+    };
+    assert_eq!((at(100, HOUR), at(50, 900_000), at(50, 899_999)), (None, Some(60), None));
     course.no_relaxing = true;
     assert_eq!(course.signal(&missing).decision, None);
     course.no_relaxing = false;
     course.tuning.mode = Mode::Recommend;
     assert_eq!(course.signal(&missing).decision, None);
+}
+
+#[test]
+fn the_fallback_begins_after_its_time_in_the_dark_and_ends_after_two_minutes_of_light() {
+    let missing = Signal::Missing { reason: "Stale", message: String::new() };
+    let course = |missing_for| {
+        let course = Course::at(50, |state| state.watched.missing_for = missing_for - TICK);
+        let state = course.signal(&missing).state;
+        (state.fallback, state.watched.fresh_for, state.watched.red_for)
+    };
+    assert_eq!(course(300_000), (true, 0, 0));
+    assert_eq!(course(299_999), (false, 0, 0));
+    let light = |fresh_for| {
+        Course::at(50, |state| (state.fallback, state.watched.fresh_for) = (true, fresh_for - TICK)).look(0.5).state.fallback
+    };
+    assert_eq!((light(BACK), light(BACK - 1)), (false, true));
+    assert!(!Course::at(50, |state| state.watched.fresh_for = HOUR).look(0.5).state.fallback, "it was not in it");
+}
+
+#[test]
+fn the_first_step_wants_it_to_last_over_the_line_itself() {
+    let high_for = |steps, pressure| {
+        let course = Course::due(|state| state.episode.as_mut().unwrap().steps = steps);
+        course.look(pressure).state.watched.high_for
+    };
+    assert_eq!((high_for(0, OPEN), high_for(0, OPEN - 1e-9)), (10 * MINUTE + TICK, 0));
+    assert_eq!((high_for(1, OPEN - 1e-9), high_for(2, CLOSE)), (10 * MINUTE + TICK, 10 * MINUTE + TICK));
 }
