@@ -586,7 +586,7 @@ impl Look<'_> {
         pressure * (1.0 + share * (1.0 / left - 1.0))
     }
 
-    /// The widest step, of two at most, that leaves room; one where none does, and then it is in doubt. Near the end, the end.
+    /// The widest of one to three steps that leaves room; one where none does, and then it is in doubt. Near the end, the end.
     fn wider(&self, pressure: f64) -> (Percent, bool) {
         let step = self.tuning.relax_step;
         let up = |points: u8| {
@@ -594,7 +594,7 @@ impl Look<'_> {
             if to >= NEARLY_OPEN { 100 } else { to }
         };
         let leaves_room = |to: &Percent| self.foreseen(pressure, *to) <= SAFE;
-        let widest = (step..=step.saturating_mul(4)).rev().map(up).find(leaves_room);
+        let widest = (step..=step.saturating_mul(3)).rev().map(up).find(leaves_room);
         widest.map_or((up(step), true), |to| (to, false))
     }
 

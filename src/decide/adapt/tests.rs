@@ -377,11 +377,11 @@ fn what_may_not_be_done_is_recommended() {
     let mut room = Course::room(|_| {});
     room.no_relaxing = true;
     let outcome = room.look(0.4);
-    assert_eq!((outcome.decision, outcome.recommendation.unwrap().to, outcome.limit), (None, 100, Some(Limit::Paused)));
+    assert_eq!((outcome.decision, outcome.recommendation.unwrap().to, outcome.limit), (None, 80, Some(Limit::Paused)));
     room.no_relaxing = false;
     room.tuning.mode = Mode::Recommend;
     let outcome = room.look(0.4);
-    assert_eq!((outcome.decision, outcome.recommendation.unwrap().to, outcome.limit), (None, 100, None));
+    assert_eq!((outcome.decision, outcome.recommendation.unwrap().to, outcome.limit), (None, 80, None));
 }
 
 #[test]
@@ -426,7 +426,7 @@ fn half_an_hour_at_the_floor_with_nothing_to_show_for_it_is_enough() {
 #[test]
 fn nothing_is_decided_before_its_time() {
     assert_eq!(Course::due(|_| {}).tightens(), Some(58));
-    assert_eq!(Course::room(|_| {}).relaxes(), Some(100));
+    assert_eq!(Course::room(|_| {}).relaxes(), Some(80));
     for (not_before, acts) in [(START, true), (START + 1, false)] {
         assert_eq!(Course { not_before, ..Course::due(|_| {}) }.tightens().is_some(), acts);
         assert_eq!(Course { not_before, ..Course::room(|_| {}) }.relaxes().is_some(), acts);
