@@ -484,7 +484,7 @@ impl Look<'_> {
                 estimate: facts.share.estimate.or(self.state.episode.and_then(|episode| episode.learned)),
                 ..facts.share
             },
-            proved: proved.filter(|proved| *proved < self.state.openness),
+            proved,
         };
         let (from, to) = (self.state.openness, step.target());
         let reason = format!("{} % of the threshold for {}", percent(fast), spoken(self.state.watched.high_for));

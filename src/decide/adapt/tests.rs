@@ -15,6 +15,7 @@ const TICK: i64 = 10_000;
 const DEAD: i64 = 2 * 60_000 + TICK + 5_000;
 
 /// The loop on a signal that is given.
+#[allow(clippy::struct_excessive_bools)] // As in Facts.
 struct Course {
     tuning: Tuning,
     declared: Settings,
@@ -25,6 +26,9 @@ struct Course {
     no_tightening: bool,
     no_relaxing: bool,
     levels: bool,
+    in_effect: bool,
+    needs_restart: bool,
+    rolls: bool,
     not_before: i64,
     reading: Reading,
 }
@@ -59,6 +63,9 @@ impl Course {
             no_tightening: false,
             no_relaxing: false,
             levels: false,
+            in_effect: true,
+            needs_restart: false,
+            rolls: false,
             not_before: 0,
             reading,
         }
@@ -119,6 +126,9 @@ impl Course {
             no_relaxing: self.no_relaxing,
             share: self.share,
             levels: self.levels,
+            in_effect: self.in_effect,
+            needs_restart: self.needs_restart,
+            rolls: self.rolls,
             not_before: self.not_before,
             ..Facts::undisturbed(&self.declared, &self.floor)
         }
@@ -191,6 +201,13 @@ fn the_end_of_a_window_is_foreseen() {
     assert_eq!(end(&quiet), None);
     quiet.state.watched.fast = CLOSE;
     assert_eq!(end(&quiet), Some(110_000), "hardly too many");
+    for (age, left) in [(TOO_SOON, 110_000), (TOO_SOON - 1, 20_000)] {
+        quiet.state.changes = vec![(START - age, Way::Tighten)];
+        assert_eq!(end(&quiet), Some(left), "tightened {age} ago");
+    }
+    quiet.state.changes.clear();
+    quiet.state.episode.as_mut().unwrap().steps = 1;
+    assert_eq!(end(&quiet), Some(20_000), "further steps do not hesitate");
     let mut judged = course(100_000);
     judged.state.pending = Course::judged(|_, _| {}).state.pending;
     assert_eq!(end(&judged), None);
@@ -667,4 +684,35 @@ fn the_first_step_wants_it_to_last_over_the_line_itself() {
     };
     assert_eq!((high_for(0, OPEN), high_for(0, OPEN - 1e-9)), (10 * MINUTE + TICK, 0));
     assert_eq!((high_for(1, OPEN - 1e-9), high_for(2, CLOSE)), (10 * MINUTE + TICK, 10 * MINUTE + TICK));
+}
+
+#[test]
+fn while_the_last_step_is_not_in_effect_nothing_more_is_decided_and_who_has_to_act_is_said() {
+    for (needs_restart, rolls, limit) in
+        [(false, false, None), (true, false, Some(Limit::RestartForbidden)), (true, true, None), (false, true, None)]
+    {
+        let set = |course: Course| Course { in_effect: false, needs_restart, rolls, ..course };
+        let outcome = set(Course::due(|_| {})).look(1.5);
+        assert_eq!((outcome.decision, outcome.limit), (None, limit));
+        let outcome = set(Course::room(|_| {})).look(0.4);
+        assert_eq!((outcome.decision, outcome.limit), (None, limit));
+    }
+}
+
+#[test]
+fn times_are_said_as_people_say_them() {
+    for (seconds, words) in [
+        (0, "0s"),
+        (119, "119s"),
+        (120, "2m"),
+        (7199, "119m"),
+        (7200, "2h"),
+        (7259, "2h"),
+        (7260, "2h 1m"),
+        (10_859, "3h"),
+        (10_860, "3h 1m"),
+        (86_399, "23h 59m"),
+    ] {
+        assert_eq!(spoken(seconds * 1000 + 999), words);
+    }
 }
