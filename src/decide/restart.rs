@@ -101,13 +101,15 @@ pub struct Outcome {
     pub finished: Vec<String>,
     /// To be said.
     pub said: Option<Said>,
+    /// Whether the first one waits for the clock to be past the change.
+    pub soon: bool,
 }
 
 impl Outcome {
     /// Whether there is something going on that nobody tells of: worth another look soon.
     #[must_use]
     pub fn is_going_on(&self) -> bool {
-        !self.control.nodes.is_empty()
+        self.soon || !self.control.nodes.is_empty()
     }
 }
 
@@ -166,10 +168,14 @@ fn go_on(input: &Input<'_>, current: &Restarting, permitted: bool, outcome: &mut
                 return true;
             }
             if !node.pending {
-                outcome.said = None;
                 outcome.finished.push(name());
             }
-            node.pending
+            // Another change came meanwhile: it has to be restarted once more for that, in its turn.
+            let outdated = input.control.change != input.changed;
+            if !node.pending || outdated {
+                outcome.said = None;
+            }
+            node.pending && !outdated
         }
         // Going, gone, or on its way back.
         _ => true,
@@ -208,6 +214,13 @@ fn begin(input: &Input<'_>, outcome: &mut Outcome) {
         if out_of_service.len() >= input.spec.max_unavailable as usize {
             let first = out_of_service.into_iter().next().unwrap_or_default();
             outcome.said.get_or_insert(Said::Unavailable(first));
+            return;
+        }
+        if input.now.saturating_mul(1000) <= input.changed {
+            // When a change was made may be known to a second or two only. Who starts before the end of that could not be told from who
+            // did before the change.
+            outcome.said.get_or_insert(Said::Rolling(node.name.to_owned()));
+            outcome.soon = true;
             return;
         }
         if outcome.control.change != input.changed {
@@ -431,6 +444,35 @@ mod tests {
             let outcome = scene.look();
             assert_eq!((outcome.said, outcome.control.nodes.len()), (Some(Said::NoPod("t1".into())), 0));
         }
+    }
+
+    #[test]
+    fn a_change_is_certainly_past_before_the_first_node_goes() {
+        let mut scene = Scene::new();
+        for (changed, begins) in [(NOW * 1000 - 1, true), (NOW * 1000, false), (NOW * 1000 + 2400, false)] {
+            scene.changed = changed;
+            let outcome = scene.at(NOW);
+            assert_eq!((outcome.control.nodes.len() == 1, outcome.soon, outcome.said.clone()), (begins, !begins, rolling("t1")));
+            assert!(outcome.is_going_on(), "it looks again soon");
+        }
+    }
+
+    #[test]
+    fn a_change_in_the_middle_holds_nobody_up() {
+        let mut scene = Scene::replaced();
+        scene.node("t1").1.drained = false;
+        assert_eq!(scene.look().said, rolling("t1"), "it has not said what it uses");
+        scene.changed = 2;
+        scene.spec.max_per_day = 2;
+        let outcome = scene.look();
+        assert_eq!((outcome.finished.len(), outcome.control.begun.len(), outcome.control.change), (0, 2, 2));
+        assert_eq!(outcome.control.nodes[0].uid, "uid-new", "once more, for the new one");
+        scene.spec.max_per_day = 1;
+        let mut scene = Scene::replaced();
+        scene.node("t1").1.drained = false;
+        scene.changed = 2;
+        let outcome = scene.look();
+        assert_eq!((outcome.control.nodes.len(), outcome.said), (0, Some(Said::Budget)), "if the day allows it");
     }
 
     #[test]
