@@ -38,7 +38,7 @@ mutants: ## Changes the rules one by one and looks whether a test notices: hours
 
 lint: ## Format, clippy, dependencies, shell scripts' syntax
 	cargo fmt --check
-	cargo clippy --locked --all-targets -- -D warnings
+	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo deny --offline check bans licenses sources
 	@for script in demo/run .ci/run tests/tools/build tests/tools/cluster; do bash -n $$script || exit 1; done
 

@@ -4,7 +4,10 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc, missing_docs)]
 
-use std::{fmt::Write as _, fs, path::Path};
+#[path = "golden/mod.rs"]
+mod golden;
+
+use std::fmt::Write as _;
 
 use idleconn_operator::{
     api::adaptive::{Adaptive, Behavior, Fallback, FallbackBehavior, Mode, Profile},
@@ -51,15 +54,7 @@ fn course(title: &str, kind: Kind, adaptive: &Adaptive, informed: bool, handover
 }
 
 fn hold(name: &str, text: &str) {
-    // Run from tests/pure as well.
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find(|path| path.join("tests/golden").is_dir()).unwrap();
-    let path = root.join(format!("tests/golden/loop/{name}.txt"));
-    if std::env::var_os("IDLECONN_GENERATE").is_some() {
-        fs::write(&path, text).unwrap();
-    }
-    let there = fs::read_to_string(&path).unwrap_or_default();
-    let first = there.lines().zip(text.lines()).find(|(a, b)| a != b);
-    assert!(there == text, "{name} takes another course, first: {first:?}; run `make generate` and review what changed");
+    golden::check(&format!("tests/golden/loop/{name}.txt"), text);
 }
 
 #[test]

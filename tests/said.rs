@@ -2,11 +2,12 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc, missing_docs)]
 
+#[path = "golden/mod.rs"]
+mod golden;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    fs,
-    path::Path,
     time::Duration,
 };
 
@@ -26,6 +27,7 @@ const TOTAL: Knob = Knob::BackendMaxIdleConns;
 
 /// The server's time-out is used at once, the pool's size after a restart.
 const TRAITS: Traits = Traits {
+    most_pooled: |_, _| None,
     capability: |knob| if matches!(knob, TOTAL) { Capability::AfterRestart } else { Capability::Hot },
     cap: |_, value| value,
     companions: |_, _, _| Settings::new(),
@@ -353,12 +355,5 @@ fn every_situation_is_said_as_it_was_reviewed() {
         ),
     ];
     let text: String = situations.iter().map(|(title, scene)| told(title, scene)).collect();
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find(|path| path.join("tests/golden").is_dir()).unwrap();
-    let path = root.join("tests/golden/status.txt");
-    if std::env::var_os("IDLECONN_GENERATE").is_some() {
-        fs::write(&path, &text).unwrap();
-    }
-    let there = fs::read_to_string(&path).unwrap_or_default();
-    let first = there.lines().zip(text.lines()).find(|(a, b)| a != b);
-    assert!(there == text, "other words, first: {first:?}; run `make generate` and review what changed");
+    golden::check("tests/golden/status.txt", &text);
 }

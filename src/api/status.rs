@@ -220,7 +220,7 @@ pub struct ObjectName {
 #[serde(rename_all = "camelCase")]
 pub struct Control {
     /// Transitions reported so far; names the next Event, so that one told twice is one Event.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     #[schemars(extend("format" = "int32"))]
     pub events: u32,
     /// When the stored value of a field last changed (Unix milliseconds), for fields that need a restart.
@@ -232,7 +232,7 @@ pub struct Control {
     #[schemars(with = "BTreeMap<String, Vec<i64>>")]
     pub contended: BTreeMap<Knob, [i64; 3]>,
     /// Nodes that are being restarted, and when restarts began.
-    #[serde(default, skip_serializing_if = "RestartControl::is_unused")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub restart: RestartControl,
     /// Where tightening and relaxing stand; see docs/control-law.md for its parts.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "loop")]
@@ -243,7 +243,7 @@ pub struct Control {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 pub struct RestartControl {
     /// The change that nodes were last restarted for (Unix milliseconds).
-    #[serde(default, skip_serializing_if = "is_zero_time")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub change: i64,
     /// When restarting for a change began, in the last 24 hours (Unix seconds).
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -251,12 +251,6 @@ pub struct RestartControl {
     /// The nodes that are being restarted.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<Restarting>,
-}
-
-impl RestartControl {
-    fn is_unused(&self) -> bool {
-        *self == Self::default()
-    }
 }
 
 /// A node that is being restarted.
@@ -272,12 +266,6 @@ pub struct Restarting {
     pub since: i64,
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde calls it with a reference.
-const fn is_zero_time(time: &i64) -> bool {
-    *time == 0
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // serde calls it with a reference.
-const fn is_zero(n: &u32) -> bool {
-    *n == 0
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }

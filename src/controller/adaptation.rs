@@ -58,6 +58,7 @@ pub struct Adaptation {
     standing: Standing,
     levels: bool,
     rolls: bool,
+    most_pooled: Option<f64>,
     not_before: i64,
     obstacle: Option<Signal>,
     digest: String,
@@ -104,6 +105,7 @@ impl Adaptation {
             signal: &look.signal,
             pause: self.pause,
             share: Share::UNKNOWN,
+            most_pooled: self.most_pooled,
             load: None,
             levels: self.levels,
             rolls: self.rolls,
@@ -291,8 +293,12 @@ pub async fn prepare(
     let levels = source == SourceName::StateFlags;
     let restart = spec.restart.clone().unwrap_or_default();
     let rolls = restart.policy == RestartPolicy::Rolling && restart.for_ == RestartFor::Any;
+    let most_pooled = (answered.len() == units.len())
+        .then(|| decide::most_pooled(&declared.settings, &floor, traits, &memory.saved(), answered))
+        .flatten();
     if let Some(old) = &mut memory.adaptation {
         old.sampler.set(watch);
+        old.most_pooled = most_pooled;
         let same = old.tuning.mode == tuning.mode;
         (old.tuning, old.declared, old.floor) = (tuning, declared.settings.clone(), floor);
         (old.pause, old.unreadable, old.suspend) = (pause, unreadable, spec.suspend);
@@ -325,6 +331,7 @@ pub async fn prepare(
         standing: Standing::default(),
         levels,
         rolls,
+        most_pooled,
         not_before,
         obstacle,
         digest: String::new(),

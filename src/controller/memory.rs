@@ -9,7 +9,10 @@ use jiff::Timestamp;
 
 use super::adaptation::Adaptation;
 use crate::{
-    decide::{Cause, Change, Fault, NodeState, Unit, originals::Log},
+    decide::{
+        Cause, Change, Fault, NodeState, Unit,
+        originals::{Log, Saved},
+    },
     targets::Credentials,
 };
 
@@ -82,6 +85,18 @@ pub struct Life {
 }
 
 impl Memory {
+    /// What the units held before the first write, as far as it has been read.
+    #[must_use]
+    pub fn saved(&self) -> BTreeMap<String, Saved> {
+        self.originals.as_ref().map(Log::units).unwrap_or_default()
+    }
+
+    /// By node: a time (Unix milliseconds) after which its process is known to have started.
+    #[must_use]
+    pub fn started(&self) -> BTreeMap<String, i64> {
+        self.lives.iter().map(|(name, life)| (name.clone(), life.started_after)).collect()
+    }
+
     /// Notes how a unit's last reading ended.
     pub fn ended(&mut self, unit: &str, fault: Option<&Fault>, now: Instant) {
         let Some(fault) = fault else {

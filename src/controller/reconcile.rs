@@ -25,7 +25,7 @@ use super::{
     report, restart, restore,
 };
 use crate::{
-    api::{FINALIZER, IdleConnectionPolicy, IdleConnectionPolicyStatus, policy::DriftPolicy, status::RestartControl},
+    api::{FINALIZER, IdleConnectionPolicy, IdleConnectionPolicyStatus, policy::DriftPolicy},
     clock,
     decide::{
         self, Cause, Declared, Input, Plan, Traits, Unit,
@@ -192,8 +192,8 @@ async fn work(
     adaptation::prepare(ctx, subject, memory, declared, traits, &units, &answered).await;
     let look = memory.adaptation.as_ref().map(Adaptation::look);
     let previous = subject.object.status.clone().unwrap_or_default();
-    let saved = memory.originals.as_ref().map(decide::originals::Log::units).unwrap_or_default();
-    let started: BTreeMap<_, _> = memory.lives.iter().map(|(name, life)| (name.clone(), life.started_after)).collect();
+    let saved = memory.saved();
+    let started = memory.started();
     let input = Input {
         generation: subject.object.metadata.generation,
         suspend: subject.spec().suspend,
@@ -268,10 +268,10 @@ async fn work(
     log_faults(subject, memory, &results);
 
     let departed = restore::departed(ctx, subject, memory, &units).await?;
+    let written_down = plan.control.restart.clone();
     restart::look(ctx, subject, memory, &mut plan, traits, &results).await?;
-    let news = plan.restart.as_ref().is_some_and(|_| plan.control.restart != restarting(subject));
     say(ctx, subject, memory, declared, traits, None, &plan, &results, look.as_ref()).await?;
-    let started: BTreeMap<_, _> = memory.lives.iter().map(|(name, life)| (name.clone(), life.started_after)).collect();
+    let started = memory.started();
     if let (Some(adaptation), Some(outcome), Some(look)) = (&mut memory.adaptation, &plan.outcome, &look) {
         let status = subject.object.status.clone().unwrap_or_default();
         let units = results.iter().filter_map(|result| result.state.as_ref().ok());
@@ -280,7 +280,7 @@ async fn work(
     // Begun was only what has been written down now.
     restart::act(ctx, subject, memory, &plan, target.as_ref(), &results).await;
     let mut next = next_look(ctx, subject, memory, &plan);
-    if news {
+    if plan.control.restart != written_down {
         next = next.min(MOMENT);
     } else if plan.restart.as_ref().is_some_and(|(outcome, _)| outcome.is_going_on()) {
         next = next.min(WHILE_RESTARTING);
@@ -292,12 +292,6 @@ async fn work(
         next = next.min(wait(2));
     }
     Ok(Action::requeue(next))
-}
-
-/// What was written down of restarts before this pass.
-fn restarting(subject: &Subject) -> RestartControl {
-    let control = subject.object.status.as_ref().and_then(|status| status.control.as_ref());
-    control.map(|control| control.restart.clone()).unwrap_or_default()
 }
 
 /// When to look again if nothing happens: when a node that failed is due, or a contested field, and by and by in any case.
@@ -388,7 +382,7 @@ async fn say(
 ) -> Result<(), Error> {
     let previous = subject.object.status.clone().unwrap_or_default();
     let log = memory.originals.as_ref();
-    let started: BTreeMap<_, _> = memory.lives.iter().map(|(name, life)| (name.clone(), life.started_after)).collect();
+    let started = memory.started();
     let mut plan = plan.clone();
     plan.control.events = previous.control.as_ref().map_or(0, |control| control.events);
     let (status, notices) = decide::conditions::report(&Seen {
@@ -399,7 +393,7 @@ async fn say(
         problem,
         units: results,
         plan: &plan,
-        saved: &log.map(decide::originals::Log::units).unwrap_or_default(),
+        saved: &memory.saved(),
         original: log.and_then(|log| log.records.keys().next_back()).map(|newest| originals::name(&subject.name, *newest)),
         started: &started,
         adaptive: memory.adaptation.as_ref().zip(look).map(|(adaptation, look)| adaptation.seen(look)),

@@ -34,8 +34,8 @@ pub async fn look(
     if ctx.settings.dry_run || (spec.policy == RestartPolicy::Never && idle) {
         return Ok(());
     }
-    let saved = memory.originals.as_ref().map(decide::originals::Log::units).unwrap_or_default();
-    let started: BTreeMap<_, _> = memory.lives.iter().map(|(name, life)| (name.clone(), life.started_after)).collect();
+    let saved = memory.saved();
+    let started = memory.started();
     let (nodes, changed) = decide::conditions::waiting(&plan.desired, traits, &plan.control.changed, &started, &saved, results);
     if idle && nodes.iter().all(|node| !node.pending) {
         return Ok(());

@@ -18,7 +18,7 @@ use crate::{
     decide::{
         self, Cause, Fault, Unit,
         conditions::{Notice, shortened},
-        originals::{Log, Saved},
+        originals::Saved,
     },
     targets::{self, Credentials, Place},
 };
@@ -69,7 +69,7 @@ async fn restore_all(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
     if subject.spec().deletion_policy == DeletionPolicy::Retain {
         return Ok(Vec::new());
     }
-    let units = memory.originals.as_ref().map(Log::units).unwrap_or_default();
+    let units = memory.saved();
     let taken = ctx.board.taken_over(&subject.claimant, &units.keys().cloned().collect());
     let units: BTreeMap<_, _> = units.into_iter().filter(|(id, _)| !taken.contains_key(id)).collect();
     let ended = restore(ctx, subject, memory, &units).await;
@@ -107,7 +107,7 @@ pub async fn departed(ctx: &Context, subject: &Subject, memory: &mut Memory, uni
         return Ok(false);
     }
     let present: BTreeSet<_> = units.iter().map(|unit| unit.id.clone()).collect();
-    let mut gone = memory.originals.as_ref().map(Log::units).unwrap_or_default();
+    let mut gone = memory.saved();
     gone.retain(|id, _| !present.contains(id));
     if gone.is_empty() {
         memory.departed.clear();

@@ -165,14 +165,10 @@ impl Outcome {
 /// Looks once.
 #[must_use]
 pub fn step(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal, now: i64) -> Outcome {
-    let mut state = before.clone();
-    if tuning.mode == Mode::Disabled || facts.floor.is_empty() {
-        let state = State { changes: state.changes, ..State::default() };
+    let Some((mut look, elapsed)) = Look::begin(tuning, facts, before, now) else {
+        let state = State { changes: before.changes.clone(), ..State::default() };
         return Outcome { state, decision: None, judged: None, recommendation: None, limit: None, phase: Phase::AsDeclared };
-    }
-    forget_the_future(&mut state, now);
-    let elapsed = elapsed(tuning, &mut state, now);
-    let mut look = Look { tuning, facts, state, now, judged: None, decision: None, recommendation: None, limit: None };
+    };
     match signal {
         Signal::Fresh(reading) => look.fresh(reading, elapsed),
         Signal::Missing { .. } => look.missing(elapsed),
@@ -183,13 +179,7 @@ pub fn step(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal,
 /// Looks once without deciding anything: what a standby does, so that the averages and the windows are there when it has to act.
 #[must_use]
 pub fn watch(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal, now: i64) -> State {
-    let mut state = before.clone();
-    if tuning.mode == Mode::Disabled || facts.floor.is_empty() {
-        return state;
-    }
-    forget_the_future(&mut state, now);
-    let elapsed = elapsed(tuning, &mut state, now);
-    let mut look = Look { tuning, facts, state, now, judged: None, decision: None, recommendation: None, limit: None };
+    let Some((mut look, elapsed)) = Look::begin(tuning, facts, before, now) else { return before.clone() };
     match signal {
         Signal::Fresh(reading) => look.observe(reading, elapsed),
         Signal::Missing { .. } => look.unseen(elapsed),
@@ -234,7 +224,17 @@ struct Look<'a> {
     limit: Option<Limit>,
 }
 
-impl Look<'_> {
+impl<'a> Look<'a> {
+    /// Begins to look, with the time since the last look (see [`elapsed`]); `None` where there is nothing that could be moved.
+    fn begin(tuning: &'a Tuning, facts: &'a Facts<'a>, before: &State, now: i64) -> Option<(Self, Option<i64>)> {
+        if tuning.mode == Mode::Disabled || facts.floor.is_empty() {
+            return None;
+        }
+        let mut state = before.clone();
+        forget_the_future(&mut state, now);
+        let elapsed = elapsed(tuning, &mut state, now);
+        Some((Look { tuning, facts, state, now, judged: None, decision: None, recommendation: None, limit: None }, elapsed))
+    }
     /// Nothing is known: the windows stand still, and after a while the fallback begins.
     fn unseen(&mut self, elapsed: Option<i64>) {
         let watched = &mut self.state.watched;
@@ -473,7 +473,6 @@ impl Look<'_> {
             self.roll_back();
             return;
         }
-        let proved = first.then_some(self.state.proved);
         let step = Step {
             tuning,
             declared: facts.declared,
@@ -484,7 +483,7 @@ impl Look<'_> {
                 estimate: facts.share.estimate.or(self.state.episode.and_then(|episode| episode.learned)),
                 ..facts.share
             },
-            proved,
+            proved: first.then_some(self.state.proved),
         };
         let (from, to) = (self.state.openness, step.target());
         let reason = format!("{} % of the threshold for {}", percent(fast), spoken(self.state.watched.high_for));

@@ -25,6 +25,8 @@ pub struct Traits {
     pub cap: fn(Knob, Value) -> Value,
     /// Further values that have to be written together with the declared ones, or the target refuses them.
     pub companions: fn(&Settings, &UnitState, Option<&Sites>) -> Settings,
+    /// The most tasks of one node, of so many, that pools with these limits can hold; `None` where nothing bounds them.
+    pub most_pooled: fn(&Settings, usize) -> Option<f64>,
 }
 
 /// What a policy asks of a target.

@@ -124,10 +124,36 @@ pub struct Reading {
     pub node: String,
     /// The most that the open files of the nodes that are over leave to pooled connections, as a share of their tasks.
     pub files_share: Option<f64>,
+    /// Tasks of a node that is over, on average; of the worst, where none is.
+    pub crowd: Option<f64>,
     /// How long the youngest process has run (milliseconds).
     pub youngest: Option<i64>,
     /// The mean pressure of the valid nodes: what is compared at equal uptime.
     pub mean: f64,
+}
+
+#[cfg(test)]
+impl Reading {
+    /// One node at a pressure, of which nothing else is known.
+    #[must_use]
+    pub fn of(pressure: f64) -> Self {
+        Self {
+            up: pressure,
+            down: pressure,
+            fresh: 1,
+            expected: 1,
+            red: false,
+            over: 0,
+            max: None,
+            percentile: None,
+            threshold: None,
+            node: "n".into(),
+            files_share: None,
+            crowd: None,
+            youngest: None,
+            mean: pressure,
+        }
+    }
 }
 
 /// What the samples say.
@@ -192,6 +218,7 @@ pub fn read<'a>(
     let counts = valid.iter().find(|(_, m)| m.pressure.total_cmp(&up).is_eq()).map(|(_, m)| *m);
     let worst = valid.iter().max_by(|a, b| a.1.pressure.total_cmp(&b.1.pressure).then_with(|| b.0.cmp(a.0)));
     let crowded = || valid.iter().filter(|(_, m)| m.pressure >= up.min(1.0)).map(|(_, m)| m);
+    let (crowd, tasks) = crowded().filter_map(|m| m.tasks).fold((0.0, 0.0), |(n, sum), tasks| (n + 1.0, sum + tasks));
     let sums = crowded()
         .filter_map(|m| Some((m.open_files?, m.tasks?)))
         .fold((0.0, 0.0), |(f, t), (files, tasks)| (f + files, t + tasks));
@@ -208,6 +235,7 @@ pub fn read<'a>(
         threshold: counts.and_then(|m| m.threshold),
         node: worst.map(|(node, _)| (*node).to_owned()).unwrap_or_default(),
         files_share: (sums.1 > 0.0).then(|| (TASKS_PER_CONNECTION * sums.0 / sums.1).min(1.0)),
+        crowd: (crowd > 0.0).then_some(tasks / crowd),
         youngest,
         mean: valid.iter().map(|(_, m)| m.pressure).sum::<f64>() / valid.len() as f64,
     })
@@ -351,5 +379,16 @@ mod tests {
         let mut full = sample(2.0);
         full.last = full.last.map(|(t, m)| (t, Measure { open_files: Some(10.0), ..m }));
         assert_eq!(fresh(&[("a", full), ("b", sample(0.1))], 95, 0).files_share, Some(0.1));
+    }
+
+    #[test]
+    fn the_crowd_is_the_nodes_that_are_over() {
+        let crowd = |samples: &[(&str, NodeSample)]| fresh(samples, 95, 0).crowd;
+        let tasks = |sample: &NodeSample| sample.last.and_then(|(_, measure)| measure.tasks);
+        let (high, low) = (sample(2.0), sample(0.1));
+        assert_eq!(crowd(&[("a", high.clone()), ("b", low.clone())]), tasks(&high));
+        assert_eq!(crowd(&[("a", low.clone()), ("b", low.clone())]), tasks(&low), "the worst, where none is over");
+        let both = tasks(&high).zip(tasks(&sample(1.0))).map(|(high, over)| f64::midpoint(high, over));
+        assert_eq!(crowd(&[("a", high), ("b", sample(1.0)), ("c", low)]), both);
     }
 }

@@ -135,8 +135,12 @@ pub struct Told {
 }
 
 /// Everything is used at once, and nothing is refused.
-pub const TRAITS: Traits =
-    Traits { capability: |_| Capability::Hot, cap: |_, value| value, companions: |_, _, _| Settings::new() };
+pub const TRAITS: Traits = Traits {
+    capability: |_| Capability::Hot,
+    cap: |_, value| value,
+    companions: |_, _, _| Settings::new(),
+    most_pooled: |_, _| None,
+};
 
 /// When the simulated time begins (Unix seconds); any moment would do.
 const EPOCH: i64 = 1_700_000_000;
@@ -274,6 +278,7 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
             signal: &signal,
             pause: Pause::default(),
             share,
+            most_pooled: None,
             load: plant.load(),
             levels: false,
             rolls: false,

@@ -161,6 +161,31 @@ async fn on_aistore_nothing_is_credited_before_a_restart_nor_to_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_aistores_pools_cannot_hold_is_not_looked_for_in_them() {
+    let world = World::new("bound").await;
+    let ais = Ais::start().await;
+    let policy = json!({
+        "target": {"type": "AIStore", "aistore": {"endpoint": ais.proxies[0]}},
+        "limits": {"intraCluster": {"idleConnTimeout": "20s"}},
+        "adaptive": {
+            "mode": "Enforce",
+            "floor": {"intraCluster": {"idleConnTimeout": "5s"}},
+            "signal": {"source": "Nodes", "interval": "1s"},
+            "behavior": {"tightenAfter": "1s", "relaxAfter": "1h"},
+        },
+    });
+    // Five nodes with 32 connections to each other at most: 1,536 goroutines.
+    ais.load(Load { other: 12_000.0, ..Load::default() });
+    world.apply("ais", &policy).await;
+    let status = world.until_condition("ais", "Limited", "True", "PoolsTooSmall").await;
+    let puts = ais.puts();
+    assert_eq!((status.openness_percent, status.history.len()), (Some(100), 0), "{:#?}", status.history);
+    ais.load(Load { other: 40_000.0, ..Load::default() });
+    world.until_condition("ais", "TighteningEffective", "Unknown", "NotAttributable").await;
+    assert_eq!(ais.puts(), puts, "nothing is written that could not help");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn aistores_own_alerts_are_what_its_policies_go_by() {
     let world = World::new("flags").await;
     let ais = Ais::start().await;

@@ -1,15 +1,14 @@
 //! Kill -9 between any two writes: the end is the same as without it.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::collections::BTreeMap;
 
 use serde_json::{Value as Json, json};
-use tokio::{sync::Semaphore, task::JoinSet};
 
 use crate::support::{
     admin_api::AdminApi,
     caddy::typical,
     operator::{World, endpoints},
-    proxy::{Proxy, Tripwire},
+    proxy::{Proxy, Tripwire, killed_after_each},
 };
 
 /// Everything that must be the same.
@@ -130,19 +129,7 @@ async fn a_kill_between_a_decision_and_its_write_neither_forgets_nor_repeats_it(
     assert!(servers["web"]["idle_timeout"] != "2m" && decided.len() == 1 && decided[0].1 < decided[0].0, "{expected:?}");
     assert_eq!(told.get("Tightened"), Some(&1));
     assert!((8..25).contains(&writes), "{writes} writes; is one missing, or one made twice?");
-    let at_once = Arc::new(Semaphore::new(6));
-    let mut lives = JoinSet::new();
-    for kill_after in 1..=writes {
-        let at_once = at_once.clone();
-        lives.spawn(async move {
-            let _permit = at_once.acquire().await.unwrap();
-            (kill_after, step(kill_after).await.0)
-        });
-    }
-    while let Some(life) = lives.join_next().await {
-        let (kill_after, end) = life.unwrap();
-        assert_eq!(end, expected, "killed after write {kill_after}");
-    }
+    killed_after_each(writes, &expected, step).await;
     println!("killed after each of {writes} writes: one step, made once");
 }
 
@@ -155,18 +142,6 @@ async fn a_kill_after_any_write_changes_nothing() {
     assert_eq!(reasons, [("Accepted", 1), ("DriftCorrected", 1), ("DriftDetected", 1), ("Programmed", 2), ("Restored", 1)]);
     assert!((18..30).contains(&writes), "{writes} writes in a life; is one missing, or one made twice?");
 
-    let (expected, at_once) = (Arc::new(expected), Arc::new(Semaphore::new(6)));
-    let mut lives = JoinSet::new();
-    for kill_after in 1..=writes {
-        let (expected, at_once) = (expected.clone(), at_once.clone());
-        lives.spawn(async move {
-            let _permit = at_once.acquire().await.unwrap();
-            let (end, _) = life(kill_after).await;
-            assert_eq!(end, *expected, "killed after write {kill_after}");
-        });
-    }
-    while let Some(life) = lives.join_next().await {
-        life.unwrap();
-    }
+    killed_after_each(writes, &expected, life).await;
     println!("killed after each of {writes} writes: the end was the same");
 }

@@ -1,5 +1,8 @@
 //! What is generated is what is in the tree. `make generate` writes it.
 
+#[path = "../golden/mod.rs"]
+mod golden;
+
 use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
 
 use idleconn_operator::{
@@ -9,17 +12,8 @@ use idleconn_operator::{
 };
 use serde_json::Value as Json;
 
+use self::golden::check;
 use crate::support::cluster::ROOT;
-
-fn check(path: &str, text: &str) {
-    let at = Path::new(ROOT).join(path);
-    if std::env::var_os("IDLECONN_GENERATE").is_some() {
-        fs::create_dir_all(at.parent().unwrap()).unwrap();
-        fs::write(&at, text).unwrap();
-    }
-    let there = fs::read_to_string(&at).unwrap_or_default();
-    assert!(there == text, "{path} is not what the code says; run `make generate`");
-}
 
 /// Replaces what stands between the two markers of a page.
 fn check_between(path: &str, name: &str, text: &str) {

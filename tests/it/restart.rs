@@ -14,16 +14,13 @@ use kube::{
     runtime::watcher,
 };
 use serde_json::{Value as Json, json};
-use tokio::{
-    sync::Semaphore,
-    task::{JoinHandle, JoinSet},
-};
+use tokio::task::JoinHandle;
 
 use crate::support::{
     ais::{Ais, Life},
     eventually,
     operator::{World, find},
-    proxy::{Proxy, Tripwire},
+    proxy::{Proxy, Tripwire, killed_after_each},
 };
 
 const NODES: [&str; 5] = ["proxy-p0", "proxy-p1", "target-t0", "target-t1", "target-t2"];
@@ -268,18 +265,6 @@ async fn a_kill_in_the_middle_restarts_no_node_twice_and_leaves_none_out_of_serv
     assert_eq!(expected.0, ORDER);
     assert_eq!(expected.2.get("NodeRestarted"), Some(&5));
     assert!((25..50).contains(&writes), "{writes} writes; is one missing, or one made twice?");
-    let at_once = Arc::new(Semaphore::new(8));
-    let mut lives = JoinSet::new();
-    for kill_after in 1..=writes {
-        let at_once = at_once.clone();
-        lives.spawn(async move {
-            let _permit = at_once.acquire().await.unwrap();
-            (kill_after, life(kill_after).await.0)
-        });
-    }
-    while let Some(life) = lives.join_next().await {
-        let (kill_after, end) = life.unwrap();
-        assert_eq!(end, expected, "killed after write {kill_after}");
-    }
+    killed_after_each(writes, &expected, life).await;
     println!("killed after each of {writes} writes: every node was restarted once");
 }

@@ -38,21 +38,7 @@ impl Course {
         let (declared, floor) = policy();
         let tuning = Tuning::of(Some(&Adaptive { mode: Mode::Enforce, ..Adaptive::default() }));
         assert_eq!((tuning.interval, tuning.tighten_after, tuning.relax_after), (TICK, 120_000, 900_000));
-        let reading = Reading {
-            up: 0.0,
-            down: 0.0,
-            fresh: 1,
-            expected: 1,
-            red: false,
-            over: 0,
-            max: None,
-            percentile: None,
-            threshold: None,
-            node: "n".into(),
-            files_share: None,
-            youngest: None,
-            mean: 0.0,
-        };
+        let reading = Reading::of(0.0);
         Self {
             tuning,
             declared,

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// What is true of every AIStore cluster.
-pub const TRAITS: Traits = Traits { capability, cap, companions };
+pub const TRAITS: Traits = Traits { capability, cap, companions, most_pooled };
 
 /// How long a read may take; a hung node does not answer at all.
 const READ: Duration = Duration::from_secs(3);
@@ -90,6 +90,27 @@ fn companions(declared: &Settings, state: &UnitState, saved: Option<&Sites>) -> 
         }
     }
     companions
+}
+
+/// Transports of a node that keep connections to one other: control, data, and on a proxy the reverse one.
+const TRANSPORTS: f64 = 3.0;
+/// Goroutines of one idle connection, on the node that opened it and on the one that took it (one over HTTP/1.1, two over HTTP/2).
+const GOROUTINES: f64 = 2.0;
+
+/// By the count of idle connections to each of the other nodes, and as many from each of them. Connections of outside clients are not
+/// pooled by the cluster, and no limit of its own reaches them; those to backends are bounded by nothing.
+fn most_pooled(limits: &Settings, nodes: usize) -> Option<f64> {
+    if limits.contains_key(&Knob::BackendIdleConnTimeout) {
+        return None;
+    }
+    let Some(Value::Count(per_host @ 1..)) = limits.get(&Knob::IntraClusterMaxIdleConnsPerHost) else { return None };
+    let others = u32::try_from(nodes.saturating_sub(1)).ok()?;
+    let each = f64::from(*per_host) * f64::from(others);
+    let opened = match limits.get(&Knob::IntraClusterMaxIdleConns) {
+        Some(Value::Count(total)) if *total > 0 => each.min(f64::from(*total)),
+        _ => each,
+    };
+    Some(TRANSPORTS * GOROUTINES * (opened + each))
 }
 
 /// One cluster.

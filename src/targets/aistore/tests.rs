@@ -62,3 +62,22 @@ fn the_time_of_a_change_is_corrected_by_the_servers_clock() {
     assert_eq!(wire::local_time("yesterday", Some("Sat, 21 Nov 2026 02:11:00 GMT"), now), None);
     assert_eq!(wire::local_time(written, None, now), None);
 }
+
+#[test]
+fn pools_hold_no_more_than_their_counts_allow() {
+    let limits = |total: u32, per_host: u32| {
+        Settings::from([
+            (Knob::IntraClusterMaxIdleConns, Value::Count(total)),
+            (Knob::IntraClusterMaxIdleConnsPerHost, Value::Count(per_host)),
+        ])
+    };
+    assert_eq!(most_pooled(&limits(2000, 100), 3), Some(6.0 * (200.0 + 200.0)));
+    assert_eq!(most_pooled(&limits(50, 100), 3), Some(6.0 * (50.0 + 200.0)), "what the others open is theirs to bound");
+    assert_eq!(most_pooled(&limits(0, 100), 3), most_pooled(&limits(2000, 100), 3), "no total is no bound of its own");
+    assert_eq!(most_pooled(&limits(2000, 100), 1), Some(0.0), "alone there is nobody to talk to");
+    assert_eq!(most_pooled(&limits(2000, 0), 3), None, "0 is a default of its own");
+    assert_eq!(most_pooled(&Settings::new(), 3), None);
+    let mut backend = limits(2000, 100);
+    backend.insert(Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(9)));
+    assert_eq!(most_pooled(&backend, 3), None, "nothing bounds the pools towards backends");
+}

@@ -16,7 +16,8 @@ use crate::{
 };
 
 /// What is true of every Caddy.
-pub const TRAITS: Traits = Traits { capability, cap: |_, value| value, companions: |_, _, _| crate::api::Settings::new() };
+pub const TRAITS: Traits =
+    Traits { capability, cap: |_, value| value, companions: |_, _, _| crate::api::Settings::new(), most_pooled: |_, _| None };
 
 /// Where the servers and, nested in their routes, the reverse proxies are.
 const SERVERS: &str = "/config/apps/http/servers";

@@ -21,7 +21,8 @@ use kube::Client;
 use tokio::{
     net::TcpListener,
     process::{Child, Command},
-    task::JoinHandle,
+    sync::Semaphore,
+    task::{JoinHandle, JoinSet},
 };
 
 /// The operator as a process, started again when it is killed.
@@ -103,6 +104,27 @@ impl Tripwire {
         }
         self.victim.start();
         true
+    }
+}
+
+/// Lives a life once for each of so many writes, with the operator killed after that write: every one must end as expected.
+pub async fn killed_after_each<E, F>(writes: usize, expected: &E, life: impl Fn(usize) -> F)
+where
+    E: std::fmt::Debug + PartialEq + Send + 'static,
+    F: Future<Output = (E, usize)> + Send + 'static,
+{
+    let at_once = Arc::new(Semaphore::new(6));
+    let mut lives = JoinSet::new();
+    for kill_after in 1..=writes {
+        let (at_once, life) = (at_once.clone(), life(kill_after));
+        lives.spawn(async move {
+            let _permit = at_once.acquire().await.unwrap();
+            (kill_after, life.await.0)
+        });
+    }
+    while let Some(life) = lives.join_next().await {
+        let (kill_after, end) = life.unwrap();
+        assert_eq!(end, *expected, "killed after write {kill_after}");
     }
 }
 
