@@ -1,0 +1,202 @@
+// Package server is an http.Server whose idle time-out can be changed while it runs.
+//
+// The fields of an http.Server may not be changed once it serves. So the idle time of a connection is kept here, by the server's own word of
+// when it becomes idle, and what applies to new connections only (ReadHeaderTimeout) comes with a new http.Server behind the same listener.
+package server
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+
+	"idleconn.io/examples/go-service/settings"
+)
+
+// What net/http does where nothing is set is no time-out at all; this service has its own.
+const (
+	idleTimeout       = 5 * time.Minute
+	readHeaderTimeout = 10 * time.Second
+)
+
+// Server serves one listener.
+type Server struct {
+	handler http.Handler
+
+	mu       sync.Mutex
+	current  *generation
+	all      []*http.Server
+	idle     time.Duration
+	idles    map[net.Conn]*idling
+	conns    int
+	stopping bool
+}
+
+// generation is an http.Server and the connections that it is given.
+type generation struct {
+	server *http.Server
+	gate   *gate
+}
+
+// idling is a connection that waits for its next request.
+type idling struct {
+	since time.Time
+	timer *time.Timer
+}
+
+// New does not serve yet.
+func New(handler http.Handler, registry *prometheus.Registry) *Server {
+	s := &Server{handler: handler, idles: map[net.Conn]*idling{}, idle: idleTimeout}
+	s.current = s.generation(readHeaderTimeout)
+	gauge := func(state string, value func() int) prometheus.Collector {
+		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
+			Name:        "idleconn_server_connections",
+			Help:        "Connections that clients hold open to this server, by whether a request is being answered on them.",
+			ConstLabels: prometheus.Labels{"state": state},
+		}, func() float64 {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return float64(value())
+		})
+	}
+	registry.MustRegister(
+		gauge("idle", func() int { return len(s.idles) }),
+		gauge("active", func() int { return s.conns - len(s.idles) }),
+	)
+	return s
+}
+
+// Serve ends with the listener.
+func (s *Server) Serve(listener net.Listener) error {
+	for {
+		conn, err := listener.Accept()
+		if err != nil {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			if s.stopping {
+				return nil
+			}
+			return err
+		}
+		s.mu.Lock()
+		gate := s.current.gate
+		s.mu.Unlock()
+		gate.give(conn)
+	}
+}
+
+// Apply changes what holds from now on, for connections that are idle already too.
+func (s *Server) Apply(wanted settings.Server) {
+	header, idle := readHeaderTimeout, idleTimeout
+	if wanted.ReadHeaderTimeout != nil {
+		header = time.Duration(*wanted.ReadHeaderTimeout)
+	}
+	if wanted.IdleTimeout != nil {
+		idle = time.Duration(*wanted.IdleTimeout)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.stopping {
+		return
+	}
+	if header != s.current.server.ReadHeaderTimeout {
+		old := s.current
+		s.current = s.generation(header)
+		old.gate.Close()
+	}
+	s.idle = idle
+	for conn, waiting := range s.idles {
+		waiting.timer.Stop()
+		waiting.timer = s.closeAt(conn, waiting.since)
+	}
+}
+
+// Shutdown waits for requests, not for idle connections.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	s.stopping = true
+	all := s.all
+	s.mu.Unlock()
+	var errs []error
+	for _, server := range all {
+		errs = append(errs, server.Shutdown(ctx))
+	}
+	return errors.Join(errs...)
+}
+
+// generation is called with the lock held, or before there is anybody to share it with.
+func (s *Server) generation(header time.Duration) *generation {
+	g := &generation{gate: newGate()}
+	g.server = &http.Server{Handler: s.handler, ReadHeaderTimeout: header, ConnState: s.state}
+	s.all = append(s.all, g.server)
+	go func() { _ = g.server.Serve(g.gate) }()
+	return g
+}
+
+// state is told by the http.Server what becomes of a connection.
+func (s *Server) state(conn net.Conn, state http.ConnState) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if waiting, found := s.idles[conn]; found {
+		waiting.timer.Stop()
+		delete(s.idles, conn)
+	}
+	switch state {
+	case http.StateNew:
+		s.conns++
+	case http.StateClosed, http.StateHijacked:
+		s.conns--
+	case http.StateIdle:
+		now := time.Now()
+		s.idles[conn] = &idling{since: now, timer: s.closeAt(conn, now)}
+	}
+}
+
+// closeAt is called with the lock held. 0 is no limit.
+func (s *Server) closeAt(conn net.Conn, since time.Time) *time.Timer {
+	if s.idle == 0 {
+		return time.AfterFunc(time.Duration(1<<63-1), func() {})
+	}
+	return time.AfterFunc(time.Until(since.Add(s.idle)), func() { _ = conn.Close() })
+}
+
+// gate is a listener that is given its connections.
+type gate struct {
+	conns  chan net.Conn
+	closed chan struct{}
+	once   sync.Once
+}
+
+func newGate() *gate { return &gate{conns: make(chan net.Conn), closed: make(chan struct{})} }
+
+func (g *gate) give(conn net.Conn) {
+	select {
+	case g.conns <- conn:
+	case <-g.closed:
+		// It came while the server was being replaced.
+		_ = conn.Close()
+	}
+}
+
+// Accept waits for a connection.
+func (g *gate) Accept() (net.Conn, error) {
+	select {
+	case conn := <-g.conns:
+		return conn, nil
+	case <-g.closed:
+		return nil, net.ErrClosed
+	}
+}
+
+// Close ends Accept; connections that were given go on.
+func (g *gate) Close() error {
+	g.once.Do(func() { close(g.closed) })
+	return nil
+}
+
+// Addr is nobody's.
+func (g *gate) Addr() net.Addr { return &net.TCPAddr{} }
