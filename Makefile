@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 CLUSTER_DIR ?= $(or $(IDLECONN_CLUSTER_DIR),$(HOME)/.cache/idleconn-operator/cluster)
 
-.PHONY: mutants needs-prometheus help demo test soak bench lint generate tools cluster-up cluster-down needs
+.PHONY: mutants needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
 
 help: ## Lists the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -13,11 +13,16 @@ needs:
 needs-prometheus:
 	@command -v prometheus >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -qq --yes prometheus >/dev/null; } || { echo "prometheus is missing: install it (Debian: apt install prometheus) and run make again" >&2; exit 1; }
 
+needs-readers:
+	@for tool in nginx haproxy; do command -v $$tool >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -qq --yes nginx-light haproxy >/dev/null; } || { echo "$$tool is missing: install it (Debian: apt install nginx-light haproxy) and run make again" >&2; exit 1; }; done
+	@command -v node >/dev/null || { echo "node is missing: install Node 20 or newer and run make again" >&2; exit 1; }
+	@cd examples/node-service && [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --silent --no-audit --no-fund
+
 demo: needs tools ## Shows the operator at work on three real Caddy servers; HOLD=1 stays up
 	@cargo build --quiet --locked --bins
 	@demo/run
 
-test: needs needs-prometheus tools ## Runs every test there is
+test: needs needs-prometheus needs-readers tools ## Runs every test there is
 	cargo test --locked
 
 soak: needs tools ## Looks for two minutes whether a steady state costs anything
@@ -40,9 +45,10 @@ lint: ## Format, clippy, dependencies, shell scripts' syntax
 	cargo fmt --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo deny --offline check bans licenses sources
+	@for module in examples/go-service tests/readers/objstore tests/textparse; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...) || exit 1; done
 	@for script in demo/run .ci/run tests/tools/build tests/tools/cluster; do bash -n $$script || exit 1; done
 
-generate: needs tools ## Writes what is generated: crds/, docs/reference.md, the tables in docs/, tests/golden/
+generate: needs needs-readers tools ## Writes what is generated: crds/, docs/reference.md, the tables in docs/, tests/golden/
 	IDLECONN_GENERATE=1 cargo test --locked --test it generated -- --test-threads=1
 	IDLECONN_GENERATE=1 cargo test --locked --test simulation --test decisions --test said
 

@@ -173,7 +173,9 @@ fn bare(path: &str) -> f64 {
 
 async fn sampled(path: &'static str) -> f64 {
     let pool = Pool::new();
-    let nodes = (0..NODES).map(|n| Node { name: format!("node-{n}"), address: format!("http://{}", address(n)), path }).collect();
+    let nodes = (0..NODES)
+        .map(|n| Node { name: format!("node-{n}"), address: format!("http://{}", address(n)), path: path.into() })
+        .collect();
     let (sender, mut rounds) = tokio::sync::mpsc::unbounded_channel();
     let probe = page::Probe::gauge("go_goroutines", page::Threshold::PerCpu(512.0));
     let watch = Watch {

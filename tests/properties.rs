@@ -175,6 +175,7 @@ impl World {
                     signal: &signal,
                     pause,
                     share,
+                    most_pooled: None,
                     load,
                     levels,
                     rolls: false,

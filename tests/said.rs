@@ -27,6 +27,8 @@ const TOTAL: Knob = Knob::BackendMaxIdleConns;
 
 /// The server's time-out is used at once, the pool's size after a restart.
 const TRAITS: Traits = Traits {
+    fields: None,
+    rolling: false,
     most_pooled: |_, _| None,
     capability: |knob| if matches!(knob, TOTAL) { Capability::AfterRestart } else { Capability::Hot },
     cap: |_, value| value,
@@ -62,6 +64,7 @@ fn holding(name: &str, settings: &[(Knob, Value)]) -> UnitResult {
         uptime: None,
         metrics: None,
         process: None,
+        uses: None,
     };
     let state = UnitState { sites: sites.collect(), nodes: vec![node], ..UnitState::default() };
     UnitResult { unit, state: Ok(state), write: None }
@@ -96,6 +99,7 @@ impl Scene {
             original: Some("gateway-original".into()),
             started: &self.started,
             adaptive: None,
+            advice: &[],
             previous: &self.previous,
             now: Timestamp::from_second(1_800_000_000 + now).unwrap(),
         });

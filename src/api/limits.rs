@@ -33,6 +33,10 @@ pub struct Server {
     /// How long a client may take to send a request's headers (Go: `http.Server.ReadHeaderTimeout`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub read_header_timeout: Option<GoDuration>,
+    /// Requests over one client connection before the server closes it (nginx: `keepalive_requests`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 1_000_000), extend("format" = "int32"))]
+    pub max_requests_per_conn: Option<u32>,
 }
 
 /// Limits of the pools between the nodes of one cluster.
@@ -71,6 +75,9 @@ pub struct Backend {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 1_000_000), extend("format" = "int32"))]
     pub max_conns_per_host: Option<u32>,
+    /// How long a connection may live, busy or not, before it is replaced (agentkeepalive: `socketActiveTTL`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_conn_lifetime: Option<GoDuration>,
     /// Time between TCP keep-alive probes (Go: `net.Dialer.KeepAlive`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tcp_keep_alive: Option<GoDuration>,
@@ -83,6 +90,9 @@ pub struct Backend {
     /// How long to wait for a response's headers (Go: `http.Transport.ResponseHeaderTimeout`).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub response_header_timeout: Option<GoDuration>,
+    /// How long a whole request may take (Go: `http.Client.Timeout`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_timeout: Option<GoDuration>,
 }
 
 /// One limit, by its place in [`Limits`]. The order is the order of the documentation.
@@ -91,6 +101,7 @@ pub struct Backend {
 pub enum Knob {
     ServerIdleTimeout,
     ServerReadHeaderTimeout,
+    ServerMaxRequestsPerConn,
     IntraClusterIdleConnTimeout,
     IntraClusterMaxIdleConns,
     IntraClusterMaxIdleConnsPerHost,
@@ -98,17 +109,20 @@ pub enum Knob {
     BackendMaxIdleConns,
     BackendMaxIdleConnsPerHost,
     BackendMaxConnsPerHost,
+    BackendMaxConnLifetime,
     BackendTcpKeepAlive,
     BackendTlsHandshakeTimeout,
     BackendExpectContinueTimeout,
     BackendResponseHeaderTimeout,
+    BackendRequestTimeout,
 }
 
 impl Knob {
     /// Every knob there is.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::ServerIdleTimeout,
         Self::ServerReadHeaderTimeout,
+        Self::ServerMaxRequestsPerConn,
         Self::IntraClusterIdleConnTimeout,
         Self::IntraClusterMaxIdleConns,
         Self::IntraClusterMaxIdleConnsPerHost,
@@ -116,10 +130,12 @@ impl Knob {
         Self::BackendMaxIdleConns,
         Self::BackendMaxIdleConnsPerHost,
         Self::BackendMaxConnsPerHost,
+        Self::BackendMaxConnLifetime,
         Self::BackendTcpKeepAlive,
         Self::BackendTlsHandshakeTimeout,
         Self::BackendExpectContinueTimeout,
         Self::BackendResponseHeaderTimeout,
+        Self::BackendRequestTimeout,
     ];
 
     /// Its place under `spec.limits`, such as `server.idleTimeout`.
@@ -128,6 +144,7 @@ impl Knob {
         match self {
             Self::ServerIdleTimeout => "server.idleTimeout",
             Self::ServerReadHeaderTimeout => "server.readHeaderTimeout",
+            Self::ServerMaxRequestsPerConn => "server.maxRequestsPerConn",
             Self::IntraClusterIdleConnTimeout => "intraCluster.idleConnTimeout",
             Self::IntraClusterMaxIdleConns => "intraCluster.maxIdleConns",
             Self::IntraClusterMaxIdleConnsPerHost => "intraCluster.maxIdleConnsPerHost",
@@ -135,10 +152,35 @@ impl Knob {
             Self::BackendMaxIdleConns => "backend.maxIdleConns",
             Self::BackendMaxIdleConnsPerHost => "backend.maxIdleConnsPerHost",
             Self::BackendMaxConnsPerHost => "backend.maxConnsPerHost",
+            Self::BackendMaxConnLifetime => "backend.maxConnLifetime",
             Self::BackendTcpKeepAlive => "backend.tcpKeepAlive",
             Self::BackendTlsHandshakeTimeout => "backend.tlsHandshakeTimeout",
             Self::BackendExpectContinueTimeout => "backend.expectContinueTimeout",
             Self::BackendResponseHeaderTimeout => "backend.responseHeaderTimeout",
+            Self::BackendRequestTimeout => "backend.requestTimeout",
+        }
+    }
+
+    /// Whether it is a number of connections or requests, rather than a length of time.
+    #[must_use]
+    pub const fn is_count(self) -> bool {
+        match self {
+            Self::ServerMaxRequestsPerConn
+            | Self::IntraClusterMaxIdleConns
+            | Self::IntraClusterMaxIdleConnsPerHost
+            | Self::BackendMaxIdleConns
+            | Self::BackendMaxIdleConnsPerHost
+            | Self::BackendMaxConnsPerHost => true,
+            Self::ServerIdleTimeout
+            | Self::ServerReadHeaderTimeout
+            | Self::IntraClusterIdleConnTimeout
+            | Self::BackendIdleConnTimeout
+            | Self::BackendMaxConnLifetime
+            | Self::BackendTcpKeepAlive
+            | Self::BackendTlsHandshakeTimeout
+            | Self::BackendExpectContinueTimeout
+            | Self::BackendResponseHeaderTimeout
+            | Self::BackendRequestTimeout => false,
         }
     }
 
@@ -199,10 +241,11 @@ impl Limits {
         let time = |d: Option<&GoDuration>| d.and_then(GoDuration::get).map(Value::Duration);
         let count = |n: Option<u32>| n.map(Value::Count);
         let mut all = Vec::new();
-        if let Some(Server { idle_timeout, read_header_timeout }) = server {
+        if let Some(Server { idle_timeout, read_header_timeout, max_requests_per_conn }) = server {
             all.extend([
                 (Knob::ServerIdleTimeout, time(idle_timeout.as_ref())),
                 (Knob::ServerReadHeaderTimeout, time(read_header_timeout.as_ref())),
+                (Knob::ServerMaxRequestsPerConn, count(*max_requests_per_conn)),
             ]);
         }
         if let Some(IntraCluster { idle_conn_timeout, max_idle_conns, max_idle_conns_per_host }) = intra_cluster {
@@ -217,10 +260,12 @@ impl Limits {
             max_idle_conns,
             max_idle_conns_per_host,
             max_conns_per_host,
+            max_conn_lifetime,
             tcp_keep_alive,
             tls_handshake_timeout,
             expect_continue_timeout,
             response_header_timeout,
+            request_timeout,
         }) = backend
         {
             all.extend([
@@ -228,10 +273,12 @@ impl Limits {
                 (Knob::BackendMaxIdleConns, count(*max_idle_conns)),
                 (Knob::BackendMaxIdleConnsPerHost, count(*max_idle_conns_per_host)),
                 (Knob::BackendMaxConnsPerHost, count(*max_conns_per_host)),
+                (Knob::BackendMaxConnLifetime, time(max_conn_lifetime.as_ref())),
                 (Knob::BackendTcpKeepAlive, time(tcp_keep_alive.as_ref())),
                 (Knob::BackendTlsHandshakeTimeout, time(tls_handshake_timeout.as_ref())),
                 (Knob::BackendExpectContinueTimeout, time(expect_continue_timeout.as_ref())),
                 (Knob::BackendResponseHeaderTimeout, time(response_header_timeout.as_ref())),
+                (Knob::BackendRequestTimeout, time(request_timeout.as_ref())),
             ]);
         }
         all.into_iter().filter_map(|(knob, value)| Some((knob, value?))).collect()
@@ -248,8 +295,11 @@ impl From<&Settings> for Limits {
             Some(Value::Count(n)) => Some(*n),
             _ => None,
         };
-        let server =
-            Server { idle_timeout: time(Knob::ServerIdleTimeout), read_header_timeout: time(Knob::ServerReadHeaderTimeout) };
+        let server = Server {
+            idle_timeout: time(Knob::ServerIdleTimeout),
+            read_header_timeout: time(Knob::ServerReadHeaderTimeout),
+            max_requests_per_conn: count(Knob::ServerMaxRequestsPerConn),
+        };
         let intra_cluster = IntraCluster {
             idle_conn_timeout: time(Knob::IntraClusterIdleConnTimeout),
             max_idle_conns: count(Knob::IntraClusterMaxIdleConns),
@@ -260,10 +310,12 @@ impl From<&Settings> for Limits {
             max_idle_conns: count(Knob::BackendMaxIdleConns),
             max_idle_conns_per_host: count(Knob::BackendMaxIdleConnsPerHost),
             max_conns_per_host: count(Knob::BackendMaxConnsPerHost),
+            max_conn_lifetime: time(Knob::BackendMaxConnLifetime),
             tcp_keep_alive: time(Knob::BackendTcpKeepAlive),
             tls_handshake_timeout: time(Knob::BackendTlsHandshakeTimeout),
             expect_continue_timeout: time(Knob::BackendExpectContinueTimeout),
             response_header_timeout: time(Knob::BackendResponseHeaderTimeout),
+            request_timeout: time(Knob::BackendRequestTimeout),
         };
         Self {
             server: (server != Server::default()).then_some(server),
@@ -282,7 +334,7 @@ mod tests {
         let settings: Settings = Knob::ALL
             .into_iter()
             .map(|knob| {
-                let counted = knob.path().contains("max");
+                let counted = knob.is_count();
                 (knob, if counted { Value::Count(7) } else { Value::Duration(Duration::from_secs(9)) })
             })
             .collect();
@@ -292,7 +344,7 @@ mod tests {
     #[test]
     fn a_knobs_path_is_its_place_in_the_users_yaml() {
         for knob in Knob::ALL {
-            let value = if knob.path().contains("max") { "7" } else { "\"9s\"" };
+            let value = if knob.is_count() { "7" } else { "\"9s\"" };
             let (pool, field) = knob.path().split_once('.').expect("pool.field");
             let limits: Limits = serde_json::from_str(&format!("{{\"{pool}\":{{\"{field}\":{value}}}}}")).expect("limits");
             assert_eq!(limits.settings().keys().copied().collect::<Vec<_>>(), [knob]);

@@ -3,8 +3,10 @@
 //! Pure: no kube client, no HTTP, no tokio, no clock. What lives here is what `kubectl explain` shows.
 
 pub mod adaptive;
+pub mod config_map;
 pub mod crd;
 pub mod duration;
+pub mod formats;
 pub mod limits;
 pub mod policy;
 pub mod preset;
@@ -13,6 +15,7 @@ mod rules;
 pub mod status;
 
 pub use duration::GoDuration;
+pub use formats::Format;
 pub use limits::{Knob, Limits, Settings, Value};
 pub use policy::{IdleConnectionPolicy, IdleConnectionPolicySpec};
 pub use preset::Preset;
@@ -28,5 +31,11 @@ pub const PAUSED: &str = "idleconn.io/paused";
 pub const PAUSED_TIGHTEN: &str = "idleconn.io/paused-tighten";
 /// Annotation that stops relaxing.
 pub const PAUSED_RELAX: &str = "idleconn.io/paused-relax";
+/// Prefix of the annotations, one for each key, in which a ConfigMap holds what was written into the key.
+pub const SETTINGS_PREFIX: &str = "settings.idleconn.io/";
+/// Annotation of a ConfigMap that did not exist before a policy came.
+pub const CREATED: &str = "idleconn.io/created";
+/// Annotation of a pod template: the hash of the settings that its pods have been started for.
+pub const CONFIG_HASH: &str = "idleconn.io/config-hash";
 /// Field manager of every write to the API server, and the reporting controller of every Event.
 pub const MANAGER: &str = "idleconn-operator";

@@ -5,7 +5,9 @@ use kube::{CustomResource, KubeSchema};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{GoDuration, Limits, Preset, adaptive::Adaptive, restart::Restart, status::IdleConnectionPolicyStatus};
+use super::{
+    GoDuration, Limits, Preset, adaptive::Adaptive, config_map::ConfigMap, restart::Restart, status::IdleConnectionPolicyStatus,
+};
 
 /// Declares how HTTP connections may idle on the nodes of one target.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -77,15 +79,15 @@ fn five_minutes() -> GoDuration {
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("(has(self.aistore) ? 1 : 0) + (has(self.caddy) ? 1 : 0) == 1")
-        .message("target: set exactly one of aistore, caddy"),
-    validation = Rule::new("has(self.aistore) == (self.type == 'AIStore') && has(self.caddy) == (self.type == 'Caddy')")
-        .message("target.type must name the member that is set: AIStore with aistore, Caddy with caddy"),
+    validation = Rule::new("(has(self.aistore) ? 1 : 0) + (has(self.caddy) ? 1 : 0) + (has(self.configMap) ? 1 : 0) == 1")
+        .message("target: set exactly one of aistore, caddy, configMap"),
+    validation = Rule::new("has(self.aistore) == (self.type == 'AIStore') && has(self.caddy) == (self.type == 'Caddy') && has(self.configMap) == (self.type == 'ConfigMap')")
+        .message("target.type must name the member that is set: AIStore with aistore, Caddy with caddy, ConfigMap with configMap"),
     validation = Rule::new("self.type == oldSelf.type")
         .message("target.type is immutable: delete the policy and create another").reason(Reason::FieldValueForbidden),
 )]
 pub struct Target {
-    /// Names the member that is set: AIStore or Caddy. Immutable.
+    /// Names the member that is set: AIStore, Caddy or ConfigMap. Immutable.
     #[serde(rename = "type")]
     pub type_: TargetType,
     /// An AIStore cluster, through its REST API.
@@ -94,6 +96,18 @@ pub struct Target {
     /// Caddy servers, through their admin API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub caddy: Option<Caddy>,
+    /// Any server that reads a file, through a ConfigMap that it mounts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map: Option<ConfigMap>,
+}
+
+impl Target {
+    /// The pods that it is, where it is pods.
+    #[must_use]
+    pub fn selector(&self) -> Option<&LabelSelector> {
+        let caddy = self.caddy.as_ref().and_then(|caddy| caddy.selector.as_ref());
+        caddy.or_else(|| self.config_map.as_ref().map(|config_map| &config_map.selector))
+    }
 }
 
 /// The kinds of target.
@@ -102,6 +116,7 @@ pub struct Target {
 pub enum TargetType {
     AIStore,
     Caddy,
+    ConfigMap,
 }
 
 impl TargetType {
@@ -111,6 +126,7 @@ impl TargetType {
         match self {
             Self::AIStore => "AIStore",
             Self::Caddy => "Caddy",
+            Self::ConfigMap => "ConfigMap",
         }
     }
 }

@@ -12,7 +12,14 @@ use super::{Knob, Settings, Value};
 #[allow(missing_docs)] // Described by TABLE, which the schema's description repeats.
 pub enum Preset {
     Production,
+    Constrained,
     GoDefault,
+    LowTraffic,
+    MediumTraffic,
+    HighTraffic,
+    HighThroughput,
+    CostOptimized,
+    Batch,
 }
 
 /// One row of the preset table. Times are in seconds.
@@ -20,6 +27,8 @@ pub enum Preset {
 pub struct Row {
     /// The preset.
     pub preset: Preset,
+    /// The name a user writes.
+    pub name: &'static str,
     /// `server.idleTimeout`, seconds.
     pub server_idle: u32,
     /// `idleConnTimeout` of both client pools, seconds.
@@ -28,41 +37,108 @@ pub struct Row {
     pub total_idle: u32,
     /// `maxIdleConnsPerHost` of both client pools.
     pub idle_per_host: u32,
+    /// `backend.maxConnsPerHost`, where the preset sets it.
+    pub conns_per_host: Option<u32>,
     /// What it is for.
     pub purpose: &'static str,
 }
 
 /// The presets. Production is AIStore's production advice; GoDefault is what `net/http` does by itself
 /// (`http.DefaultTransport`: 90 s, 100, and `DefaultMaxIdleConnsPerHost` 2).
-pub const TABLE: [Row; 2] = [
+pub const TABLE: [Row; 9] = [
     Row {
         preset: Preset::Production,
+        name: "Production",
         server_idle: 30,
         client_idle: 20,
         total_idle: 2000,
         idle_per_host: 100,
+        conns_per_host: None,
         purpose: "AIStore's production advice",
     },
     Row {
+        preset: Preset::Constrained,
+        name: "Constrained",
+        server_idle: 16,
+        client_idle: 6,
+        total_idle: 256,
+        idle_per_host: 32,
+        conns_per_host: None,
+        purpose: "small or development machines",
+    },
+    Row {
         preset: Preset::GoDefault,
+        name: "GoDefault",
         server_idle: 100,
         client_idle: 90,
         total_idle: 100,
         idle_per_host: 2,
+        conns_per_host: None,
         purpose: "what net/http does by itself",
+    },
+    Row {
+        preset: Preset::LowTraffic,
+        name: "LowTraffic",
+        server_idle: 40,
+        client_idle: 30,
+        total_idle: 100,
+        idle_per_host: 4,
+        conns_per_host: Some(20),
+        purpose: "few requests; a fifth of the connections may idle",
+    },
+    Row {
+        preset: Preset::MediumTraffic,
+        name: "MediumTraffic",
+        server_idle: 40,
+        client_idle: 30,
+        total_idle: 250,
+        idle_per_host: 10,
+        conns_per_host: Some(50),
+        purpose: "some requests; a fifth of the connections may idle",
+    },
+    Row {
+        preset: Preset::HighTraffic,
+        name: "HighTraffic",
+        server_idle: 40,
+        client_idle: 30,
+        total_idle: 500,
+        idle_per_host: 20,
+        conns_per_host: Some(100),
+        purpose: "many requests; a fifth of the connections may idle",
+    },
+    Row {
+        preset: Preset::HighThroughput,
+        name: "HighThroughput",
+        server_idle: 130,
+        client_idle: 120,
+        total_idle: 500,
+        idle_per_host: 20,
+        conns_per_host: Some(100),
+        purpose: "steady streams between the same hosts",
+    },
+    Row {
+        preset: Preset::CostOptimized,
+        name: "CostOptimized",
+        server_idle: 70,
+        client_idle: 60,
+        total_idle: 100,
+        idle_per_host: 3,
+        conns_per_host: Some(10),
+        purpose: "few connections that are kept",
+    },
+    Row {
+        preset: Preset::Batch,
+        name: "Batch",
+        server_idle: 190,
+        client_idle: 180,
+        total_idle: 100,
+        idle_per_host: 2,
+        conns_per_host: Some(5),
+        purpose: "jobs that come back within minutes",
     },
 ];
 
 impl Row {
-    /// The name a user writes.
-    #[must_use]
-    pub const fn name(&self) -> &'static str {
-        match self.preset {
-            Preset::Production => "Production",
-            Preset::GoDefault => "GoDefault",
-        }
-    }
-
     /// What the preset sets a knob to.
     #[must_use]
     pub const fn value(&self, knob: Knob) -> Option<Value> {
@@ -73,12 +149,18 @@ impl Row {
             }
             Knob::IntraClusterMaxIdleConns | Knob::BackendMaxIdleConns => Some(Value::Count(self.total_idle)),
             Knob::IntraClusterMaxIdleConnsPerHost | Knob::BackendMaxIdleConnsPerHost => Some(Value::Count(self.idle_per_host)),
+            Knob::BackendMaxConnsPerHost => match self.conns_per_host {
+                Some(n) => Some(Value::Count(n)),
+                None => None,
+            },
             Knob::ServerReadHeaderTimeout
-            | Knob::BackendMaxConnsPerHost
+            | Knob::ServerMaxRequestsPerConn
+            | Knob::BackendMaxConnLifetime
             | Knob::BackendTcpKeepAlive
             | Knob::BackendTlsHandshakeTimeout
             | Knob::BackendExpectContinueTimeout
-            | Knob::BackendResponseHeaderTimeout => None,
+            | Knob::BackendResponseHeaderTimeout
+            | Knob::BackendRequestTimeout => None,
         }
     }
 }
@@ -100,10 +182,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn clients_let_go_before_servers_and_a_part_is_no_more_than_the_whole() {
+        for row in TABLE {
+            assert!(row.client_idle < row.server_idle, "{}", row.name);
+            assert!(row.idle_per_host <= row.total_idle, "{}", row.name);
+            assert!(row.conns_per_host.is_none_or(|most| row.idle_per_host <= most), "{}", row.name);
+        }
+    }
+
+    #[test]
     fn each_preset_has_a_row_with_its_own_name() {
         for row in TABLE {
-            assert_eq!(serde_json::to_value(row.preset).ok(), Some(serde_json::json!(row.name())));
-            assert_eq!(row.preset.settings().len(), 7);
+            assert_eq!(serde_json::to_value(row.preset).ok(), Some(serde_json::json!(row.name)));
+            assert_eq!(row.preset.settings().len(), 7 + usize::from(row.conns_per_host.is_some()));
         }
     }
 }

@@ -23,10 +23,11 @@ pub(super) fn spec(schema: &mut schemars::Schema) {
     schema.insert("x-kubernetes-validations".into(), rules.into());
     // So that `kubectl explain` shows the table that the rules are made from.
     let row = |row: &preset::Row| {
-        let preset::Row { preset: _, server_idle, client_idle, total_idle, idle_per_host, purpose } = row;
-        let name = row.name();
+        let preset::Row { preset: _, name, server_idle, client_idle, total_idle, idle_per_host, conns_per_host, purpose } = row;
+        let conns = conns_per_host.map(|most| format!(", connections per host {most}")).unwrap_or_default();
         format!(
-            "{name}: server idle {server_idle}s, client idle {client_idle}s, total idle {total_idle}, idle per host {idle_per_host} ({purpose})"
+            "{name}: server idle {server_idle}s, client idle {client_idle}s, total idle {total_idle}, idle per host {idle_per_host}{conns} \
+             ({purpose})"
         )
     };
     let table: Vec<_> = preset::TABLE.iter().map(row).collect();
@@ -94,12 +95,13 @@ fn literal(value: Value) -> String {
 
 /// What limits and preset give for a knob, or `unset`.
 fn effective(knob: Knob, unset: &str) -> String {
-    let row: Vec<_> =
-        preset::TABLE.iter().filter_map(|row| Some(format!("'{}': {}", row.name(), literal(row.value(knob)?)))).collect();
-    let otherwise = if row.len() == preset::TABLE.len() {
-        format!("(has(self.preset) ? {{{}}}[self.preset] : {unset})", row.join(", "))
-    } else {
-        unset.to_owned()
+    let rows: Vec<_> =
+        preset::TABLE.iter().filter_map(|row| Some(format!("'{}': {}", row.name, literal(row.value(knob)?)))).collect();
+    let table = format!("{{{}}}", rows.join(", "));
+    let otherwise = match rows.len() {
+        0 => unset.to_owned(),
+        all if all == preset::TABLE.len() => format!("(has(self.preset) ? {table}[self.preset] : {unset})"),
+        _ => format!("(has(self.preset) && self.preset in {table} ? {table}[self.preset] : {unset})"),
     };
     format!("({} ? {} : {otherwise})", present(knob), field(knob))
 }
@@ -139,7 +141,7 @@ fn pair_rule() -> (String, String) {
 /// A floor is under a limit that is set, and the rules that hold for the limits hold for the floors too: then they hold all
 /// the way between.
 fn floor_rules() -> Vec<(String, String)> {
-    let zero = |knob: Knob| if is_count(knob) { "0" } else { "duration('0s')" };
+    let zero = |knob: Knob| if knob.is_count() { "0" } else { "duration('0s')" };
     let under = Knob::ALL.into_iter().map(|knob| {
         let (zero, floor, limit) = (zero(knob), format!("self.adaptive.floor.{}", knob.path()), effective(knob, zero(knob)));
         (
@@ -181,11 +183,15 @@ fn floor_rules() -> Vec<(String, String)> {
             .into(),
         "adaptive.signal.source: only AIStore has StateFlags; use Nodes or Prometheus".into(),
     );
-    under.chain(pools).chain([pair, flags]).collect()
-}
-
-fn is_count(knob: Knob) -> bool {
-    knob.path().rsplit('.').next().is_some_and(|field| field.starts_with("max"))
+    let pages = (
+        "!has(self.target.configMap) || has(self.target.configMap.metrics) || !has(self.adaptive) || self.adaptive.mode == 'Disabled' || \
+         (has(self.adaptive.signal) && has(self.adaptive.signal.source) && self.adaptive.signal.source != 'Nodes')"
+            .into(),
+        "target.configMap.metrics must say where the pods have their metrics: adaptive reads their task count there \
+         (or use adaptive.signal.source: Prometheus)"
+            .into(),
+    );
+    under.chain(pools).chain([pair, flags, pages]).collect()
 }
 
 /// AIStore's own ranges; it takes 0 for a default of its own, so 0 would not mean what it says.

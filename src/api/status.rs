@@ -234,6 +234,9 @@ pub struct Control {
     /// Nodes that are being restarted, and when restarts began.
     #[serde(default, skip_serializing_if = "is_default")]
     pub restart: RestartControl,
+    /// The generation for which advice was given: it is given once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub advised: Option<i64>,
     /// Where tightening and relaxing stand; see docs/control-law.md for its parts.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "loop")]
     pub adaptation: Option<String>,

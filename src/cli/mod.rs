@@ -162,7 +162,7 @@ fn simulate(options: &Simulate) -> Result<String, Error> {
     let text = std::fs::read_to_string(&options.file).map_err(|error| Error::File(options.file.clone(), error))?;
     let policy: IdleConnectionPolicy =
         serde_saphyr::from_str(&text).map_err(|error| Error::Policy(options.file.clone(), error.to_string()))?;
-    let mut setup = simulate::setup(&policy.spec, targets::traits(policy.spec.target.type_)).map_err(Error::Setup)?;
+    let mut setup = simulate::setup(&policy.spec, &targets::traits(&policy.spec.target)).map_err(Error::Setup)?;
     // What would happen is asked, whatever the policy may do by now.
     setup.tuning.mode = Mode::Enforce;
     let signal = policy.spec.adaptive.as_ref().and_then(|adaptive| adaptive.signal.as_ref());

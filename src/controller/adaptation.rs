@@ -82,6 +82,13 @@ pub struct Look {
     now: i64,
 }
 
+impl Look {
+    /// Open files in percent of what a process may have, and the node where that is highest.
+    pub fn files(&self) -> Option<(u32, String)> {
+        if let Signal::Fresh(reading) = &self.signal { reading.files.clone() } else { None }
+    }
+}
+
 impl Adaptation {
     fn signal(&self, now: i64) -> Signal {
         if let Some(obstacle) = &self.obstacle {
@@ -259,7 +266,7 @@ pub async fn prepare(
         (SourceName::Prometheus, Some(prometheus), Threshold::Value(threshold)) => {
             match places::prometheus(ctx, &subject.namespace, prometheus).await {
                 Ok((place, credentials)) => {
-                    watch.nodes = vec![Node { name: PROMETHEUS.into(), address: place.address, path: "" }];
+                    watch.nodes = vec![Node { name: PROMETHEUS.into(), address: place.address, path: String::new() }];
                     (watch.ca, watch.token) = (credentials.ca, credentials.token);
                 }
                 Err(places::Failure::Problem(problem)) => {
@@ -371,21 +378,25 @@ async fn nodes(
     answered: &[(Unit, UnitState)],
 ) -> Vec<Node> {
     let states: BTreeMap<&str, &UnitState> = answered.iter().map(|(unit, state)| (unit.id.as_str(), state)).collect();
+    let page = subject.spec().target.config_map.as_ref().and_then(|config_map| config_map.metrics.as_ref());
+    let path = page.map_or_else(|| "/metrics".to_owned(), |page| page.path.clone());
     let mut nodes = Vec::new();
     for unit in units {
         let Some(state) = states.get(unit.id.as_str()) else {
             if subject.spec().target.type_ == TargetType::Caddy {
-                nodes.push(Node { name: unit.name.clone(), address: unit.address.clone(), path: "/metrics" });
+                nodes.push(Node { name: unit.name.clone(), address: unit.address.clone(), path: path.clone() });
             }
             continue;
         };
         for node in &state.nodes {
             let address = match &node.metrics {
                 None => unit.address.clone(),
+                // The API server's word for where a pod is, not a node's own.
+                Some(named) if subject.spec().target.type_ == TargetType::ConfigMap => named.clone(),
                 Some(named) if permitted(ctx, subject, memory, named).await => named.clone(),
                 Some(_) => String::new(),
             };
-            nodes.push(Node { name: node.name.clone(), address, path: "/metrics" });
+            nodes.push(Node { name: node.name.clone(), address, path: path.clone() });
         }
     }
     nodes

@@ -8,7 +8,9 @@ use kube::Api;
 
 use super::{Context, Error, Subject, memory::Memory, originals};
 use crate::{
-    decide::{Cause, Change, Fault, Plan, To, Unit, UnitPlan, UnitState, conditions::UnitResult, order, originals::Saved},
+    decide::{
+        Cause, Change, Fault, Plan, To, Traits, Unit, UnitPlan, UnitState, conditions::UnitResult, order, originals::Saved,
+    },
     targets::Target,
 };
 
@@ -94,6 +96,7 @@ pub async fn write(
     target: &Arc<dyn Target>,
     units: Vec<(Unit, UnitState)>,
     plan: &Plan,
+    traits: &Traits,
     memory: &Memory,
 ) -> Vec<UnitResult> {
     let jobs: Vec<_> = units
@@ -102,6 +105,7 @@ pub async fn write(
             let changes = plan.units.get(&unit.id).map(|plan| &plan.changes[..]).unwrap_or_default();
             let held_back = memory.held_back(&unit.id, changes, Instant::now());
             async move {
+                let changes = if traits.fields.is_some() { &order::due(changes, &state)[..] } else { changes };
                 if changes.is_empty() {
                     return UnitResult { unit, state: Ok(state), write: None };
                 }

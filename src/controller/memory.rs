@@ -180,7 +180,14 @@ mod tests {
 
     fn node(uptime: u64) -> NodeState {
         let uptime = Uptime { at_least: Duration::from_secs(uptime), slack: Duration::from_secs(10) };
-        NodeState { name: "t1".into(), stored: Ok(BTreeMap::new()), uptime: Some(uptime), metrics: None, process: None }
+        NodeState {
+            name: "t1".into(),
+            stored: Ok(BTreeMap::new()),
+            uptime: Some(uptime),
+            metrics: None,
+            process: None,
+            uses: None,
+        }
     }
 
     fn started_after(looks: &[(i64, u64)]) -> i64 {

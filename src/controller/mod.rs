@@ -12,6 +12,7 @@ mod reconcile;
 mod report;
 mod restart;
 mod restore;
+mod rollout;
 
 use std::{
     collections::HashMap,
@@ -41,7 +42,7 @@ use crate::{
     api::{IdleConnectionPolicy, IdleConnectionPolicySpec},
     metrics::Metrics,
     pool::Pool,
-    targets::AllowList,
+    targets::{AllowList, Reach},
 };
 use memory::Memory;
 
@@ -70,7 +71,7 @@ pub enum Error {
     #[error("pods with {0} could not be listed; may the operator list and watch pods in this namespace?")]
     Pods(String),
     /// The label selector is not valid.
-    #[error("spec.target.caddy.selector is not a valid label selector")]
+    #[error("spec.target: selector is not a valid label selector")]
     Selector,
     /// A saved original cannot be read.
     #[error("ControllerRevision {0} does not hold originals; repair or delete it, and nothing is written before that")]
@@ -139,6 +140,10 @@ pub struct Context {
 impl Context {
     fn memory(&self, policy: &PolicyRef) -> Arc<tokio::sync::Mutex<Memory>> {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).entry(policy.clone()).or_default().clone()
+    }
+
+    fn reach(&self, namespace: &str) -> Reach {
+        Reach { client: self.client.clone(), namespace: namespace.to_owned(), pool: self.pool.clone() }
     }
 
     fn forget(&self, policy: &PolicyRef) {

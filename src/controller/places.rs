@@ -1,9 +1,13 @@
 //! Where a policy's target is, and what its references hold: pods, Services, Secrets and `ConfigMaps` of its namespace.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
 
 use k8s_openapi::api::{
-    core::v1::{ConfigMap, Pod, Secret, Service},
+    core::v1::{ConfigMap, ContainerStatus, Pod, Secret, Service},
     discovery::v1::EndpointSlice,
 };
 use kube::{Api, ResourceExt as _, api::ListParams};
@@ -11,11 +15,12 @@ use kube::{Api, ResourceExt as _, api::ListParams};
 use super::{Context, Error, in_time};
 use crate::{
     api::{
+        CONFIG_HASH,
         adaptive::Prometheus,
         policy::{KeyRef, Scheme, ServiceRef, Target},
     },
     decide::conditions::Problem,
-    targets::{Credentials, Place, endpoint},
+    targets::{Credentials, Place, PodFacts, endpoint},
 };
 
 /// Why the target cannot be looked at: for the user, or for another try.
@@ -41,6 +46,7 @@ pub async fn credentials(ctx: &Context, namespace: &str, target: &Target) -> Res
     let references = match (&target.aistore, &target.caddy) {
         (Some(ais), _) => (ais.token_secret_ref.as_ref(), ais.ca_config_map_ref.as_ref(), ais.ca_secret_ref.as_ref()),
         (None, Some(caddy)) => (None, caddy.ca_config_map_ref.as_ref(), caddy.ca_secret_ref.as_ref()),
+        // A ConfigMap is reached with the operator's own rights.
         (None, None) => (None, None, None),
     };
     referred(ctx, namespace, references).await
@@ -124,6 +130,12 @@ pub async fn places(ctx: &Context, namespace: &str, target: &Target) -> Result<V
             (None, None) => Err(invalid()),
         };
     }
+    if let Some(config_map) = &target.config_map {
+        let pods = ctx.pods.list(namespace, &config_map.selector).await?;
+        let pods: Vec<_> = pods.iter().filter(|pod| !is_over(pod)).collect();
+        one_workload(&pods)?;
+        return Ok(pods.into_iter().filter_map(|pod| mounting(pod)).collect());
+    }
     let Some(caddy) = &target.caddy else { return Err(invalid()) };
     if let Some(endpoints) = &caddy.endpoints {
         return endpoints.iter().map(|endpoint| allowed(ctx, &endpoint.0)).collect();
@@ -143,9 +155,12 @@ fn invalid() -> Failure {
 
 fn allowed(ctx: &Context, endpoint: &str) -> Result<Place, Failure> {
     match ctx.settings.allow_endpoints.check(endpoint) {
-        Ok(address) => {
-            Ok(Place { id: address.clone(), name: address.split("://").nth(1).unwrap_or(&address).to_owned(), address })
-        }
+        Ok(address) => Ok(Place {
+            id: address.clone(),
+            name: address.split("://").nth(1).unwrap_or(&address).to_owned(),
+            address,
+            pod: None,
+        }),
         Err(error @ endpoint::Error::NotAllowed(_)) => Err(problem("RefNotPermitted", true, true, error.to_string())),
         Err(error) => Err(problem("Invalid", true, true, error.to_string())),
     }
@@ -157,15 +172,60 @@ pub fn pod_id(uid: &str, port: u16) -> String {
     format!("pod/{uid}:{port}")
 }
 
+/// Whether a pod has ended, or is about to.
+fn is_over(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some()
+}
+
+/// A pod that mounts a file, also before it has an address: it may be waiting for that very file.
+fn mounting(pod: &Pod) -> Option<Place> {
+    let status = pod.status.as_ref();
+    let containers = status.and_then(|status| status.container_statuses.as_ref());
+    let running = |status: &ContainerStatus| Some(status.state.as_ref()?.running.as_ref()?.started_at.as_ref()?.0);
+    let facts = PodFacts {
+        // The first of them; none, as long as one has not started.
+        started: containers.and_then(|all| all.iter().map(running).collect::<Option<Vec<_>>>()?.into_iter().min()),
+        hash: pod.annotations().get(CONFIG_HASH).cloned(),
+    };
+    let address = status.and_then(|status| status.pod_ip.clone()).unwrap_or_default();
+    Some(Place { id: format!("pod/{}", pod.uid()?), name: pod.name_any(), address, pod: Some(facts) })
+}
+
+/// What keeps a pod running, as `Kind name`; nothing, where it is on its own.
+#[must_use]
+pub fn workload(pod: &Pod) -> Option<(String, String)> {
+    let owner = pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
+    // A Deployment names its ReplicaSets after itself and the hash of the template, which their pods have as a label.
+    let hash = pod.labels().get("pod-template-hash").map(|hash| format!("-{hash}"));
+    match hash.and_then(|hash| owner.name.strip_suffix(&hash).map(str::to_owned)) {
+        Some(name) if owner.kind == "ReplicaSet" => Some(("Deployment".into(), name)),
+        _ => Some((owner.kind.clone(), owner.name.clone())),
+    }
+}
+
+fn one_workload(pods: &[&Arc<Pod>]) -> Result<(), Failure> {
+    let workloads: BTreeSet<_> = pods.iter().map(|pod| workload(pod)).collect();
+    if workloads.len() <= 1 {
+        return Ok(());
+    }
+    let name = |workload: &Option<(String, String)>| {
+        workload.as_ref().map_or_else(|| "none".into(), |(kind, name)| format!("{kind} {name}"))
+    };
+    let names: Vec<_> = workloads.iter().take(3).map(name).collect();
+    let message =
+        format!("The selector matches pods of several workloads ({}); a policy is for one: narrow it down", names.join(", "));
+    Err(problem("Invalid", true, true, message))
+}
+
 fn place(pod: &Pod, scheme: Scheme, port: u16) -> Option<Place> {
     let status = pod.status.as_ref()?;
-    let over = matches!(status.phase.as_deref(), Some("Succeeded" | "Failed"));
-    if over || pod.metadata.deletion_timestamp.is_some() {
+    if is_over(pod) {
         return None;
     }
     let address = SocketAddr::new(status.pod_ip.as_ref()?.parse().ok()?, port);
     let id = pod_id(&pod.uid()?, port);
-    Some(Place { id, name: pod.name_any(), address: format!("{}://{address}", scheme.name()) })
+    Some(Place { id, name: pod.name_any(), address: format!("{}://{address}", scheme.name()), pod: None })
 }
 
 async fn service_and_slices(
@@ -228,7 +288,7 @@ async fn behind(ctx: &Context, namespace: &str, service: &ServiceRef) -> Result<
     }
     ctx.pool.name(&host, addresses);
     let address = format!("{}://{host}:{port}", service.scheme.name());
-    Ok(Place { id: address.clone(), name: format!("{}:{port}", service.name), address })
+    Ok(Place { id: address.clone(), name: format!("{}:{port}", service.name), address, pod: None })
 }
 
 /// Each endpoint of a Service, by the pod it is or by its address.
@@ -239,7 +299,7 @@ fn endpoints_of(object: &Service, slices: &[EndpointSlice], service: &ServiceRef
             let at = format!("{}://{address}", service.scheme.name());
             let (id, name) =
                 pod.map_or_else(|| (at.clone(), address.to_string()), |(uid, name)| (pod_id(&uid, address.port()), name));
-            Place { id, name, address: at }
+            Place { id, name, address: at, pod: None }
         })
         .collect()
 }

@@ -7,7 +7,10 @@ use std::{
 };
 
 use futures::{StreamExt as _, future::ready};
-use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::LabelSelector};
+use k8s_openapi::{
+    api::core::v1::{ContainerStatus, Pod},
+    apimachinery::pkg::apis::meta::v1::LabelSelector,
+};
 use kube::{
     Api, Client, ResourceExt as _,
     core::Selector,
@@ -16,6 +19,7 @@ use kube::{
 use tokio::{sync::mpsc, task::JoinHandle};
 
 use super::{Error, PolicyRef};
+use crate::api::CONFIG_HASH;
 
 /// How long the first list may take.
 const FIRST_LIST: Duration = Duration::from_secs(10);
@@ -92,7 +96,7 @@ impl Pods {
                         Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) => {
                             let place = (
                                 pod.uid(),
-                                pod.status.as_ref().map(|s| (s.pod_ip.clone(), s.phase.clone())),
+                                pod.status.as_ref().map(|s| (s.pod_ip.clone(), s.phase.clone(), s.container_statuses.clone())),
                                 pod.metadata.deletion_timestamp.is_some(),
                             );
                             last.insert(pod.name_any(), place.clone()) != Some(place)
@@ -129,11 +133,17 @@ fn key(namespace: &str, selector: &LabelSelector) -> Result<Key, Error> {
 /// Keeps what a place is made of: a pod's spec is most of its size.
 fn trim(pod: &mut Pod) {
     pod.managed_fields_mut().clear();
-    pod.annotations_mut().clear();
+    pod.annotations_mut().retain(|name, _| name == CONFIG_HASH);
     pod.spec = None;
     if let Some(status) = &mut pod.status {
         status.conditions = None;
-        status.container_statuses = None;
+        for container in status.container_statuses.iter_mut().flatten() {
+            *container = ContainerStatus {
+                state: container.state.take(),
+                name: std::mem::take(&mut container.name),
+                ..ContainerStatus::default()
+            };
+        }
         status.init_container_statuses = None;
     }
 }

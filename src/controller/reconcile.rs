@@ -25,10 +25,14 @@ use super::{
     report, restart, restore,
 };
 use crate::{
-    api::{FINALIZER, IdleConnectionPolicy, IdleConnectionPolicyStatus, policy::DriftPolicy},
+    api::{
+        FINALIZER, IdleConnectionPolicy, IdleConnectionPolicyStatus, policy::DriftPolicy, restart::RestartPolicy,
+        status::RestartControl,
+    },
     clock,
     decide::{
-        self, Cause, Declared, Input, Plan, Traits, Unit,
+        self, Cause, Declared, Input, Plan, Traits, Unit, UnitState,
+        advice::{self, Observed},
         claims::sentence,
         conditions::{Problem, Seen, UnitResult, failure},
         contention, openness,
@@ -91,7 +95,8 @@ struct Found {
 }
 
 async fn pass(ctx: &Context, subject: &mut Subject, memory: &mut Memory) -> Result<Action, Error> {
-    let traits = targets::traits(subject.spec().target.type_);
+    let rolling = subject.spec().restart.as_ref().is_some_and(|restart| restart.policy == RestartPolicy::Rolling);
+    let traits = &Traits { rolling, ..targets::traits(&subject.spec().target) };
     let declared = decide::declare(subject.spec(), traits);
     if let Some(message) = openness::invalid(&declared.settings, &decide::floor(subject.spec(), traits)) {
         ctx.nudge(&ctx.board.claim(&subject.claimant, &[]).1);
@@ -140,20 +145,20 @@ fn elders_unknown(ctx: &Context, subject: &Subject) -> bool {
 
 async fn find(ctx: &Context, subject: &Subject, memory: &mut Memory) -> Result<Found, Failure> {
     let spec = subject.spec();
-    let selector = spec.target.caddy.as_ref().and_then(|caddy| caddy.selector.as_ref());
-    ctx.pods.subscribe(&subject.reference, selector.map(|selector| (subject.namespace.as_str(), selector)));
+    ctx.pods.subscribe(&subject.reference, spec.target.selector().map(|selector| (subject.namespace.as_str(), selector)));
     let places = places::places(ctx, &subject.namespace, &spec.target).await?;
     let credentials = places::credentials(ctx, &subject.namespace, &spec.target).await?;
     memory.credentials = credentials.clone();
     let problem = |cause, message: String| {
-        let stalled = matches!(cause, Cause::Forbidden | Cause::NotPermitted);
-        let refused = matches!(cause, Cause::NotPermitted | Cause::NotFound);
+        let stalled = matches!(cause, Cause::Forbidden | Cause::NotPermitted | Cause::Conflict);
+        let refused = matches!(cause, Cause::NotPermitted | Cause::NotFound | Cause::Conflict);
         Failure::Problem(Problem { reason: failure(cause), message, refused, stalled })
     };
     if places.is_empty() {
         return Err(problem(Cause::NotFound, "Nothing matches spec.target: no pod or endpoint was found".into()));
     }
-    let target = targets::connect(&spec.target, places, credentials, ctx.pool.clone());
+    let target = targets::connect(&spec.target, places, credentials, ctx.reach(&subject.namespace))
+        .map_err(|fault| problem(fault.cause, fault.message))?;
     let units = target.discover().await.map_err(|fault| problem(fault.cause, fault.message))?;
     Ok(Found { target, units })
 }
@@ -163,7 +168,7 @@ async fn work(
     subject: &mut Subject,
     memory: &mut Memory,
     declared: &Declared,
-    traits: &'static Traits,
+    traits: &Traits,
     found: Found,
 ) -> Result<Action, Error> {
     let (now, began) = (Timestamp::now(), Instant::now());
@@ -242,7 +247,7 @@ async fn work(
     }
 
     apply::capture(ctx, subject, memory, &answered, &plan).await?;
-    let (written, late) = gathered.while_waiting(apply::write(ctx, &target, answered, &plan, memory)).await;
+    let (written, late) = gathered.while_waiting(apply::write(ctx, &target, answered, &plan, traits, memory)).await;
     let late_answers = late.iter().any(|(_, state)| state.is_ok());
     note(memory, &written, &plan);
     let unborn = |unit: &Unit| plan.units.contains_key(&unit.id) && !memory.births.contains_key(&unit.id);
@@ -280,11 +285,7 @@ async fn work(
     // Begun was only what has been written down now.
     restart::act(ctx, subject, memory, &plan, target.as_ref(), &results).await;
     let mut next = next_look(ctx, subject, memory, &plan);
-    if plan.control.restart != written_down {
-        next = next.min(MOMENT);
-    } else if plan.restart.as_ref().is_some_and(|(outcome, _)| outcome.is_going_on()) {
-        next = next.min(WHILE_RESTARTING);
-    }
+    next = next.min(hurried(&plan, &results, &written_down).unwrap_or(next));
     if late_answers {
         next = next.min(ASK_AGAIN);
     }
@@ -292,6 +293,25 @@ async fn work(
         next = next.min(wait(2));
     }
     Ok(Action::requeue(next))
+}
+
+/// How soon to look again at what nobody tells of: restarts that are going on, and files on their way.
+fn hurried(plan: &Plan, results: &[UnitResult], written_down: &RestartControl) -> Option<Duration> {
+    if plan.control.restart != *written_down {
+        return Some(MOMENT);
+    }
+    let restarting = plan.restart.as_ref().is_some_and(|(outcome, _)| outcome.is_going_on());
+    (restarting || is_propagating(results)).then_some(WHILE_RESTARTING)
+}
+
+/// Whether a file has been changed that not all pods have said yet to use: nobody tells when they do.
+fn is_propagating(results: &[UnitResult]) -> bool {
+    let behind = |state: &UnitState| state.nodes.iter().any(|node| node.uses == Some(false));
+    let fresh = |state: &UnitState| {
+        let age = state.changed.map(|at| Timestamp::now().duration_since(at));
+        age.is_some_and(|age| age < decide::conditions::PROPAGATION)
+    };
+    results.iter().filter_map(|result| result.state.as_ref().ok()).any(|state| behind(state) && fresh(state))
 }
 
 /// When to look again if nothing happens: when a node that failed is due, or a contested field, and by and by in any case.
@@ -325,7 +345,7 @@ async fn restarted(target: &dyn Target, units: &[&Unit], births: &mut BTreeMap<S
 fn plan_changed(plan: &mut Plan, results: &[UnitResult], traits: &Traits, now: Timestamp) {
     for result in results.iter().filter(|result| result.write.is_none()) {
         for change in plan.units.get(&result.unit.id).map(|unit| &unit.changes[..]).unwrap_or_default() {
-            if (traits.capability)(change.site.knob) == decide::Capability::AfterRestart {
+            if traits.capability(change.site.knob) == decide::Capability::AfterRestart {
                 plan.control.changed.insert(change.site.knob, now.as_millisecond());
             }
         }
@@ -383,6 +403,10 @@ async fn say(
     let previous = subject.object.status.clone().unwrap_or_default();
     let log = memory.originals.as_ref();
     let started = memory.started();
+    let files = look.and_then(Look::files);
+    let observed =
+        Observed { open_files: files.as_ref().map(|(percent, node)| (*percent, node.as_str())), ..Observed::default() };
+    let advice = advice::advice(subject.spec(), declared, traits, observed);
     let mut plan = plan.clone();
     plan.control.events = previous.control.as_ref().map_or(0, |control| control.events);
     let (status, notices) = decide::conditions::report(&Seen {
@@ -397,6 +421,7 @@ async fn say(
         original: log.and_then(|log| log.records.keys().next_back()).map(|newest| originals::name(&subject.name, *newest)),
         started: &started,
         adaptive: memory.adaptation.as_ref().zip(look).map(|(adaptation, look)| adaptation.seen(look)),
+        advice: &advice,
         previous: &previous,
         now: Timestamp::now(),
     });

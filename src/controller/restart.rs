@@ -8,7 +8,7 @@ use kube::{
     api::{DeleteParams, EvictParams, Preconditions},
 };
 
-use super::{Context, Error, Subject, in_time, memory::Memory, places};
+use super::{Context, Error, Subject, in_time, memory::Memory, places, rollout};
 use crate::{
     api::restart::{RestartFor, RestartPolicy},
     clock,
@@ -33,6 +33,9 @@ pub async fn look(
     let idle = plan.control.restart.nodes.is_empty();
     if ctx.settings.dry_run || (spec.policy == RestartPolicy::Never && idle) {
         return Ok(());
+    }
+    if let Some(config_map) = &subject.spec().target.config_map {
+        return rollout::look(ctx, subject, memory, plan, config_map, &spec, results).await;
     }
     let saved = memory.saved();
     let started = memory.started();
@@ -108,6 +111,7 @@ pub async fn act(
             Act::Drain(node) => drain(target, results, node, true).await,
             Act::Undrain(node) => drain(target, results, node, false).await,
             Act::Evict { node, pod, uid } => evict(ctx, subject, node, pod, uid).await,
+            Act::Roll { kind, name, hash } => rollout::roll(ctx, subject, kind, name, hash).await,
         };
         if let Err(sentence) = ended {
             why.get_or_insert(sentence);
@@ -157,7 +161,8 @@ pub async fn call_off(ctx: &Context, subject: &Subject, credentials: targets::Cr
         places::Failure::Problem(problem) => failed(problem.message),
         places::Failure::Error(error) => failed(error.to_string()),
     })?;
-    let target = targets::connect(target, places, credentials, ctx.pool.clone());
+    let target = targets::connect(target, places, credentials, ctx.reach(&subject.namespace))
+        .map_err(|fault| (first.node.clone(), fault))?;
     let units: Vec<Unit> = target.discover().await.map_err(|fault| (first.node.clone(), fault))?;
     for node in &nodes {
         for unit in &units {

@@ -177,9 +177,14 @@ async fn restore_one(ctx: &Context, subject: &Subject, remembered: &Credentials,
         Ok(credentials) => credentials,
         Err(_) => remembered.clone(),
     };
-    let place = Place { id: id.to_owned(), name: saved.name.clone(), address: saved.address.clone() };
-    let target = targets::connect(&spec, vec![place], credentials, ctx.pool.clone());
-    let units = target.discover().await?;
+    let place = Place { id: id.to_owned(), name: saved.name.clone(), address: saved.address.clone(), pod: None };
+    let target = targets::connect(&spec, vec![place], credentials, ctx.reach(&subject.namespace))?;
+    let units = match target.discover().await {
+        Ok(units) => units,
+        // What is there is somebody else's by now, and not what the operator wrote.
+        Err(fault) if fault.cause == Cause::Conflict => return Ok(()),
+        Err(fault) => return Err(fault),
+    };
     let Some(unit) = units.into_iter().find(|unit| unit.id == id) else {
         // Another cluster answers at the address: the one that was changed is gone.
         return Ok(());

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     Capability, Declared, Drift, Plan, Sites, Traits, Unit, UnitState,
+    advice::Advice,
     loop_conditions::{self, SeenLoop},
     observed::{Cause, Fault, NodeState},
     originals::Saved,
@@ -16,6 +17,9 @@ use crate::api::{
     IdleConnectionPolicyStatus, Knob, Limits, Settings, Value,
     status::{MESSAGE_LENGTH, MOST_NODES_NAMED, NodeCause, Nodes, ObjectName, PendingRestart, StatusLimits},
 };
+
+/// How long a changed file may take to a pod: the kubelet looks each minute, and its cache may be as old again.
+pub const PROPAGATION: SignedDuration = SignedDuration::from_secs(180);
 
 /// What stands in the way of looking at the nodes at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -65,6 +69,8 @@ pub struct Seen<'a> {
     pub started: &'a BTreeMap<String, i64>,
     /// What the loop saw, if there is one.
     pub adaptive: Option<SeenLoop<'a>>,
+    /// What the policy would better say.
+    pub advice: &'a [Advice],
     /// The status as it stands.
     pub previous: &'a IdleConnectionPolicyStatus,
     /// The time.
@@ -119,6 +125,7 @@ struct Tally {
     in_effect: Settings,
     pending: BTreeSet<String>,
     pending_knobs: BTreeSet<Knob>,
+    behind: BTreeSet<String>,
     unknown: BTreeSet<Knob>,
     companions: Settings,
     placeless: BTreeSet<Knob>,
@@ -135,6 +142,7 @@ pub const fn failure(cause: Cause) -> &'static str {
         Cause::Certificate => "CertificateInvalid",
         Cause::NotPermitted => "RefNotPermitted",
         Cause::NotFound => "TargetNotFound",
+        Cause::Conflict => "Conflicted",
         Cause::Unreachable | Cause::NotReady | Cause::Busy | Cause::Rejected => "ProgrammingFailed",
     }
 }
@@ -183,6 +191,16 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
         // Nobody looked; what was decided is still so.
         status.openness_percent = seen.previous.openness_percent;
         status.history.clone_from(&seen.previous.history);
+    }
+    if let (Some(first), None) = (seen.advice.first(), seen.problem)
+        && control.advised != seen.generation
+    {
+        control.advised = seen.generation;
+        let more = match seen.advice.len() - 1 {
+            0 => String::new(),
+            more => format!("; {more} more: kubectl idleconn lint"),
+        };
+        notices.push(Notice { warning: true, reason: "Advice", note: format!("{first}{more}") });
     }
     control.events = control.events.wrapping_add(count(notices.len())) & 0x7fff_ffff;
     status.control = (control != crate::api::status::Control::default()).then_some(control);
@@ -245,6 +263,9 @@ fn tally(seen: &Seen<'_>) -> Tally {
                 programmed.entry(knob).or_default().insert(stored);
                 let in_use = in_use(knob, traits, &changed, seen.started, state, node);
                 match in_use {
+                    Some(false) if stored == Some(value) && traits.capability(knob) == Capability::Reported => {
+                        tally.behind.insert(node.name.clone());
+                    }
                     Some(false) if stored == Some(value) => {
                         tally.pending.insert(node.name.clone());
                         tally.pending_knobs.insert(knob);
@@ -299,7 +320,7 @@ fn evidence(changed: &mut BTreeMap<Knob, i64>, settings: &Settings, traits: &Tra
     let Some(latest) = state.changed else { return };
     for (site, stored) in &state.sites {
         let ours = saved.and_then(|sites| sites.get(site)).is_some_and(|original| *original != stored.raw);
-        if settings.contains_key(&site.knob) && (traits.capability)(site.knob) == Capability::AfterRestart && ours {
+        if settings.contains_key(&site.knob) && traits.capability(site.knob) == Capability::AfterRestart && ours {
             changed.entry(site.knob).or_insert(latest.as_millisecond());
         }
     }
@@ -314,8 +335,10 @@ pub(super) fn in_use(
     state: &UnitState,
     node: &NodeState,
 ) -> Option<bool> {
-    if (traits.capability)(knob) == Capability::Hot {
-        return Some(true);
+    match traits.capability(knob) {
+        Capability::Hot => return Some(true),
+        Capability::Reported => return node.uses,
+        Capability::AfterRestart | Capability::Unsupported => {}
     }
     let started = started.get(&node.name).copied();
     let after = |at: i64| started.is_some_and(|started| started >= at);
@@ -534,8 +557,22 @@ fn in_effect(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, Str
         let message = format!("{} of {} nodes use them after a restart: {}", tally.pending.len(), nodes.total, knobs.join(", "));
         return ("False", "RestartRequired", message);
     }
+    if let Some(behind) = tally.behind.first() {
+        let written = seen.units.iter().filter_map(|result| result.state.as_ref().ok()?.changed).max();
+        let fresh = written.is_some_and(|at| seen.now.duration_since(at) < PROPAGATION);
+        let message = format!("{using}; {} say that they do not, {behind} for one", tally.behind.len());
+        return if fresh {
+            ("False", "Propagating", format!("{message}; a file takes a minute or two to reach a pod"))
+        } else {
+            ("False", "RestartRequired", format!("{message}; do they read the file again, or only when they start?"))
+        };
+    }
     if nodes.drifted > 0 || nodes.unreachable > 0 {
         return ("Unknown", "Unknown", format!("Not every node is known to hold the {} limits", seen.which()));
+    }
+    if !tally.unknown.is_empty() && seen.traits.fields.is_some() {
+        let message = format!("{using}; the others do not say what they use, and are older than the file");
+        return ("Unknown", "Unknown", message);
     }
     if !tally.unknown.is_empty() {
         return (

@@ -12,6 +12,8 @@ pub enum Capability {
     Hot,
     /// A new value is stored, and used after the next start of the process.
     AfterRestart,
+    /// A process that is told may use a new value while it runs. Whether it does is known by its own word only, or by its start.
+    Reported,
     /// There is no such setting.
     Unsupported,
 }
@@ -21,12 +23,28 @@ pub enum Capability {
 pub struct Traits {
     /// What it does with a field.
     pub capability: fn(Knob) -> Capability,
+    /// The fields that a file has a place for, where it is a file: all of them [`Capability::Reported`], whatever `capability` says.
+    pub fields: Option<&'static [(Knob, &'static str)]>,
+    /// Whether its nodes are started anew for what they read only then, by the policy's own word (`restart.policy: Rolling`).
+    pub rolling: bool,
     /// The largest value it takes, at most the one given.
     pub cap: fn(Knob, Value) -> Value,
     /// Further values that have to be written together with the declared ones, or the target refuses them.
     pub companions: fn(&Settings, &UnitState, Option<&Sites>) -> Settings,
     /// The most tasks of one node, of so many, that pools with these limits can hold; `None` where nothing bounds them.
     pub most_pooled: fn(&Settings, usize) -> Option<f64>,
+}
+
+impl Traits {
+    /// What the target does with a field.
+    #[must_use]
+    pub fn capability(&self, knob: Knob) -> Capability {
+        match self.fields {
+            Some(fields) if fields.iter().any(|(field, _)| *field == knob) => Capability::Reported,
+            Some(_) => Capability::Unsupported,
+            None => (self.capability)(knob),
+        }
+    }
 }
 
 /// What a policy asks of a target.
@@ -48,7 +66,7 @@ pub fn declare(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Declared {
     let mut declared = Declared::default();
     let written = spec.limits.as_ref().map(Limits::settings).unwrap_or_default();
     for (knob, value) in spec.preset.map(crate::api::Preset::settings).unwrap_or_default() {
-        if (traits.capability)(knob) == Capability::Unsupported || written.contains_key(&knob) {
+        if traits.capability(knob) == Capability::Unsupported || written.contains_key(&knob) {
             continue;
         }
         let capped = (traits.cap)(knob, value);
@@ -59,7 +77,7 @@ pub fn declare(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Declared {
     }
     declared.written = written.keys().copied().collect();
     for (knob, value) in written {
-        if (traits.capability)(knob) == Capability::Unsupported {
+        if traits.capability(knob) == Capability::Unsupported {
             declared.unsupported.insert(knob);
         } else {
             declared.settings.insert(knob, value);
@@ -72,5 +90,5 @@ pub fn declare(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Declared {
 #[must_use]
 pub fn floor(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Settings {
     let floor = spec.adaptive.as_ref().and_then(|adaptive| adaptive.floor.as_ref()).map(Limits::settings).unwrap_or_default();
-    floor.into_iter().filter(|(knob, _)| (traits.capability)(*knob) != Capability::Unsupported).collect()
+    floor.into_iter().filter(|(knob, _)| traits.capability(*knob) != Capability::Unsupported).collect()
 }

@@ -149,6 +149,7 @@ mod tests {
         assert!((fall(1.0, 1.0, Some((10.0, 20.0))) - 0.5).abs() < 1e-9);
         assert!(fall(0.0, 1.0, None).abs() < 1e-9);
         assert!(fall(1.0, 1.0, Some((0.0, 20.0))).abs() < 1e-9);
+        assert!(fall(1.0, 1.0, Some((20.0, 0.0))).abs() < 1e-9, "no load at all is no measure");
     }
 
     #[test]
@@ -161,6 +162,7 @@ mod tests {
             ("half of what was expected is a help", pending(1.2, Some(0.06)), 1, 0, 1.164, None, Verdict::Effective),
             ("less is one failure", pending(1.2, Some(0.06)), 1, 0, 1.18, None, Verdict::Inconclusive),
             ("and two are enough", pending(1.2, Some(0.06)), 1, 1, 1.18, None, Verdict::Ineffective),
+            ("what is just not within the noise does", pending(1.2, Some(NOISE)), 1, 1, 1.18, None, Verdict::Ineffective),
             ("what is within the noise tells nothing", pending(1.2, Some(0.02)), 1, 1, 1.18, None, Verdict::Inconclusive),
             (
                 "at twice the load the same tasks are half as many",
@@ -228,6 +230,33 @@ mod tests {
         );
         let old = life(&[(200_000, 1.2)]);
         assert_eq!(at_equal_uptime(&old, &life(&[(250_000, 0.6)]), 150_000), Some((1.2, 0.6)));
+    }
+
+    #[test]
+    fn a_mark_is_noted_when_it_is_passed_and_never_from_hearsay() {
+        let first = |uptime: i64| {
+            let mut life = Life::default();
+            life.note(uptime, 0.5);
+            life.curve[0]
+        };
+        assert_eq!([59_999, 60_000, 65_999, 66_000].map(first), [None, Some(500), Some(500), None], "a tenth late is still then");
+        let mut life = Life::default();
+        life.note(60_000, 0.5);
+        life.note(60_000, 0.6);
+        assert_eq!(life.curve[0], Some(500), "once");
+        let mut life = Life::default();
+        life.note(10_000, 0.1);
+        life.note(100_000, 0.7);
+        assert_eq!(life.curve[0], Some(700), "as late as it may be, where the process was seen before");
+        let mut life = Life::default();
+        life.note(59_000, 0.5);
+        life.note(58_000, 0.5);
+        assert_eq!(life.last, Some((58_000, 500)));
+        life.note(61_000, 0.5);
+        life.note(60_000, 0.6);
+        assert_eq!(life.curve[0], Some(500), "a second back is a clock, not a restart");
+        life.note(58_999, 0.6);
+        assert_eq!(life.curve[0], None, "more is");
     }
 
     #[test]

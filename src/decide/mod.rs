@@ -4,6 +4,7 @@
 //! tool that explains a decision call the very same code.
 
 pub mod adapt;
+pub mod advice;
 pub mod claims;
 pub mod conditions;
 pub mod contention;
@@ -15,6 +16,7 @@ pub mod openness;
 pub mod order;
 pub mod originals;
 pub mod restart;
+pub mod rollout;
 pub mod signal;
 pub mod state;
 pub mod tighten;
@@ -347,7 +349,11 @@ pub fn standing<'a>(
     }
     Standing {
         in_effect: using * 2 > nodes,
-        needs_restart: wanted.keys().any(|knob| (traits.capability)(*knob) == Capability::AfterRestart),
+        needs_restart: wanted.keys().any(|knob| match traits.capability(*knob) {
+            Capability::AfterRestart => true,
+            Capability::Reported => traits.rolling,
+            Capability::Hot | Capability::Unsupported => false,
+        }),
     }
 }
 

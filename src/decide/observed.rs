@@ -72,6 +72,8 @@ pub struct UnitState {
     pub nodes: Vec<NodeState>,
     /// When the unit's configuration last changed, by its own word and corrected to the local clock.
     pub changed: Option<Timestamp>,
+    /// The hash of a file's text, where it is a file and something is written.
+    pub hash: Option<String>,
     /// The configuration as read and its version, for the target alone.
     pub native: Arc<Json>,
 }
@@ -87,6 +89,8 @@ pub struct NodeState {
     pub uptime: Option<Uptime>,
     /// Where its metrics page is, `scheme://host:port`, if it is not the unit's own address.
     pub metrics: Option<String>,
+    /// Whether its process uses what is stored, where it tells ([`super::Capability::Reported`]).
+    pub uses: Option<bool>,
     /// Where its process runs, by its cluster's word; `None` where a restart is never needed.
     pub process: Option<Process>,
 }
@@ -153,6 +157,8 @@ pub enum Cause {
     NotPermitted,
     /// What the target points at is not there.
     NotFound,
+    /// What is there belongs to somebody else.
+    Conflict,
 }
 
 impl Fault {

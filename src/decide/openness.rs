@@ -122,7 +122,7 @@ pub fn remaining(declared: &Settings, floor: &Settings, from: Percent, to: Perce
             values
                 .filter_map(|(knob, value)| match value {
                     Value::Duration(d) if timeouts && idles(*knob) => Some(millis(*d)),
-                    Value::Count(n) if !timeouts => Some(f64::from(*n)),
+                    Value::Count(n) if !timeouts && *knob != Knob::ServerMaxRequestsPerConn => Some(f64::from(*n)),
                     _ => None,
                 })
                 .fold(None, |most: Option<f64>, value| Some(most.map_or(value, |most| most.max(value))))
@@ -212,6 +212,53 @@ mod tests {
             };
             assert!(client + MARGIN <= server, "{openness} %: {client:?} and {server:?}");
         }
+    }
+
+    #[test]
+    fn a_part_is_never_more_than_the_whole_and_moves_for_no_other_reason() {
+        let (part, whole) = (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxIdleConns);
+        let of = |p, w| Settings::from([(part, Value::Count(p)), (whole, Value::Count(w))]);
+        let parts = |limits: &Settings, floor: &Settings, openness| at(limits, floor, openness)[&part];
+        // The whole goes by powers, 100 at a half and 25 at a fifth; the part by a straight line, 55 and 28.
+        let (limits, floor) = (of(100, 1000), of(10, 10));
+        assert_eq!(parts(&limits, &floor, 50), Value::Count(55));
+        assert_eq!((parts(&limits, &floor, 20), at(&limits, &floor, 20)[&whole]), (Value::Count(25), Value::Count(25)));
+        let alone = Settings::from([(whole, Value::Count(10))]);
+        assert_eq!(parts(&limits, &alone, 0), Value::Count(100), "without a floor it stays");
+        let unlimited = of(100, 0);
+        assert_eq!(parts(&unlimited, &Settings::from([(part, Value::Count(10))]), 50), Value::Count(55), "0 is no limit");
+    }
+
+    #[test]
+    fn a_client_moves_for_its_server_only_where_it_must() {
+        let (client, server) = (Knob::IntraClusterIdleConnTimeout, Knob::ServerIdleTimeout);
+        let of = |c, s| Settings::from([(client, seconds(c)), (server, seconds(s))]);
+        assert_eq!(at(&of(40, 400), &of(20, 200), 50)[&client], seconds(30), "far below its server's it goes its own way");
+        let floor = Settings::from([(client, seconds(20))]);
+        assert_eq!(at(&of(40, 0), &floor, 50)[&client], seconds(30), "0 is no limit");
+        let floor = Settings::from([(server, seconds(20))]);
+        assert_eq!(at(&of(40, 60), &floor, 0)[&client], seconds(40), "without a floor it stays");
+    }
+
+    #[test]
+    fn from_nothing_the_way_is_straight() {
+        assert!((way(0.0, 100.0, 50) - 50.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn only_idle_times_and_numbers_of_connections_make_a_pool() {
+        let left = |pairs: &[(Knob, Value, Value)]| {
+            let limits = pairs.iter().map(|(knob, limit, _)| (*knob, *limit)).collect();
+            let floor = pairs.iter().map(|(knob, _, floor)| (*knob, *floor)).collect();
+            format!("{:.0}", remaining(&limits, &floor, 100, 0) * 100.0)
+        };
+        let ms = |n| Value::Duration(Duration::from_millis(n));
+        let counts = (Knob::BackendMaxIdleConns, Value::Count(100), Value::Count(50));
+        let idle = (Knob::ServerIdleTimeout, ms(40), ms(10));
+        let header = (Knob::ServerReadHeaderTimeout, ms(900), ms(450));
+        let requests = (Knob::ServerMaxRequestsPerConn, Value::Count(1000), Value::Count(900));
+        assert_eq!([left(&[idle, counts]), left(&[idle, header]), left(&[counts, header])], ["25", "25", "50"]);
+        assert_eq!([left(&[counts, requests]), left(&[requests]), left(&[header])], ["50", "100", "100"]);
     }
 
     #[test]

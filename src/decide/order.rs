@@ -5,7 +5,7 @@ use crate::api::{Knob, Value};
 
 /// Whether a limit is on the side that opens connections.
 const fn is_client(knob: Knob) -> bool {
-    !matches!(knob, Knob::ServerIdleTimeout | Knob::ServerReadHeaderTimeout)
+    !matches!(knob, Knob::ServerIdleTimeout | Knob::ServerReadHeaderTimeout | Knob::ServerMaxRequestsPerConn)
 }
 
 /// The changes of one unit in the order they are written: each part is read back before the next. First what widens the
@@ -23,6 +23,31 @@ pub fn parts(changes: &[Change], state: &UnitState) -> Vec<Vec<Change>> {
         if openness::idles(change.site.knob) { is_client(change.site.knob) != grows } else { true }
     });
     [first, then].into_iter().filter(|part| !part.is_empty()).collect()
+}
+
+/// The changes of a file that may be written now. What is written is not yet used: what narrows the distance between client and server
+/// waits until nobody says any more that it uses something older.
+#[must_use]
+pub fn due(changes: &[Change], state: &UnitState) -> Vec<Change> {
+    let timed = |client: bool| {
+        let is = |knob: Knob| openness::idles(knob) && is_client(knob) == client;
+        let set = state.sites.iter().any(|(site, stored)| is(site.knob) && stored.value.is_some());
+        set || changes.iter().any(|change| is(change.site.knob))
+    };
+    if !(timed(true) && timed(false)) {
+        return changes.to_vec();
+    }
+    let narrows = |change: &Change| openness::idles(change.site.knob) && is_client(change.site.knob) == grows(change, state);
+    let widening: Vec<_> = changes.iter().filter(|change| !narrows(change)).cloned().collect();
+    let behind = state.nodes.iter().any(|node| node.uses == Some(false));
+    // The first file of all is read at once and as a whole: there is nothing to be in step with.
+    let first = state.sites.values().all(|stored| stored.value.is_none());
+    match widening.len() {
+        _ if first => changes.to_vec(),
+        0 if behind => Vec::new(),
+        0 => changes.to_vec(),
+        _ => widening,
+    }
 }
 
 /// Whether a change makes an idle time longer. Where it was unset, it was whatever the server does by itself: taken for longer than

@@ -73,6 +73,15 @@ pub enum Act {
     },
     /// Put a node back into service.
     Undrain(String),
+    /// Have a workload replace its pods, by an annotation of their template.
+    Roll {
+        /// Deployment, StatefulSet or DaemonSet.
+        kind: String,
+        /// Its name.
+        name: String,
+        /// What the pods are started for.
+        hash: String,
+    },
 }
 
 /// What is to be said of it.

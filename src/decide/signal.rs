@@ -15,6 +15,8 @@ pub struct Measure {
     pub red: bool,
     /// Open files, where it says: no pool can hold more connections.
     pub open_files: Option<f64>,
+    /// How many it may have open.
+    pub most_files: Option<f64>,
     /// When the process started (Unix seconds), where it says.
     pub started: Option<f64>,
     /// How long it has run (seconds), where it says that instead.
@@ -126,6 +128,8 @@ pub struct Reading {
     pub files_share: Option<f64>,
     /// Tasks of a node that is over, on average; of the worst, where none is.
     pub crowd: Option<f64>,
+    /// Open files in percent of what the process may have, and the node where that is highest.
+    pub files: Option<(u32, String)>,
     /// How long the youngest process has run (milliseconds).
     pub youngest: Option<i64>,
     /// The mean pressure of the valid nodes: what is compared at equal uptime.
@@ -150,6 +154,7 @@ impl Reading {
             node: "n".into(),
             files_share: None,
             crowd: None,
+            files: None,
             youngest: None,
             mean: pressure,
         }
@@ -236,9 +241,18 @@ pub fn read<'a>(
         node: worst.map(|(node, _)| (*node).to_owned()).unwrap_or_default(),
         files_share: (sums.1 > 0.0).then(|| (TASKS_PER_CONNECTION * sums.0 / sums.1).min(1.0)),
         crowd: (crowd > 0.0).then_some(tasks / crowd),
+        files: fullest(&valid),
         youngest,
         mean: valid.iter().map(|(_, m)| m.pressure).sum::<f64>() / valid.len() as f64,
     })
+}
+
+/// The node that has most of its files open.
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Clamped.
+fn fullest(valid: &[(&str, Measure)]) -> Option<(u32, String)> {
+    let used = |m: &Measure| Some(((m.open_files? / m.most_files? * 100.0).clamp(0.0, 100.0)) as u32);
+    let all = valid.iter().filter_map(|(node, m)| Some((used(m)?, *node)));
+    all.max_by(|a, b| a.0.cmp(&b.0).then_with(|| b.1.cmp(a.1))).map(|(percent, node)| (percent, node.to_owned()))
 }
 
 /// Nearest rank, from 0.
@@ -382,12 +396,28 @@ mod tests {
     }
 
     #[test]
+    fn the_fullest_node_is_named() {
+        let with = |open: f64, most: Option<f64>| {
+            let base = sample(0.5);
+            NodeSample { last: base.last.map(|(t, m)| (t, Measure { open_files: Some(open), most_files: most, ..m })), ..base }
+        };
+        let all = [
+            ("a", with(10.0, Some(100.0))),
+            ("b", with(90.0, Some(100.0))),
+            ("c", with(90.0, Some(100.0))),
+            ("d", with(99.0, None)),
+        ];
+        assert_eq!(fresh(&all, 95, 0).files, Some((90, "b".to_owned())));
+        assert_eq!(fresh(&all[3..], 95, 0).files, None);
+    }
+
+    #[test]
     fn the_crowd_is_the_nodes_that_are_over() {
         let crowd = |samples: &[(&str, NodeSample)]| fresh(samples, 95, 0).crowd;
         let tasks = |sample: &NodeSample| sample.last.and_then(|(_, measure)| measure.tasks);
         let (high, low) = (sample(2.0), sample(0.1));
-        assert_eq!(crowd(&[("a", high.clone()), ("b", low.clone())]), tasks(&high));
-        assert_eq!(crowd(&[("a", low.clone()), ("b", low.clone())]), tasks(&low), "the worst, where none is over");
+        assert_eq!(crowd(&[("a", high), ("b", low)]), tasks(&high));
+        assert_eq!(crowd(&[("a", low), ("b", low)]), tasks(&low), "the worst, where none is over");
         let both = tasks(&high).zip(tasks(&sample(1.0))).map(|(high, over)| f64::midpoint(high, over));
         assert_eq!(crowd(&[("a", high), ("b", sample(1.0)), ("c", low)]), both);
     }

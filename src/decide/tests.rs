@@ -18,6 +18,8 @@ const TRAITS: Traits = Traits {
     capability: |_| Capability::Hot,
     cap: |_, value| value,
     companions: |_, _, _| Settings::new(),
+    fields: None,
+    rolling: false,
     most_pooled: |_, _| None,
 };
 
@@ -40,6 +42,7 @@ fn holding(secs: Option<u64>) -> UnitState {
         uptime: None,
         metrics: None,
         process: None,
+        uses: None,
     };
     UnitState { sites: [(site, stored)].into(), nodes: vec![node], ..UnitState::default() }
 }
@@ -127,6 +130,7 @@ impl Scene {
             original: None,
             started: &BTreeMap::new(),
             adaptive: None,
+            advice: &[],
             previous: &self.previous,
             now: self.now,
         })
@@ -461,6 +465,9 @@ fn only_what_was_settled_can_drift() {
 #[test]
 fn pools_are_bounded_by_the_highest_limit_that_a_process_may_still_use() {
     const PER_HOST: Knob = Knob::IntraClusterMaxIdleConnsPerHost;
+    fn value_of(value: Value) -> f64 {
+        if let Value::Count(n) = value { f64::from(n) } else { f64::NAN }
+    }
     let bounded = Traits {
         most_pooled: |limits, nodes| match limits.get(&PER_HOST) {
             Some(Value::Count(0)) | None => None,
@@ -469,9 +476,6 @@ fn pools_are_bounded_by_the_highest_limit_that_a_process_may_still_use() {
         },
         ..TRAITS
     };
-    fn value_of(value: Value) -> f64 {
-        if let Value::Count(n) = value { f64::from(n) } else { f64::NAN }
-    }
     let limits = |n| Settings::from([(PER_HOST, Value::Count(n))]);
     let most = |declared: u32, stored: &[Option<u32>], before: Option<u32>, extra: bool| {
         let site = Site { knob: PER_HOST, place: "x".into() };
@@ -481,6 +485,7 @@ fn pools_are_bounded_by_the_highest_limit_that_a_process_may_still_use() {
             uptime: None,
             metrics: None,
             process: None,
+            uses: None,
         };
         let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), identities: Vec::new() };
         let state = UnitState { nodes: stored.iter().enumerate().map(node).collect(), ..UnitState::default() };

@@ -26,6 +26,7 @@ const CPUS: &str = "go_sched_gomaxprocs_threads";
 /// In seconds since 1970.
 const STARTED: &str = "process_start_time_seconds";
 const FILES: &str = "process_open_fds";
+const MOST_FILES: &str = "process_max_fds";
 /// AIStore's, of targets and of proxies.
 const FLAGS: [&str; 2] = ["ais_target_state_flags", "ais_proxy_state_flags"];
 /// AIStore does not say when it started, but for how long it has run.
@@ -44,7 +45,7 @@ impl Probe {
     /// For a gauge.
     #[must_use]
     pub fn gauge(name: &str, threshold: Threshold) -> Self {
-        let also = [CPUS, STARTED, FILES].into_iter().chain(UPTIMES).filter(|other| *other != name);
+        let also = [CPUS, STARTED, FILES, MOST_FILES].into_iter().chain(UPTIMES).filter(|other| *other != name);
         Self::new(std::iter::once(name).chain(also), Some(threshold))
     }
 
@@ -145,6 +146,7 @@ impl Scan<'_> {
             pressure: tasks / threshold,
             red: false,
             open_files: only(FILES).ok(),
+            most_files: only(MOST_FILES).ok().filter(|most| *most > 0.0),
             started: only(STARTED).ok(),
             uptime,
         })
@@ -178,7 +180,7 @@ mod tests {
 
     #[test]
     fn a_gauge_and_what_goes_with_it() {
-        let page = "# TYPE tasks gauge\ntasks{x=\"y\"} 512\ngo_sched_gomaxprocs_threads 2\nprocess_open_fds 40\nprocess_start_time_seconds 1.7e9\n";
+        let page = "# TYPE tasks gauge\ntasks{x=\"y\"} 512\ngo_sched_gomaxprocs_threads 2\nprocess_open_fds 40\nprocess_max_fds 1024\nprocess_start_time_seconds 1.7e9\n";
         let measure = Probe::gauge("tasks", Threshold::PerCpu(512.0)).read(page.as_bytes()).expect("a measure");
         assert_eq!(
             measure,
@@ -188,6 +190,7 @@ mod tests {
                 pressure: 0.5,
                 red: false,
                 open_files: Some(40.0),
+                most_files: Some(1024.0),
                 started: Some(1.7e9),
                 uptime: None
             }

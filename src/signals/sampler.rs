@@ -32,7 +32,7 @@ pub struct Node {
     /// `scheme://host:port`; empty where it may not be asked: then it counts as missing.
     pub address: String,
     /// The path of the page.
-    pub path: &'static str,
+    pub path: String,
 }
 
 /// What is asked.
@@ -206,7 +206,7 @@ async fn scrape(
     timeout: Duration,
 ) -> Result<Result<Measure, Gap>, Error> {
     let mut scan = probe.scan();
-    let request = Request::get(&node.address, node.path, timeout);
+    let request = Request::get(&node.address, &node.path, timeout);
     let response = pool.read(watch.ca.as_deref(), request, &mut |piece| scan.push(piece)).await?;
     Ok(match response.status {
         200 => scan.end(),

@@ -139,6 +139,8 @@ pub const TRAITS: Traits = Traits {
     capability: |_| Capability::Hot,
     cap: |_, value| value,
     companions: |_, _, _| Settings::new(),
+    fields: None,
+    rolling: false,
     most_pooled: |_, _| None,
 };
 
@@ -169,8 +171,14 @@ impl Virtual {
     /// The node behind it says what it stores.
     fn settle(&mut self) {
         let stored = self.state.sites.iter().map(|(site, stored)| (site.knob, stored.value)).collect();
-        self.state.nodes =
-            vec![NodeState { name: "simulated".into(), stored: Ok(stored), uptime: None, metrics: None, process: None }];
+        self.state.nodes = vec![NodeState {
+            name: "simulated".into(),
+            stored: Ok(stored),
+            uptime: None,
+            metrics: None,
+            process: None,
+            uses: None,
+        }];
     }
 
     /// What it held before the first write: nothing.
@@ -338,6 +346,7 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
                 original: None,
                 started: &BTreeMap::new(),
                 adaptive: Some(seen),
+                advice: &[],
                 previous: &status,
                 now: stamp,
             });

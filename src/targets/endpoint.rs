@@ -3,6 +3,7 @@
 use std::{net::IpAddr, str::FromStr};
 
 use ipnet::IpNet;
+use jiff::Timestamp;
 use url::Url;
 
 /// Somewhere a target can be asked.
@@ -12,8 +13,19 @@ pub struct Place {
     pub id: String,
     /// What people call it.
     pub name: String,
-    /// `scheme://host:port`.
+    /// `scheme://host:port`; of a pod that mounts a file its IP alone, and nothing as long as it has none.
     pub address: String,
+    /// What else is known of a pod that mounts a file.
+    pub pod: Option<PodFacts>,
+}
+
+/// What the API server knows of a pod.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PodFacts {
+    /// All its containers started after this.
+    pub started: Option<Timestamp>,
+    /// The hash of the settings that it was started for.
+    pub hash: Option<String>,
 }
 
 /// What `endpoint` fields may reach: host names, word for word, and networks.

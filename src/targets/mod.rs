@@ -1,10 +1,11 @@
 //! What can be governed: one folder a kind of server, all behind one trait.
 //!
 //! A target finds its units, reads them, writes them and reads them back. What is written is decided elsewhere.
-//! A new kind is a folder and a line in [`traits`] and [`connect`].
+//! A new kind is a folder and a line in [`traits`] and [`connect`]; a new format of a file is a file in `api/formats`.
 
 pub mod aistore;
 pub mod caddy;
+pub mod configmap;
 pub mod endpoint;
 pub mod go_duration;
 
@@ -12,9 +13,12 @@ use std::sync::Arc;
 
 use futures::future::BoxFuture;
 
-pub use self::endpoint::{AllowList, Place};
+pub use self::endpoint::{AllowList, Place, PodFacts};
 use crate::{
-    api::policy::{Target as Spec, TargetType},
+    api::{
+        Format,
+        policy::{Target as Spec, TargetType},
+    },
     decide::{Cause, Change, Fault, Traits, Unit, UnitState},
     pool::{self, Pool},
 };
@@ -53,22 +57,40 @@ pub trait Target: Send + Sync {
     fn write<'a>(&'a self, unit: &'a Unit, state: &'a UnitState, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Fault>>;
 }
 
-/// What is true of every target of a kind.
+/// What a target is reached with.
+#[derive(Clone)]
+pub struct Reach {
+    /// The API server.
+    pub client: kube::Client,
+    /// The policy's namespace: nothing outside it is touched.
+    pub namespace: String,
+    /// Every other request.
+    pub pool: Pool,
+}
+
+/// What is true of a target.
 #[must_use]
-pub const fn traits(kind: TargetType) -> &'static Traits {
-    match kind {
-        TargetType::AIStore => &aistore::TRAITS,
-        TargetType::Caddy => &caddy::TRAITS,
+pub fn traits(spec: &Spec) -> Traits {
+    match (spec.type_, &spec.config_map) {
+        (TargetType::AIStore, _) => aistore::TRAITS,
+        (TargetType::Caddy, _) => caddy::TRAITS,
+        (TargetType::ConfigMap, spec) => configmap::traits(spec.as_ref().map_or(Format::Yaml, |spec| spec.format)),
     }
 }
 
 /// Connects a spec's target; `places` are the addresses it was found at.
-#[must_use]
-pub fn connect(spec: &Spec, places: Vec<Place>, credentials: Credentials, pool: Pool) -> Arc<dyn Target> {
-    match spec.type_ {
-        TargetType::AIStore => Arc::new(aistore::AIStore::new(places, credentials, pool)),
-        TargetType::Caddy => Arc::new(caddy::Caddy::new(places, credentials, pool)),
-    }
+///
+/// # Errors
+/// Where the spec does not say what its type is about, which the API server refuses.
+pub fn connect(spec: &Spec, places: Vec<Place>, credentials: Credentials, reach: Reach) -> Result<Arc<dyn Target>, Fault> {
+    Ok(match spec.type_ {
+        TargetType::AIStore => Arc::new(aistore::AIStore::new(places, credentials, reach.pool)),
+        TargetType::Caddy => Arc::new(caddy::Caddy::new(places, credentials, reach.pool)),
+        TargetType::ConfigMap => {
+            let unset = || Fault::new(Cause::NotFound, "spec.target.configMap is not set");
+            Arc::new(configmap::ConfigMap::new(spec.config_map.clone().ok_or_else(unset)?, places, reach))
+        }
+    })
 }
 
 impl From<pool::Error> for Fault {

@@ -31,6 +31,13 @@ fn backend(fields: &Json) -> Json {
     json!({"limits": {"backend": fields}})
 }
 
+/// A file, with some fields of its target and of its spec replaced.
+fn file(target: &Json, extra: &Json) -> Json {
+    let target_of =
+        json!({"name": "gateway-http", "key": "http.yaml", "format": "yaml", "selector": {"matchLabels": {"app": "gateway"}}});
+    merge(json!({"target": {"type": "ConfigMap", "configMap": merge(target_of, target)}}), extra)
+}
+
 fn aistore(member: &Json) -> Json {
     json!({"target": {"type": "AIStore", "aistore": member}})
 }
@@ -49,19 +56,19 @@ fn table() -> Vec<(Json, &'static str)> {
         (ais(&json!({})), OK),
         (caddy(&json!({})), OK),
         (json!({}), "spec.target: Required value"),
-        (json!({"target": {"type": "AIStore"}}), "target: set exactly one of aistore, caddy"),
-        (json!({"target": {"type": "Caddy"}}), "target: set exactly one of aistore, caddy"),
+        (json!({"target": {"type": "AIStore"}}), "target: set exactly one of aistore, caddy, configMap"),
+        (json!({"target": {"type": "Caddy"}}), "target: set exactly one of aistore, caddy, configMap"),
         (
             json!({"target": {"type": "AIStore", "aistore": {"service": service}, "caddy": {"selector": selector}}}),
-            "target: set exactly one of aistore, caddy",
+            "target: set exactly one of aistore, caddy, configMap",
         ),
         (
             json!({"target": {"type": "Caddy", "aistore": {"service": service}}}),
-            "target.type must name the member that is set: AIStore with aistore, Caddy with caddy",
+            "target.type must name the member that is set: AIStore with aistore, Caddy with caddy, ConfigMap with configMap",
         ),
         (
             json!({"target": {"type": "Nginx", "caddy": {"selector": selector}}}),
-            "Unsupported value: \"Nginx\": supported values: \"AIStore\", \"Caddy\"",
+            "Unsupported value: \"Nginx\": supported values: \"AIStore\", \"Caddy\", \"ConfigMap\"",
         ),
         (aistore(&json!({})), "target.aistore: set exactly one of service, endpoint"),
         (
@@ -147,10 +154,52 @@ fn table() -> Vec<(Json, &'static str)> {
             ais(&intra(&json!({"maxIdleConns": 10, "maxIdleConnsPerHost": 11}))),
             "limits.intraCluster.maxIdleConnsPerHost must not exceed limits.intraCluster.maxIdleConns",
         ),
+        // Files
+        (file(&json!({}), &json!({})), OK),
+        (file(&json!({"metrics": {"port": 8080}, "hash": {"port": 8080, "path": "/hash", "scheme": "https"}}), &json!({})), OK),
+        (file(&json!({"key": "http yaml"}), &json!({})), "target.configMap.key"),
+        (file(&json!({"key": "x".repeat(55)}), &json!({})), "target.configMap.key"),
+        (file(&json!({"format": "toml"}), &json!({})), "supported values: \"yaml\", \"json\", \"env\""),
+        (file(&json!({"selector": {}}), &json!({})), "target.configMap.selector must not be empty"),
+        (file(&json!({"metrics": {"port": 0}}), &json!({})), "metrics.port"),
+        (file(&json!({"metrics": {"port": 80, "path": "metrics"}}), &json!({})), "metrics.path"),
+        (
+            file(
+                &json!({}),
+                &json!({"limits": {"server": {"idleTimeout": "9s"}}, "adaptive": {"floor": {"server": {"idleTimeout": "1s"}}}}),
+            ),
+            "target.configMap.metrics must say where the pods have their metrics",
+        ),
+        (
+            file(
+                &json!({"metrics": {"port": 80}}),
+                &json!({"limits": {"server": {"idleTimeout": "9s"}}, "adaptive": {"floor": {"server": {"idleTimeout": "1s"}}}}),
+            ),
+            OK,
+        ),
+        (
+            file(
+                &json!({"metrics": {"port": 80}}),
+                &json!({"limits": {"server": {"idleTimeout": "9s"}}, "adaptive": {"floor": {"server": {"idleTimeout": "1s"}}, "signal": {"source": "StateFlags"}}}),
+            ),
+            "only AIStore has StateFlags",
+        ),
+        (file(&json!({}), &json!({"limits": {"server": {"maxRequestsPerConn": -1}}})), "maxRequestsPerConn"),
+        (file(&json!({}), &json!({"limits": {"backend": {"maxConnLifetime": "10m", "requestTimeout": "30s"}}})), OK),
+        // Presets that set what others leave
+        (file(&json!({}), &json!({"preset": "HighTraffic"})), OK),
+        (
+            file(&json!({}), &json!({"preset": "HighTraffic", "limits": {"backend": {"maxIdleConnsPerHost": 101}}})),
+            "limits.backend.maxIdleConnsPerHost must not exceed limits.backend.maxConnsPerHost",
+        ),
+        (file(&json!({}), &json!({"preset": "Production", "limits": {"backend": {"maxIdleConnsPerHost": 101}}})), OK),
         // Presets take part
         (caddy(&json!({"preset": "Production"})), OK),
         (ais(&json!({"preset": "GoDefault"})), OK),
-        (caddy(&json!({"preset": "Recommended"})), "supported values: \"Production\", \"GoDefault\""),
+        (
+            caddy(&json!({"preset": "Recommended"})),
+            "supported values: \"Production\", \"Constrained\", \"GoDefault\", \"LowTraffic\"",
+        ),
         (
             caddy(&merge(json!({"preset": "Production"}), &backend(&json!({"maxIdleConns": 50})))),
             "limits.backend.maxIdleConnsPerHost must not exceed limits.backend.maxIdleConns",

@@ -6,14 +6,17 @@ mod golden;
 use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
 
 use idleconn_operator::{
-    api::{Knob, crd, policy::TargetType, preset},
+    api::{Format, Knob, Settings, crd, preset},
     decide::Capability,
-    targets,
+    targets::{aistore, caddy},
 };
 use serde_json::Value as Json;
 
 use self::golden::check;
-use crate::support::cluster::ROOT;
+use crate::{
+    formats::{every_limit, no_limit},
+    support::cluster::ROOT,
+};
 
 /// Replaces what stands between the two markers of a page.
 fn check_between(path: &str, name: &str, text: &str) {
@@ -84,13 +87,13 @@ fn sentences(schema: &Json, into: &mut Vec<String>) {
 
 #[test]
 fn what_each_target_does_with_each_field() {
-    for (kind, page) in [(TargetType::AIStore, "docs/targets/aistore.md"), (TargetType::Caddy, "docs/targets/caddy.md")] {
-        let traits = targets::traits(kind);
+    for (traits, page) in [(aistore::TRAITS, "docs/targets/aistore.md"), (caddy::TRAITS, "docs/targets/caddy.md")] {
         let mut table = String::from("\n| field | a new value is used |\n|---|---|\n");
         for knob in Knob::ALL {
-            let used = match (traits.capability)(knob) {
+            let used = match traits.capability(knob) {
                 Capability::Hot => "at once (Hot)",
                 Capability::AfterRestart => "after the node's next start (AfterRestart)",
+                Capability::Reported => "when the node says so (Reported)",
                 Capability::Unsupported => "never: there is no such setting (Unsupported)",
             };
             let _ = writeln!(table, "| `{knob}` | {used} |");
@@ -100,13 +103,63 @@ fn what_each_target_does_with_each_field() {
 }
 
 #[test]
+fn where_each_field_goes_in_each_format() {
+    let names: Vec<_> = Format::ALL.iter().map(|format| format.name()).collect();
+    let mut table = format!("\n| field | {} |\n|---|{}\n", names.join(" | "), "---|".repeat(names.len()));
+    for knob in Knob::ALL {
+        let place = |format: &Format| {
+            let field = format.fields().iter().find(|(field, _)| *field == knob);
+            field.map_or_else(|| "–".to_owned(), |(_, name)| format!("`{name}`"))
+        };
+        let _ = writeln!(table, "| `{knob}` | {} |", Format::ALL.iter().map(place).collect::<Vec<_>>().join(" | "));
+    }
+    let readers: Vec<_> = Format::ALL.iter().map(|format| format.reader()).collect();
+    let _ = writeln!(table, "| read by | {} |", readers.join(" | "));
+    check_between("docs/targets/configmap.md", "formats", &format!("{table}\n"));
+}
+
+/// A format is a file and a line: shown with one that is in use.
+#[test]
+fn how_a_format_is_added() {
+    let read = |path: &str| fs::read_to_string(Path::new(ROOT).join(path)).unwrap();
+    let (file, list) = ("src/api/formats/haproxy.rs", "src/api/formats/mod.rs");
+    let text = read(file);
+    let added: Vec<_> = text.lines().map(|line| format!("+{line}")).collect();
+    let added = added.join("\n") + "\n";
+    let line = "    haproxy => Haproxy,\n";
+    let before = "    nginx => Nginx,\n";
+    assert!(read(list).contains(&format!("{before}{line}")), "{list} has another list");
+    let count = text.lines().count();
+    let diff = format!(
+        "\n```diff\n--- a/{list}\n+++ b/{list}\n@@ formats!\n {before}+{line} }}\n--- /dev/null\n+++ b/{file}\n@@ -0,0 +1,{count} @@\n{added}```\n\n"
+    );
+    check_between("docs/extending.md", "haproxy", &diff);
+}
+
+/// What people review when a format changes: every limit in every format, and none.
+#[test]
+fn what_each_format_looks_like() {
+    for &format in Format::ALL {
+        for (about, limits) in [("every-limit", &every_limit()), ("no-limit", &no_limit()), ("nothing-set", &Settings::new())] {
+            for (suffix, text) in format.render(limits) {
+                check(&format!("tests/golden/formats/{}{suffix}.{about}.txt", format.name()), &text);
+            }
+        }
+    }
+}
+
+#[test]
 fn the_presets() {
-    let mut table =
-        String::from("\n| preset | server idle | client idle | total idle | idle per host | for |\n|---|---|---|---|---|---|\n");
+    let mut table = String::from(
+        "\n| preset | server idle | client idle | total idle | idle per host | conns per host | for |\n|---|---|---|---|---|---|---|\n",
+    );
     for row in preset::TABLE {
-        let preset::Row { server_idle, client_idle, total_idle, idle_per_host, purpose, .. } = row;
-        let _ =
-            writeln!(table, "| {} | {server_idle}s | {client_idle}s | {total_idle} | {idle_per_host} | {purpose} |", row.name());
+        let preset::Row { preset: _, name, server_idle, client_idle, total_idle, idle_per_host, conns_per_host, purpose } = row;
+        let conns = conns_per_host.map_or_else(|| "–".to_owned(), |most| most.to_string());
+        let _ = writeln!(
+            table,
+            "| {name} | {server_idle}s | {client_idle}s | {total_idle} | {idle_per_host} | {conns} | {purpose} |"
+        );
     }
     check_between("docs/presets.md", "presets", &format!("{table}\n"));
 }

@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// What is true of every AIStore cluster.
-pub const TRAITS: Traits = Traits { capability, cap, companions, most_pooled };
+pub const TRAITS: Traits = Traits { capability, fields: None, rolling: false, cap, companions, most_pooled };
 
 /// How long a read may take; a hung node does not answer at all.
 const READ: Duration = Duration::from_secs(3);
@@ -52,13 +52,16 @@ const fn capability(knob: Knob) -> Capability {
         | Knob::BackendIdleConnTimeout => Capability::AfterRestart,
         Knob::ServerIdleTimeout
         | Knob::ServerReadHeaderTimeout
+        | Knob::ServerMaxRequestsPerConn
         | Knob::BackendMaxIdleConns
         | Knob::BackendMaxIdleConnsPerHost
         | Knob::BackendMaxConnsPerHost
+        | Knob::BackendMaxConnLifetime
         | Knob::BackendTcpKeepAlive
         | Knob::BackendTlsHandshakeTimeout
         | Knob::BackendExpectContinueTimeout
-        | Knob::BackendResponseHeaderTimeout => Capability::Unsupported,
+        | Knob::BackendResponseHeaderTimeout
+        | Knob::BackendRequestTimeout => Capability::Unsupported,
     }
 }
 
@@ -167,7 +170,10 @@ impl AIStore {
             Ok(answer) => answer,
             Err(fault) => {
                 let fault = node_fault(id, fault);
-                return (NodeState { name: id.to_owned(), stored: Err(fault), uptime: None, metrics: None, process: None }, None);
+                return (
+                    NodeState { name: id.to_owned(), stored: Err(fault), uptime: None, metrics: None, process: None, uses: None },
+                    None,
+                );
             }
         };
         let http = config.net.http;
@@ -181,7 +187,7 @@ impl AIStore {
             .map(|at_least| Uptime { at_least, slack: config.periodic.slack() });
         let process = status.map(|status| Process { pod: status.pod(), ..Process::default() });
         let changed = wire::local_time(&config.lastupdate_time, response.header("date"), clock::steady());
-        (NodeState { name: id.to_owned(), stored: Ok(stored), uptime, metrics: None, process }, changed)
+        (NodeState { name: id.to_owned(), stored: Ok(stored), uptime, metrics: None, process, uses: None }, changed)
     }
 }
 
@@ -233,6 +239,7 @@ impl Target for AIStore {
                 // The primary's own time is that of the change before the last, so the latest of all is taken.
                 changed: nodes.iter().filter_map(|(_, changed)| *changed).max(),
                 nodes: nodes.into_iter().map(|(node, _)| node).collect(),
+                hash: None,
                 native: Arc::new(Json::Null),
             })
         }

@@ -41,7 +41,12 @@ const fn way(knob: Knob) -> &'static [&'static str] {
         Knob::BackendTlsHandshakeTimeout => &["transport", "tls", "handshake_timeout"],
         Knob::BackendExpectContinueTimeout => &["transport", "expect_continue_timeout"],
         Knob::BackendResponseHeaderTimeout => &["transport", "response_header_timeout"],
-        Knob::IntraClusterIdleConnTimeout | Knob::IntraClusterMaxIdleConns | Knob::IntraClusterMaxIdleConnsPerHost => &[],
+        Knob::ServerMaxRequestsPerConn
+        | Knob::IntraClusterIdleConnTimeout
+        | Knob::IntraClusterMaxIdleConns
+        | Knob::IntraClusterMaxIdleConnsPerHost
+        | Knob::BackendMaxConnLifetime
+        | Knob::BackendRequestTimeout => &[],
     }
 }
 

@@ -16,8 +16,14 @@ use crate::{
 };
 
 /// What is true of every Caddy.
-pub const TRAITS: Traits =
-    Traits { capability, cap: |_, value| value, companions: |_, _, _| crate::api::Settings::new(), most_pooled: |_, _| None };
+pub const TRAITS: Traits = Traits {
+    capability,
+    cap: |_, value| value,
+    companions: |_, _, _| crate::api::Settings::new(),
+    fields: None,
+    rolling: false,
+    most_pooled: |_, _| None,
+};
 
 /// Where the servers and, nested in their routes, the reverse proxies are.
 const SERVERS: &str = "/config/apps/http/servers";
@@ -30,9 +36,12 @@ const RACES: usize = 5;
 
 const fn capability(knob: Knob) -> Capability {
     match knob {
-        Knob::IntraClusterIdleConnTimeout | Knob::IntraClusterMaxIdleConns | Knob::IntraClusterMaxIdleConnsPerHost => {
-            Capability::Unsupported
-        }
+        Knob::ServerMaxRequestsPerConn
+        | Knob::IntraClusterIdleConnTimeout
+        | Knob::IntraClusterMaxIdleConns
+        | Knob::IntraClusterMaxIdleConnsPerHost
+        | Knob::BackendMaxConnLifetime
+        | Knob::BackendRequestTimeout => Capability::Unsupported,
         Knob::ServerIdleTimeout
         | Knob::ServerReadHeaderTimeout
         | Knob::BackendIdleConnTimeout
@@ -143,9 +152,10 @@ impl Target for Caddy {
                 uptime: None,
                 metrics: None,
                 process: None,
+                uses: None,
             };
             let native = Arc::new(json!({"servers": servers, "etag": etag}));
-            Ok(UnitState { sites, nodes: vec![node], changed: None, native })
+            Ok(UnitState { sites, nodes: vec![node], changed: None, hash: None, native })
         }
         .boxed()
     }

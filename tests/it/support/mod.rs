@@ -7,6 +7,8 @@ pub mod cluster;
 pub mod load;
 pub mod operator;
 pub mod proxy;
+pub mod service;
+pub mod slow_link;
 
 use std::{process::Stdio, time::Duration};
 

@@ -1,0 +1,40 @@
+//! A `defaults` section for HAProxy, given as a file of its own beside the user's: proxies take it with `from idleconn`.
+//!
+//! A time-out that is not set is none at all to HAProxy, which is what 0 means here too; a pool's size of -1 is no limit.
+
+use super::{HEADER, Spec, milliseconds};
+use super::super::{Knob, Value};
+
+pub(super) const FORMAT: Spec = Spec {
+    fields: &[
+        (Knob::ServerIdleTimeout, "timeout http-keep-alive"),
+        (Knob::ServerReadHeaderTimeout, "timeout http-request"),
+        (Knob::BackendRequestTimeout, "timeout client"),
+        (Knob::BackendResponseHeaderTimeout, "timeout server"),
+        (Knob::BackendMaxIdleConnsPerHost, "pool-max-conn"),
+        (Knob::BackendIdleConnTimeout, "pool-purge-delay"),
+    ],
+    render: |named| {
+        let mut lines = vec![format!("# {HEADER}"), "defaults idleconn".into(), "    mode http".into()];
+        let mut server = String::new();
+        for (_, name, value) in named {
+            let value = match value {
+                // A delay of 0 keeps no idle connection at all.
+                Value::Duration(time) if time.is_zero() && *name == "pool-purge-delay" => "24d".into(),
+                Value::Duration(time) => format!("{}ms", milliseconds(*time)),
+                Value::Count(0) => "-1".into(),
+                Value::Count(n) => n.to_string(),
+            };
+            if name.starts_with("pool-") {
+                server = format!("{server} {name} {value}");
+            } else {
+                lines.push(format!("    {name} {value}"));
+            }
+        }
+        if !server.is_empty() {
+            lines.push(format!("    default-server{server}"));
+        }
+        vec![("", lines.join("\n") + "\n")]
+    },
+    reader: "HAProxy",
+};

@@ -1,0 +1,33 @@
+//! The `HttpConnectionPool` object of Node services: global settings in milliseconds, by the names that agentkeepalive has for them.
+//!
+//! 0 is "no limit", which is what the agent does by itself where a setting is left out.
+
+use serde_json::{Map, Value as Json, json};
+
+use super::{Spec, milliseconds};
+use super::super::{Knob, Value};
+
+pub(super) const FORMAT: Spec = Spec {
+    fields: &[
+        (Knob::BackendMaxConnsPerHost, "maxSockets"),
+        (Knob::BackendMaxIdleConnsPerHost, "maxFreeSockets"),
+        (Knob::BackendRequestTimeout, "timeout"),
+        (Knob::BackendTcpKeepAlive, "keepAliveMsecs"),
+        (Knob::BackendIdleConnTimeout, "freeSocketTimeout"),
+        (Knob::BackendMaxConnLifetime, "maxSocketLifetime"),
+    ],
+    render: |named| {
+        let mut global = Map::from_iter([("keepAlive".to_owned(), Json::Bool(true))]);
+        for (_, name, value) in named {
+            let value = match value {
+                Value::Duration(time) => milliseconds(*time),
+                Value::Count(n) => u64::from(*n),
+            };
+            if value > 0 {
+                global.insert((*name).to_owned(), value.into());
+            }
+        }
+        vec![("", format!("{:#}\n", json!({"enabled": true, "global": global, "providers": {}})))]
+    },
+    reader: "Node services (examples/node-service, agentkeepalive)",
+};

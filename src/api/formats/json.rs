@@ -1,0 +1,9 @@
+//! The same as `yaml`, as JSON.
+
+use super::{GO, Spec, tree};
+
+pub(super) const FORMAT: Spec = Spec {
+    fields: GO,
+    render: |named| vec![("", format!("{:#}\n", tree(named)))],
+    reader: "Go services (examples/go-service)",
+};

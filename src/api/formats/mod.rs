@@ -1,0 +1,177 @@
+//! Files that servers read: what each format can say, and how it is written. Pure; one file a format.
+//!
+//! A new format is a file with a `FORMAT` in here and a line in the list below. docs/extending.md shows one being added.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value as Json};
+
+use super::{GoDuration, Knob, Settings, Value};
+
+/// What a format can say, and how.
+pub struct Spec {
+    /// The limits that it has a place for, and their names there.
+    pub fields: &'static [(Knob, &'static str)],
+    /// The files: what comes after the key's name (nothing, for most), and the text. Only limits of `fields` are given.
+    pub render: fn(&Named) -> Vec<(&'static str, String)>,
+    /// Who reads it.
+    pub reader: &'static str,
+}
+
+/// Limits that are set, by their names in a format, in the order of its fields.
+pub type Named = Vec<(Knob, &'static str, Value)>;
+
+macro_rules! formats {
+    ($($module:ident => $name:ident,)*) => {
+        $(mod $module;)*
+
+        /// How a ConfigMap's key is written.
+        #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        #[serde(rename_all = "kebab-case")]
+        #[allow(missing_docs)] // Described in docs/targets/configmap.md, by its own fields.
+        pub enum Format {
+            $($name,)*
+        }
+
+        impl Format {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+
+            const fn spec(self) -> &'static Spec {
+                match self {
+                    $(Self::$name => &$module::FORMAT,)*
+                }
+            }
+        }
+    };
+}
+
+formats! {
+    yaml => Yaml,
+    json => Json,
+    env => Env,
+    http_connection_pool => HttpConnectionPool,
+    thanos_objstore => ThanosObjstore,
+    nginx => Nginx,
+    haproxy => Haproxy,
+}
+
+impl Format {
+    /// The name a user writes.
+    #[must_use]
+    pub fn name(self) -> String {
+        serde_json::to_value(self).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
+    }
+
+    /// The limits it has a place for, and their names there.
+    #[must_use]
+    pub const fn fields(self) -> &'static [(Knob, &'static str)] {
+        self.spec().fields
+    }
+
+    /// Who reads it.
+    #[must_use]
+    pub const fn reader(self) -> &'static str {
+        self.spec().reader
+    }
+
+    /// The files, by what comes after the key's name. A limit without a place is left out; the same limits are always the same bytes.
+    #[must_use]
+    pub fn render(self, limits: &Settings) -> BTreeMap<&'static str, String> {
+        let named = self.fields().iter().filter_map(|(knob, name)| Some((*knob, *name, *limits.get(knob)?))).collect();
+        (self.spec().render)(&named).into_iter().collect()
+    }
+
+    /// What comes after the key's name in the files that there can be.
+    #[must_use]
+    pub fn suffixes(self) -> Vec<&'static str> {
+        (self.spec().render)(&Named::new()).into_iter().map(|(suffix, _)| suffix).collect()
+    }
+}
+
+/// First line of every file that can have one.
+const HEADER: &str = "Written by idleconn-operator; what is changed here by hand is not kept.";
+
+/// The names of Go's own fields, by the pool they are of.
+const GO: &[(Knob, &str)] = &[
+    (Knob::ServerIdleTimeout, "server.IdleTimeout"),
+    (Knob::ServerReadHeaderTimeout, "server.ReadHeaderTimeout"),
+    (Knob::IntraClusterIdleConnTimeout, "intraCluster.IdleConnTimeout"),
+    (Knob::IntraClusterMaxIdleConns, "intraCluster.MaxIdleConns"),
+    (Knob::IntraClusterMaxIdleConnsPerHost, "intraCluster.MaxIdleConnsPerHost"),
+    (Knob::BackendIdleConnTimeout, "backend.IdleConnTimeout"),
+    (Knob::BackendMaxIdleConns, "backend.MaxIdleConns"),
+    (Knob::BackendMaxIdleConnsPerHost, "backend.MaxIdleConnsPerHost"),
+    (Knob::BackendMaxConnsPerHost, "backend.MaxConnsPerHost"),
+    (Knob::BackendTcpKeepAlive, "backend.KeepAlive"),
+    (Knob::BackendTlsHandshakeTimeout, "backend.TLSHandshakeTimeout"),
+    (Knob::BackendExpectContinueTimeout, "backend.ExpectContinueTimeout"),
+    (Knob::BackendResponseHeaderTimeout, "backend.ResponseHeaderTimeout"),
+    (Knob::BackendRequestTimeout, "backend.Timeout"),
+];
+
+/// Pool by pool, durations as text.
+fn tree(named: &Named) -> Json {
+    let mut pools = Map::new();
+    for (_, name, value) in named {
+        let Some((pool, field)) = name.split_once('.') else { continue };
+        let pool = pools.entry(pool).or_insert_with(|| Json::Object(Map::new()));
+        pool[field] = match value {
+            Value::Duration(time) => GoDuration::from(*time).to_string().into(),
+            Value::Count(n) => (*n).into(),
+        };
+    }
+    Json::Object(pools)
+}
+
+/// In milliseconds.
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn everything() -> Settings {
+        let value = |knob: Knob| if knob.is_count() { Value::Count(7) } else { Value::Duration(Duration::from_millis(90_500)) };
+        Knob::ALL.into_iter().map(|knob| (knob, value(knob))).collect()
+    }
+
+    #[test]
+    fn every_format_writes_what_it_has_a_place_for_and_always_the_same() {
+        for &format in Format::ALL {
+            let whole = format.render(&everything());
+            assert_eq!(whole, format.render(&everything()), "{format:?}");
+            assert_eq!(whole.keys().copied().collect::<Vec<_>>(), format.suffixes(), "{format:?}");
+            for (knob, name) in format.fields() {
+                let mut without = everything();
+                without.remove(knob);
+                assert_ne!(whole, format.render(&without), "{format:?} does not write {knob} ({name})");
+                let mut other = everything();
+                other.insert(*knob, if knob.is_count() { Value::Count(8) } else { Value::Duration(Duration::from_secs(8)) });
+                assert_ne!(whole, format.render(&other), "{format:?} does not write the value of {knob} ({name})");
+            }
+            assert!(whole.values().all(|text| text.ends_with('\n')), "{format:?}");
+        }
+    }
+
+    #[test]
+    fn a_limit_without_a_place_changes_nothing() {
+        for &format in Format::ALL {
+            let placed: Settings =
+                everything().into_iter().filter(|(knob, _)| format.fields().iter().any(|(k, _)| k == knob)).collect();
+            assert_eq!(format.render(&placed), format.render(&everything()), "{format:?}");
+        }
+    }
+
+    #[test]
+    fn its_name_is_what_a_user_writes() {
+        assert_eq!(Format::HttpConnectionPool.name(), "http-connection-pool");
+        for format in Format::ALL {
+            assert_eq!(serde_json::from_value::<Format>(format.name().into()).ok(), Some(*format));
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The `http_config` of object-store clients that use Thanos's objstore (`exthttp.HTTPConfig`): Thanos, Cortex, Mimir, Loki.
+
+use serde_json::{Map, Value as Json, json};
+
+use super::{HEADER, Spec};
+use super::super::{GoDuration, Knob, Value};
+
+pub(super) const FORMAT: Spec = Spec {
+    fields: &[
+        (Knob::BackendIdleConnTimeout, "idle_conn_timeout"),
+        (Knob::BackendMaxIdleConns, "max_idle_conns"),
+        (Knob::BackendMaxIdleConnsPerHost, "max_idle_conns_per_host"),
+        (Knob::BackendMaxConnsPerHost, "max_conns_per_host"),
+        (Knob::BackendTlsHandshakeTimeout, "tls_handshake_timeout"),
+        (Knob::BackendExpectContinueTimeout, "expect_continue_timeout"),
+        (Knob::BackendResponseHeaderTimeout, "response_header_timeout"),
+    ],
+    render: |named| {
+        let value = |value: &Value| match value {
+            Value::Duration(time) => Json::from(GoDuration::from(*time).to_string()),
+            Value::Count(n) => Json::from(*n),
+        };
+        let config: Map<_, _> = named.iter().map(|(_, name, limit)| ((*name).to_owned(), value(limit))).collect();
+        let text = serde_saphyr::to_string(&json!({"http_config": config})).unwrap_or_default();
+        vec![("", format!("# {HEADER}\n{}\n", text.trim_end()))]
+    },
+    reader: "object-store clients of Thanos, Cortex, Mimir and Loki",
+};

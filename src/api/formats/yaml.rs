@@ -1,0 +1,12 @@
+//! YAML with the names of Go's `http.Server`, `http.Transport`, `net.Dialer` and `http.Client`; durations as Go writes them.
+
+use super::{GO, HEADER, Spec, tree};
+
+pub(super) const FORMAT: Spec = Spec {
+    fields: GO,
+    render: |named| {
+        let text = serde_saphyr::to_string(&tree(named)).unwrap_or_default();
+        vec![("", format!("# {HEADER}\n{}\n", text.trim_end()))]
+    },
+    reader: "Go services (examples/go-service)",
+};

@@ -1,0 +1,271 @@
+//! What a policy would better say: the rules of tuning HTTP connection pools, each with its fix in one sentence. docs/advice.md has the reasons.
+
+use std::fmt;
+
+use super::{Capability, Declared, Traits};
+use crate::api::{Format, IdleConnectionPolicySpec, Knob, Preset, Value};
+
+/// One piece of advice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Advice {
+    /// The rule, as docs/advice.md calls it.
+    pub rule: &'static str,
+    /// What is so, and what to do.
+    pub sentence: String,
+}
+
+impl fmt::Display for Advice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.sentence, self.rule)
+    }
+}
+
+/// What was seen at run time, as far as it was.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Observed<'a> {
+    /// Requests to one host at the same time.
+    pub concurrency: Option<f64>,
+    /// Open files in percent of what a process may have, and the node where that is highest.
+    pub open_files: Option<(u32, &'a str)>,
+}
+
+/// `http.DefaultMaxIdleConnsPerHost`.
+const GO_PER_HOST: u32 = 2;
+/// `http.DefaultTransport.IdleConnTimeout`, seconds.
+const GO_IDLE: u64 = 90;
+/// Free sockets as a share of all, in percent: fewer and each burst opens new ones, more and they only cost.
+const FREE: std::ops::RangeInclusive<u32> = 10..=20;
+/// Open files, in percent of the limit.
+const MOST_FILES: u32 = 80;
+
+struct Rules<'a> {
+    spec: &'a IdleConnectionPolicySpec,
+    declared: &'a Declared,
+    traits: &'a Traits,
+    said: Vec<Advice>,
+}
+
+/// What there is to say of a policy.
+#[must_use]
+pub fn advice(spec: &IdleConnectionPolicySpec, declared: &Declared, traits: &Traits, observed: Observed<'_>) -> Vec<Advice> {
+    let mut rules = Rules { spec, declared, traits, said: Vec::new() };
+    rules.per_host();
+    rules.unlimited();
+    rules.outlives();
+    rules.concurrency(observed.concurrency);
+    rules.free();
+    if let Some((percent, node)) = observed.open_files.filter(|(percent, _)| *percent > MOST_FILES) {
+        rules.say(
+            "open-files",
+            format!("{node} has {percent} % of the files open that it may: tighten the limits, or raise its limit of open files"),
+        );
+    }
+    rules.said
+}
+
+impl Rules<'_> {
+    fn say(&mut self, rule: &'static str, sentence: String) {
+        self.said.push(Advice { rule, sentence });
+    }
+
+    fn count(&self, knob: Knob) -> Option<u32> {
+        if let Some(Value::Count(n)) = self.declared.settings.get(&knob) { Some(*n) } else { None }
+    }
+
+    fn has_place(&self, knob: Knob) -> bool {
+        self.traits.capability(knob) != Capability::Unsupported
+    }
+
+    /// Whether what is left out is what Go's net/http does.
+    fn is_go(&self) -> bool {
+        let format = self.spec.target.config_map.as_ref().map(|config_map| config_map.format);
+        matches!(format, Some(Format::Yaml | Format::Json | Format::Env))
+    }
+
+    /// Whether the policy is about a pool at all.
+    fn governs(&self, pool: &str) -> bool {
+        self.declared.settings.keys().any(|knob| knob.path().split_once('.').is_some_and(|(of, _)| of == pool))
+    }
+
+    fn per_host(&mut self) {
+        for knob in [Knob::IntraClusterMaxIdleConnsPerHost, Knob::BackendMaxIdleConnsPerHost] {
+            let pool = knob.path().split_once('.').map_or("", |(pool, _)| pool);
+            let two = match self.count(knob) {
+                Some(n) => {
+                    n == GO_PER_HOST && (self.declared.written.contains(&knob) || self.spec.preset == Some(Preset::GoDefault))
+                }
+                None => self.is_go() && self.governs(pool),
+            };
+            if two && self.has_place(knob) {
+                self.say(
+                    "per-host-two",
+                    format!("{knob} is Go's 2, so that all but two connections to a host are closed after each burst: set it to the requests to one host at a time"),
+                );
+            }
+        }
+    }
+
+    fn unlimited(&mut self) {
+        let knob = Knob::BackendMaxConnsPerHost;
+        if self.has_place(knob) && self.governs("backend") && self.count(knob).unwrap_or(0) == 0 {
+            self.say(
+                "conns-unlimited",
+                format!("{knob} is no limit, so that a slow backend gets a connection for every request: set it to what one host can take"),
+            );
+        }
+    }
+
+    fn outlives(&mut self) {
+        let time = |knob| match self.declared.settings.get(&knob) {
+            Some(Value::Duration(time)) => Some(*time),
+            _ => None,
+        };
+        let (client, server) = (Knob::IntraClusterIdleConnTimeout, Knob::ServerIdleTimeout);
+        let backend = Knob::BackendIdleConnTimeout;
+        let unset = |knob| self.is_go() && time(knob).is_none();
+        let (client_unset, backend_unset) = (unset(client), unset(backend) && self.governs("backend"));
+        let short = time(server).is_some_and(|server| !server.is_zero() && server.as_secs() <= GO_IDLE);
+        if short && client_unset {
+            self.say(
+                "client-outlives-server",
+                format!("{client} is Go's {GO_IDLE}s, and {server} is not longer: set it at least 1s shorter, or requests are lost on closed connections"),
+            );
+        }
+        if backend_unset {
+            self.say(
+                "client-outlives-server",
+                format!("{backend} is Go's {GO_IDLE}s, longer than many servers and load balancers wait: set it shorter than what is behind it does"),
+            );
+        }
+    }
+
+    fn concurrency(&mut self, observed: Option<f64>) {
+        let knob = Knob::BackendMaxIdleConnsPerHost;
+        let (Some(seen), Some(set)) = (observed.filter(|seen| *seen >= 1.0), self.count(knob).filter(|set| *set > 0)) else {
+            return;
+        };
+        let share = f64::from(set) / seen;
+        if share < 0.5 {
+            self.say("per-host-far-off", format!("{knob} {set} is less than half of the {seen:.0} requests at a time: raise it, or each burst opens connections anew"));
+        } else if share > 4.0 {
+            self.say(
+                "per-host-far-off",
+                format!("{knob} {set} is over four times the {seen:.0} requests at a time: lower it, idle connections only cost"),
+            );
+        }
+    }
+
+    fn free(&mut self) {
+        let (idle, all) = (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxConnsPerHost);
+        let written = [idle, all].iter().any(|knob| self.declared.written.contains(knob));
+        let (Some(idle_set), Some(all_set)) = (self.count(idle), self.count(all).filter(|all| *all > 0)) else { return };
+        let percent = u32::try_from(u64::from(idle_set) * 100 / u64::from(all_set)).unwrap_or(u32::MAX);
+        if written && !FREE.contains(&percent) {
+            let way = if percent < *FREE.start() { "raise" } else { "lower" };
+            self.say(
+                "free-share",
+                format!(
+                    "{idle} {idle_set} is {percent} % of {all} {all_set}: {way} it to between {} and {} %",
+                    FREE.start(),
+                    FREE.end()
+                ),
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value as Json, from_value, json};
+
+    use super::*;
+    use crate::decide::declare;
+
+    fn said(format: &str, spec: &Json, observed: Observed<'_>) -> Vec<&'static str> {
+        let mut whole = json!({"target": {"type": "ConfigMap", "configMap": {
+            "name": "x", "key": "y", "format": format, "selector": {"matchLabels": {"app": "x"}},
+        }}});
+        whole.as_object_mut().expect("an object").extend(spec.as_object().cloned().expect("an object"));
+        let spec: IdleConnectionPolicySpec = from_value(whole).expect("a spec");
+        let fields = spec.target.config_map.as_ref().map(|config_map| config_map.format.fields());
+        let traits = Traits {
+            capability: |_| Capability::Unsupported,
+            fields,
+            rolling: false,
+            cap: |_, value| value,
+            companions: |_, _, _| crate::api::Settings::new(),
+            most_pooled: |_, _| None,
+        };
+        advice(&spec, &declare(&spec, &traits), &traits, observed).into_iter().map(|advice| advice.rule).collect()
+    }
+
+    fn backend(fields: &Json) -> Json {
+        json!({"limits": {"backend": fields}})
+    }
+
+    #[test]
+    fn each_rule_has_its_reason_to_speak_and_to_be_silent() {
+        let good = json!({"idleConnTimeout": "20s", "maxIdleConnsPerHost": 20, "maxConnsPerHost": 100});
+        let with = |field: &str, value: Json| {
+            let mut fields = good.clone();
+            if value.is_null() {
+                fields.as_object_mut().expect("an object").remove(field);
+            } else {
+                fields[field] = value;
+            }
+            backend(&fields)
+        };
+        let cases: [(&str, &str, Json, &[&str]); 19] = [
+            ("nothing is said of what is in order", "yaml", backend(&good), &[]),
+            (
+                "nor of a pool that the policy leaves alone",
+                "yaml",
+                json!({"limits": {"server": {"readHeaderTimeout": "1s"}}}),
+                &[],
+            ),
+            ("Go's own 2", "yaml", with("maxIdleConnsPerHost", json!(2)), &["per-host-two", "free-share"]),
+            ("left at it", "json", with("maxIdleConnsPerHost", Json::Null), &["per-host-two"]),
+            ("where it is somebody else's default it is not", "thanos-objstore", with("maxIdleConnsPerHost", Json::Null), &[]),
+            (
+                "by a preset that says so",
+                "yaml",
+                json!({"preset": "GoDefault"}),
+                &["per-host-two", "per-host-two", "conns-unlimited"],
+            ),
+            ("but not by one that means it", "yaml", json!({"preset": "Batch"}), &[]),
+            ("no limit", "yaml", with("maxConnsPerHost", Json::Null), &["conns-unlimited"]),
+            ("0 neither", "yaml", with("maxConnsPerHost", json!(0)), &["conns-unlimited"]),
+            ("without a place there is none to set", "nginx", json!({"limits": {"backend": {"maxIdleConnsPerHost": 9}}}), &[]),
+            ("Go's 90s towards backends", "env", with("idleConnTimeout", Json::Null), &["client-outlives-server"]),
+            (
+                "and towards each other",
+                "yaml",
+                json!({"limits": {"server": {"idleTimeout": "90s"}}}),
+                &["client-outlives-server"],
+            ),
+            ("a server that waits longer", "yaml", json!({"limits": {"server": {"idleTimeout": "91s"}}}), &[]),
+            ("or for ever", "yaml", json!({"limits": {"server": {"idleTimeout": "0s"}}}), &[]),
+            ("too many of them free", "yaml", with("maxIdleConnsPerHost", json!(21)), &["free-share"]),
+            ("too few", "yaml", with("maxIdleConnsPerHost", json!(9)), &["free-share"]),
+            ("a tenth", "yaml", with("maxIdleConnsPerHost", json!(10)), &[]),
+            ("a preset's own share is meant", "yaml", json!({"preset": "CostOptimized"}), &[]),
+            ("a pool that is not there", "haproxy", backend(&json!({"idleConnTimeout": "5s"})), &[]),
+        ];
+        for (what, format, spec, expected) in cases {
+            assert_eq!(said(format, &spec, Observed::default()), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn what_was_seen_is_held_against_what_is_set() {
+        let spec = backend(&json!({"idleConnTimeout": "20s", "maxIdleConnsPerHost": 20, "maxConnsPerHost": 100}));
+        for (seen, far) in [(0.5, false), (4.9, true), (5.0, false), (20.0, false), (40.0, false), (41.0, true)] {
+            let observed = Observed { concurrency: Some(seen), ..Observed::default() };
+            assert_eq!(said("yaml", &spec, observed), if far { vec!["per-host-far-off"] } else { vec![] }, "{seen}");
+        }
+        for (percent, full) in [(80, false), (81, true)] {
+            let observed = Observed { open_files: Some((percent, "gw-0")), ..Observed::default() };
+            assert_eq!(said("yaml", &spec, observed), if full { vec!["open-files"] } else { vec![] }, "{percent}");
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! When a workload's pods are replaced, for a file that its processes read only when they start: once for a change, by an annotation of its
+//! pod template. How many pods may be out of service meanwhile is the workload's own rule.
+//!
+//! As with restarts, nothing is begun that has not been written down first, and each act is repeated until what it was for is seen.
+
+use super::restart::{Act, Outcome, Said};
+use crate::api::{
+    restart::{Restart, RestartPolicy},
+    status::{RestartControl, Restarting},
+};
+
+const DAY: i64 = 24 * 3600;
+
+/// What keeps the pods running, by the API server's word.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Deployment, StatefulSet or DaemonSet.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// The hash that its pods are started for.
+    pub hash: Option<String>,
+    /// Whether all its pods are of its template, and available.
+    pub complete: bool,
+}
+
+/// Everything it is decided from.
+pub struct Input<'a> {
+    /// `spec.restart`.
+    pub spec: &'a Restart,
+    /// Whether a rollout may begin at all: nothing is suspended, and what is pending is worth it.
+    pub may_begin: bool,
+    /// The hash of what is written; `None` while that is not yet all that is wanted.
+    pub hash: Option<&'a str>,
+    /// Whether a pod is not known to use it.
+    pub pending: bool,
+    /// What keeps the pods running; `None` where that is nothing that can be rolled out.
+    pub workload: Option<&'a Workload>,
+    /// What was written down.
+    pub control: &'a RestartControl,
+    /// Now (Unix seconds).
+    pub now: i64,
+}
+
+/// Decides.
+#[must_use]
+pub fn step(input: &Input<'_>) -> Outcome {
+    let mut outcome = Outcome { control: input.control.clone(), ..Outcome::default() };
+    outcome.control.begun.retain(|begun| input.now - begun < DAY);
+    let permitted = input.may_begin && input.spec.policy == RestartPolicy::Rolling;
+    let Some(workload) = input.workload else {
+        outcome.control.nodes.clear();
+        outcome.said = (permitted && input.pending).then(|| Said::NoPod("the selected pods' workload".into()));
+        return outcome;
+    };
+    let name = format!("{} {}", workload.kind, workload.name);
+    if let Some(current) = outcome.control.nodes.first().cloned() {
+        let timeout = input.spec.timeout.get().map_or(600, |timeout| i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX));
+        let told = workload.hash.as_ref() == Some(&current.uid);
+        if !told && (!permitted || input.hash != Some(&current.uid)) {
+            // Called off, or overtaken by another change, before the workload was told.
+            outcome.control.nodes.clear();
+        } else if told && workload.complete {
+            outcome.control.nodes.clear();
+            outcome.finished.push(name.clone());
+        } else {
+            if !told {
+                outcome.acts.push(roll(workload, &current.uid));
+            }
+            outcome.said = Some(if input.now - current.since <= timeout { Said::Rolling(name) } else { Said::Stalled(name) });
+            return outcome;
+        }
+    }
+    let Some(hash) = input.hash.filter(|_| permitted && input.pending) else { return outcome };
+    if workload.hash.as_deref() == Some(hash) {
+        // Its pods were started for it, and some do not say so: starting them once more would change nothing.
+        return outcome;
+    }
+    if !workload.complete {
+        outcome.said = Some(Said::Unavailable(name));
+    } else if outcome.control.begun.len() >= input.spec.max_per_day as usize {
+        outcome.said = Some(Said::Budget);
+    } else {
+        outcome.control.begun.push(input.now);
+        outcome.control.nodes.push(Restarting { node: name.clone(), pod: String::new(), uid: hash.to_owned(), since: input.now });
+        outcome.said = Some(Said::Rolling(name));
+        outcome.acts.push(roll(workload, hash));
+    }
+    outcome
+}
+
+fn roll(workload: &Workload, hash: &str) -> Act {
+    Act::Roll { kind: workload.kind.clone(), name: workload.name.clone(), hash: hash.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: i64 = 1_800_000_000;
+
+    struct Scene {
+        spec: Restart,
+        may_begin: bool,
+        hash: Option<&'static str>,
+        pending: bool,
+        workload: Option<Workload>,
+        control: RestartControl,
+    }
+
+    impl Scene {
+        /// A change that nobody uses yet.
+        fn new() -> Self {
+            Self {
+                spec: Restart { policy: RestartPolicy::Rolling, ..Restart::default() },
+                may_begin: true,
+                hash: Some("new"),
+                pending: true,
+                workload: Some(Workload {
+                    kind: "Deployment".into(),
+                    name: "gw".into(),
+                    hash: Some("old".into()),
+                    complete: true,
+                }),
+                control: RestartControl::default(),
+            }
+        }
+
+        /// Begun, and not carried out yet.
+        fn begun() -> Self {
+            let mut scene = Self::new();
+            scene.control = scene.at(NOW).control;
+            scene
+        }
+
+        fn at(&self, now: i64) -> Outcome {
+            let Self { spec, may_begin, hash, pending, workload, control } = self;
+            step(&Input {
+                spec,
+                may_begin: *may_begin,
+                hash: *hash,
+                pending: *pending,
+                workload: workload.as_ref(),
+                control,
+                now,
+            })
+        }
+
+        fn workload(&mut self) -> &mut Workload {
+            self.workload.as_mut().expect("a workload")
+        }
+    }
+
+    fn told() -> Vec<Act> {
+        vec![Act::Roll { kind: "Deployment".into(), name: "gw".into(), hash: "new".into() }]
+    }
+
+    const NAME: &str = "Deployment gw";
+
+    #[test]
+    fn a_change_is_rolled_out_once() {
+        let mut scene = Scene::new();
+        let outcome = scene.at(NOW);
+        assert_eq!((outcome.acts, outcome.said), (told(), Some(Said::Rolling(NAME.into()))));
+        assert_eq!((outcome.control.begun.clone(), outcome.control.nodes[0].uid.as_str()), (vec![NOW], "new"));
+        scene.control = outcome.control;
+        // The process died before it told the workload: told again, and not counted again.
+        let outcome = scene.at(NOW + 9);
+        assert_eq!((outcome.acts, outcome.control.begun), (told(), vec![NOW]));
+        scene.workload().hash = Some("new".into());
+        scene.workload().complete = false;
+        let outcome = scene.at(NOW + 20);
+        assert_eq!((outcome.acts, outcome.said), (vec![], Some(Said::Rolling(NAME.into()))));
+        assert_eq!(scene.at(NOW + 600).said, Some(Said::Rolling(NAME.into())));
+        assert_eq!(scene.at(NOW + 601).said, Some(Said::Stalled(NAME.into())));
+        scene.workload().complete = true;
+        let outcome = scene.at(NOW + 30);
+        assert_eq!((outcome.finished.clone(), outcome.said.clone()), (vec![NAME.to_owned()], None));
+        scene.control = outcome.control;
+        assert_eq!(scene.at(NOW + 31).acts, vec![], "even where some pod still says otherwise");
+    }
+
+    #[test]
+    fn the_budget_is_of_any_day() {
+        let mut scene = Scene::new();
+        scene.control.begun = vec![NOW - DAY + 1];
+        assert_eq!((scene.at(NOW).said, scene.at(NOW).acts), (Some(Said::Budget), vec![]));
+        assert_eq!(scene.at(NOW + 1).acts, told());
+        scene.spec.max_per_day = 2;
+        assert_eq!(scene.at(NOW).acts, told());
+    }
+
+    #[test]
+    fn nothing_begins_that_may_not_or_need_not() {
+        let quiet: [fn(&mut Scene); 5] = [
+            |scene| scene.may_begin = false,
+            |scene| scene.spec.policy = RestartPolicy::Never,
+            |scene| scene.hash = None,
+            |scene| scene.pending = false,
+            |scene| scene.workload().hash = Some("new".into()),
+        ];
+        for change in quiet {
+            let mut scene = Scene::new();
+            change(&mut scene);
+            assert_eq!(scene.at(NOW), Outcome::default());
+        }
+        let mut scene = Scene::new();
+        scene.workload().complete = false;
+        assert_eq!(
+            (scene.at(NOW).said, scene.at(NOW).acts),
+            (Some(Said::Unavailable(NAME.into())), vec![]),
+            "one thing at a time"
+        );
+        scene.workload = None;
+        assert!(matches!(scene.at(NOW).said, Some(Said::NoPod(_))));
+        scene.pending = false;
+        assert_eq!(scene.at(NOW), Outcome::default());
+    }
+
+    #[test]
+    fn what_was_not_told_yet_is_called_off_and_what_was_told_is_seen_through() {
+        for call_off in
+            [|scene: &mut Scene| scene.may_begin = false, |scene: &mut Scene| scene.spec.policy = RestartPolicy::Never]
+        {
+            let mut scene = Scene::begun();
+            call_off(&mut scene);
+            let outcome = scene.at(NOW + 1);
+            assert_eq!((outcome.acts, outcome.control.nodes, outcome.said), (vec![], vec![], None));
+            let mut scene = Scene::begun();
+            call_off(&mut scene);
+            scene.workload().hash = Some("new".into());
+            scene.workload().complete = false;
+            assert_eq!(scene.at(NOW + 1).said, Some(Said::Rolling(NAME.into())));
+        }
+        let mut scene = Scene::begun();
+        scene.hash = Some("newer");
+        scene.spec.max_per_day = 2;
+        let outcome = scene.at(NOW + 1);
+        assert_eq!((outcome.control.nodes[0].uid.as_str(), outcome.control.begun.len()), ("newer", 2));
+    }
+}

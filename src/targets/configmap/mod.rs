@@ -1,0 +1,319 @@
+//! Any server that mounts a file: the limits are a key of a `ConfigMap`, written by server-side apply, own fields only.
+//!
+//! What is written is not yet read by anybody: the kubelet takes a minute or two to bring it to a pod, and a process has to look.
+//! A pod counts as using it when it says so itself, or has certainly started since. docs/targets/configmap.md.
+
+mod ownership;
+mod reported;
+
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1;
+use kube::{
+    Api,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+};
+use serde_json::{Value as Json, json};
+
+use super::{Place, Reach, Target, go_duration};
+use crate::{
+    api::{CREATED, Format, GoDuration, Knob, MANAGER, SETTINGS_PREFIX, Settings, Value, config_map::ConfigMap as Spec},
+    decide::{Capability, Cause, Change, Fault, NodeState, Site, Stored, To, Traits, Unit, UnitState},
+    pool::Request,
+};
+
+/// How long a call to the API server may take.
+const API: Duration = Duration::from_secs(10);
+/// How long a pod may take to say what it uses.
+const PAGE: Duration = Duration::from_secs(2);
+/// Pods that are asked at the same time.
+const AT_ONCE: usize = 32;
+
+/// What is true of every file of a format.
+#[must_use]
+pub fn traits(format: Format) -> Traits {
+    Traits {
+        capability: |_| Capability::Unsupported,
+        fields: Some(format.fields()),
+        rolling: false,
+        cap: |_, value| value,
+        companions: |_, _, _| Settings::new(),
+        most_pooled: |_, _| None,
+    }
+}
+
+/// One key of a `ConfigMap`.
+pub struct ConfigMap {
+    spec: Spec,
+    places: Vec<Place>,
+    reach: Reach,
+}
+
+/// What was found under the key.
+struct Found {
+    object: Option<v1::ConfigMap>,
+    /// What the operator wrote there; `None` where that is not what is there now.
+    settings: Option<Settings>,
+}
+
+impl ConfigMap {
+    /// The key that pods at these places mount.
+    #[must_use]
+    pub const fn new(spec: Spec, places: Vec<Place>, reach: Reach) -> Self {
+        Self { spec, places, reach }
+    }
+
+    fn api(&self) -> Api<v1::ConfigMap> {
+        Api::namespaced(self.reach.client.clone(), &self.reach.namespace)
+    }
+
+    /// One manager for each key: two policies may write into one `ConfigMap`, and what a manager leaves out it takes away.
+    fn manager(&self) -> String {
+        format!("{MANAGER}/{}", self.spec.key)
+    }
+
+    fn annotation(&self) -> String {
+        format!("{SETTINGS_PREFIX}{}", self.spec.key)
+    }
+
+    /// The keys, by what comes after the policy's own.
+    fn keys(&self) -> Vec<String> {
+        self.spec.format.suffixes().into_iter().map(|suffix| format!("{}{suffix}", self.spec.key)).collect()
+    }
+
+    fn path(&self) -> String {
+        format!("ConfigMap {}", self.spec.name)
+    }
+
+    async fn call<T>(&self, to: &str, call: impl Future<Output = kube::Result<T>>) -> Result<T, Fault> {
+        let path = self.path();
+        match tokio::time::timeout(API, call).await {
+            Err(_) => Err(Fault::new(Cause::Unreachable, format!("the API server did not answer when {path} was to be {to}"))),
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(kube::Error::Api(status))) => Err(match status.code {
+                403 => Fault::new(Cause::Forbidden, format!("the operator may not have {path} {to}; grant it in this namespace")),
+                409 => Fault::new(
+                    Cause::Conflict,
+                    format!("{path}: somebody else has taken {}; name another key, or take it from them", self.spec.key),
+                ),
+                413 | 422 if status.message.contains("Too long") || status.code == 413 => Fault::new(
+                    Cause::Rejected,
+                    format!("{path} would be larger than 1 MiB with {}; name a ConfigMap of the policy's own", self.spec.key),
+                ),
+                400 | 422 => Fault::new(Cause::Rejected, format!("the API server refuses {path} ({})", status.code)),
+                429 | 500.. => Fault::new(Cause::Busy, format!("the API server cannot have {path} {to} now ({})", status.code)),
+                code => Fault::new(Cause::Unreachable, format!("the API server answered {code} when {path} was to be {to}")),
+            }),
+            Ok(Err(_)) => Err(Fault::new(Cause::Unreachable, format!("the API server could not be asked for {path}"))),
+        }
+    }
+
+    async fn find(&self) -> Result<Found, Fault> {
+        let object = self.call("read", self.api().get_opt(&self.spec.name)).await?;
+        let Some(object) = object else { return Ok(Found { object: None, settings: Some(Settings::new()) }) };
+        if let Some(obstacle) = ownership::obstacle(&object, &self.keys(), &self.manager()) {
+            return Err(Fault::new(Cause::Conflict, format!("{} {obstacle}", self.path())));
+        }
+        let written = object.metadata.annotations.as_ref().and_then(|all| all.get(&self.annotation()));
+        let written = written.map_or_else(|| Some(Settings::new()), |text| decoded(text));
+        let as_written = |settings: &Settings| {
+            let files = if settings.is_empty() { BTreeMap::new() } else { self.files(settings) };
+            let held = |key: &String| object.data.as_ref().and_then(|data| data.get(key));
+            self.keys().iter().all(|key| held(key) == files.get(key))
+        };
+        Ok(Found { settings: written.filter(as_written), object: Some(object) })
+    }
+
+    /// The files, by key.
+    fn files(&self, settings: &Settings) -> BTreeMap<String, String> {
+        self.spec.format.render(settings).into_iter().map(|(suffix, text)| (format!("{}{suffix}", self.spec.key), text)).collect()
+    }
+
+    async fn apply(&self, settings: &Settings, created: bool) -> Result<v1::ConfigMap, Fault> {
+        let mut annotations = BTreeMap::new();
+        if created {
+            annotations.insert(CREATED.to_owned(), "true".to_owned());
+        }
+        let mut data = BTreeMap::new();
+        if !settings.is_empty() {
+            annotations.insert(self.annotation(), encoded(settings));
+            data = self.files(settings);
+        }
+        let object = json!({
+            "apiVersion": "v1",
+            "kind": "ConfigMap",
+            "metadata": {"name": self.spec.name, "annotations": annotations},
+            "data": data,
+        });
+        let api = self.api();
+        let params = PatchParams::apply(&self.manager());
+        self.call("written", api.patch(&self.spec.name, &params, &Patch::Apply(object))).await
+    }
+
+    /// Takes the key out again, and the object with it where it came with a policy and holds nothing else.
+    async fn remove(&self, object: &v1::ConfigMap, created: bool) -> Result<(), Fault> {
+        let left = self.apply(&Settings::new(), created).await?;
+        let empty = left.data.as_ref().is_none_or(BTreeMap::is_empty) && left.binary_data.as_ref().is_none_or(BTreeMap::is_empty);
+        if !(created && empty) || left.metadata.uid != object.metadata.uid {
+            return Ok(());
+        }
+        let preconditions = Preconditions { uid: left.metadata.uid, resource_version: left.metadata.resource_version };
+        let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
+        match self.api().delete(&self.spec.name, &params).await {
+            // Gone, or somebody has put something into it meanwhile.
+            Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
+            answer => self.call("deleted", std::future::ready(answer)).await.map(|_| ()),
+        }
+    }
+
+    /// What a pod says of itself.
+    async fn node(&self, place: &Place, written: Option<&Written>, stored: &BTreeMap<Knob, Option<Value>>) -> NodeState {
+        let pages = self.spec.metrics.as_ref();
+        NodeState {
+            name: place.name.clone(),
+            stored: Ok(stored.clone()),
+            uptime: None,
+            // Nowhere, rather than the unit's own address, which is the API server's.
+            metrics: Some(pages.map(|page| reported::address(page, &place.address)).unwrap_or_default()),
+            process: None,
+            uses: match written {
+                Some(written) => self.uses(place, written).await,
+                None => None,
+            },
+        }
+    }
+
+    /// Whether its process uses what is written; `None` where that is not known.
+    async fn uses(&self, place: &Place, written: &Written) -> Option<bool> {
+        let pod = place.pod.as_ref()?;
+        let said = match (&self.spec.hash, &self.spec.metrics) {
+            (Some(page), _) => {
+                self.page(page, &place.address).await.and_then(|body| reported::bare(&body)).map(|hash| vec![hash])
+            }
+            (None, Some(page)) => self.page(page, &place.address).await.map(|body| reported::in_metrics(&body)),
+            (None, None) => None,
+        };
+        if let Some(hashes) = said.filter(|hashes| !hashes.is_empty()) {
+            return Some(hashes.contains(&written.hash));
+        }
+        let started_for = pod.hash.as_ref() == Some(&written.hash);
+        // Whole seconds on both sides, and two clocks: only what is certainly later counts.
+        let started_since = pod.started.zip(written.at).is_some_and(|(started, at)| started.as_second() > at.as_second() + 1);
+        (started_for || started_since).then_some(true)
+    }
+
+    async fn page(&self, page: &crate::api::config_map::Page, host: &str) -> Option<Vec<u8>> {
+        let address = Some(reported::address(page, host)).filter(|address| !address.is_empty())?;
+        let answer = self.reach.pool.send(None, Request::get(&address, &page.path, PAGE)).await.ok()?;
+        (answer.status == 200).then_some(answer.body)
+    }
+}
+
+/// What is written, and when that was, by the API server's clock.
+struct Written {
+    hash: String,
+    at: Option<Timestamp>,
+}
+
+impl Target for ConfigMap {
+    fn discover(&self) -> BoxFuture<'_, Result<Vec<Unit>, Fault>> {
+        async move {
+            self.find().await?;
+            let id = format!("configmap/{}/{}/{}", self.reach.namespace, self.spec.name, self.spec.key);
+            let name = format!("{}[{}]", self.spec.name, self.spec.key);
+            Ok(vec![Unit { id: id.clone(), name, address: String::new(), identities: vec![id] }])
+        }
+        .boxed()
+    }
+
+    fn read<'a>(&'a self, _unit: &'a Unit) -> BoxFuture<'a, Result<UnitState, Fault>> {
+        async move {
+            let Found { object, settings } = self.find().await?;
+            let known = settings.clone().unwrap_or_default();
+            let text = object.as_ref().and_then(|object| object.data.as_ref()?.get(&self.spec.key));
+            let stored = |knob: &Knob| match (known.get(knob), &settings, text) {
+                (Some(value), ..) => Stored { value: Some(*value), raw: Some(value.to_string().into()) },
+                (None, Some(_), _) | (None, None, None) => Stored::default(),
+                // Not what was written: no limit can be told from it.
+                (None, None, Some(_)) => Stored { value: None, raw: Some(Json::Bool(true)) },
+            };
+            let fields = self.spec.format.fields();
+            let sites: BTreeMap<_, _> =
+                fields.iter().map(|(knob, _)| (Site { knob: *knob, place: self.spec.key.clone() }, stored(knob))).collect();
+            let values: BTreeMap<_, _> = sites.iter().map(|(site, stored)| (site.knob, stored.value)).collect();
+            let at = object.as_ref().and_then(|object| ownership::written_at(object, &self.manager()));
+            let written = (!known.is_empty()).then(|| Written { hash: reported::hash(self.files(&known).values()), at });
+            let asked: Vec<_> = self.places.iter().map(|place| self.node(place, written.as_ref(), &values)).collect();
+            let nodes = stream::iter(asked).buffered(AT_ONCE).collect().await;
+            let created = object.as_ref().is_none_or(|object| {
+                object.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(CREATED))
+            });
+            let native = json!({"settings": encoded(&known), "created": created});
+            Ok(UnitState { sites, nodes, changed: at, hash: written.map(|written| written.hash), native: Arc::new(native) })
+        }
+        .boxed()
+    }
+
+    fn write<'a>(&'a self, _unit: &'a Unit, state: &'a UnitState, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Fault>> {
+        async move {
+            let mut settings = state.native["settings"].as_str().and_then(decoded).unwrap_or_default();
+            for change in changes {
+                let knob = change.site.knob;
+                let value = match &change.to {
+                    To::Value(value) => Some(*value),
+                    To::Raw(raw) => raw.as_ref().and_then(|raw| value(knob, raw.as_str()?)),
+                };
+                match value {
+                    Some(value) => settings.insert(knob, value),
+                    None => settings.remove(&knob),
+                };
+            }
+            let created = state.native["created"] == true;
+            if !settings.is_empty() {
+                return self.apply(&settings, created).await.map(|_| ());
+            }
+            match self.find().await?.object {
+                Some(object) => self.remove(&object, created).await,
+                None => Ok(()),
+            }
+        }
+        .boxed()
+    }
+}
+
+/// As an annotation holds it: limit by limit, as users write them.
+fn encoded(settings: &Settings) -> String {
+    let all: BTreeMap<_, _> = settings.iter().map(|(knob, value)| (knob.path(), value.to_string())).collect();
+    serde_json::to_string(&all).unwrap_or_default()
+}
+
+fn decoded(text: &str) -> Option<Settings> {
+    let all: BTreeMap<String, String> = serde_json::from_str(text).ok()?;
+    all.into_iter().map(|(path, text)| Knob::at(&path).and_then(|knob| Some((knob, value(knob, &text)?)))).collect()
+}
+
+fn value(knob: Knob, text: &str) -> Option<Value> {
+    if knob.is_count() {
+        return text.parse().ok().map(Value::Count);
+    }
+    text.parse::<GoDuration>().ok().and_then(|time| time.get()).or_else(|| go_duration::parse(text)).map(Value::Duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_down_is_read_again() {
+        let settings: Settings = Knob::ALL
+            .into_iter()
+            .map(|knob| (knob, if knob.is_count() { Value::Count(0) } else { Value::Duration(Duration::from_millis(90_001)) }))
+            .collect();
+        assert_eq!(decoded(&encoded(&settings)), Some(settings));
+        for bad in ["", "[]", r#"{"server.idle": "1s"}"#, r#"{"server.idleTimeout": "soon"}"#] {
+            assert_eq!(decoded(bad), None, "{bad}");
+        }
+    }
+}
