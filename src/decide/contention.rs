@@ -99,6 +99,50 @@ mod tests {
         );
     }
 
+    /// How long a field is left alone after so many time-outs, in seconds.
+    fn time_out(outs: i64) -> i64 {
+        let mut ledger = BTreeMap::from([(KNOB, [outs * 10 + 1, 1_000_000, 0])]);
+        let now = Timestamp::from_second(1_000_001).expect("a time");
+        step(&mut ledger, &BTreeSet::from([KNOB]), true, now);
+        next_end(&ledger, now).expect("it is left alone") - now.as_second()
+    }
+
+    #[test]
+    fn the_first_end_of_a_time_out_is_told_while_one_runs() {
+        let at = |second| Timestamp::from_second(second).expect("a time");
+        let ledger = BTreeMap::from([
+            (KNOB, [10, 100, 700]),
+            (Knob::BackendMaxIdleConns, [10, 50, 650]),
+            (Knob::BackendTcpKeepAlive, [1, 9, 0]),
+        ]);
+        assert_eq!(
+            [600, 649, 650, 699, 700].map(|now| next_end(&ledger, at(now))),
+            [Some(650), Some(650), Some(700), Some(700), None]
+        );
+    }
+
+    #[test]
+    fn to_the_second() {
+        assert_eq!(left_alone(&[0, 599]), [false, true]);
+        assert_eq!(left_alone(&[0, 600]), [false, false], "ten minutes are not within ten minutes");
+        assert_eq!(left_alone(&[0, 1, 600, 601, 602]), [false, true, true, false, true], "the end of a time-out is not in it");
+    }
+
+    #[test]
+    fn no_time_out_is_longer_than_a_day() {
+        assert_eq!([0, 1, 7, 8, 900].map(time_out), [600, 1200, 76_800, 86_400, 86_400]);
+    }
+
+    #[test]
+    fn a_day_and_no_less_is_forgiven() {
+        let known = |later: i64| {
+            let mut ledger = BTreeMap::from([(KNOB, [1, 1_000_000, 0])]);
+            step(&mut ledger, &BTreeSet::new(), true, Timestamp::from_second(1_000_000 + later).expect("a time"));
+            ledger.contains_key(&KNOB)
+        };
+        assert_eq!([3_600, 86_399, 86_400].map(known), [true, true, false]);
+    }
+
     #[test]
     fn the_ledger_stays_small() {
         let mut ledger = BTreeMap::new();

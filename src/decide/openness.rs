@@ -69,6 +69,17 @@ pub fn invalid(declared: &Settings, floor: &Settings) -> Option<String> {
     })
 }
 
+/// Why limits do not go together, as the user is told.
+#[must_use]
+pub fn apart(limits: &Settings) -> Option<String> {
+    WITHIN.iter().find_map(|(part, whole)| match (limits.get(part), limits.get(whole)) {
+        (Some(Value::Count(p)), Some(Value::Count(w))) if *w > 0 && p > w => {
+            Some(format!("{part} {p} exceeds {whole} {w}; lower the first or raise the second"))
+        }
+        _ => None,
+    })
+}
+
 fn between(limit: Value, floor: Value, openness: Percent) -> Value {
     match (limit, floor) {
         (Value::Duration(limit), Value::Duration(floor)) => {
@@ -238,6 +249,52 @@ mod tests {
         assert_eq!(at(&of(40, 0), &floor, 50)[&client], seconds(30), "0 is no limit");
         let floor = Settings::from([(server, seconds(20))]);
         assert_eq!(at(&of(40, 60), &floor, 0)[&client], seconds(40), "without a floor it stays");
+    }
+
+    #[test]
+    fn times_are_rounded_for_people() {
+        let half = |limit, floor| {
+            let ms = |n| Settings::from([(Knob::ServerIdleTimeout, Value::Duration(Duration::from_millis(n)))]);
+            at(&ms(limit), &ms(floor), 50)[&Knob::ServerIdleTimeout].to_string()
+        };
+        assert_eq!([half(20_500, 10_400), half(2_000, 469), half(900, 333)], ["15s", "1s200ms", "616ms"]);
+    }
+
+    #[test]
+    fn where_nodes_stand_is_told_from_what_they_store() {
+        let (limits, floor) = (
+            Settings::from([(Knob::ServerIdleTimeout, seconds(100)), (Knob::BackendMaxIdleConns, Value::Count(9))]),
+            Settings::from([(Knob::ServerIdleTimeout, seconds(20))]),
+        );
+        for openness in [0, 40, 100] {
+            assert_eq!(infer(&limits, &floor, &at(&limits, &floor, openness)), openness);
+        }
+        let stored = Settings::from([(Knob::ServerIdleTimeout, seconds(7))]);
+        assert_eq!(infer(&limits, &floor, &stored), 100, "nothing of ours is as if untouched");
+        assert_eq!(infer(&limits, &floor, &Settings::new()), 100);
+    }
+
+    #[test]
+    fn a_pool_drains_by_the_longest_idle_time_that_moves() {
+        let limits = Settings::from([
+            (Knob::ServerIdleTimeout, seconds(30)),
+            (Knob::BackendIdleConnTimeout, seconds(90)),
+            (Knob::ServerReadHeaderTimeout, seconds(60)),
+        ]);
+        let floor = Settings::from([(Knob::ServerIdleTimeout, seconds(10)), (Knob::ServerReadHeaderTimeout, seconds(50))]);
+        assert_eq!([longest_idle(&limits, &floor, 100), longest_idle(&limits, &floor, 50)].map(|d| d.as_secs()), [30, 20]);
+        assert_eq!(longest_idle(&limits, &Settings::new(), 100), Duration::ZERO);
+    }
+
+    #[test]
+    fn of_an_unlimited_pool_all_is_left() {
+        let zero = Settings::from([(Knob::ServerIdleTimeout, seconds(0))]);
+        assert!((remaining(&zero, &zero, 100, 0) - 1.0).abs() < 1e-9);
+        let (many, floor) = (
+            Settings::from([(Knob::BackendMaxIdleConns, Value::Count(100))]),
+            Settings::from([(Knob::BackendMaxIdleConns, Value::Count(50))]),
+        );
+        assert!((remaining(&many, &floor, 0, 100) - 1.0).abs() < 1e-9, "it never grows by tightening");
     }
 
     #[test]

@@ -137,6 +137,23 @@ mod tests {
     }
 
     #[test]
+    fn revisions_go_up_from_one() {
+        assert_eq!([log(&[]).next(), log(&[(1, &[])]).next(), log(&[(3, &[]), (7, &[])]).next()], [1, 2, 8]);
+    }
+
+    #[test]
+    fn a_record_is_filled_to_the_brim_and_no_further() {
+        // Each unit is its id and what is saved of it.
+        let one = |id: &str, fill: usize| (id.to_owned(), Some(Saved { name: "x".repeat(fill), ..saved("") }));
+        let size = |(id, saved): &(String, Option<Saved>)| id.len() + serde_json::to_vec(saved).map_or(0, |v| v.len());
+        let first = one("a", 300_000);
+        let rest = 524_288 - size(&first) - size(&one("b", 0));
+        let cut =
+            |fill| split([first.clone(), one("b", fill)].into()).into_iter().map(|record| record.units.len()).collect::<Vec<_>>();
+        assert_eq!((cut(rest), cut(rest + 1)), (vec![2], vec![1, 1]));
+    }
+
+    #[test]
     fn a_large_change_becomes_several_records() {
         let many = (0..20_000).map(|n| (format!("unit-{n}"), Some(saved("some name")))).collect();
         let records = split(many);

@@ -428,7 +428,7 @@ mod tests {
     #[test]
     fn the_day_has_so_many() {
         let mut scene = Scene::new();
-        scene.control = RestartControl { change: 1, begun: vec![NOW - DAY + 1], nodes: Vec::new() };
+        scene.control = RestartControl { change: 1, begun: vec![NOW - 86_399], nodes: Vec::new() };
         assert_eq!(scene.at(NOW).said, rolling("t1"), "the same change goes on");
         scene.changed = 2;
         assert_eq!(scene.at(NOW).said, Some(Said::Budget));
@@ -436,7 +436,7 @@ mod tests {
         assert_eq!(scene.at(NOW + 1).said, rolling("t1"), "a day later");
         assert_eq!(scene.at(NOW + 1).control.begun, [NOW + 1]);
         scene.spec.max_per_day = 2;
-        assert_eq!(scene.at(NOW).control.begun, [NOW - DAY + 1, NOW]);
+        assert_eq!(scene.at(NOW).control.begun, [NOW - 86_399, NOW]);
         assert_eq!(scene.at(NOW).control.change, 2);
     }
 
@@ -526,6 +526,19 @@ mod tests {
             let outcome = scene.look();
             assert_eq!((outcome.finished.len(), outcome.control.nodes.len(), outcome.said), (1, 0, None));
         }
+    }
+
+    #[test]
+    fn what_is_under_way_is_not_begun_again() {
+        let mut scene = Scene::new();
+        assert!(!Outcome::default().is_going_on());
+        assert!(scene.look().is_going_on());
+        scene.spec.max_unavailable = 2;
+        let names: Vec<_> = scene.look().control.nodes.into_iter().map(|node| node.node).collect();
+        assert_eq!(names, ["t1", "t2"]);
+        scene.spec.max_per_day = 1;
+        scene.control = RestartControl { change: 0, begun: vec![NOW], nodes: Vec::new() };
+        assert!(!scene.at(NOW).is_going_on(), "a budget that is used up is waited for, not looked at again and again");
     }
 
     #[test]

@@ -183,7 +183,7 @@ mod tests {
     #[test]
     fn the_budget_is_of_any_day() {
         let mut scene = Scene::new();
-        scene.control.begun = vec![NOW - DAY + 1];
+        scene.control.begun = vec![NOW - 86_399];
         assert_eq!((scene.at(NOW).said, scene.at(NOW).acts), (Some(Said::Budget), vec![]));
         assert_eq!(scene.at(NOW + 1).acts, told());
         scene.spec.max_per_day = 2;

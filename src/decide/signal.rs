@@ -256,13 +256,11 @@ fn fullest(valid: &[(&str, Measure)]) -> Option<(u32, String)> {
 }
 
 /// Nearest rank, from 0.
-const fn rank(percentile: u32, total: usize) -> usize {
+fn rank(percentile: u32, total: usize) -> usize {
     if total <= 3 {
         return total - 1;
     }
-    let rank = (percentile as usize * total).div_ceil(100);
-    let rank = if rank == 0 { 1 } else { rank };
-    if rank > total { total - 1 } else { rank - 1 }
+    (percentile as usize * total).div_ceil(100).clamp(1, total) - 1
 }
 
 fn missing(gaps: &[(&str, Gap, f64)], valid: usize, total: usize) -> Signal {
@@ -322,8 +320,18 @@ mod tests {
     #[test]
     fn the_rank_is_the_nearest_and_the_highest_among_few() {
         assert_eq!(
-            [rank(95, 1), rank(1, 3), rank(95, 4), rank(95, 20), rank(50, 20), rank(1, 20), rank(100, 7)],
-            [0, 2, 3, 18, 9, 0, 6]
+            [
+                rank(95, 1),
+                rank(1, 3),
+                rank(95, 4),
+                rank(95, 20),
+                rank(50, 20),
+                rank(1, 20),
+                rank(100, 7),
+                rank(0, 7),
+                rank(200, 7)
+            ],
+            [0, 2, 3, 18, 9, 0, 6, 0, 6]
         );
     }
 
@@ -393,6 +401,34 @@ mod tests {
         let mut full = sample(2.0);
         full.last = full.last.map(|(t, m)| (t, Measure { open_files: Some(10.0), ..m }));
         assert_eq!(fresh(&[("a", full), ("b", sample(0.1))], 95, 0).files_share, Some(0.1));
+    }
+
+    #[test]
+    fn one_cause_is_named_only_where_it_is_everybodys() {
+        let refused = NodeSample { gap: Some(Gap::Unauthorized), last: None };
+        let silent = NodeSample { gap: Some(Gap::NoSeries), last: None };
+        assert_eq!(gap(&[("a", refused), ("b", refused)], 0).0, "Unauthorized");
+        assert_eq!(gap(&[("a", refused), ("b", silent)], 0).0, "BelowQuorum");
+        assert_eq!(gap(&[("a", sample(0.1)), ("b", refused), ("c", refused)], 0).0, "BelowQuorum", "one of them counts");
+    }
+
+    #[test]
+    fn nodes_are_counted_and_their_mean_is_taken() {
+        let all = [("a", sample(1.0)), ("b", sample(1.0)), ("c", sample(0.1)), ("d", sample(0.3))];
+        let reading = fresh(&all, 95, 0);
+        assert_eq!((reading.over, reading.fresh, reading.expected), (2, 4, 4));
+        assert!((reading.mean - 0.6).abs() < 1e-9, "{}", reading.mean);
+    }
+
+    #[test]
+    fn nothing_is_made_of_tasks_that_are_not_counted() {
+        let with = |tasks| NodeSample {
+            last: sample(2.0).last.map(|(t, m)| (t, Measure { tasks, open_files: Some(5.0), ..m })),
+            ..sample(2.0)
+        };
+        let uncounted = fresh(&[("a", with(None))], 95, 0);
+        assert_eq!((uncounted.crowd, uncounted.files_share), (None, None));
+        assert_eq!(fresh(&[("a", with(Some(0.0)))], 95, 0).files_share, None, "no task at all says nothing of shares");
     }
 
     #[test]

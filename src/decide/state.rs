@@ -583,4 +583,25 @@ mod tests {
             prop_assert!(state.encode().len() <= 440, "{}", state.encode());
         }
     }
+
+    #[test]
+    fn a_standby_goes_on_with_its_own_view_until_something_was_changed() {
+        let seen = |low_for| Watched { low_for, ..Watched::default() };
+        let written = State { openness: 40, changes: vec![(1_700_000_000_000, Way::Tighten)], ..State::default() };
+        let mine = State { watched: seen(7_000), ..written.clone() };
+        let next = mine.clone().follow(&written.encode());
+        assert_eq!((next.openness, next.watched.low_for), (40, 7_000));
+        let moved = State { changes: vec![(1_700_000_060_000, Way::Tighten)], ..written };
+        assert_eq!(mine.follow(&moved.encode()).watched.low_for, 0, "a change begins the window anew");
+    }
+
+    #[test]
+    fn numbers_are_written_in_few_characters() {
+        let written = |number| {
+            let mut writer = Writer(String::new());
+            writer.number(number);
+            writer.0
+        };
+        assert_eq!([0, 35, 36, -1, i64::MIN].map(written), ["0", "z", "10", "-1", "-1y2p0ij32e8e8"]);
+    }
 }

@@ -102,3 +102,42 @@ impl Tuning {
 fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_value, json};
+
+    use super::*;
+
+    fn of(behavior: &serde_json::Value, interval: &str) -> Tuning {
+        let adaptive: Adaptive = from_value(json!({"behavior": behavior, "signal": {"interval": interval}})).expect("adaptive");
+        Tuning::of(Some(&adaptive))
+    }
+
+    #[test]
+    fn the_averages_are_short_against_the_windows() {
+        let times = |behavior| {
+            let tuning = of(&behavior, "10s");
+            format!("{:.0} {:.0}", tuning.fast, tuning.slow)
+        };
+        assert_eq!(times(json!({})), "20000 140000");
+        assert_eq!(times(json!({"tightenAfter": "1m", "relaxAfter": "9m"})), "10000 84000");
+        assert_eq!(times(json!({"tightenAfter": "1h", "relaxAfter": "24h"})), "20000 140000", "at most");
+    }
+
+    #[test]
+    fn samples_last_for_three_intervals_and_no_less_than_they_may() {
+        let ages = |interval| {
+            let tuning = of(&json!({}), interval);
+            (tuning.most_age(), tuning.longest_silence())
+        };
+        assert_eq!(ages("1s"), (90_000, 30_000));
+        assert_eq!(ages("1m"), (180_000, 180_000));
+    }
+
+    #[test]
+    fn a_day_has_no_fewer_changes_than_an_hour() {
+        let tuning = of(&json!({"maxChangesPerDay": 3, "maxChangesPerHour": 9}), "10s");
+        assert_eq!((tuning.per_hour, tuning.per_day), (3, 3));
+    }
+}
