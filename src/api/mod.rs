@@ -8,6 +8,7 @@ pub mod crd;
 pub mod duration;
 pub mod formats;
 pub mod limits;
+pub mod overrides;
 pub mod policy;
 pub mod preset;
 pub mod restart;

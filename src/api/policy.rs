@@ -6,7 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    GoDuration, Limits, Preset, adaptive::Adaptive, config_map::ConfigMap, restart::Restart, status::IdleConnectionPolicyStatus,
+    GoDuration, Limits, Preset, adaptive::Adaptive, config_map::ConfigMap, overrides::Override, restart::Restart,
+    status::IdleConnectionPolicyStatus,
 };
 
 /// Declares how HTTP connections may idle on the nodes of one target.
@@ -50,6 +51,11 @@ pub struct IdleConnectionPolicySpec {
     /// What Git declares. A field that neither `limits` nor `preset` sets is left as found.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
+    /// Other limits for some of the nodes, or for one provider.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 32))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_string()]))]
+    pub overrides: Option<Vec<Override>>,
     /// Tightens the limits by itself while nodes run too many tasks. Absent is the same as mode: Disabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adaptive: Option<Adaptive>,

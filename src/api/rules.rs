@@ -191,7 +191,20 @@ fn floor_rules() -> Vec<(String, String)> {
          (or use adaptive.signal.source: Prometheus)"
             .into(),
     );
-    under.chain(pools).chain([pair, flags, pages]).collect()
+    let places = (
+        "!has(self.overrides) || self.overrides.all(o, has(o.provider) ? \
+         (has(self.target.configMap) && self.target.configMap.format == 'http-connection-pool') : self.target.type == 'Caddy')"
+            .into(),
+        "overrides: role and nodes are for Caddy, provider for a ConfigMap in the format http-connection-pool; other targets take none"
+            .into(),
+    );
+    let once = (
+        "!has(self.overrides) || self.overrides.all(o, !has(o.role) || self.overrides.exists_one(p, has(p.role) && p.role == o.role)) && \
+         self.overrides.all(o, !has(o.provider) || self.overrides.exists_one(p, has(p.provider) && p.provider == o.provider))"
+            .into(),
+        "overrides: a role or provider may be named once only".into(),
+    );
+    under.chain(pools).chain([pair, flags, pages, places, once]).collect()
 }
 
 /// AIStore's own ranges; it takes 0 for a default of its own, so 0 would not mean what it says.

@@ -47,7 +47,7 @@ const PROMETHEUS: &str = "prometheus";
 #[allow(clippy::struct_excessive_bools)] // Independent facts, not a state machine.
 pub struct Adaptation {
     tuning: Tuning,
-    declared: Settings,
+    declared: Declared,
     floor: Settings,
     state: State,
     sampler: Sampler,
@@ -142,7 +142,7 @@ impl Adaptation {
         status: &IdleConnectionPolicyStatus,
         traits: &Traits,
         started: &BTreeMap<String, i64>,
-        units: impl IntoIterator<Item = &'a UnitState>,
+        units: impl IntoIterator<Item = (&'a Unit, &'a UnitState)>,
     ) {
         let changed = status.control.as_ref().map(|control| control.changed.clone()).unwrap_or_default();
         self.digest = outcome.digest(&look.signal);
@@ -155,7 +155,7 @@ impl Adaptation {
     /// After a round of samples: whether a pass is worth making.
     fn tick(&mut self) -> Tick {
         let look = self.look();
-        let facts = self.input(&look).facts(&self.declared, self.suspend, self.standing);
+        let facts = self.input(&look).facts(&self.declared.settings, self.suspend, self.standing);
         let outcome = adapt::step(&self.tuning, &facts, &self.state, &look.signal, look.now);
         let news = outcome.decision.is_some() || outcome.judged.is_some() || outcome.digest(&look.signal) != self.digest;
         if let Some(wait) = adapt::next_end(&self.tuning, &outcome.state, look.now).filter(|wait| *wait < self.tuning.interval) {
@@ -307,7 +307,7 @@ pub async fn prepare(
         old.sampler.set(watch);
         old.most_pooled = most_pooled;
         let same = old.tuning.mode == tuning.mode;
-        (old.tuning, old.declared, old.floor) = (tuning, declared.settings.clone(), floor);
+        (old.tuning, old.declared, old.floor) = (tuning, declared.clone(), floor);
         (old.pause, old.unreadable, old.suspend) = (pause, unreadable, spec.suspend);
         (old.percentile, old.levels, old.rolls, old.obstacle) = (signal.percentile, levels, rolls, obstacle);
         if !same {
@@ -327,7 +327,7 @@ pub async fn prepare(
     let not_before = clock::steady().as_millisecond() + tuning.tighten_after.min(120_000);
     memory.adaptation = Some(Adaptation {
         tuning,
-        declared: declared.settings.clone(),
+        declared: declared.clone(),
         floor,
         state,
         sampler,

@@ -23,6 +23,9 @@ use crate::{
     targets::{Credentials, Place, PodFacts, endpoint},
 };
 
+/// The label by which pods say what part of an application they are.
+const COMPONENT: &str = "app.kubernetes.io/component";
+
 /// Why the target cannot be looked at: for the user, or for another try.
 pub enum Failure {
     /// Goes into the status.
@@ -159,6 +162,7 @@ fn allowed(ctx: &Context, endpoint: &str) -> Result<Place, Failure> {
             id: address.clone(),
             name: address.split("://").nth(1).unwrap_or(&address).to_owned(),
             address,
+            role: None,
             pod: None,
         }),
         Err(error @ endpoint::Error::NotAllowed(_)) => Err(problem("RefNotPermitted", true, true, error.to_string())),
@@ -189,7 +193,7 @@ fn mounting(pod: &Pod) -> Option<Place> {
         hash: pod.annotations().get(CONFIG_HASH).cloned(),
     };
     let address = status.and_then(|status| status.pod_ip.clone()).unwrap_or_default();
-    Some(Place { id: format!("pod/{}", pod.uid()?), name: pod.name_any(), address, pod: Some(facts) })
+    Some(Place { id: format!("pod/{}", pod.uid()?), name: pod.name_any(), address, role: None, pod: Some(facts) })
 }
 
 /// What keeps a pod running, as `Kind name`; nothing, where it is on its own.
@@ -225,7 +229,13 @@ fn place(pod: &Pod, scheme: Scheme, port: u16) -> Option<Place> {
     }
     let address = SocketAddr::new(status.pod_ip.as_ref()?.parse().ok()?, port);
     let id = pod_id(&pod.uid()?, port);
-    Some(Place { id, name: pod.name_any(), address: format!("{}://{address}", scheme.name()), pod: None })
+    Some(Place {
+        id,
+        name: pod.name_any(),
+        address: format!("{}://{address}", scheme.name()),
+        role: pod.labels().get(COMPONENT).cloned(),
+        pod: None,
+    })
 }
 
 async fn service_and_slices(
@@ -288,7 +298,7 @@ async fn behind(ctx: &Context, namespace: &str, service: &ServiceRef) -> Result<
     }
     ctx.pool.name(&host, addresses);
     let address = format!("{}://{host}:{port}", service.scheme.name());
-    Ok(Place { id: address.clone(), name: format!("{}:{port}", service.name), address, pod: None })
+    Ok(Place { id: address.clone(), name: format!("{}:{port}", service.name), address, role: None, pod: None })
 }
 
 /// Each endpoint of a Service, by the pod it is or by its address.
@@ -299,7 +309,7 @@ fn endpoints_of(object: &Service, slices: &[EndpointSlice], service: &ServiceRef
             let at = format!("{}://{address}", service.scheme.name());
             let (id, name) =
                 pod.map_or_else(|| (at.clone(), address.to_string()), |(uid, name)| (pod_id(&uid, address.port()), name));
-            Place { id, name, address: at, pod: None }
+            Place { id, name, address: at, role: None, pod: None }
         })
         .collect()
 }

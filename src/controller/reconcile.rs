@@ -35,7 +35,7 @@ use crate::{
         advice::{self, Observed},
         claims::sentence,
         conditions::{Problem, Seen, UnitResult, failure},
-        contention, openness,
+        contention,
     },
     targets::{self, Target},
 };
@@ -80,7 +80,7 @@ pub async fn reconcile(policy: Arc<Policy>, ctx: Arc<Context>) -> Result<Action,
         ctx.board.keep(&subject.claimant);
         restore::cleanup(&ctx, &subject, &mut memory).await?
     } else {
-        pass(&ctx, &mut subject, &mut memory).await?
+        Box::pin(pass(&ctx, &mut subject, &mut memory)).await?
     };
     memory.failures = 0;
     memory.logged.remove("error");
@@ -98,13 +98,13 @@ async fn pass(ctx: &Context, subject: &mut Subject, memory: &mut Memory) -> Resu
     let rolling = subject.spec().restart.as_ref().is_some_and(|restart| restart.policy == RestartPolicy::Rolling);
     let traits = &Traits { rolling, ..targets::traits(&subject.spec().target) };
     let declared = decide::declare(subject.spec(), traits);
-    if let Some(message) = openness::invalid(&declared.settings, &decide::floor(subject.spec(), traits)) {
+    if let Some(message) = declared.invalid(&decide::floor(subject.spec(), traits)) {
         ctx.nudge(&ctx.board.claim(&subject.claimant, &[]).1);
         memory.adaptation = None;
         let problem = Problem { reason: "Invalid", message, refused: true, stalled: true };
         return problem_report(ctx, subject, memory, &declared, traits, &problem).await;
     }
-    let found = match find(ctx, subject, memory).await {
+    let found = match find(ctx, subject, &declared, memory).await {
         Ok(found) => found,
         Err(Failure::Error(error)) => return Err(error),
         Err(Failure::Problem(problem)) => {
@@ -143,7 +143,7 @@ fn elders_unknown(ctx: &Context, subject: &Subject) -> bool {
     })
 }
 
-async fn find(ctx: &Context, subject: &Subject, memory: &mut Memory) -> Result<Found, Failure> {
+async fn find(ctx: &Context, subject: &Subject, declared: &Declared, memory: &mut Memory) -> Result<Found, Failure> {
     let spec = subject.spec();
     ctx.pods.subscribe(&subject.reference, spec.target.selector().map(|selector| (subject.namespace.as_str(), selector)));
     let places = places::places(ctx, &subject.namespace, &spec.target).await?;
@@ -157,7 +157,7 @@ async fn find(ctx: &Context, subject: &Subject, memory: &mut Memory) -> Result<F
     if places.is_empty() {
         return Err(problem(Cause::NotFound, "Nothing matches spec.target: no pod or endpoint was found".into()));
     }
-    let target = targets::connect(&spec.target, places, credentials, ctx.reach(&subject.namespace))
+    let target = targets::connect(&spec.target, &declared.providers, places, credentials, ctx.reach(&subject.namespace))
         .map_err(|fault| problem(fault.cause, fault.message))?;
     let units = target.discover().await.map_err(|fault| problem(fault.cause, fault.message))?;
     Ok(Found { target, units })
@@ -279,7 +279,7 @@ async fn work(
     let started = memory.started();
     if let (Some(adaptation), Some(outcome), Some(look)) = (&mut memory.adaptation, &plan.outcome, &look) {
         let status = subject.object.status.clone().unwrap_or_default();
-        let units = results.iter().filter_map(|result| result.state.as_ref().ok());
+        let units = results.iter().filter_map(|result| Some((&result.unit, result.state.as_ref().ok()?)));
         adaptation.commit(outcome, look, &status, traits, &started, units);
     }
     // Begun was only what has been written down now.

@@ -177,8 +177,8 @@ async fn restore_one(ctx: &Context, subject: &Subject, remembered: &Credentials,
         Ok(credentials) => credentials,
         Err(_) => remembered.clone(),
     };
-    let place = Place { id: id.to_owned(), name: saved.name.clone(), address: saved.address.clone(), pod: None };
-    let target = targets::connect(&spec, vec![place], credentials, ctx.reach(&subject.namespace))?;
+    let place = Place { id: id.to_owned(), name: saved.name.clone(), address: saved.address.clone(), role: None, pod: None };
+    let target = targets::connect(&spec, &BTreeMap::new(), vec![place], credentials, ctx.reach(&subject.namespace))?;
     let units = match target.discover().await {
         Ok(units) => units,
         // What is there is somebody else's by now, and not what the operator wrote.

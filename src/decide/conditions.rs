@@ -232,7 +232,7 @@ fn tally(seen: &Seen<'_>) -> Tally {
             }
         };
         let saved = seen.saved.get(&result.unit.id).map(|saved| &saved.sites);
-        let settings = super::settings(desired, traits, state, saved);
+        let settings = super::settings(desired, traits, &result.unit, state, saved);
         tally.companions.extend(settings.iter().filter(|(knob, _)| !desired.settings.contains_key(knob)));
         with_place.extend(settings.keys().copied().filter(|knob| state.has_place(*knob)));
         evidence(&mut changed, &settings, traits, state, saved);
@@ -365,7 +365,7 @@ pub fn waiting<'a>(
     for result in units {
         let Ok(state) = &result.state else { continue };
         let saved = saved.get(&result.unit.id).map(|saved| &saved.sites);
-        let settings = super::settings(desired, traits, state, saved);
+        let settings = super::settings(desired, traits, &result.unit, state, saved);
         evidence(&mut changed, &settings, traits, state, saved);
         for node in &state.nodes {
             let pending = node.stored.as_ref().is_ok_and(|stored| {

@@ -1,8 +1,11 @@
 //! From a spec to the values that a target can take: preset, limits, caps, and what has no place.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::observed::{Sites, UnitState};
+use super::{
+    observed::{Sites, Unit, UnitState},
+    openness::{self, Percent},
+};
 use crate::api::{IdleConnectionPolicySpec, Knob, Limits, Settings, Value};
 
 /// What a target does with a field.
@@ -58,6 +61,77 @@ pub struct Declared {
     pub written: BTreeSet<Knob>,
     /// What a preset asked for and the target's own maximum lowered, with that maximum.
     pub capped: Settings,
+    /// What holds instead for some of the nodes: those of roles first, for an override of nodes beats them.
+    pub overrides: Vec<Override>,
+    /// What holds instead towards a provider. It is written as it is: nothing tightens it.
+    pub providers: BTreeMap<String, Settings>,
+}
+
+/// What holds instead for some of the nodes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Override {
+    /// Its name.
+    pub name: String,
+    /// A role.
+    pub role: Option<String>,
+    /// Names of nodes.
+    pub nodes: BTreeSet<String>,
+    /// The limits that differ.
+    pub settings: Settings,
+}
+
+impl Declared {
+    /// What is asked of one unit.
+    #[must_use]
+    pub fn of(&self, unit: &Unit) -> Settings {
+        let mut settings = self.settings.clone();
+        let concerns = |o: &&Override| o.nodes.contains(&unit.name) || (o.role.is_some() && o.role == unit.role);
+        for o in self.overrides.iter().filter(concerns) {
+            settings.extend(&o.settings);
+        }
+        settings
+    }
+
+    /// The same at an openness. A limit without a floor stays.
+    #[must_use]
+    pub fn at(&self, floor: &Settings, openness: Percent) -> Self {
+        let mut desired = self.clone();
+        desired.settings = openness::at(&self.settings, floor, openness);
+        for o in &mut desired.overrides {
+            let mut whole = self.settings.clone();
+            whole.extend(&o.settings);
+            let moved = openness::at(&whole, floor, openness);
+            // A floor may bind a limit that the override leaves to the policy: then the pair is the override's too.
+            o.settings = moved
+                .into_iter()
+                .filter(|(knob, value)| o.settings.contains_key(knob) || desired.settings.get(knob) != Some(value))
+                .collect();
+        }
+        desired
+    }
+
+    /// Why an override cannot be one, as the user is told; the API server cannot know what it makes of the rest.
+    #[must_use]
+    pub fn invalid(&self, floor: &Settings) -> Option<String> {
+        if let Some(message) = openness::invalid(&self.settings, floor) {
+            return Some(message);
+        }
+        let mut seen = BTreeSet::new();
+        for o in &self.overrides {
+            if let Some(node) = o.nodes.iter().find(|node| !seen.insert(node.as_str())) {
+                return Some(format!("overrides: node {node} is named twice; name it in one override only"));
+            }
+        }
+        let nodes = self.overrides.iter().map(|o| (&o.name, &o.settings));
+        nodes.chain(&self.providers).find_map(|(name, settings)| {
+            let mut whole = self.settings.clone();
+            whole.extend(settings);
+            let bound: Settings =
+                floor.iter().filter(|(knob, _)| settings.contains_key(knob)).map(|(knob, floor)| (*knob, *floor)).collect();
+            let wrong = openness::invalid(&whole, &bound).or_else(|| openness::apart(&whole))?;
+            Some(format!("override {name}: {wrong}"))
+        })
+    }
 }
 
 /// Field by field: limits beat the preset, and what neither sets is not managed.
@@ -83,6 +157,22 @@ pub fn declare(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Declared {
             declared.settings.insert(knob, value);
         }
     }
+    let mut overrides: Vec<_> = spec.overrides.iter().flatten().collect();
+    overrides.sort_by_key(|o| (o.nodes.is_some(), &o.name));
+    for o in overrides {
+        let (settings, without): (Settings, Settings) =
+            o.limits.settings().into_iter().partition(|(knob, _)| traits.capability(*knob) != Capability::Unsupported);
+        declared.unsupported.extend(without.into_keys());
+        match &o.provider {
+            Some(provider) => drop(declared.providers.insert(provider.clone(), settings)),
+            None => declared.overrides.push(Override {
+                name: o.name.clone(),
+                role: o.role.clone(),
+                nodes: o.nodes.iter().flatten().cloned().collect(),
+                settings,
+            }),
+        }
+    }
     declared
 }
 
@@ -91,4 +181,135 @@ pub fn declare(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Declared {
 pub fn floor(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Settings {
     let floor = spec.adaptive.as_ref().and_then(|adaptive| adaptive.floor.as_ref()).map(Limits::settings).unwrap_or_default();
     floor.into_iter().filter(|(knob, _)| traits.capability(*knob) != Capability::Unsupported).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::{Value as Json, from_value, json};
+
+    use super::*;
+    use crate::api::GoDuration;
+
+    const TRAITS: Traits = Traits {
+        capability: |knob| if matches!(knob, Knob::BackendRequestTimeout) { Capability::Unsupported } else { Capability::Hot },
+        fields: None,
+        rolling: false,
+        cap: |_, value| value,
+        companions: |_, _, _| Settings::new(),
+        most_pooled: |_, _| None,
+    };
+
+    fn declared(overrides: &Json) -> Declared {
+        let spec = json!({
+            "target": {"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "x"}}}},
+            "limits": {"server": {"idleTimeout": "100s"}, "backend": {"maxIdleConns": 100, "maxIdleConnsPerHost": 10}},
+            "overrides": overrides,
+        });
+        declare(&from_value(spec).expect("a spec"), &TRAITS)
+    }
+
+    fn of(declared: &Declared, name: &str, role: Option<&str>) -> (String, String) {
+        let unit = Unit {
+            id: name.into(),
+            name: name.into(),
+            address: String::new(),
+            role: role.map(str::to_owned),
+            identities: Vec::new(),
+        };
+        let settings = declared.of(&unit);
+        (settings[&Knob::ServerIdleTimeout].to_string(), settings[&Knob::BackendMaxIdleConns].to_string())
+    }
+
+    fn is(idle: &str, total: &str) -> (String, String) {
+        (idle.into(), total.into())
+    }
+
+    #[test]
+    fn a_node_beats_a_role_and_a_role_the_policy_field_by_field() {
+        let declared = declared(&json!([
+            {"name": "a", "nodes": ["gw-1", "gw-2"], "limits": {"server": {"idleTimeout": "10s"}}},
+            {"name": "b", "role": "edge", "limits": {"server": {"idleTimeout": "20s"}, "backend": {"maxIdleConns": 50, "requestTimeout": "1s"}}},
+        ]));
+        assert_eq!(of(&declared, "gw-0", None), is("1m40s", "100"));
+        assert_eq!(of(&declared, "gw-0", Some("edge")), is("20s", "50"));
+        assert_eq!(of(&declared, "gw-0", Some("core")), is("1m40s", "100"));
+        assert_eq!(of(&declared, "gw-1", None), is("10s", "100"));
+        assert_eq!(of(&declared, "gw-2", Some("edge")), is("10s", "50"));
+        assert_eq!(declared.unsupported, BTreeSet::from([Knob::BackendRequestTimeout]));
+    }
+
+    #[test]
+    fn an_override_is_tightened_towards_the_same_floor() {
+        let declared = declared(&json!([{"name": "a", "nodes": ["gw-1"], "limits": {"server": {"idleTimeout": "60s"}}}]));
+        let floor = Settings::from([(Knob::ServerIdleTimeout, Value::Duration(Duration::from_secs(20)))]);
+        let half = declared.at(&floor, 50);
+        assert_eq!((of(&half, "gw-0", None), of(&half, "gw-1", None)), (is("1m", "100"), is("40s", "100")));
+        assert_eq!(declared.at(&floor, 100), declared);
+        assert_eq!(of(&declared.at(&floor, 0), "gw-1", None), is("20s", "100"));
+    }
+
+    #[test]
+    fn an_override_that_does_not_fit_the_rest_is_named() {
+        let floor = Settings::from([(Knob::ServerIdleTimeout, Value::Duration(Duration::from_secs(20)))]);
+        let said = |overrides: &Json| declared(overrides).invalid(&floor).unwrap_or_default();
+        assert_eq!(said(&json!([{"name": "a", "nodes": ["n"], "limits": {"server": {"idleTimeout": "20s"}}}])), "");
+        let low = said(&json!([{"name": "a", "nodes": ["n"], "limits": {"server": {"idleTimeout": "19s"}}}]));
+        assert!(low.starts_with("override a: adaptive.floor.server.idleTimeout 20s exceeds the limit 19s"), "{low}");
+        let apart = said(&json!([{"name": "a", "role": "r", "limits": {"backend": {"maxIdleConns": 9}}}]));
+        assert_eq!(
+            apart,
+            "override a: backend.maxIdleConnsPerHost 10 exceeds backend.maxIdleConns 9; lower the first or raise the second"
+        );
+        let twice = said(&json!([{"name": "a", "nodes": ["n"], "limits": {}}, {"name": "b", "nodes": ["n"], "limits": {}}]));
+        assert!(twice.contains("node n is named twice"), "{twice}");
+    }
+
+    #[test]
+    fn limits_beat_the_preset_and_what_has_no_place_is_named_only_where_it_was_written() {
+        let traits = Traits {
+            capability: |knob| match knob {
+                Knob::ServerIdleTimeout | Knob::IntraClusterMaxIdleConns | Knob::BackendMaxIdleConns => Capability::Hot,
+                _ => Capability::Unsupported,
+            },
+            // A time is less than any count.
+            cap: |_, value| value.min(Value::Count(1500)),
+            ..TRAITS
+        };
+        let spec: IdleConnectionPolicySpec = from_value(json!({
+            "target": {"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "x"}}}},
+            "preset": "Production",
+            "limits": {"backend": {"maxIdleConns": 1900, "maxConnsPerHost": 9}},
+            "adaptive": {"floor": {"server": {"idleTimeout": "5s"}, "backend": {"maxConnsPerHost": 3}}},
+        }))
+        .expect("a spec");
+        let declared = declare(&spec, &traits);
+        let said = |settings: &Settings| settings.iter().map(|(knob, value)| format!("{knob} {value}")).collect::<Vec<_>>();
+        assert_eq!(
+            said(&declared.settings),
+            ["server.idleTimeout 30s", "intraCluster.maxIdleConns 1500", "backend.maxIdleConns 1900"]
+        );
+        assert_eq!(said(&declared.capped), ["intraCluster.maxIdleConns 1500"], "a preset is capped, a limit is not");
+        assert_eq!(declared.unsupported, BTreeSet::from([Knob::BackendMaxConnsPerHost]));
+        assert_eq!(declared.written, BTreeSet::from([Knob::BackendMaxIdleConns, Knob::BackendMaxConnsPerHost]));
+        assert_eq!(said(&floor(&spec, &traits)), ["server.idleTimeout 5s"]);
+    }
+
+    #[test]
+    fn a_file_has_the_fields_that_it_has_a_place_for() {
+        let traits = Traits { fields: Some(&[(Knob::ServerIdleTimeout, "x")]), ..TRAITS };
+        assert_eq!(traits.capability(Knob::ServerIdleTimeout), Capability::Reported);
+        assert_eq!(traits.capability(Knob::BackendMaxIdleConns), Capability::Unsupported);
+        assert_eq!(TRAITS.capability(Knob::BackendMaxIdleConns), Capability::Hot);
+    }
+
+    #[test]
+    fn a_provider_has_its_own() {
+        let declared =
+            declared(&json!([{"name": "a", "provider": "anthropic", "limits": {"backend": {"idleConnTimeout": "9s"}}}]));
+        let idle = GoDuration::from(Duration::from_secs(9)).get().map(Value::Duration);
+        assert_eq!(declared.providers["anthropic"].get(&Knob::BackendIdleConnTimeout).copied(), idle);
+        assert!(declared.overrides.is_empty());
+    }
 }

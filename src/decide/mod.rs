@@ -184,7 +184,7 @@ pub fn decide(input: &Input<'_>) -> Plan {
     plan.desired = input.declared.clone();
     plan.control.adaptation = None;
     if let (Some(adaptive), Some(outcome)) = (&input.adaptive, &plan.outcome) {
-        plan.desired.settings = openness::at(&input.declared.settings, adaptive.floor, outcome.state.openness);
+        plan.desired = input.declared.at(adaptive.floor, outcome.state.openness);
         plan.control.adaptation = Some(outcome.state.encode());
     }
     // What was just decided is not drift, and neither is what was decided and not yet seen to be everywhere.
@@ -192,7 +192,7 @@ pub fn decide(input: &Input<'_>) -> Plan {
     let mut wanted = BTreeMap::new();
     for (unit, state) in input.units {
         let saved = input.saved.get(&unit.id).map(|saved| &saved.sites);
-        let settings = settings(&plan.desired, input.traits, state, saved);
+        let settings = settings(&plan.desired, input.traits, unit, state, saved);
         for (site, stored) in &state.sites {
             let Some(&declared) = settings.get(&site.knob) else { continue };
             let original = saved.and_then(|sites| sites.get(site));
@@ -238,8 +238,8 @@ fn look(input: &Input<'_>, adaptive: &Adaptive<'_>) -> Outcome {
     let Adaptive { tuning, floor, state, signal, now, .. } = *adaptive;
     let declared = &input.declared.settings;
     let changed = input.previous.control.as_ref().map(|control| control.changed.clone()).unwrap_or_default();
-    let states = input.units.iter().map(|(_, state)| state);
-    let standing = standing(declared, floor, state, input.traits, input.started, &changed, states);
+    let units = input.units.iter().map(|(unit, state)| (unit, state));
+    let standing = standing(input.declared, floor, state, input.traits, input.started, &changed, units);
     adapt::step(tuning, &adaptive.facts(declared, input.suspend, standing), state, signal, now)
 }
 
@@ -322,18 +322,18 @@ pub struct Standing {
 /// See [`Standing`].
 #[must_use]
 pub fn standing<'a>(
-    declared: &Settings,
+    declared: &Declared,
     floor: &Settings,
     loop_state: &State,
     traits: &Traits,
     started: &BTreeMap<String, i64>,
     changed: &BTreeMap<Knob, i64>,
-    units: impl IntoIterator<Item = &'a UnitState>,
+    units: impl IntoIterator<Item = (&'a Unit, &'a UnitState)>,
 ) -> Standing {
-    let wanted = openness::at(declared, floor, loop_state.openness);
-    let wanted: Settings = wanted.into_iter().filter(|(knob, _)| floor.contains_key(knob)).collect();
+    let desired = declared.at(floor, loop_state.openness);
     let (mut nodes, mut using) = (0, 0);
-    for state in units {
+    for (unit, state) in units {
+        let wanted: Settings = desired.of(unit).into_iter().filter(|(knob, _)| floor.contains_key(knob)).collect();
         for node in &state.nodes {
             nodes += 1;
             let Ok(stored) = &node.stored else { continue };
@@ -349,19 +349,22 @@ pub fn standing<'a>(
     }
     Standing {
         in_effect: using * 2 > nodes,
-        needs_restart: wanted.keys().any(|knob| match traits.capability(*knob) {
-            Capability::AfterRestart => true,
-            Capability::Reported => traits.rolling,
-            Capability::Hot | Capability::Unsupported => false,
+        needs_restart: floor.keys().filter(|knob| desired.settings.contains_key(knob)).any(|knob| {
+            match traits.capability(*knob) {
+                Capability::AfterRestart => true,
+                Capability::Reported => traits.rolling,
+                Capability::Hot | Capability::Unsupported => false,
+            }
         }),
     }
 }
 
 /// What one unit is to hold: what is declared, and what has to go with it.
 #[must_use]
-pub fn settings(declared: &Declared, traits: &Traits, state: &UnitState, saved: Option<&Sites>) -> Settings {
-    let mut settings = (traits.companions)(&declared.settings, state, saved);
-    settings.extend(&declared.settings);
+pub fn settings(declared: &Declared, traits: &Traits, unit: &Unit, state: &UnitState, saved: Option<&Sites>) -> Settings {
+    let wanted = declared.of(unit);
+    let mut settings = (traits.companions)(&wanted, state, saved);
+    settings.extend(wanted);
     settings
 }
 

@@ -17,6 +17,8 @@ pub struct Unit {
     pub name: String,
     /// Where it is reached, `scheme://host:port`.
     pub address: String,
+    /// What its pod calls its part (`app.kubernetes.io/component`), where it is one and does.
+    pub role: Option<String>,
     /// Everything it could be recognised by when another policy points at it too.
     pub identities: Vec<String>,
 }

@@ -30,7 +30,7 @@ fn seconds(n: u64) -> Value {
 }
 
 fn unit(id: &str) -> Unit {
-    Unit { id: id.into(), name: id.into(), address: "http://127.0.0.1:1".into(), identities: vec![id.into()] }
+    Unit { id: id.into(), name: id.into(), address: "http://127.0.0.1:1".into(), role: None, identities: vec![id.into()] }
 }
 
 fn holding(secs: Option<u64>) -> UnitState {
@@ -393,14 +393,14 @@ fn open_files_bound_the_pools_share() {
 
 #[test]
 fn what_most_nodes_use_is_in_effect() {
-    let declared = Settings::from([(KNOB, seconds(30))]);
+    let declared = Declared { settings: Settings::from([(KNOB, seconds(30))]), ..Declared::default() };
     let floor = Settings::from([(KNOB, seconds(5))]);
     let restarts = Traits { capability: |_| Capability::AfterRestart, ..TRAITS };
     let standing = |held: &[u64], traits: &Traits, changes: Vec<(i64, state::Way)>, changed: BTreeMap<Knob, i64>| {
         let state = State { changes, ..State::default() };
         let started = BTreeMap::from([("n".to_owned(), 1000)]);
-        let units: Vec<_> = held.iter().map(|secs| holding(Some(*secs))).collect();
-        super::standing(&declared, &floor, &state, traits, &started, &changed, &units)
+        let units: Vec<_> = held.iter().map(|secs| (unit("n"), holding(Some(*secs)))).collect();
+        super::standing(&declared, &floor, &state, traits, &started, &changed, units.iter().map(|(unit, state)| (unit, state)))
     };
     let hot = |held: &[u64]| standing(held, &TRAITS, Vec::new(), BTreeMap::new()).in_effect;
     assert_eq!(
@@ -487,7 +487,7 @@ fn pools_are_bounded_by_the_highest_limit_that_a_process_may_still_use() {
             process: None,
             uses: None,
         };
-        let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), identities: Vec::new() };
+        let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None, identities: Vec::new() };
         let state = UnitState { nodes: stored.iter().enumerate().map(node).collect(), ..UnitState::default() };
         let saved = Saved {
             name: "u".into(),

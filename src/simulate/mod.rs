@@ -159,7 +159,8 @@ impl Virtual {
     /// As declared.
     #[must_use]
     pub fn new(declared: &Settings) -> Self {
-        let unit = Unit { id: "simulated".into(), name: "simulated".into(), address: String::new(), identities: Vec::new() };
+        let unit =
+            Unit { id: "simulated".into(), name: "simulated".into(), address: String::new(), role: None, identities: Vec::new() };
         let mut new = Self { unit, state: UnitState::default() };
         for (knob, value) in declared {
             new.state.sites.insert(site(*knob), Stored { value: Some(*value), raw: None });

@@ -15,6 +15,8 @@ pub struct Place {
     pub name: String,
     /// `scheme://host:port`; of a pod that mounts a file its IP alone, and nothing as long as it has none.
     pub address: String,
+    /// What its pod calls its part (`app.kubernetes.io/component`), where it is one and does.
+    pub role: Option<String>,
     /// What else is known of a pod that mounts a file.
     pub pod: Option<PodFacts>,
 }

@@ -9,14 +9,14 @@ pub mod configmap;
 pub mod endpoint;
 pub mod go_duration;
 
-use std::sync::Arc;
+use std::{collections::BTreeMap, sync::Arc};
 
 use futures::future::BoxFuture;
 
 pub use self::endpoint::{AllowList, Place, PodFacts};
 use crate::{
     api::{
-        Format,
+        Format, Settings,
         policy::{Target as Spec, TargetType},
     },
     decide::{Cause, Change, Fault, Traits, Unit, UnitState},
@@ -78,17 +78,23 @@ pub fn traits(spec: &Spec) -> Traits {
     }
 }
 
-/// Connects a spec's target; `places` are the addresses it was found at.
+/// Connects a spec's target; `places` are the addresses it was found at, and `providers` what a file says of them.
 ///
 /// # Errors
 /// Where the spec does not say what its type is about, which the API server refuses.
-pub fn connect(spec: &Spec, places: Vec<Place>, credentials: Credentials, reach: Reach) -> Result<Arc<dyn Target>, Fault> {
+pub fn connect(
+    spec: &Spec,
+    providers: &BTreeMap<String, Settings>,
+    places: Vec<Place>,
+    credentials: Credentials,
+    reach: Reach,
+) -> Result<Arc<dyn Target>, Fault> {
     Ok(match spec.type_ {
         TargetType::AIStore => Arc::new(aistore::AIStore::new(places, credentials, reach.pool)),
         TargetType::Caddy => Arc::new(caddy::Caddy::new(places, credentials, reach.pool)),
         TargetType::ConfigMap => {
             let unset = || Fault::new(Cause::NotFound, "spec.target.configMap is not set");
-            Arc::new(configmap::ConfigMap::new(spec.config_map.clone().ok_or_else(unset)?, places, reach))
+            Arc::new(configmap::ConfigMap::new(spec.config_map.clone().ok_or_else(unset)?, providers.clone(), places, reach))
         }
     })
 }

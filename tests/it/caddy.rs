@@ -17,6 +17,49 @@ fn at(place: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn some_nodes_have_limits_of_their_own() {
+    let world = World::new("overrides").await;
+    let nodes = [Caddy::typical().await, Caddy::typical().await, Caddy::typical().await];
+    for (n, (node, role)) in nodes.iter().zip(["edge", "edge", "core"]).enumerate() {
+        world.pod(&format!("gw-{n}"), &json!({"app": "gateway", "app.kubernetes.io/component": role}), node).await;
+    }
+    let mut policy = json!({"target": gateway(), "limits": limits(), "overrides": [
+        {"name": "edge", "role": "edge", "limits": {"server": {"idleTimeout": "10s"}, "backend": {"maxIdleConnsPerHost": 50}}},
+        {"name": "small", "nodes": ["gw-1"], "limits": {"server": {"idleTimeout": "5s"}}},
+    ]});
+    world.apply("gw", &policy).await;
+    let status = world.until("gw", "three nodes", |s| s.nodes.as_ref().is_some_and(|n| n.summary == "3/3")).await;
+    let held = || async {
+        let mut all = Vec::new();
+        for node in &nodes {
+            let servers = node.servers().await;
+            let per_host = servers.pointer(&at("keep_alive/max_idle_conns_per_host")).unwrap().as_u64().unwrap();
+            all.push((servers["web"]["idle_timeout"].as_str().unwrap().to_owned(), per_host));
+        }
+        all
+    };
+    let is = |all: [(&str, u64); 3]| all.map(|(idle, per_host)| (idle.to_owned(), per_host));
+    assert_eq!(held().await, is([("10s", 50), ("5s", 50), ("30s", 100)]));
+    assert_eq!(find(&status, "Programmed").unwrap().reason, "Programmed");
+    // What not all nodes share is not said of them all.
+    let programmed = status.limits.as_ref().unwrap().programmed.as_ref().unwrap();
+    assert_eq!((&programmed.server, programmed.backend.as_ref().unwrap().max_idle_conns_per_host), (&None, None));
+
+    policy["overrides"] = json!([]);
+    policy.as_object_mut().unwrap().remove("overrides");
+    world.apply("gw", &policy).await;
+    eventually("all nodes are alike", || async { (held().await == is([("30s", 100); 3])).then_some(()) }).await;
+    policy["overrides"] = json!([
+        {"name": "a", "nodes": ["gw-1"], "limits": {"server": {"idleTimeout": "9s"}}},
+        {"name": "b", "nodes": ["gw-1"], "limits": {"server": {"idleTimeout": "8s"}}},
+    ]);
+    world.apply("gw", &policy).await;
+    let status = world.until_condition("gw", "Accepted", "False", "Invalid").await;
+    assert!(find(&status, "Accepted").unwrap().message.contains("gw-1 is named twice"));
+    assert_eq!(held().await, is([("30s", 100); 3]), "nothing is written that is not clear");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_policy_reaches_every_pod_and_goes_without_a_trace() {
     let world = World::new("life").await;
     let nodes = [Caddy::typical().await, Caddy::typical().await, Caddy::typical().await];
@@ -49,7 +92,12 @@ async fn a_policy_reaches_every_pod_and_goes_without_a_trace() {
         assert_eq!(node.servers().await, typical());
     }
     assert_eq!(stranger.servers().await, typical());
-    assert_eq!(world.events("gw").await, ["Accepted", "Programmed", "Restored"]);
+    let mut events = world.events("gw").await;
+    // Advice is given with the first report, whether all nodes have answered by then or not.
+    events.retain(|reason| reason != "Advice");
+    assert_eq!(events, ["Accepted", "Programmed", "Restored"]);
+    let advice = world.event_notes("gw").await.into_iter().filter(|(reason, _)| reason == "Advice").map(|(_, note)| note);
+    assert_eq!(advice.collect::<Vec<_>>().len(), 1, "once for a generation");
     assert!(world.originals("gw").await.1.is_empty());
 }
 

@@ -245,6 +245,34 @@ async fn a_field_without_a_place_in_the_format_is_named() {
     .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_provider_has_limits_of_its_own() {
+    let world = World::new("provider").await;
+    pod(&world, "gw-0", &json!({"app": "gateway"}), &json!({}), "").await;
+    let spec = |most: u32| {
+        json!({
+            "target": target("http-connection-pool"),
+            "limits": {"backend": {"maxConnsPerHost": 100, "maxIdleConnsPerHost": 20}},
+            "overrides": [{"name": "a", "provider": "anthropic", "limits": {"backend": {"maxConnsPerHost": most}}}],
+        })
+    };
+    for most in [20, 30] {
+        world.apply("gw", &spec(most)).await;
+        eventually("the file has the provider's own", || async {
+            let pool: Json = serde_json::from_str(&text(&world).await?).ok()?;
+            (pool["global"]["maxSockets"] == 100 && pool["providers"]["anthropic"]["maxSockets"] == most).then_some(())
+        })
+        .await;
+        world.until_programmed("gw").await;
+    }
+    world.apply("gw", &json!({"target": target("http-connection-pool"), "limits": spec(1)["limits"]})).await;
+    eventually("the provider is gone", || async {
+        let pool: Json = serde_json::from_str(&text(&world).await?).ok()?;
+        (pool["providers"] == json!({})).then_some(())
+    })
+    .await;
+}
+
 /// A Deployment of one pod, as its controllers would have it.
 async fn deployment(world: &World) -> Api<Deployment> {
     let deployments = Api::<Deployment>::namespaced(world.client.clone(), &world.namespace);

@@ -139,7 +139,10 @@ async fn a_kill_after_any_write_changes_nothing() {
     assert_eq!(expected.restored, [typical(), typical()]);
     assert_eq!(expected.corrected, expected.edited);
     let reasons: Vec<_> = expected.events.iter().map(|((reason, _), n)| (reason.as_str(), *n)).collect();
-    assert_eq!(reasons, [("Accepted", 1), ("DriftCorrected", 1), ("DriftDetected", 1), ("Programmed", 2), ("Restored", 1)]);
+    assert_eq!(
+        reasons,
+        [("Accepted", 1), ("Advice", 2), ("DriftCorrected", 1), ("DriftDetected", 1), ("Programmed", 2), ("Restored", 1)]
+    );
     assert!((18..30).contains(&writes), "{writes} writes in a life; is one missing, or one made twice?");
 
     killed_after_each(writes, &expected, life).await;

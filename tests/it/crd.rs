@@ -1,7 +1,9 @@
 //! What the API server takes and refuses, and with which sentence: server-side dry run on the real thing.
 
+use std::path::Path;
+
 use axum::http;
-use idleconn_operator::api::IdleConnectionPolicy;
+use idleconn_operator::{api::IdleConnectionPolicy, cli::lint};
 use kube::{Api, api::PostParams};
 use serde_json::{Value as Json, json};
 
@@ -186,6 +188,46 @@ fn table() -> Vec<(Json, &'static str)> {
         ),
         (file(&json!({}), &json!({"limits": {"server": {"maxRequestsPerConn": -1}}})), "maxRequestsPerConn"),
         (file(&json!({}), &json!({"limits": {"backend": {"maxConnLifetime": "10m", "requestTimeout": "30s"}}})), OK),
+        // Overrides
+        (
+            caddy(
+                &json!({"overrides": [{"name": "small", "nodes": ["gw-3"], "limits": {"backend": {"maxIdleConns": 9}}}, {"name": "edge", "role": "edge", "limits": {}}]}),
+            ),
+            OK,
+        ),
+        (caddy(&json!({"overrides": [{"name": "small", "limits": {}}]})), "overrides: set exactly one of role, nodes, provider"),
+        (
+            caddy(&json!({"overrides": [{"name": "small", "nodes": ["gw-3"], "role": "edge", "limits": {}}]})),
+            "overrides: set exactly one of role, nodes, provider",
+        ),
+        (
+            caddy(&json!({"overrides": [{"name": "a", "provider": "anthropic", "limits": {}}]})),
+            "provider for a ConfigMap in the format http-connection-pool",
+        ),
+        (ais(&json!({"overrides": [{"name": "a", "nodes": ["t1"], "limits": {}}]})), "other targets take none"),
+        (
+            file(&json!({}), &json!({"overrides": [{"name": "a", "provider": "anthropic", "limits": {}}]})),
+            "role and nodes are for Caddy",
+        ),
+        (
+            file(
+                &json!({"format": "http-connection-pool"}),
+                &json!({"overrides": [{"name": "a", "provider": "anthropic", "limits": {"backend": {"maxConnsPerHost": 20}}}]}),
+            ),
+            OK,
+        ),
+        (
+            caddy(
+                &json!({"overrides": [{"name": "a", "role": "edge", "limits": {}}, {"name": "b", "role": "edge", "limits": {}}]}),
+            ),
+            "overrides: a role or provider may be named once only",
+        ),
+        (
+            caddy(
+                &json!({"overrides": [{"name": "a", "role": "edge", "limits": {}}, {"name": "a", "role": "core", "limits": {}}]}),
+            ),
+            "Duplicate value",
+        ),
         // Presets that set what others leave
         (file(&json!({}), &json!({"preset": "HighTraffic"})), OK),
         (
@@ -388,6 +430,19 @@ fn adaptive_cases() -> Vec<(Json, &'static str)> {
     ]
 }
 
+/// The sentences of the rules.
+fn messages(value: &Json, into: &mut Vec<String>) {
+    match value {
+        Json::Object(map) => {
+            let rules = map.get("x-kubernetes-validations").and_then(Json::as_array);
+            into.extend(rules.into_iter().flatten().filter_map(|rule| rule["message"].as_str().map(str::to_owned)));
+            map.values().for_each(|value| messages(value, into));
+        }
+        Json::Array(items) => items.iter().for_each(|item| messages(item, into)),
+        _ => {}
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn every_refusal_names_the_field_and_the_fix() {
     let client = cluster::client().await;
@@ -398,8 +453,23 @@ async fn every_refusal_names_the_field_and_the_fix() {
     let table = table();
     assert!(table.len() >= 60);
     let mut wrong = Vec::new();
+    let mut sentences = Vec::new();
+    let linter = lint::Linter::new().unwrap();
+    messages(&idleconn_operator::api::crd::crd(), &mut sentences);
     for (spec, sentence) in &table {
         let object = json!({"apiVersion": "idleconn.io/v1alpha1", "kind": "IdleConnectionPolicy", "metadata": {"name": "p"}, "spec": spec});
+        // `lint` says without a cluster what the API server says; where the sentence is the CRD's own, word for word.
+        let linted: Vec<_> =
+            linter.file(Path::new("p.yaml"), &object.to_string(), None).1.into_iter().filter(|found| found.is_error).collect();
+        let rule = sentences.iter().any(|rule| rule.contains(*sentence));
+        let agrees = match *sentence {
+            OK => linted.is_empty(),
+            sentence if rule => linted.iter().any(|found| found.message.contains(sentence)),
+            _ => !linted.is_empty(),
+        };
+        if !agrees {
+            wrong.push(format!("{spec}: expected {sentence:?}, lint says {linted:#?}"));
+        }
         let request =
             http::Request::post(&url).header("content-type", "application/json").body(object.to_string().into_bytes()).unwrap();
         match (client.request::<Json>(request).await, *sentence) {

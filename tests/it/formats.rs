@@ -97,7 +97,7 @@ fn go_reads_yaml_json_and_an_environment_by_its_own_names() {
     for format in [Format::Yaml, Format::Json, Format::Env] {
         for (about, limits) in cases() {
             let name = format!("http.{}", format.name());
-            let files = Files::new(&format!("{}-{about}", format.name()), &format.render(&limits), &name);
+            let files = Files::new(&format!("{}-{about}", format.name()), &format.render(&limits, &BTreeMap::new()), &name);
             let read = understood(Command::new(service::program()).arg("-print").arg("-config").arg(files.0.join(&name)));
             assert_eq!(read, go_names(&limits), "{format:?} {about}");
         }
@@ -108,7 +108,8 @@ fn go_reads_yaml_json_and_an_environment_by_its_own_names() {
 fn node_reads_an_http_connection_pool() {
     let dir = Path::new(ROOT).join("examples/node-service");
     for (about, limits) in cases() {
-        let files = Files::new(&format!("node-{about}"), &Format::HttpConnectionPool.render(&limits), "http.json");
+        let files =
+            Files::new(&format!("node-{about}"), &Format::HttpConnectionPool.render(&limits, &BTreeMap::new()), "http.json");
         let read = understood(
             Command::new("node").arg("main.js").current_dir(&dir).args(["--print", "--config"]).arg(files.0.join("http.json")),
         );
@@ -125,6 +126,14 @@ fn node_reads_an_http_connection_pool() {
         }
         assert_eq!(read, json!({"enabled": true, "global": global, "providers": {}}), "{about}");
     }
+    // A provider has what is its own; the rest is the global.
+    let providers =
+        BTreeMap::from([("anthropic".to_owned(), Settings::from([(Knob::BackendMaxConnsPerHost, Value::Count(20))]))]);
+    let files = Files::new("node-provider", &Format::HttpConnectionPool.render(&every_limit(), &providers), "http.json");
+    let read = understood(
+        Command::new("node").arg("main.js").current_dir(&dir).args(["--print", "--config"]).arg(files.0.join("http.json")),
+    );
+    assert_eq!(read["providers"], json!({"anthropic": {"keepAlive": true, "maxSockets": 20}}));
     let tests = ran(Command::new("node").arg("--test").current_dir(&dir));
     assert!(tests.contains("fail 0") && !tests.contains("pass 0"), "{tests}");
 }
@@ -135,7 +144,8 @@ fn thanos_reads_its_http_config() {
     let program = Path::new(ROOT).join(format!("target/objstore-reader-{}", std::process::id()));
     ran(Command::new("go").current_dir(dir).args(["build", "-o"]).arg(&program).arg("."));
     for (about, limits) in cases() {
-        let files = Files::new(&format!("thanos-{about}"), &Format::ThanosObjstore.render(&limits), "objstore.yaml");
+        let files =
+            Files::new(&format!("thanos-{about}"), &Format::ThanosObjstore.render(&limits, &BTreeMap::new()), "objstore.yaml");
         let read = understood(Command::new(&program).arg(files.0.join("objstore.yaml")));
         for (knob, name) in Format::ThanosObjstore.fields() {
             let expected: Json = match limits.get(knob) {
@@ -153,7 +163,7 @@ fn thanos_reads_its_http_config() {
 #[test]
 fn nginx_takes_its_directives() {
     for (about, limits) in cases() {
-        let files = Files::new(&format!("nginx-{about}"), &Format::Nginx.render(&limits), "http.conf");
+        let files = Files::new(&format!("nginx-{about}"), &Format::Nginx.render(&limits, &BTreeMap::new()), "http.conf");
         let dir = files.0.display();
         let main = files.add(
             "nginx.conf",
@@ -179,12 +189,12 @@ fn nginx_takes_its_directives() {
 #[test]
 fn haproxy_takes_its_defaults() {
     for (about, limits) in cases() {
-        let files = Files::new(&format!("haproxy-{about}"), &Format::Haproxy.render(&limits), "http.cfg");
+        let files = Files::new(&format!("haproxy-{about}"), &Format::Haproxy.render(&limits, &BTreeMap::new()), "http.cfg");
         // The time-outs that HAProxy wants everybody to have, where the policy does not set them.
-        let own = "timeout connect 5s\n timeout client 30s\n timeout server 30s";
+        let own = "timeout connect 5s\n timeout server 30s";
         let user = files.add(
             "user.cfg",
-            &format!("frontend in from idleconn\n {}\n bind 127.0.0.1:18998\n default_backend out\nbackend out from idleconn\n {own}\n server a 127.0.0.1:9\n", "timeout client 30s"),
+            &format!("frontend in from idleconn\n timeout client 30s\n bind 127.0.0.1:18998\n default_backend out\nbackend out from idleconn\n {own}\n server a 127.0.0.1:9\n"),
         );
         ran(Command::new("haproxy").arg("-c").arg("-f").arg(files.0.join("http.cfg")).arg("-f").arg(&user));
     }

@@ -3,7 +3,12 @@
 #[path = "../golden/mod.rs"]
 mod golden;
 
-use std::{collections::BTreeSet, fmt::Write as _, fs, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
+    fs,
+    path::Path,
+};
 
 use idleconn_operator::{
     api::{Format, Knob, Settings, crd, preset},
@@ -141,7 +146,7 @@ fn how_a_format_is_added() {
 fn what_each_format_looks_like() {
     for &format in Format::ALL {
         for (about, limits) in [("every-limit", &every_limit()), ("no-limit", &no_limit()), ("nothing-set", &Settings::new())] {
-            for (suffix, text) in format.render(limits) {
+            for (suffix, text) in format.render(limits, &BTreeMap::new()) {
                 check(&format!("tests/golden/formats/{}{suffix}.{about}.txt", format.name()), &text);
             }
         }

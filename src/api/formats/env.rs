@@ -20,7 +20,7 @@ pub(super) const FORMAT: Spec = Spec {
         (Knob::BackendResponseHeaderTimeout, "Backend_ResponseHeaderTimeout"),
         (Knob::BackendRequestTimeout, "Backend_Timeout"),
     ],
-    render: |named| {
+    render: |named, _| {
         let line = |value: &Value| match value {
             Value::Duration(time) => GoDuration::from(*time).to_string(),
             Value::Count(n) => n.to_string(),

@@ -14,7 +14,7 @@ pub(super) const FORMAT: Spec = Spec {
         (Knob::BackendMaxIdleConnsPerHost, "pool-max-conn"),
         (Knob::BackendIdleConnTimeout, "pool-purge-delay"),
     ],
-    render: |named| {
+    render: |named, _| {
         let mut lines = vec![format!("# {HEADER}"), "defaults idleconn".into(), "    mode http".into()];
         let mut server = String::new();
         for (_, name, value) in named {

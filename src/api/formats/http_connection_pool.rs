@@ -4,7 +4,7 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Spec, milliseconds};
+use super::{Named, Spec, milliseconds};
 use super::super::{Knob, Value};
 
 pub(super) const FORMAT: Spec = Spec {
@@ -16,18 +16,24 @@ pub(super) const FORMAT: Spec = Spec {
         (Knob::BackendIdleConnTimeout, "freeSocketTimeout"),
         (Knob::BackendMaxConnLifetime, "maxSocketLifetime"),
     ],
-    render: |named| {
-        let mut global = Map::from_iter([("keepAlive".to_owned(), Json::Bool(true))]);
-        for (_, name, value) in named {
-            let value = match value {
-                Value::Duration(time) => milliseconds(*time),
-                Value::Count(n) => u64::from(*n),
-            };
-            if value > 0 {
-                global.insert((*name).to_owned(), value.into());
-            }
-        }
-        vec![("", format!("{:#}\n", json!({"enabled": true, "global": global, "providers": {}})))]
+    render: |named, providers| {
+        let providers: Map<_, _> = providers.iter().map(|(provider, named)| (provider.clone(), agent(named))).collect();
+        vec![("", format!("{:#}\n", json!({"enabled": true, "global": agent(named), "providers": providers})))]
     },
     reader: "Node services (examples/node-service, agentkeepalive)",
 };
+
+/// What an agent is made with.
+fn agent(named: &Named) -> Json {
+    let mut agent = Map::from_iter([("keepAlive".to_owned(), Json::Bool(true))]);
+    for (_, name, value) in named {
+        let value = match value {
+            Value::Duration(time) => milliseconds(*time),
+            Value::Count(n) => u64::from(*n),
+        };
+        if value > 0 {
+            agent.insert((*name).to_owned(), value.into());
+        }
+    }
+    Json::Object(agent)
+}

@@ -4,6 +4,6 @@ use super::{GO, Spec, tree};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: GO,
-    render: |named| vec![("", format!("{:#}\n", tree(named)))],
+    render: |named, _| vec![("", format!("{:#}\n", tree(named)))],
     reader: "Go services (examples/go-service)",
 };

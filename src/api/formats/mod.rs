@@ -14,14 +14,21 @@ use super::{GoDuration, Knob, Settings, Value};
 pub struct Spec {
     /// The limits that it has a place for, and their names there.
     pub fields: &'static [(Knob, &'static str)],
-    /// The files: what comes after the key's name (nothing, for most), and the text. Only limits of `fields` are given.
-    pub render: fn(&Named) -> Vec<(&'static str, String)>,
+    /// The files: what comes after the key's name (nothing, for most), and the text. Only limits of `fields` are given; a format that
+    /// has no providers passes theirs over.
+    pub render: fn(&Named, &Providers) -> Files,
     /// Who reads it.
     pub reader: &'static str,
 }
 
 /// Limits that are set, by their names in a format, in the order of its fields.
 pub type Named = Vec<(Knob, &'static str, Value)>;
+
+/// The same, by provider.
+pub type Providers = BTreeMap<String, Named>;
+
+/// Texts, by what comes after the key's name.
+pub type Files = Vec<(&'static str, String)>;
 
 macro_rules! formats {
     ($($module:ident => $name:ident,)*) => {
@@ -79,15 +86,18 @@ impl Format {
 
     /// The files, by what comes after the key's name. A limit without a place is left out; the same limits are always the same bytes.
     #[must_use]
-    pub fn render(self, limits: &Settings) -> BTreeMap<&'static str, String> {
-        let named = self.fields().iter().filter_map(|(knob, name)| Some((*knob, *name, *limits.get(knob)?))).collect();
-        (self.spec().render)(&named).into_iter().collect()
+    pub fn render(self, limits: &Settings, providers: &BTreeMap<String, Settings>) -> BTreeMap<&'static str, String> {
+        let named = |limits: &Settings| -> Named {
+            self.fields().iter().filter_map(|(knob, name)| Some((*knob, *name, *limits.get(knob)?))).collect()
+        };
+        let providers = providers.iter().map(|(provider, limits)| (provider.clone(), named(limits))).collect();
+        (self.spec().render)(&named(limits), &providers).into_iter().collect()
     }
 
     /// What comes after the key's name in the files that there can be.
     #[must_use]
     pub fn suffixes(self) -> Vec<&'static str> {
-        (self.spec().render)(&Named::new()).into_iter().map(|(suffix, _)| suffix).collect()
+        (self.spec().render)(&Named::new(), &Providers::new()).into_iter().map(|(suffix, _)| suffix).collect()
     }
 }
 
@@ -143,16 +153,20 @@ mod tests {
     #[test]
     fn every_format_writes_what_it_has_a_place_for_and_always_the_same() {
         for &format in Format::ALL {
-            let whole = format.render(&everything());
-            assert_eq!(whole, format.render(&everything()), "{format:?}");
+            let whole = format.render(&everything(), &BTreeMap::new());
+            assert_eq!(whole, format.render(&everything(), &BTreeMap::new()), "{format:?}");
             assert_eq!(whole.keys().copied().collect::<Vec<_>>(), format.suffixes(), "{format:?}");
             for (knob, name) in format.fields() {
                 let mut without = everything();
                 without.remove(knob);
-                assert_ne!(whole, format.render(&without), "{format:?} does not write {knob} ({name})");
+                assert_ne!(whole, format.render(&without, &BTreeMap::new()), "{format:?} does not write {knob} ({name})");
                 let mut other = everything();
                 other.insert(*knob, if knob.is_count() { Value::Count(8) } else { Value::Duration(Duration::from_secs(8)) });
-                assert_ne!(whole, format.render(&other), "{format:?} does not write the value of {knob} ({name})");
+                assert_ne!(
+                    whole,
+                    format.render(&other, &BTreeMap::new()),
+                    "{format:?} does not write the value of {knob} ({name})"
+                );
             }
             assert!(whole.values().all(|text| text.ends_with('\n')), "{format:?}");
         }
@@ -163,7 +177,7 @@ mod tests {
         for &format in Format::ALL {
             let placed: Settings =
                 everything().into_iter().filter(|(knob, _)| format.fields().iter().any(|(k, _)| k == knob)).collect();
-            assert_eq!(format.render(&placed), format.render(&everything()), "{format:?}");
+            assert_eq!(format.render(&placed, &BTreeMap::new()), format.render(&everything(), &BTreeMap::new()), "{format:?}");
         }
     }
 

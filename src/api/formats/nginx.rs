@@ -1,7 +1,8 @@
 //! Directives for nginx: one file for the `http` block, and one, `KEY.upstream`, to be included in each `upstream` block.
 //!
-//! To nginx a time of 0 is no keep-alive at all, so "no limit" is written as a year; and there is no "no limit" of requests but a
-//! large number.
+//! To nginx a time of 0 is no keep-alive at all, so "no limit" is written as a year. There is no "no limit" of numbers either: of
+//! requests it is the largest number there is, and of idle connections ten thousand, for nginx reserves memory for each (some 150 bytes, in every
+//! worker process and for every upstream).
 
 use std::time::Duration;
 
@@ -9,8 +10,10 @@ use super::{HEADER, Spec, milliseconds};
 use super::super::{Knob, Value};
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
-/// The most that nginx takes for a number.
-const MOST: u32 = i32::MAX as u32;
+/// The most requests that nginx takes for a number.
+const REQUESTS: u32 = i32::MAX as u32;
+/// More idle connections than one upstream ever has.
+const CONNECTIONS: u32 = 10_000;
 
 pub(super) const FORMAT: Spec = Spec {
     fields: &[
@@ -21,13 +24,14 @@ pub(super) const FORMAT: Spec = Spec {
         (Knob::BackendIdleConnTimeout, "keepalive_timeout"),
         (Knob::BackendMaxConnLifetime, "keepalive_time"),
     ],
-    render: |named| {
+    render: |named, _| {
         let mut files = [vec![format!("# {HEADER}")], vec![format!("# {HEADER}")]];
         for (knob, name, value) in named {
             let value = match value {
                 Value::Duration(time) if time.is_zero() => format!("{}ms", milliseconds(YEAR)),
                 Value::Duration(time) => format!("{}ms", milliseconds(*time)),
-                Value::Count(0) => MOST.to_string(),
+                Value::Count(0) if *knob == Knob::ServerMaxRequestsPerConn => REQUESTS.to_string(),
+                Value::Count(0) => CONNECTIONS.to_string(),
                 Value::Count(n) => n.to_string(),
             };
             let server = matches!(knob, Knob::ServerIdleTimeout | Knob::ServerReadHeaderTimeout | Knob::ServerMaxRequestsPerConn);

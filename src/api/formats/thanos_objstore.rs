@@ -15,7 +15,7 @@ pub(super) const FORMAT: Spec = Spec {
         (Knob::BackendExpectContinueTimeout, "expect_continue_timeout"),
         (Knob::BackendResponseHeaderTimeout, "response_header_timeout"),
     ],
-    render: |named| {
+    render: |named, _| {
         let value = |value: &Value| match value {
             Value::Duration(time) => Json::from(GoDuration::from(*time).to_string()),
             Value::Count(n) => Json::from(*n),

@@ -4,7 +4,7 @@ use super::{GO, HEADER, Spec, tree};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: GO,
-    render: |named| {
+    render: |named, _| {
         let text = serde_saphyr::to_string(&tree(named)).unwrap_or_default();
         vec![("", format!("# {HEADER}\n{}\n", text.trim_end()))]
     },

@@ -202,6 +202,7 @@ impl Target for AIStore {
                 id: format!("aistore/{}", map.uuid),
                 name: place.name.clone(),
                 address: place.address.clone(),
+                role: None,
                 identities: vec![format!("aistore/{}", map.uuid)],
             }])
         }

@@ -136,6 +136,7 @@ impl Target for Caddy {
             id: place.id.clone(),
             name: place.name.clone(),
             address: place.address.clone(),
+            role: place.role.clone(),
             identities: vec![place.id.clone(), place.address.clone()],
         };
         let units = self.places.iter().map(unit).collect();

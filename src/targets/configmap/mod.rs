@@ -47,6 +47,7 @@ pub fn traits(format: Format) -> Traits {
 /// One key of a `ConfigMap`.
 pub struct ConfigMap {
     spec: Spec,
+    providers: BTreeMap<String, Settings>,
     places: Vec<Place>,
     reach: Reach,
 }
@@ -61,8 +62,8 @@ struct Found {
 impl ConfigMap {
     /// The key that pods at these places mount.
     #[must_use]
-    pub const fn new(spec: Spec, places: Vec<Place>, reach: Reach) -> Self {
-        Self { spec, places, reach }
+    pub const fn new(spec: Spec, providers: BTreeMap<String, Settings>, places: Vec<Place>, reach: Reach) -> Self {
+        Self { spec, providers, places, reach }
     }
 
     fn api(&self) -> Api<v1::ConfigMap> {
@@ -128,7 +129,12 @@ impl ConfigMap {
 
     /// The files, by key.
     fn files(&self, settings: &Settings) -> BTreeMap<String, String> {
-        self.spec.format.render(settings).into_iter().map(|(suffix, text)| (format!("{}{suffix}", self.spec.key), text)).collect()
+        self.spec
+            .format
+            .render(settings, &self.providers)
+            .into_iter()
+            .map(|(suffix, text)| (format!("{}{suffix}", self.spec.key), text))
+            .collect()
     }
 
     async fn apply(&self, settings: &Settings, created: bool) -> Result<v1::ConfigMap, Fault> {
@@ -223,7 +229,7 @@ impl Target for ConfigMap {
             self.find().await?;
             let id = format!("configmap/{}/{}/{}", self.reach.namespace, self.spec.name, self.spec.key);
             let name = format!("{}[{}]", self.spec.name, self.spec.key);
-            Ok(vec![Unit { id: id.clone(), name, address: String::new(), identities: vec![id] }])
+            Ok(vec![Unit { id: id.clone(), name, address: String::new(), role: None, identities: vec![id] }])
         }
         .boxed()
     }

@@ -21,7 +21,7 @@ pub fn leashed(program: impl AsRef<std::ffi::OsStr>) -> std::process::Command {
 }
 
 /// How long anything may take that has to come true.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Asks until the answer is yes: for what cannot be watched. Says what was waited for when it never comes.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
