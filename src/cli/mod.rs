@@ -3,6 +3,7 @@
 //! Lives here: the commands. Each is a function from what was read to text; only this file reads files and clusters.
 
 mod explain;
+pub mod lint;
 mod plot;
 
 use std::{fmt::Write as _, path::PathBuf};
@@ -35,6 +36,8 @@ pub struct Cli {
 pub enum Command {
     /// Says in sentences what a policy does, why, and what to do next.
     Explain(Explain),
+    /// Says what the API server would refuse in a file, and what there is to advise; without a cluster. Fails on an error.
+    Lint(Lint),
     /// Replays a task count through the code that decides, and prints each decision with its reason.
     Simulate(Simulate),
 }
@@ -53,6 +56,20 @@ pub struct Explain {
     /// The kubeconfig's context.
     #[arg(long)]
     pub context: Option<String>,
+}
+
+/// `lint`.
+#[derive(clap::Args, Debug)]
+pub struct Lint {
+    /// Files with policies, as YAML or JSON; other kinds in them are passed over.
+    #[arg(short, long = "file", required = true, num_args = 1..)]
+    pub files: Vec<PathBuf>,
+    /// Requests to one backend host at the same time, as measured: for advice on idle connections per host.
+    #[arg(long)]
+    pub concurrency: Option<f64>,
+    /// How it is printed.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
 }
 
 /// `simulate`.
@@ -111,6 +128,9 @@ pub enum Error {
     /// No threshold.
     #[error("the policy has no adaptive.signal.threshold.value, and a trace has no CPU count; give --threshold")]
     Threshold,
+    /// A policy that the API server would refuse; what there is to say is in it.
+    #[error("{0}")]
+    Refused(String),
     /// A plot.
     #[error("the plot cannot be written: {0}")]
     Plot(String),
@@ -137,6 +157,7 @@ pub enum Error {
 pub async fn run(cli: Cli) -> Result<String, Error> {
     match cli.command {
         Command::Explain(options) => explain(options).await,
+        Command::Lint(options) => linted(&options),
         Command::Simulate(options) => simulate(&options),
     }
 }
@@ -156,6 +177,31 @@ async fn explain(options: Explain) -> Result<String, Error> {
     let api = Api::<IdleConnectionPolicy>::namespaced(Client::try_from(config)?, &namespace);
     let policy = api.get_opt(&options.name).await?.ok_or(Error::NotFound { name: options.name, namespace })?;
     Ok(explain::sentences(&policy, jiff::Timestamp::now()))
+}
+
+fn linted(options: &Lint) -> Result<String, Error> {
+    let linter = lint::Linter::new().map_err(Error::Setup)?;
+    let mut findings = Vec::new();
+    let mut policies = 0;
+    for path in &options.files {
+        let text = std::fs::read_to_string(path).map_err(|error| Error::File(path.clone(), error))?;
+        let (count, found) = linter.file(path, &text, options.concurrency);
+        policies += count;
+        findings.extend(found);
+    }
+    let errors = findings.iter().filter(|finding| finding.is_error).count();
+    let said = match options.output {
+        Output::Json => {
+            let each = |finding: &lint::Finding| json!({"at": finding.at, "error": finding.is_error, "message": finding.message});
+            json!({"policies": policies, "findings": findings.iter().map(each).collect::<Vec<_>>()}).to_string() + "\n"
+        }
+        Output::Table => {
+            let lines: String = findings.iter().map(|finding| finding.to_string() + "\n").collect();
+            let summary = format!("{policies} policies, {errors} errors, {} pieces of advice", findings.len() - errors);
+            format!("{lines}{summary}\n")
+        }
+    };
+    if errors == 0 { Ok(said) } else { Err(Error::Refused(said.trim_end().to_owned())) }
 }
 
 fn simulate(options: &Simulate) -> Result<String, Error> {
