@@ -266,8 +266,11 @@ mod tests {
             Settings::from([(Knob::ServerIdleTimeout, seconds(100)), (Knob::BackendMaxIdleConns, Value::Count(9))]),
             Settings::from([(Knob::ServerIdleTimeout, seconds(20))]),
         );
-        for openness in [0, 40, 100] {
-            assert_eq!(infer(&limits, &floor, &at(&limits, &floor, openness)), openness);
+        for openness in [0, 40, 99, 100] {
+            let stored = at(&limits, &floor, openness);
+            let told = infer(&limits, &floor, &stored);
+            assert_eq!(at(&limits, &floor, told), stored);
+            assert!(told >= openness && (told == 100 || at(&limits, &floor, told + 1) != stored), "the widest that fits: {told}");
         }
         let stored = Settings::from([(Knob::ServerIdleTimeout, seconds(7))]);
         assert_eq!(infer(&limits, &floor, &stored), 100, "nothing of ours is as if untouched");
