@@ -15,7 +15,7 @@ use k8s_openapi::api::{
 };
 use kube::{
     Api,
-    api::{DeleteParams, Patch, PatchParams, PostParams},
+    api::{ApiResource, DeleteParams, DynamicObject, GroupVersionKind, Patch, PatchParams, PostParams},
     runtime::{WatchStreamExt as _, watcher},
 };
 use serde_json::{Value as Json, json};
@@ -373,6 +373,61 @@ async fn a_server_that_reads_its_file_once_is_rolled_out_once_for_a_change() {
     assert!(find(&status, "InEffect").unwrap().message.contains("maxPerDay"), "{:?}", find(&status, "InEffect"));
     let hash = deployments.get("gateway").await.unwrap().spec.unwrap().template.metadata.unwrap().annotations.unwrap();
     assert_eq!(hash["idleconn.io/config-hash"], second);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stateful_set_and_a_daemon_set_are_told_in_the_same_way() {
+    let rolled = json!({
+        "StatefulSet": {"replicas": 1, "updatedReplicas": 1, "readyReplicas": 1},
+        "DaemonSet": {
+            "currentNumberScheduled": 1, "desiredNumberScheduled": 1, "updatedNumberScheduled": 1, "numberAvailable": 1,
+            "numberMisscheduled": 0, "numberReady": 1,
+        },
+    });
+    for (kind, status) in rolled.as_object().unwrap() {
+        let world = World::new(&kind.to_lowercase()).await;
+        let resource = ApiResource::from_gvk(&GroupVersionKind::gvk("apps", "v1", kind));
+        let workloads = Api::<DynamicObject>::namespaced_with(world.client.clone(), &world.namespace, &resource);
+        let labels = json!({"app": "gateway"});
+        let object = json!({
+            "apiVersion": "apps/v1", "kind": kind, "metadata": {"name": "gateway"},
+            "spec": {"selector": {"matchLabels": labels}, "template": {
+                "metadata": {"labels": labels}, "spec": {"containers": [{"name": "service", "image": "service"}]},
+            }},
+        });
+        workloads.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
+        let complete = || async {
+            let mut status = status.clone();
+            status["observedGeneration"] = workloads.get("gateway").await.unwrap().metadata.generation.into();
+            workloads.patch_status("gateway", &PatchParams::default(), &Patch::Merge(json!({"status": status}))).await.unwrap();
+        };
+        let owner = json!({"ownerReferences": [{"apiVersion": "apps/v1", "kind": kind, "name": "gateway", "uid": "u", "controller": true}]});
+        pod(&world, "gw-0", &labels, &owner, "").await;
+        world.apply("gw", &limits(&json!({"limits": {"server": {"idleTimeout": "9s"}}, "restart": {"policy": "Rolling"}}))).await;
+        // Nothing is begun while a rollout of its own is not complete.
+        let status = world.until_condition("gw", "InEffect", "False", "RestartRequired").await;
+        assert!(
+            find(&status, "InEffect").unwrap().message.contains(&format!("{kind} gateway")),
+            "{:?}",
+            find(&status, "InEffect")
+        );
+        complete().await;
+        let hash = eventually("the template has a hash", || async {
+            let template = workloads.get("gateway").await.ok()?.data["spec"]["template"]["metadata"]["annotations"].clone();
+            template["idleconn.io/config-hash"].as_str().map(str::to_owned)
+        })
+        .await;
+        world.until_condition("gw", "InEffect", "False", "RollingOut").await;
+        Api::<Pod>::namespaced(world.client.clone(), &world.namespace)
+            .delete("gw-0", &DeleteParams::default().grace_period(0))
+            .await
+            .unwrap();
+        let mut told = owner.clone();
+        told["annotations"] = json!({"idleconn.io/config-hash": hash});
+        pod(&world, "gw-1", &labels, &told, "").await;
+        complete().await;
+        world.until_condition("gw", "InEffect", "True", "InEffect").await;
+    }
 }
 
 /// A hundred requests at the same time, through the client's own pool; how many were lost.
