@@ -121,4 +121,57 @@ mod tests {
             ([(SERVER, Some(30)), (Knob::BackendMaxIdleConns, Some(9))], [(SERVER, 6), (Knob::BackendMaxIdleConns, 5)]);
         assert_eq!(order(&from, &to), [[SERVER, Knob::BackendMaxIdleConns]]);
     }
+
+    /// What of these changes of a file may be written now.
+    fn may(from: &[(Knob, Option<u64>)], to: &[(Knob, u64)], uses: &[Option<bool>]) -> Vec<Knob> {
+        let node = |uses: &Option<bool>| crate::decide::NodeState {
+            name: "n".into(),
+            stored: Ok(std::collections::BTreeMap::new()),
+            uptime: None,
+            metrics: None,
+            process: None,
+            uses: *uses,
+        };
+        let state = UnitState {
+            sites: from.iter().map(|(knob, s)| (site(*knob), Stored { value: s.map(seconds), raw: None })).collect(),
+            nodes: uses.iter().map(node).collect(),
+            ..UnitState::default()
+        };
+        let changes: Vec<_> = to.iter().map(|(knob, s)| Change { site: site(*knob), to: To::Value(seconds(*s)) }).collect();
+        due(&changes, &state).into_iter().map(|change| change.site.knob).collect()
+    }
+
+    #[test]
+    fn a_files_narrower_pair_waits_for_everybody_to_use_the_wider_one() {
+        let (wide, narrow) = ([(CLIENT, Some(20)), (SERVER, Some(30))], [(CLIENT, Some(5)), (SERVER, Some(6))]);
+        let (used, behind) = (&[Some(true), Some(true)][..], &[Some(true), Some(false)][..]);
+        assert_eq!(
+            may(&wide, &[(CLIENT, 5), (SERVER, 6), (OTHER, 2)], used),
+            [CLIENT, OTHER],
+            "what widens goes first, whoever uses what"
+        );
+        assert_eq!(may(&wide, &[(CLIENT, 5), (SERVER, 6)], behind), [CLIENT]);
+        assert_eq!(may(&narrow, &[(CLIENT, 20), (SERVER, 30)], behind), [SERVER]);
+        let between = [(CLIENT, Some(5)), (SERVER, Some(30))];
+        assert_eq!(may(&between, &[(SERVER, 6)], behind), []);
+        assert_eq!(may(&between, &[(SERVER, 6)], used), [SERVER]);
+        assert_eq!(may(&between, &[(SERVER, 6)], &[Some(true), None]), [SERVER], "who says nothing is not waited for");
+    }
+
+    #[test]
+    fn a_file_with_one_side_or_none_yet_is_written_as_a_whole() {
+        let behind = &[Some(false)][..];
+        assert_eq!(may(&[(CLIENT, Some(20)), (OTHER, Some(1))], &[(CLIENT, 30), (OTHER, 2)], behind), [CLIENT, OTHER]);
+        assert_eq!(may(&[(SERVER, Some(20)), (OTHER, Some(1))], &[(SERVER, 10)], behind), [SERVER]);
+        assert_eq!(
+            may(&[(CLIENT, None), (SERVER, None)], &[(CLIENT, 5), (SERVER, 6)], behind),
+            [CLIENT, SERVER],
+            "the first file"
+        );
+        assert_eq!(
+            may(&[(CLIENT, Some(5)), (SERVER, None)], &[(SERVER, 6)], behind),
+            [],
+            "the second side comes to one that is in use"
+        );
+    }
 }

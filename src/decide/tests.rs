@@ -199,6 +199,113 @@ fn a_restarted_node_is_programmed_again_however_often_it_restarts() {
 }
 
 #[test]
+fn only_what_is_put_back_counts_as_a_contest_and_each_time_once() {
+    let counted = |policy, reason: &str| {
+        let mut scene = Scene::new(Some(77)).captured(Some(300)).settled();
+        scene.drift_policy = policy;
+        scene.previous.conditions.retain(|condition| condition.type_ != "Programmed");
+        scene.previous.conditions.push(programmed(reason));
+        let plan = scene.decide();
+        assert_eq!(plan.drift.len(), 1);
+        !plan.control.contended.is_empty()
+    };
+    assert!(counted(DriftPolicy::Correct, "Programmed"));
+    assert!(!counted(DriftPolicy::Correct, "Drifted"), "known already");
+    assert!(!counted(DriftPolicy::Report, "Programmed"), "left as it is");
+    assert!(!counted(DriftPolicy::Report, "Drifted"));
+}
+
+/// A file on three pods, of which some say that they use it.
+fn file(uses: [Option<bool>; 3]) -> (Scene, Traits) {
+    let mut scene = Scene::new(Some(30)).captured(None);
+    let state = &mut scene.units[0].1;
+    let node = state.nodes[0].clone();
+    state.nodes = uses
+        .iter()
+        .zip(["a", "b", "c"])
+        .map(|(uses, name)| NodeState { name: name.into(), uses: *uses, ..node.clone() })
+        .collect();
+    state.changed = Some(scene.now);
+    (scene, Traits { fields: Some(&[(KNOB, "IdleTimeout")]), ..TRAITS })
+}
+
+#[test]
+fn a_file_is_in_effect_when_every_pod_has_said_so() {
+    let said = |uses, later: i64| {
+        let (mut scene, traits) = file(uses);
+        scene.now += jiff::SignedDuration::from_secs(later);
+        let plan = Plan { desired: scene.declared.clone(), ..Plan::default() };
+        let results = [UnitResult { unit: scene.units[0].0.clone(), state: Ok(scene.units[0].1.clone()), write: None }];
+        let seen = Seen {
+            generation: Some(1),
+            suspend: false,
+            declared: &scene.declared,
+            traits: &traits,
+            problem: None,
+            units: &results,
+            plan: &plan,
+            saved: &scene.saved,
+            original: None,
+            started: &BTreeMap::new(),
+            adaptive: None,
+            advice: &[],
+            previous: &scene.previous,
+            now: scene.now,
+        };
+        let status = report(&seen).0;
+        let condition = conditions::find(&status, "InEffect").expect("a condition").clone();
+        let in_effect = status.limits.is_some_and(|limits| limits.in_effect.is_some());
+        (condition.reason, condition.message, in_effect, status.nodes.map_or(0, |nodes| nodes.in_effect))
+    };
+    let (yes, no) = (Some(true), Some(false));
+    assert_eq!(said([yes; 3], 0), ("InEffect".into(), "The processes of all 3 nodes use the declared limits".into(), true, 3));
+    let (reason, message, in_effect, count) = said([yes, no, None], 179);
+    assert_eq!((reason.as_str(), in_effect, count), ("Propagating", false, 1));
+    assert_eq!(message, "1 of 3 nodes use them; 1 say that they do not, b for one; a file takes a minute or two to reach a pod");
+    let (reason, message, ..) = said([yes, no, None], 180);
+    assert_eq!(reason, "RestartRequired");
+    assert!(message.contains("do they read the file again"), "{message}");
+    let (reason, message, in_effect, count) = said([yes, None, None], 0);
+    assert_eq!((reason.as_str(), in_effect, count), ("Unknown", false, 1));
+    assert_eq!(message, "1 of 3 nodes use them; the others do not say what they use, and are older than the file");
+}
+
+#[test]
+fn advice_is_given_once_for_a_generation_and_not_while_something_stands_in_the_way() {
+    let advice = |n: usize| vec![advice::Advice { rule: "free-share", sentence: "too many are free".into() }; n];
+    let told = |n, advised, problem: bool| {
+        let scene = Scene::new(Some(30));
+        let obstacle = conditions::Problem { reason: "Invalid", message: "x".into(), refused: true, stalled: true };
+        let plan = Plan { control: Control { advised, ..Control::default() }, ..Plan::default() };
+        let seen = Seen {
+            generation: Some(7),
+            suspend: false,
+            declared: &scene.declared,
+            traits: &TRAITS,
+            problem: problem.then_some(&obstacle),
+            units: &[],
+            plan: &plan,
+            saved: &scene.saved,
+            original: None,
+            started: &BTreeMap::new(),
+            adaptive: None,
+            advice: &advice(n),
+            previous: &scene.previous,
+            now: scene.now,
+        };
+        let (status, notices) = report(&seen);
+        let notes: Vec<_> = notices.into_iter().filter(|notice| notice.reason == "Advice").collect();
+        assert!(notes.iter().all(|notice| notice.warning));
+        (notes.into_iter().map(|notice| notice.note).collect::<Vec<_>>(), status.control.and_then(|control| control.advised))
+    };
+    assert_eq!(told(1, None, false), (vec!["too many are free (free-share)".to_owned()], Some(7)));
+    assert_eq!(told(3, Some(6), false).0, ["too many are free (free-share); 2 more: kubectl idleconn lint"]);
+    assert_eq!(told(3, Some(7), false), (vec![], Some(7)));
+    assert_eq!(told(0, Some(6), false), (vec![], Some(6)));
+    assert_eq!(told(1, None, true).0, Vec::<String>::new());
+}
+
+#[test]
 fn a_field_that_is_no_longer_declared_goes_back_and_is_forgotten() {
     let mut scene = Scene::new(Some(30)).captured(None).settled();
     scene.declared = Declared::default();
@@ -497,9 +604,10 @@ fn pools_are_bounded_by_the_highest_limit_that_a_process_may_still_use() {
         };
         let mut declared = limits(declared);
         let mut floor = limits(1);
+        // Declared in any case; only a floor makes it move.
+        declared.insert(Knob::BackendIdleConnTimeout, seconds(1));
         if extra {
-            declared.insert(Knob::BackendIdleConnTimeout, Value::Duration(std::time::Duration::from_secs(1)));
-            floor.insert(Knob::BackendIdleConnTimeout, Value::Duration(std::time::Duration::from_secs(1)));
+            floor.insert(Knob::BackendIdleConnTimeout, seconds(1));
         }
         most_pooled(&declared, &floor, &bounded, &[("u".into(), saved)].into(), &[(unit, state)])
     };
