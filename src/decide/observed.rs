@@ -176,3 +176,24 @@ impl fmt::Display for Fault {
         f.write_str(&self.message)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_site_is_written_as_it_is_read() {
+        let site = Site { knob: Knob::ServerIdleTimeout, place: "web/@id".into() };
+        assert_eq!(site.to_string(), "server.idleTimeout@web/@id");
+        let text = serde_json::to_string(&site).unwrap_or_default();
+        assert_eq!(serde_json::from_str::<Site>(&text).ok(), Some(site));
+        for bad in [r#""server.idleTimeout""#, r#""server.idle@web""#, "7"] {
+            assert!(serde_json::from_str::<Site>(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_fault_is_said_by_its_sentence() {
+        assert_eq!(Fault::new(Cause::Busy, "it was changed meanwhile").to_string(), "it was changed meanwhile");
+    }
+}
