@@ -231,8 +231,9 @@ fn file(uses: [Option<bool>; 3]) -> (Scene, Traits) {
 
 #[test]
 fn a_file_is_in_effect_when_every_pod_has_said_so() {
-    let said = |uses, later: i64| {
+    let held = |secs, uses, later: i64| {
         let (mut scene, traits) = file(uses);
+        scene.units[0].1.nodes.iter_mut().for_each(|node| node.stored = Ok([(KNOB, Some(seconds(secs)))].into()));
         scene.now += jiff::SignedDuration::from_secs(later);
         let plan = Plan { desired: scene.declared.clone(), ..Plan::default() };
         let results = [UnitResult { unit: scene.units[0].0.clone(), state: Ok(scene.units[0].1.clone()), write: None }];
@@ -257,7 +258,14 @@ fn a_file_is_in_effect_when_every_pod_has_said_so() {
         let in_effect = status.limits.is_some_and(|limits| limits.in_effect.is_some());
         (condition.reason, condition.message, in_effect, status.nodes.map_or(0, |nodes| nodes.in_effect))
     };
+    let said = |uses, later| held(30, uses, later);
     let (yes, no) = (Some(true), Some(false));
+    let (reason, message, ..) = held(77, [no; 3], 0);
+    assert_eq!(
+        (reason.as_str(), message.as_str()),
+        ("Unknown", "Not every node is known to hold the declared limits"),
+        "nothing is on its way"
+    );
     assert_eq!(said([yes; 3], 0), ("InEffect".into(), "The processes of all 3 nodes use the declared limits".into(), true, 3));
     let (reason, message, in_effect, count) = said([yes, no, None], 179);
     assert_eq!((reason.as_str(), in_effect, count), ("Propagating", false, 1));
@@ -268,6 +276,78 @@ fn a_file_is_in_effect_when_every_pod_has_said_so() {
     let (reason, message, in_effect, count) = said([yes, None, None], 0);
     assert_eq!((reason.as_str(), in_effect, count), ("Unknown", false, 1));
     assert_eq!(message, "1 of 3 nodes use them; the others do not say what they use, and are older than the file");
+}
+
+#[test]
+fn a_node_waits_for_a_restart_when_it_stores_what_is_wanted_and_started_before_that() {
+    let after_restart = Traits { capability: |_| Capability::AfterRestart, ..TRAITS };
+    // What is remembered of the change is lost; the unit itself says when that was, in milliseconds 1,000,000,000.
+    let waits = |stores, was, started: i64, traits: &Traits| {
+        let mut scene = Scene::new(Some(stores)).captured(Some(was));
+        scene.units[0].1.changed = Some(scene.now);
+        let results = [UnitResult { unit: scene.units[0].0.clone(), state: Ok(scene.units[0].1.clone()), write: None }];
+        let started = BTreeMap::from([("n".to_owned(), started)]);
+        let (nodes, changed) = conditions::waiting(&scene.declared, traits, &BTreeMap::new(), &started, &scene.saved, &results);
+        assert_eq!(nodes.len(), 1);
+        (nodes[0].pending, changed)
+    };
+    const AT: i64 = 1_000_000_000;
+    assert_eq!(waits(30, 300, AT - 1, &after_restart), (true, AT));
+    assert_eq!(waits(30, 300, AT, &after_restart), (false, AT), "it started since");
+    assert_eq!(waits(77, 300, AT - 1, &after_restart), (false, AT), "a restart would not bring what is not stored");
+    assert_eq!(waits(30, 30, AT - 1, &after_restart), (false, 0), "what was there before was not changed");
+    assert_eq!(waits(30, 300, AT - 1, &TRAITS), (false, 0), "what is used at once waits for nothing");
+}
+
+#[test]
+fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
+    struct Case {
+        ready: (&'static str, &'static str),
+        generation: i64,
+        moving: bool,
+        drift: bool,
+        contended: bool,
+    }
+    let well = || Case { ready: ("True", "Succeeded"), generation: 1, moving: true, drift: false, contended: false };
+    let said = |Case { ready: (status, reason), generation, moving, drift, contended }: Case| {
+        let mut scene = Scene::new(Some(77));
+        let condition = Condition { type_: "Ready".into(), status: status.into(), ..programmed(reason) };
+        scene.previous = IdleConnectionPolicyStatus {
+            observed_generation: Some(generation),
+            conditions: vec![condition],
+            ..IdleConnectionPolicyStatus::default()
+        };
+        let changes = if moving { vec![(1_700_000_000_000, state::Way::Tighten)] } else { Vec::new() };
+        let state = State { changes, ..State::default() };
+        let mut plan = Plan { desired: scene.declared.clone(), ..Plan::default() };
+        plan.outcome = Some(Outcome {
+            state,
+            decision: None,
+            judged: None,
+            recommendation: None,
+            limit: None,
+            phase: adapt::Phase::Holding,
+        });
+        if drift {
+            let (id, unit) = ("u".to_owned(), "u".to_owned());
+            plan.drift.push(Drift { knob: KNOB, id, unit, restarted: false, found: None, declared: seconds(30) });
+        }
+        plan.contended.extend(contended.then_some(KNOB));
+        let ready = conditions::find(&scene.report(&plan).0, "Ready").expect("a condition").clone();
+        (ready.status == "True", ready.message.split(';').next().unwrap_or_default().to_owned())
+    };
+    let progressing = (false, "0 of 1 nodes hold the declared limits".to_owned());
+    assert_eq!(said(well()), (true, "Written as declared".to_owned()));
+    assert_eq!(said(Case { moving: false, ..well() }), progressing);
+    assert_eq!(said(Case { generation: 0, ..well() }), progressing, "another generation was");
+    assert_eq!(said(Case { ready: ("False", "Succeeded"), ..well() }), progressing);
+    assert_eq!(said(Case { ready: ("True", "Suspended"), ..well() }), progressing, "nothing was written then");
+    assert_eq!(said(Case { drift: true, ..well() }), (true, "Written".to_owned()), "by somebody else");
+    assert_eq!(said(Case { contended: true, ..well() }), (true, "Written".to_owned()));
+    assert_eq!(
+        said(Case { drift: true, moving: false, ready: ("False", "Progressing"), ..well() }),
+        (true, "Written".to_owned())
+    );
 }
 
 #[test]
