@@ -351,6 +351,69 @@ fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
 }
 
 #[test]
+fn news_is_told_once_and_again_only_when_it_is_another() {
+    let scene = |held| Scene::new(Some(held));
+    let problem = conditions::Problem { reason: "Conflicted", message: "an older one".into(), refused: true, stalled: true };
+    let plan = |drift: bool, contended: bool, said: Option<restart::Said>| {
+        let mut plan = Plan { desired: scene(30).declared, ..Plan::default() };
+        if drift {
+            let (id, unit) = ("u".to_owned(), "u".to_owned());
+            plan.drift.push(Drift { knob: KNOB, id, unit, restarted: false, found: None, declared: seconds(30) });
+        }
+        plan.contended.extend(contended.then_some(KNOB));
+        plan.restart = said.map(|said| (restart::Outcome { said: Some(said), ..restart::Outcome::default() }, None));
+        plan
+    };
+    let cases = [
+        ("Conflicted", scene(30), plan(false, false, None), Some(&problem)),
+        ("DriftDetected", scene(77), plan(true, false, None), None),
+        ("Contended", scene(77), plan(true, true, None), None),
+        ("RestartStalled", scene(30), plan(false, false, Some(restart::Said::Stalled("n".into()))), None),
+        ("RestartRequired", scene(30), plan(false, false, Some(restart::Said::Budget)), None),
+        ("Rejected", scene(77), plan(false, false, None), None),
+    ];
+    for (reason, mut scene, plan, problem) in cases {
+        let refused = (reason == "Rejected").then(|| Fault::new(Cause::Rejected, "no"));
+        let told = |scene: &Scene| {
+            let results: Vec<_> = scene
+                .units
+                .iter()
+                .map(|(u, s)| UnitResult { unit: u.clone(), state: Ok(s.clone()), write: refused.clone() })
+                .collect();
+            let (status, notices) = report(&Seen {
+                generation: Some(1),
+                suspend: false,
+                declared: &scene.declared,
+                traits: &TRAITS,
+                problem,
+                units: if problem.is_some() { &[] } else { &results },
+                plan: &plan,
+                saved: &scene.saved,
+                original: None,
+                started: &BTreeMap::new(),
+                adaptive: None,
+                advice: &[],
+                previous: &scene.previous,
+                now: scene.now,
+            });
+            (status, notices.iter().filter(|notice| notice.reason == reason).count())
+        };
+        let (status, count) = told(&scene);
+        assert_eq!(count, 1, "{reason}");
+        scene.previous = status;
+        assert_eq!(told(&scene).1, 0, "{reason} is no news any more");
+        // The same status for another reason is news.
+        scene.previous.conditions.iter_mut().for_each(|condition| condition.reason = "Progressing".into());
+        assert_eq!(told(&scene).1, 1, "{reason}");
+    }
+}
+
+#[test]
+fn a_long_message_is_cut_and_says_so() {
+    assert_eq!(["abcd", "abcde", "äöüßé"].map(|text| conditions::shortened(text, 4)), ["abcd", "abc…", "äöü…"]);
+}
+
+#[test]
 fn advice_is_given_once_for_a_generation_and_not_while_something_stands_in_the_way() {
     let advice = |n: usize| vec![advice::Advice { rule: "free-share", sentence: "too many are free".into() }; n];
     let told = |n, advised, problem: bool| {
