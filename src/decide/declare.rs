@@ -251,6 +251,22 @@ mod tests {
     }
 
     #[test]
+    fn an_override_of_the_whole_takes_its_part_along() {
+        let (part, whole) = (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxIdleConns);
+        let spec: IdleConnectionPolicySpec = from_value(json!({
+            "target": {"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "x"}}}},
+            "limits": {"backend": {"maxIdleConns": 10_000, "maxIdleConnsPerHost": 100}},
+            "overrides": [{"name": "a", "nodes": ["gw-1"], "limits": {"backend": {"maxIdleConns": 300}}}],
+        }))
+        .expect("a spec");
+        let floor = Settings::from([(whole, Value::Count(10)), (part, Value::Count(10))]);
+        // Far apart the way is geometric: 39 and 19 of the whole at a fifth, where the part stands at 28.
+        let fifth = declare(&spec, &TRAITS).at(&floor, 20);
+        assert_eq!(fifth.settings, Settings::from([(whole, Value::Count(39)), (part, Value::Count(28))]));
+        assert_eq!(fifth.overrides[0].settings, Settings::from([(whole, Value::Count(19)), (part, Value::Count(19))]));
+    }
+
+    #[test]
     fn an_override_that_does_not_fit_the_rest_is_named() {
         let floor = Settings::from([(Knob::ServerIdleTimeout, Value::Duration(Duration::from_secs(20)))]);
         let said = |overrides: &Json| declared(overrides).invalid(&floor).unwrap_or_default();

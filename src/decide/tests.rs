@@ -291,12 +291,12 @@ fn a_node_waits_for_a_restart_when_it_stores_what_is_wanted_and_started_before_t
         assert_eq!(nodes.len(), 1);
         (nodes[0].pending, changed)
     };
-    const AT: i64 = 1_000_000_000;
-    assert_eq!(waits(30, 300, AT - 1, &after_restart), (true, AT));
-    assert_eq!(waits(30, 300, AT, &after_restart), (false, AT), "it started since");
-    assert_eq!(waits(77, 300, AT - 1, &after_restart), (false, AT), "a restart would not bring what is not stored");
-    assert_eq!(waits(30, 30, AT - 1, &after_restart), (false, 0), "what was there before was not changed");
-    assert_eq!(waits(30, 300, AT - 1, &TRAITS), (false, 0), "what is used at once waits for nothing");
+    let at = 1_000_000_000;
+    assert_eq!(waits(30, 300, at - 1, &after_restart), (true, at));
+    assert_eq!(waits(30, 300, at, &after_restart), (false, at), "it started since");
+    assert_eq!(waits(77, 300, at - 1, &after_restart), (false, at), "a restart would not bring what is not stored");
+    assert_eq!(waits(30, 30, at - 1, &after_restart), (false, 0), "what was there before was not changed");
+    assert_eq!(waits(30, 300, at - 1, &TRAITS), (false, 0), "what is used at once waits for nothing");
 }
 
 #[test]
@@ -364,7 +364,7 @@ fn news_is_told_once_and_again_only_when_it_is_another() {
         plan.restart = said.map(|said| (restart::Outcome { said: Some(said), ..restart::Outcome::default() }, None));
         plan
     };
-    let cases = [
+    let cases = vec![
         ("Conflicted", scene(30), plan(false, false, None), Some(&problem)),
         ("DriftDetected", scene(77), plan(true, false, None), None),
         ("Contended", scene(77), plan(true, true, None), None),
