@@ -74,14 +74,13 @@ pub fn tell(
         seen.moved || outcome.decision.is_some() || outcome.judged.is_some() || conditions.iter().any(flips) || new_generation;
     let notices = notices(seen, outcome, previous, &conditions, reading);
     for condition in conditions {
-        let kept = !flips(&condition) && !refresh;
         let (type_, state, reason, message) = condition;
         let old = find(previous, type_);
         status.conditions.push(Condition {
             type_: type_.into(),
             status: state.into(),
             reason: reason.into(),
-            message: old.filter(|_| kept).map_or_else(|| shortened(&message, MESSAGE_LENGTH), |old| old.message.clone()),
+            message: old.filter(|_| !refresh).map_or_else(|| shortened(&message, MESSAGE_LENGTH), |old| old.message.clone()),
             observed_generation: status.observed_generation,
             last_transition_time: match old {
                 Some(old) if old.status == state => old.last_transition_time.clone(),
@@ -362,4 +361,92 @@ fn whole(value: f64) -> i64 {
 /// As the API server stores times.
 fn whole_seconds(now: Timestamp) -> Timestamp {
     Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        api::adaptive::Adaptive,
+        decide::{
+            adapt::{Judged, Phase},
+            efficacy::Verdict,
+            state::{Episode, State},
+        },
+    };
+
+    fn outcome() -> Outcome {
+        Outcome {
+            state: State::default(),
+            decision: None,
+            judged: None,
+            recommendation: None,
+            limit: None,
+            phase: Phase::AsDeclared,
+        }
+    }
+
+    /// What is said at a pressure and a second.
+    fn said(
+        previous: &IdleConnectionPolicyStatus,
+        generation: i64,
+        pressure: f64,
+        outcome: &Outcome,
+        moved: bool,
+        at: i64,
+    ) -> IdleConnectionPolicyStatus {
+        let tuning = Tuning::of(Some(&Adaptive { mode: Mode::Enforce, ..Adaptive::default() }));
+        let signal =
+            Signal::Fresh(Reading { fresh: 1, expected: 1, percentile: Some(pressure * 100.0), ..Reading::of(pressure) });
+        let seen = SeenLoop {
+            tuning: &tuning,
+            floor: &Settings::new(),
+            signal: &signal,
+            pause: Pause::default(),
+            unreadable: None,
+            share: Share::UNKNOWN,
+            moved,
+        };
+        let mut status =
+            IdleConnectionPolicyStatus { observed_generation: Some(generation), ..IdleConnectionPolicyStatus::default() };
+        let now = Timestamp::from_second(1_700_000_000 + at).unwrap_or_default();
+        tell(&seen, outcome, &Settings::new(), previous, &mut status, now);
+        status
+    }
+
+    #[test]
+    fn figures_are_said_when_something_happens_and_not_as_they_move() {
+        let nothing = IdleConnectionPolicyStatus { observed_generation: Some(1), ..IdleConnectionPolicyStatus::default() };
+        let first = said(&nothing, 1, 0.25, &outcome(), false, 0);
+        assert_eq!((first.pressure_percent, first.conditions.len()), (Some(25), 5));
+        assert_eq!(said(&first, 1, 0.5, &outcome(), false, 60), first, "nothing has happened: nothing is written");
+
+        let judged = Outcome { judged: Some(Judged { verdict: Verdict::Effective, before: 1.0, after: 0.5 }), ..outcome() };
+        for (what, generation, outcome, moved) in [
+            ("it moved for good", 1, outcome(), true),
+            ("a verdict", 1, judged, false),
+            ("another generation", 2, outcome(), false),
+        ] {
+            let then = said(&first, generation, 0.5, &outcome, moved, 60);
+            assert_eq!(then.pressure_percent, Some(50), "{what}");
+            let high = find(&then, "HighTaskCount").cloned();
+            let before = find(&first, "HighTaskCount").cloned();
+            assert_ne!(high.as_ref().map(|c| &c.message), before.as_ref().map(|c| &c.message), "{what}");
+            assert_eq!(high.map(|c| c.last_transition_time), before.map(|c| c.last_transition_time), "it is as it was since");
+        }
+
+        // One condition that flips brings all figures up to date, and is the only one that is so since now.
+        let episode = Episode { since: 0, from: 100, base: None, steps: 0, helped: None, failed: 0, learned: None };
+        let over = Outcome { state: State { episode: Some(episode), ..State::default() }, ..outcome() };
+        let then = said(&first, 1, 1.5, &over, false, 60);
+        assert_eq!(then.pressure_percent, Some(150));
+        let since = |status: &IdleConnectionPolicyStatus, type_| find(status, type_).map(|c| c.last_transition_time.clone());
+        assert_ne!(since(&then, "HighTaskCount"), since(&first, "HighTaskCount"));
+        assert_eq!(since(&then, "Tightened"), since(&first, "Tightened"));
+        // The same status for another reason is a flip too, and no new time.
+        let floor = said(&then, 1, 1.6, &Outcome { limit: Some(Limit::BudgetExhausted), ..over.clone() }, false, 120);
+        assert_eq!(floor.pressure_percent, Some(160));
+        let other = said(&floor, 1, 1.7, &Outcome { limit: Some(Limit::AtFloor), ..over }, false, 180);
+        assert_eq!((other.pressure_percent, since(&other, "Limited")), (Some(170), since(&floor, "Limited")));
+    }
 }
