@@ -449,4 +449,53 @@ mod tests {
         let other = said(&floor, 1, 1.7, &Outcome { limit: Some(Limit::AtFloor), ..over }, false, 180);
         assert_eq!((other.pressure_percent, since(&other, "Limited")), (Some(170), since(&floor, "Limited")));
     }
+
+    fn decided(from: u8, to: u8) -> Outcome {
+        let decision = crate::decide::adapt::Decision { from, to, reason: format!("from {from} to {to}"), pressure: 1.2 };
+        Outcome { decision: Some(decision), ..outcome() }
+    }
+
+    #[test]
+    fn a_verdict_falls_on_the_last_tightening_that_has_none() {
+        let judged = Judged { verdict: Verdict::Effective, before: 1.25, after: 0.5 };
+        let mut status = IdleConnectionPolicyStatus { observed_generation: Some(1), ..IdleConnectionPolicyStatus::default() };
+        for (from, to) in [(100, 80), (80, 90), (90, 90)] {
+            status = said(&status, 1, 0.25, &decided(from, to), false, 0);
+        }
+        let status = said(&status, 1, 0.75, &Outcome { judged: Some(judged), ..outcome() }, false, 60);
+        let told: Vec<_> = status
+            .history
+            .iter()
+            .map(|d| (d.from_percent, d.to_percent, d.verdict.as_deref(), d.tasks_before, d.tasks_after))
+            .collect();
+        assert_eq!(
+            told,
+            [(90, 90, None, Some(25), None), (80, 90, None, Some(25), None), (100, 80, Some("Effective"), Some(25), Some(75)),]
+        );
+        assert_eq!((status.history[2].pressure_before, status.history[2].pressure_after), (Some(125), Some(50)));
+        let again = Judged { verdict: Verdict::Ineffective, before: 1.0, after: 1.0 };
+        let status = said(&status, 1, 0.75, &Outcome { judged: Some(again), ..decided(90, 70) }, false, 120);
+        assert_eq!(status.history[3].verdict.as_deref(), Some("Effective"), "a verdict stands");
+        assert_eq!((status.history.len(), status.history[0].verdict.as_deref()), (4, None), "and a new step has none");
+        let mut status = status;
+        for to in 0..9 {
+            status = said(&status, 1, 0.25, &decided(100, to), false, 180);
+        }
+        assert_eq!(status.history.len(), 6);
+    }
+
+    #[test]
+    fn a_recommendation_stays_while_it_is_about_the_same() {
+        let recommended = |from, to| Outcome { recommendation: decided(from, to).decision, ..outcome() };
+        let first = said(&IdleConnectionPolicyStatus::default(), 1, 1.2, &recommended(100, 60), false, 0);
+        let then = |from, to| {
+            let status = said(&first, 1, 1.2, &recommended(from, to), false, 60);
+            status.recommendation.map(|recommendation| recommendation.openness_percent)
+        };
+        assert_eq!(then(100, 60), Some(60));
+        assert_eq!([then(100, 51), then(100, 69)], [Some(60), Some(60)], "less than ten points");
+        assert_eq!([then(100, 50), then(100, 70)], [Some(50), Some(70)], "ten points");
+        assert_eq!([then(62, 65), then(60, 65)], [Some(65), Some(60)], "the other way is another thing");
+        assert_eq!(said(&first, 1, 1.2, &outcome(), false, 60).recommendation, None);
+    }
 }
