@@ -128,9 +128,6 @@ pub enum Error {
     /// No threshold.
     #[error("the policy has no adaptive.signal.threshold.value, and a trace has no CPU count; give --threshold")]
     Threshold,
-    /// A policy that the API server would refuse; what there is to say is in it.
-    #[error("{0}")]
-    Refused(String),
     /// A plot.
     #[error("the plot cannot be written: {0}")]
     Plot(String),
@@ -150,15 +147,30 @@ pub enum Error {
     },
 }
 
+/// What was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// What to print.
+    pub text: String,
+    /// Whether the exit code is 1 all the same: what was looked at is wrong, and the text says how.
+    pub is_failure: bool,
+}
+
+impl From<String> for Answer {
+    fn from(text: String) -> Self {
+        Self { text, is_failure: false }
+    }
+}
+
 /// Does what is asked and answers what to print.
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn run(cli: Cli) -> Result<String, Error> {
+pub async fn run(cli: Cli) -> Result<Answer, Error> {
     match cli.command {
-        Command::Explain(options) => explain(options).await,
+        Command::Explain(options) => Ok(explain(options).await?.into()),
         Command::Lint(options) => linted(&options),
-        Command::Simulate(options) => simulate(&options),
+        Command::Simulate(options) => Ok(simulate(&options)?.into()),
     }
 }
 
@@ -179,7 +191,7 @@ async fn explain(options: Explain) -> Result<String, Error> {
     Ok(explain::sentences(&policy, jiff::Timestamp::now()))
 }
 
-fn linted(options: &Lint) -> Result<String, Error> {
+fn linted(options: &Lint) -> Result<Answer, Error> {
     let linter = lint::Linter::new().map_err(Error::Setup)?;
     let mut findings = Vec::new();
     let mut policies = 0;
@@ -190,7 +202,7 @@ fn linted(options: &Lint) -> Result<String, Error> {
         findings.extend(found);
     }
     let errors = findings.iter().filter(|finding| finding.is_error).count();
-    let said = match options.output {
+    let text = match options.output {
         Output::Json => {
             let each = |finding: &lint::Finding| json!({"at": finding.at, "error": finding.is_error, "message": finding.message});
             json!({"policies": policies, "findings": findings.iter().map(each).collect::<Vec<_>>()}).to_string() + "\n"
@@ -201,7 +213,7 @@ fn linted(options: &Lint) -> Result<String, Error> {
             format!("{lines}{summary}\n")
         }
     };
-    if errors == 0 { Ok(said) } else { Err(Error::Refused(said.trim_end().to_owned())) }
+    Ok(Answer { text, is_failure: errors > 0 })
 }
 
 fn simulate(options: &Simulate) -> Result<String, Error> {
@@ -267,4 +279,26 @@ fn table(run: &Run, caveat: &str) -> String {
         summary.verdict,
     );
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn linted(file: &str) -> (bool, serde_json::Value) {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples").join(file);
+        let cli =
+            Cli::parse_from(["kubectl-idleconn".as_ref(), "lint".as_ref(), "-o=json".as_ref(), "-f".as_ref(), path.as_os_str()]);
+        let answer = run(cli).await.expect("an answer");
+        (answer.is_failure, serde_json::from_str(&answer.text).expect("JSON"))
+    }
+
+    #[tokio::test]
+    async fn a_refused_file_is_an_answer_that_machines_can_read_and_a_failure() {
+        let (is_failure, said) = linted("refused.yaml").await;
+        assert!(is_failure);
+        assert_eq!((&said["policies"], &said["findings"][0]["error"]), (&json!(1), &json!(true)), "{said}");
+        let (is_failure, said) = linted("caddy.yaml").await;
+        assert!(!is_failure, "{said}");
+    }
 }
