@@ -12,7 +12,7 @@ use std::{
 };
 
 use idleconn_operator::{
-    api::{IdleConnectionPolicyStatus, Knob, Settings, Value},
+    api::{IdleConnectionPolicyStatus, Knob, Value},
     decide::{
         Capability, Cause, Declared, Drift, Fault, NodeState, Plan, Site, Stored, Traits, Unit, UnitState,
         conditions::{Problem, Seen, UnitResult, report},
@@ -26,14 +26,8 @@ const SERVER: Knob = Knob::ServerIdleTimeout;
 const TOTAL: Knob = Knob::BackendMaxIdleConns;
 
 /// The server's time-out is used at once, the pool's size after a restart.
-const TRAITS: Traits = Traits {
-    fields: None,
-    rolling: false,
-    most_pooled: |_, _| None,
-    capability: |knob| if matches!(knob, TOTAL) { Capability::AfterRestart } else { Capability::Hot },
-    cap: |_, value| value,
-    companions: |_, _, _| Settings::new(),
-};
+const TRAITS: Traits =
+    Traits { capability: |knob| if matches!(knob, TOTAL) { Capability::AfterRestart } else { Capability::Hot }, ..Traits::PLAIN };
 
 fn seconds(s: u64) -> Value {
     Value::Duration(Duration::from_secs(s))
@@ -58,14 +52,7 @@ fn holding(name: &str, settings: &[(Knob, Value)]) -> UnitResult {
     let sites = settings.iter().map(|(knob, value)| {
         (Site { knob: *knob, place: "web".into() }, Stored { value: Some(*value), raw: Some(json!(value.to_string())) })
     });
-    let node = NodeState {
-        name: name.into(),
-        stored: Ok(settings.iter().map(|(knob, value)| (*knob, Some(*value))).collect()),
-        uptime: None,
-        metrics: None,
-        process: None,
-        uses: None,
-    };
+    let node = NodeState::new(name, Ok(settings.iter().map(|(knob, value)| (*knob, Some(*value))).collect()));
     let state = UnitState { sites: sites.collect(), nodes: vec![node], ..UnitState::default() };
     UnitResult { unit, state: Ok(state), write: None }
 }

@@ -55,33 +55,31 @@ impl Linter {
     /// Reads a file with one or several documents; those of other kinds are passed over. Answers how many policies there were, too.
     #[must_use]
     pub fn file(&self, path: &Path, text: &str, concurrency: Option<f64>) -> (usize, Vec<Finding>) {
-        read(self, path, text, concurrency)
-    }
-}
-
-fn read(linter: &Linter, path: &Path, text: &str, concurrency: Option<f64>) -> (usize, Vec<Finding>) {
-    let at = path.display().to_string();
-    let error = |at: &str, message: String| Finding { at: at.to_owned(), is_error: true, message };
-    let documents: Vec<Json> = match serde_saphyr::from_multiple(text) {
-        Ok(documents) => documents,
-        Err(fault) => return (0, vec![error(&at, format!("is no YAML: {fault}"))]),
-    };
-    let mut findings = Vec::new();
-    let mut policies = 0;
-    for document in documents.into_iter().filter(|document| document["kind"] == "IdleConnectionPolicy") {
-        policies += 1;
-        let name = document["metadata"]["name"].as_str().unwrap_or_default();
-        let at = if name.is_empty() { at.clone() } else { format!("{at}: {name}") };
-        let refused = refused(linter, &document);
-        if refused.is_empty() {
-            match advised(&document, concurrency) {
-                Ok(all) => findings.extend(all.into_iter().map(|message| Finding { at: at.clone(), is_error: false, message })),
-                Err(message) => findings.push(error(&at, message)),
+        let at = path.display().to_string();
+        let error = |at: &str, message: String| Finding { at: at.to_owned(), is_error: true, message };
+        let documents: Vec<Json> = match serde_saphyr::from_multiple(text) {
+            Ok(documents) => documents,
+            Err(fault) => return (0, vec![error(&at, format!("is no YAML: {fault}"))]),
+        };
+        let mut findings = Vec::new();
+        let mut policies = 0;
+        for document in documents.into_iter().filter(|document| document["kind"] == "IdleConnectionPolicy") {
+            policies += 1;
+            let name = document["metadata"]["name"].as_str().unwrap_or_default();
+            let at = if name.is_empty() { at.clone() } else { format!("{at}: {name}") };
+            let refused = refused(self, &document);
+            if refused.is_empty() {
+                match advised(&document, concurrency) {
+                    Ok(all) => {
+                        findings.extend(all.into_iter().map(|message| Finding { at: at.clone(), is_error: false, message }));
+                    }
+                    Err(message) => findings.push(error(&at, message)),
+                }
             }
+            findings.extend(refused.into_iter().map(|message| error(&at, message)));
         }
-        findings.extend(refused.into_iter().map(|message| error(&at, message)));
+        (policies, findings)
     }
-    (policies, findings)
 }
 
 /// What the API server would refuse, in its own words as far as they are ours.

@@ -23,6 +23,7 @@ use crate::{
         adapt::{self, Outcome, percent},
         loop_conditions::SeenLoop,
         openness,
+        originals::Saved,
         signal::Signal,
         state::State,
         tighten::Share,
@@ -101,6 +102,12 @@ impl Adaptation {
     pub fn look(&self) -> Look {
         let now = clock::steady().as_millisecond();
         Look { signal: self.signal(now), now }
+    }
+
+    /// Takes note of what the units say of their pools, where all of them have: it bounds what tightening can do.
+    pub fn bound(&mut self, traits: &Traits, saved: &BTreeMap<String, Saved>, answered: &[(Unit, UnitState)], all: bool) {
+        let most = || decide::most_pooled(&self.declared.settings, &self.floor, traits, saved, answered);
+        self.most_pooled = all.then(most).flatten();
     }
 
     /// For the decision.
@@ -300,12 +307,8 @@ pub async fn prepare(
     let levels = source == SourceName::StateFlags;
     let restart = spec.restart.clone().unwrap_or_default();
     let rolls = restart.policy == RestartPolicy::Rolling && restart.for_ == RestartFor::Any;
-    let most_pooled = (answered.len() == units.len())
-        .then(|| decide::most_pooled(&declared.settings, &floor, traits, &memory.saved(), answered))
-        .flatten();
     if let Some(old) = &mut memory.adaptation {
         old.sampler.set(watch);
-        old.most_pooled = most_pooled;
         let same = old.tuning.mode == tuning.mode;
         (old.tuning, old.declared, old.floor) = (tuning, declared.clone(), floor);
         (old.pause, old.unreadable, old.suspend) = (pause, unreadable, spec.suspend);
@@ -338,7 +341,7 @@ pub async fn prepare(
         standing: Standing::default(),
         levels,
         rolls,
-        most_pooled,
+        most_pooled: None,
         not_before,
         obstacle,
         digest: String::new(),

@@ -180,14 +180,7 @@ mod tests {
 
     fn node(uptime: u64) -> NodeState {
         let uptime = Uptime { at_least: Duration::from_secs(uptime), slack: Duration::from_secs(10) };
-        NodeState {
-            name: "t1".into(),
-            stored: Ok(BTreeMap::new()),
-            uptime: Some(uptime),
-            metrics: None,
-            process: None,
-            uses: None,
-        }
+        NodeState { uptime: Some(uptime), ..NodeState::new("t1", Ok(BTreeMap::new())) }
     }
 
     fn started_after(looks: &[(i64, u64)]) -> i64 {

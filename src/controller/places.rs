@@ -158,13 +158,7 @@ fn invalid() -> Failure {
 
 fn allowed(ctx: &Context, endpoint: &str) -> Result<Place, Failure> {
     match ctx.settings.allow_endpoints.check(endpoint) {
-        Ok(address) => Ok(Place {
-            id: address.clone(),
-            name: address.split("://").nth(1).unwrap_or(&address).to_owned(),
-            address,
-            role: None,
-            pod: None,
-        }),
+        Ok(address) => Ok(Place::new(&address, address.split("://").nth(1).unwrap_or(&address), &address)),
         Err(error @ endpoint::Error::NotAllowed(_)) => Err(problem("RefNotPermitted", true, true, error.to_string())),
         Err(error) => Err(problem("Invalid", true, true, error.to_string())),
     }
@@ -193,7 +187,7 @@ fn mounting(pod: &Pod) -> Option<Place> {
         hash: pod.annotations().get(CONFIG_HASH).cloned(),
     };
     let address = status.and_then(|status| status.pod_ip.clone()).unwrap_or_default();
-    Some(Place { id: format!("pod/{}", pod.uid()?), name: pod.name_any(), address, role: None, pod: Some(facts) })
+    Some(Place { pod: Some(facts), ..Place::new(format!("pod/{}", pod.uid()?), pod.name_any(), address) })
 }
 
 /// What keeps a pod running, as `Kind name`; nothing, where it is on its own.
@@ -229,13 +223,8 @@ fn place(pod: &Pod, scheme: Scheme, port: u16) -> Option<Place> {
     }
     let address = SocketAddr::new(status.pod_ip.as_ref()?.parse().ok()?, port);
     let id = pod_id(&pod.uid()?, port);
-    Some(Place {
-        id,
-        name: pod.name_any(),
-        address: format!("{}://{address}", scheme.name()),
-        role: pod.labels().get(COMPONENT).cloned(),
-        pod: None,
-    })
+    let role = pod.labels().get(COMPONENT).cloned();
+    Some(Place { role, ..Place::new(id, pod.name_any(), format!("{}://{address}", scheme.name())) })
 }
 
 async fn service_and_slices(
@@ -298,7 +287,7 @@ async fn behind(ctx: &Context, namespace: &str, service: &ServiceRef) -> Result<
     }
     ctx.pool.name(&host, addresses);
     let address = format!("{}://{host}:{port}", service.scheme.name());
-    Ok(Place { id: address.clone(), name: format!("{}:{port}", service.name), address, role: None, pod: None })
+    Ok(Place::new(&address, format!("{}:{port}", service.name), &address))
 }
 
 /// Each endpoint of a Service, by the pod it is or by its address.
@@ -309,7 +298,7 @@ fn endpoints_of(object: &Service, slices: &[EndpointSlice], service: &ServiceRef
             let at = format!("{}://{address}", service.scheme.name());
             let (id, name) =
                 pod.map_or_else(|| (at.clone(), address.to_string()), |(uid, name)| (pod_id(&uid, address.port()), name));
-            Place { id, name, address: at, role: None, pod: None }
+            Place::new(id, name, at)
         })
         .collect()
 }

@@ -195,9 +195,12 @@ async fn work(
     }
 
     adaptation::prepare(ctx, subject, memory, declared, traits, &units, &answered).await;
+    let saved = memory.saved();
+    if let Some(adaptation) = &mut memory.adaptation {
+        adaptation.bound(traits, &saved, &answered, answered.len() == units.len());
+    }
     let look = memory.adaptation.as_ref().map(Adaptation::look);
     let previous = subject.object.status.clone().unwrap_or_default();
-    let saved = memory.saved();
     let started = memory.started();
     let input = Input {
         generation: subject.object.metadata.generation,

@@ -10,7 +10,7 @@ use kube::{
 
 use super::{Context, Error, Subject, in_time, memory::Memory, places, rollout};
 use crate::{
-    api::restart::{RestartFor, RestartPolicy},
+    api::restart::{Restart, RestartFor, RestartPolicy},
     clock,
     decide::{
         self, Cause, Fault, Plan, Traits, Unit,
@@ -19,6 +19,17 @@ use crate::{
     },
     targets::{self, Target},
 };
+
+/// What the policy asks for, and whether anything of it may begin now.
+pub struct Asked {
+    /// `spec.restart`.
+    pub spec: Restart,
+    /// Nothing is suspended, and what is pending is worth it.
+    pub may_begin: bool,
+}
+
+/// What came of looking, and what stood in the way; nothing, where nothing waits.
+pub type Looked = Option<(restart::Outcome, Option<String>)>;
 
 /// Looks at what waits for a restart, and puts what is to be done into the plan.
 pub async fn look(
@@ -34,40 +45,56 @@ pub async fn look(
     if ctx.settings.dry_run || (spec.policy == RestartPolicy::Never && idle) {
         return Ok(());
     }
-    if let Some(config_map) = &subject.spec().target.config_map {
-        return rollout::look(ctx, subject, memory, plan, config_map, &spec, results).await;
-    }
+    let as_declared = plan.outcome.as_ref().is_none_or(|outcome| outcome.state.openness == 100);
+    let may_begin = !subject.spec().suspend && (spec.for_ == RestartFor::Any || as_declared);
+    let asked = Asked { spec, may_begin };
+    let looked = match &subject.spec().target.config_map {
+        Some(config_map) => rollout::look(ctx, subject, plan, config_map, &asked, results).await?,
+        None => evictions(ctx, subject, memory, plan, traits, &asked, results).await?,
+    };
+    let Some((outcome, obstacle)) = looked else { return Ok(()) };
+    plan.control.restart = outcome.control.clone();
+    plan.restart = Some((outcome, obstacle.or_else(|| memory.restart_note.clone())));
+    Ok(())
+}
+
+/// Nodes that are restarted one after the other, by evicting their pods.
+async fn evictions(
+    ctx: &Context,
+    subject: &Subject,
+    memory: &Memory,
+    plan: &Plan,
+    traits: &Traits,
+    asked: &Asked,
+    results: &[UnitResult],
+) -> Result<Looked, Error> {
+    let control = &plan.control;
     let saved = memory.saved();
     let started = memory.started();
-    let (nodes, changed) = decide::conditions::waiting(&plan.desired, traits, &plan.control.changed, &started, &saved, results);
-    if idle && nodes.iter().all(|node| !node.pending) {
-        return Ok(());
+    let (nodes, changed) = decide::conditions::waiting(&plan.desired, traits, &control.changed, &started, &saved, results);
+    if control.restart.nodes.is_empty() && nodes.iter().all(|node| !node.pending) {
+        return Ok(None);
     }
     let waiting = nodes.iter().filter(|node| node.pending).filter_map(|node| node.process);
     let mut names: BTreeSet<_> = waiting.map(|process| process.pod.clone()).filter(|name| !name.is_empty()).collect();
-    names.extend(plan.control.restart.nodes.iter().map(|current| current.pod.clone()));
-    let mut note = memory.restart_note.clone();
-    let pods = match pods(ctx, &subject.namespace, names).await {
-        Ok(pods) => pods,
+    names.extend(control.restart.nodes.iter().map(|current| current.pod.clone()));
+    let (pods, obstacle) = match pods(ctx, &subject.namespace, names).await {
+        Ok(pods) => (pods, None),
         Err(Error::Kube(kube::Error::Api(status))) if status.is_forbidden() => {
-            note = Some("the operator may not get pods in this namespace".into());
-            BTreeMap::new()
+            (BTreeMap::new(), Some("the operator may not get pods in this namespace".into()))
         }
         Err(error) => return Err(error),
     };
-    let as_declared = plan.outcome.as_ref().is_none_or(|outcome| outcome.state.openness == 100);
     let outcome = restart::step(&Input {
-        spec: &spec,
-        may_begin: !subject.spec().suspend && (spec.for_ == RestartFor::Any || as_declared),
+        spec: &asked.spec,
+        may_begin: asked.may_begin,
         nodes: &nodes,
         pods: &pods,
-        control: &plan.control.restart,
+        control: &control.restart,
         changed,
         now: clock::steady().as_second(),
     });
-    plan.control.restart = outcome.control.clone();
-    plan.restart = Some((outcome, note));
-    Ok(())
+    Ok(Some((outcome, obstacle)))
 }
 
 async fn pods(ctx: &Context, namespace: &str, names: BTreeSet<String>) -> Result<BTreeMap<String, Pod>, Error> {

@@ -177,7 +177,7 @@ async fn restore_one(ctx: &Context, subject: &Subject, remembered: &Credentials,
         Ok(credentials) => credentials,
         Err(_) => remembered.clone(),
     };
-    let place = Place { id: id.to_owned(), name: saved.name.clone(), address: saved.address.clone(), role: None, pod: None };
+    let place = Place::new(id, &saved.name, &saved.address);
     let target = targets::connect(&spec, &BTreeMap::new(), vec![place], credentials, ctx.reach(&subject.namespace))?;
     let units = match target.discover().await {
         Ok(units) => units,

@@ -2,134 +2,128 @@
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use kube::{
-    Api, Resource,
-    api::{Patch, PatchParams},
+    Api,
+    api::{ApiResource, DynamicObject, Patch, PatchParams},
 };
-use serde::de::DeserializeOwned;
-use serde_json::json;
+use serde_json::{Value as Json, json};
 
-use super::{Context, Error, Subject, in_time, memory::Memory, places};
+use super::{
+    Context, Error, Subject, in_time, places,
+    restart::{Asked, Looked},
+};
 use crate::{
-    api::{
-        CONFIG_HASH, MANAGER,
-        config_map::ConfigMap,
-        restart::{Restart, RestartFor},
-    },
+    api::{CONFIG_HASH, MANAGER, config_map::ConfigMap},
     clock,
     decide::{
-        Plan,
+        Plan, Site, UnitState,
         conditions::UnitResult,
         rollout::{self, Input, Workload},
     },
 };
 
-/// Looks at what waits for a rollout, and puts what is to be done into the plan.
+/// A kind of workload that replaces its pods when their template changes.
+struct Kind {
+    resource: ApiResource,
+    /// Pods there should be, and what is meant where nothing is said.
+    wanted: (&'static str, i64),
+    /// Counts in its status that are as many when it has replaced them all.
+    counts: &'static [&'static str],
+}
+
+fn kind(name: &str) -> Option<Kind> {
+    Some(match name {
+        "Deployment" => Kind {
+            resource: ApiResource::erase::<Deployment>(&()),
+            wanted: ("/spec/replicas", 1),
+            counts: &["updatedReplicas", "replicas", "availableReplicas"],
+        },
+        "StatefulSet" => Kind {
+            resource: ApiResource::erase::<StatefulSet>(&()),
+            wanted: ("/spec/replicas", 1),
+            counts: &["updatedReplicas", "readyReplicas"],
+        },
+        "DaemonSet" => Kind {
+            resource: ApiResource::erase::<DaemonSet>(&()),
+            wanted: ("/status/desiredNumberScheduled", 0),
+            counts: &["updatedNumberScheduled", "numberAvailable"],
+        },
+        _ => return None,
+    })
+}
+
+impl Kind {
+    fn api(&self, ctx: &Context, subject: &Subject) -> Api<DynamicObject> {
+        Api::namespaced_with(ctx.client.clone(), &subject.namespace, &self.resource)
+    }
+
+    /// Whether all pods are of the template, and available.
+    fn is_complete(&self, object: &DynamicObject) -> bool {
+        let (place, unset) = self.wanted;
+        let wanted = object.data.pointer(place).and_then(Json::as_i64).unwrap_or(unset);
+        let status = &object.data["status"];
+        status["observedGeneration"].as_i64() >= object.metadata.generation
+            && self.counts.iter().all(|count| status[count].as_i64().unwrap_or(0) == wanted)
+    }
+}
+
+/// Looks at what waits for a rollout.
 pub async fn look(
     ctx: &Context,
     subject: &Subject,
-    memory: &Memory,
-    plan: &mut Plan,
+    plan: &Plan,
     config_map: &ConfigMap,
-    spec: &Restart,
+    asked: &Asked,
     results: &[UnitResult],
-) -> Result<(), Error> {
+) -> Result<Looked, Error> {
     let states: Vec<_> = results.iter().filter_map(|result| result.state.as_ref().ok()).collect();
-    let idle = plan.control.restart.nodes.is_empty();
-    let wanted = |state: &&&crate::decide::UnitState| {
-        let holds = |(knob, value)| {
-            let stored = state.sites.iter().find(|(site, _)| site.knob == knob);
-            stored.is_none_or(|(_, stored)| stored.value == Some(value))
-        };
-        plan.desired.settings.iter().all(|(knob, value)| holds((*knob, *value)))
+    let wanted = |state: &&&UnitState| {
+        let sought = |site: &Site| plan.desired.settings.get(&site.knob).copied();
+        state.sites.iter().all(|(site, stored)| sought(site).is_none_or(|value| stored.value == Some(value)))
     };
     let hash = states.iter().find(wanted).and_then(|state| state.hash.clone());
     let pending = states.iter().flat_map(|state| &state.nodes).any(|node| node.uses != Some(true));
-    if idle && !(pending && hash.is_some()) {
-        return Ok(());
+    if plan.control.restart.nodes.is_empty() && !(pending && hash.is_some()) {
+        return Ok(None);
     }
-    let mut note = memory.restart_note.clone();
-    let workload = match workload(ctx, subject, config_map).await {
-        Ok(workload) => workload,
+    let (workload, obstacle) = match workload(ctx, subject, config_map).await {
+        Ok(workload) => (workload, None),
         Err(Error::Kube(kube::Error::Api(refusal))) if refusal.is_forbidden() => {
-            note = Some("the operator may not get workloads in this namespace".into());
-            None
+            (None, Some("the operator may not get workloads in this namespace".into()))
         }
         Err(error) => return Err(error),
     };
-    let as_declared = plan.outcome.as_ref().is_none_or(|outcome| outcome.state.openness == 100);
     let outcome = rollout::step(&Input {
-        spec,
-        may_begin: !subject.spec().suspend && (spec.for_ == RestartFor::Any || as_declared),
+        spec: &asked.spec,
+        may_begin: asked.may_begin,
         hash: hash.as_deref(),
         pending,
         workload: workload.as_ref(),
         control: &plan.control.restart,
         now: clock::steady().as_second(),
     });
-    plan.control.restart = outcome.control.clone();
-    plan.restart = Some((outcome, note));
-    Ok(())
+    Ok(Some((outcome, obstacle)))
 }
 
 async fn workload(ctx: &Context, subject: &Subject, config_map: &ConfigMap) -> Result<Option<Workload>, Error> {
     let pods = ctx.pods.list(&subject.namespace, &config_map.selector).await?;
-    let Some((kind, name)) = pods.iter().find_map(|pod| places::workload(pod)) else { return Ok(None) };
-    let seen = |hash: Option<&std::collections::BTreeMap<String, String>>, complete| Workload {
-        kind: kind.clone(),
-        name: name.clone(),
-        hash: hash.and_then(|annotations| annotations.get(CONFIG_HASH).cloned()),
-        complete,
-    };
-    Ok(match kind.as_str() {
-        "Deployment" => get::<Deployment>(ctx, subject, &name).await?.and_then(|object| {
-            let (spec, status) = (object.spec?, object.status.unwrap_or_default());
-            let replicas = spec.replicas.unwrap_or(1);
-            let complete = status.observed_generation >= object.metadata.generation
-                && [status.updated_replicas, status.replicas, status.available_replicas]
-                    .iter()
-                    .all(|n| n.unwrap_or(0) == replicas);
-            Some(seen(spec.template.metadata.as_ref().and_then(|meta| meta.annotations.as_ref()), complete))
-        }),
-        "StatefulSet" => get::<StatefulSet>(ctx, subject, &name).await?.and_then(|object| {
-            let (spec, status) = (object.spec?, object.status.unwrap_or_default());
-            let replicas = spec.replicas.unwrap_or(1);
-            let complete = status.observed_generation >= object.metadata.generation
-                && [status.updated_replicas, status.ready_replicas].iter().all(|n| n.unwrap_or(0) == replicas);
-            Some(seen(spec.template.metadata.as_ref().and_then(|meta| meta.annotations.as_ref()), complete))
-        }),
-        "DaemonSet" => get::<DaemonSet>(ctx, subject, &name).await?.and_then(|object| {
-            let (spec, status) = (object.spec?, object.status.unwrap_or_default());
-            let complete = status.observed_generation >= object.metadata.generation
-                && [status.updated_number_scheduled, status.number_available]
-                    .iter()
-                    .all(|n| n.unwrap_or(0) == status.desired_number_scheduled);
-            Some(seen(spec.template.metadata.as_ref().and_then(|meta| meta.annotations.as_ref()), complete))
-        }),
-        _ => None,
-    })
-}
-
-async fn get<K>(ctx: &Context, subject: &Subject, name: &str) -> Result<Option<K>, Error>
-where
-    K: Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()> + Clone + DeserializeOwned + std::fmt::Debug,
-{
-    in_time(Api::<K>::namespaced(ctx.client.clone(), &subject.namespace).get_opt(name)).await
+    let Some((kind_name, name)) = pods.iter().find_map(|pod| places::workload(pod)) else { return Ok(None) };
+    let Some(kind) = kind(&kind_name) else { return Ok(None) };
+    let object = in_time(kind.api(ctx, subject).get_opt(&name)).await?;
+    Ok(object.map(|object| Workload {
+        complete: kind.is_complete(&object),
+        hash: object.data["spec"]["template"]["metadata"]["annotations"][CONFIG_HASH].as_str().map(str::to_owned),
+        kind: kind_name,
+        name,
+    }))
 }
 
 /// Has a workload replace its pods. Saying it twice is saying it once.
 pub async fn roll(ctx: &Context, subject: &Subject, kind: &str, name: &str, hash: &str) -> Result<(), String> {
-    let patch = Patch::Strategic(json!({"spec": {"template": {"metadata": {"annotations": {(CONFIG_HASH): hash}}}}}));
+    let patch = Patch::Merge(json!({"spec": {"template": {"metadata": {"annotations": {(CONFIG_HASH): hash}}}}}));
     let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };
-    let (client, namespace) = (ctx.client.clone(), &subject.namespace);
-    let answer = match kind {
-        "Deployment" => in_time(Api::<Deployment>::namespaced(client, namespace).patch(name, &params, &patch)).await.map(|_| ()),
-        "StatefulSet" => {
-            in_time(Api::<StatefulSet>::namespaced(client, namespace).patch(name, &params, &patch)).await.map(|_| ())
-        }
-        _ => in_time(Api::<DaemonSet>::namespaced(client, namespace).patch(name, &params, &patch)).await.map(|_| ()),
-    };
-    match answer {
-        Ok(()) => {
+    let Some(known) = self::kind(kind) else { return Ok(()) };
+    match in_time(known.api(ctx, subject).patch(name, &params, &patch)).await {
+        Ok(_) => {
             tracing::info!(policy = subject.path, kind, name, "its pods are replaced, for their processes to use the new limits");
             Ok(())
         }

@@ -188,14 +188,7 @@ mod tests {
         whole.as_object_mut().expect("an object").extend(spec.as_object().cloned().expect("an object"));
         let spec: IdleConnectionPolicySpec = from_value(whole).expect("a spec");
         let fields = spec.target.config_map.as_ref().map(|config_map| config_map.format.fields());
-        let traits = Traits {
-            capability: |_| Capability::Unsupported,
-            fields,
-            rolling: false,
-            cap: |_, value| value,
-            companions: |_, _, _| crate::api::Settings::new(),
-            most_pooled: |_, _| None,
-        };
+        let traits = Traits { fields, ..Traits::PLAIN };
         advice(&spec, &declare(&spec, &traits), &traits, observed).into_iter().map(|advice| advice.rule).collect()
     }
 

@@ -39,6 +39,16 @@ pub struct Traits {
 }
 
 impl Traits {
+    /// A server that takes every value while it runs, of which nothing else is known: what a kind has of its own is said on top of it.
+    pub const PLAIN: Self = Self {
+        capability: |_| Capability::Hot,
+        fields: None,
+        rolling: false,
+        cap: |_, value| value,
+        companions: |_, _, _| Settings::new(),
+        most_pooled: |_, _| None,
+    };
+
     /// What the target does with a field.
     #[must_use]
     pub fn capability(&self, knob: Knob) -> Capability {
@@ -194,11 +204,7 @@ mod tests {
 
     const TRAITS: Traits = Traits {
         capability: |knob| if matches!(knob, Knob::BackendRequestTimeout) { Capability::Unsupported } else { Capability::Hot },
-        fields: None,
-        rolling: false,
-        cap: |_, value| value,
-        companions: |_, _, _| Settings::new(),
-        most_pooled: |_, _| None,
+        ..Traits::PLAIN
     };
 
     fn declared(overrides: &Json) -> Declared {

@@ -97,6 +97,14 @@ pub struct NodeState {
     pub process: Option<Process>,
 }
 
+impl NodeState {
+    /// A node of which nothing is known but what it stores, or why it did not say.
+    #[must_use]
+    pub fn new(name: impl Into<String>, stored: Result<BTreeMap<Knob, Option<Value>>, Fault>) -> Self {
+        Self { name: name.into(), stored, uptime: None, metrics: None, uses: None, process: None }
+    }
+}
+
 /// Where a node's process runs. It is a foreign word: nothing is done to a pod that only one part of it points at.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Process {

@@ -8,20 +8,21 @@ const fn is_client(knob: Knob) -> bool {
     !matches!(knob, Knob::ServerIdleTimeout | Knob::ServerReadHeaderTimeout | Knob::ServerMaxRequestsPerConn)
 }
 
+/// Whether a limit is an idle time of the client's side, or of the server's.
+const fn is_time_of(knob: Knob, client: bool) -> bool {
+    openness::idles(knob) && is_client(knob) == client
+}
+
 /// The changes of one unit in the order they are written: each part is read back before the next. First what widens the
 /// distance between client and server (a client's time shrinks, a server's grows), then what narrows it. One part where the idle
 /// times of only one side change.
 #[must_use]
 pub fn parts(changes: &[Change], state: &UnitState) -> Vec<Vec<Change>> {
-    let timed =
-        |client: bool| changes.iter().any(|change| openness::idles(change.site.knob) && is_client(change.site.knob) == client);
+    let timed = |client: bool| changes.iter().any(|change| is_time_of(change.site.knob, client));
     if !(timed(true) && timed(false)) {
         return vec![changes.to_vec()];
     }
-    let (first, then): (Vec<_>, Vec<_>) = changes.iter().cloned().partition(|change| {
-        let grows = grows(change, state);
-        if openness::idles(change.site.knob) { is_client(change.site.knob) != grows } else { true }
-    });
+    let (first, then): (Vec<_>, Vec<_>) = changes.iter().cloned().partition(|change| !narrows(change, state));
     [first, then].into_iter().filter(|part| !part.is_empty()).collect()
 }
 
@@ -30,15 +31,13 @@ pub fn parts(changes: &[Change], state: &UnitState) -> Vec<Vec<Change>> {
 #[must_use]
 pub fn due(changes: &[Change], state: &UnitState) -> Vec<Change> {
     let timed = |client: bool| {
-        let is = |knob: Knob| openness::idles(knob) && is_client(knob) == client;
-        let set = state.sites.iter().any(|(site, stored)| is(site.knob) && stored.value.is_some());
-        set || changes.iter().any(|change| is(change.site.knob))
+        let set = state.sites.iter().any(|(site, stored)| is_time_of(site.knob, client) && stored.value.is_some());
+        set || changes.iter().any(|change| is_time_of(change.site.knob, client))
     };
     if !(timed(true) && timed(false)) {
         return changes.to_vec();
     }
-    let narrows = |change: &Change| openness::idles(change.site.knob) && is_client(change.site.knob) == grows(change, state);
-    let widening: Vec<_> = changes.iter().filter(|change| !narrows(change)).cloned().collect();
+    let widening: Vec<_> = changes.iter().filter(|change| !narrows(change, state)).cloned().collect();
     let behind = state.nodes.iter().any(|node| node.uses == Some(false));
     // The first file of all is read at once and as a whole: there is nothing to be in step with.
     let first = state.sites.values().all(|stored| stored.value.is_none());
@@ -48,6 +47,11 @@ pub fn due(changes: &[Change], state: &UnitState) -> Vec<Change> {
         0 => changes.to_vec(),
         _ => widening,
     }
+}
+
+/// Whether a change takes from the distance between client and server: a client's idle time grows, or a server's shrinks.
+fn narrows(change: &Change, state: &UnitState) -> bool {
+    is_time_of(change.site.knob, grows(change, state))
 }
 
 /// Whether a change makes an idle time longer. Where it was unset, it was whatever the server does by itself: taken for longer than
@@ -65,10 +69,10 @@ fn grows(change: &Change, state: &UnitState) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{collections::BTreeMap, time::Duration};
 
     use super::*;
-    use crate::decide::{Site, Stored};
+    use crate::decide::{NodeState, Site, Stored};
 
     fn site(knob: Knob) -> Site {
         Site { knob, place: "x".into() }
@@ -124,14 +128,7 @@ mod tests {
 
     /// What of these changes of a file may be written now.
     fn may(from: &[(Knob, Option<u64>)], to: &[(Knob, u64)], uses: &[Option<bool>]) -> Vec<Knob> {
-        let node = |uses: &Option<bool>| crate::decide::NodeState {
-            name: "n".into(),
-            stored: Ok(std::collections::BTreeMap::new()),
-            uptime: None,
-            metrics: None,
-            process: None,
-            uses: *uses,
-        };
+        let node = |uses: &Option<bool>| NodeState { uses: *uses, ..NodeState::new("n", Ok(BTreeMap::new())) };
         let state = UnitState {
             sites: from.iter().map(|(knob, s)| (site(*knob), Stored { value: s.map(seconds), raw: None })).collect(),
             nodes: uses.iter().map(node).collect(),

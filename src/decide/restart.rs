@@ -115,6 +115,13 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Nothing has come of it yet; the budget is of the last 24 hours.
+    pub(super) fn new(control: &RestartControl, now: i64) -> Self {
+        let mut control = control.clone();
+        control.begun.retain(|begun| now - begun < DAY);
+        Self { control, ..Self::default() }
+    }
+
     /// Whether there is something going on that nobody tells of: worth another look soon.
     #[must_use]
     pub fn is_going_on(&self) -> bool {
@@ -125,8 +132,7 @@ impl Outcome {
 /// Decides.
 #[must_use]
 pub fn step(input: &Input<'_>) -> Outcome {
-    let mut outcome = Outcome { control: input.control.clone(), ..Outcome::default() };
-    outcome.control.begun.retain(|begun| input.now - begun < DAY);
+    let mut outcome = Outcome::new(input.control, input.now);
     let permitted = input.may_begin && input.spec.policy == RestartPolicy::Rolling;
     outcome.control.nodes.clear();
     for current in &input.control.nodes {
@@ -140,10 +146,15 @@ pub fn step(input: &Input<'_>) -> Outcome {
     outcome
 }
 
+/// Whether what was begun may still take a while.
+pub(super) fn in_time(spec: &Restart, current: &Restarting, now: i64) -> bool {
+    let timeout = spec.timeout.get().map_or(600, |timeout| i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX));
+    now - current.since <= timeout
+}
+
 /// Takes the next step with a node that is being restarted; false when there is nothing left to do.
 fn go_on(input: &Input<'_>, current: &Restarting, permitted: bool, outcome: &mut Outcome) -> bool {
-    let timeout = input.spec.timeout.get().map_or(600, |timeout| i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX));
-    let in_time = input.now - current.since <= timeout;
+    let in_time = in_time(input.spec, current, input.now);
     let name = || current.node.clone();
     outcome.said = Some(if in_time { Said::Rolling(name()) } else { Said::Stalled(name()) });
     let Some(node) = input.nodes.iter().find(|node| node.name == current.node) else {

@@ -3,13 +3,11 @@
 //!
 //! As with restarts, nothing is begun that has not been written down first, and each act is repeated until what it was for is seen.
 
-use super::restart::{Act, Outcome, Said};
+use super::restart::{Act, Outcome, Said, in_time};
 use crate::api::{
     restart::{Restart, RestartPolicy},
     status::{RestartControl, Restarting},
 };
-
-const DAY: i64 = 24 * 3600;
 
 /// What keeps the pods running, by the API server's word.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,8 +43,7 @@ pub struct Input<'a> {
 /// Decides.
 #[must_use]
 pub fn step(input: &Input<'_>) -> Outcome {
-    let mut outcome = Outcome { control: input.control.clone(), ..Outcome::default() };
-    outcome.control.begun.retain(|begun| input.now - begun < DAY);
+    let mut outcome = Outcome::new(input.control, input.now);
     let permitted = input.may_begin && input.spec.policy == RestartPolicy::Rolling;
     let Some(workload) = input.workload else {
         outcome.control.nodes.clear();
@@ -55,7 +52,6 @@ pub fn step(input: &Input<'_>) -> Outcome {
     };
     let name = format!("{} {}", workload.kind, workload.name);
     if let Some(current) = outcome.control.nodes.first().cloned() {
-        let timeout = input.spec.timeout.get().map_or(600, |timeout| i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX));
         let told = workload.hash.as_ref() == Some(&current.uid);
         if !told && (!permitted || input.hash != Some(&current.uid)) {
             // Called off, or overtaken by another change, before the workload was told.
@@ -67,7 +63,7 @@ pub fn step(input: &Input<'_>) -> Outcome {
             if !told {
                 outcome.acts.push(roll(workload, &current.uid));
             }
-            outcome.said = Some(if input.now - current.since <= timeout { Said::Rolling(name) } else { Said::Stalled(name) });
+            outcome.said = Some(if in_time(input.spec, &current, input.now) { Said::Rolling(name) } else { Said::Stalled(name) });
             return outcome;
         }
     }

@@ -14,14 +14,7 @@ use crate::{
 };
 
 /// A server that takes everything while it runs.
-const TRAITS: Traits = Traits {
-    capability: |_| Capability::Hot,
-    cap: |_, value| value,
-    companions: |_, _, _| Settings::new(),
-    fields: None,
-    rolling: false,
-    most_pooled: |_, _| None,
-};
+const TRAITS: Traits = Traits::PLAIN;
 
 const KNOB: Knob = Knob::ServerIdleTimeout;
 
@@ -36,14 +29,7 @@ fn unit(id: &str) -> Unit {
 fn holding(secs: Option<u64>) -> UnitState {
     let site = Site { knob: KNOB, place: "web".into() };
     let stored = Stored { value: secs.map(seconds), raw: secs.map(|s| json!(format!("{s}s"))) };
-    let node = NodeState {
-        name: "n".into(),
-        stored: Ok([(KNOB, secs.map(seconds))].into()),
-        uptime: None,
-        metrics: None,
-        process: None,
-        uses: None,
-    };
+    let node = NodeState::new("n", Ok([(KNOB, secs.map(seconds))].into()));
     UnitState { sites: [(site, stored)].into(), nodes: vec![node], ..UnitState::default() }
 }
 
@@ -729,14 +715,8 @@ fn pools_are_bounded_by_the_highest_limit_that_a_process_may_still_use() {
     let limits = |n| Settings::from([(PER_HOST, Value::Count(n))]);
     let most = |declared: u32, stored: &[Option<u32>], before: Option<u32>, extra: bool| {
         let site = Site { knob: PER_HOST, place: "x".into() };
-        let node = |(at, n): (usize, &Option<u32>)| NodeState {
-            name: format!("n{at}"),
-            stored: Ok([(PER_HOST, n.map(Value::Count))].into()),
-            uptime: None,
-            metrics: None,
-            process: None,
-            uses: None,
-        };
+        let node =
+            |(at, n): (usize, &Option<u32>)| NodeState::new(format!("n{at}"), Ok([(PER_HOST, n.map(Value::Count))].into()));
         let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None, identities: Vec::new() };
         let state = UnitState { nodes: stored.iter().enumerate().map(node).collect(), ..UnitState::default() };
         let saved = Saved {

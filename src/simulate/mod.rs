@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::{
     api::{IdleConnectionPolicyStatus, Knob, Settings, policy::DriftPolicy},
     decide::{
-        self, Adaptive, Capability, Change, Declared, Input, NodeState, Pause, Site, Stored, To, Traits, Unit, UnitState,
+        self, Adaptive, Change, Declared, Input, NodeState, Pause, Site, Stored, To, Traits, Unit, UnitState,
         adapt::{self, Facts},
         conditions::{self, Seen, UnitResult},
         loop_conditions::SeenLoop,
@@ -135,14 +135,7 @@ pub struct Told {
 }
 
 /// Everything is used at once, and nothing is refused.
-pub const TRAITS: Traits = Traits {
-    capability: |_| Capability::Hot,
-    cap: |_, value| value,
-    companions: |_, _, _| Settings::new(),
-    fields: None,
-    rolling: false,
-    most_pooled: |_, _| None,
-};
+pub const TRAITS: Traits = Traits::PLAIN;
 
 /// When the simulated time begins (Unix seconds); any moment would do.
 const EPOCH: i64 = 1_700_000_000;
@@ -172,14 +165,7 @@ impl Virtual {
     /// The node behind it says what it stores.
     fn settle(&mut self) {
         let stored = self.state.sites.iter().map(|(site, stored)| (site.knob, stored.value)).collect();
-        self.state.nodes = vec![NodeState {
-            name: "simulated".into(),
-            stored: Ok(stored),
-            uptime: None,
-            metrics: None,
-            process: None,
-            uses: None,
-        }];
+        self.state.nodes = vec![NodeState::new("simulated", Ok(stored))];
     }
 
     /// What it held before the first write: nothing.

@@ -21,6 +21,14 @@ pub struct Place {
     pub pod: Option<PodFacts>,
 }
 
+impl Place {
+    /// A place of which nothing more is known than how it is reached.
+    #[must_use]
+    pub fn new(id: impl Into<String>, name: impl Into<String>, address: impl Into<String>) -> Self {
+        Self { id: id.into(), name: name.into(), address: address.into(), role: None, pod: None }
+    }
+}
+
 /// What the API server knows of a pod.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodFacts {

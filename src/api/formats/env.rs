@@ -1,7 +1,7 @@
 //! Lines for an environment: `Backend_MaxIdleConns=100`, Go's own names behind the pool's. No quoting is ever needed.
 
+use super::super::Knob;
 use super::{HEADER, Spec};
-use super::super::{Knob, Value, GoDuration};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: &[
@@ -21,11 +21,7 @@ pub(super) const FORMAT: Spec = Spec {
         (Knob::BackendRequestTimeout, "Backend_Timeout"),
     ],
     render: |named, _| {
-        let line = |value: &Value| match value {
-            Value::Duration(time) => GoDuration::from(*time).to_string(),
-            Value::Count(n) => n.to_string(),
-        };
-        let lines: Vec<_> = named.iter().map(|(_, name, value)| format!("{name}={}", line(value))).collect();
+        let lines: Vec<_> = named.iter().map(|(_, name, value)| format!("{name}={value}")).collect();
         vec![("", [&[format!("# {HEADER}")], &lines[..], &[String::new()]].concat().join("\n"))]
     },
     reader: "anything that is started with an environment file",

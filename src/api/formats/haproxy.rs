@@ -2,8 +2,8 @@
 //!
 //! A time-out that is not set is none at all to HAProxy, which is what 0 means here too; a pool's size of -1 is no limit.
 
-use super::{HEADER, Spec, milliseconds};
 use super::super::{Knob, Value};
+use super::{HEADER, Spec, milliseconds};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: &[

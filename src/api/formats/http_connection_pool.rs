@@ -4,8 +4,8 @@
 
 use serde_json::{Map, Value as Json, json};
 
-use super::{Named, Spec, milliseconds};
 use super::super::{Knob, Value};
+use super::{Named, Spec, milliseconds};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: &[

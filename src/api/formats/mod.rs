@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
-use super::{GoDuration, Knob, Settings, Value};
+use super::{Knob, Settings, Value};
 
 /// What a format can say, and how.
 pub struct Spec {
@@ -128,12 +128,17 @@ fn tree(named: &Named) -> Json {
     for (_, name, value) in named {
         let Some((pool, field)) = name.split_once('.') else { continue };
         let pool = pools.entry(pool).or_insert_with(|| Json::Object(Map::new()));
-        pool[field] = match value {
-            Value::Duration(time) => GoDuration::from(*time).to_string().into(),
-            Value::Count(n) => (*n).into(),
-        };
+        pool[field] = plain(*value);
     }
     Json::Object(pools)
+}
+
+/// A time as text, as Go writes it, and a number as one.
+fn plain(value: Value) -> Json {
+    match value {
+        Value::Duration(_) => value.to_string().into(),
+        Value::Count(n) => n.into(),
+    }
 }
 
 /// In milliseconds.

@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use super::{HEADER, Spec, milliseconds};
 use super::super::{Knob, Value};
+use super::{HEADER, Spec, milliseconds};
 
 const YEAR: Duration = Duration::from_secs(365 * 24 * 3600);
 /// The most requests that nginx takes for a number.

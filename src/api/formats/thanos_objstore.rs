@@ -1,9 +1,9 @@
 //! The `http_config` of object-store clients that use Thanos's objstore (`exthttp.HTTPConfig`): Thanos, Cortex, Mimir, Loki.
 
-use serde_json::{Map, Value as Json, json};
+use serde_json::{Map, json};
 
-use super::{HEADER, Spec};
-use super::super::{GoDuration, Knob, Value};
+use super::super::Knob;
+use super::{HEADER, Spec, plain};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: &[
@@ -16,11 +16,7 @@ pub(super) const FORMAT: Spec = Spec {
         (Knob::BackendResponseHeaderTimeout, "response_header_timeout"),
     ],
     render: |named, _| {
-        let value = |value: &Value| match value {
-            Value::Duration(time) => Json::from(GoDuration::from(*time).to_string()),
-            Value::Count(n) => Json::from(*n),
-        };
-        let config: Map<_, _> = named.iter().map(|(_, name, limit)| ((*name).to_owned(), value(limit))).collect();
+        let config: Map<_, _> = named.iter().map(|(_, name, limit)| ((*name).to_owned(), plain(*limit))).collect();
         let text = serde_saphyr::to_string(&json!({"http_config": config})).unwrap_or_default();
         vec![("", format!("# {HEADER}\n{}\n", text.trim_end()))]
     },

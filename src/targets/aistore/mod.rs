@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// What is true of every AIStore cluster.
-pub const TRAITS: Traits = Traits { capability, fields: None, rolling: false, cap, companions, most_pooled };
+pub const TRAITS: Traits = Traits { capability, cap, companions, most_pooled, ..Traits::PLAIN };
 
 /// How long a read may take; a hung node does not answer at all.
 const READ: Duration = Duration::from_secs(3);
@@ -170,10 +170,7 @@ impl AIStore {
             Ok(answer) => answer,
             Err(fault) => {
                 let fault = node_fault(id, fault);
-                return (
-                    NodeState { name: id.to_owned(), stored: Err(fault), uptime: None, metrics: None, process: None, uses: None },
-                    None,
-                );
+                return (NodeState::new(id, Err(fault)), None);
             }
         };
         let http = config.net.http;
@@ -187,7 +184,7 @@ impl AIStore {
             .map(|at_least| Uptime { at_least, slack: config.periodic.slack() });
         let process = status.map(|status| Process { pod: status.pod(), ..Process::default() });
         let changed = wire::local_time(&config.lastupdate_time, response.header("date"), clock::steady());
-        (NodeState { name: id.to_owned(), stored: Ok(stored), uptime, metrics: None, process, uses: None }, changed)
+        (NodeState { uptime, process, ..NodeState::new(id, Ok(stored)) }, changed)
     }
 }
 

@@ -16,14 +16,7 @@ use crate::{
 };
 
 /// What is true of every Caddy.
-pub const TRAITS: Traits = Traits {
-    capability,
-    cap: |_, value| value,
-    companions: |_, _, _| crate::api::Settings::new(),
-    fields: None,
-    rolling: false,
-    most_pooled: |_, _| None,
-};
+pub const TRAITS: Traits = Traits { capability, ..Traits::PLAIN };
 
 /// Where the servers and, nested in their routes, the reverse proxies are.
 const SERVERS: &str = "/config/apps/http/servers";
@@ -147,14 +140,7 @@ impl Target for Caddy {
         async move {
             let (servers, etag) = self.servers(&unit.address).await?;
             let sites = config::sites(&servers);
-            let node = NodeState {
-                name: unit.name.clone(),
-                stored: Ok(config::stored(&sites)),
-                uptime: None,
-                metrics: None,
-                process: None,
-                uses: None,
-            };
+            let node = NodeState::new(&unit.name, Ok(config::stored(&sites)));
             let native = Arc::new(json!({"servers": servers, "etag": etag}));
             Ok(UnitState { sites, nodes: vec![node], changed: None, hash: None, native })
         }

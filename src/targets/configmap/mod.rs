@@ -19,8 +19,11 @@ use serde_json::{Value as Json, json};
 
 use super::{Place, Reach, Target, go_duration};
 use crate::{
-    api::{CREATED, Format, GoDuration, Knob, MANAGER, SETTINGS_PREFIX, Settings, Value, config_map::ConfigMap as Spec},
-    decide::{Capability, Cause, Change, Fault, NodeState, Site, Stored, To, Traits, Unit, UnitState},
+    api::{
+        CREATED, Format, GoDuration, Knob, MANAGER, SETTINGS_PREFIX, Settings, Value,
+        config_map::{ConfigMap as Spec, Page},
+    },
+    decide::{Cause, Change, Fault, NodeState, Site, Stored, To, Traits, Unit, UnitState},
     pool::Request,
 };
 
@@ -34,14 +37,7 @@ const AT_ONCE: usize = 32;
 /// What is true of every file of a format.
 #[must_use]
 pub fn traits(format: Format) -> Traits {
-    Traits {
-        capability: |_| Capability::Unsupported,
-        fields: Some(format.fields()),
-        rolling: false,
-        cap: |_, value| value,
-        companions: |_, _, _| Settings::new(),
-        most_pooled: |_, _| None,
-    }
+    Traits { fields: Some(format.fields()), ..Traits::PLAIN }
 }
 
 /// One key of a `ConfigMap`.
@@ -176,18 +172,15 @@ impl ConfigMap {
 
     /// What a pod says of itself.
     async fn node(&self, place: &Place, written: Option<&Written>, stored: &BTreeMap<Knob, Option<Value>>) -> NodeState {
-        let pages = self.spec.metrics.as_ref();
+        let page = self.spec.metrics.as_ref();
         NodeState {
-            name: place.name.clone(),
-            stored: Ok(stored.clone()),
-            uptime: None,
             // Nowhere, rather than the unit's own address, which is the API server's.
-            metrics: Some(pages.map(|page| reported::address(page, &place.address)).unwrap_or_default()),
-            process: None,
+            metrics: Some(page.map(|page| reported::address(page, &place.address)).unwrap_or_default()),
             uses: match written {
                 Some(written) => self.uses(place, written).await,
                 None => None,
             },
+            ..NodeState::new(&place.name, Ok(stored.clone()))
         }
     }
 
@@ -210,7 +203,7 @@ impl ConfigMap {
         (started_for || started_since).then_some(true)
     }
 
-    async fn page(&self, page: &crate::api::config_map::Page, host: &str) -> Option<Vec<u8>> {
+    async fn page(&self, page: &Page, host: &str) -> Option<Vec<u8>> {
         let address = Some(reported::address(page, host)).filter(|address| !address.is_empty())?;
         let answer = self.reach.pool.send(None, Request::get(&address, &page.path, PAGE)).await.ok()?;
         (answer.status == 200).then_some(answer.body)
