@@ -182,6 +182,10 @@ mod tests {
     use crate::decide::declare;
 
     fn said(format: &str, spec: &Json, observed: Observed<'_>) -> Vec<&'static str> {
+        advised(format, spec, observed).into_iter().map(|advice| advice.rule).collect()
+    }
+
+    fn advised(format: &str, spec: &Json, observed: Observed<'_>) -> Vec<Advice> {
         let mut whole = json!({"target": {"type": "ConfigMap", "configMap": {
             "name": "x", "key": "y", "format": format, "selector": {"matchLabels": {"app": "x"}},
         }}});
@@ -189,7 +193,7 @@ mod tests {
         let spec: IdleConnectionPolicySpec = from_value(whole).expect("a spec");
         let fields = spec.target.config_map.as_ref().map(|config_map| config_map.format.fields());
         let traits = Traits { fields, ..Traits::PLAIN };
-        advice(&spec, &declare(&spec, &traits), &traits, observed).into_iter().map(|advice| advice.rule).collect()
+        advice(&spec, &declare(&spec, &traits), &traits, observed)
     }
 
     fn backend(fields: &Json) -> Json {
@@ -247,6 +251,22 @@ mod tests {
         for (what, format, spec, expected) in cases {
             assert_eq!(said(format, &spec, Observed::default()), expected, "{what}");
         }
+    }
+
+    #[test]
+    fn a_share_is_said_with_the_way_out() {
+        for (idle, way) in [(9, "raise it to between 10 and 20 %"), (21, "lower it to between 10 and 20 %")] {
+            let spec = backend(&json!({"idleConnTimeout": "20s", "maxIdleConnsPerHost": idle, "maxConnsPerHost": 100}));
+            let advised = advised("yaml", &spec, Observed::default());
+            assert!(advised[0].sentence.ends_with(way), "{idle}: {}", advised[0].sentence);
+        }
+    }
+
+    #[test]
+    fn a_pool_without_a_bound_is_not_too_small() {
+        let spec = backend(&json!({"idleConnTimeout": "20s", "maxIdleConnsPerHost": 0, "maxConnsPerHost": 100}));
+        let observed = Observed { concurrency: Some(20.0), ..Observed::default() };
+        assert!(!said("yaml", &spec, observed).contains(&"per-host-far-off"));
     }
 
     #[test]
