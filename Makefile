@@ -2,13 +2,16 @@
 SHELL := /usr/bin/env bash
 CLUSTER_DIR ?= $(or $(IDLECONN_CLUSTER_DIR),$(HOME)/.cache/idleconn-operator/cluster)
 
-.PHONY: mutants needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
+.PHONY: mutants needs-faketime needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
 
 help: ## Lists the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 needs:
 	@for tool in cargo go curl openssl; do command -v $$tool >/dev/null || { echo "$$tool is missing: install it and run make again" >&2; exit 1; }; done
+
+needs-faketime:
+	@ls /usr/lib/*/faketime/libfaketimeMT.so.1 >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && apt-get install -qq --yes faketime >/dev/null; } || { echo "faketime is missing: install it (Debian: apt install faketime) and run make again" >&2; exit 1; }
 
 needs-prometheus:
 	@command -v prometheus >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -qq --yes prometheus >/dev/null; } || { echo "prometheus is missing: install it (Debian: apt install prometheus) and run make again" >&2; exit 1; }
@@ -22,11 +25,11 @@ demo: needs tools ## Shows the operator at work on three real Caddy servers; HOL
 	@cargo build --quiet --locked --bins
 	@demo/run
 
-test: needs needs-prometheus needs-readers tools ## Runs every test there is
+test: needs needs-prometheus needs-readers needs-faketime tools ## Runs every test there is
 	cargo test --locked
 
-soak: needs tools ## Looks for two minutes whether a steady state costs anything
-	IDLECONN_STEADY_SECONDS=120 cargo test --locked --test it -- --nocapture steady
+soak: needs tools ## Looks for two minutes whether a steady state costs anything, and kills the replica that acts 20 times
+	IDLECONN_STEADY_SECONDS=120 cargo test --locked --test it -- --nocapture --test-threads=1 steady soak
 
 bench: needs tools ## Measures how fast an edit reaches the nodes, how fast pages are read, what a fleet of 5,000 costs
 	cargo bench --locked --bench latency

@@ -1,16 +1,100 @@
-//! A clock that does not jump.
+//! A clock that does not jump, and that all replicas read alike.
 
-use std::{sync::OnceLock, time::Instant};
+use std::{
+    sync::{
+        OnceLock,
+        atomic::{AtomicI64, Ordering},
+    },
+    time::Instant,
+};
 
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
 
-/// The time by the wall clock of when this process first asked, carried on by the monotonic one.
+/// How far `Date` may be off before it is believed: it has whole seconds, and takes a while to arrive.
+const TOLERANCE: SignedDuration = SignedDuration::from_secs(2);
+
+/// What the operator takes for the time: the API server's, as its answers tell it, carried on by a clock that nobody sets.
 ///
-/// For judging how long ago something was: a wall clock that is set an hour forward would make every node look as if it
-/// had started an hour later than it did.
+/// The wall clock of one's own machine would not do. What was decided is written down with its time, and read by another replica; one
+/// whose clock is five minutes ahead would find every wait over. And a wall clock that is set an hour forward would make every node look
+/// as if it had started an hour later than it did.
 #[must_use]
-pub fn steady() -> Timestamp {
-    static START: OnceLock<(Timestamp, Instant)> = OnceLock::new();
-    let (wall, monotonic) = START.get_or_init(|| (Timestamp::now(), Instant::now()));
-    wall.checked_add(monotonic.elapsed()).unwrap_or(*wall)
+pub fn now() -> Timestamp {
+    clock().now()
+}
+
+/// Takes note of an answer's `Date`.
+pub fn heard(date: &str) {
+    clock().heard(date);
+}
+
+fn clock() -> &'static Clock {
+    static CLOCK: OnceLock<Clock> = OnceLock::new();
+    CLOCK.get_or_init(|| Clock::set(Timestamp::now()))
+}
+
+struct Clock {
+    wall: Timestamp,
+    monotonic: Instant,
+    /// What to add, in milliseconds.
+    correction: AtomicI64,
+}
+
+impl Clock {
+    fn set(wall: Timestamp) -> Self {
+        Self { wall, monotonic: Instant::now(), correction: AtomicI64::new(0) }
+    }
+
+    fn now(&self) -> Timestamp {
+        let correction = SignedDuration::from_millis(self.correction.load(Ordering::Relaxed));
+        self.wall.checked_add(self.monotonic.elapsed()).and_then(|now| now.checked_add(correction)).unwrap_or(self.wall)
+    }
+
+    fn heard(&self, date: &str) {
+        let Ok(date) = rfc2822::parse(date) else { return };
+        // Cut off, not rounded: on average it is half a second later.
+        let off = date.timestamp().duration_since(self.now()) + SignedDuration::from_millis(500);
+        if off.abs() <= TOLERANCE {
+            return;
+        }
+        let correction = i64::try_from(off.as_millis()).unwrap_or_default();
+        let before = self.correction.fetch_add(correction, Ordering::Relaxed);
+        tracing::warn!(
+            seconds = (before.saturating_add(correction)) / 1000,
+            "the clock here is not the API server's; going by the API server's, which is so much ahead"
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn time(text: &str) -> Timestamp {
+        text.parse().expect("a time")
+    }
+
+    #[test]
+    fn a_clock_that_is_wrong_by_minutes_is_put_right_and_one_that_is_right_is_left_alone() {
+        for (wall, expected) in [
+            ("2026-11-21T20:05:00Z", "2026-11-21T20:00:00.5Z"),
+            ("2026-11-21T19:55:00Z", "2026-11-21T20:00:00.5Z"),
+            ("2026-11-21T20:00:01.9Z", "2026-11-21T20:00:01.9Z"),
+            ("2026-11-21T19:59:59.1Z", "2026-11-21T19:59:59.1Z"),
+        ] {
+            let clock = Clock::set(time(wall));
+            clock.heard("Sat, 21 Nov 2026 20:00:00 GMT");
+            let off = clock.now().duration_since(time(expected));
+            assert!(off.abs() < SignedDuration::from_millis(400), "{wall}: off by {off}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_date_sets_no_clock() {
+        let clock = Clock::set(time("2026-11-21T20:00:00Z"));
+        for date in ["", "yesterday", "Sat, 99 Nov 2026 20:00:00 GMT"] {
+            clock.heard(date);
+        }
+        assert!(clock.now() < time("2026-11-21T20:00:01Z"));
+    }
 }

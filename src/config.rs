@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{api::GoDuration, controller::Settings, targets::AllowList};
+use crate::{api::GoDuration, controller::Settings, leader::Terms, targets::AllowList};
 
 /// Manages how HTTP connections may idle.
 #[derive(Parser, Debug)]
@@ -22,7 +22,8 @@ pub enum Command {
     Run(Run),
     /// Prints the `CustomResourceDefinition`.
     Crd,
-    /// Puts the nodes' old settings back and drops the finalizers of policies that are being deleted. Stop the controller first.
+    /// Puts the nodes' old settings back and drops the finalizers of policies that are being deleted. With --leader-election it takes the
+    /// Lease from a controller that runs; without, stop the controller first.
     Release(Release),
 }
 
@@ -46,12 +47,60 @@ pub struct Cluster {
     pub log_level: String,
 }
 
+/// Which of several processes acts.
+#[derive(Args, Debug)]
+pub struct Lease {
+    /// Acts only while it holds a Lease, so that several replicas can run.
+    #[arg(long, env = "IDLECONN_LEADER_ELECTION")]
+    pub leader_election: bool,
+    /// The Lease's namespace; by default that of the kubeconfig, or in a cluster its own.
+    #[arg(long, env = "IDLECONN_LEASE_NAMESPACE", default_value = "")]
+    pub lease_namespace: String,
+    /// The Lease's name.
+    #[arg(long, env = "IDLECONN_LEASE_NAME", default_value = crate::api::MANAGER)]
+    pub lease_name: String,
+    /// How long other replicas wait for one that is not heard of, whole seconds.
+    #[arg(long, env = "IDLECONN_LEASE_DURATION", default_value = "15s", value_parser = span)]
+    pub lease_duration: Duration,
+    /// How long after its last renewal a replica acts.
+    #[arg(long, env = "IDLECONN_LEASE_RENEW_DEADLINE", default_value = "10s", value_parser = span)]
+    pub lease_renew_deadline: Duration,
+    /// How often it renews.
+    #[arg(long, env = "IDLECONN_LEASE_RETRY_PERIOD", default_value = "2s", value_parser = span)]
+    pub lease_retry_period: Duration,
+}
+
+impl Lease {
+    /// The terms, if there is an election.
+    ///
+    /// # Errors
+    /// Where two processes could act at once.
+    pub fn terms(&self) -> Result<Option<Terms>, crate::leader::Error> {
+        let terms = || {
+            Terms {
+                namespace: self.lease_namespace.clone(),
+                name: self.lease_name.clone(),
+                // Another process under the same pod's name is another one.
+                identity: format!("{}_{:016x}", instance(), fastrand::u64(..)),
+                duration: self.lease_duration,
+                renew_deadline: self.lease_renew_deadline,
+                retry_period: self.lease_retry_period,
+            }
+            .checked()
+        };
+        self.leader_election.then(terms).transpose()
+    }
+}
+
 /// `run`.
 #[derive(Args, Debug)]
 pub struct Run {
     /// Where.
     #[command(flatten)]
     pub cluster: Cluster,
+    /// Whether it is this one that acts.
+    #[command(flatten)]
+    pub lease: Lease,
     /// Where /metrics, /healthz and /readyz are served.
     #[arg(long, env = "IDLECONN_METRICS_ADDRESS", default_value = ":8080", value_parser = address)]
     pub metrics_address: SocketAddr,
@@ -69,6 +118,9 @@ pub struct Release {
     /// Where.
     #[command(flatten)]
     pub cluster: Cluster,
+    /// What a controller that runs is kept from acting with.
+    #[command(flatten)]
+    pub lease: Lease,
     /// Every policy, not only those that are being deleted.
     #[arg(long, env = "IDLECONN_ALL")]
     pub all: bool,
@@ -92,9 +144,13 @@ impl Cluster {
             allow_endpoints: self.allow_endpoints.clone(),
             resync,
             dry_run,
-            instance: std::env::var("POD_NAME").unwrap_or_else(|_| crate::api::MANAGER.into()),
+            instance: instance(),
         }
     }
+}
+
+fn instance() -> String {
+    std::env::var("POD_NAME").unwrap_or_else(|_| crate::api::MANAGER.into())
 }
 
 /// `:8080` is every address, as in Go.
@@ -103,8 +159,12 @@ fn address(text: &str) -> Result<SocketAddr, String> {
     full.parse().map_err(|_| "write address:port, or :port for every address".to_owned())
 }
 
+fn span(text: &str) -> Result<Duration, String> {
+    Ok(text.parse::<GoDuration>().map_err(|error| error.to_string())?.get().unwrap_or_default())
+}
+
 fn resync(text: &str) -> Result<Duration, String> {
-    let duration = text.parse::<GoDuration>().map_err(|error| error.to_string())?.get().unwrap_or_default();
+    let duration = span(text)?;
     if (Duration::from_secs(1)..=Duration::from_secs(3600)).contains(&duration) {
         Ok(duration)
     } else {

@@ -15,6 +15,7 @@
 //! - [`signals`]: where task counts come from.
 //! - [`pool`]: the one place from which requests to nodes leave.
 //! - [`controller`]: the shell: watch, gather, apply, report.
+//! - [`leader`]: which of several processes acts.
 //! - [`cli`]: the commands of `kubectl idleconn`.
 //! - [`serve`], [`metrics`], [`telemetry`], [`config`], [`clock`]: what an operator's operator sees and sets.
 
@@ -24,6 +25,7 @@ pub mod clock;
 pub mod config;
 pub mod controller;
 pub mod decide;
+pub mod leader;
 pub mod metrics;
 pub mod pool;
 pub mod serve;

@@ -1,17 +1,21 @@
 //! Flags, the TLS provider, and the exit code.
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use clap::Parser as _;
 use idleconn_operator::{
     api::crd,
-    config::{Cli, Cluster, Command, Run},
+    config::{Cli, Cluster, Command, Release, Run},
     controller::{self, Operator},
+    leader::{self, Election, Leadership},
     metrics::Metrics,
     serve, telemetry,
 };
 use kube::{Client, Config, config::Kubeconfig};
 use tokio::net::TcpListener;
+
+/// How long nobody acts after a release: an uninstall goes on by then to take the controller away.
+const AFTER_RELEASE: Duration = Duration::from_secs(300);
 
 /// Why the process ends with 1. One line, with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +32,8 @@ enum Error {
     Listen(std::net::SocketAddr, std::io::Error),
     #[error("{0}")]
     Controller(#[from] controller::Error),
+    #[error("{0}")]
+    Leader(#[from] leader::Error),
     #[error("the metrics are declared wrongly: {0}")]
     Metrics(#[from] prometheus::Error),
     #[error("{0} ended, which it never should; restarting is the remedy")]
@@ -55,19 +61,50 @@ async fn command(cli: Cli) -> Result<(), Error> {
             Ok(std::io::stdout().write_all(yaml.as_bytes())?)
         }
         Command::Run(options) => run(options).await,
-        Command::Release(options) => {
-            telemetry::start(options.cluster.log_format, &options.cluster.log_level)?;
-            let settings = options.cluster.settings(std::time::Duration::from_secs(30), false);
-            let operator = Operator::new(client(&options.cluster).await?, settings, Metrics::new()?);
-            Ok(operator.release(options.all).await?)
+        Command::Release(options) => release(options).await,
+    }
+}
+
+async fn release(options: Release) -> Result<(), Error> {
+    telemetry::start(options.cluster.log_format, &options.cluster.log_level)?;
+    let client = client(&options.cluster).await?;
+    let settings = options.cluster.settings(Duration::from_secs(30), false);
+    let mut election = options.lease.terms()?.map(|terms| Election::new(client.clone(), terms));
+    if let Some(election) = &mut election {
+        election.seize().await?;
+    }
+    let operator = Operator::new(&client, settings, Metrics::new()?, leadership(election.as_ref()));
+    let released = tokio::select! {
+        released = operator.release(options.all) => released,
+        lost = stands(election.as_mut()) => return Err(lost.into()),
+    };
+    if let Some(election) = &mut election {
+        match &released {
+            Ok(()) => election.bar(AFTER_RELEASE).await,
+            Err(_) => election.give_up().await,
         }
+    }
+    Ok(released?)
+}
+
+fn leadership(election: Option<&Election>) -> Leadership {
+    election.map_or_else(Leadership::always, Election::leadership)
+}
+
+/// Never ends where there is no election.
+async fn stands(election: Option<&mut Election>) -> leader::Error {
+    match election {
+        Some(election) => election.run().await,
+        None => std::future::pending().await,
     }
 }
 
 async fn run(options: Run) -> Result<(), Error> {
     telemetry::start(options.cluster.log_format, &options.cluster.log_level)?;
     let settings = options.cluster.settings(options.resync_interval, options.dry_run);
-    let operator = Operator::new(client(&options.cluster).await?, settings, Metrics::new()?);
+    let client = client(&options.cluster).await?;
+    let mut election = options.lease.terms()?.map(|terms| Election::new(client.clone(), terms));
+    let operator = Operator::new(&client, settings, Metrics::new()?, leadership(election.as_ref()));
     let listener =
         TcpListener::bind(options.metrics_address).await.map_err(|error| Error::Listen(options.metrics_address, error))?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
@@ -82,15 +119,26 @@ async fn run(options: Run) -> Result<(), Error> {
     // A task that ends is the end of the process: one that lives on without it would look healthy and do nothing.
     let controller = operator.run(stopping);
     tokio::pin!(controller);
-    tokio::select! {
-        () = &mut controller => Err(Error::Ended("the controller")),
-        _ = health => Err(Error::Ended("the health server")),
-        () = signalled() => {
-            stop.send_replace(true);
-            controller.await;
-            Ok(())
+    let work = async {
+        tokio::select! {
+            () = &mut controller => Err(Error::Ended("the controller")),
+            _ = health => Err(Error::Ended("the health server")),
+            () = signalled() => {
+                stop.send_replace(true);
+                controller.await;
+                Ok(())
+            }
         }
+    };
+    // The Lease is renewed until the work has ended, and only then given up.
+    let ended = tokio::select! {
+        ended = work => ended,
+        lost = stands(election.as_mut()) => return Err(lost.into()),
+    };
+    if let Some(election) = &mut election {
+        election.give_up().await;
     }
+    ended
 }
 
 async fn signalled() {

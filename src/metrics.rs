@@ -1,6 +1,6 @@
 //! The operator's own metrics, each declared once.
 
-use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::api::IdleConnectionPolicyStatus;
 
@@ -15,6 +15,7 @@ pub struct Metrics {
     pressure: GaugeVec,
     openness: IntGaugeVec,
     conditions: IntGaugeVec,
+    leader: IntGauge,
 }
 
 impl Metrics {
@@ -61,6 +62,9 @@ impl Metrics {
             ),
             &["namespace", "policy", "type"],
         )?;
+        let leader =
+            IntGauge::new("idleconn_leader", "1 in the replica that acts, 0 in those that wait; alert when the sum is not 1")?;
+        registry.register(Box::new(leader.clone()))?;
         registry.register(Box::new(decisions.clone()))?;
         registry.register(Box::new(pressure.clone()))?;
         registry.register(Box::new(openness.clone()))?;
@@ -68,7 +72,7 @@ impl Metrics {
         registry.register(Box::new(reconciles.clone()))?;
         registry.register(Box::new(writes.clone()))?;
         registry.register(Box::new(statuses.clone()))?;
-        Ok(Self { registry, reconciles, writes, statuses, decisions, pressure, openness, conditions })
+        Ok(Self { registry, reconciles, writes, statuses, decisions, pressure, openness, conditions, leader })
     }
 
     /// A pass that ended.
@@ -150,6 +154,11 @@ impl Metrics {
         ] {
             let _ = self.conditions.remove_label_values(&[namespace, policy, type_]);
         }
+    }
+
+    /// Whether it is this replica that acts.
+    pub fn leads(&self, leads: bool) {
+        self.leader.set(leads.into());
     }
 
     /// As Prometheus reads them.

@@ -100,7 +100,7 @@ impl Adaptation {
 
     /// Looks once more, now.
     pub fn look(&self) -> Look {
-        let now = clock::steady().as_millisecond();
+        let now = clock::now().as_millisecond();
         Look { signal: self.signal(now), now }
     }
 
@@ -303,7 +303,7 @@ pub async fn prepare(
             watch.nodes = old.sampler.nodes();
         }
     }
-    let (pause, unreadable, _) = pauses(subject, Timestamp::now());
+    let (pause, unreadable, _) = pauses(subject, clock::now());
     let levels = source == SourceName::StateFlags;
     let restart = spec.restart.clone().unwrap_or_default();
     let rolls = restart.policy == RestartPolicy::Rolling && restart.for_ == RestartFor::Any;
@@ -327,7 +327,7 @@ pub async fn prepare(
             ctx.tick(&policy);
         }
     });
-    let not_before = clock::steady().as_millisecond() + tuning.tighten_after.min(120_000);
+    let not_before = clock::now().as_millisecond() + tuning.tighten_after.min(120_000);
     memory.adaptation = Some(Adaptation {
         tuning,
         declared: declared.clone(),

@@ -3,6 +3,7 @@
 mod adaptation;
 mod apply;
 mod claims;
+mod client;
 mod gather;
 mod memory;
 mod originals;
@@ -40,10 +41,12 @@ use tokio::sync::mpsc;
 
 use crate::{
     api::{IdleConnectionPolicy, IdleConnectionPolicySpec},
+    leader::Leadership,
     metrics::Metrics,
     pool::Pool,
     targets::{AllowList, Reach},
 };
+pub use client::client;
 use memory::Memory;
 
 /// How long a call to the API server may take; kube's own retries would hold a worker for many minutes.
@@ -95,16 +98,6 @@ async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Er
     }
 }
 
-/// A client that asks once. kube's own would ask again up to 15 times, for a quarter of an hour each, and hold a worker while it does:
-/// whoever asks here has a back-off of its own, and a 429 from the Eviction API is an answer.
-///
-/// # Errors
-/// Where the configuration cannot be used.
-pub fn client(mut config: kube::Config) -> kube::Result<Client> {
-    config.default_retry = false;
-    Client::try_from(config)
-}
-
 /// What the controller is told.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -133,6 +126,8 @@ pub struct Context {
     memories: Mutex<HashMap<PolicyRef, Arc<tokio::sync::Mutex<Memory>>>>,
     policies: reflector::Store<Policy>,
     ready: AtomicBool,
+    /// Whether this process is the one that acts.
+    pub leadership: Leadership,
     /// Itself, for tasks that must not keep it alive.
     me: Weak<Context>,
 }
@@ -177,14 +172,15 @@ pub struct Operator {
 impl Operator {
     /// Prepares; nothing is asked of anybody yet.
     #[must_use]
-    pub fn new(client: Client, settings: Settings, metrics: Metrics) -> Self {
+    pub fn new(client: &Client, settings: Settings, metrics: Metrics, leadership: Leadership) -> Self {
+        let client = client::led(client, leadership.clone());
         let (nudges, inbox) = mpsc::unbounded_channel();
         let (policies, writer) = reflector::store();
         let context = Arc::new_cyclic(|me| Context {
             me: me.clone(),
             pods: pods::Pods::new(client.clone(), nudges.clone()),
             client,
-            pool: Pool::new(),
+            pool: Pool::led(leadership.clone()),
             settings,
             metrics,
             board: claims::Board::default(),
@@ -192,11 +188,13 @@ impl Operator {
             memories: Mutex::default(),
             policies,
             ready: AtomicBool::new(false),
+            leadership,
         });
         Self { context, writer, inbox }
     }
 
-    /// Works until `stop`. A CRD that is missing is waited for.
+    /// Works until `stop`, once it is this process that acts; until then it watches only, so that it knows the policies by then. A CRD that
+    /// is missing is waited for.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + Sync + 'static) {
         let Self { context, writer, inbox } = self;
         let reader = context.policies.clone();
@@ -213,9 +211,17 @@ impl Operator {
             }
         };
         let nudged = stream::unfold(inbox, |mut inbox| async { inbox.recv().await.map(|policy| (policy, inbox)) });
+        let inherited = {
+            let context = context.clone();
+            stream::once(async move {
+                context.leadership.begun().await;
+                stream::iter(context.policies.state().into_iter().map(|policy| PolicyRef::from_obj(&*policy)).collect::<Vec<_>>())
+            })
+            .flatten()
+        };
         let controller = Controller::for_stream(triggers, reader)
             .with_config(Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE))
-            .reconcile_on(nudged)
+            .reconcile_on(stream::select(nudged, inherited))
             .graceful_shutdown_on(stop)
             .run(reconcile::reconcile, error_policy, context.clone())
             .for_each(move |result| {

@@ -53,6 +53,10 @@ const ASK_AGAIN: Duration = Duration::from_millis(100);
 pub async fn reconcile(policy: Arc<Policy>, ctx: Arc<Context>) -> Result<Action, Error> {
     let reference = PolicyRef::from_obj(&*policy);
     let Some(namespace) = reference.namespace.clone() else { return Err(Error::Nameless) };
+    if !ctx.leadership.holds() {
+        // Looked at when this replica is the one that acts.
+        return Ok(Action::await_change());
+    }
     if !ctx.is_ready() {
         return Ok(Action::requeue(WAIT_FOR_ELDERS));
     }
@@ -171,7 +175,7 @@ async fn work(
     traits: &Traits,
     found: Found,
 ) -> Result<Action, Error> {
-    let (now, began) = (Timestamp::now(), Instant::now());
+    let (now, began) = (clock::now(), Instant::now());
     let Found { target, units } = found;
     memory.failing.remove("");
     memory.logged.remove("problem");
@@ -264,7 +268,7 @@ async fn work(
     results.extend(written);
     results.sort_by(|a, b| a.unit.name.cmp(&b.unit.name));
 
-    let stamp = clock::steady();
+    let stamp = clock::now();
     let nodes: Vec<_> = results.iter().filter_map(|result| result.state.as_ref().ok()).flat_map(|state| &state.nodes).collect();
     for node in &nodes {
         memory.lived(node, stamp);
@@ -311,7 +315,7 @@ fn hurried(plan: &Plan, results: &[UnitResult], written_down: &RestartControl) -
 fn is_propagating(results: &[UnitResult]) -> bool {
     let behind = |state: &UnitState| state.nodes.iter().any(|node| node.uses == Some(false));
     let fresh = |state: &UnitState| {
-        let age = state.changed.map(|at| Timestamp::now().duration_since(at));
+        let age = state.changed.map(|at| clock::now().duration_since(at));
         age.is_some_and(|age| age < decide::conditions::PROPAGATION)
     };
     results.iter().filter_map(|result| result.state.as_ref().ok()).any(|state| behind(state) && fresh(state))
@@ -319,7 +323,7 @@ fn is_propagating(results: &[UnitResult]) -> bool {
 
 /// When to look again if nothing happens: when a node that failed is due, or a contested field, and by and by in any case.
 fn next_look(ctx: &Context, subject: &Subject, memory: &Memory, plan: &Plan) -> Duration {
-    let now = Timestamp::now();
+    let now = clock::now();
     let contended = contention::next_end(&plan.control.contended, now).and_then(|end| Timestamp::from_second(end + 1).ok());
     let contended = contended.and_then(|end| Duration::try_from(end.duration_since(now)).ok());
     let unwritten = memory.unwritten.values().filter_map(|unwritten| unwritten.due);
@@ -426,7 +430,7 @@ async fn say(
         adaptive: memory.adaptation.as_ref().zip(look).map(|(adaptation, look)| adaptation.seen(look)),
         advice: &advice,
         previous: &previous,
-        now: Timestamp::now(),
+        now: clock::now(),
     });
     report::report(ctx, subject, &status, &notices).await?;
     subject.object.status = Some(status);

@@ -1,6 +1,5 @@
 //! Report: Events, then the status; each only when there is something new.
 
-use jiff::Timestamp;
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},
     apimachinery::pkg::apis::meta::v1::MicroTime,
@@ -14,6 +13,7 @@ use serde_json::json;
 use super::{Context, Error, Subject, in_time};
 use crate::{
     api::{IdleConnectionPolicy, IdleConnectionPolicyStatus, MANAGER},
+    clock,
     decide::conditions::{Notice, shortened},
 };
 
@@ -64,7 +64,7 @@ pub async fn event(ctx: &Context, subject: &Subject, notice: &Notice, seed: &str
     let name = format!("{}.{:016x}", subject.name, fnv1a(&format!("{}/{seed}/{}", subject.uid, notice.reason)));
     let event = Event {
         metadata: ObjectMeta { name: Some(name), namespace: Some(subject.namespace.clone()), ..ObjectMeta::default() },
-        event_time: Some(MicroTime(Timestamp::now())),
+        event_time: Some(MicroTime(clock::now())),
         reporting_controller: Some(MANAGER.into()),
         reporting_instance: Some(shortened(&ctx.settings.instance, 128)),
         action: Some("Reconcile".into()),

@@ -92,7 +92,7 @@ async fn evictions(
         pods: &pods,
         control: &control.restart,
         changed,
-        now: clock::steady().as_second(),
+        now: clock::now().as_second(),
     });
     Ok(Some((outcome, obstacle)))
 }

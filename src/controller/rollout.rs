@@ -99,7 +99,7 @@ pub async fn look(
         pending,
         workload: workload.as_ref(),
         control: &plan.control.restart,
-        now: clock::steady().as_second(),
+        now: clock::now().as_second(),
     });
     Ok(Some((outcome, obstacle)))
 }

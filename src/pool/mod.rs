@@ -28,6 +28,8 @@ use rustls::ClientConfig;
 use tokio::task::JoinSet;
 use url::{Position, Url};
 
+use crate::leader::Leadership;
+
 /// Most bytes of an answer that are read.
 pub const MOST_BODY: usize = 4 * 1024 * 1024;
 /// How long a connection may take to be made.
@@ -53,6 +55,9 @@ pub enum Error {
     /// The answer is larger than any that is expected.
     #[error("{0} answered with more than {max} MiB", max = MOST_BODY / 1024 / 1024)]
     TooLarge(String),
+    /// Another replica acts by now.
+    #[error("{0} was not asked to change anything: this replica does not hold the lease")]
+    NotLeading(String),
     /// The CA is not PEM.
     #[error("the CA holds no certificate in PEM")]
     Ca,
@@ -116,6 +121,8 @@ pub struct Pool {
     authorities: Arc<Mutex<(u64, Authorities)>>,
     /// Questions that nobody waits for any more; each ends at its own time-out, and all of them with the pool.
     background: Arc<Mutex<JoinSet<()>>>,
+    /// Where one of several processes acts: whether it is this one.
+    leadership: Option<Leadership>,
 }
 
 impl Pool {
@@ -123,6 +130,12 @@ impl Pool {
     #[must_use]
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// An empty pool that changes something elsewhere only while this process may act.
+    #[must_use]
+    pub fn led(leadership: Leadership) -> Self {
+        Self { leadership: Some(leadership), ..Self::default() }
     }
 
     /// Says where a Service is, so that its name can be used in an address and checked in its certificate.
@@ -158,6 +171,9 @@ impl Pool {
 
     async fn ask(&self, ca: Option<&[u8]>, request: &Request, sink: Sink<'_>) -> Result<Response, Error> {
         let address = &request.address;
+        if !request.method.is_safe() && self.leadership.as_ref().is_some_and(|leadership| !leadership.holds()) {
+            return Err(Error::NotLeading(address.clone()));
+        }
         let url = Url::parse(&format!("{address}{}", request.path)).map_err(|_| Error::Address(address.clone()))?;
         let (authority, tls) = match url.scheme() {
             "http" => (0, None),

@@ -167,3 +167,16 @@ async fn a_place_has_few_idle_connections_however_many_were_needed() {
     assert!(asked.iter().all(Result::is_ok));
     assert!((1..=4).contains(&pool.idle()), "{}", pool.idle());
 }
+
+#[tokio::test]
+async fn a_replica_that_does_not_act_reads_and_changes_nothing() {
+    let server = Server::start(vec![say(OK)]).await;
+    for (leadership, acts) in [(Leadership::none(), false), (Leadership::always(), true)] {
+        let pool = Pool::led(leadership);
+        pool.send(None, server.ask(Method::GET)).await.expect("an answer");
+        let before = server.counts().1;
+        let written = pool.send(None, server.ask(Method::PATCH)).await;
+        assert_eq!(written.is_ok(), acts, "{written:?}");
+        assert_eq!(server.counts().1 - before, usize::from(acts), "a refused write never leaves");
+    }
+}

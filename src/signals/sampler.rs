@@ -176,7 +176,7 @@ async fn round(pool: &Pool, watch: &Watch, samples: &Samples) {
             let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
             let sample = samples.entry(node.name.clone()).or_default();
             match answer {
-                Ok(measure) => *sample = NodeSample { last: Some((clock::steady().as_millisecond(), measure)), gap: None },
+                Ok(measure) => *sample = NodeSample { last: Some((clock::now().as_millisecond(), measure)), gap: None },
                 Err(gap) => sample.gap = Some(gap),
             }
         })

@@ -104,9 +104,11 @@ impl From<pool::Error> for Fault {
         let cause = match error {
             pool::Error::Certificate(_) | pool::Error::Ca => Cause::Certificate,
             pool::Error::Address(_) => Cause::NotPermitted,
-            pool::Error::Connect(_) | pool::Error::TimedOut(..) | pool::Error::Broken(_) | pool::Error::TooLarge(_) => {
-                Cause::Unreachable
-            }
+            pool::Error::Connect(_)
+            | pool::Error::TimedOut(..)
+            | pool::Error::Broken(_)
+            | pool::Error::TooLarge(_)
+            | pool::Error::NotLeading(_) => Cause::Unreachable,
         };
         Self::new(cause, error.to_string())
     }

@@ -310,7 +310,8 @@ async fn release_restores_and_lets_go_without_a_controller() {
         let client = world.client.clone();
         async move {
             let metrics = idleconn_operator::metrics::Metrics::new().unwrap();
-            idleconn_operator::controller::Operator::new(client, settings, metrics).release(all).await
+            let leadership = idleconn_operator::leader::Leadership::always();
+            idleconn_operator::controller::Operator::new(&client, settings, metrics, leadership).release(all).await
         }
     };
     release(false).await.unwrap();

@@ -16,6 +16,7 @@ mod crd;
 mod faults;
 mod formats;
 mod generated;
+mod leader;
 mod references;
 mod replay;
 mod restart;

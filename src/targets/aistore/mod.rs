@@ -183,7 +183,7 @@ impl AIStore {
             .and_then(wire::NodeStatus::uptime)
             .map(|at_least| Uptime { at_least, slack: config.periodic.slack() });
         let process = status.map(|status| Process { pod: status.pod(), ..Process::default() });
-        let changed = wire::local_time(&config.lastupdate_time, response.header("date"), clock::steady());
+        let changed = wire::local_time(&config.lastupdate_time, response.header("date"), clock::now());
         (NodeState { uptime, process, ..NodeState::new(id, Ok(stored)) }, changed)
     }
 }

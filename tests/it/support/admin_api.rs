@@ -37,6 +37,8 @@ struct Node {
     writes: AtomicUsize,
     written: OnceLock<Instant>,
     goroutines: AtomicUsize,
+    /// Held: nothing is answered.
+    answers: Arc<tokio::sync::Mutex<()>>,
 }
 
 impl AdminApi {
@@ -48,6 +50,7 @@ impl AdminApi {
             writes: AtomicUsize::new(0),
             written: OnceLock::new(),
             goroutines: AtomicUsize::new(20),
+            answers: Arc::default(),
         });
         let router = Router::new()
             .route("/config/apps/http/servers", get(read).patch(write))
@@ -72,6 +75,11 @@ impl AdminApi {
         self.state.goroutines.store(goroutines, Ordering::Relaxed);
     }
 
+    /// It takes questions, and answers none as long as this is held.
+    pub async fn hold(&self) -> tokio::sync::OwnedMutexGuard<()> {
+        self.state.answers.clone().lock_owned().await
+    }
+
     /// When it was first changed.
     pub fn written(&self) -> Option<Instant> {
         self.state.written.get().copied()
@@ -90,6 +98,7 @@ impl Drop for AdminApi {
 
 async fn read(State(node): State<Arc<Node>>) -> Response {
     node.reads.fetch_add(1, Ordering::Relaxed);
+    drop(node.answers.lock().await);
     let (servers, version) = node.servers.lock().unwrap().clone();
     ([("etag", format!("\"/config/apps/http/servers {version:x}\""))], axum::Json(servers)).into_response()
 }

@@ -7,6 +7,7 @@ pub mod cluster;
 pub mod load;
 pub mod operator;
 pub mod proxy;
+pub mod replica;
 pub mod service;
 pub mod slow_link;
 

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use idleconn_operator::{
     api::{IdleConnectionPolicy, IdleConnectionPolicyStatus},
     controller::{Operator, Settings},
+    leader::Leadership,
     metrics::Metrics,
 };
 use k8s_openapi::{
@@ -64,7 +65,7 @@ impl World {
     }
 
     pub fn start_with(&mut self, settings: Settings) {
-        let operator = Operator::new(self.client.clone(), settings, Metrics::new().unwrap());
+        let operator = Operator::new(&self.client, settings, Metrics::new().unwrap(), Leadership::always());
         self.operator = Some(tokio::spawn(operator.run(std::future::pending())));
     }
 

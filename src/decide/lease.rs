@@ -1,0 +1,65 @@
+//! Who leads: what to do about a Lease, from whom it names and for how long it has not changed.
+//!
+//! Time is measured as client-go does: by how long *this* process has seen the Lease unchanged, on a clock that nobody sets. What the Lease
+//! says of times is for people; a clock that is wrong by minutes elects nobody.
+
+use std::time::Duration;
+
+/// What was seen of a Lease.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Seen<'a> {
+    /// Whom it names; nobody, where it was released or never held.
+    pub holder: Option<&'a str>,
+    /// How long the holder may let it be without renewing, by the Lease's own word.
+    pub valid_for: Duration,
+    /// For how long it has not changed since it was first seen like this.
+    pub unchanged_for: Duration,
+}
+
+/// What to do about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Move {
+    /// Nobody holds it any more: write one's own name.
+    Take,
+    /// It is one's own: say that one is there.
+    Renew,
+    /// Somebody else holds it, for at most this much longer if nothing is heard.
+    Wait(Duration),
+}
+
+/// What `me` does next.
+#[must_use]
+pub fn next_move(seen: Seen<'_>, me: &str) -> Move {
+    match seen.holder.filter(|holder| !holder.is_empty()) {
+        Some(holder) if holder == me => Move::Renew,
+        Some(_) => match seen.valid_for.checked_sub(seen.unchanged_for) {
+            Some(left) if !left.is_zero() => Move::Wait(left),
+            _ => Move::Take,
+        },
+        None => Move::Take,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn seen(holder: Option<&str>, unchanged_for: u64) -> Seen<'_> {
+        Seen { holder, valid_for: Duration::from_secs(15), unchanged_for: Duration::from_secs(unchanged_for) }
+    }
+
+    #[test]
+    fn a_holder_is_left_alone_until_it_has_been_silent_for_as_long_as_it_may() {
+        for (holder, unchanged_for, expected) in [
+            (Some("other"), 0, Move::Wait(Duration::from_secs(15))),
+            (Some("other"), 14, Move::Wait(Duration::from_secs(1))),
+            (Some("other"), 15, Move::Take),
+            (Some("me"), 0, Move::Renew),
+            (Some("me"), 99, Move::Renew),
+            (Some(""), 0, Move::Take),
+            (None, 0, Move::Take),
+        ] {
+            assert_eq!(next_move(seen(holder, unchanged_for), "me"), expected, "{holder:?}, {unchanged_for} s");
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! Several replicas: one acts, and when it is gone, frozen, or wrong about the time, nothing is forgotten and nothing is done twice.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::api::coordination::v1::Lease;
+use kube::Api;
+use serde_json::{Value as Json, json};
+
+use crate::support::{
+    admin_api::AdminApi,
+    caddy::typical,
+    eventually,
+    operator::{World, endpoints},
+    replica::{Replica, Times},
+};
+
+/// Short, and in the proportions of the defaults.
+const SHORT: Times = ["4s", "3s", "500ms"];
+/// So long that nobody waits for it in a test.
+const LONG: Times = ["120s", "60s", "500ms"];
+
+async fn lease(world: &World) -> (String, i32) {
+    let lease = Api::<Lease>::namespaced(world.client.clone(), &world.namespace).get("idleconn-operator").await.unwrap();
+    let spec = lease.spec.unwrap();
+    (spec.holder_identity.unwrap_or_default(), spec.lease_transitions.unwrap_or_default())
+}
+
+/// A fresh log for every test: the replica's and its neighbour's.
+async fn two(world: &World, times: Times) -> (Replica, Replica) {
+    let first = Replica::start(world, "first", times);
+    first.until_it_leads().await;
+    let second = Replica::start(world, "second", times);
+    second.until_ready().await;
+    (first, second)
+}
+
+fn idle(node: &AdminApi) -> Json {
+    node.servers()["web"]["idle_timeout"].clone()
+}
+
+fn policy(node: &AdminApi, limit: &str) -> Json {
+    json!({"target": endpoints([node.address.as_str()]), "limits": {"server": {"idleTimeout": limit}}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_acts_and_hands_over_when_it_is_told_to_stop() {
+    let (world, node) = (World::empty("leader").await, AdminApi::start(typical()).await);
+    let (mut first, second) = two(&world, LONG).await;
+    world.apply("gw", &policy(&node, "30s")).await;
+    world.until_programmed("gw").await;
+    assert!(!second.leads().await, "a replica that waits is ready and does nothing");
+    assert_eq!(second.metric("idleconn_reconciles_total{outcome=\"succeeded\"} ").await, None);
+    assert!(lease(&world).await.0.starts_with("first_"));
+
+    first.signal("TERM");
+    assert!(first.ended().await, "{}", first.log());
+    // The Lease would be valid for two minutes.
+    second.until_it_leads().await;
+    world.apply("gw", &policy(&node, "20s")).await;
+    world.until_programmed("gw").await;
+    assert_eq!((idle(&node), node.writes()), (json!("20s"), 2));
+    assert_eq!(lease(&world).await.1, 1);
+    world.delete("gw").await;
+    first.clean();
+    second.clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_that_was_frozen_in_the_middle_of_a_pass_writes_nothing_when_it_wakes() {
+    let (world, node) = (World::empty("frozen").await, AdminApi::start(typical()).await);
+    let (mut first, second) = two(&world, SHORT).await;
+    let answers = node.hold().await;
+    world.apply("gw", &policy(&node, "30s")).await;
+    eventually("the first one has asked", || async { (node.reads() > 0).then_some(()) }).await;
+    first.signal("STOP");
+    drop(answers);
+    second.until_it_leads().await;
+    world.until_programmed("gw").await;
+    assert_eq!((idle(&node), node.writes()), (json!("30s"), 1));
+    let before = world.get("gw").await.metadata.resource_version;
+
+    first.signal("CONT");
+    assert!(!first.ended().await, "a replica that has lost its lease ends, and not well");
+    assert!(first.log().contains("the lease idleconn-operator"), "{}", first.log());
+    assert_eq!(node.writes(), 1, "{}", first.log());
+    assert_eq!(world.get("gw").await.metadata.resource_version, before);
+    world.delete("gw").await;
+    first.clean();
+    second.clean();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn release_takes_the_lease_from_a_controller_that_runs() {
+    let (world, node) = (World::empty("seized").await, AdminApi::start(typical()).await);
+    let (mut first, second) = two(&world, SHORT).await;
+    world.apply("gw", &policy(&node, "30s")).await;
+    world.until_programmed("gw").await;
+    let released = tokio::process::Command::new(env!("CARGO_BIN_EXE_idleconn-operator"))
+        .args(["release", "--all", "--leader-election", "--namespaces", &world.namespace, "--lease-namespace", &world.namespace])
+        .args(["--lease-duration", SHORT[0], "--lease-renew-deadline", SHORT[1], "--lease-retry-period", SHORT[2]])
+        .args(["--allow-endpoints", "127.0.0.0/8", "--kubeconfig"])
+        .arg(crate::support::cluster::kubeconfig())
+        .env("POD_NAME", "uninstall")
+        .output()
+        .await
+        .unwrap();
+    assert!(released.status.success(), "{}", String::from_utf8_lossy(&released.stderr));
+    assert!(!first.ended().await, "the one that acted has ended");
+    // For longer than the Lease was ever valid, nobody takes the policy up again.
+    let restarted = Replica::start(&world, "first", SHORT);
+    restarted.until_ready().await;
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!second.leads().await && !restarted.leads().await);
+    assert_eq!(node.servers(), typical());
+    assert!(world.get("gw").await.metadata.finalizers.is_none());
+    first.clean();
+    second.clean();
+    restarted.clean();
+}
+
+/// The policy that is decided upon all the time: what runs on the node is what the test says.
+fn restless(node: &AdminApi) -> Json {
+    json!({
+        "target": endpoints([node.address.as_str()]),
+        "limits": {"server": {"idleTimeout": "4s"}},
+        "adaptive": {
+            "mode": "Enforce",
+            "floor": {"server": {"idleTimeout": "1s"}},
+            "signal": {"threshold": {"value": 1000}, "interval": "1s"},
+            "behavior": {"tightenAfter": "1s", "relaxAfter": "2s", "maxChangesPerHour": 60, "maxChangesPerDay": 60},
+        },
+    })
+}
+
+/// Kills the one that acts as soon as it has decided, so often; answers how long the other took each time until it had acted.
+async fn failovers(rounds: usize) -> Vec<Duration> {
+    let (world, node) = (World::empty("failover").await, AdminApi::start(typical()).await);
+    let (mut acting, mut waiting) = two(&world, SHORT).await;
+    world.apply("gw", &restless(&node)).await;
+    world.until_programmed("gw").await;
+    let mut decisions: BTreeMap<i64, (u32, u32)> = BTreeMap::new();
+    let mut took = Vec::new();
+    for round in 0..rounds {
+        let open = world.status("gw").await.openness_percent == Some(100);
+        node.run(if open { 2000 } else { 10 });
+        let known = decisions.len();
+        let status = world
+            .until("gw", "another decision", |s| s.history.iter().any(|d| !decisions.contains_key(&d.time.0.as_second())))
+            .await;
+        acting.kill().await;
+        let killed = Instant::now();
+        node.run(10);
+        decisions.extend(status.history.iter().map(|d| (d.time.0.as_second(), (d.from_percent, d.to_percent))));
+        assert!(decisions.len() > known, "round {round}");
+        eventually("the other one has acted", || async {
+            let passes = waiting.metric("idleconn_reconciles_total{outcome=\"succeeded\"} ").await;
+            passes.is_some_and(|passes| passes > 0.0).then_some(())
+        })
+        .await;
+        took.push(killed.elapsed());
+        // What was decided is carried out, by whoever comes after.
+        world
+            .until("gw", "what is desired is stored", |s| {
+                let limits = s.limits.clone().unwrap_or_default();
+                limits.programmed.as_ref() == limits.desired.as_ref().or(limits.declared.as_ref())
+            })
+            .await;
+        acting.clean();
+        let next = Replica::start(&world, ["first", "second"][round % 2], SHORT);
+        acting = std::mem::replace(&mut waiting, next);
+        waiting.until_ready().await;
+    }
+    node.run(10);
+    let status = world.until("gw", "as declared again", |s| s.openness_percent == Some(100)).await;
+    decisions.extend(status.history.iter().map(|d| (d.time.0.as_second(), (d.from_percent, d.to_percent))));
+    let mut at = 100;
+    for (from, to) in decisions.values() {
+        assert_eq!(*from, at, "a decision was forgotten, or made twice: {decisions:?}");
+        at = *to;
+    }
+    let events = world.events("gw").await;
+    let told = events.iter().filter(|reason| matches!(reason.as_str(), "Tightened" | "Relaxed")).count();
+    assert_eq!(told, decisions.len(), "{decisions:?}, {events:?}");
+    world.delete("gw").await;
+    assert_eq!(node.servers(), typical());
+    acting.clean();
+    waiting.clean();
+    took
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_is_killed_in_the_middle_of_a_change_is_followed_by_one_that_neither_forgets_nor_repeats_it() {
+    failovers(3).await;
+}
+
+/// `make soak`: with nothing else on the machine.
+#[tokio::test(flavor = "multi_thread")]
+async fn soak_twenty_failovers_each_within_the_lease_and_two_seconds() {
+    if std::env::var_os("IDLECONN_STEADY_SECONDS").is_none() {
+        return;
+    }
+    let mut took = failovers(20).await;
+    took.sort();
+    println!("20 failovers, lease of 4 s: the other had acted after {:?} at the least, {:?} at the most", took[0], took[19]);
+    assert!(took[19] <= Duration::from_secs(4 + 2), "{took:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clock_that_is_wrong_by_five_minutes_changes_nothing() {
+    let preload = std::fs::read_dir("/usr/lib")
+        .unwrap()
+        .filter_map(|entry| Some(entry.ok()?.path().join("faketime/libfaketimeMT.so.1")))
+        .find(|path| path.exists())
+        .expect("libfaketime is installed (Debian: apt install faketime)");
+    let preload = preload.to_str().unwrap();
+    for offset in ["+5m", "-5m"] {
+        let (world, node) = (World::empty("clock").await, AdminApi::start(typical()).await);
+        let mut right = Replica::start(&world, "right", SHORT);
+        right.until_it_leads().await;
+        let env = [("LD_PRELOAD", preload), ("FAKETIME", offset), ("FAKETIME_DONT_FAKE_MONOTONIC", "1")];
+        let mut wrong = Replica::start_with(&world, "wrong", SHORT, &env);
+        wrong.until_ready().await;
+        node.run(2000);
+        let mut spec = restless(&node);
+        // A minute has to pass before it relaxes; five must not seem to have.
+        spec["adaptive"]["behavior"]["relaxAfter"] = json!("1m");
+        world.apply("gw", &spec).await;
+        let status = world.until("gw", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
+        node.run(10);
+        let holder = lease(&world).await;
+        assert!(holder.0.starts_with("right_") && holder.1 == 0, "{offset}: {holder:?}");
+
+        right.kill().await;
+        wrong.until_it_leads().await;
+        assert!(wrong.log().contains("the clock here is not the API server's"), "{offset}: {}", wrong.log());
+        let mut right = Replica::start(&world, "right", SHORT);
+        right.until_ready().await;
+        // It acts, and for longer than the Lease is valid the one with the right clock waits.
+        world
+            .until("gw", "the calm is seen", |s| s.conditions.iter().any(|c| c.type_ == "HighTaskCount" && c.status == "False"))
+            .await;
+        tokio::time::sleep(Duration::from_secs(5)).await;
+        let now = world.status("gw").await;
+        assert_eq!(now.openness_percent, status.openness_percent, "{offset}: {:#?}", now.history);
+        let holder = lease(&world).await;
+        assert!(holder.0.starts_with("wrong_") && holder.1 == 1, "{offset}: {holder:?}");
+        let renewed = Api::<Lease>::namespaced(world.client.clone(), &world.namespace).get("idleconn-operator").await.unwrap();
+        let off = renewed.spec.unwrap().renew_time.unwrap().0.duration_since(jiff::Timestamp::now()).abs();
+        assert!(off < jiff::SignedDuration::from_secs(5), "{offset}: the Lease's times are off by {off}");
+
+        wrong.signal("TERM");
+        assert!(wrong.ended().await, "{offset}");
+        right.until_it_leads().await;
+        world.delete("gw").await;
+        assert_eq!(node.servers(), typical(), "{offset}");
+        right.signal("TERM");
+        assert!(right.ended().await);
+        right.clean();
+        wrong.clean();
+    }
+}
