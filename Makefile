@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 CLUSTER_DIR ?= $(or $(IDLECONN_CLUSTER_DIR),$(HOME)/.cache/idleconn-operator/cluster)
 
-.PHONY: mutants needs-faketime needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
+.PHONY: image chart e2e mutants needs-faketime needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
 
 help: ## Lists the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -28,6 +28,15 @@ demo: needs tools ## Shows the operator at work on three real Caddy servers; HOL
 test: needs needs-prometheus needs-readers needs-faketime tools ## Runs every test there is
 	cargo test --locked
 
+image: needs ## Makes the image without an engine: target/image/idleconn-operator.tar
+	@image/build
+
+chart: needs ## Renders the chart under every set of values and holds it against a real API server
+	@tests/chart/run
+
+e2e: needs ## The whole story on a real node with real pods; needs root
+	@tests/e2e/run
+
 soak: needs tools ## Looks for two minutes whether a steady state costs anything, and kills the replica that acts 20 times
 	IDLECONN_STEADY_SECONDS=120 cargo test --locked --test it -- --nocapture --test-threads=1 steady soak
 
@@ -50,11 +59,13 @@ lint: ## Format, clippy, dependencies, shell scripts' syntax
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo deny --offline check bans licenses sources
 	@for module in examples/go-service tests/readers/objstore tests/textparse; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...) || exit 1; done
-	@for script in demo/run .ci/run tests/tools/build tests/tools/cluster; do bash -n $$script || exit 1; done
+	@for script in demo/run .ci/run image/build image/pack tests/chart/run tests/e2e/node tests/e2e/run tests/tools/build tests/tools/cluster; do bash -n $$script || exit 1; done
 
 generate: needs needs-readers tools ## Writes what is generated: crds/, docs/reference.md, the tables in docs/, tests/golden/
 	IDLECONN_GENERATE=1 cargo test --locked --test it generated -- --test-threads=1
 	IDLECONN_GENERATE=1 cargo test --locked --test simulation --test decisions --test said
+	@bin=$$(tests/tools/build charts | tail -n 1) && cp crds/idleconn.io_idleconnectionpolicies.yaml charts/idleconn-operator/files/crd.yaml && \
+		"$$bin/helm-docs" --log-level error --chart-search-root charts
 
 tools: ## Builds the pinned test programs into a cache outside the tree
 	@tests/tools/build

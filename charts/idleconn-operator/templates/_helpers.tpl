@@ -1,0 +1,119 @@
+{{- define "idleconn.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 52 | trimSuffix "-" -}}
+{{- else if contains .Chart.Name .Release.Name -}}
+{{- .Release.Name | trunc 52 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name .Chart.Name | trunc 52 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "idleconn.selector" -}}
+app.kubernetes.io/name: idleconn-operator
+app.kubernetes.io/instance: {{ .Release.Name }}
+{{- end -}}
+
+{{- define "idleconn.labels" -}}
+{{ include "idleconn.selector" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+app.kubernetes.io/part-of: idleconn-operator
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
+{{- end -}}
+
+{{- define "idleconn.serviceAccount" -}}
+{{- if .Values.serviceAccount.create -}}
+{{- default (include "idleconn.fullname" .) .Values.serviceAccount.name -}}
+{{- else -}}
+{{- default "default" .Values.serviceAccount.name -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "idleconn.image" -}}
+{{- if .Values.image.digest -}}
+{{ .Values.image.repository }}@{{ .Values.image.digest }}
+{{- else -}}
+{{ .Values.image.repository }}:{{ .Values.image.tag | default .Chart.AppVersion }}
+{{- end -}}
+{{- end -}}
+
+{{/* What the controller and the hook that releases share. */}}
+{{- define "idleconn.env" -}}
+- name: POD_NAME
+  valueFrom: {fieldRef: {fieldPath: metadata.name}}
+- name: IDLECONN_LOG_FORMAT
+  value: {{ .Values.log.format | quote }}
+- name: IDLECONN_LOG_LEVEL
+  value: {{ .Values.log.level | quote }}
+{{- with .Values.namespaces }}
+- name: IDLECONN_NAMESPACES
+  value: {{ join "," . | quote }}
+{{- end }}
+{{- with .Values.allowEndpoints }}
+- name: IDLECONN_ALLOW_ENDPOINTS
+  value: {{ join "," . | quote }}
+{{- end }}
+{{- if .Values.leaderElection.enabled }}
+- name: IDLECONN_LEADER_ELECTION
+  value: "true"
+- name: IDLECONN_LEASE_NAMESPACE
+  value: {{ .Release.Namespace | quote }}
+- name: IDLECONN_LEASE_NAME
+  value: {{ include "idleconn.fullname" . | quote }}
+- name: IDLECONN_LEASE_DURATION
+  value: {{ .Values.leaderElection.leaseDuration | quote }}
+- name: IDLECONN_LEASE_RENEW_DEADLINE
+  value: {{ .Values.leaderElection.renewDeadline | quote }}
+- name: IDLECONN_LEASE_RETRY_PERIOD
+  value: {{ .Values.leaderElection.retryPeriod | quote }}
+{{- end }}
+{{- with .Values.env }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "idleconn.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile: {type: RuntimeDefault}
+{{- end -}}
+
+{{- define "idleconn.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end -}}
+
+{{/* Rights on what policies point at, by target; the same in a Role as in a ClusterRole. */}}
+{{- define "idleconn.rules" -}}
+# Policies: watched; the finalizer and the status are written, the spec never is.
+- {apiGroups: [idleconn.io], resources: [idleconnectionpolicies], verbs: [get, list, watch, patch]}
+- {apiGroups: [idleconn.io], resources: [idleconnectionpolicies/status], verbs: [patch]}
+- {apiGroups: [events.k8s.io], resources: [events], verbs: [create]}
+# What nodes held before the first write.
+- {apiGroups: [apps], resources: [controllerrevisions], verbs: [list, create, delete]}
+# Whom to ask: selected pods.
+- {apiGroups: [""], resources: [pods], verbs: [get, list, watch]}
+{{- if or .Values.targets.aistore .Values.targets.caddy }}
+- {apiGroups: [""], resources: [services], verbs: [get]}
+- {apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [list]}
+{{- end }}
+# Tokens and CAs, by the names that policies give; never listed, never watched.
+- {apiGroups: [""], resources: [secrets], verbs: [get]}
+{{- if .Values.targets.configMap }}
+- {apiGroups: [""], resources: [configmaps], verbs: [get, create, patch, delete]}
+{{- else }}
+- {apiGroups: [""], resources: [configmaps], verbs: [get]}
+{{- end }}
+{{- if .Values.restarts }}
+{{- if .Values.targets.aistore }}
+- {apiGroups: [""], resources: [pods/eviction], verbs: [create]}
+{{- end }}
+{{- if .Values.targets.configMap }}
+- {apiGroups: [apps], resources: [replicasets], verbs: [get]}
+- {apiGroups: [apps], resources: [deployments, statefulsets, daemonsets], verbs: [get, patch]}
+{{- end }}
+{{- end }}
+{{- end -}}

@@ -1,0 +1,51 @@
+// privileges.mjs AUDIT-LOG ROLES.json USER: holds what was asked of the API server against what may be asked.
+// Fails where a right was neither used nor is documented here, and where something was asked without the right.
+import { readFileSync } from "node:fs";
+
+// Rights that this run has no occasion to use. docs/security.md has the same table.
+const documented = new Map([
+  ["create coordination.k8s.io/leases", "the chart brings the Lease; it is made anew where somebody deleted it"],
+  ["create /configmaps", "a patch that makes the object; the log calls it a patch"],
+  ["create /pods/eviction", "restart.policy Rolling on AIStore"],
+  ["get /secrets", "tokens and CAs that a policy names"],
+  ["get /services", "targets named by a Service"],
+  ["list discovery.k8s.io/endpointslices", "targets named by a Service"],
+  ["get apps/replicasets", "restart.policy Rolling on a ConfigMap target"],
+  ...["deployments", "statefulsets", "daemonsets"].flatMap((kind) =>
+    ["get", "patch"].map((verb) => [`${verb} apps/${kind}`, "restart.policy Rolling on a ConfigMap target"]),
+  ),
+]);
+
+const [log, roles, user] = process.argv.slice(2);
+const used = new Map();
+const refused = [];
+for (const line of readFileSync(log, "utf8").split("\n")) {
+  if (!line.includes(user)) continue;
+  const event = JSON.parse(line);
+  if (event.user.username !== user || !event.objectRef?.resource) continue;
+  const { apiGroup = "", resource, subresource, namespace = "", name = "" } = event.objectRef;
+  const right = `${event.verb} ${apiGroup}/${resource}${subresource ? `/${subresource}` : ""}`;
+  used.set(right, (used.get(right) ?? 0) + 1);
+  if (event.responseStatus?.code === 403) refused.push(`${right} ${namespace}/${name}: ${event.responseStatus.message ?? ""}`);
+}
+const granted = new Set();
+for (const role of JSON.parse(readFileSync(roles, "utf8")).items) {
+  for (const rule of role.rules ?? []) {
+    for (const group of rule.apiGroups) for (const resource of rule.resources) for (const verb of rule.verbs) granted.add(`${verb} ${group}/${resource}`);
+  }
+}
+for (const right of [...granted].sort()) console.log(`${String(used.get(right) ?? 0).padStart(6)} × ${right}${used.has(right) ? "" : `: ${documented.get(right) ?? "NEVER USED"}`}`);
+const idle = [...granted].filter((right) => !used.has(right) && !documented.has(right));
+const stale = [...documented.keys()].filter((right) => !granted.has(right));
+// A namespace that is being deleted takes nothing new: that is no missing right.
+const missing = refused.filter((said) => !said.includes("because it is being terminated"));
+for (const [what, list] of [["granted and never used", idle], ["documented and not granted", stale], ["asked for without the right", missing]]) {
+  if (list.length > 0) {
+    console.error(`${what}:\n  ${list.join("\n  ")}`);
+    process.exitCode = 1;
+  }
+}
+if (used.size === 0) {
+  console.error(`nothing was asked by ${user}: is that its name?`);
+  process.exitCode = 1;
+}
