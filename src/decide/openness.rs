@@ -191,6 +191,18 @@ mod tests {
     }
 
     #[test]
+    fn a_part_may_be_as_large_as_its_whole_and_a_whole_of_zero_has_no_end() {
+        let said = |part, whole| {
+            apart(&Settings::from([
+                (Knob::BackendMaxIdleConnsPerHost, Value::Count(part)),
+                (Knob::BackendMaxIdleConns, Value::Count(whole)),
+            ]))
+        };
+        assert_eq!((said(9, 9), said(9, 0)), (None, None));
+        assert!(said(10, 9).is_some_and(|said| said.contains("10 exceeds")));
+    }
+
+    #[test]
     fn far_apart_the_way_is_geometric() {
         let (limit, floor) = (
             Settings::from([(Knob::BackendMaxIdleConns, Value::Count(10_000))]),

@@ -143,6 +143,7 @@ mod tests {
             ("what was enough before is gone back to", 100, 1.2, Share::UNKNOWN, Some(30), 30),
             ("but not upwards", 100, 1.2, Share::UNKNOWN, Some(90), 74),
             ("near the floor the floor", 9, 2.0, Share::UNKNOWN, None, 0),
+            ("at the least that is told apart from the floor", 10, 2.0, Share::UNKNOWN, None, 5),
             ("the last point", 1, 0.9, Share::UNKNOWN, None, 0),
         ];
         for (what, openness, pressure, share, proved, expected) in cases {
