@@ -2,18 +2,32 @@
 //!
 //! Lives here: the commands. Each is a function from what was read to text; only this file reads files and clusters.
 
+mod cluster;
 mod explain;
+mod history;
 pub mod lint;
+mod pause;
 mod plot;
+mod status;
+mod table;
 
-use std::{fmt::Write as _, path::PathBuf};
+use std::{fmt::Write as _, io::Write as _, path::PathBuf};
 
-use clap::{Parser, Subcommand, ValueEnum};
-use kube::{Api, Client, Config, config::KubeConfigOptions, config::Kubeconfig};
+use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
+use cluster::Cluster;
+use futures::StreamExt as _;
+use jiff::Timestamp;
+use kube::{
+    Api,
+    api::ListParams,
+    runtime::{WatchStreamExt as _, watcher},
+};
+use pause::Direction;
+use serde::Serialize;
 use serde_json::json;
 
 use crate::{
-    api::{IdleConnectionPolicy, adaptive::Mode},
+    api::{GoDuration, IdleConnectionPolicy, adaptive::Mode},
     simulate::{
         self, Plant, Run,
         plant::{Kind, Model},
@@ -34,12 +48,44 @@ pub struct Cli {
 /// What to do.
 #[derive(Subcommand, Debug)]
 pub enum Command {
+    /// Shows how policies are doing.
+    Status(Status),
     /// Says in sentences what a policy does, why, and what to do next.
     Explain(Explain),
+    /// Shows what was decided for a policy, why, and whether it helped.
+    History(History),
+    /// Stops tightening and relaxing, for a time or until it is resumed. Changes by hand are still corrected.
+    Pause(Pause),
+    /// Takes every pause away.
+    Resume(Resume),
     /// Says what the API server would refuse in a file, and what there is to advise; without a cluster. Fails on an error.
     Lint(Lint),
     /// Replays a task count through the code that decides, and prints each decision with its reason.
     Simulate(Simulate),
+    /// Prints what a shell needs to complete these commands.
+    Completion {
+        /// Which shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+/// `status`.
+#[derive(clap::Args, Debug)]
+pub struct Status {
+    /// The policy; by default all of the namespace.
+    pub name: Option<String>,
+    /// Policies of all namespaces.
+    #[arg(short = 'A', long, conflicts_with_all = ["namespace", "name"])]
+    pub all_namespaces: bool,
+    /// Prints the table again whenever something changes, until it is interrupted.
+    #[arg(short, long)]
+    pub watch: bool,
+    /// Where.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// How it is printed.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
 }
 
 /// `explain`.
@@ -47,15 +93,51 @@ pub enum Command {
 pub struct Explain {
     /// The policy.
     pub name: String,
-    /// Its namespace; by default the kubeconfig's.
-    #[arg(short, long)]
-    pub namespace: Option<String>,
-    /// The kubeconfig; by default KUBECONFIG, then ~/.kube/config.
+    /// Where.
+    #[command(flatten)]
+    pub cluster: Cluster,
+}
+
+/// `history`.
+#[derive(clap::Args, Debug)]
+pub struct History {
+    /// The policy.
+    pub name: String,
+    /// Where.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// How it is printed.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// `pause`.
+#[derive(clap::Args, Debug)]
+pub struct Pause {
+    /// The policy.
+    pub name: String,
+    /// For how long, for example 2h; by default until it is resumed.
+    #[arg(long = "for", value_name = "TIME")]
+    pub time: Option<GoDuration>,
+    /// Goes on relaxing.
+    #[arg(long, conflicts_with = "relax")]
+    pub tighten: bool,
+    /// Goes on tightening.
     #[arg(long)]
-    pub kubeconfig: Option<PathBuf>,
-    /// The kubeconfig's context.
-    #[arg(long)]
-    pub context: Option<String>,
+    pub relax: bool,
+    /// Where.
+    #[command(flatten)]
+    pub cluster: Cluster,
+}
+
+/// `resume`.
+#[derive(clap::Args, Debug)]
+pub struct Resume {
+    /// The policy.
+    pub name: String,
+    /// Where.
+    #[command(flatten)]
+    pub cluster: Cluster,
 }
 
 /// `lint`.
@@ -108,6 +190,20 @@ pub enum Output {
     Table,
     /// For machines.
     Json,
+    /// For machines and people.
+    Yaml,
+}
+
+impl Output {
+    /// What machines read, or the table.
+    fn of(self, value: &impl Serialize, table: impl FnOnce() -> String) -> Result<String, Error> {
+        let unprintable = |error: &dyn std::fmt::Display| Error::Setup(format!("cannot be printed: {error}"));
+        match self {
+            Self::Table => Ok(table()),
+            Self::Json => serde_json::to_string(value).map(|text| text + "\n").map_err(|error| unprintable(&error)),
+            Self::Yaml => serde_saphyr::to_string(value).map_err(|error| unprintable(&error)),
+        }
+    }
 }
 
 /// Why there is no answer: one line, with what to do.
@@ -137,6 +233,12 @@ pub enum Error {
     /// The API server.
     #[error("{0}")]
     Kube(#[from] kube::Error),
+    /// The watch broke off.
+    #[error("{0}")]
+    Watch(#[from] watcher::Error),
+    /// Nobody reads any more, or nobody can.
+    #[error("cannot print: {0}")]
+    Print(std::io::Error),
     /// No such policy.
     #[error("there is no policy {name} in namespace {namespace}; kubectl get icp -A lists them")]
     NotFound {
@@ -168,27 +270,90 @@ impl From<String> for Answer {
 /// See [`Error`].
 pub async fn run(cli: Cli) -> Result<Answer, Error> {
     match cli.command {
-        Command::Explain(options) => Ok(explain(options).await?.into()),
+        Command::Status(options) => Ok(status(options).await?.into()),
+        Command::Explain(options) => {
+            Ok(explain::sentences(&options.cluster.policy(&options.name).await?, Timestamp::now()).into())
+        }
+        Command::History(options) => {
+            let policy = options.cluster.policy(&options.name).await?;
+            let decisions = policy.status.as_ref().map(|status| status.history.clone()).unwrap_or_default();
+            Ok(options.output.of(&decisions, || history::rows(&policy))?.into())
+        }
+        Command::Pause(options) => {
+            let (api, namespace) = options.cluster.policies().await?;
+            let direction = match (options.tighten, options.relax) {
+                (true, _) => Direction::Tighten,
+                (_, true) => Direction::Relax,
+                _ => Direction::Both,
+            };
+            let end = pause::pause(&api, &options.name, direction, options.time, Timestamp::now()).await;
+            let end = end.map_err(|error| found(error, &options.name, &namespace))?;
+            Ok(format!("{} is paused {end}\n", options.name).into())
+        }
+        Command::Resume(options) => {
+            let (api, namespace) = options.cluster.policies().await?;
+            pause::resume(&api, &options.name).await.map_err(|error| found(error, &options.name, &namespace))?;
+            Ok(format!("{} goes on\n", options.name).into())
+        }
         Command::Lint(options) => linted(&options),
         Command::Simulate(options) => Ok(simulate(&options)?.into()),
+        Command::Completion { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "kubectl-idleconn", &mut script);
+            Ok(String::from_utf8_lossy(&script).into_owned().into())
+        }
     }
 }
 
-async fn explain(options: Explain) -> Result<String, Error> {
-    let problem = |error: &dyn std::error::Error| Error::Kubeconfig(error.to_string());
-    let wanted = KubeConfigOptions { context: options.context, ..KubeConfigOptions::default() };
-    let config = match options.kubeconfig {
-        Some(path) => {
-            let kubeconfig = Kubeconfig::read_from(path).map_err(|error| problem(&error))?;
-            Config::from_custom_kubeconfig(kubeconfig, &wanted).await
+/// The API server's own `not found` names a resource, and not what to do.
+fn found(error: Error, name: &str, namespace: &str) -> Error {
+    match error {
+        Error::Kube(kube::Error::Api(status)) if status.is_not_found() => {
+            Error::NotFound { name: name.to_owned(), namespace: namespace.to_owned() }
         }
-        None => Config::from_kubeconfig(&wanted).await,
+        error => error,
     }
-    .map_err(|error| problem(&error))?;
-    let namespace = options.namespace.unwrap_or_else(|| config.default_namespace.clone());
-    let api = Api::<IdleConnectionPolicy>::namespaced(Client::try_from(config)?, &namespace);
-    let policy = api.get_opt(&options.name).await?.ok_or(Error::NotFound { name: options.name, namespace })?;
-    Ok(explain::sentences(&policy, jiff::Timestamp::now()))
+}
+
+async fn status(options: Status) -> Result<String, Error> {
+    let (api, namespace) = if options.all_namespaces {
+        (options.cluster.all_policies().await?, String::new())
+    } else {
+        options.cluster.policies().await?
+    };
+    if options.watch {
+        return follow(&api, &options).await;
+    }
+    let policies = match &options.name {
+        Some(name) => vec![api.get(name).await.map_err(|error| found(error.into(), name, &namespace))?],
+        None => api.list(&ListParams::default()).await?.items,
+    };
+    options.output.of(&policies, || {
+        if policies.is_empty() { "No policies found.\n".to_owned() } else { status::rows(&policies, Timestamp::now()) }
+    })
+}
+
+/// Prints on until it is interrupted.
+async fn follow(api: &Api<IdleConnectionPolicy>, options: &Status) -> Result<String, Error> {
+    let wanted = options
+        .name
+        .as_ref()
+        .map_or_else(watcher::Config::default, |name| watcher::Config::default().fields(&format!("metadata.name={name}")));
+    let mut changes = std::pin::pin!(watcher(api.clone(), wanted).default_backoff().applied_objects());
+    while let Some(change) = changes.next().await {
+        let policy = match change {
+            Ok(policy) => policy,
+            // No rights, or no CRD: waiting would change nothing.
+            Err(error @ watcher::Error::InitialListFailed(kube::Error::Api(_))) => return Err(error.into()),
+            Err(error) => {
+                eprintln!("kubectl idleconn: {error}; trying again");
+                continue;
+            }
+        };
+        let text = options.output.of(&policy, || status::rows(std::slice::from_ref(&policy), Timestamp::now()))?;
+        std::io::stdout().write_all(text.as_bytes()).map_err(Error::Print)?;
+    }
+    Ok(String::new())
 }
 
 fn linted(options: &Lint) -> Result<Answer, Error> {
@@ -202,17 +367,13 @@ fn linted(options: &Lint) -> Result<Answer, Error> {
         findings.extend(found);
     }
     let errors = findings.iter().filter(|finding| finding.is_error).count();
-    let text = match options.output {
-        Output::Json => {
-            let each = |finding: &lint::Finding| json!({"at": finding.at, "error": finding.is_error, "message": finding.message});
-            json!({"policies": policies, "findings": findings.iter().map(each).collect::<Vec<_>>()}).to_string() + "\n"
-        }
-        Output::Table => {
-            let lines: String = findings.iter().map(|finding| finding.to_string() + "\n").collect();
-            let summary = format!("{policies} policies, {errors} errors, {} pieces of advice", findings.len() - errors);
-            format!("{lines}{summary}\n")
-        }
-    };
+    let each = |finding: &lint::Finding| json!({"at": finding.at, "error": finding.is_error, "message": finding.message});
+    let all = json!({"policies": policies, "findings": findings.iter().map(each).collect::<Vec<_>>()});
+    let text = options.output.of(&all, || {
+        let lines: String = findings.iter().map(|finding| finding.to_string() + "\n").collect();
+        let summary = format!("{policies} policies, {errors} errors, {} pieces of advice", findings.len() - errors);
+        format!("{lines}{summary}\n")
+    })?;
     Ok(Answer { text, is_failure: errors > 0 })
 }
 
@@ -248,13 +409,10 @@ fn simulate(options: &Simulate) -> Result<String, Error> {
         let svg = plot::svg(&run).map_err(Error::Plot)?;
         std::fs::write(path, svg).map_err(|error| Error::File(path.clone(), error))?;
     }
-    Ok(match options.output {
-        Output::Json => json!({"decisions": run.decisions, "summary": run.summary}).to_string() + "\n",
-        Output::Table => table(&run, caveat),
-    })
+    options.output.of(&json!({"decisions": run.decisions, "summary": run.summary}), || decisions(&run, caveat))
 }
 
-fn table(run: &Run, caveat: &str) -> String {
+fn decisions(run: &Run, caveat: &str) -> String {
     let mut text = String::new();
     // Writing to a String cannot fail.
     let _ = writeln!(text, "{:>9}  {:>5}  {:>5}  {:<13}  REASON", "TIME", "FROM", "TO", "VERDICT");

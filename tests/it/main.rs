@@ -17,6 +17,7 @@ mod faults;
 mod formats;
 mod generated;
 mod leader;
+mod plugin;
 mod references;
 mod replay;
 mod restart;

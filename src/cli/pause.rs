@@ -1,0 +1,63 @@
+//! `pause` and `resume`: the annotations that stop the loop, as Git or a person may also write them.
+
+use jiff::Timestamp;
+use kube::{
+    Api,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Map, Value as Json, json};
+
+use super::Error;
+use crate::api::{GoDuration, IdleConnectionPolicy, PAUSED, PAUSED_RELAX, PAUSED_TIGHTEN};
+
+/// Who changes annotations here, for `managedFields`.
+const MANAGER: &str = "kubectl-idleconn";
+
+/// Which way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direction {
+    /// Nothing moves.
+    Both,
+    /// Nothing is tightened.
+    Tighten,
+    /// Nothing is relaxed.
+    Relax,
+}
+
+impl Direction {
+    const fn annotation(self) -> &'static str {
+        match self {
+            Self::Both => PAUSED,
+            Self::Tighten => PAUSED_TIGHTEN,
+            Self::Relax => PAUSED_RELAX,
+        }
+    }
+}
+
+/// Pauses, for a time or until it is resumed; answers until when, in words.
+pub async fn pause(
+    api: &Api<IdleConnectionPolicy>,
+    name: &str,
+    direction: Direction,
+    time: Option<GoDuration>,
+    now: Timestamp,
+) -> Result<String, Error> {
+    let end = time.and_then(|time| time.get()).map(|time| now.checked_add(time)).transpose();
+    let end =
+        end.map_err(|_| Error::Setup("--for is too long".to_owned()))?.map(|end| end.round(jiff::Unit::Second).unwrap_or(end));
+    let value = end.map_or_else(|| "true".to_owned(), |end| end.to_string());
+    annotate(api, name, Map::from_iter([(direction.annotation().to_owned(), Json::String(value))])).await?;
+    Ok(end.map_or_else(|| "until it is resumed".to_owned(), |end| format!("until {end}")))
+}
+
+/// Takes every pause away.
+pub async fn resume(api: &Api<IdleConnectionPolicy>, name: &str) -> Result<(), Error> {
+    let all = [Direction::Both, Direction::Tighten, Direction::Relax];
+    annotate(api, name, all.into_iter().map(|direction| (direction.annotation().to_owned(), Json::Null)).collect()).await
+}
+
+async fn annotate(api: &Api<IdleConnectionPolicy>, name: &str, annotations: Map<String, Json>) -> Result<(), Error> {
+    let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+    api.patch(name, &params, &Patch::Merge(json!({"metadata": {"annotations": annotations}}))).await?;
+    Ok(())
+}

@@ -1,0 +1,80 @@
+//! `kubectl idleconn` at a user's terminal: the binary, against a real API server.
+
+use std::process::Output;
+
+use serde_json::{Value as Json, json};
+use tokio::process::Command;
+
+use crate::support::{
+    admin_api::AdminApi,
+    caddy::typical,
+    cluster::kubeconfig,
+    operator::{World, endpoints},
+};
+
+/// What it prints, or its one line of complaint.
+async fn idleconn(world: &World, args: &[&str]) -> Result<String, String> {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-idleconn"));
+    command.args(args).args(["--namespace", &world.namespace, "--kubeconfig"]).arg(kubeconfig());
+    let Output { status, stdout, stderr } = command.output().await.unwrap();
+    if status.success() { Ok(String::from_utf8(stdout).unwrap()) } else { Err(String::from_utf8(stderr).unwrap()) }
+}
+
+fn policy(node: &AdminApi) -> Json {
+    json!({
+        "target": endpoints([node.address.as_str()]),
+        "limits": {"server": {"idleTimeout": "4s"}},
+        "adaptive": {
+            "mode": "Enforce",
+            "floor": {"server": {"idleTimeout": "1s"}},
+            "signal": {"threshold": {"value": 1000}, "interval": "1s"},
+            "behavior": {"tightenAfter": "1s", "relaxAfter": "1m", "maxChangesPerHour": 60, "maxChangesPerDay": 60},
+        },
+    })
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_person_pauses_the_loop_sees_what_it_would_do_and_lets_it_go_on() {
+    let (world, node) = (World::new("plugin").await, AdminApi::start(typical()).await);
+    world.apply("gw", &policy(&node)).await;
+    world.until_condition("gw", "MetricsAvailable", "True", "Fresh").await;
+
+    assert_eq!(idleconn(&world, &["pause", "gw"]).await.unwrap(), "gw is paused until it is resumed\n");
+    node.run(2000);
+    world.until_condition("gw", "Limited", "True", "Paused").await;
+    let said = idleconn(&world, &["status"]).await.unwrap();
+    assert!(
+        said.lines().nth(1).is_some_and(|line| line.contains("gw") && line.contains("100%") && line.contains("1/1")),
+        "{said}"
+    );
+    assert_eq!(idleconn(&world, &["history", "gw"]).await.unwrap(), "Nothing has been decided yet.\n");
+
+    assert_eq!(idleconn(&world, &["resume", "gw"]).await.unwrap(), "gw goes on\n");
+    world.until("gw", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
+    let said = idleconn(&world, &["history", "gw"]).await.unwrap();
+    assert!(said.lines().nth(1).is_some_and(|line| line.contains("100%") && line.contains("2000 -> ")), "{said}");
+    let decisions: Json = serde_json::from_str(&idleconn(&world, &["history", "gw", "-o", "json"]).await.unwrap()).unwrap();
+    assert_eq!(decisions[0]["fromPercent"], 100);
+    let status: Json = serde_json::from_str(&idleconn(&world, &["status", "gw", "-o", "json"]).await.unwrap()).unwrap();
+    assert_eq!(status[0]["metadata"]["name"], "gw");
+
+    let said = idleconn(&world, &["pause", "gw", "--relax", "--for", "2h"]).await.unwrap();
+    let end: jiff::Timestamp = said.trim_end().strip_prefix("gw is paused until ").unwrap().parse().unwrap();
+    let left = end.duration_since(jiff::Timestamp::now());
+    assert!(left > jiff::SignedDuration::from_mins(119) && left <= jiff::SignedDuration::from_mins(121), "{left}");
+    let object = world.get("gw").await;
+    assert_eq!(object.metadata.annotations.unwrap_or_default()["idleconn.io/paused-relax"], end.to_string());
+    world.delete("gw").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_there_is_said_in_one_line_that_says_what_to_do() {
+    let world = World::empty("plugin").await;
+    assert_eq!(idleconn(&world, &["status"]).await.unwrap(), "No policies found.\n");
+    for command in [&["status", "gw"][..], &["history", "gw"], &["explain", "gw"], &["pause", "gw"], &["resume", "gw"]] {
+        let said = idleconn(&world, command).await.unwrap_err();
+        let expected =
+            format!("kubectl idleconn: there is no policy gw in namespace {}; kubectl get icp -A lists them\n", world.namespace);
+        assert_eq!(said, expected, "{command:?}");
+    }
+}
