@@ -27,6 +27,7 @@ demo: needs tools ## Shows the operator at work on three real Caddy servers; HOL
 
 test: needs needs-prometheus needs-readers needs-faketime tools ## Runs every test there is
 	cargo test --locked
+	@cd tests/gitops && go test ./...
 
 image: needs ## Makes the image without an engine: target/image/idleconn-operator.tar
 	@image/build
@@ -58,7 +59,7 @@ lint: ## Format, clippy, dependencies, shell scripts' syntax
 	@rustfmt --check src/api/formats/*.rs # named by a macro, which cargo fmt does not follow
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo deny --offline check bans licenses sources
-	@for module in examples/go-service tests/readers/objstore tests/textparse; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...) || exit 1; done
+	@for module in examples/go-service tests/gitops tests/readers/objstore tests/textparse; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...) || exit 1; done
 	@for script in demo/run .ci/run image/build image/pack tests/chart/run tests/e2e/node tests/e2e/run tests/tools/build tests/tools/cluster; do bash -n $$script || exit 1; done
 
 generate: needs needs-readers tools ## Writes what is generated: crds/, docs/reference.md, the tables in docs/, tests/golden/
