@@ -318,7 +318,7 @@ fn notices(
         match (*type_, *state, *reason) {
             ("MetricsAvailable", "False", _) if was != Some("False") => tell(true, "MetricsLost", message.clone()),
             ("MetricsAvailable", "True", _) if was == Some("False") => tell(false, "MetricsRestored", message.clone()),
-            ("HighTaskCount", "True", _) if was != Some("True") => tell(true, "HighTaskCount", message.clone()),
+            ("HighTaskCount", "True", _) => tell(true, "HighTaskCount", message.clone()),
             ("TighteningEffective", _, "Ineffective" | "NotAttributable") => {
                 let most = percent(seen.share.most);
                 let fell = outcome.judged.map(|judged| {
@@ -395,13 +395,25 @@ mod tests {
         moved: bool,
         at: i64,
     ) -> IdleConnectionPolicyStatus {
-        let tuning = Tuning::of(Some(&Adaptive { mode: Mode::Enforce, ..Adaptive::default() }));
         let signal =
             Signal::Fresh(Reading { fresh: 1, expected: 1, percentile: Some(pressure * 100.0), ..Reading::of(pressure) });
+        told(previous, generation, &signal, outcome, moved, at).0
+    }
+
+    /// The status and the reasons of what is told.
+    fn told(
+        previous: &IdleConnectionPolicyStatus,
+        generation: i64,
+        signal: &Signal,
+        outcome: &Outcome,
+        moved: bool,
+        at: i64,
+    ) -> (IdleConnectionPolicyStatus, Vec<&'static str>) {
+        let tuning = Tuning::of(Some(&Adaptive { mode: Mode::Enforce, ..Adaptive::default() }));
         let seen = SeenLoop {
             tuning: &tuning,
             floor: &Settings::new(),
-            signal: &signal,
+            signal,
             pause: Pause::default(),
             unreadable: None,
             share: Share::UNKNOWN,
@@ -410,8 +422,34 @@ mod tests {
         let mut status =
             IdleConnectionPolicyStatus { observed_generation: Some(generation), ..IdleConnectionPolicyStatus::default() };
         let now = Timestamp::from_second(1_700_000_000 + at).unwrap_or_default();
-        tell(&seen, outcome, &Settings::new(), previous, &mut status, now);
-        status
+        let notices = tell(&seen, outcome, &Settings::new(), previous, &mut status, now);
+        (status, notices.into_iter().map(|notice| notice.reason).collect())
+    }
+
+    #[test]
+    fn a_count_that_is_lost_is_lost_once_whatever_else_is_found_out_about_it() {
+        let missing = |reason| Signal::Missing { reason, message: "gw-0 does not answer".into() };
+        let fresh = Signal::Fresh(Reading::of(0.5));
+        let mut status = IdleConnectionPolicyStatus::default();
+        for (signal, expected) in [
+            (fresh.clone(), &[][..]),
+            (missing("Stale"), &["MetricsLost"]),
+            (missing("NoSeries"), &[]),
+            (fresh, &["MetricsRestored"]),
+        ] {
+            let (next, reasons) = told(&status, 1, &signal, &outcome(), false, 0);
+            assert_eq!(reasons, expected, "{signal:?}");
+            status = next;
+        }
+    }
+
+    #[test]
+    fn the_fullest_node_is_named_where_there_is_a_name() {
+        for (node, expected) in [("t-7", Some("t-7")), ("", None)] {
+            let signal = Signal::Fresh(Reading { node: node.into(), ..Reading::of(0.5) });
+            let (status, _) = told(&IdleConnectionPolicyStatus::default(), 1, &signal, &outcome(), false, 0);
+            assert_eq!(status.tasks.and_then(|tasks| tasks.node).as_deref(), expected);
+        }
     }
 
     #[test]
