@@ -60,13 +60,14 @@ lint: ## Format, clippy, dependencies, shell scripts' syntax
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo deny --offline check bans licenses sources
 	@for module in examples/go-service tests/gitops tests/readers/objstore tests/textparse; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...) || exit 1; done
-	@for script in demo/run .ci/run image/build image/pack tests/chart/run tests/e2e/node tests/e2e/run tests/tools/build tests/tools/cluster; do bash -n $$script || exit 1; done
+	@for script in demo/run .ci/run deploy/generate image/build image/pack tests/chart/run tests/e2e/node tests/e2e/run tests/tools/build tests/tools/cluster; do bash -n $$script || exit 1; done
 
 generate: needs needs-readers tools ## Writes what is generated: crds/, docs/reference.md, the tables in docs/, tests/golden/
 	IDLECONN_GENERATE=1 cargo test --locked --test it generated -- --test-threads=1
 	IDLECONN_GENERATE=1 cargo test --locked --test simulation --test decisions --test said
 	@bin=$$(tests/tools/build charts | tail -n 1) && cp crds/idleconn.io_idleconnectionpolicies.yaml charts/idleconn-operator/files/crd.yaml && \
 		"$$bin/helm-docs" --log-level error --chart-search-root charts
+	@deploy/generate
 
 tools: ## Builds the pinned test programs into a cache outside the tree
 	@tests/tools/build
