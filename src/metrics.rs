@@ -1,8 +1,16 @@
 //! The operator's own metrics, each declared once.
 
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, Mutex, PoisonError},
+};
+
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
 use crate::api::IdleConnectionPolicyStatus;
+
+/// Reasons by the condition's type.
+type Reasons = BTreeMap<String, String>;
 
 /// The metrics and their registry; no global one, so that several operators fit into one process.
 #[derive(Clone)]
@@ -15,6 +23,8 @@ pub struct Metrics {
     pressure: GaugeVec,
     openness: IntGaugeVec,
     conditions: IntGaugeVec,
+    /// By namespace and policy: the reason that each condition's series has now.
+    reasons: Arc<Mutex<HashMap<(String, String), Reasons>>>,
     leader: IntGauge,
 }
 
@@ -58,9 +68,9 @@ impl Metrics {
         let conditions = IntGaugeVec::new(
             Opts::new(
                 "idleconn_condition",
-                "A policy's conditions: 1 True, 0 False, -1 Unknown; alert on Ready == 0 and on Limited == 1",
+                "A policy's conditions: 1 True, 0 False, -1 Unknown; one series each, with its reason. Alert on Ready == 0 and on Limited == 1",
             ),
-            &["namespace", "policy", "type"],
+            &["namespace", "policy", "type", "reason"],
         )?;
         let leader =
             IntGauge::new("idleconn_leader", "1 in the replica that acts, 0 in those that wait; alert when the sum is not 1")?;
@@ -72,7 +82,18 @@ impl Metrics {
         registry.register(Box::new(reconciles.clone()))?;
         registry.register(Box::new(writes.clone()))?;
         registry.register(Box::new(statuses.clone()))?;
-        Ok(Self { registry, reconciles, writes, statuses, decisions, pressure, openness, conditions, leader })
+        Ok(Self {
+            registry,
+            reconciles,
+            writes,
+            statuses,
+            decisions,
+            pressure,
+            openness,
+            conditions,
+            reasons: Arc::default(),
+            leader,
+        })
     }
 
     /// A pass that ended.
@@ -112,47 +133,45 @@ impl Metrics {
     }
 
     /// What a policy's status says.
-    pub fn reported(&self, namespace: &str, policy: &str, before: &IdleConnectionPolicyStatus, now: &IdleConnectionPolicyStatus) {
-        for condition in &now.conditions {
+    pub fn reported(&self, namespace: &str, policy: &str, status: &IdleConnectionPolicyStatus) {
+        let now = status.conditions.iter().map(|c| (c.type_.clone(), c.reason.clone())).collect();
+        self.keep(namespace, policy, now);
+        for condition in &status.conditions {
             let value = match condition.status.as_str() {
                 "True" => 1,
                 "False" => 0,
                 _ => -1,
             };
-            self.conditions.with_label_values(&[namespace, policy, &condition.type_]).set(value);
+            self.conditions.with_label_values(&[namespace, policy, &condition.type_, &condition.reason]).set(value);
         }
-        for gone in before.conditions.iter().filter(|old| now.conditions.iter().all(|new| new.type_ != old.type_)) {
-            let _ = self.conditions.remove_label_values(&[namespace, policy, &gone.type_]);
-        }
-        if now.openness_percent.is_none() {
-            let _ = (
-                self.pressure.remove_label_values(&[namespace, policy]),
-                self.openness.remove_label_values(&[namespace, policy]),
-            );
+        if status.openness_percent.is_none() {
+            self.unlooked(namespace, policy);
         }
     }
 
     /// A policy that is gone.
     pub fn forget(&self, namespace: &str, policy: &str) {
-        let _ =
-            (self.pressure.remove_label_values(&[namespace, policy]), self.openness.remove_label_values(&[namespace, policy]));
+        self.unlooked(namespace, policy);
         for direction in ["tighten", "relax"] {
             let _ = self.decisions.remove_label_values(&[namespace, policy, direction]);
         }
-        for type_ in [
-            "Accepted",
-            "Ready",
-            "Stalled",
-            "Reconciling",
-            "Programmed",
-            "InEffect",
-            "MetricsAvailable",
-            "HighTaskCount",
-            "Tightened",
-            "TighteningEffective",
-            "Limited",
-        ] {
-            let _ = self.conditions.remove_label_values(&[namespace, policy, type_]);
+        self.keep(namespace, policy, Reasons::new());
+    }
+
+    fn unlooked(&self, namespace: &str, policy: &str) {
+        let labels = [namespace, policy];
+        let _ = (self.pressure.remove_label_values(&labels), self.openness.remove_label_values(&labels));
+    }
+
+    /// Takes away the series of conditions that are no longer there, or for another reason.
+    fn keep(&self, namespace: &str, policy: &str, now: Reasons) {
+        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = reasons.remove(&(namespace.to_owned(), policy.to_owned())).unwrap_or_default();
+        for (type_, reason) in before.iter().filter(|(type_, reason)| now.get(*type_) != Some(reason)) {
+            let _ = self.conditions.remove_label_values(&[namespace, policy, type_, reason]);
+        }
+        if !now.is_empty() {
+            reasons.insert((namespace.to_owned(), policy.to_owned()), now);
         }
     }
 
@@ -172,6 +191,8 @@ impl Metrics {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::{from_value, json};
+
     #[test]
     fn what_happened_is_counted() {
         let metrics = super::Metrics::new().expect("metrics");
@@ -180,5 +201,25 @@ mod tests {
         let text = metrics.text().expect("text");
         assert!(text.contains("idleconn_node_writes_total{outcome=\"accepted\"} 1"), "{text}");
         assert!(text.contains("idleconn_status_writes_total 1"), "{text}");
+    }
+
+    #[test]
+    fn a_condition_has_one_series_with_its_reason_and_none_when_its_policy_is_gone() {
+        let metrics = super::Metrics::new().expect("metrics");
+        let series = |metrics: &super::Metrics| {
+            let text = metrics.text().expect("text");
+            text.lines().filter(|line| line.starts_with("idleconn_condition{")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        for (status, reason, value) in
+            [("False", "Drifted", 0), ("False", "Contended", 0), ("True", "Programmed", 1), ("Unknown", "Pending", -1)]
+        {
+            let condition = json!({"type": "Programmed", "status": status, "reason": reason, "message": "", "lastTransitionTime": "2026-11-21T20:00:00Z"});
+            metrics.reported("shop", "gw", &from_value(json!({"conditions": [condition]})).expect("a status"));
+            let expected =
+                format!(r#"idleconn_condition{{namespace="shop",policy="gw",reason="{reason}",type="Programmed"}} {value}"#);
+            assert_eq!(series(&metrics), [expected]);
+        }
+        metrics.forget("shop", "gw");
+        assert!(series(&metrics).is_empty());
     }
 }

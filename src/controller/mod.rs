@@ -16,7 +16,7 @@ mod restore;
 mod rollout;
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     future::ready,
     sync::{
         Arc, Mutex, PoisonError, Weak,
@@ -73,6 +73,9 @@ pub enum Error {
     /// Pods could not be listed.
     #[error("pods with {0} could not be listed; may the operator list and watch pods in this namespace?")]
     Pods(String),
+    /// No right to look at pods.
+    #[error("the operator may not list and watch pods; grant it in this namespace")]
+    PodsForbidden,
     /// The label selector is not valid.
     #[error("spec.target: selector is not a valid label selector")]
     Selector,
@@ -249,37 +252,43 @@ fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<Pol
         listed => listed.iter().map(|namespace| Api::namespaced(context.client.clone(), namespace)).collect(),
     };
     let several = apis.len() > 1;
-    let streams = apis.into_iter().map(|api| {
-        watcher(api, watcher::Config::default()).default_backoff().modify(|policy| policy.managed_fields_mut().clear()).boxed()
+    let streams = apis.into_iter().enumerate().map(|(n, api)| {
+        let events = watcher(api, watcher::Config::default()).default_backoff();
+        events.modify(|policy| policy.managed_fields_mut().clear()).map(move |event| (n, event)).boxed()
     });
-    let mut said = String::new();
-    let mut first_lists = streams.len();
+    let mut said = HashSet::new();
+    let (mut unlisted, mut listed) = ((0..streams.len()).collect::<HashSet<_>>(), false);
     let complete = context.clone();
     // Several lists make one store: it begins empty, and a list that begins later must not empty it again.
     let begin = if several { vec![Ok(watcher::Event::Init), Ok(watcher::Event::InitDone)] } else { Vec::new() };
-    let events = stream::select_all(streams).filter_map(move |event| {
+    let events = stream::select_all(streams).filter_map(move |(n, event)| {
         if let Err(error) = &event {
             let text = error.to_string();
-            if text != said {
+            if said.insert(text.clone()) {
                 tracing::warn!(
                     error = text,
                     "policies cannot be watched; is the CRD installed, and may the operator read it? Trying again"
                 );
-                said = text;
+            }
+            // A namespace without rights holds up no other one.
+            if pods::is_forbidden(error) {
+                unlisted.remove(&n);
             }
         }
         let event = match event {
             Ok(watcher::Event::Init) if several => None,
             Ok(watcher::Event::InitApply(policy)) if several => Some(Ok(watcher::Event::Apply(policy))),
             Ok(watcher::Event::InitDone) => {
-                first_lists = first_lists.saturating_sub(1);
-                if first_lists == 0 && !complete.ready.swap(true, Ordering::Relaxed) {
-                    tracing::info!("policies listed; ready");
-                }
+                said.clear();
+                unlisted.remove(&n);
+                listed = true;
                 (!several).then_some(Ok(watcher::Event::InitDone))
             }
             event => Some(event),
         };
+        if listed && unlisted.is_empty() && !complete.ready.swap(true, Ordering::Relaxed) {
+            tracing::info!("policies listed; ready");
+        }
         ready(event)
     });
     stream::iter(begin).chain(events)

@@ -36,7 +36,22 @@ pub enum Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
-        Self::Error(error)
+        match error {
+            Error::PodsForbidden => {
+                problem("Forbidden", false, true, "The operator may not list and watch pods; grant it in this namespace".into())
+            }
+            error => Self::Error(error),
+        }
+    }
+}
+
+/// An answer of the API server; without the right to it, that is what the status says.
+fn permitted<T>(answer: Result<T, Error>, verb: &str, what: &str) -> Result<T, Failure> {
+    match answer {
+        Err(Error::Kube(kube::Error::Api(status))) if status.is_forbidden() => {
+            Err(problem("Forbidden", false, true, format!("The operator may not {verb} {what}; grant it in this namespace")))
+        }
+        answer => Ok(answer?),
     }
 }
 
@@ -109,19 +124,9 @@ fn no_key(kind: &str, name: &str, key: &str, field: &str) -> Failure {
 }
 
 fn readable<T>(answer: Result<Option<T>, Error>, kind: &str, name: &str, field: &str) -> Result<T, Failure> {
-    match answer {
-        Ok(Some(object)) => Ok(object),
-        Ok(None) => {
-            Err(problem("RefNotFound", false, false, format!("{kind} {name} does not exist; create it, or correct {field}")))
-        }
-        Err(Error::Kube(kube::Error::Api(status))) if status.is_forbidden() => Err(problem(
-            "Forbidden",
-            false,
-            true,
-            format!("The operator may not read {kind} {name}; grant it get in this namespace"),
-        )),
-        Err(error) => Err(error.into()),
-    }
+    permitted(answer, "get", &format!("{kind} {name}"))?.ok_or_else(|| {
+        problem("RefNotFound", false, false, format!("{kind} {name} does not exist; create it, or correct {field}"))
+    })
 }
 
 /// Where the target is now.
@@ -234,7 +239,7 @@ async fn service_and_slices(
 ) -> Result<(Service, Vec<EndpointSlice>), Failure> {
     let name = &service.name;
     let api = Api::<Service>::namespaced(ctx.client.clone(), namespace);
-    let object = in_time(api.get_opt(name)).await?;
+    let object = permitted(in_time(api.get_opt(name)).await, "get", &format!("Service {name}"))?;
     let object = object.ok_or_else(|| {
         problem("TargetNotFound", true, false, format!("Service {name} does not exist; create it, or correct spec.target"))
     })?;
@@ -261,7 +266,8 @@ async fn service_and_slices(
         ));
     }
     let slices = Api::<EndpointSlice>::namespaced(ctx.client.clone(), namespace);
-    let slices = in_time(slices.list(&ListParams::default().labels(&format!("kubernetes.io/service-name={name}")))).await?;
+    let its = ListParams::default().labels(&format!("kubernetes.io/service-name={name}"));
+    let slices = permitted(in_time(slices.list(&its)).await, "list", "EndpointSlices")?;
     Ok((object, slices.items))
 }
 

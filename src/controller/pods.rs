@@ -16,7 +16,10 @@ use kube::{
     core::Selector,
     runtime::{WatchStreamExt as _, reflector, watcher},
 };
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
 
 use super::{Error, PolicyRef};
 use crate::api::CONFIG_HASH;
@@ -29,6 +32,8 @@ type Key = (String, String);
 
 struct Watch {
     store: reflector::Store<Pod>,
+    /// Whether the API server last refused.
+    forbidden: watch::Receiver<bool>,
     policies: Arc<Mutex<Vec<PolicyRef>>>,
     task: JoinHandle<()>,
 }
@@ -56,13 +61,19 @@ impl Pods {
     /// The pods that a selector selects now.
     pub async fn list(&self, namespace: &str, selector: &LabelSelector) -> Result<Vec<Arc<Pod>>, Error> {
         let key = key(namespace, selector)?;
-        let store = {
+        let (store, mut forbidden) = {
             let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-            watches.entry(key.clone()).or_insert_with(|| self.watch(&key)).store.clone()
+            let watch = watches.entry(key.clone()).or_insert_with(|| self.watch(&key));
+            (watch.store.clone(), watch.forbidden.clone())
         };
-        match tokio::time::timeout(FIRST_LIST, store.wait_until_ready()).await {
-            Ok(Ok(())) => Ok(store.state()),
-            _ => Err(Error::Pods(key.1)),
+        // What was listed before a right was taken away is not what there is.
+        tokio::select! {
+            biased;
+            Ok(_) = forbidden.wait_for(|forbidden| *forbidden) => Err(Error::PodsForbidden),
+            ready = tokio::time::timeout(FIRST_LIST, store.wait_until_ready()) => match ready {
+                Ok(Ok(())) => Ok(store.state()),
+                _ => Err(Error::Pods(key.1)),
+            },
         }
     }
 
@@ -87,6 +98,7 @@ impl Pods {
         let (store, writer) = reflector::store();
         let policies = Arc::new(Mutex::new(Vec::<PolicyRef>::new()));
         let (tell, nudges) = (policies.clone(), self.nudges.clone());
+        let (refused, forbidden) = watch::channel(false);
         let mut last = HashMap::new();
         let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
         let events =
@@ -105,11 +117,17 @@ impl Pods {
                             last.remove(&pod.name_any());
                             true
                         }
-                        Ok(watcher::Event::InitDone) => true,
+                        Ok(watcher::Event::InitDone) => {
+                            refused.send_replace(false);
+                            true
+                        }
                         Ok(watcher::Event::Init) => false,
                         Err(error) => {
-                            tracing::debug!(%error, "the watch of pods was interrupted and goes on");
-                            false
+                            let is_refused = is_forbidden(&error);
+                            if !is_refused {
+                                tracing::debug!(%error, "the watch of pods was interrupted and goes on");
+                            }
+                            is_refused && !refused.send_replace(true)
                         }
                     };
                     if changed {
@@ -121,8 +139,18 @@ impl Pods {
                     ready(())
                 },
             );
-        Watch { store, policies, task: tokio::spawn(events) }
+        Watch { store, forbidden, policies, task: tokio::spawn(events) }
     }
+}
+
+/// Whether a watch is refused for want of a right: it goes on asking.
+pub fn is_forbidden(error: &watcher::Error) -> bool {
+    let (watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error)) =
+        error
+    else {
+        return false;
+    };
+    matches!(error, kube::Error::Api(status) if status.is_forbidden())
 }
 
 fn key(namespace: &str, selector: &LabelSelector) -> Result<Key, Error> {

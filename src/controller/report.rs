@@ -32,7 +32,7 @@ pub async fn report(
     notices: &[Notice],
 ) -> Result<(), Error> {
     let previous = subject.object.status.clone().unwrap_or_default();
-    ctx.metrics.reported(&subject.namespace, &subject.name, &previous, status);
+    ctx.metrics.reported(&subject.namespace, &subject.name, status);
     let told = previous.control.as_ref().map_or(0, |control| control.events);
     let decided = previous.history.first().map(|decision| decision.time.0.as_second());
     for (n, notice) in notices.iter().enumerate() {

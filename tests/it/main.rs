@@ -21,4 +21,5 @@ mod plugin;
 mod references;
 mod replay;
 mod restart;
+mod rights;
 mod steady;
