@@ -32,7 +32,7 @@ test: needs needs-prometheus needs-readers needs-faketime tools ## Runs every te
 image: needs ## Makes the image without an engine: target/image/idleconn-operator.tar
 	@image/build
 
-chart: needs ## Renders the chart under every set of values and holds it against a real API server
+chart: needs needs-prometheus ## Renders the chart under every set of values and holds it against a real API server
 	@tests/chart/run
 
 e2e: needs ## The whole story on a real node with real pods; needs root
