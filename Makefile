@@ -35,7 +35,7 @@ image: needs ## Makes the image without an engine: target/image/idleconn-operato
 chart: needs needs-prometheus ## Renders the chart under every set of values and holds it against a real API server
 	@tests/chart/run
 
-e2e: needs ## The whole story on a real node with real pods; needs root
+e2e: needs needs-prometheus ## The whole story on a real node with real pods; needs root
 	@tests/e2e/run
 
 soak: needs tools ## Looks for two minutes whether a steady state costs anything, and kills the replica that acts 20 times
