@@ -13,7 +13,7 @@ use crate::support::{
     admin_api::AdminApi,
     caddy::typical,
     eventually,
-    operator::{World, endpoints},
+    operator::{World, endpoints, restless},
     replica::{Replica, Times},
 };
 
@@ -121,25 +121,11 @@ async fn release_takes_the_lease_from_a_controller_that_runs() {
     restarted.clean();
 }
 
-/// The policy that is decided upon all the time: what runs on the node is what the test says.
-fn restless(node: &AdminApi) -> Json {
-    json!({
-        "target": endpoints([node.address.as_str()]),
-        "limits": {"server": {"idleTimeout": "4s"}},
-        "adaptive": {
-            "mode": "Enforce",
-            "floor": {"server": {"idleTimeout": "1s"}},
-            "signal": {"threshold": {"value": 1000}, "interval": "1s"},
-            "behavior": {"tightenAfter": "1s", "relaxAfter": "2s", "maxChangesPerHour": 60, "maxChangesPerDay": 60},
-        },
-    })
-}
-
 /// Kills the one that acts as soon as it has decided, so often; answers how long the other took each time until it had acted.
 async fn failovers(rounds: usize) -> Vec<Duration> {
     let (world, node) = (World::empty("failover").await, AdminApi::start(typical()).await);
     let (mut acting, mut waiting) = two(&world, SHORT).await;
-    world.apply("gw", &restless(&node)).await;
+    world.apply("gw", &restless(&node, "2s")).await;
     world.until_programmed("gw").await;
     let mut decisions: BTreeMap<i64, (u32, u32)> = BTreeMap::new();
     let mut took = Vec::new();
@@ -224,10 +210,8 @@ async fn a_clock_that_is_wrong_by_five_minutes_changes_nothing() {
         let mut wrong = Replica::start_with(&world, "wrong", SHORT, &env);
         wrong.until_ready().await;
         node.run(2000);
-        let mut spec = restless(&node);
         // A minute has to pass before it relaxes; five must not seem to have.
-        spec["adaptive"]["behavior"]["relaxAfter"] = json!("1m");
-        world.apply("gw", &spec).await;
+        world.apply("gw", &restless(&node, "1m")).await;
         let status = world.until("gw", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
         node.run(10);
         let holder = lease(&world).await;

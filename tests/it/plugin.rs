@@ -2,14 +2,14 @@
 
 use std::process::Output;
 
-use serde_json::{Value as Json, json};
+use serde_json::Value as Json;
 use tokio::process::Command;
 
 use crate::support::{
     admin_api::AdminApi,
     caddy::typical,
     cluster::kubeconfig,
-    operator::{World, endpoints},
+    operator::{World, restless},
 };
 
 /// What it prints, or its one line of complaint.
@@ -20,23 +20,10 @@ async fn idleconn(world: &World, args: &[&str]) -> Result<String, String> {
     if status.success() { Ok(String::from_utf8(stdout).unwrap()) } else { Err(String::from_utf8(stderr).unwrap()) }
 }
 
-fn policy(node: &AdminApi) -> Json {
-    json!({
-        "target": endpoints([node.address.as_str()]),
-        "limits": {"server": {"idleTimeout": "4s"}},
-        "adaptive": {
-            "mode": "Enforce",
-            "floor": {"server": {"idleTimeout": "1s"}},
-            "signal": {"threshold": {"value": 1000}, "interval": "1s"},
-            "behavior": {"tightenAfter": "1s", "relaxAfter": "1m", "maxChangesPerHour": 60, "maxChangesPerDay": 60},
-        },
-    })
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_person_pauses_the_loop_sees_what_it_would_do_and_lets_it_go_on() {
     let (world, node) = (World::new("plugin").await, AdminApi::start(typical()).await);
-    world.apply("gw", &policy(&node)).await;
+    world.apply("gw", &restless(&node, "1m")).await;
     world.until_condition("gw", "MetricsAvailable", "True", "Fresh").await;
 
     assert_eq!(idleconn(&world, &["pause", "gw"]).await.unwrap(), "gw is paused until it is resumed\n");

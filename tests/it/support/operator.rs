@@ -24,7 +24,7 @@ use kube::{
 use serde_json::{Value as Json, json};
 use tokio::task::JoinHandle;
 
-use super::{PATIENCE, caddy::Caddy, cluster};
+use super::{PATIENCE, admin_api::AdminApi, caddy::Caddy, cluster};
 
 /// How often the tests' operator reads nodes when nothing happens.
 pub const RESYNC: Duration = Duration::from_millis(500);
@@ -223,4 +223,18 @@ pub fn endpoints<'a>(admins: impl IntoIterator<Item = &'a str>) -> Json {
 /// A target of the pods with `app: gateway`.
 pub fn gateway() -> Json {
     json!({"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "gateway"}}}})
+}
+
+/// A policy that is decided upon all the time: what runs on the node is what the test says.
+pub fn restless(node: &AdminApi, relax_after: &str) -> Json {
+    json!({
+        "target": endpoints([node.address.as_str()]),
+        "limits": {"server": {"idleTimeout": "4s"}},
+        "adaptive": {
+            "mode": "Enforce",
+            "floor": {"server": {"idleTimeout": "1s"}},
+            "signal": {"threshold": {"value": 1000}, "interval": "1s"},
+            "behavior": {"tightenAfter": "1s", "relaxAfter": relax_after, "maxChangesPerHour": 60, "maxChangesPerDay": 60},
+        },
+    })
 }
