@@ -47,20 +47,25 @@ impl Clock {
 
     fn now(&self) -> Timestamp {
         let correction = SignedDuration::from_millis(self.correction.load(Ordering::Relaxed));
-        self.wall.checked_add(self.monotonic.elapsed()).and_then(|now| now.checked_add(correction)).unwrap_or(self.wall)
+        self.uncorrected().checked_add(correction).unwrap_or(self.wall)
+    }
+
+    fn uncorrected(&self) -> Timestamp {
+        self.wall.checked_add(self.monotonic.elapsed()).unwrap_or(self.wall)
     }
 
     fn heard(&self, date: &str) {
         let Ok(date) = rfc2822::parse(date) else { return };
         // Cut off, not rounded: on average it is half a second later.
-        let off = date.timestamp().duration_since(self.now()) + SignedDuration::from_millis(500);
-        if off.abs() <= TOLERANCE {
+        let ahead = date.timestamp().duration_since(self.uncorrected()) + SignedDuration::from_millis(500);
+        let known = SignedDuration::from_millis(self.correction.load(Ordering::Relaxed));
+        if (ahead - known).abs() <= TOLERANCE {
             return;
         }
-        let correction = i64::try_from(off.as_millis()).unwrap_or_default();
-        let before = self.correction.fetch_add(correction, Ordering::Relaxed);
+        // The whole of it, not what is missing: two answers that are heard at once correct it once.
+        self.correction.store(i64::try_from(ahead.as_millis()).unwrap_or_default(), Ordering::Relaxed);
         tracing::warn!(
-            seconds = (before.saturating_add(correction)) / 1000,
+            seconds = ahead.as_secs(),
             "the clock here is not the API server's; going by the API server's, which is so much ahead"
         );
     }
@@ -87,6 +92,22 @@ mod tests {
             let off = clock.now().duration_since(time(expected));
             assert!(off.abs() < SignedDuration::from_millis(400), "{wall}: off by {off}");
         }
+    }
+
+    #[test]
+    fn answers_that_are_heard_at_once_correct_it_once() {
+        let clock = Clock::set(time("2026-11-21T20:05:00Z"));
+        let barrier = std::sync::Barrier::new(8);
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    barrier.wait();
+                    clock.heard("Sat, 21 Nov 2026 20:00:00 GMT");
+                });
+            }
+        });
+        let off = clock.now().duration_since(time("2026-11-21T20:00:00.5Z"));
+        assert!(off.abs() < SignedDuration::from_millis(400), "off by {off}");
     }
 
     #[test]

@@ -14,27 +14,10 @@ use crate::{clock, leader::Leadership};
 pub fn client(mut config: Config) -> kube::Result<Client> {
     config.default_retry = false;
     let client = Client::try_from(config)?;
-    Ok(through(&client, |_| Ok(())))
-}
-
-/// The same, but it writes only while this process may act: the last look is right before a request leaves.
-#[must_use]
-pub fn led(client: &Client, leadership: Leadership) -> Client {
-    through(client, move |request| {
-        let is_harmless = matches!(*request.method(), Method::GET | Method::HEAD);
-        if is_harmless || leadership.holds() { Ok(()) } else { Err("not written: this replica does not hold the lease".into()) }
-    })
-}
-
-fn through<F>(client: &Client, may: F) -> Client
-where
-    F: Fn(&Request<Body>) -> Result<(), BoxError> + Send + 'static,
-{
-    let (namespace, client) = (client.default_namespace().to_owned(), client.clone());
-    let service = service_fn(move |request: Request<Body>| {
-        let (permitted, client) = (may(&request), client.clone());
+    let namespace = client.default_namespace().to_owned();
+    let listening = service_fn(move |request: Request<Body>| {
+        let client = client.clone();
         async move {
-            permitted?;
             let response = client.send(request).await.map_err(plain)?;
             if let Some(date) = response.headers().get(DATE).and_then(|date| date.to_str().ok()) {
                 clock::heard(date);
@@ -42,7 +25,24 @@ where
             Ok::<_, BoxError>(response)
         }
     });
-    Client::new(service, namespace)
+    Ok(Client::new(listening, namespace))
+}
+
+/// The same, but it writes only while this process may act: the last look is right before a request leaves.
+#[must_use]
+pub fn led(client: &Client, leadership: Leadership) -> Client {
+    let (namespace, client) = (client.default_namespace().to_owned(), client.clone());
+    let guarded = service_fn(move |request: Request<Body>| {
+        let may = matches!(*request.method(), Method::GET | Method::HEAD) || leadership.holds();
+        let client = client.clone();
+        async move {
+            if !may {
+                return Err("not written: this replica does not hold the lease".into());
+            }
+            client.send(request).await.map_err(plain)
+        }
+    });
+    Client::new(guarded, namespace)
 }
 
 /// What the layer below said, without that layer's wrapping: it is wrapped again above.
