@@ -16,6 +16,7 @@ use std::{
 };
 
 use idleconn_operator::{
+    controller::connections,
     pool::{Pool, Request},
     signals::{Node, Sampler, Source, Watch, page},
 };
@@ -172,7 +173,9 @@ fn bare(path: &str) -> f64 {
 }
 
 async fn sampled(path: &'static str) -> f64 {
-    let pool = Pool::new();
+    let pool = Pool::default();
+    let provider = pool.provider("farm");
+    provider.configure(connections::settings(NODES as usize, INTERVAL));
     let nodes = (0..NODES)
         .map(|n| Node { name: format!("node-{n}"), address: format!("http://{}", address(n)), path: path.into() })
         .collect();
@@ -186,12 +189,12 @@ async fn sampled(path: &'static str) -> f64 {
         token: None,
         key: "farm".to_owned(),
     };
-    let sampler = Sampler::start(pool.clone(), watch, "farm", move || {
+    let sampler = Sampler::start(provider.clone(), watch, "farm", move || {
         let _ = sender.send(());
     });
     rounds.recv().await.unwrap();
     let accepted = async || -> usize {
-        let answer = pool.send(None, Request::get(&format!("http://{}", address(0)), "/accepted", INTERVAL)).await.unwrap();
+        let answer = provider.send(None, Request::get(&format!("http://{}", address(0)), "/accepted", INTERVAL)).await.unwrap();
         String::from_utf8(answer.body).unwrap().parse().unwrap()
     };
     let (opened, began) = (accepted().await, cpu());
@@ -204,14 +207,14 @@ async fn sampled(path: &'static str) -> f64 {
     let now = accepted().await;
     println!(
         "  {} idle connections, {} opened while measuring; {} nodes answered; memory {} MiB, at most {} MiB",
-        pool.idle(),
+        provider.idle(),
         now - opened,
         reading.fresh,
         memory().0 / 1024,
         memory().1 / 1024
     );
     assert_eq!(now, opened, "connections are kept");
-    assert!(pool.idle() <= NODES as usize, "and are no more than the nodes");
+    assert!(provider.idle() <= u64::from(NODES), "and are no more than the nodes");
     used
 }
 

@@ -91,6 +91,11 @@ impl Look {
 }
 
 impl Adaptation {
+    /// How many nodes are asked for samples, and how often.
+    pub fn asked(&self) -> (usize, Duration) {
+        (self.sampler.nodes().len(), Duration::from_millis(u64::try_from(self.tuning.interval).unwrap_or(10_000)))
+    }
+
     fn signal(&self, now: i64) -> Signal {
         if let Some(obstacle) = &self.obstacle {
             return obstacle.clone();
@@ -322,7 +327,7 @@ pub async fn prepare(
     let me = ctx.me.clone();
     let policy = subject.reference.clone();
     let seed = subject.uid.clone();
-    let sampler = Sampler::start(ctx.pool.clone(), watch, &seed, move || {
+    let sampler = Sampler::start(ctx.pool.provider(&subject.path), watch, &seed, move || {
         if let Some(ctx) = me.upgrade() {
             ctx.tick(&policy);
         }

@@ -4,6 +4,7 @@ mod adaptation;
 mod apply;
 mod claims;
 mod client;
+pub mod connections;
 mod gather;
 mod memory;
 mod originals;
@@ -119,7 +120,8 @@ pub struct Settings {
 /// Everything a reconciliation needs.
 pub struct Context {
     client: Client,
-    pool: Pool,
+    /// Every request but those to the API server.
+    pub pool: Pool,
     settings: Settings,
     /// The operator's own metrics.
     pub metrics: Metrics,
@@ -140,13 +142,15 @@ impl Context {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).entry(policy.clone()).or_default().clone()
     }
 
-    fn reach(&self, namespace: &str) -> Reach {
-        Reach { client: self.client.clone(), namespace: namespace.to_owned(), pool: self.pool.clone() }
+    fn reach(&self, subject: &Subject) -> Reach {
+        let provider = self.pool.provider(&subject.path);
+        Reach { client: self.client.clone(), namespace: subject.namespace.clone(), provider }
     }
 
     fn forget(&self, policy: &PolicyRef) {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(policy);
         self.pods.subscribe(policy, None);
+        self.pool.forget(&format!("{}/{}", policy.namespace.as_deref().unwrap_or_default(), policy.name));
         self.metrics.forget(policy.namespace.as_deref().unwrap_or_default(), &policy.name);
     }
 

@@ -18,7 +18,7 @@ use serde_json::json;
 use super::{
     Context, Error, Policy, PolicyRef, Subject,
     adaptation::{self, Adaptation, Look},
-    apply, gather, in_time,
+    apply, connections, gather, in_time,
     memory::{Memory, wait},
     originals,
     places::{self, Failure},
@@ -161,7 +161,7 @@ async fn find(ctx: &Context, subject: &Subject, declared: &Declared, memory: &mu
     if places.is_empty() {
         return Err(problem(Cause::NotFound, "Nothing matches spec.target: no pod or endpoint was found".into()));
     }
-    let target = targets::connect(&spec.target, &declared.providers, places, credentials, ctx.reach(&subject.namespace))
+    let target = targets::connect(&spec.target, &declared.providers, places, credentials, ctx.reach(subject))
         .map_err(|fault| problem(fault.cause, fault.message))?;
     let units = target.discover().await.map_err(|fault| problem(fault.cause, fault.message))?;
     Ok(Found { target, units })
@@ -180,6 +180,7 @@ async fn work(
     memory.failing.remove("");
     memory.logged.remove("problem");
     memory.keep_only(&units);
+    bound(ctx, subject, memory, units.len());
     finalizer(ctx, subject).await?;
     let mut gathered = gather::gather(target.clone(), units.clone(), memory, began).await;
 
@@ -199,6 +200,7 @@ async fn work(
     }
 
     adaptation::prepare(ctx, subject, memory, declared, traits, &units, &answered).await;
+    bound(ctx, subject, memory, units.len());
     let saved = memory.saved();
     if let Some(adaptation) = &mut memory.adaptation {
         adaptation.bound(traits, &saved, &answered, answered.len() == units.len());
@@ -300,6 +302,13 @@ async fn work(
         next = next.min(wait(2));
     }
     Ok(Action::requeue(next))
+}
+
+/// Sizes the policy's own connections: for the nodes that are read, and those that are scraped.
+fn bound(ctx: &Context, subject: &Subject, memory: &Memory, units: usize) {
+    let (nodes, every) = memory.adaptation.as_ref().map_or((0, ctx.settings.resync), Adaptation::asked);
+    let settings = connections::settings(units.max(nodes), every.max(ctx.settings.resync));
+    ctx.pool.provider(&subject.path).configure(settings);
 }
 
 /// How soon to look again at what nobody tells of: restarts that are going on, and files on their way.

@@ -188,7 +188,7 @@ pub async fn call_off(ctx: &Context, subject: &Subject, credentials: targets::Cr
         places::Failure::Problem(problem) => failed(problem.message),
         places::Failure::Error(error) => failed(error.to_string()),
     })?;
-    let target = targets::connect(target, &BTreeMap::new(), places, credentials, ctx.reach(&subject.namespace))
+    let target = targets::connect(target, &BTreeMap::new(), places, credentials, ctx.reach(subject))
         .map_err(|fault| (first.node.clone(), fault))?;
     let units: Vec<Unit> = target.discover().await.map_err(|fault| (first.node.clone(), fault))?;
     for node in &nodes {

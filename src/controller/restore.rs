@@ -178,7 +178,7 @@ async fn restore_one(ctx: &Context, subject: &Subject, remembered: &Credentials,
         Err(_) => remembered.clone(),
     };
     let place = Place::new(id, &saved.name, &saved.address);
-    let target = targets::connect(&spec, &BTreeMap::new(), vec![place], credentials, ctx.reach(&subject.namespace))?;
+    let target = targets::connect(&spec, &BTreeMap::new(), vec![place], credentials, ctx.reach(subject))?;
     let units = match target.discover().await {
         Ok(units) => units,
         // What is there is somebody else's by now, and not what the operator wrote.

@@ -5,6 +5,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use rustls::{
@@ -12,6 +13,7 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, pem::PemObject as _},
 };
 use rustls_platform_verifier::BuilderVerifierExt as _;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
@@ -47,8 +49,8 @@ impl Names {
     }
 }
 
-/// Connects; an error that holds one of `rustls` came from there.
-pub async fn connect(names: &Names, tls: Option<Arc<ClientConfig>>, url: &Url) -> io::Result<Stream> {
+/// Connects; an error that holds one of `rustls` came from there. `probes`: after how long a silence TCP asks for the other side.
+pub async fn connect(names: &Names, tls: Option<Arc<ClientConfig>>, url: &Url, probes: Option<Duration>) -> io::Result<Stream> {
     let unusable = || io::Error::from(io::ErrorKind::InvalidInput);
     let port = url.port_or_known_default().ok_or_else(unusable)?;
     let (addresses, name) = match url.host().ok_or_else(unusable)? {
@@ -64,6 +66,9 @@ pub async fn connect(names: &Names, tls: Option<Arc<ClientConfig>>, url: &Url) -
         match TcpStream::connect(address).await {
             Ok(tcp) => {
                 tcp.set_nodelay(true)?;
+                if let Some(after) = probes {
+                    SockRef::from(&tcp).set_tcp_keepalive(&TcpKeepalive::new().with_time(after))?;
+                }
                 return Ok(match tls {
                     None => Either::Left(tcp),
                     Some(config) => Either::Right(Box::new(TlsConnector::from(config).connect(name, tcp).await?)),

@@ -1,31 +1,39 @@
 //! The one place from which requests to nodes leave: bounded, counted, without proxies and without redirects.
 //!
-//! Lives here: connections and how they are made, one exchange over one of them, those that wait idle, name resolution for
-//! Services, the cap on bodies, and the words for what went wrong. Nothing in here knows a target, and the HTTP is hyper's.
+//! Lives here: providers and what bounds their connections, how connections are made, one exchange over one of them, whose turn it is and
+//! which wait idle, what became of each, name resolution for Services, the cap on bodies, and the words for what went wrong. Nothing in here
+//! knows a target, and the HTTP is hyper's. The names of settings and of what is counted are agentkeepalive's.
 
+mod agent;
 mod connect;
 mod exchange;
-mod idle;
+mod settings;
+mod statistics;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::SocketAddr,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError, RwLock, Weak,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
+use agent::{Agent, Lent, Place, Turn};
 use bytes::Bytes;
-use connect::{Names, Stream};
+use connect::Names;
 use exchange::{Exchanged, Failure, Message, Sink, exchange};
 use http::{
     HeaderMap, Method,
-    header::{CONTENT_TYPE, HOST, HeaderValue},
+    header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue},
 };
-use idle::Idle;
 use rustls::ClientConfig;
-use tokio::task::JoinSet;
+pub use settings::Settings;
+pub use statistics::{Closed, Protocol, Statistics, Tally};
+use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
 use url::{Position, Url};
 
 use crate::leader::Leadership;
@@ -34,6 +42,10 @@ use crate::leader::Leadership;
 pub const MOST_BODY: usize = 4 * 1024 * 1024;
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Idle connections kept in all, where the process may open enough files.
+const MOST_IDLE: usize = 8192;
+/// How often connections that have waited too long, or that the other side has closed, are closed here.
+const SWEEP: Duration = Duration::from_secs(60);
 /// Different certificate authorities that are remembered.
 const MOST_AUTHORITIES: usize = 64;
 
@@ -49,6 +61,9 @@ pub enum Error {
     /// No answer in time.
     #[error("{0} did not answer within {1:?}")]
     TimedOut(String, Duration),
+    /// All connections were in use, and stayed so.
+    #[error("{0} was not asked: none of its {2} connections came free within {1:?}")]
+    NoSocket(String, Duration, u32),
     /// The connection broke, or what came is not HTTP.
     #[error("{0} broke off, or does not speak HTTP")]
     Broken(String),
@@ -113,129 +128,107 @@ impl Response {
 /// Whom to trust, by the CA in PEM, with a number of its own: a connection made in one's name is not used in another's.
 type Authorities = HashMap<Option<Vec<u8>>, (u64, Arc<ClientConfig>)>;
 
-/// The pool.
+/// The pool: all providers, and what they share.
 #[derive(Clone, Default)]
-pub struct Pool {
+pub struct Pool(Arc<Shared>);
+
+struct Shared {
     names: Names,
-    idle: Idle,
-    authorities: Arc<Mutex<(u64, Authorities)>>,
+    authorities: Mutex<(u64, Authorities)>,
     /// Questions that nobody waits for any more; each ends at its own time-out, and all of them with the pool.
-    background: Arc<Mutex<JoinSet<()>>>,
+    background: Mutex<JoinSet<()>>,
     /// Where one of several processes acts: whether it is this one.
     leadership: Option<Leadership>,
+    settings: Settings,
+    providers: RwLock<BTreeMap<Arc<str>, Provider>>,
+    room: Arc<Semaphore>,
+    epoch: Instant,
+    swept: AtomicBool,
+}
+
+impl Default for Shared {
+    fn default() -> Self {
+        // Half of the files stay for what is under way.
+        let most = open_files().map_or(256, |files| files / 2).min(MOST_IDLE);
+        Self {
+            names: Names::default(),
+            authorities: Mutex::default(),
+            background: Mutex::default(),
+            leadership: None,
+            settings: Settings::default(),
+            providers: RwLock::default(),
+            room: Arc::new(Semaphore::new(most)),
+            epoch: Instant::now(),
+            swept: AtomicBool::new(false),
+        }
+    }
 }
 
 impl Pool {
-    /// An empty pool.
+    /// An empty pool, whose providers have these settings unless they are given others.
     #[must_use]
-    pub fn new() -> Self {
-        Self::default()
+    pub fn new(settings: Settings) -> Self {
+        Self(Arc::new(Shared { settings: settings.checked(), ..Shared::default() }))
     }
 
     /// An empty pool that changes something elsewhere only while this process may act.
     #[must_use]
     pub fn led(leadership: Leadership) -> Self {
-        Self { leadership: Some(leadership), ..Self::default() }
+        Self(Arc::new(Shared { leadership: Some(leadership), ..Shared::default() }))
     }
 
     /// Says where a Service is, so that its name can be used in an address and checked in its certificate.
     pub fn name(&self, host: &str, addresses: Vec<SocketAddr>) {
-        self.names.insert(host, addresses);
+        self.0.names.insert(host, addresses);
     }
 
-    /// Connections that wait for the next request.
+    /// The provider of this name: made, if there is none yet.
     #[must_use]
-    pub fn idle(&self) -> usize {
-        self.idle.count()
+    pub fn provider(&self, name: &str) -> Provider {
+        let known = self.0.providers.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        known.unwrap_or_else(|| {
+            let mut providers = self.0.providers.write().unwrap_or_else(PoisonError::into_inner);
+            let name: Arc<str> = name.into();
+            providers.entry(name.clone()).or_insert_with(|| Provider::new(self, &name)).clone()
+        })
     }
 
-    /// Asks, and reads the whole answer.
-    ///
-    /// Over a connection that was idle if there is one. If the other side turns out to have closed that, a new one is
-    /// made, once, provided that asking twice is asking once: the method is safe, or nothing had been sent.
-    pub async fn send(&self, ca: Option<&[u8]>, request: Request) -> Result<Response, Error> {
-        let mut body = Vec::new();
-        let response = self.read(ca, request, &mut |piece| body.extend_from_slice(piece)).await?;
-        Ok(Response { body, ..response })
-    }
-
-    /// Like [`Pool::send`], but hands the body on while it comes, whatever the status, and keeps nothing of it. What was handed on
-    /// before an error is part of no answer.
-    pub async fn read(&self, ca: Option<&[u8]>, request: Request, sink: Sink<'_>) -> Result<Response, Error> {
-        let timeout = request.timeout;
-        match tokio::time::timeout(timeout, self.ask(ca, &request, sink)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Error::TimedOut(request.address, timeout)),
+    /// Takes a provider off the books: its idle connections are closed now, those in use when they are done.
+    pub fn forget(&self, name: &str) {
+        let gone = self.0.providers.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        for agent in gone.iter().flat_map(|provider| &*provider.agents) {
+            agent.end();
         }
     }
 
-    async fn ask(&self, ca: Option<&[u8]>, request: &Request, sink: Sink<'_>) -> Result<Response, Error> {
-        let address = &request.address;
-        if !request.method.is_safe() && self.leadership.as_ref().is_some_and(|leadership| !leadership.holds()) {
-            return Err(Error::NotLeading(address.clone()));
-        }
-        let url = Url::parse(&format!("{address}{}", request.path)).map_err(|_| Error::Address(address.clone()))?;
-        let (authority, tls) = match url.scheme() {
-            "http" => (0, None),
-            "https" => self.tls(ca).map(|(number, tls)| (number, Some(tls)))?,
-            _ => return Err(Error::Address(address.clone())),
-        };
-        let place = (address.clone(), authority);
-        let mut message = message(&url, request)?;
-        if let Some(stream) = self.idle.take(&place) {
-            let again = request.method.is_safe().then(|| message.clone());
-            match (exchange(stream, message, &mut *sink).await, again) {
-                (Ok(exchanged), _) => return Ok(self.finish(place, exchanged)),
-                (Err(Failure::Unsent(unsent)), _) => message = *unsent,
-                (Err(Failure::Broken), Some(again)) => message = again,
-                (Err(failure), _) => return Err(failure.told(address)),
-            }
-        }
-        let stream = self.connect(tls, &url, address).await?;
-        exchange(stream, message, sink)
-            .await
-            .map(|exchanged| self.finish(place, exchanged))
-            .map_err(|failure| failure.told(address))
+    /// What each provider has done over each protocol that it was asked over; by name. No request waits for a reader.
+    #[must_use]
+    pub fn statistics(&self) -> Vec<Statistics> {
+        let providers = self.0.providers.read().unwrap_or_else(PoisonError::into_inner);
+        providers.values().flat_map(|provider| &*provider.agents).filter_map(|agent| agent.statistics()).collect()
     }
 
-    async fn connect(&self, tls: Option<Arc<ClientConfig>>, url: &Url, address: &str) -> Result<Stream, Error> {
-        match tokio::time::timeout(CONNECT_TIMEOUT, connect::connect(&self.names, tls, url)).await {
-            Ok(stream) => stream.map_err(|error| explain(&error, address)),
-            Err(_) => Err(Error::TimedOut(address.to_owned(), CONNECT_TIMEOUT)),
-        }
+    /// Closes a provider's connections, of one protocol or of both: the idle ones now, those in use when they are done. How many
+    /// there were of each; `None` where nothing was ever asked of such a provider.
+    #[must_use]
+    pub fn destroy(&self, name: &str, protocol: Option<Protocol>) -> Option<(u64, u64)> {
+        let provider = self.0.providers.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()?;
+        let asked = Protocol::ALL.into_iter().zip(&*provider.agents);
+        let mut asked =
+            asked.filter(|(spoken, agent)| protocol.is_none_or(|p| p == *spoken) && agent.statistics().is_some()).peekable();
+        asked.peek()?;
+        Some(asked.map(|(_, agent)| agent.destroy()).fold((0, 0), |sum, n| (sum.0 + n.0, sum.1 + n.1)))
     }
 
-    fn finish(&self, place: idle::Place, exchanged: Exchanged) -> Response {
-        let Exchanged { status, headers, stream } = exchanged;
-        if let Some(stream) = stream {
-            self.idle.put(place, stream);
-        }
-        Response { status: status.as_u16(), headers, body: Vec::new() }
-    }
-
-    /// Like [`Pool::send`], but waits for `patience` only: the question goes on in the background, so that a server
-    /// which acts while nobody waits is not told that nobody does.
-    pub async fn send_patiently(&self, ca: Option<Vec<u8>>, request: Request, patience: Duration) -> Result<Response, Error> {
-        let (answer, answered) = tokio::sync::oneshot::channel();
-        let address = request.address.clone();
-        let pool = self.clone();
-        {
-            let mut background = self.background.lock().unwrap_or_else(PoisonError::into_inner);
-            while background.try_join_next().is_some() {}
-            background.spawn(async move {
-                // Nobody may be listening any more, and then nobody needs to know.
-                let _ = answer.send(pool.send(ca.as_deref(), request).await);
-            });
-        }
-        match tokio::time::timeout(patience, answered).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(_)) => Err(Error::Broken(address)),
-            Err(_) => Err(Error::TimedOut(address, patience)),
+    /// Sweeps each minute, from the first connection that is kept until the pool is gone.
+    fn kept(&self) {
+        if !self.0.swept.swap(true, Ordering::Relaxed) {
+            tokio::spawn(sweep(Arc::downgrade(&self.0)));
         }
     }
 
     fn tls(&self, ca: Option<&[u8]>) -> Result<(u64, Arc<ClientConfig>), Error> {
-        let mut authorities = self.authorities.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut authorities = self.0.authorities.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, known) = &mut *authorities;
         let key = ca.map(<[u8]>::to_vec);
         if let Some((number, tls)) = known.get(&key) {
@@ -251,6 +244,168 @@ impl Pool {
     }
 }
 
+async fn sweep(shared: Weak<Shared>) {
+    loop {
+        tokio::time::sleep(SWEEP).await;
+        let Some(shared) = shared.upgrade() else { return };
+        let providers: Vec<_> = shared.providers.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
+        for agent in providers.iter().flat_map(|provider| &*provider.agents) {
+            agent.sweep();
+        }
+    }
+}
+
+/// One of those that are asked: what is sent goes over its connections, and counts as its.
+#[derive(Clone)]
+pub struct Provider {
+    pool: Weak<Shared>,
+    agents: Arc<[Arc<Agent>; 2]>,
+}
+
+impl Provider {
+    fn new(pool: &Pool, name: &Arc<str>) -> Self {
+        let Shared { epoch, settings, room, .. } = &*pool.0;
+        let agents = Protocol::ALL.map(|protocol| Agent::new(name.clone(), protocol, *epoch, *settings, room.clone()));
+        Self { pool: Arc::downgrade(&pool.0), agents: Arc::new(agents) }
+    }
+
+    /// From now on these bound its connections, of each protocol for itself. No request is disturbed.
+    pub fn configure(&self, settings: Settings) {
+        for agent in &*self.agents {
+            agent.configure(settings.checked());
+        }
+    }
+
+    /// Idle connections.
+    #[must_use]
+    pub fn idle(&self) -> u64 {
+        self.agents.iter().filter_map(|agent| agent.statistics()).map(|statistics| statistics.tally.idle).sum()
+    }
+
+    /// Asks, and reads the whole answer.
+    ///
+    /// Over a connection that was idle if there is one. If the other side turns out to have closed that, a new one is
+    /// made, once, provided that asking twice is asking once: the method is safe, or nothing had been sent.
+    pub async fn send(&self, ca: Option<&[u8]>, request: Request) -> Result<Response, Error> {
+        let mut body = Vec::new();
+        let response = self.read(ca, request, &mut |piece| body.extend_from_slice(piece)).await?;
+        Ok(Response { body, ..response })
+    }
+
+    /// Like [`Provider::send`], but hands the body on while it comes, whatever the status, and keeps nothing of it. What was handed on
+    /// before an error is part of no answer.
+    pub async fn read(&self, ca: Option<&[u8]>, request: Request, sink: Sink<'_>) -> Result<Response, Error> {
+        let address = &request.address;
+        let url = Url::parse(&format!("{address}{}", request.path)).map_err(|_| Error::Address(address.clone()))?;
+        let pool = self.pool.upgrade().map(Pool).ok_or_else(|| Error::Broken(address.clone()))?;
+        let (agent, authority, tls) = match url.scheme() {
+            "http" => (&self.agents[0], 0, None),
+            "https" => pool.tls(ca).map(|(number, tls)| (&self.agents[1], number, Some(tls)))?,
+            _ => return Err(Error::Address(address.clone())),
+        };
+        let timeout = request.timeout.min(agent.settings().timeout);
+        let until = Instant::now() + timeout;
+        let Some(turn) = agent.turn(until).await else {
+            return Err(Error::NoSocket(address.clone(), timeout, agent.settings().max_sockets));
+        };
+        let place = (address.clone(), authority);
+        match tokio::time::timeout_at(until, ask(&pool, turn, agent.settings(), place, tls, &url, &request, sink)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Error::TimedOut(address.clone(), timeout)),
+        }
+    }
+
+    /// Like [`Provider::send`], but waits for `patience` only: the question goes on in the background, so that a server
+    /// which acts while nobody waits is not told that nobody does.
+    pub async fn send_patiently(&self, ca: Option<Vec<u8>>, request: Request, patience: Duration) -> Result<Response, Error> {
+        let (answer, answered) = tokio::sync::oneshot::channel();
+        let address = request.address.clone();
+        let provider = self.clone();
+        let Some(pool) = self.pool.upgrade() else { return Err(Error::Broken(address)) };
+        {
+            let mut background = pool.background.lock().unwrap_or_else(PoisonError::into_inner);
+            while background.try_join_next().is_some() {}
+            background.spawn(async move {
+                // Nobody may be listening any more, and then nobody needs to know.
+                let _ = answer.send(provider.send(ca.as_deref(), request).await);
+            });
+        }
+        match tokio::time::timeout(patience, answered).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(Error::Broken(address)),
+            Err(_) => Err(Error::TimedOut(address, patience)),
+        }
+    }
+}
+
+#[allow(clippy::too_many_arguments)] // One exchange, and all of it is needed.
+async fn ask(
+    pool: &Pool,
+    turn: Turn,
+    settings: Settings,
+    place: Place,
+    tls: Option<Arc<ClientConfig>>,
+    url: &Url,
+    request: &Request,
+    sink: Sink<'_>,
+) -> Result<Response, Error> {
+    let address = &request.address;
+    // After the waiting: the last look is right before a request leaves.
+    if !request.method.is_safe() && pool.0.leadership.as_ref().is_some_and(|leadership| !leadership.holds()) {
+        return Err(Error::NotLeading(address.clone()));
+    }
+    let mut message = message(url, request, settings.keep_alive)?;
+    let turn = match turn.reuse(&place) {
+        Err(turn) => turn,
+        Ok((lent, stream)) => {
+            let again = request.method.is_safe().then(|| message.clone());
+            match (exchange(stream, message, &mut *sink).await, again) {
+                (Ok(exchanged), _) => return Ok(finish(pool, settings, lent, place, exchanged)),
+                (Err(Failure::Unsent(unsent)), _) => message = *unsent,
+                (Err(Failure::Broken), Some(again)) => message = again,
+                (Err(failure), _) => {
+                    lent.closed(Closed::Broken);
+                    return Err(failure.told(address));
+                }
+            }
+            let Some(turn) = lent.closed(Closed::Peer) else { return Err(Error::Broken(address.clone())) };
+            turn
+        }
+    };
+    let connecting = turn.connecting();
+    let made = tokio::time::timeout(CONNECT_TIMEOUT, connect::connect(&pool.0.names, tls, url, settings.probes())).await;
+    let stream = match made {
+        Ok(stream) => stream.map_err(|error| explain(&error, address))?,
+        Err(_) => return Err(Error::TimedOut(address.to_owned(), CONNECT_TIMEOUT)),
+    };
+    let Some(lent) = connecting.opened() else { return Err(Error::Broken(address.clone())) };
+    match exchange(stream, message, sink).await {
+        Ok(exchanged) => Ok(finish(pool, settings, lent, place, exchanged)),
+        Err(failure) => {
+            lent.closed(Closed::Broken);
+            Err(failure.told(address))
+        }
+    }
+}
+
+fn finish(pool: &Pool, settings: Settings, lent: Lent, place: Place, exchanged: Exchanged) -> Response {
+    let Exchanged { status, headers, stream } = exchanged;
+    match stream.filter(|_| settings.keep_alive) {
+        Some(stream) => {
+            lent.keep(place, stream);
+            pool.kept();
+        }
+        None => drop(lent.closed(Closed::Done)),
+    }
+    Response { status: status.as_u16(), headers, body: Vec::new() }
+}
+
+/// Files that this process may have open, where the system says so.
+fn open_files() -> Option<usize> {
+    let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
+    limits.lines().find_map(|line| line.strip_prefix("Max open files"))?.split_whitespace().next()?.parse().ok()
+}
+
 impl Failure {
     fn told(self, address: &str) -> Error {
         match self {
@@ -261,7 +416,7 @@ impl Failure {
 }
 
 /// A request as it goes over the wire.
-fn message(url: &Url, request: &Request) -> Result<Message, Error> {
+fn message(url: &Url, request: &Request, keep_alive: bool) -> Result<Message, Error> {
     let refused = || Error::Address(request.address.clone());
     let mut builder = http::Request::builder()
         .method(request.method.clone())
@@ -271,6 +426,9 @@ fn message(url: &Url, request: &Request) -> Result<Message, Error> {
         let mut value = HeaderValue::from_str(value).map_err(|_| refused())?;
         value.set_sensitive(name.eq_ignore_ascii_case("authorization"));
         builder = builder.header(*name, value);
+    }
+    if !keep_alive {
+        builder = builder.header(CONNECTION, "close");
     }
     if request.body.is_some() {
         builder = builder.header(CONTENT_TYPE, "application/json");

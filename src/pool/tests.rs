@@ -17,6 +17,8 @@ enum Act {
     SayAndClose(&'static str),
     Close,
     Hang,
+    /// Answers when it is told to.
+    Wait(Arc<Semaphore>),
 }
 
 /// A server that does this with its first request, the next with its second, and so on; the last for all that follow.
@@ -72,8 +74,49 @@ async fn answer(mut stream: TcpStream, requests: Arc<AtomicUsize>, script: Arc<V
             Act::SayAndClose(text) => return stream.write_all(text.as_bytes()).await.unwrap_or_default(),
             Act::Close => return,
             Act::Hang => std::future::pending().await,
+            Act::Wait(told) => {
+                let Ok(told) = told.acquire().await else { return };
+                told.forget();
+                stream.write_all(OK.as_bytes()).await.unwrap_or_default();
+            }
         }
     }
+}
+
+/// One provider, and the pool that it lasts as long as.
+struct Asker(Pool, Provider);
+
+impl std::ops::Deref for Asker {
+    type Target = Provider;
+
+    fn deref(&self) -> &Provider {
+        &self.1
+    }
+}
+
+impl Asker {
+    fn of(pool: Pool) -> Self {
+        let provider = pool.provider("test");
+        Self(pool, provider)
+    }
+
+    fn with(settings: Settings) -> Self {
+        Self::of(Pool::new(settings))
+    }
+
+    fn tally(&self) -> Tally {
+        self.0.statistics().first().map(|statistics| statistics.tally).unwrap_or_default()
+    }
+
+    /// Closed connections by reason, those that happened.
+    fn closed(&self) -> Vec<(&'static str, u64)> {
+        let tally = self.tally();
+        Closed::ALL.into_iter().map(|why| (why.name(), tally.closed(why))).filter(|(_, n)| *n > 0).collect()
+    }
+}
+
+fn pool() -> Asker {
+    Asker::of(Pool::default())
 }
 
 fn say(text: &str) -> Act {
@@ -82,7 +125,7 @@ fn say(text: &str) -> Act {
 
 #[tokio::test]
 async fn a_connection_is_used_again() {
-    let (pool, server) = (Pool::new(), Server::start(vec![say(OK)]).await);
+    let (pool, server) = (pool(), Server::start(vec![say(OK)]).await);
     for _ in 0..3 {
         assert_eq!(pool.send(None, server.ask(Method::GET)).await.expect("an answer").body, b"ok");
     }
@@ -91,7 +134,7 @@ async fn a_connection_is_used_again() {
 
 #[tokio::test]
 async fn one_that_the_server_has_closed_is_replaced() {
-    let (pool, server) = (Pool::new(), Server::start(vec![Act::SayAndClose(OK), say(OK)]).await);
+    let (pool, server) = (pool(), Server::start(vec![Act::SayAndClose(OK), say(OK)]).await);
     pool.send(None, server.ask(Method::GET)).await.expect("an answer");
     pool.send(None, server.ask(Method::GET)).await.expect("an answer over a new connection");
     assert_eq!(server.counts(), (2, 2));
@@ -100,7 +143,7 @@ async fn one_that_the_server_has_closed_is_replaced() {
 #[tokio::test]
 async fn a_question_that_got_lost_on_an_old_connection_is_asked_again_if_that_is_safe() {
     for (method, answered, asked) in [(Method::GET, true, 3), (Method::PATCH, false, 2)] {
-        let (pool, server) = (Pool::new(), Server::start(vec![say(OK), Act::Close, say(OK)]).await);
+        let (pool, server) = (pool(), Server::start(vec![say(OK), Act::Close, say(OK)]).await);
         pool.send(None, server.ask(Method::GET)).await.expect("an answer");
         let again = pool.send(None, server.ask(method.clone())).await;
         assert_eq!((again.is_ok(), server.counts().1), (answered, asked), "{method}: {again:?}");
@@ -110,7 +153,7 @@ async fn a_question_that_got_lost_on_an_old_connection_is_asked_again_if_that_is
 
 #[tokio::test]
 async fn a_new_connection_that_breaks_is_not_tried_again() {
-    let (pool, server) = (Pool::new(), Server::start(vec![Act::Close]).await);
+    let (pool, server) = (pool(), Server::start(vec![Act::Close]).await);
     assert!(matches!(pool.send(None, server.ask(Method::GET)).await, Err(Error::Broken(_))));
     assert_eq!(server.counts(), (1, 1));
 }
@@ -124,7 +167,7 @@ async fn what_ends_with_its_answer_is_not_kept() {
         // Whoever says more than was asked for may say anything to the next question.
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nnever",
     ] {
-        let (pool, server) = (Pool::new(), Server::start(vec![Act::SayAndClose(text)]).await);
+        let (pool, server) = (pool(), Server::start(vec![Act::SayAndClose(text)]).await);
         for n in 1..=2 {
             let answer = pool.send(None, server.ask(Method::GET)).await.expect("an answer");
             assert_eq!((answer.body.as_slice(), pool.idle()), (&b"ok"[..], 0), "{text}");
@@ -137,7 +180,7 @@ async fn what_ends_with_its_answer_is_not_kept() {
 async fn chunks_are_put_together_and_a_body_that_breaks_off_is_none() {
     let chunked = "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nab\r\n3\r\ncde\r\n0\r\n\r\n";
     let short = "HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok";
-    let (pool, server) = (Pool::new(), Server::start(vec![say(chunked), Act::SayAndClose(short), say(OK)]).await);
+    let (pool, server) = (pool(), Server::start(vec![say(chunked), Act::SayAndClose(short), say(OK)]).await);
     assert_eq!(pool.send(None, server.ask(Method::GET)).await.expect("an answer").body, b"abcde");
     assert!(matches!(pool.send(None, server.ask(Method::GET)).await, Err(Error::Broken(_))), "half an answer is none");
     assert_eq!((server.counts(), pool.idle()), ((1, 2), 0));
@@ -146,14 +189,14 @@ async fn chunks_are_put_together_and_a_body_that_breaks_off_is_none() {
 #[tokio::test]
 async fn a_body_beyond_all_measure_is_given_up() {
     let text = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{}", MOST_BODY + 1, "x".repeat(MOST_BODY + 1));
-    let (pool, server) = (Pool::new(), Server::start(vec![Act::Say(text)]).await);
+    let (pool, server) = (pool(), Server::start(vec![Act::Say(text)]).await);
     assert!(matches!(pool.send(None, server.ask(Method::GET)).await, Err(Error::TooLarge(_))));
     assert_eq!(pool.idle(), 0);
 }
 
 #[tokio::test]
 async fn who_hangs_is_left_and_the_connection_with_it() {
-    let (pool, server) = (Pool::new(), Server::start(vec![say(OK), Act::Hang]).await);
+    let (pool, server) = (pool(), Server::start(vec![say(OK), Act::Hang]).await);
     pool.send(None, server.ask(Method::GET)).await.expect("an answer");
     let impatient = Request { timeout: Duration::from_millis(50), ..server.ask(Method::GET) };
     assert!(matches!(pool.send(None, impatient).await, Err(Error::TimedOut(..))));
@@ -161,22 +204,242 @@ async fn who_hangs_is_left_and_the_connection_with_it() {
 }
 
 #[tokio::test]
-async fn a_place_has_few_idle_connections_however_many_were_needed() {
-    let (pool, server) = (Pool::new(), Server::start(vec![say(OK)]).await);
-    let asked = futures::future::join_all((0..20).map(|_| pool.send(None, server.ask(Method::GET)))).await;
-    assert!(asked.iter().all(Result::is_ok));
-    assert!((1..=4).contains(&pool.idle()), "{}", pool.idle());
-}
-
-#[tokio::test]
 async fn a_replica_that_does_not_act_reads_and_changes_nothing() {
     let server = Server::start(vec![say(OK)]).await;
     for (leadership, acts) in [(Leadership::none(), false), (Leadership::always(), true)] {
-        let pool = Pool::led(leadership);
+        let pool = Asker::of(Pool::led(leadership));
         pool.send(None, server.ask(Method::GET)).await.expect("an answer");
         let before = server.counts().1;
         let written = pool.send(None, server.ask(Method::PATCH)).await;
         assert_eq!(written.is_ok(), acts, "{written:?}");
         assert_eq!(server.counts().1 - before, usize::from(acts), "a refused write never leaves");
     }
+}
+
+/// Waits for what another task is about to do.
+async fn until(what: impl Fn() -> bool) {
+    let patience = Instant::now() + LONG;
+    while !what() {
+        assert!(Instant::now() < patience, "it never happens");
+        tokio::task::yield_now().await;
+    }
+}
+
+/// Sockets of this machine that are connected to a server, by the kernel's own list.
+fn sockets(server: &Server) -> usize {
+    let port = server.address.rsplit(':').next().expect("a port").parse::<u16>().expect("a port");
+    let remote = format!(":{port:04X}");
+    let list = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's list");
+    let fields = list.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    // Without an inode it belongs to nobody any more: the kernel alone still waits.
+    fields.filter(|fields| fields[2].ends_with(&remote) && fields[9] != "0").count()
+}
+
+#[tokio::test]
+async fn every_connection_is_counted_and_so_is_its_end() {
+    let one = |settings: Settings, script: Vec<Act>, twice: bool| async move {
+        let (pool, server) = (Asker::with(settings), Server::start(script).await);
+        for _ in 0..=usize::from(twice) {
+            let _ = pool.send(None, Request { timeout: Duration::from_millis(200), ..server.ask(Method::GET) }).await;
+        }
+        let tally = pool.tally();
+        assert_eq!(tally.opened as usize, server.counts().0, "each connection was seen by the server");
+        assert_eq!(tally.requests as usize, server.counts().1, "and so was each request");
+        assert_eq!(tally.open(), tally.opened - tally.closed.iter().sum::<u64>());
+        assert_eq!(tally.open() as usize, sockets(&server), "the kernel counts the same");
+        (pool.closed(), tally.reuses, tally.idle)
+    };
+    let default = Settings::default();
+    let zero = Duration::ZERO;
+    assert_eq!(one(default, vec![say(OK)], true).await, (vec![], 1, 1));
+    assert_eq!(one(Settings { free_socket_timeout: zero, ..default }, vec![say(OK)], true).await, (vec![("expired", 1)], 0, 1));
+    assert_eq!(one(Settings { max_socket_lifetime: zero, ..default }, vec![say(OK)], true).await, (vec![("lifetime", 2)], 0, 0));
+    assert_eq!(one(Settings { max_free_sockets: 0, ..default }, vec![say(OK)], true).await, (vec![("full", 2)], 0, 0));
+    assert_eq!(one(Settings { keep_alive: false, ..default }, vec![say(OK)], true).await, (vec![("done", 2)], 0, 0));
+    assert_eq!(one(default, vec![say(OK), Act::Close, say(OK)], true).await, (vec![("peer", 1)], 1, 1));
+    assert_eq!(one(default, vec![Act::Close], false).await, (vec![("broken", 1)], 0, 0));
+    assert_eq!(one(default, vec![Act::Hang], false).await, (vec![("abandoned", 1)], 0, 0));
+}
+
+#[tokio::test]
+async fn who_cannot_be_reached_was_tried() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = format!("http://{}", listener.local_addr().expect("an address"));
+    drop(listener);
+    let pool = pool();
+    assert!(matches!(pool.send(None, Request::get(&address, "/", LONG)).await, Err(Error::Connect(_))));
+    assert_eq!((pool.tally().refused, pool.tally().opened, pool.tally().open()), (1, 0, 0));
+}
+
+#[tokio::test]
+async fn requests_beyond_max_sockets_wait_for_their_turn_first_come_first_served() {
+    let told = Arc::new(Semaphore::new(0));
+    let server = Server::start(vec![Act::Wait(told.clone())]).await;
+    let pool = Asker::with(Settings { max_sockets: 2, ..Settings::default() });
+    let done = Arc::new(Mutex::new(Vec::new()));
+    let mut asked = JoinSet::new();
+    for n in 0..8 {
+        let (provider, request, done) = (pool.1.clone(), server.ask(Method::GET), done.clone());
+        asked.spawn(async move {
+            provider.send(None, request).await.expect("an answer");
+            done.lock().expect("the list").push(n);
+        });
+        // Each asks after the one before it has.
+        until(|| pool.tally().active + pool.tally().waiting == n + 1).await;
+    }
+    assert_eq!((pool.tally().active, pool.tally().waiting, server.counts()), (2, 6, (2, 2)));
+    for n in 1..=8 {
+        told.add_permits(1);
+        until(|| done.lock().expect("the list").len() == n).await;
+    }
+    while asked.join_next().await.is_some() {}
+    let done = done.lock().expect("the list").clone();
+    // Of the two that are under way either may be first.
+    assert!(done.iter().enumerate().all(|(at, n)| at.abs_diff(usize::try_from(*n).expect("small")) <= 1), "{done:?}");
+    let tally = pool.tally();
+    assert_eq!((tally.peak, tally.opened, tally.requests, tally.reuses, tally.waits, tally.waiting), (2, 2, 8, 6, 6, 0));
+    assert!(tally.waited > 0);
+}
+
+#[tokio::test]
+async fn who_waits_in_vain_is_told_and_who_stops_waiting_takes_no_turn() {
+    let told = Arc::new(Semaphore::new(0));
+    let server = Server::start(vec![Act::Wait(told.clone())]).await;
+    let pool = Asker::with(Settings { max_sockets: 1, ..Settings::default() });
+    let (provider, request) = (pool.1.clone(), server.ask(Method::GET));
+    let first = tokio::spawn(async move { provider.send(None, request).await });
+    until(|| pool.tally().active == 1).await;
+    let impatient = Request { timeout: Duration::from_millis(20), ..server.ask(Method::GET) };
+    assert!(matches!(pool.send(None, impatient).await, Err(Error::NoSocket(_, _, 1))));
+    let (provider, request) = (pool.1.clone(), server.ask(Method::GET));
+    let second = tokio::spawn(async move { provider.send(None, request).await });
+    until(|| pool.tally().waiting == 1).await;
+    second.abort();
+    until(|| pool.tally().waiting == 0).await;
+    told.add_permits(2);
+    first.await.expect("it ends").expect("an answer");
+    pool.send(None, server.ask(Method::GET)).await.expect("an answer");
+    assert_eq!((pool.tally().waits, pool.tally().given_up, server.counts()), (2, 2, (1, 2)));
+}
+
+#[tokio::test]
+async fn limits_change_while_requests_are_under_way_and_none_is_lost() {
+    let told = Arc::new(Semaphore::new(0));
+    let server = Server::start(vec![Act::Wait(told.clone())]).await;
+    let at_most = |max_sockets| Settings { max_sockets, ..Settings::default() };
+    let pool = Asker::with(at_most(4));
+    let mut asked = JoinSet::new();
+    for _ in 0..20 {
+        let (provider, request) = (pool.1.clone(), server.ask(Method::GET));
+        asked.spawn(async move { provider.send(None, request).await });
+    }
+    until(|| pool.tally().active == 4 && pool.tally().waiting == 16).await;
+    pool.configure(at_most(2));
+    told.add_permits(2);
+    // Two have ended, and their turns with them.
+    until(|| pool.tally().active == 2 && pool.tally().waiting == 16).await;
+    told.add_permits(1);
+    until(|| pool.tally().waiting == 15).await;
+    assert_eq!(pool.tally().active, 2);
+    pool.configure(at_most(3));
+    pool.configure(at_most(1));
+    pool.configure(at_most(6));
+    until(|| pool.tally().active == 6).await;
+    told.add_permits(17);
+    while let Some(answer) = asked.join_next().await {
+        answer.expect("it ends").expect("an answer");
+    }
+    assert!(pool.tally().peak <= 6, "{:?}", pool.tally());
+    assert_eq!((pool.tally().active, pool.tally().waiting, server.counts().1), (0, 0, 20));
+    pool.configure(Settings { max_free_sockets: 1, ..at_most(6) });
+    assert_eq!((pool.idle(), sockets(&server)), (1, 1), "and what is too much is closed at once");
+}
+
+#[tokio::test]
+async fn an_idle_connection_makes_room_for_one_to_another_place() {
+    let servers = [Server::start(vec![say(OK)]).await, Server::start(vec![say(OK)]).await, Server::start(vec![say(OK)]).await];
+    let pool = Asker::with(Settings { max_sockets: 2, ..Settings::default() });
+    for server in servers.iter().chain(&servers) {
+        pool.send(None, server.ask(Method::GET)).await.expect("an answer");
+    }
+    assert_eq!((pool.tally().peak, pool.tally().idle, pool.closed()), (2, 2, vec![("full", 4)]));
+    assert_eq!(servers.iter().map(sockets).collect::<Vec<_>>(), [0, 1, 1], "the oldest went");
+}
+
+#[tokio::test]
+async fn destroying_closes_the_idle_now_and_the_active_when_they_are_done() {
+    let told = Arc::new(Semaphore::new(0));
+    let server = Server::start(vec![say(OK), Act::Wait(told.clone())]).await;
+    let other = Server::start(vec![say(OK)]).await;
+    let pool = pool();
+    pool.send(None, other.ask(Method::GET)).await.expect("an answer");
+    pool.send(None, server.ask(Method::GET)).await.expect("an answer");
+    let (provider, request) = (pool.1.clone(), server.ask(Method::GET));
+    let busy = tokio::spawn(async move { provider.send(None, request).await });
+    until(|| server.counts().1 == 2).await;
+    assert_eq!(pool.0.destroy("nobody", None), None);
+    assert_eq!(pool.0.destroy("test", Some(Protocol::Https)), None, "nothing was asked over TLS");
+    assert_eq!(pool.0.destroy("test", Some(Protocol::Http)), Some((1, 1)));
+    assert_eq!((pool.tally().idle, pool.tally().active), (0, 1));
+    told.add_permits(2);
+    busy.await.expect("it ends").expect("what was under way is answered");
+    assert_eq!((pool.tally().open(), pool.closed()), (0, vec![("destroyed", 2)]));
+    pool.send(None, server.ask(Method::GET)).await.expect("and the next opens a connection");
+    assert_eq!((pool.idle(), server.counts().0), (1, 2));
+}
+
+#[tokio::test]
+async fn a_forgotten_provider_leaves_nothing_behind() {
+    let server = Server::start(vec![say(OK)]).await;
+    let pool = pool();
+    pool.send(None, server.ask(Method::GET)).await.expect("an answer");
+    pool.0.forget("test");
+    assert!(pool.0.statistics().is_empty());
+    pool.send(None, server.ask(Method::GET)).await.expect("a late question is still answered");
+    assert_eq!(sockets(&server), 0);
+}
+
+#[tokio::test]
+async fn a_sweep_closes_what_nobody_will_use() {
+    let server = Server::start(vec![say(OK), Act::SayAndClose(OK)]).await;
+    let pool = pool();
+    let agent = pool.1.agents[0].clone();
+    pool.send(None, server.ask(Method::GET)).await.expect("an answer");
+    agent.sweep();
+    assert_eq!(pool.idle(), 1, "what is fresh stays");
+    pool.configure(Settings { free_socket_timeout: Duration::ZERO, ..Settings::default() });
+    agent.sweep();
+    assert_eq!(pool.closed(), [("expired", 1)]);
+    pool.configure(Settings::default());
+    pool.send(None, server.ask(Method::GET)).await.expect("an answer");
+    until(|| {
+        agent.sweep();
+        pool.idle() == 0
+    })
+    .await;
+    assert_eq!((pool.closed(), sockets(&server)), (vec![("expired", 1), ("peer", 1)], 0));
+}
+
+#[tokio::test]
+async fn tcp_looks_after_connections_that_are_silent() {
+    let server = Server::start(vec![say(OK)]).await;
+    for (keep_alive, probed) in [(true, true), (false, false)] {
+        let url = Url::parse(&server.address).expect("an address");
+        let settings = Settings { keep_alive, ..Settings::default() };
+        let stream = connect::connect(&Names::default(), None, &url, settings.probes()).await.expect("a connection");
+        let tokio_util::either::Either::Left(tcp) = &stream else { panic!("no TLS was asked for") };
+        assert_eq!(socket2::SockRef::from(tcp).keepalive().expect("an option"), probed);
+    }
+}
+
+#[tokio::test]
+async fn the_average_age_is_that_of_the_open_connections() {
+    let server = Server::start(vec![say(OK)]).await;
+    let pool = pool();
+    pool.send(None, server.ask(Method::GET)).await.expect("an answer");
+    let age = |pool: &Asker| pool.0.statistics()[0].average_age;
+    let first = age(&pool).expect("there is one");
+    until(|| age(&pool).is_some_and(|age| age > first)).await;
+    let _ = pool.0.destroy("test", None);
+    assert_eq!(age(&pool), None);
 }

@@ -8,7 +8,7 @@ use url::Url;
 use super::sampler::{Node, Watch};
 use crate::{
     decide::signal::{Gap, Measure},
-    pool::{Pool, Request},
+    pool::{Provider, Request},
 };
 
 #[derive(Deserialize)]
@@ -32,7 +32,7 @@ struct Series {
 
 /// Asks; the threshold is the policy's.
 pub async fn ask(
-    pool: &Pool,
+    provider: &Provider,
     watch: &Watch,
     node: &Node,
     query: &str,
@@ -46,7 +46,7 @@ pub async fn ask(
     if let Some(token) = &watch.token {
         request.headers.push(("authorization", format!("Bearer {token}")));
     }
-    let response = pool.send(watch.ca.as_deref(), request).await.map_err(|_| Gap::Unreachable)?;
+    let response = provider.send(watch.ca.as_deref(), request).await.map_err(|_| Gap::Unreachable)?;
     match response.status {
         200 => {}
         401 | 403 => return Err(Gap::Unauthorized),

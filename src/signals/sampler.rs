@@ -13,7 +13,7 @@ use super::{page::Probe, prometheus};
 use crate::{
     clock,
     decide::signal::{self, Gap, Measure, NodeSample, Signal},
-    pool::{Error, Pool, Request},
+    pool::{Error, Provider, Request},
 };
 
 /// Nodes of one policy that are asked at the same time.
@@ -79,13 +79,13 @@ pub struct Sampler {
 impl Sampler {
     /// Begins; `after` is called after every round.
     #[must_use]
-    pub fn start(pool: Pool, watch: Watch, seed: &str, after: impl Fn() + Send + Sync + 'static) -> Self {
+    pub fn start(provider: Provider, watch: Watch, seed: &str, after: impl Fn() + Send + Sync + 'static) -> Self {
         let samples = Samples::default();
         let (sender, receiver) = watch::channel(Arc::new(watch));
         let soon = Arc::new(tokio::sync::Notify::new());
         let random =
             fastrand::Rng::with_seed(seed.bytes().fold(7, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(byte.into())));
-        let task = tokio::spawn(rounds(pool, receiver, samples.clone(), soon.clone(), random, after));
+        let task = tokio::spawn(rounds(provider, receiver, samples.clone(), soon.clone(), random, after));
         Self { watch: sender, soon, samples, task }
     }
 
@@ -134,7 +134,7 @@ impl Drop for Sampler {
 }
 
 async fn rounds(
-    pool: Pool,
+    provider: Provider,
     receiver: watch::Receiver<Arc<Watch>>,
     samples: Samples,
     soon: Arc<tokio::sync::Notify>,
@@ -144,7 +144,7 @@ async fn rounds(
     loop {
         let watch = receiver.borrow().clone();
         let began = Instant::now();
-        round(&pool, &watch, &samples).await;
+        round(&provider, &watch, &samples).await;
         after();
         // Spread by a tenth, so that policies do not march in step.
         let interval = watch.interval.mul_f64(0.9 + 0.1 * random.f64());
@@ -155,7 +155,7 @@ async fn rounds(
     }
 }
 
-async fn round(pool: &Pool, watch: &Watch, samples: &Samples) {
+async fn round(provider: &Provider, watch: &Watch, samples: &Samples) {
     let timeout = watch.interval.min(LONGEST);
     // However many there are, half of the interval is left for those that take their time.
     let groups = u32::try_from(watch.nodes.len().div_ceil(AT_ONCE)).unwrap_or(u32::MAX).max(1);
@@ -170,8 +170,10 @@ async fn round(pool: &Pool, watch: &Watch, samples: &Samples) {
         })
         .for_each_concurrent(AT_ONCE, |node| async move {
             let answer = match &watch.source {
-                Source::Nodes(probe) => page(pool, watch, node, probe, timeout).await,
-                Source::Prometheus { query, threshold } => prometheus::ask(pool, watch, node, query, *threshold, timeout).await,
+                Source::Nodes(probe) => page(provider, watch, node, probe, timeout).await,
+                Source::Prometheus { query, threshold } => {
+                    prometheus::ask(provider, watch, node, query, *threshold, timeout).await
+                }
             };
             let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
             let sample = samples.entry(node.name.clone()).or_default();
@@ -186,20 +188,20 @@ async fn round(pool: &Pool, watch: &Watch, samples: &Samples) {
     samples.retain(|name, _| names.contains(name.as_str()));
 }
 
-async fn page(pool: &Pool, watch: &Watch, node: &Node, probe: &Probe, timeout: Duration) -> Result<Measure, Gap> {
+async fn page(provider: &Provider, watch: &Watch, node: &Node, probe: &Probe, timeout: Duration) -> Result<Measure, Gap> {
     if node.address.is_empty() {
         return Err(Gap::Unreachable);
     }
-    let mut answer = scrape(pool, watch, node, probe, timeout).await;
+    let mut answer = scrape(provider, watch, node, probe, timeout).await;
     if matches!(answer, Err(Error::Broken(_))) {
         // A reload of the server may have closed the very connection that the question went over.
-        answer = scrape(pool, watch, node, probe, timeout).await;
+        answer = scrape(provider, watch, node, probe, timeout).await;
     }
     answer.unwrap_or(Err(Gap::Unreachable))
 }
 
 async fn scrape(
-    pool: &Pool,
+    provider: &Provider,
     watch: &Watch,
     node: &Node,
     probe: &Probe,
@@ -207,7 +209,7 @@ async fn scrape(
 ) -> Result<Result<Measure, Gap>, Error> {
     let mut scan = probe.scan();
     let request = Request::get(&node.address, &node.path, timeout);
-    let response = pool.read(watch.ca.as_deref(), request, &mut |piece| scan.push(piece)).await?;
+    let response = provider.read(watch.ca.as_deref(), request, &mut |piece| scan.push(piece)).await?;
     Ok(match response.status {
         200 => scan.end(),
         401 | 403 => Err(Gap::Unauthorized),

@@ -20,7 +20,7 @@ use crate::{
         policy::{Target as Spec, TargetType},
     },
     decide::{Cause, Change, Fault, Traits, Unit, UnitState},
-    pool::{self, Pool},
+    pool::{self, Provider},
 };
 
 /// What a policy's references hold. Never printed.
@@ -65,7 +65,7 @@ pub struct Reach {
     /// The policy's namespace: nothing outside it is touched.
     pub namespace: String,
     /// Every other request.
-    pub pool: Pool,
+    pub provider: Provider,
 }
 
 /// What is true of a target.
@@ -90,8 +90,8 @@ pub fn connect(
     reach: Reach,
 ) -> Result<Arc<dyn Target>, Fault> {
     Ok(match spec.type_ {
-        TargetType::AIStore => Arc::new(aistore::AIStore::new(places, credentials, reach.pool)),
-        TargetType::Caddy => Arc::new(caddy::Caddy::new(places, credentials, reach.pool)),
+        TargetType::AIStore => Arc::new(aistore::AIStore::new(places, credentials, reach.provider)),
+        TargetType::Caddy => Arc::new(caddy::Caddy::new(places, credentials, reach.provider)),
         TargetType::ConfigMap => {
             let unset = || Fault::new(Cause::NotFound, "spec.target.configMap is not set");
             Arc::new(configmap::ConfigMap::new(spec.config_map.clone().ok_or_else(unset)?, providers.clone(), places, reach))
@@ -106,6 +106,7 @@ impl From<pool::Error> for Fault {
             pool::Error::Address(_) => Cause::NotPermitted,
             pool::Error::Connect(_)
             | pool::Error::TimedOut(..)
+            | pool::Error::NoSocket(..)
             | pool::Error::Broken(_)
             | pool::Error::TooLarge(_)
             | pool::Error::NotLeading(_) => Cause::Unreachable,

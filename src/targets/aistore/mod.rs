@@ -16,7 +16,7 @@ use crate::{
     api::{GoDuration, Knob, Settings, Value},
     clock,
     decide::{Capability, Cause, Change, Fault, NodeState, Process, Site, Sites, To, Traits, Unit, UnitState, observed::Uptime},
-    pool::{Pool, Request, Response},
+    pool::{Provider, Request, Response},
 };
 
 /// What is true of every AIStore cluster.
@@ -120,14 +120,14 @@ fn most_pooled(limits: &Settings, nodes: usize) -> Option<f64> {
 pub struct AIStore {
     places: Vec<Place>,
     credentials: Credentials,
-    pool: Pool,
+    provider: Provider,
 }
 
 impl AIStore {
     /// The cluster whose proxies are at these places.
     #[must_use]
-    pub const fn new(places: Vec<Place>, credentials: Credentials, pool: Pool) -> Self {
-        Self { places, credentials, pool }
+    pub const fn new(places: Vec<Place>, credentials: Credentials, provider: Provider) -> Self {
+        Self { places, credentials, provider }
     }
 
     fn request(&self, address: &str, path: &str, node: Option<&str>) -> Request {
@@ -142,7 +142,7 @@ impl AIStore {
     }
 
     async fn get(&self, address: &str, path: &str, node: Option<&str>) -> Result<Response, Fault> {
-        let response = self.pool.send(self.credentials.ca.as_deref(), self.request(address, path, node)).await?;
+        let response = self.provider.send(self.credentials.ca.as_deref(), self.request(address, path, node)).await?;
         checked(address, response)
     }
 
@@ -252,7 +252,7 @@ impl Target for AIStore {
             request.method = Method::PUT;
             request.timeout = MAINTENANCE;
             request.body = Some(body.to_string().into_bytes());
-            let response = self.pool.send(self.credentials.ca.as_deref(), request).await?;
+            let response = self.provider.send(self.credentials.ca.as_deref(), request).await?;
             checked(&unit.address, response).map(|_| ())
         }
         .boxed()
@@ -264,7 +264,7 @@ impl Target for AIStore {
             request.method = Method::PUT;
             request.timeout = WRITE;
             request.body = Some(body(changes).to_string().into_bytes());
-            let response = self.pool.send_patiently(self.credentials.ca.clone(), request, PATIENCE).await?;
+            let response = self.provider.send_patiently(self.credentials.ca.clone(), request, PATIENCE).await?;
             checked(&unit.address, response).map(|_| ())
         }
         .boxed()

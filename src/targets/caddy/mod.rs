@@ -12,7 +12,7 @@ use super::{Credentials, Place, Target};
 use crate::{
     api::Knob,
     decide::{Capability, Cause, Change, Fault, NodeState, Traits, Unit, UnitState},
-    pool::{Pool, Request, Response},
+    pool::{Provider, Request, Response},
 };
 
 /// What is true of every Caddy.
@@ -52,18 +52,18 @@ const fn capability(knob: Knob) -> Capability {
 pub struct Caddy {
     places: Vec<Place>,
     credentials: Credentials,
-    pool: Pool,
+    provider: Provider,
 }
 
 impl Caddy {
     /// The servers at these places.
     #[must_use]
-    pub const fn new(places: Vec<Place>, credentials: Credentials, pool: Pool) -> Self {
-        Self { places, credentials, pool }
+    pub const fn new(places: Vec<Place>, credentials: Credentials, provider: Provider) -> Self {
+        Self { places, credentials, provider }
     }
 
     async fn ask(&self, request: Request) -> Result<Response, Fault> {
-        Ok(self.pool.send(self.credentials.ca.as_deref(), request).await?)
+        Ok(self.provider.send(self.credentials.ca.as_deref(), request).await?)
     }
 
     /// The servers' configuration and its version.

@@ -205,7 +205,7 @@ impl ConfigMap {
 
     async fn page(&self, page: &Page, host: &str) -> Option<Vec<u8>> {
         let address = Some(reported::address(page, host)).filter(|address| !address.is_empty())?;
-        let answer = self.reach.pool.send(None, Request::get(&address, &page.path, PAGE)).await.ok()?;
+        let answer = self.reach.provider.send(None, Request::get(&address, &page.path, PAGE)).await.ok()?;
         (answer.status == 200).then_some(answer.body)
     }
 }

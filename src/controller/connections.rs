@@ -1,0 +1,44 @@
+//! How many connections a policy's own questions may use.
+
+use std::time::Duration;
+
+use crate::pool::Settings;
+
+/// The longest that any question takes: `AIStore`'s own time for a write, and some.
+const TIMEOUT: Duration = Duration::from_secs(60);
+/// How long an idle connection is kept at most, as Go's own client does (`http.DefaultTransport`).
+const LONGEST_IDLE: Duration = Duration::from_secs(90);
+/// Connections to a node: it is read and scraped at the same time.
+const EACH: u32 = 2;
+
+/// Room for the nodes that are asked again and again, each `every` so often: a connection that is closed in between costs a handshake each
+/// time, and that is what this operator is there against.
+pub fn settings(nodes: usize, every: Duration) -> Settings {
+    let settings = Settings::default();
+    let wanted = u32::try_from(nodes).unwrap_or(u32::MAX).saturating_mul(EACH);
+    let max_free_sockets = settings.max_free_sockets.max(wanted);
+    Settings {
+        max_free_sockets,
+        // As many as by default beyond those, for new connections while all the others rest.
+        max_sockets: settings.max_sockets.saturating_add(max_free_sockets - settings.max_free_sockets),
+        timeout: TIMEOUT,
+        free_socket_timeout: (every * 3).clamp(settings.free_socket_timeout, LONGEST_IDLE),
+        ..settings
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn there_is_room_for_every_node_and_for_long_enough() {
+        for (nodes, every, free, sockets, idle) in
+            [(0, 1, 10, 50, 15), (3, 10, 10, 50, 30), (100, 30, 200, 240, 90), (5_000, 3_600, 10_000, 10_040, 90)]
+        {
+            let settings = settings(nodes, Duration::from_secs(every));
+            let seen = (settings.max_free_sockets, settings.max_sockets, settings.free_socket_timeout.as_secs());
+            assert_eq!(seen, (free, sockets, idle), "{nodes} nodes each {every} s");
+        }
+    }
+}

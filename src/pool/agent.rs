@@ -1,0 +1,429 @@
+//! One provider over one protocol: whose turn it is, which connections wait for a request, and what became of each.
+//!
+//! Turns are a fair semaphore's permits, one for each connection that is being made or in use. Idle connections hold none: where one is in
+//! the way of a connection to another place of the same provider, the oldest is closed. So no more than maxSockets are ever open.
+//! Every connection is a guard's, and a guard that is dropped on the way is counted like any other end.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::{Instant, timeout_at},
+};
+
+use super::{
+    connect::{Stream, rests},
+    settings::Settings,
+    statistics::{Closed, Protocol, Published, Statistics, Tally},
+};
+
+/// Where a connection leads: `scheme://host:port`, and whom it trusts.
+pub type Place = (String, u64);
+
+/// One provider over one protocol.
+pub struct Agent {
+    provider: Arc<str>,
+    protocol: Protocol,
+    epoch: Instant,
+    turns: Arc<Semaphore>,
+    /// One permit for each idle connection of the whole pool.
+    room: Arc<Semaphore>,
+    state: Mutex<State>,
+    /// For readers; what requests go by is in `state`.
+    tally: Published,
+    settings: RwLock<Settings>,
+}
+
+struct State {
+    settings: Settings,
+    /// Turns to be taken back when they end: there are fewer than there were.
+    owed: usize,
+    /// Connections of an earlier one are closed when they are done.
+    generation: u64,
+    /// Nobody counts here any more: nothing is kept.
+    ended: bool,
+    idle: HashMap<Place, Vec<Resting>>,
+    tally: Tally,
+}
+
+struct Resting {
+    stream: Stream,
+    since: Instant,
+    born: u64,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Agent {
+    pub fn new(provider: Arc<str>, protocol: Protocol, epoch: Instant, settings: Settings, room: Arc<Semaphore>) -> Arc<Self> {
+        let state = State { settings, owed: 0, generation: 0, ended: false, idle: HashMap::new(), tally: Tally::default() };
+        Arc::new(Self {
+            provider,
+            protocol,
+            epoch,
+            turns: Arc::new(Semaphore::new(settings.max_sockets as usize)),
+            room,
+            state: Mutex::new(state),
+            tally: Published::default(),
+            settings: RwLock::new(settings),
+        })
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the state and publishes the counts; what it hands out is dropped after the lock.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state();
+        let result = change(&mut state);
+        state.tally.peak = state.tally.peak.max(state.tally.open());
+        self.tally.write(&state.tally);
+        result
+    }
+
+    fn age(&self) -> u64 {
+        u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    pub fn settings(&self) -> Settings {
+        self.state().settings
+    }
+
+    /// Waits for a turn, after all who came before; `None` where there was none until then.
+    pub async fn turn(self: &Arc<Self>, until: Instant) -> Option<Turn> {
+        let permit = match self.turns.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                let mut waiting = Waiting::begin(self);
+                let permit = timeout_at(until, self.turns.clone().acquire_owned()).await.ok()?.ok()?;
+                waiting.served = true;
+                permit
+            }
+        };
+        Some(Turn { agent: self.clone(), permit: Some(permit) })
+    }
+
+    /// From now on these bound it. Nothing that is under way is disturbed: what is too much ends with its request.
+    pub fn configure(&self, settings: Settings) {
+        let mut shown = self.settings.write().unwrap_or_else(PoisonError::into_inner);
+        if *shown == settings {
+            return;
+        }
+        *shown = settings;
+        let closed = self.change(|state| {
+            let (before, now) = (state.settings.max_sockets as usize, settings.max_sockets as usize);
+            state.settings = settings;
+            if now >= before {
+                let back = state.owed.min(now - before);
+                state.owed -= back;
+                self.turns.add_permits(now - before - back);
+            } else {
+                state.owed += (before - now) - self.turns.forget_permits(before - now);
+            }
+            let most = u64::from(settings.max_free_sockets)
+                .min(u64::from(settings.max_sockets).saturating_sub(state.tally.active + state.tally.connecting));
+            state.trim(most)
+        });
+        drop(closed);
+    }
+
+    /// Closes what has waited too long, is too old, or was closed by the other side.
+    pub fn sweep(&self) {
+        let now = self.age();
+        let closed = self.change(|state| {
+            let mut closed = Vec::new();
+            let State { settings, idle, tally, .. } = state;
+            idle.retain(|_, resting| {
+                closed.extend(
+                    resting.extract_if(.., |one| one.over(settings, now).inspect(|why| tally.rested(*why, one.born)).is_some()),
+                );
+                !resting.is_empty()
+            });
+            closed
+        });
+        drop(closed);
+    }
+
+    /// Closes the idle connections now, and those in use when they are done. How many there were of each.
+    pub fn destroy(&self) -> (u64, u64) {
+        let (closed, active) = self.change(|state| {
+            state.generation += 1;
+            (state.drain(), state.tally.active + state.tally.connecting)
+        });
+        (closed.len() as u64, active)
+    }
+
+    /// Like [`Agent::destroy`], and keeps no connection from now on.
+    pub fn end(&self) {
+        self.change(|state| state.ended = true);
+        self.destroy();
+    }
+
+    /// What it has done; `None` where it was never asked for anything.
+    pub fn statistics(&self) -> Option<Statistics> {
+        let tally = self.tally.read();
+        if tally == Tally::default() {
+            return None;
+        }
+        let there = tally.active + tally.idle;
+        Some(Statistics {
+            provider: self.provider.clone(),
+            protocol: self.protocol,
+            settings: *self.settings.read().unwrap_or_else(PoisonError::into_inner),
+            average_age: (there > 0).then(|| Duration::from_millis(self.age().saturating_sub(tally.born / there))),
+            tally,
+        })
+    }
+}
+
+impl Resting {
+    /// Why it can serve no more.
+    fn over(&self, settings: &Settings, now: u64) -> Option<Closed> {
+        if !rests(&self.stream) {
+            Some(Closed::Peer)
+        } else if self.since.elapsed() >= settings.free_socket_timeout {
+            Some(Closed::Expired)
+        } else {
+            settings.outlived(self.born, now).then_some(Closed::Lifetime)
+        }
+    }
+}
+
+impl Settings {
+    fn outlived(&self, born: u64, now: u64) -> bool {
+        u128::from(now.saturating_sub(born)) >= self.max_socket_lifetime.as_millis()
+    }
+}
+
+impl Tally {
+    /// An idle connection is closed.
+    fn rested(&mut self, why: Closed, born: u64) {
+        self.idle -= 1;
+        self.born -= born;
+        self.closed[why as usize] += 1;
+    }
+}
+
+impl State {
+    /// Closes the oldest idle connections until so many are left.
+    fn trim(&mut self, most: u64) -> Vec<Resting> {
+        let mut closed = Vec::new();
+        while self.tally.idle > most {
+            // In each place the oldest comes first.
+            let oldest = self.idle.iter().min_by_key(|(_, resting)| resting.first().map(|one| one.since));
+            let Some(place) = oldest.map(|(place, _)| place.clone()) else { break };
+            let Entry::Occupied(mut resting) = self.idle.entry(place) else { break };
+            let one = resting.get_mut().remove(0);
+            if resting.get().is_empty() {
+                resting.remove();
+            }
+            self.tally.rested(Closed::Full, one.born);
+            closed.push(one);
+        }
+        closed
+    }
+
+    fn drain(&mut self) -> Vec<Resting> {
+        let closed: Vec<_> = self.idle.drain().flat_map(|(_, resting)| resting).collect();
+        for one in &closed {
+            self.tally.rested(Closed::Destroyed, one.born);
+        }
+        closed
+    }
+}
+
+/// A request in the queue.
+struct Waiting {
+    agent: Arc<Agent>,
+    since: Instant,
+    served: bool,
+}
+
+impl Waiting {
+    fn begin(agent: &Arc<Agent>) -> Self {
+        agent.change(|state| {
+            state.tally.waiting += 1;
+            state.tally.waits += 1;
+        });
+        Self { agent: agent.clone(), since: Instant::now(), served: false }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        let waited = u64::try_from(self.since.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        self.agent.change(|state| {
+            state.tally.waiting -= 1;
+            state.tally.waited = state.tally.waited.saturating_add(waited);
+            state.tally.given_up += u64::from(!self.served);
+        });
+    }
+}
+
+/// The right to one connection.
+pub struct Turn {
+    agent: Arc<Agent>,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+impl Turn {
+    /// An idle connection to this place that the other side has not closed, as far as is known: the latest used.
+    pub fn reuse(self, place: &Place) -> Result<(Lent, Stream), Self> {
+        let now = self.agent.age();
+        let (found, closed, generation) = self.agent.change(|state| {
+            let (mut found, mut closed) = (None, Vec::new());
+            let State { settings, idle, tally, generation, .. } = state;
+            if let Entry::Occupied(mut resting) = idle.entry(place.clone()) {
+                while let Some(one) = resting.get_mut().pop() {
+                    if let Some(why) = one.over(settings, now) {
+                        tally.rested(why, one.born);
+                        closed.push(one);
+                    } else {
+                        tally.idle -= 1;
+                        tally.active += 1;
+                        tally.requests += 1;
+                        tally.reuses += 1;
+                        found = Some(one);
+                        break;
+                    }
+                }
+                if resting.get().is_empty() {
+                    resting.remove();
+                }
+            }
+            (found, closed, *generation)
+        });
+        drop(closed);
+        match found {
+            Some(Resting { stream, born, .. }) => {
+                Ok((Lent { turn: Some(self), born, generation, end: Closed::Abandoned }, stream))
+            }
+            None => Err(self),
+        }
+    }
+
+    /// Makes room for a new connection.
+    pub fn connecting(self) -> Connecting {
+        let closed = self.agent.change(|state| {
+            let others = state.tally.active + state.tally.connecting + 1;
+            let closed = state.trim(u64::from(state.settings.max_sockets).saturating_sub(others));
+            state.tally.connecting += 1;
+            closed
+        });
+        drop(closed);
+        Connecting { turn: Some(self) }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let Some(permit) = self.permit.take() else { return };
+        let mut state = self.agent.state();
+        if state.owed > 0 {
+            state.owed -= 1;
+            permit.forget();
+        }
+    }
+}
+
+/// A connection that is being made.
+pub struct Connecting {
+    turn: Option<Turn>,
+}
+
+impl Connecting {
+    /// It is there, and a request is put on it.
+    pub fn opened(mut self) -> Option<Lent> {
+        let turn = self.turn.take()?;
+        let born = turn.agent.age();
+        let generation = turn.agent.change(|state| {
+            let State { tally, generation, .. } = state;
+            tally.connecting -= 1;
+            tally.active += 1;
+            tally.opened += 1;
+            tally.handshakes += u64::from(turn.agent.protocol == Protocol::Https);
+            tally.requests += 1;
+            tally.born += born;
+            *generation
+        });
+        Some(Lent { turn: Some(turn), born, generation, end: Closed::Abandoned })
+    }
+}
+
+impl Drop for Connecting {
+    fn drop(&mut self) {
+        let Some(turn) = self.turn.take() else { return };
+        turn.agent.change(|state| {
+            state.tally.connecting -= 1;
+            state.tally.refused += 1;
+        });
+    }
+}
+
+/// A connection in use.
+pub struct Lent {
+    turn: Option<Turn>,
+    born: u64,
+    generation: u64,
+    end: Closed,
+}
+
+impl Lent {
+    /// The request is done, and the connection can serve another.
+    pub fn keep(mut self, place: Place, stream: Stream) {
+        let Some(turn) = self.turn.take() else { return };
+        let (born, generation, now) = (self.born, self.generation, turn.agent.age());
+        let room = turn.agent.room.clone().try_acquire_owned();
+        let closed = turn.agent.change(move |state| {
+            let full = state.tally.idle >= u64::from(state.settings.max_free_sockets);
+            let over = if state.generation != generation || state.ended {
+                Some(Closed::Destroyed)
+            } else if state.settings.outlived(born, now) {
+                Some(Closed::Lifetime)
+            } else {
+                full.then_some(Closed::Full)
+            };
+            state.tally.active -= 1;
+            match (over, room) {
+                (None, Ok(room)) => {
+                    let one = Resting { stream, since: Instant::now(), born, _room: room };
+                    state.idle.entry(place).or_default().push(one);
+                    state.tally.idle += 1;
+                    None
+                }
+                (why, _) => {
+                    state.tally.born -= born;
+                    state.tally.closed[why.unwrap_or(Closed::Full) as usize] += 1;
+                    Some(stream)
+                }
+            }
+        });
+        drop(closed);
+    }
+
+    /// It is closed by now. The turn is handed back, for another try.
+    pub fn closed(mut self, why: Closed) -> Option<Turn> {
+        self.end = why;
+        self.count()
+    }
+
+    fn count(&mut self) -> Option<Turn> {
+        let turn = self.turn.take()?;
+        turn.agent.change(|state| {
+            state.tally.active -= 1;
+            state.tally.born -= self.born;
+            state.tally.closed[self.end as usize] += 1;
+        });
+        Some(turn)
+    }
+}
+
+impl Drop for Lent {
+    fn drop(&mut self) {
+        drop(self.count());
+    }
+}
