@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 CLUSTER_DIR ?= $(or $(IDLECONN_CLUSTER_DIR),$(HOME)/.cache/idleconn-operator/cluster)
 
-.PHONY: image chart e2e mutants needs-faketime needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
+.PHONY: image chart e2e mutants needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
 
 help: ## Lists the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -21,11 +21,17 @@ needs-readers:
 	@command -v node >/dev/null || { echo "node is missing: install Node 20 or newer and run make again" >&2; exit 1; }
 	@cd examples/node-service && [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --silent --no-audit --no-fund
 
+needs-page: needs-readers
+	@command -v chromium >/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -qq --yes --no-install-recommends chromium >/dev/null; } || { echo "chromium is missing: install it (Debian: apt install chromium) and run make again" >&2; exit 1; }
+	@python3 -c 'import venv, ensurepip' 2>/dev/null || { [ "$$(id -u)" = 0 ] && apt-get install -qq --yes python3-venv >/dev/null; } || { echo "Python's venv is missing: install it (Debian: apt install python3-venv) and run make again" >&2; exit 1; }
+	@cd tests/page && [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --silent --no-audit --no-fund
+	@tests/schemathesis/build >/dev/null
+
 demo: needs tools ## Shows the operator at work on three real Caddy servers; HOLD=1 stays up
 	@cargo build --quiet --locked --bins
 	@demo/run
 
-test: needs needs-prometheus needs-readers needs-faketime tools ## Runs every test there is
+test: needs needs-prometheus needs-readers needs-page needs-faketime tools ## Runs every test there is
 	cargo test --locked
 	@cd tests/gitops && go test ./...
 
@@ -41,9 +47,11 @@ e2e: needs needs-prometheus ## The whole story on a real node with real pods; ne
 soak: needs tools ## Looks for two minutes whether a steady state costs anything, and kills the replica that acts 20 times
 	IDLECONN_STEADY_SECONDS=120 cargo test --locked --test it -- --nocapture --test-threads=1 steady soak
 
-bench: needs tools ## Measures how fast an edit reaches the nodes, how fast pages are read, what a fleet of 5,000 costs
+bench: needs needs-readers tools ## Measures how fast an edit reaches the nodes, what the pool saves, how fast pages are read, what a fleet of 5,000 costs
 	cargo bench --locked --bench latency
 	@cd tests/textparse && go build -o "$(CURDIR)/target/textparse" .
+	@cd tests/agentkeepalive && npm ci --silent --no-audit --no-fund
+	cargo bench --locked --bench pool
 	cargo bench --locked --bench signals
 	cargo bench --locked --bench farm
 
@@ -60,10 +68,10 @@ lint: ## Format, clippy, dependencies, shell scripts' syntax
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo deny --offline check bans licenses sources
 	@for module in examples/go-service tests/gitops tests/readers/objstore tests/textparse; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...) || exit 1; done
-	@for script in demo/run .ci/run deploy/generate image/build image/pack tests/chart/run tests/e2e/node tests/e2e/run tests/tools/build tests/tools/cluster; do bash -n $$script || exit 1; done
+	@for script in demo/run .ci/run deploy/generate image/build image/pack tests/chart/run tests/e2e/node tests/e2e/run tests/schemathesis/build tests/tools/build tests/tools/cluster; do bash -n $$script || exit 1; done
 
-generate: needs needs-readers tools ## Writes what is generated: crds/, docs/reference.md, the tables in docs/, tests/golden/
-	IDLECONN_GENERATE=1 cargo test --locked --test it generated -- --test-threads=1
+generate: needs needs-readers tools ## Writes what is generated: crds/, docs/reference.md, docs/openapi.json, the tables in docs/, tests/golden/
+	IDLECONN_GENERATE=1 cargo test --locked --test it -- --test-threads=1 generated the_document_says every_route_says
 	IDLECONN_GENERATE=1 cargo test --locked --test simulation --test decisions --test said
 	@bin=$$(tests/tools/build charts | tail -n 1) && cp crds/idleconn.io_idleconnectionpolicies.yaml charts/idleconn-operator/files/crd.yaml && \
 		"$$bin/helm-docs" --log-level error --chart-search-root charts

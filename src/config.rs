@@ -22,6 +22,8 @@ pub enum Command {
     Run(Run),
     /// Prints the `CustomResourceDefinition`.
     Crd,
+    /// Says whether an operator could work here: whether the CRD is this version's, and whether one that runs is ready. Fails if not.
+    Check(Check),
     /// Puts the nodes' old settings back and drops the finalizers of policies that are being deleted. With --leader-election it takes the
     /// Lease from a controller that runs; without, stop the controller first.
     Release(Release),
@@ -104,12 +106,29 @@ pub struct Run {
     /// Where /metrics, /healthz and /readyz are served.
     #[arg(long, env = "IDLECONN_METRICS_ADDRESS", default_value = ":8080", value_parser = address)]
     pub metrics_address: SocketAddr,
+    /// Where the API and the live page are served; none serves neither.
+    #[arg(long, env = "IDLECONN_API_ADDRESS", default_value = ":8081", value_parser = api_address)]
+    pub api_address: ApiAddress,
+    /// Serves the API to everybody, without tokens: for a demonstration, on a loopback address only.
+    #[arg(long, env = "IDLECONN_DEMO")]
+    pub demo: bool,
     /// How often nodes are read when nothing happens, 1s to 1h: a change by hand is seen after at most this.
     #[arg(long, env = "IDLECONN_RESYNC_INTERVAL", default_value = "30s", value_parser = resync)]
     pub resync_interval: Duration,
     /// Decides and reports, and writes to no node.
     #[arg(long, env = "IDLECONN_DRY_RUN")]
     pub dry_run: bool,
+}
+
+/// `check`.
+#[derive(Args, Debug)]
+pub struct Check {
+    /// Where.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// Where an operator that runs serves its readiness, such as `http://idleconn-operator.idleconn-system:8080`.
+    #[arg(long)]
+    pub operator: Option<String>,
 }
 
 /// `release`.
@@ -151,6 +170,14 @@ impl Cluster {
 
 fn instance() -> String {
     std::env::var("POD_NAME").unwrap_or_else(|_| crate::api::MANAGER.into())
+}
+
+/// Where the API is served, if it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ApiAddress(pub Option<SocketAddr>);
+
+fn api_address(text: &str) -> Result<ApiAddress, String> {
+    if text == "none" { Ok(ApiAddress(None)) } else { address(text).map(|address| ApiAddress(Some(address))) }
 }
 
 /// `:8080` is every address, as in Go.

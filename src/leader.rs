@@ -91,7 +91,9 @@ impl Leadership {
         Self(Arc::new(Term { until: AtomicU64::new(u64::MAX), begun: watch::Sender::new(true) }))
     }
 
-    pub(crate) fn none() -> Self {
+    /// Of a process that only watches.
+    #[must_use]
+    pub fn none() -> Self {
         Self(Arc::new(Term { until: AtomicU64::new(0), begun: watch::Sender::new(false) }))
     }
 

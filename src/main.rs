@@ -1,14 +1,18 @@
 //! Flags, the TLS provider, and the exit code.
 
-use std::{process::ExitCode, time::Duration};
+use std::{process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Parser as _;
 use idleconn_operator::{
     api::crd,
-    config::{Cli, Cluster, Command, Release, Run},
-    controller::{self, Operator},
+    config::{Check, Cli, Cluster, Command, Release, Run},
+    controller::{
+        self, Context, Operator,
+        served::{self, Served},
+    },
     leader::{self, Election, Leadership},
     metrics::Metrics,
+    pool::{Pool, Request},
     serve, telemetry,
 };
 use kube::{Client, Config, config::Kubeconfig};
@@ -16,6 +20,9 @@ use tokio::net::TcpListener;
 
 /// How long nobody acts after a release: an uninstall goes on by then to take the controller away.
 const AFTER_RELEASE: Duration = Duration::from_secs(300);
+
+/// How long an operator that runs may take to say whether it is ready.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Why the process ends with 1. One line, with what to do.
 #[derive(Debug, thiserror::Error)]
@@ -30,6 +37,14 @@ enum Error {
     Cluster(String),
     #[error("cannot listen on --metrics-address {0}: {1}; choose another")]
     Listen(std::net::SocketAddr, std::io::Error),
+    #[error("cannot listen on --api-address {0}: {1}; choose another, or none")]
+    Api(std::net::SocketAddr, std::io::Error),
+    #[error(
+        "--demo serves the API without tokens, and {0} can be reached from outside: give a loopback --api-address, such as 127.0.0.1:8081"
+    )]
+    Open(std::net::SocketAddr),
+    #[error("{0}")]
+    Check(String),
     #[error("{0}")]
     Controller(#[from] controller::Error),
     #[error("{0}")]
@@ -61,7 +76,36 @@ async fn command(cli: Cli) -> Result<(), Error> {
             Ok(std::io::stdout().write_all(yaml.as_bytes())?)
         }
         Command::Run(options) => run(options).await,
+        Command::Check(options) => check(options).await,
         Command::Release(options) => release(options).await,
+    }
+}
+
+async fn check(options: Check) -> Result<(), Error> {
+    let served = served::ask(&client(&options.cluster).await?).await;
+    if let Some(obstacle) = served.obstacle() {
+        return Err(Error::Check(obstacle));
+    }
+    println!(
+        "{}",
+        match served {
+            Served::Newer(_) => "the CRD is newer than this operator; policies that use what it does not know are refused",
+            Served::Untold => "the API server does not show its schemas; the CRD is taken for this version's",
+            _ => "the CRD is this version's",
+        }
+    );
+    let Some(address) = options.operator else { return Ok(()) };
+    let pool = Pool::default();
+    let answer = pool.provider("operator").send(None, Request::get(address.trim_end_matches('/'), "/readyz", PATIENCE)).await;
+    match answer {
+        Ok(answer) if answer.status == 200 => {
+            println!("the operator at {address} is ready");
+            Ok(())
+        }
+        Ok(answer) => {
+            Err(Error::Check(format!("the operator at {address} is not ready: {}", String::from_utf8_lossy(&answer.body).trim())))
+        }
+        Err(error) => Err(Error::Check(error.to_string())),
     }
 }
 
@@ -105,8 +149,10 @@ async fn run(options: Run) -> Result<(), Error> {
     let client = client(&options.cluster).await?;
     let mut election = options.lease.terms()?.map(|terms| Election::new(client.clone(), terms));
     let operator = Operator::new(&client, settings, Metrics::new()?, leadership(election.as_ref()));
+    operator.context.metrics.connections(&operator.context.pool)?;
     let listener =
         TcpListener::bind(options.metrics_address).await.map_err(|error| Error::Listen(options.metrics_address, error))?;
+    let api = api(&options, &client, operator.context.clone()).await?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let stopping = {
         let mut stopped = stopped.clone();
@@ -123,6 +169,7 @@ async fn run(options: Run) -> Result<(), Error> {
         tokio::select! {
             () = &mut controller => Err(Error::Ended("the controller")),
             _ = health => Err(Error::Ended("the health server")),
+            () = api => Err(Error::Ended("the API server")),
             () = signalled() => {
                 stop.send_replace(true);
                 controller.await;
@@ -139,6 +186,25 @@ async fn run(options: Run) -> Result<(), Error> {
         election.give_up().await;
     }
     ended
+}
+
+/// The API, ready to serve. It asks about callers whether or not this replica acts.
+async fn api(options: &Run, client: &Client, context: Arc<Context>) -> Result<impl Future<Output = ()>, Error> {
+    let listener = match options.api_address.0 {
+        Some(address) if options.demo && !address.ip().is_loopback() => return Err(Error::Open(address)),
+        Some(address) => Some(TcpListener::bind(address).await.map_err(|error| Error::Api(address, error))?),
+        None => None,
+    };
+    if let Some(address) = listener.as_ref().and_then(|listener| listener.local_addr().ok()) {
+        tracing::info!(%address, open = options.demo, "serving the API and the live page");
+    }
+    let asked = (!options.demo).then(|| client.clone());
+    Ok(async move {
+        match listener {
+            Some(listener) => drop(serve::api(listener, context, asked).await),
+            None => std::future::pending().await,
+        }
+    })
 }
 
 async fn signalled() {

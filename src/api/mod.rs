@@ -13,6 +13,7 @@ pub mod policy;
 pub mod preset;
 pub mod restart;
 mod rules;
+pub mod schema;
 pub mod status;
 
 pub use duration::GoDuration;

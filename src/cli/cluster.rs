@@ -27,14 +27,13 @@ pub struct Cluster {
 impl Cluster {
     /// Policies of the namespace, and its name.
     pub async fn policies(&self) -> Result<(Api<IdleConnectionPolicy>, String), Error> {
-        let config = self.config().await?;
-        let namespace = self.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        let (config, namespace) = self.config().await?;
         Ok((Api::namespaced(Client::try_from(config)?, &namespace), namespace))
     }
 
     /// Policies of all namespaces.
     pub async fn all_policies(&self) -> Result<Api<IdleConnectionPolicy>, Error> {
-        Ok(Api::all(Client::try_from(self.config().await?)?))
+        Ok(Api::all(Client::try_from(self.read().await?)?))
     }
 
     /// One policy.
@@ -43,7 +42,14 @@ impl Cluster {
         api.get_opt(name).await?.ok_or_else(|| Error::NotFound { name: name.to_owned(), namespace })
     }
 
-    async fn config(&self) -> Result<Config, Error> {
+    /// The kubeconfig, and the namespace that is meant.
+    pub async fn config(&self) -> Result<(Config, String), Error> {
+        let config = self.read().await?;
+        let namespace = self.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
+        Ok((config, namespace))
+    }
+
+    async fn read(&self) -> Result<Config, Error> {
         let problem = |error: &dyn std::error::Error| Error::Kubeconfig(error.to_string());
         let wanted = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
         match &self.kubeconfig {

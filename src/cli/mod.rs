@@ -6,6 +6,7 @@ mod cluster;
 mod explain;
 mod history;
 pub mod lint;
+mod nodes;
 mod pause;
 mod plot;
 mod status;
@@ -50,6 +51,8 @@ pub struct Cli {
 pub enum Command {
     /// Shows how policies are doing.
     Status(Status),
+    /// Shows a policy's nodes with the three truths of each limit, as the operator sees them now.
+    Nodes(Nodes),
     /// Says in sentences what a policy does, why, and what to do next.
     Explain(Explain),
     /// Shows what was decided for a policy, why, and whether it helped.
@@ -80,6 +83,25 @@ pub struct Status {
     /// Prints the table again whenever something changes, until it is interrupted.
     #[arg(short, long)]
     pub watch: bool,
+    /// Where.
+    #[command(flatten)]
+    pub cluster: Cluster,
+    /// How it is printed.
+    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    pub output: Output,
+}
+
+/// `nodes`.
+#[derive(clap::Args, Debug)]
+pub struct Nodes {
+    /// The policy.
+    pub name: String,
+    /// Where the operator runs; it is asked through a port-forward to its pod.
+    #[arg(long, default_value = "idleconn-system")]
+    pub operator_namespace: String,
+    /// Asks the operator here instead, such as `http://127.0.0.1:8081`.
+    #[arg(long, conflicts_with = "operator_namespace")]
+    pub operator: Option<url::Url>,
     /// Where.
     #[command(flatten)]
     pub cluster: Cluster,
@@ -239,6 +261,9 @@ pub enum Error {
     /// Nobody reads any more, or nobody can.
     #[error("cannot print: {0}")]
     Print(std::io::Error),
+    /// The operator.
+    #[error("{0}")]
+    Operator(String),
     /// No such policy.
     #[error("there is no policy {name} in namespace {namespace}; kubectl get icp -A lists them")]
     NotFound {
@@ -271,6 +296,11 @@ impl From<String> for Answer {
 pub async fn run(cli: Cli) -> Result<Answer, Error> {
     match cli.command {
         Command::Status(options) => Ok(status(options).await?.into()),
+        Command::Nodes(options) => {
+            let (config, namespace) = options.cluster.config().await?;
+            let list = nodes::ask(config, &namespace, &options).await?;
+            Ok(options.output.of(&list, || nodes::rows(&list))?.into())
+        }
         Command::Explain(options) => {
             Ok(explain::sentences(&options.cluster.policy(&options.name).await?, Timestamp::now()).into())
         }

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _, api::ListParams};
 
-use super::{Context, PolicyRef, Subject, in_time, memory::Memory, places};
+use super::{Context, PolicyRef, Subject, in_time, live::Point, memory::Memory, places};
 use crate::{
     api::{
         self, IdleConnectionPolicyStatus, Settings,
@@ -30,7 +30,7 @@ use crate::{
         tuning::Tuning,
     },
     signals::{
-        Node, Sampler, Source, Watch,
+        Node, Sampler, Samples, Source, Watch,
         page::{Probe, Threshold},
     },
 };
@@ -72,9 +72,8 @@ pub struct Adaptation {
 struct Tick {
     /// Whether a pass is worth making.
     news: bool,
-    /// For the metrics; `None` while it is not known.
-    pressure: Option<f64>,
-    openness: u8,
+    /// How the policy stands.
+    point: Point,
 }
 
 /// What the loop is told in one pass.
@@ -94,6 +93,11 @@ impl Adaptation {
     /// How many nodes are asked for samples, and how often.
     pub fn asked(&self) -> (usize, Duration) {
         (self.sampler.nodes().len(), Duration::from_millis(u64::try_from(self.tuning.interval).unwrap_or(10_000)))
+    }
+
+    /// What the nodes last ran, as it comes.
+    pub fn samples(&self) -> Samples {
+        self.sampler.samples()
     }
 
     fn signal(&self, now: i64) -> Signal {
@@ -178,8 +182,15 @@ impl Adaptation {
         if !news {
             self.state = outcome.state;
         }
-        let pressure = if let Signal::Fresh(reading) = &look.signal { Some(reading.up) } else { None };
-        Tick { news, pressure, openness: self.state.openness }
+        let reading = if let Signal::Fresh(reading) = &look.signal { Some(reading) } else { None };
+        let point = Point {
+            time: look.now,
+            tasks: reading.and_then(|reading| reading.percentile),
+            threshold: reading.and_then(|reading| reading.threshold),
+            pressure: reading.map(|reading| reading.up),
+            openness: self.state.openness,
+        };
+        Tick { news, point }
     }
 
     fn has_moved(&mut self, look: &Look) -> bool {
@@ -203,8 +214,9 @@ impl Context {
         // A pass that is being made looks for itself.
         let Ok(mut memory) = memory.try_lock() else { return };
         let Some(adaptation) = &mut memory.adaptation else { return };
-        let Tick { news, pressure, openness } = adaptation.tick();
-        self.metrics.looked(policy.namespace.as_deref().unwrap_or_default(), &policy.name, pressure, openness);
+        let Tick { news, point } = adaptation.tick();
+        self.metrics.looked(policy.namespace.as_deref().unwrap_or_default(), &policy.name, point.pressure, point.openness);
+        self.live.sampled(policy, point);
         // While the target cannot be found nothing can be done about it: the pass that is due will look.
         let backing_off = memory.failing.get("").is_some_and(|failing| failing.due > Instant::now());
         if news && !backing_off {

@@ -6,6 +6,7 @@ mod claims;
 mod client;
 pub mod connections;
 mod gather;
+pub mod live;
 mod memory;
 mod originals;
 mod places;
@@ -15,6 +16,7 @@ mod report;
 mod restart;
 mod restore;
 mod rollout;
+pub mod served;
 
 use std::{
     collections::{HashMap, HashSet},
@@ -129,8 +131,12 @@ pub struct Context {
     board: claims::Board,
     nudges: mpsc::UnboundedSender<PolicyRef>,
     memories: Mutex<HashMap<PolicyRef, Arc<tokio::sync::Mutex<Memory>>>>,
-    policies: reflector::Store<Policy>,
+    /// The policies, as they are watched.
+    pub policies: reflector::Store<Policy>,
+    /// What was seen of them.
+    pub live: live::Board,
     ready: AtomicBool,
+    served: Mutex<Arc<served::Served>>,
     /// Whether this process is the one that acts.
     pub leadership: Leadership,
     /// Itself, for tasks that must not keep it alive.
@@ -151,6 +157,7 @@ impl Context {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(policy);
         self.pods.subscribe(policy, None);
         self.pool.forget(&format!("{}/{}", policy.namespace.as_deref().unwrap_or_default(), policy.name));
+        self.live.forget(policy);
         self.metrics.forget(policy.namespace.as_deref().unwrap_or_default(), &policy.name);
     }
 
@@ -161,10 +168,10 @@ impl Context {
         }
     }
 
-    /// Whether the policies have been listed once: the CRD is there and may be read.
+    /// Whether the policies have been listed once: the CRD is there, may be read, and is one that can be worked with.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Relaxed)
+        self.ready.load(Ordering::Relaxed) && self.served().obstacle().is_none()
     }
 }
 
@@ -194,7 +201,9 @@ impl Operator {
             nudges,
             memories: Mutex::default(),
             policies,
+            live: live::Board::default(),
             ready: AtomicBool::new(false),
+            served: Mutex::default(),
             leadership,
         });
         Self { context, writer, inbox }
@@ -226,6 +235,7 @@ impl Operator {
             })
             .flatten()
         };
+        let seen = context.clone();
         let controller = Controller::for_stream(triggers, reader)
             .with_config(Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE))
             .reconcile_on(stream::select(nudged, inherited))
@@ -237,7 +247,10 @@ impl Operator {
                 }
                 ready(())
             });
-        controller.await;
+        tokio::select! {
+            () = controller => {}
+            () = seen.watch_served() => {}
+        }
     }
 
     /// Restores what policies have changed and drops their finalizers: those being deleted, or all.

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use kube::{
     Api, ResourceExt as _,
-    api::{Patch, PatchParams},
+    api::{ApiResource, DynamicObject, Patch, PatchParams},
     runtime::controller::Action,
 };
 use serde_json::json;
@@ -23,6 +23,7 @@ use super::{
     originals,
     places::{self, Failure},
     report, restart, restore,
+    served::{self, Served},
 };
 use crate::{
     api::{
@@ -36,12 +37,15 @@ use crate::{
         claims::sentence,
         conditions::{Problem, Seen, UnitResult, failure},
         contention,
+        truths::truths,
     },
     targets::{self, Target},
 };
 
 /// When an older policy has not been looked at yet: it may have the first claim.
 const WAIT_FOR_ELDERS: Duration = Duration::from_millis(50);
+/// While the CRD has to be upgraded: nobody tells when it has been.
+const WHILE_OLDER: Duration = Duration::from_secs(1);
 /// While a node is being restarted: nobody tells when it has come back.
 const WHILE_RESTARTING: Duration = Duration::from_secs(2);
 /// A little past the time when something is due, so that it is.
@@ -56,6 +60,9 @@ pub async fn reconcile(policy: Arc<Policy>, ctx: Arc<Context>) -> Result<Action,
     if !ctx.leadership.holds() {
         // Looked at when this replica is the one that acts.
         return Ok(Action::await_change());
+    }
+    if let Served::Missing | Served::Older(_) = &*ctx.served() {
+        return Ok(Action::requeue(WHILE_OLDER));
     }
     if !ctx.is_ready() {
         return Ok(Action::requeue(WAIT_FOR_ELDERS));
@@ -102,7 +109,7 @@ async fn pass(ctx: &Context, subject: &mut Subject, memory: &mut Memory) -> Resu
     let rolling = subject.spec().restart.as_ref().is_some_and(|restart| restart.policy == RestartPolicy::Rolling);
     let traits = &Traits { rolling, ..targets::traits(&subject.spec().target) };
     let declared = decide::declare(subject.spec(), traits);
-    if let Some(message) = declared.invalid(&decide::floor(subject.spec(), traits)) {
+    if let Some(message) = unknown(ctx, subject).await?.or_else(|| declared.invalid(&decide::floor(subject.spec(), traits))) {
         ctx.nudge(&ctx.board.claim(&subject.claimant, &[]).1);
         memory.adaptation = None;
         let problem = Problem { reason: "Invalid", message, refused: true, stalled: true };
@@ -304,6 +311,16 @@ async fn work(
     Ok(Action::requeue(next))
 }
 
+/// What the policy says that this version does not know; nothing can, where the CRD is this version's.
+async fn unknown(ctx: &Context, subject: &Subject) -> Result<Option<String>, Error> {
+    if !matches!(&*ctx.served(), Served::Newer(_)) {
+        return Ok(None);
+    }
+    let kind = ApiResource::erase::<IdleConnectionPolicy>(&());
+    let api = Api::<DynamicObject>::namespaced_with(ctx.client.clone(), &subject.namespace, &kind);
+    Ok(in_time(api.get_opt(&subject.name)).await?.and_then(|object| served::refusal(&object.data)))
+}
+
 /// Sizes the policy's own connections: for the nodes that are read, and those that are scraped.
 fn bound(ctx: &Context, subject: &Subject, memory: &Memory, units: usize) {
     let (nodes, every) = memory.adaptation.as_ref().map_or((0, ctx.settings.resync), Adaptation::asked);
@@ -425,7 +442,7 @@ async fn say(
     let advice = advice::advice(subject.spec(), declared, traits, observed);
     let mut plan = plan.clone();
     plan.control.events = previous.control.as_ref().map_or(0, |control| control.events);
-    let (status, notices) = decide::conditions::report(&Seen {
+    let seen = Seen {
         generation: subject.object.metadata.generation,
         suspend: subject.spec().suspend,
         declared,
@@ -440,7 +457,10 @@ async fn say(
         advice: &advice,
         previous: &previous,
         now: clock::now(),
-    });
+    };
+    let (status, notices) = decide::conditions::report(&seen);
+    let samples = memory.adaptation.as_ref().map(Adaptation::samples);
+    ctx.live.passed(&subject.reference, truths(&seen, &status), samples, seen.now);
     report::report(ctx, subject, &status, &notices).await?;
     subject.object.status = Some(status);
     Ok(())

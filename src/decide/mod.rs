@@ -21,6 +21,7 @@ pub mod rollout;
 pub mod signal;
 pub mod state;
 pub mod tighten;
+pub mod truths;
 pub mod tuning;
 
 use std::collections::{BTreeMap, BTreeSet};

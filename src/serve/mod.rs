@@ -1,35 +1,136 @@
-//! What the operator serves: its metrics and its health. Reads only; nothing in here decides.
+//! What the operator serves: its metrics and health, its view of connections and policies, and a page over that.
+//!
+//! Lives here: routes, their shapes, who may see what, the page. Reads only, but for closing the operator's own idle connections; nothing
+//! in here decides.
 
-use std::sync::Arc;
+pub mod answer;
+pub mod connections;
+mod gate;
+mod health;
+mod listen;
+mod openapi;
+mod page;
+pub mod policies;
+mod stream;
 
-use axum::{Router, extract::State, http::StatusCode, routing::get};
-use tokio::net::TcpListener;
+use std::{sync::Arc, time::Instant};
+
+use answer::Error;
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::{HeaderMap, HeaderValue, Method, StatusCode, header},
+    middleware::{self, Next},
+    response::{IntoResponse as _, Response},
+};
+use gate::Gate;
+pub use health::health;
+use kube::Client;
+pub use openapi::document;
+use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::controller::Context;
 
-/// Serves `/metrics`, `/healthz` (the process is alive) and `/readyz` (policies are listed, so the CRD is there).
+/// What the routes work with.
+pub struct Api {
+    context: Arc<Context>,
+    gate: Gate,
+    /// Streams that may still be opened.
+    streams: Arc<Semaphore>,
+    since: Instant,
+    /// Tells this process's snapshots from another's.
+    life: u64,
+}
+
+/// Serves the page, `/api/connections` and `/api/policies`. `client` is asked who a caller is and what they may see; without one everybody
+/// may see everything, which is for a demonstration on loopback only.
 ///
 /// # Errors
 /// Where the listener fails.
-pub async fn health(listener: TcpListener, context: Arc<Context>) -> std::io::Result<()> {
-    let router = Router::new()
-        .route("/metrics", get(metrics))
-        .route("/healthz", get(async || "ok\n"))
-        .route("/readyz", get(readyz))
-        .with_state(context);
-    axum::serve(listener, router).await
+pub async fn api(listener: TcpListener, context: Arc<Context>, client: Option<Client>) -> std::io::Result<()> {
+    listen::listen(listener, router(context, client)).await
 }
 
-async fn metrics(State(context): State<Arc<Context>>) -> Result<([(&'static str, &'static str); 1], String), StatusCode> {
-    context.metrics.leads(context.leadership.holds());
-    let text = context.metrics.text().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
-    Ok(([("content-type", "text/plain; version=0.0.4; charset=utf-8")], text))
+/// All routes, for those who bring their own listener.
+pub fn router(context: Arc<Context>, client: Option<Client>) -> Router {
+    let api = Arc::new(Api {
+        context,
+        gate: Gate::new(client),
+        streams: Arc::new(Semaphore::new(stream::MOST)),
+        since: Instant::now(),
+        life: fastrand::u64(..),
+    });
+    openapi::router()
+        .merge(page::router())
+        .layer(middleware::map_response(shaped))
+        .layer(middleware::from_fn_with_state(api.clone(), own))
+        .with_state(api)
 }
 
-async fn readyz(State(context): State<Arc<Context>>) -> (StatusCode, &'static str) {
-    if context.is_ready() {
-        (StatusCode::OK, "ok\n")
+/// Where nobody is asked for a token, a page of another origin must not speak in its reader's name: neither by a form, nor under a host
+/// name of its own that leads here.
+async fn own(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
+    if api.gate.is_open() && !is_own(request.method(), request.headers()) {
+        return Error::Foreign.into_response();
+    }
+    next.run(request).await
+}
+
+fn is_own(method: &Method, headers: &HeaderMap) -> bool {
+    let text = |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+    let Some(host) = text(header::HOST) else { return false };
+    let name = host.rsplit_once(':').filter(|(_, port)| port.parse::<u16>().is_ok()).map_or(host, |(name, _)| name);
+    let here = name.eq_ignore_ascii_case("localhost")
+        || name.trim_start_matches('[').trim_end_matches(']').parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback());
+    let same = text(header::ORIGIN).is_none_or(|origin| origin.strip_prefix("http://") == Some(host));
+    here && (same || method.is_safe())
+}
+
+/// What a library refuses by itself gets the shape that everything else has; and nothing of it is kept by anybody in between.
+async fn shaped(response: Response<Body>) -> Response {
+    let status = response.status();
+    let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
+    let mut response = if (status.is_client_error() || status.is_server_error()) && !is_json {
+        let error = match status {
+            StatusCode::PAYLOAD_TOO_LARGE => Error::TooLarge,
+            StatusCode::NOT_FOUND => Error::NotFound("there is nothing at this path".to_owned()),
+            StatusCode::METHOD_NOT_ALLOWED => Error::MethodNotAllowed,
+            _ => Error::Invalid("the path or the query cannot be read; see /api/openapi.json".to_owned()),
+        };
+        error.into_response()
     } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "policies are not listed yet: is the CRD installed, and may the operator read it?\n")
+        response
+    };
+    let headers = response.headers_mut();
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
+    response
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_demonstration_answers_its_own_page_and_nobody_elses() {
+        for (method, host, origin, own) in [
+            (Method::GET, Some("localhost:8081"), None, true),
+            (Method::GET, Some("127.0.0.1:8081"), Some("http://evil.example"), true),
+            (Method::POST, Some("127.0.0.1:8081"), Some("http://127.0.0.1:8081"), true),
+            (Method::POST, Some("[::1]:8081"), Some("http://[::1]:8081"), true),
+            (Method::POST, Some("localhost:8081"), None, true),
+            (Method::POST, Some("localhost:8081"), Some("http://localhost:9999"), false),
+            (Method::POST, Some("localhost:8081"), Some("null"), false),
+            (Method::GET, Some("rebound.example:8081"), None, false),
+            (Method::GET, Some("127.0.0.1.nip.example"), None, false),
+            (Method::GET, None, None, false),
+        ] {
+            let mut headers = HeaderMap::new();
+            for (name, value) in [(header::HOST, host), (header::ORIGIN, origin)] {
+                value.map(|value| headers.insert(name, HeaderValue::from_static(value)));
+            }
+            assert_eq!(is_own(&method, &headers), own, "{method} {host:?} {origin:?}");
+        }
     }
 }

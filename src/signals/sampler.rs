@@ -66,7 +66,8 @@ pub struct Watch {
     pub key: String,
 }
 
-type Samples = Arc<Mutex<BTreeMap<String, NodeSample>>>;
+/// By node: what it last ran. Shared with the sampler, which goes on writing.
+pub type Samples = Arc<Mutex<BTreeMap<String, NodeSample>>>;
 
 /// Samples one policy's nodes until it is dropped.
 pub struct Sampler {
@@ -116,6 +117,12 @@ impl Sampler {
     #[must_use]
     pub fn nodes(&self) -> Vec<Node> {
         self.watch.borrow().nodes.clone()
+    }
+
+    /// What the nodes last ran, as it comes.
+    #[must_use]
+    pub fn samples(&self) -> Samples {
+        self.samples.clone()
     }
 
     /// What the samples say now; see [`signal::read`].

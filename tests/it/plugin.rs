@@ -2,11 +2,13 @@
 
 use std::process::Output;
 
+use idleconn_operator::leader::Leadership;
 use serde_json::Value as Json;
 use tokio::process::Command;
 
 use crate::support::{
     admin_api::AdminApi,
+    api::Api,
     caddy::typical,
     cluster::kubeconfig,
     operator::{World, restless},
@@ -64,4 +66,35 @@ async fn what_is_not_there_is_said_in_one_line_that_says_what_to_do() {
             format!("kubectl idleconn: there is no policy gw in namespace {}; kubectl get icp -A lists them\n", world.namespace);
         assert_eq!(said, expected, "{command:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_operator_itself_says_what_each_node_has() {
+    let (world, node) = (World::empty("plugin").await, AdminApi::start(typical()).await);
+    world.apply("gw", &restless(&node, "1m")).await;
+    let (open, gated) = (Api::start(&[&world], true).await, Api::of(&[&world], false, Leadership::none()).await);
+    node.run(250);
+    world.until_condition("gw", "MetricsAvailable", "True", "Fresh").await;
+    world.until_condition("gw", "InEffect", "True", "InEffect").await;
+    let said = idleconn(&world, &["nodes", "gw", "--operator", &open.address]).await.unwrap();
+    let words: Vec<_> = said.lines().nth(1).unwrap().split_whitespace().collect();
+    let host = node.address.trim_start_matches("http://");
+    assert_eq!(words, [host, "250/1000", "server.idleTimeout", "4s", "4s", "4s", "InEffect", "-"]);
+    let list: Json =
+        serde_json::from_str(&idleconn(&world, &["nodes", "gw", "-o", "json", "--operator", &open.address]).await.unwrap())
+            .unwrap();
+    assert_eq!(list["nodes"][0]["inEffect"]["server"]["idleTimeout"], "4s");
+
+    let said = idleconn(&world, &["nodes", "nope", "--operator", &open.address]).await.unwrap_err();
+    assert!(said.contains("there is no policy \"nope\" in namespace"), "{said}");
+    // With the kubeconfig's own token, and its rights.
+    let said = idleconn(&world, &["nodes", "gw", "--operator", &gated.address]).await.unwrap_err();
+    assert_eq!(
+        said,
+        "kubectl idleconn: this replica does not act, and has not looked at any node; ask the one that holds the lease\n"
+    );
+    let said = idleconn(&world, &["nodes", "gw", "--operator", "http://127.0.0.1:1"]).await.unwrap_err();
+    assert!(said.starts_with("kubectl idleconn: no operator answers at 127.0.0.1:1"), "{said}");
+    let said = idleconn(&world, &["nodes", "gw", "--operator-namespace", &world.namespace]).await.unwrap_err();
+    assert!(said.contains("no operator runs in namespace") && said.contains("give --operator-namespace"), "{said}");
 }

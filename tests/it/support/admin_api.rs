@@ -10,8 +10,9 @@ use std::{
 
 use axum::{
     Router,
-    extract::State,
+    extract::{Request, State},
     http::{HeaderMap, StatusCode},
+    middleware::{self, Next},
     response::{IntoResponse as _, Response},
     routing::get,
 };
@@ -33,6 +34,7 @@ pub struct AdminApi {
 
 struct Node {
     servers: Mutex<(Json, u64)>,
+    asked: AtomicUsize,
     reads: AtomicUsize,
     writes: AtomicUsize,
     written: OnceLock<Instant>,
@@ -46,6 +48,7 @@ impl AdminApi {
     pub async fn start(servers: Json) -> Self {
         let state = Arc::new(Node {
             servers: Mutex::new((servers, 0)),
+            asked: AtomicUsize::new(0),
             reads: AtomicUsize::new(0),
             writes: AtomicUsize::new(0),
             written: OnceLock::new(),
@@ -55,6 +58,7 @@ impl AdminApi {
         let router = Router::new()
             .route("/config/apps/http/servers", get(read).patch(write))
             .route("/metrics", get(metrics))
+            .layer(middleware::from_fn_with_state(state.clone(), count))
             .with_state(state.clone());
         let listener = TcpListener::bind((caddy::address(), 0)).await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
@@ -64,6 +68,11 @@ impl AdminApi {
 
     pub fn servers(&self) -> Json {
         self.state.servers.lock().unwrap().0.clone()
+    }
+
+    /// Questions of any kind.
+    pub fn asked(&self) -> usize {
+        self.state.asked.load(Ordering::SeqCst)
     }
 
     pub fn reads(&self) -> usize {
@@ -94,6 +103,11 @@ impl Drop for AdminApi {
     fn drop(&mut self) {
         self.task.abort();
     }
+}
+
+async fn count(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {
+    node.asked.fetch_add(1, Ordering::SeqCst);
+    next.run(request).await
 }
 
 async fn read(State(node): State<Arc<Node>>) -> Response {

@@ -24,17 +24,48 @@ struct Cluster {
     kubeconfig: PathBuf,
     bin: PathBuf,
     // Its standard input is what keeps the control plane alive.
-    _serve: Child,
+    serve: Child,
 }
 
 fn cluster() -> &'static Cluster {
     static CLUSTER: OnceLock<Cluster> = OnceLock::new();
-    CLUSTER.get_or_init(|| {
+    CLUSTER.get_or_init(|| Cluster::start(""))
+}
+
+/// A control plane of one test's own, for what concerns all namespaces: without the CRD. It ends when this is dropped.
+pub struct Own(Cluster);
+
+impl Own {
+    pub fn start() -> Self {
+        Self(Cluster::start("-own"))
+    }
+
+    pub fn kubeconfig(&self) -> &Path {
+        &self.0.kubeconfig
+    }
+
+    pub async fn client(&self) -> Client {
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let file = Kubeconfig::read_from(self.kubeconfig()).unwrap();
+        let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
+        idleconn_operator::controller::client(config).unwrap()
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        drop(self.0.serve.stdin.take());
+        let _ = self.0.serve.wait();
+    }
+}
+
+impl Cluster {
+    fn start(about: &str) -> Self {
         let tools = Path::new(ROOT).join("tests/tools");
         let built = Command::new(tools.join("build")).stderr(Stdio::inherit()).output().expect("tests/tools/build");
         assert!(built.status.success(), "tests/tools/build failed; see above");
         let bin = PathBuf::from(String::from_utf8(built.stdout).unwrap().lines().last().unwrap());
-        let dir = std::env::temp_dir().join(format!("idleconn-test-{}", std::process::id()));
+        let dir = std::env::temp_dir().join(format!("idleconn-test-{}{about}", std::process::id()));
         let mut serve = Command::new(tools.join("cluster"))
             .args(["serve".as_ref(), dir.as_os_str()])
             .stdin(Stdio::piped())
@@ -44,8 +75,8 @@ fn cluster() -> &'static Cluster {
         let mut line = String::new();
         BufReader::new(serve.stdout.take().unwrap()).read_line(&mut line).unwrap();
         assert!(!line.trim().is_empty(), "the control plane did not start; see above");
-        Cluster { kubeconfig: line.trim().into(), bin, _serve: serve }
-    })
+        Self { kubeconfig: line.trim().into(), bin, serve }
+    }
 }
 
 /// Where the pinned programs are.
@@ -71,12 +102,16 @@ pub async fn config() -> Config {
 /// A client of the control plane, with the CRD in place.
 pub async fn client() -> Client {
     let client = idleconn_operator::controller::client(config().await).unwrap();
-    let crds = Api::<CustomResourceDefinition>::all(client.clone());
-    let crd = idleconn_operator::api::crd::crd();
-    let name = crd["metadata"]["name"].as_str().unwrap().to_owned();
-    crds.patch(&name, &PatchParams::apply("tests").force(), &Patch::Apply(crd)).await.unwrap();
-    await_condition(crds, &name, is_crd_established()).await.unwrap();
+    install(&client, &idleconn_operator::api::crd::crd()).await;
     client
+}
+
+/// Puts a CRD in place.
+pub async fn install(client: &Client, crd: &serde_json::Value) {
+    let crds = Api::<CustomResourceDefinition>::all(client.clone());
+    let name = crd["metadata"]["name"].as_str().unwrap();
+    crds.patch(name, &PatchParams::apply("tests").force(), &Patch::Apply(crd)).await.unwrap();
+    await_condition(crds, name, is_crd_established()).await.unwrap();
 }
 
 /// A namespace of the test's own.

@@ -2,6 +2,7 @@
 
 pub mod admin_api;
 pub mod ais;
+pub mod api;
 pub mod caddy;
 pub mod cluster;
 pub mod load;

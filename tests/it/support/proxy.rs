@@ -40,7 +40,17 @@ impl Victim {
 
     pub fn start(&self) {
         let child = Command::new(env!("CARGO_BIN_EXE_idleconn-operator"))
-            .args(["run", "--metrics-address", "127.0.0.1:0", "--resync-interval", "1s", "--allow-endpoints", "127.0.0.0/8"])
+            .args([
+                "run",
+                "--metrics-address",
+                "127.0.0.1:0",
+                "--api-address",
+                "none",
+                "--resync-interval",
+                "1s",
+                "--allow-endpoints",
+                "127.0.0.0/8",
+            ])
             .args(["--namespaces", &self.namespace, "--kubeconfig"])
             .arg(&self.kubeconfig)
             .stdin(Stdio::null())

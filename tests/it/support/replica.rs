@@ -28,7 +28,16 @@ impl Replica {
         let log = std::env::temp_dir().join(format!("idleconn-{}-{name}.log", world.namespace));
         let child = Command::new(env!("CARGO_BIN_EXE_idleconn-operator"))
             .args(["run", "--leader-election", "--resync-interval", "1s", "--allow-endpoints", "127.0.0.0/8"])
-            .args(["--metrics-address", &address, "--namespaces", &world.namespace, "--lease-namespace", &world.namespace])
+            .args([
+                "--metrics-address",
+                &address,
+                "--api-address",
+                "none",
+                "--namespaces",
+                &world.namespace,
+                "--lease-namespace",
+                &world.namespace,
+            ])
             .args(["--lease-duration", duration, "--lease-renew-deadline", renew_deadline, "--lease-retry-period", retry_period])
             .arg("--kubeconfig")
             .arg(cluster::kubeconfig())

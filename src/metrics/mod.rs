@@ -1,13 +1,18 @@
 //! The operator's own metrics, each declared once.
+//!
+//! Lives here: what counts, and how it is said to Prometheus. What is counted elsewhere is read from there when somebody asks.
+
+mod connections;
 
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
 };
 
+use connections::Connections;
 use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
 
-use crate::api::IdleConnectionPolicyStatus;
+use crate::{api::IdleConnectionPolicyStatus, pool::Pool};
 
 /// Reasons by the condition's type.
 type Reasons = BTreeMap<String, String>;
@@ -130,6 +135,14 @@ impl Metrics {
     /// A step.
     pub fn decided(&self, namespace: &str, policy: &str, tightened: bool) {
         self.decisions.with_label_values(&[namespace, policy, if tightened { "tighten" } else { "relax" }]).inc();
+    }
+
+    /// The operator's own connections are counted where they are; they are read when somebody asks.
+    ///
+    /// # Errors
+    /// Where that has been said before.
+    pub fn connections(&self, pool: &Pool) -> prometheus::Result<()> {
+        self.registry.register(Box::new(Connections::new(pool.clone())?))
     }
 
     /// What a policy's status says.

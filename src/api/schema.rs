@@ -1,0 +1,129 @@
+//! Whether the API server's idea of a policy is this program's: a CRD may be older or newer than the operator that meets it.
+
+use serde_json::Value as Json;
+
+use super::crd;
+
+/// How a CRD differs from this program's own: paths of fields, and of choices as `path=choice`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Difference {
+    /// What the CRD lacks: it is older, and the API server would drop what is written there.
+    pub missing: Vec<String>,
+    /// What this program does not know: the CRD is newer.
+    pub unknown: Vec<String>,
+}
+
+/// Holds what is served, an OpenAPI schema of the kind, against this program's own.
+#[must_use]
+pub fn difference(served: &Json) -> Difference {
+    let own = own();
+    let mut difference = Difference::default();
+    for part in ["spec", "status"] {
+        compare(part, &own["properties"][part], &served["properties"][part], &mut difference);
+    }
+    difference
+}
+
+/// The fields of an object's spec that this program does not know.
+#[must_use]
+pub fn unknown(object: &Json) -> Vec<String> {
+    let mut unknown = Vec::new();
+    strange("spec", &own()["properties"]["spec"], &object["spec"], &mut unknown);
+    unknown
+}
+
+fn own() -> Json {
+    let mut crd = crd::crd();
+    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].take()
+}
+
+fn compare(path: &str, own: &Json, served: &Json, difference: &mut Difference) {
+    let fields = |schema: &Json| schema["properties"].as_object().cloned().unwrap_or_default();
+    let (ours, theirs) = (fields(own), fields(served));
+    for (name, field) in &ours {
+        let path = format!("{path}.{name}");
+        match theirs.get(name) {
+            Some(other) => compare(&path, field, other, difference),
+            None => difference.missing.push(path),
+        }
+    }
+    difference.unknown.extend(theirs.keys().filter(|name| !ours.contains_key(*name)).map(|name| format!("{path}.{name}")));
+    let choices = |schema: &Json| schema["enum"].as_array().cloned().unwrap_or_default();
+    let (ours, theirs) = (choices(own), choices(served));
+    let said = |choice: &Json| format!("{path}={}", choice.as_str().unwrap_or_default());
+    difference.missing.extend(ours.iter().filter(|choice| !theirs.contains(choice)).map(said));
+    difference.unknown.extend(theirs.iter().filter(|choice| !ours.contains(choice)).map(said));
+    for inner in ["items", "additionalProperties"] {
+        if own[inner].is_object() {
+            compare(path, &own[inner], &served[inner], difference);
+        }
+    }
+}
+
+fn strange(path: &str, own: &Json, value: &Json, unknown: &mut Vec<String>) {
+    match value {
+        Json::Object(fields) => {
+            for (name, value) in fields {
+                let path = format!("{path}.{name}");
+                match (&own["properties"][name], &own["additionalProperties"]) {
+                    (field @ Json::Object(_), _) => strange(&path, field, value, unknown),
+                    (_, any @ Json::Object(_)) => strange(&path, any, value, unknown),
+                    _ => unknown.push(path),
+                }
+            }
+        }
+        Json::Array(items) => items.iter().for_each(|item| strange(path, &own["items"], item, unknown)),
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn its_own_crd_is_neither_older_nor_newer() {
+        assert_eq!(difference(&own()), Difference::default());
+    }
+
+    #[test]
+    fn what_is_not_there_makes_it_older_and_what_is_more_makes_it_newer() {
+        let mut served = own();
+        let spec = &mut served["properties"]["spec"]["properties"];
+        spec.as_object_mut().expect("fields").remove("restart");
+        spec["limits"]["properties"]["server"]["properties"]["patience"] = json!({"type": "string"});
+        spec["target"]["properties"]["type"]["enum"] = json!(["AIStore", "Caddy", "Envoy"]);
+        served["properties"]["status"]["properties"]["history"]["items"]["properties"]
+            .as_object_mut()
+            .expect("fields")
+            .remove("verdict");
+        let seen = difference(&served);
+        assert_eq!(seen.missing, ["spec.restart", "spec.target.type=ConfigMap", "status.history.verdict"]);
+        assert_eq!(seen.unknown, ["spec.limits.server.patience", "spec.target.type=Envoy"]);
+    }
+
+    #[test]
+    fn a_field_of_another_version_is_named_and_a_users_own_keys_are_not() {
+        let policy = json!({"spec": {
+            "target": {"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "gateway", "anything": "goes"}}}},
+            "limits": {"server": {"idleTimeout": "30s", "patience": "1s"}},
+            "overrides": [{"name": "a", "nodes": ["b"], "limits": {"backend": {"colour": 1}}}],
+            "mood": "good",
+        }});
+        assert_eq!(unknown(&policy), ["spec.limits.server.patience", "spec.mood", "spec.overrides.limits.backend.colour"]);
+    }
+
+    #[test]
+    fn every_example_is_known() {
+        for example in ["adaptive", "aistore", "caddy", "configmap"] {
+            let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find(|path| path.join("examples").is_dir());
+            let text =
+                std::fs::read_to_string(root.expect("the tree").join(format!("examples/{example}.yaml"))).expect("an example");
+            let policy = text.split("\n---").find(|part| part.contains("IdleConnectionPolicy")).expect("a policy");
+            let object: Json = serde_saphyr::from_str(policy).expect("YAML");
+            assert_eq!(unknown(&object), Vec::<String>::new(), "{example}");
+        }
+    }
+}

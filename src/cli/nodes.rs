@@ -1,0 +1,214 @@
+//! `nodes`: each node of a policy, as the operator sees it now. It is asked at its own API, in the name of whoever asks.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, header};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use k8s_openapi::api::{
+    authentication::v1::{TokenRequest, TokenRequestSpec},
+    core::v1::{Pod, ServiceAccount},
+};
+use kube::{
+    Api, Client, Config, ResourceExt as _,
+    api::{ListParams, PostParams},
+    client::{Body, ConfigExt as _},
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpStream,
+};
+use tower::{BoxError, ServiceBuilder, ServiceExt as _, service_fn};
+
+use super::{Error, Nodes, table::table};
+use crate::{
+    api::Limits,
+    serve::{
+        answer::{Answer, Refusal},
+        policies::{Node, NodeList},
+    },
+};
+
+/// Where a pod of the operator serves its API.
+const PORT: u16 = 8081;
+/// Its pods.
+const PODS: &str = "app.kubernetes.io/name=idleconn-operator";
+/// In whose name it is asked where the kubeconfig has no token.
+const VIEWER: &str = "idleconn-viewer";
+/// How long the operator may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// The most that an answer may hold: thousands of nodes.
+const MOST: usize = 16 * 1024 * 1024;
+
+fn problem(text: impl Into<String>) -> Error {
+    Error::Operator(text.into())
+}
+
+/// What the operator says.
+pub async fn ask(config: Config, namespace: &str, options: &Nodes) -> Result<NodeList, Error> {
+    let path = format!("/api/policies/{namespace}/{}/nodes", options.name);
+    let own = own_token(&config).await?;
+    if let Some(url) = &options.operator {
+        let host = url.host_str().filter(|_| url.scheme() == "http").ok_or_else(|| problem("--operator is http://host:port"))?;
+        let port = url.port_or_known_default().unwrap_or(PORT);
+        let stream = TcpStream::connect((host, port)).await;
+        let stream = stream.map_err(|error| problem(format!("no operator answers at {host}:{port}: {error}")))?;
+        return read(&exchange(stream, &format!("{host}:{port}"), &path, own.as_deref()).await?);
+    }
+    let client = Client::try_from(config)?;
+    let token = match own {
+        Some(token) => token,
+        None => viewer(&client, &options.operator_namespace).await?,
+    };
+    let pods = Api::<Pod>::namespaced(client, &options.operator_namespace);
+    let mut last = problem(format!(
+        "no operator runs in namespace {}; give --operator-namespace, or --operator and its address",
+        options.operator_namespace
+    ));
+    for pod in pods.list(&ListParams::default().labels(PODS)).await? {
+        if pod.status.as_ref().and_then(|status| status.phase.as_deref()) != Some("Running") {
+            continue;
+        }
+        let mut forwarded = pods.portforward(&pod.name_any(), &[PORT]).await?;
+        let Some(stream) = forwarded.take_stream(PORT) else { continue };
+        // The one that acts knows; the others say so.
+        match exchange(stream, "localhost", &path, Some(&token)).await.and_then(|answer| read(&answer)) {
+            Ok(list) => return Ok(list),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// The token that the kubeconfig has, whatever it takes to get one; `None` where it has a certificate.
+async fn own_token(config: &Config) -> Result<Option<String>, Error> {
+    let Some(layer) = config.auth_layer()? else { return Ok(None) };
+    // The layer puts it on requests: it is taken off one that goes nowhere.
+    let echo = service_fn(async |request: Request<Body>| {
+        let mut response = http::Response::new(Body::empty());
+        *response.headers_mut() = request.headers().clone();
+        Ok::<_, BoxError>(response)
+    });
+    let asked = ServiceBuilder::new().layer(layer).service(echo).oneshot(Request::new(Body::empty())).await;
+    let response = asked.map_err(|error: BoxError| Error::Kubeconfig(error.to_string()))?;
+    let value = response.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+    Ok(value.and_then(|value| value.strip_prefix("Bearer ")).map(str::to_owned))
+}
+
+async fn viewer(client: &Client, namespace: &str) -> Result<String, Error> {
+    let accounts = Api::<ServiceAccount>::namespaced(client.clone(), namespace);
+    let request = TokenRequest {
+        spec: TokenRequestSpec { expiration_seconds: Some(600), ..TokenRequestSpec::default() },
+        ..TokenRequest::default()
+    };
+    let made = accounts.create_token_request(VIEWER, &PostParams::default(), &request).await.map_err(|error| {
+        problem(format!(
+            "the kubeconfig has no token, and none can be had for ServiceAccount {VIEWER} in namespace {namespace}: {error}"
+        ))
+    })?;
+    made.status.map(|status| status.token).ok_or_else(|| problem("the API server made no token"))
+}
+
+async fn exchange<S>(stream: S, host: &str, path: &str, token: Option<&str>) -> Result<Bytes, Error>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let asked = async {
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let connection = tokio::spawn(connection);
+        let mut request = Request::get(path).header(header::HOST, host);
+        if let Some(token) = token {
+            request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
+        let body = Limited::new(response.into_body(), MOST).collect().await?.to_bytes();
+        connection.abort();
+        Ok::<_, BoxError>(body)
+    };
+    match tokio::time::timeout(PATIENCE, asked).await {
+        Ok(Ok(body)) => Ok(body),
+        Ok(Err(error)) => Err(problem(format!("the operator did not answer: {error}"))),
+        Err(_) => Err(problem(format!("the operator did not answer within {PATIENCE:?}"))),
+    }
+}
+
+fn read(body: &[u8]) -> Result<NodeList, Error> {
+    if let Ok(Answer { data, .. }) = serde_json::from_slice::<Answer<NodeList>>(body) {
+        return Ok(data);
+    }
+    match serde_json::from_slice::<Refusal>(body) {
+        Ok(refusal) => Err(problem(refusal.error.message)),
+        Err(_) => Err(problem("what answered is no operator, or one of another version")),
+    }
+}
+
+/// One row for each limit of each node.
+pub fn rows(list: &NodeList) -> String {
+    if list.nodes.is_empty() {
+        return "No nodes were seen.\n".to_owned();
+    }
+    let rows: Vec<_> = list.nodes.iter().flat_map(of_node).collect();
+    table(["NODE", "TASKS", "LIMIT", "DESIRED", "PROGRAMMED", "IN EFFECT", "STATE", "ERROR"], &rows)
+}
+
+fn of_node(node: &Node) -> Vec<[String; 8]> {
+    let [desired, programmed, in_effect] = [&node.desired, &node.programmed, &node.in_effect].map(Limits::settings);
+    let tasks = match (node.tasks, node.threshold, &node.gap) {
+        (Some(tasks), Some(threshold), _) => format!("{tasks}/{threshold}"),
+        (Some(tasks), None, _) => tasks.to_string(),
+        // What is missing is not zero.
+        (None, _, Some(_)) => "unknown".to_owned(),
+        (None, _, None) => "-".to_owned(),
+    };
+    let row = |limit: String, desired: String, programmed: String, in_effect: String| {
+        let error = node.error.clone().or_else(|| node.gap.clone()).unwrap_or_else(|| "-".to_owned());
+        [node.name.clone(), tasks.clone(), limit, desired, programmed, in_effect, format!("{:?}", node.stage), error]
+    };
+    if desired.is_empty() {
+        return vec![row("-".to_owned(), "-".to_owned(), "-".to_owned(), "-".to_owned())];
+    }
+    desired
+        .iter()
+        .map(|(knob, value)| {
+            let or = |value: Option<&crate::api::Value>, otherwise: &str| {
+                value.map_or_else(|| otherwise.to_owned(), ToString::to_string)
+            };
+            row(knob.to_string(), value.to_string(), or(programmed.get(knob), "nothing"), or(in_effect.get(knob), "unknown"))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn each_limit_has_its_three_truths_and_what_is_not_known_is_not_said() {
+        let body = json!({"success": true, "data": {"seen": "2026-11-22T01:00:00Z", "nodes": [
+            {"name": "gw-1", "unit": "gw-1", "stage": "Programmed", "tasks": 90, "threshold": 100, "pressurePercent": 90,
+             "desired": {"server": {"idleTimeout": "30s", "readHeaderTimeout": "5s"}}, "programmed": {"server": {"idleTimeout": "30s"}},
+             "inEffect": {}},
+            {"name": "gw-2", "unit": "gw-2", "stage": "Unreachable", "error": "gw-2 did not answer", "gap": "does not answer",
+             "desired": {}, "programmed": {}, "inEffect": {}},
+        ]}});
+        let list = read(body.to_string().as_bytes()).expect("a list");
+        assert_eq!(
+            rows(&list),
+            "NODE   TASKS    LIMIT                     DESIRED  PROGRAMMED  IN EFFECT  STATE        ERROR\n\
+             gw-1   90/100   server.idleTimeout        30s      30s         unknown    Programmed   -\n\
+             gw-1   90/100   server.readHeaderTimeout  5s       nothing     unknown    Programmed   -\n\
+             gw-2   unknown  -                         -        -           -          Unreachable  gw-2 did not answer\n"
+        );
+    }
+
+    #[test]
+    fn a_refusal_is_passed_on_and_anything_else_is_no_operator() {
+        let said = |body: &str| read(body.as_bytes()).expect_err("no list").to_string();
+        assert_eq!(said(r#"{"success": false, "error": {"code": "NotLeading", "message": "ask another"}}"#), "ask another");
+        assert_eq!(said("<html>"), "what answered is no operator, or one of another version");
+    }
+}

@@ -1,0 +1,138 @@
+//! The CRD as the API server serves it, held against the one that this program is made for.
+
+use std::{
+    sync::{Arc, PoisonError},
+    time::Duration,
+};
+
+use kube::{Client, Resource as _};
+use serde_json::Value as Json;
+
+use super::{Context, in_time};
+use crate::api::{
+    IdleConnectionPolicy,
+    schema::{self, Difference},
+};
+
+/// How soon to look again where there is none that can be worked with, or it was not told.
+const SOON: Duration = Duration::from_secs(2);
+/// How soon otherwise: an upgrade of the CRD under a running operator is seen after this.
+const LATER: Duration = Duration::from_secs(60);
+/// Fields that are named.
+const MOST_NAMED: usize = 3;
+
+/// What the API server has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Served {
+    /// It has not been asked yet.
+    #[default]
+    Unasked,
+    /// There is no such CRD.
+    Missing,
+    /// It did not say. What it has is taken for what is needed, as it was before anybody asked.
+    Untold,
+    /// What this program is made for.
+    Same,
+    /// It lacks these fields, and would drop what is written there.
+    Older(Vec<String>),
+    /// It has these fields, which this program does not know.
+    Newer(Vec<String>),
+}
+
+impl Served {
+    /// Why nothing is done as long as it is so; `None` where something is.
+    #[must_use]
+    pub fn obstacle(&self) -> Option<String> {
+        match self {
+            Self::Unasked => Some("the API server has not been asked for the CRD yet".to_owned()),
+            Self::Missing => Some(
+                "there is no CRD for policies: apply the one of this version, which `idleconn-operator crd` prints".to_owned(),
+            ),
+            Self::Older(missing) => Some(format!(
+                "the CRD is older than this operator {}, and lacks {}: apply the one of this version, which `idleconn-operator crd` prints",
+                env!("CARGO_PKG_VERSION"),
+                some(missing)
+            )),
+            Self::Untold | Self::Same | Self::Newer(_) => None,
+        }
+    }
+}
+
+/// The first few.
+fn some(fields: &[String]) -> String {
+    let named = fields.iter().take(MOST_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match fields.len().saturating_sub(MOST_NAMED) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}
+
+impl Context {
+    /// What the API server has, as it was last seen.
+    #[must_use]
+    pub fn served(&self) -> Arc<Served> {
+        self.served.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Looks again and again; never ends.
+    pub(super) async fn watch_served(&self) {
+        loop {
+            let now = ask(&self.client).await;
+            let before =
+                std::mem::replace(&mut *self.served.lock().unwrap_or_else(PoisonError::into_inner), Arc::new(now.clone()));
+            if *before != now {
+                match &now {
+                    Served::Newer(unknown) => tracing::warn!(
+                        fields = some(unknown),
+                        "the CRD is newer than this operator; policies that use what it does not know are refused"
+                    ),
+                    Served::Untold => {
+                        tracing::warn!("the API server does not show its schemas; the CRD is taken for this version's")
+                    }
+                    other => match other.obstacle() {
+                        Some(obstacle) => tracing::warn!("{obstacle}; waiting"),
+                        None => tracing::info!("the CRD is this version's"),
+                    },
+                }
+            }
+            let settled = matches!(now, Served::Same | Served::Newer(_));
+            tokio::time::sleep(if settled { LATER } else { SOON }).await;
+        }
+    }
+}
+
+/// Asks the API server.
+pub async fn ask(client: &Client) -> Served {
+    let (group, version) = (IdleConnectionPolicy::group(&()), IdleConnectionPolicy::version(&()));
+    let Ok(request) = http::Request::get(format!("/openapi/v3/apis/{group}/{version}")).body(Vec::new()) else {
+        return Served::Untold;
+    };
+    let document: Json = match in_time(client.request(request)).await {
+        Ok(document) => document,
+        // It comes as plain text: there is no reason in it.
+        Err(super::Error::Kube(kube::Error::Api(status))) if status.code == 404 => return Served::Missing,
+        Err(_) => return Served::Untold,
+    };
+    let kind = IdleConnectionPolicy::kind(&());
+    let schemas = document["components"]["schemas"].as_object();
+    let Some(schema) = schemas.and_then(|all| all.iter().find(|(name, _)| name.rsplit('.').next() == Some(&*kind))) else {
+        return Served::Missing;
+    };
+    match schema::difference(schema.1) {
+        Difference { missing, .. } if !missing.is_empty() => Served::Older(missing),
+        Difference { unknown, .. } if !unknown.is_empty() => Served::Newer(unknown),
+        Difference { .. } => Served::Same,
+    }
+}
+
+/// What is said of a policy that uses what this program does not know; `None` where it does not.
+pub fn refusal(object: &Json) -> Option<String> {
+    let unknown = schema::unknown(object);
+    (!unknown.is_empty()).then(|| {
+        format!(
+            "{} is of a newer version: upgrade the operator from {}, or take it out",
+            some(&unknown),
+            env!("CARGO_PKG_VERSION")
+        )
+    })
+}

@@ -1,0 +1,201 @@
+//! The three truths of every limit, node by node: what is desired, what the node stores, what its process is known to use.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Cause,
+    conditions::{Seen, in_use},
+};
+use crate::api::{IdleConnectionPolicyStatus, Settings};
+
+/// One node, by its own word.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Truths {
+    /// Its name.
+    pub name: String,
+    /// What is written together with it: a Caddy server, an `AIStore` cluster, a file.
+    pub unit: String,
+    /// What it is to hold: the declared limits at the present openness, its own overrides included; those that it has a place for.
+    pub desired: Settings,
+    /// What it stores of these. A limit that is set to nothing is absent.
+    pub programmed: Settings,
+    /// What its process is known to use of these.
+    pub in_effect: Settings,
+    /// How far that has come.
+    pub stage: Stage,
+    /// What stands in the way, where something does.
+    pub error: Option<String>,
+}
+
+/// How far a node has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub enum Stage {
+    /// Its process uses what is desired.
+    InEffect,
+    /// It stores what is desired; its process is not known to use all of it.
+    Programmed,
+    /// It stores something else.
+    Drifted,
+    /// It did not answer, or not as its kind does.
+    Unreachable,
+    /// It did not let the operator in.
+    Unauthorized,
+}
+
+/// Each node of a pass, by unit and name. `status` is what the same pass has reported.
+#[must_use]
+pub fn truths(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Truths> {
+    if seen.problem.is_some() {
+        return Vec::new();
+    }
+    let unchanged = std::collections::BTreeMap::new();
+    let changed = status.control.as_ref().map_or(&unchanged, |control| &control.changed);
+    let mut all = Vec::new();
+    for result in seen.units {
+        let blank = |name: &str| Truths {
+            name: name.to_owned(),
+            unit: result.unit.name.clone(),
+            desired: Settings::new(),
+            programmed: Settings::new(),
+            in_effect: Settings::new(),
+            stage: Stage::Unreachable,
+            error: None,
+        };
+        let failed = |name: &str, fault: &super::Fault| {
+            let refused = matches!(fault.cause, Cause::Unauthorized | Cause::Forbidden);
+            let stage = if refused { Stage::Unauthorized } else { Stage::Unreachable };
+            Truths { stage, error: Some(fault.message.clone()), ..blank(name) }
+        };
+        let state = match &result.state {
+            Ok(state) => state,
+            Err(fault) => {
+                all.push(failed(&result.unit.name, fault));
+                continue;
+            }
+        };
+        let saved = seen.saved.get(&result.unit.id).map(|saved| &saved.sites);
+        let desired = super::settings(&seen.plan.desired, seen.traits, &result.unit, state, saved);
+        for node in &state.nodes {
+            let stored = match &node.stored {
+                Ok(stored) => stored,
+                Err(fault) => {
+                    all.push(failed(&node.name, fault));
+                    continue;
+                }
+            };
+            let mut truths = blank(&node.name);
+            let mut used = true;
+            for (&knob, &value) in desired.iter().filter(|(knob, _)| stored.contains_key(knob)) {
+                truths.desired.insert(knob, value);
+                let Some(programmed) = stored[&knob] else { continue };
+                truths.programmed.insert(knob, programmed);
+                if in_use(knob, seen.traits, changed, seen.started, state, node) == Some(true) {
+                    truths.in_effect.insert(knob, programmed);
+                } else {
+                    used = false;
+                }
+            }
+            truths.stage = match (truths.programmed == truths.desired, used) {
+                (false, _) => Stage::Drifted,
+                (true, true) => Stage::InEffect,
+                (true, false) => Stage::Programmed,
+            };
+            truths.error = result.write.as_ref().map(|fault| fault.message.clone());
+            all.push(truths);
+        }
+    }
+    all.sort_by(|a, b| (&a.unit, &a.name).cmp(&(&b.unit, &b.name)));
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
+    use jiff::Timestamp;
+
+    use super::*;
+    use crate::{
+        api::{Knob, Value},
+        decide::{Capability, Declared, Fault, NodeState, Plan, Traits, Unit, UnitState, conditions::UnitResult},
+    };
+
+    const KNOB: Knob = Knob::ServerIdleTimeout;
+
+    fn seconds(n: u64) -> Value {
+        Value::Duration(Duration::from_secs(n))
+    }
+
+    /// What is to be said of a node that wants 30 s.
+    fn one(traits: Traits, node: NodeState) -> Truths {
+        let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None, identities: Vec::new() };
+        let state = Ok(UnitState { nodes: vec![node], ..UnitState::default() });
+        of(traits, UnitResult { unit, state, write: None })
+    }
+
+    fn of(traits: Traits, result: UnitResult) -> Truths {
+        let declared = Declared { settings: [(KNOB, seconds(30))].into(), ..Declared::default() };
+        let status = IdleConnectionPolicyStatus::default();
+        let seen = Seen {
+            generation: Some(1),
+            suspend: false,
+            declared: &declared,
+            traits: &traits,
+            problem: None,
+            units: &[result],
+            plan: &Plan { desired: declared.clone(), ..Plan::default() },
+            saved: &BTreeMap::new(),
+            original: None,
+            started: &BTreeMap::new(),
+            adaptive: None,
+            advice: &[],
+            previous: &status,
+            now: Timestamp::UNIX_EPOCH,
+        };
+        let mut all = truths(&seen, &status);
+        assert_eq!(all.len(), 1);
+        all.remove(0)
+    }
+
+    #[test]
+    fn what_is_stored_is_not_what_is_used() {
+        let hot = Traits::PLAIN;
+        let late = Traits { capability: |_| Capability::AfterRestart, ..Traits::PLAIN };
+        let stores = |secs: Option<u64>| NodeState::new("n", Ok([(KNOB, secs.map(seconds))].into()));
+        let seen = |truths: Truths| (truths.stage, truths.programmed.get(&KNOB).copied(), truths.in_effect.get(&KNOB).copied());
+        assert_eq!(seen(one(hot, stores(Some(30)))), (Stage::InEffect, Some(seconds(30)), Some(seconds(30))));
+        assert_eq!(seen(one(hot, stores(Some(9)))), (Stage::Drifted, Some(seconds(9)), Some(seconds(9))));
+        assert_eq!(seen(one(hot, stores(None))), (Stage::Drifted, None, None), "set to nothing");
+        assert_eq!(seen(one(late, stores(Some(30)))), (Stage::Programmed, Some(seconds(30)), None), "not known to be used");
+        let placeless = one(hot, NodeState::new("n", Ok(BTreeMap::new())));
+        assert_eq!((placeless.stage, placeless.desired.len()), (Stage::InEffect, 0), "what it has no place for it need not hold");
+    }
+
+    #[test]
+    fn who_does_not_answer_has_no_truths_and_a_reason() {
+        for (cause, stage) in [
+            (Cause::Unreachable, Stage::Unreachable),
+            (Cause::NotReady, Stage::Unreachable),
+            (Cause::Unauthorized, Stage::Unauthorized),
+            (Cause::Forbidden, Stage::Unauthorized),
+        ] {
+            let fault = || Fault::new(cause, "why");
+            let unit = Unit { id: "u".into(), name: "n".into(), address: String::new(), role: None, identities: Vec::new() };
+            let whole = of(Traits::PLAIN, UnitResult { unit, state: Err(fault()), write: None });
+            let node = one(Traits::PLAIN, NodeState::new("n", Err(fault())));
+            for truths in [whole, node] {
+                assert_eq!((truths.stage, truths.error.as_deref(), truths.name.as_str()), (stage, Some("why"), "n"));
+                assert!(truths.desired.is_empty() && truths.programmed.is_empty() && truths.in_effect.is_empty());
+            }
+        }
+    }
+
+    #[test]
+    fn what_stands_in_the_way_of_a_write_is_said_of_its_nodes() {
+        let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None, identities: Vec::new() };
+        let node = NodeState::new("n", Ok([(KNOB, Some(seconds(9)))].into()));
+        let state = Ok(UnitState { nodes: vec![node], ..UnitState::default() });
+        let truths = of(Traits::PLAIN, UnitResult { unit, state, write: Some(Fault::new(Cause::Rejected, "no")) });
+        assert_eq!((truths.stage, truths.error.as_deref()), (Stage::Drifted, Some("no")));
+    }
+}

@@ -1,0 +1,147 @@
+//! The pool's counts, for Prometheus.
+
+use std::collections::HashMap;
+
+use prometheus::{
+    core::{Collector, Desc},
+    proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
+};
+
+use crate::pool::{Closed, Pool, Statistics};
+
+/// The pool's counts, as they are when they are asked for. A provider that is gone has none.
+pub struct Connections {
+    pool: Pool,
+    descriptions: Vec<Desc>,
+}
+
+/// What is said of each provider: name, whether it only grows, what more tells its series apart, and help.
+const SAID: [(&str, bool, &[&str], &str); 8] = [
+    (
+        "idleconn_pool_connections",
+        false,
+        &["state"],
+        "The operator's own connections, active or idle; idle ones that grow without end would be the very trouble it is there against",
+    ),
+    ("idleconn_pool_requests_total", true, &[], "Requests over the operator's own connections"),
+    (
+        "idleconn_pool_reused_total",
+        true,
+        &[],
+        "Those over a connection that had served before; by requests below 0.7 something closes them too soon",
+    ),
+    (
+        "idleconn_pool_opened_total",
+        true,
+        &[],
+        "Connections that the operator has made; a high rate costs handshakes, on both sides",
+    ),
+    (
+        "idleconn_pool_refused_total",
+        true,
+        &[],
+        "Connections that could not be made: refused, unreachable, timed out, or without trust",
+    ),
+    (
+        "idleconn_pool_closed_total",
+        true,
+        &["reason"],
+        "Connections closed: expired, lifetime, peer, full, done, broken, abandoned or destroyed",
+    ),
+    ("idleconn_pool_waits_total", true, &[], "Requests that waited for a connection because all of them were in use"),
+    ("idleconn_pool_wait_seconds_total", true, &[], "How long they waited in all; by waits it is the mean"),
+];
+
+impl Connections {
+    pub fn new(pool: Pool) -> prometheus::Result<Self> {
+        let described = |(name, _, more, help): (&str, bool, &[&str], &str)| {
+            let labels = ["provider", "protocol"].iter().chain(more).map(ToString::to_string).collect();
+            Desc::new(name.to_owned(), help.to_owned(), labels, HashMap::new())
+        };
+        Ok(Self { pool, descriptions: SAID.into_iter().map(described).collect::<prometheus::Result<_>>()? })
+    }
+}
+
+#[allow(clippy::cast_precision_loss)] // Counts below 2^53.
+fn series(statistics: &Statistics, name: &str) -> Vec<(Option<&'static str>, f64)> {
+    let tally = &statistics.tally;
+    let one = |value: u64| vec![(None, value as f64)];
+    match name {
+        "idleconn_pool_connections" => {
+            vec![(Some("active"), (tally.active + tally.connecting) as f64), (Some("idle"), tally.idle as f64)]
+        }
+        "idleconn_pool_requests_total" => one(tally.requests),
+        "idleconn_pool_reused_total" => one(tally.reuses),
+        "idleconn_pool_opened_total" => one(tally.opened),
+        "idleconn_pool_refused_total" => one(tally.refused),
+        "idleconn_pool_waits_total" => one(tally.waits),
+        "idleconn_pool_wait_seconds_total" => vec![(None, tally.waited as f64 / 1e9)],
+        _ => Closed::ALL.into_iter().map(|why| (Some(why.name()), tally.closed(why) as f64)).filter(|(_, n)| *n > 0.0).collect(),
+    }
+}
+
+impl Collector for Connections {
+    fn desc(&self) -> Vec<&Desc> {
+        self.descriptions.iter().collect()
+    }
+
+    fn collect(&self) -> Vec<MetricFamily> {
+        let all = self.pool.statistics();
+        let label = |name: &str, value: &str| {
+            let mut label = LabelPair::default();
+            label.set_name(name.to_owned());
+            label.set_value(value.to_owned());
+            label
+        };
+        let family = |(name, grows, more, help): (&str, bool, &[&str], &str)| {
+            let mut metrics = Vec::new();
+            for one in &all {
+                for (apart, value) in series(one, name) {
+                    let mut labels = vec![label("protocol", one.protocol.name()), label("provider", &one.provider)];
+                    labels.extend(more.iter().zip(apart).map(|(name, value)| label(name, value)));
+                    let mut metric = Metric::default();
+                    metric.set_label(labels);
+                    if grows {
+                        let mut counter = Counter::default();
+                        counter.set_value(value);
+                        metric.set_counter(counter);
+                    } else {
+                        let mut gauge = Gauge::default();
+                        gauge.set_value(value);
+                        metric.set_gauge(gauge);
+                    }
+                    metrics.push(metric);
+                }
+            }
+            let mut family = MetricFamily::default();
+            family.set_name(name.to_owned());
+            family.set_help(help.to_owned());
+            family.set_field_type(if grows { MetricType::COUNTER } else { MetricType::GAUGE });
+            family.set_metric(metrics);
+            family
+        };
+        SAID.into_iter().map(family).filter(|family| !family.get_metric().is_empty()).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::{metrics::Metrics, pool::Request};
+
+    #[tokio::test]
+    async fn the_operators_own_connections_are_counted_by_provider_and_gone_with_it() {
+        let (metrics, pool) = (Metrics::new().expect("metrics"), Pool::default());
+        metrics.connections(&pool).expect("registered");
+        assert!(metrics.connections(&pool).is_err(), "once is enough");
+        let request = Request::get("http://127.0.0.1:1", "/", Duration::from_secs(5));
+        pool.provider("shop/gw").send(None, request).await.expect_err("nobody listens there");
+        let text = metrics.text().expect("text");
+        assert!(text.contains(r#"idleconn_pool_refused_total{protocol="http",provider="shop/gw"} 1"#), "{text}");
+        assert!(text.contains(r#"idleconn_pool_connections{protocol="http",provider="shop/gw",state="idle"} 0"#), "{text}");
+        pool.forget("shop/gw");
+        assert!(!metrics.text().expect("text").contains("shop/gw"));
+    }
+}

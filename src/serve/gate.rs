@@ -1,0 +1,247 @@
+//! Who may see what. The API server says who a token's owner is and what they may do; nothing is decided here.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    hash::Hash,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+
+use axum::http::{HeaderMap, header};
+use k8s_openapi::api::{
+    authentication::v1::{TokenReview, TokenReviewSpec, UserInfo},
+    authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
+};
+use kube::{Api, Client, Resource as _, api::PostParams};
+use tokio::{sync::Semaphore, time::Instant};
+
+use super::answer::Error;
+use crate::api::IdleConnectionPolicy;
+
+/// How long an answer of the API server is good for: a right that is taken away is gone after this.
+const GOOD_FOR: Duration = Duration::from_secs(10);
+/// How long the API server may take.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Answers that are remembered.
+const MOST: usize = 1024;
+/// Questions to the API server at the same time: whoever tries tokens here must not try them there as fast.
+const AT_ONCE: usize = 8;
+/// Longer than any token.
+const LONGEST: usize = 16 * 1024;
+
+/// Answers, for as long as they are good.
+struct Remembered<K, V>(Mutex<HashMap<K, (Instant, V)>>);
+
+impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
+    fn get(&self, key: &K) -> Option<V> {
+        let answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        answers.get(key).filter(|(since, _)| since.elapsed() < GOOD_FOR).map(|(_, answer)| answer.clone())
+    }
+
+    fn put(&self, key: K, answer: V) {
+        let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if answers.len() >= MOST {
+            answers.retain(|_, (since, _)| since.elapsed() < GOOD_FOR);
+        }
+        if answers.len() < MOST {
+            answers.insert(key, (Instant::now(), answer));
+        }
+    }
+}
+
+/// A token's owner, by the API server's word, under the hash of the token.
+#[derive(Clone)]
+pub struct Caller {
+    key: [u8; 32],
+    user: UserInfo,
+}
+
+impl Caller {
+    /// What the API server calls them.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        self.user.username.as_deref().unwrap_or_default()
+    }
+}
+
+/// What somebody wants to do.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Deed {
+    /// Look at policies and their connections.
+    Get,
+    /// Close connections.
+    Destroy,
+}
+
+impl Deed {
+    const fn verb(self) -> &'static str {
+        match self {
+            Self::Get => "get",
+            Self::Destroy => "delete",
+        }
+    }
+
+    const fn subresource(self) -> Option<&'static str> {
+        match self {
+            Self::Get => None,
+            Self::Destroy => Some("connections"),
+        }
+    }
+
+    const fn resource(self) -> &'static str {
+        match self {
+            Self::Get => "idleconnectionpolicies",
+            Self::Destroy => "idleconnectionpolicies/connections",
+        }
+    }
+}
+
+/// Asks the API server, or in a demonstration nobody.
+pub struct Gate {
+    /// `None` where everything is open: a demonstration on loopback.
+    client: Option<Client>,
+    callers: Remembered<[u8; 32], Option<UserInfo>>,
+    rights: Remembered<([u8; 32], Deed, Option<String>), bool>,
+    turns: Semaphore,
+}
+
+/// What a caller may see.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Sight {
+    /// Everything, what belongs to no namespace included.
+    All,
+    /// What belongs to these namespaces.
+    Of(BTreeSet<String>),
+}
+
+impl Sight {
+    /// Whether it takes in a namespace; `None` stands for what belongs to none.
+    #[must_use]
+    pub fn has(&self, namespace: Option<&str>) -> bool {
+        match self {
+            Self::All => true,
+            Self::Of(namespaces) => namespace.is_some_and(|namespace| namespaces.contains(namespace)),
+        }
+    }
+}
+
+impl Gate {
+    /// One that asks the API server, through a client that may write whoever acts; or one that is open.
+    #[must_use]
+    pub fn new(client: Option<Client>) -> Self {
+        let (callers, rights) = (Remembered(Mutex::default()), Remembered(Mutex::default()));
+        Self { client, callers, rights, turns: Semaphore::new(AT_ONCE) }
+    }
+
+    /// Whether everything is open.
+    #[must_use]
+    pub const fn is_open(&self) -> bool {
+        self.client.is_none()
+    }
+
+    async fn ask<T>(&self, question: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
+        let asked = async {
+            let _turn = self.turns.acquire().await;
+            question.await
+        };
+        match tokio::time::timeout(PATIENCE, asked).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(kube::Error::Api(status))) if status.is_forbidden() => Err(Error::Unavailable(
+                "the operator may not ask the API server about callers; bind it to the ClusterRole system:auth-delegator",
+            )),
+            Ok(Err(_)) | Err(_) => Err(Error::Unavailable("the API server could not be asked about the caller")),
+        }
+    }
+
+    /// Whose token a request has; `None` where everything is open.
+    pub async fn caller(&self, headers: &HeaderMap) -> Result<Option<Caller>, Error> {
+        let Some(client) = &self.client else { return Ok(None) };
+        let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).ok_or(Error::Unauthorized)?;
+        let (scheme, token) = value.split_once(' ').ok_or(Error::Unauthorized)?;
+        let token = token.trim();
+        if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() || token.len() > LONGEST {
+            return Err(Error::Unauthorized);
+        }
+        // Tokens themselves are not kept.
+        let mut key = [0; 32];
+        key.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, token.as_bytes()).as_ref());
+        let user = match self.callers.get(&key) {
+            Some(user) => user,
+            None => {
+                let review = TokenReview {
+                    spec: TokenReviewSpec { token: Some(token.to_owned()), audiences: None },
+                    ..TokenReview::default()
+                };
+                let api = Api::<TokenReview>::all(client.clone());
+                let status = self.ask(api.create(&PostParams::default(), &review)).await?.status.unwrap_or_default();
+                let user = status.user.filter(|_| status.authenticated == Some(true));
+                self.callers.put(key, user.clone());
+                user
+            }
+        };
+        Ok(Some(Caller { key, user: user.ok_or(Error::Unauthorized)? }))
+    }
+
+    async fn may(&self, caller: &Caller, deed: Deed, namespace: Option<&str>) -> Result<bool, Error> {
+        let Some(client) = &self.client else { return Ok(true) };
+        let key = (caller.key, deed, namespace.map(str::to_owned));
+        if let Some(known) = self.rights.get(&key) {
+            return Ok(known);
+        }
+        let UserInfo { extra, groups, uid, username } = caller.user.clone();
+        let review = SubjectAccessReview {
+            spec: SubjectAccessReviewSpec {
+                user: username,
+                uid,
+                groups,
+                extra,
+                resource_attributes: Some(ResourceAttributes {
+                    group: Some(IdleConnectionPolicy::group(&()).into_owned()),
+                    resource: Some(IdleConnectionPolicy::plural(&()).into_owned()),
+                    subresource: deed.subresource().map(str::to_owned),
+                    verb: Some(deed.verb().to_owned()),
+                    namespace: namespace.map(str::to_owned),
+                    ..ResourceAttributes::default()
+                }),
+                ..SubjectAccessReviewSpec::default()
+            },
+            ..SubjectAccessReview::default()
+        };
+        let api = Api::<SubjectAccessReview>::all(client.clone());
+        let allowed = self.ask(api.create(&PostParams::default(), &review)).await?.status.is_some_and(|status| status.allowed);
+        self.rights.put(key, allowed);
+        Ok(allowed)
+    }
+
+    /// Refuses, unless the caller may do this in this namespace; `None` stands for all of them.
+    pub async fn check(&self, caller: Option<&Caller>, deed: Deed, namespace: Option<&str>) -> Result<(), Error> {
+        let Some(caller) = caller else { return Ok(()) };
+        if self.may(caller, deed, None).await? || (namespace.is_some() && self.may(caller, deed, namespace).await?) {
+            return Ok(());
+        }
+        Err(forbidden(caller, deed, namespace))
+    }
+
+    /// What of these namespaces a caller may look at; nothing at all is refused.
+    pub async fn sight(&self, caller: Option<&Caller>, namespaces: BTreeSet<String>) -> Result<Sight, Error> {
+        let Some(caller) = caller else { return Ok(Sight::All) };
+        if self.may(caller, Deed::Get, None).await? {
+            return Ok(Sight::All);
+        }
+        let asked =
+            namespaces.iter().map(async |namespace| Ok((namespace.clone(), self.may(caller, Deed::Get, Some(namespace)).await?)));
+        let answers = futures::future::join_all(asked).await.into_iter().collect::<Result<Vec<_>, Error>>()?;
+        let seen: BTreeSet<_> = answers.into_iter().filter(|(_, may)| *may).map(|(namespace, _)| namespace).collect();
+        if seen.is_empty() { Err(forbidden(caller, Deed::Get, None)) } else { Ok(Sight::Of(seen)) }
+    }
+}
+
+fn forbidden(caller: &Caller, deed: Deed, namespace: Option<&str>) -> Error {
+    Error::Forbidden {
+        user: caller.name().to_owned(),
+        verb: deed.verb(),
+        resource: deed.resource(),
+        place: namespace
+            .map_or_else(|| "in any namespace with a policy".to_owned(), |namespace| format!("in namespace {namespace}")),
+    }
+}

@@ -1,0 +1,38 @@
+//! The operator's metrics and its health, for Prometheus and the kubelet.
+
+use std::sync::Arc;
+
+use axum::{Router, extract::State, http::StatusCode, routing::get};
+use tokio::net::TcpListener;
+
+use crate::controller::Context;
+
+/// Serves `/metrics`, `/healthz` (the process is alive) and `/readyz` (policies are listed, and the CRD is one that can be worked with).
+///
+/// # Errors
+/// Where the listener fails.
+pub async fn health(listener: TcpListener, context: Arc<Context>) -> std::io::Result<()> {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(readyz))
+        .with_state(context);
+    axum::serve(listener, router).await
+}
+
+async fn metrics(State(context): State<Arc<Context>>) -> Result<([(&'static str, &'static str); 1], String), StatusCode> {
+    context.metrics.leads(context.leadership.holds());
+    let text = context.metrics.text().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
+    Ok(([("content-type", "text/plain; version=0.0.4; charset=utf-8")], text))
+}
+
+async fn readyz(State(context): State<Arc<Context>>) -> (StatusCode, String) {
+    let waits = context
+        .served()
+        .obstacle()
+        .or_else(|| (!context.is_ready()).then(|| "policies are not listed yet: may the operator read them?".to_owned()));
+    match waits {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(waits) => (StatusCode::SERVICE_UNAVAILABLE, waits + "\n"),
+    }
+}

@@ -1,0 +1,83 @@
+//! Takes connections in, so many at once, each with a time for its request to come.
+
+use std::{sync::Arc, time::Duration};
+
+use axum::Router;
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+    sync::Semaphore,
+};
+
+use super::answer::{Error, RETRY_AFTER};
+
+/// Connections that are served at once.
+const MOST: usize = 256;
+/// Connections beyond those that are told so at once; whoever comes on top of them is not.
+const MOST_REFUSED: usize = 1024;
+/// How long a request's head may take to come, and how long a connection is kept for the next one.
+const HEAD: Duration = Duration::from_secs(15);
+/// How long a reader may take nothing of what it was sent.
+const STALLED: Duration = Duration::from_secs(30);
+/// How long somebody who is refused may take to ask.
+const REFUSED: Duration = Duration::from_secs(1);
+/// What to wait after accepting has failed: there are too many files open.
+const BREATH: Duration = Duration::from_millis(100);
+
+/// Serves until the process ends.
+pub async fn listen(listener: TcpListener, router: Router) -> std::io::Result<()> {
+    let (served, refused) = (Arc::new(Semaphore::new(MOST)), Arc::new(Semaphore::new(MOST_REFUSED)));
+    loop {
+        let Ok((tcp, _)) = listener.accept().await else {
+            tokio::time::sleep(BREATH).await;
+            continue;
+        };
+        if let Ok(turn) = served.clone().try_acquire_owned() {
+            let router = router.clone();
+            tokio::spawn(async move {
+                // How it ended is the other side's affair.
+                let _ = serve(tcp, router).await;
+                drop(turn);
+            });
+        } else if let Ok(turn) = refused.clone().try_acquire_owned() {
+            tokio::spawn(async move {
+                let _ = tokio::time::timeout(REFUSED, refuse(tcp)).await;
+                drop(turn);
+            });
+        }
+    }
+}
+
+async fn serve(tcp: TcpStream, router: Router) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    tcp.set_nodelay(true)?;
+    // A reader that takes nothing is left: the system sees that before this program can.
+    SockRef::from(&tcp).set_tcp_user_timeout(Some(STALLED))?;
+    hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD)
+        .serve_connection(TokioIo::new(tcp), TowerToHyperService::new(router))
+        .await?;
+    Ok(())
+}
+
+/// Says that there are too many. The request is read first: an answer before it would be lost with the connection.
+async fn refuse(mut tcp: TcpStream) -> std::io::Result<()> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") && head.len() < 8192 {
+        if tcp.read_buf(&mut head).await? == 0 {
+            return Ok(());
+        }
+    }
+    let body = serde_json::to_string(&Error::Busy("as many connections are open as this server has").refusal())?;
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: {RETRY_AFTER}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    tcp.write_all(answer.as_bytes()).await?;
+    tcp.shutdown().await
+}
