@@ -13,7 +13,7 @@ pub struct Difference {
     pub unknown: Vec<String>,
 }
 
-/// Holds what is served, an OpenAPI schema of the kind, against this program's own.
+/// Holds what is served, the kind's schema as the API server publishes it, against this program's own.
 #[must_use]
 pub fn difference(served: &Json) -> Difference {
     let own = own();

@@ -63,7 +63,7 @@ pub async fn ask(config: Config, namespace: &str, options: &Nodes) -> Result<Nod
         None => viewer(&client, &options.operator_namespace).await?,
     };
     let pods = Api::<Pod>::namespaced(client, &options.operator_namespace);
-    let mut last = problem(format!(
+    let mut failure = problem(format!(
         "no operator runs in namespace {}; give --operator-namespace, or --operator and its address",
         options.operator_namespace
     ));
@@ -75,11 +75,11 @@ pub async fn ask(config: Config, namespace: &str, options: &Nodes) -> Result<Nod
         let Some(stream) = forwarded.take_stream(PORT) else { continue };
         // The one that acts knows; the others say so.
         match exchange(stream, "localhost", &path, Some(&token)).await.and_then(|answer| read(&answer)) {
-            Ok(list) => return Ok(list),
-            Err(error) => last = error,
+            Ok(found) => return Ok(found),
+            Err(error) => failure = error,
         }
     }
-    Err(last)
+    Err(failure)
 }
 
 /// The token that the kubeconfig has, whatever it takes to get one; `None` where it has a certificate.

@@ -13,6 +13,7 @@ const EACH: u32 = 2;
 
 /// Room for the nodes that are asked again and again, each `every` so often: a connection that is closed in between costs a handshake each
 /// time, and that is what this operator is there against.
+#[must_use]
 pub fn settings(nodes: usize, every: Duration) -> Settings {
     let settings = Settings::default();
     let wanted = u32::try_from(nodes).unwrap_or(u32::MAX).saturating_mul(EACH);

@@ -87,12 +87,15 @@ impl Context {
                         "the CRD is newer than this operator; policies that use what it does not know are refused"
                     ),
                     Served::Untold => {
-                        tracing::warn!("the API server does not show its schemas; the CRD is taken for this version's")
+                        tracing::warn!("the API server does not show its schemas; the CRD is taken for this version's");
                     }
-                    other => match other.obstacle() {
-                        Some(obstacle) => tracing::warn!("{obstacle}; waiting"),
-                        None => tracing::info!("the CRD is this version's"),
-                    },
+                    other => {
+                        if let Some(obstacle) = other.obstacle() {
+                            tracing::warn!("{obstacle}; waiting");
+                        } else {
+                            tracing::info!("the CRD is this version's");
+                        }
+                    }
                 }
             }
             let settled = matches!(now, Served::Same | Served::Newer(_));
@@ -126,6 +129,7 @@ pub async fn ask(client: &Client) -> Served {
 }
 
 /// What is said of a policy that uses what this program does not know; `None` where it does not.
+#[must_use]
 pub fn refusal(object: &Json) -> Option<String> {
     let unknown = schema::unknown(object);
     (!unknown.is_empty()).then(|| {

@@ -95,14 +95,13 @@ impl Agent {
 
     /// Waits for a turn, after all who came before; `None` where there was none until then.
     pub async fn turn(self: &Arc<Self>, until: Instant) -> Option<Turn> {
-        let permit = match self.turns.clone().try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                let mut waiting = Waiting::begin(self);
-                let permit = timeout_at(until, self.turns.clone().acquire_owned()).await.ok()?.ok()?;
-                waiting.served = true;
-                permit
-            }
+        let permit = if let Ok(permit) = self.turns.clone().try_acquire_owned() {
+            permit
+        } else {
+            let mut waiting = Waiting::begin(self);
+            let permit = timeout_at(until, self.turns.clone().acquire_owned()).await.ok()?.ok()?;
+            waiting.served = true;
+            permit
         };
         Some(Turn { agent: self.clone(), permit: Some(permit) })
     }

@@ -235,6 +235,10 @@ fn sockets(server: &Server) -> usize {
     fields.filter(|fields| fields[2].ends_with(&remote) && fields[9] != "0").count()
 }
 
+fn size(count: u64) -> usize {
+    usize::try_from(count).expect("small")
+}
+
 #[tokio::test]
 async fn every_connection_is_counted_and_so_is_its_end() {
     let one = |settings: Settings, script: Vec<Act>, twice: bool| async move {
@@ -243,10 +247,10 @@ async fn every_connection_is_counted_and_so_is_its_end() {
             let _ = pool.send(None, Request { timeout: Duration::from_millis(200), ..server.ask(Method::GET) }).await;
         }
         let tally = pool.tally();
-        assert_eq!(tally.opened as usize, server.counts().0, "each connection was seen by the server");
-        assert_eq!(tally.requests as usize, server.counts().1, "and so was each request");
+        assert_eq!(size(tally.opened), server.counts().0, "each connection was seen by the server");
+        assert_eq!(size(tally.requests), server.counts().1, "and so was each request");
         assert_eq!(tally.open(), tally.opened - tally.closed.iter().sum::<u64>());
-        assert_eq!(tally.open() as usize, sockets(&server), "the kernel counts the same");
+        assert_eq!(size(tally.open()), sockets(&server), "the kernel counts the same");
         (pool.closed(), tally.reuses, tally.idle)
     };
     let default = Settings::default();

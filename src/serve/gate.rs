@@ -165,19 +165,16 @@ impl Gate {
         // Tokens themselves are not kept.
         let mut key = [0; 32];
         key.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, token.as_bytes()).as_ref());
-        let user = match self.callers.get(&key) {
-            Some(user) => user,
-            None => {
-                let review = TokenReview {
-                    spec: TokenReviewSpec { token: Some(token.to_owned()), audiences: None },
-                    ..TokenReview::default()
-                };
-                let api = Api::<TokenReview>::all(client.clone());
-                let status = self.ask(api.create(&PostParams::default(), &review)).await?.status.unwrap_or_default();
-                let user = status.user.filter(|_| status.authenticated == Some(true));
-                self.callers.put(key, user.clone());
-                user
-            }
+        let user = if let Some(user) = self.callers.get(&key) {
+            user
+        } else {
+            let spec = TokenReviewSpec { token: Some(token.to_owned()), audiences: None };
+            let api = Api::<TokenReview>::all(client.clone());
+            let (review, params) = (TokenReview { spec, ..TokenReview::default() }, PostParams::default());
+            let status = self.ask(api.create(&params, &review)).await?.status.unwrap_or_default();
+            let user = status.user.filter(|_| status.authenticated == Some(true));
+            self.callers.put(key, user.clone());
+            user
         };
         Ok(Some(Caller { key, user: user.ok_or(Error::Unauthorized)? }))
     }

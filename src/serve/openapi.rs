@@ -29,9 +29,12 @@ struct Route {
     /// What answers with, and which media type.
     schema: fn(&mut SchemaGenerator) -> Json_,
     media: &'static str,
-    query: Option<fn(&mut SchemaGenerator) -> (&'static str, Json_, &'static str)>,
+    query: Option<Query>,
     body: Option<fn(&mut SchemaGenerator) -> Json_>,
 }
+
+/// A parameter: its name, its schema, and what it is for.
+type Query = fn(&mut SchemaGenerator) -> (&'static str, Json_, &'static str);
 
 fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Json_ {
     json!(generator.subschema_for::<T>())

@@ -49,7 +49,8 @@ pub struct Policies {
     /// Whether the replica that answers is the one that acts: the others have no live figures.
     pub acting: bool,
     /// Each in one line.
-    pub policies: Vec<Summary>,
+    #[serde(rename = "policies")]
+    pub all: Vec<Summary>,
     /// The one that was asked for, in full.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<Policy>,
@@ -99,7 +100,7 @@ impl Watched {
             }
             Self::Policies(wanted) => wanted,
         };
-        let policies = api.summaries(headers).await?;
+        let all = api.summaries(headers).await?;
         let policy = match wanted {
             Some((namespace, name)) => match api.in_full(namespace, name, headers).await {
                 Ok(policy) => Some(policy),
@@ -109,7 +110,7 @@ impl Watched {
             },
             None => None,
         };
-        Ok(json(&Policies { time: time(), acting: api.context.leadership.holds(), policies, policy }))
+        Ok(json(&Policies { time: time(), acting: api.context.leadership.holds(), all, policy }))
     }
 }
 

@@ -1,8 +1,5 @@
 //! The API: what it says is what is there, who may see it, and what it does with those who ask for something else.
 
-#[path = "../golden/mod.rs"]
-mod golden;
-
 use std::{collections::BTreeSet, time::Duration};
 
 use futures::StreamExt as _;
@@ -10,13 +7,15 @@ use idleconn_operator::{leader::Leadership, serve};
 use reqwest::{Method, StatusCode};
 use serde_json::{Value as Json, json};
 
-use self::golden::check;
-use crate::support::{
-    admin_api::AdminApi,
-    api::{Api, answer, token},
-    caddy::typical,
-    eventually,
-    operator::{World, restless},
+use crate::{
+    golden::check,
+    support::{
+        admin_api::AdminApi,
+        api::{Api, answer, token},
+        caddy::typical,
+        eventually,
+        operator::{World, restless},
+    },
 };
 
 fn encoded(provider: &str) -> String {

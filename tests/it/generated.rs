@@ -1,8 +1,5 @@
 //! What is generated is what is in the tree. `make generate` writes it.
 
-#[path = "../golden/mod.rs"]
-mod golden;
-
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
@@ -17,9 +14,9 @@ use idleconn_operator::{
 };
 use serde_json::Value as Json;
 
-use self::golden::check;
 use crate::{
     formats::{every_limit, no_limit},
+    golden::check,
     support::cluster::ROOT,
 };
 

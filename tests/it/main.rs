@@ -4,6 +4,8 @@
 
 #![allow(clippy::large_futures, clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc, missing_docs)]
 
+#[path = "../golden/mod.rs"]
+mod golden;
 mod support;
 
 mod adaptive;

@@ -1,0 +1,171 @@
+//! The pool at its worst: a thousand providers whose servers refuse, reset, hang, dawdle and lie. In a process of its own, whose open files
+//! and memory are looked at.
+
+#![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::{StreamExt as _, stream};
+use idleconn_operator::pool::{Pool, Request, Settings, Tally};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpStream},
+};
+
+const PROVIDERS: usize = 1_000;
+/// Ten minutes of each provider being asked every ten seconds.
+const ROUNDS: usize = 60;
+/// After these, what a process needs for good has been taken.
+const WARM: usize = 10;
+const MAX_SOCKETS: u32 = 2;
+/// Requests of each provider at the same time: more than it has connections.
+const AT_ONCE: usize = 3;
+/// Requests of all.
+const IN_ALL: usize = 192;
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// What a server does with who comes.
+#[derive(Clone, Copy)]
+enum Habit {
+    Answers,
+    Resets,
+    Hangs,
+    Dawdles,
+    ClosesAfterwards,
+    SpeaksNoTls,
+}
+
+const HABITS: [Habit; 6] =
+    [Habit::Answers, Habit::Resets, Habit::Hangs, Habit::Dawdles, Habit::ClosesAfterwards, Habit::SpeaksNoTls];
+
+/// A server; how many are connected to it, and the most that ever were.
+async fn serve(habit: Habit) -> (String, Arc<AtomicUsize>) {
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let scheme = if matches!(habit, Habit::SpeaksNoTls) { "https" } else { "http" };
+    let address = format!("{scheme}://{}", listener.local_addr().unwrap());
+    let open = Arc::new(AtomicUsize::new(0));
+    let count = open.clone();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let count = count.clone();
+            tokio::spawn(async move {
+                count.fetch_add(1, Ordering::SeqCst);
+                let _ = act(stream, habit).await;
+                count.fetch_sub(1, Ordering::SeqCst);
+            });
+        }
+    });
+    (address, open)
+}
+
+async fn act(mut stream: TcpStream, habit: Habit) -> std::io::Result<()> {
+    let mut asked = Vec::new();
+    loop {
+        asked.clear();
+        while !asked.ends_with(b"\r\n\r\n") && !matches!(habit, Habit::SpeaksNoTls) {
+            if stream.read_buf(&mut asked).await? == 0 {
+                return Ok(());
+            }
+        }
+        match habit {
+            Habit::Answers => stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await?,
+            Habit::ClosesAfterwards => {
+                return stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
+            }
+            Habit::Resets => return socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)),
+            // Until whoever asked has gone.
+            Habit::Hangs => while stream.read_buf(&mut asked).await? > 0 {},
+            Habit::Dawdles => {
+                stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\nslow").await?;
+                while stream.read_buf(&mut asked).await? > 0 {}
+            }
+            Habit::SpeaksNoTls => return stream.write_all(b"220 mail.example.com ESMTP\r\n").await,
+        }
+    }
+}
+
+fn open_files() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+/// KiB that this process has in memory.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_providers_that_fail_in_every_way_cost_no_more_after_ten_minutes_than_after_two() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let settings = Settings { max_sockets: MAX_SOCKETS, max_free_sockets: 1, ..Settings::default() };
+    let pool = Pool::new(settings);
+    let mut servers = Vec::new();
+    for habit in HABITS {
+        servers.push(serve(habit).await);
+    }
+    // One that nobody serves.
+    let refuses = format!("http://{}", TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap());
+    let addresses: Vec<String> = servers.iter().map(|(address, _)| address.clone()).chain([refuses]).collect();
+    let of = |n: usize| addresses[n % addresses.len()].clone();
+    let (mut answered, mut failed) = (0, 0);
+    let mut costs = Vec::new();
+    for round in 0..ROUNDS {
+        let asked = stream::iter(0..PROVIDERS).map(|n| {
+            let (provider, address) = (pool.provider(&format!("p/{n}")), of(n));
+            async move {
+                // Those that hang are asked seldom: it takes them their time-out each.
+                let patience = if n % 7 == 2 || n % 7 == 3 { PATIENCE / 10 } else { PATIENCE };
+                let one = || provider.send(None, Request::get(&address, "/", patience));
+                futures::future::join_all((0..AT_ONCE).map(|_| one())).await
+            }
+        });
+        let answers: Vec<_> = asked.buffer_unordered(IN_ALL / AT_ONCE).collect().await;
+        for answer in answers.iter().flatten() {
+            if answer.is_ok() { answered += 1 } else { failed += 1 }
+        }
+        if round + 1 == WARM || round + 1 == ROUNDS {
+            // What is still open at the servers' ends is not the pool's.
+            let patience = tokio::time::Instant::now() + Duration::from_secs(20);
+            while servers.iter().map(|(_, open)| open.load(Ordering::SeqCst)).sum::<usize>() > idle(&pool) {
+                assert!(tokio::time::Instant::now() < patience, "connections are left open that the pool does not know of");
+                tokio::task::yield_now().await;
+            }
+            costs.push((open_files(), resident()));
+        }
+    }
+    let all = pool.statistics();
+    assert_eq!(all.len(), PROVIDERS, "each over one protocol");
+    for one in &all {
+        let Tally { connecting, active, waiting, peak, opened, .. } = one.tally;
+        assert_eq!((connecting, active, waiting), (0, 0, 0), "{} forgot somebody: {:?}", one.provider, one.tally);
+        assert!(peak <= u64::from(MAX_SOCKETS), "{} had {peak} connections", one.provider);
+        let closed: u64 = idleconn_operator::pool::Closed::ALL.into_iter().map(|why| one.tally.closed(why)).sum();
+        assert_eq!(opened, closed + one.tally.idle, "{}", one.provider);
+    }
+    assert_eq!(answered + failed, PROVIDERS * AT_ONCE * ROUNDS, "nobody was forgotten");
+    assert!(answered > failed / 2 && failed > answered / 2, "{answered} answered, {failed} did not");
+    let [(files, memory), (files_later, memory_later)] = costs[..] else { panic!("two looks") };
+    println!(
+        "{answered} answered, {failed} not; files {files} after {WARM} rounds and {files_later} after {ROUNDS}, memory {} and {} MiB",
+        memory / 1024,
+        memory_later / 1024
+    );
+    assert!(files_later <= files + 8, "{files} files, then {files_later}");
+    assert!(memory_later <= memory + memory / 10 + 2048, "{memory} KiB, then {memory_later}");
+    for n in 0..PROVIDERS {
+        pool.forget(&format!("p/{n}"));
+    }
+    assert!(pool.statistics().is_empty());
+}
+
+fn idle(pool: &Pool) -> usize {
+    usize::try_from(pool.statistics().iter().map(|one| one.tally.idle).sum::<u64>()).unwrap()
+}
