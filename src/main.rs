@@ -152,7 +152,8 @@ async fn run(options: Run) -> Result<(), Error> {
     operator.context.metrics.connections(&operator.context.pool)?;
     let listener =
         TcpListener::bind(options.metrics_address).await.map_err(|error| Error::Listen(options.metrics_address, error))?;
-    let api = api(&options, &client, operator.context.clone()).await?;
+    let context = operator.context.clone();
+    let api = api(&options, &client, context.clone()).await?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
     let stopping = {
         let mut stopped = stopped.clone();
@@ -178,9 +179,13 @@ async fn run(options: Run) -> Result<(), Error> {
         }
     };
     // The Lease is renewed until the work has ended, and only then given up.
+    let elected = async {
+        context.workable().await;
+        stands(election.as_mut()).await
+    };
     let ended = tokio::select! {
         ended = work => ended,
-        lost = stands(election.as_mut()) => return Err(lost.into()),
+        lost = elected => return Err(lost.into()),
     };
     if let Some(election) = &mut election {
         election.give_up().await;

@@ -40,7 +40,7 @@ use kube::{
         watcher,
     },
 };
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::{
     api::{IdleConnectionPolicy, IdleConnectionPolicySpec},
@@ -136,7 +136,7 @@ pub struct Context {
     /// What was seen of them.
     pub live: live::Board,
     ready: AtomicBool,
-    served: Mutex<Arc<served::Served>>,
+    served: watch::Sender<Arc<served::Served>>,
     /// Whether this process is the one that acts.
     pub leadership: Leadership,
     /// Itself, for tasks that must not keep it alive.
@@ -203,7 +203,7 @@ impl Operator {
             policies,
             live: live::Board::default(),
             ready: AtomicBool::new(false),
-            served: Mutex::default(),
+            served: watch::Sender::default(),
             leadership,
         });
         Self { context, writer, inbox }

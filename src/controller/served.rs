@@ -1,9 +1,6 @@
 //! The CRD as the API server serves it, held against the one that this program is made for.
 
-use std::{
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use kube::{Client, Resource as _};
 use serde_json::Value as Json;
@@ -71,15 +68,25 @@ impl Context {
     /// What the API server has, as it was last seen.
     #[must_use]
     pub fn served(&self) -> Arc<Served> {
-        self.served.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.served.borrow().clone()
+    }
+
+    /// Waits until there is a CRD that can be worked with. Whoever cannot work should not be the one that acts: during an upgrade the
+    /// replicas of the version before still can.
+    pub async fn workable(&self) {
+        // The sender is this one's own: it does not end.
+        let _ = self.served.subscribe().wait_for(|served| served.obstacle().is_none()).await;
     }
 
     /// Looks again and again; never ends.
     pub(super) async fn watch_served(&self) {
         loop {
-            let now = ask(&self.client).await;
-            let before =
-                std::mem::replace(&mut *self.served.lock().unwrap_or_else(PoisonError::into_inner), Arc::new(now.clone()));
+            let before = self.served();
+            let now = match (ask(&self.client).await, &*before) {
+                (Served::Untold, known) if *known != Served::Unasked => known.clone(),
+                (now, _) => now,
+            };
+            self.served.send_replace(Arc::new(now.clone()));
             if *before != now {
                 match &now {
                     Served::Newer(unknown) => tracing::warn!(
