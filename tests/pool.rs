@@ -22,7 +22,10 @@ const PROVIDERS: usize = 1_000;
 /// Ten minutes of each provider being asked every ten seconds.
 const ROUNDS: usize = 60;
 /// After these, what a process needs for good has been taken.
-const WARM: usize = 10;
+const WARM: usize = 20;
+/// What the allocator may keep beyond that, KiB: a hundred bytes for each request would be more. What is in use was the same after each
+/// round, 2.4 MiB (heaptrack).
+const KEPT: usize = 11 * 1024;
 const MAX_SOCKETS: u32 = 2;
 /// Requests of each provider at the same time: more than it has connections.
 const AT_ONCE: usize = 3;
@@ -166,7 +169,7 @@ async fn a_thousand_providers_that_fail_in_every_way_cost_no_more_after_ten_minu
         memory_later / 1024
     );
     assert!(files_later <= files + 8, "{files} files, then {files_later}");
-    assert!(memory_later <= memory + memory / 10 + 2048, "{memory} KiB, then {memory_later}");
+    assert!(memory_later <= memory + KEPT, "{memory} KiB, then {memory_later}");
     for n in 0..PROVIDERS {
         pool.forget(&format!("p/{n}"));
     }
