@@ -173,7 +173,10 @@ async fn run(options: Run) -> Result<(), Error> {
             () = api => Err(Error::Ended("the API server")),
             () = signalled() => {
                 stop.send_replace(true);
-                controller.await;
+                // What has been begun is ended first. A controller that waits for its first list would wait for that.
+                if context.is_listed() {
+                    controller.await;
+                }
                 Ok(())
             }
         }

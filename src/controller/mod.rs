@@ -168,10 +168,16 @@ impl Context {
         }
     }
 
+    /// Whether the policies have been listed once: nothing is begun before that.
+    #[must_use]
+    pub fn is_listed(&self) -> bool {
+        self.ready.load(Ordering::Relaxed)
+    }
+
     /// Whether the policies have been listed once: the CRD is there, may be read, and is one that can be worked with.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        self.ready.load(Ordering::Relaxed) && self.served().obstacle().is_none()
+        self.is_listed() && self.served().obstacle().is_none()
     }
 }
 

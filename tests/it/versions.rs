@@ -1,5 +1,7 @@
 //! An operator that meets no CRD, an older one, or a newer one. Each with a control plane of its own: a CRD is everybody's.
 
+use std::time::Duration;
+
 use idleconn_operator::api::{IdleConnectionPolicy, crd};
 use kube::{
     Api,
@@ -19,19 +21,26 @@ use crate::support::{
 
 struct Operator {
     address: String,
-    _process: std::process::Child,
+    process: tokio::process::Child,
 }
 
 impl Operator {
     async fn start(cluster: &Own) -> Self {
         let address = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
-        let process = leashed(env!("CARGO_BIN_EXE_idleconn-operator"))
+        let mut process = leashed(env!("CARGO_BIN_EXE_idleconn-operator"));
+        process
             .args(["run", "--metrics-address", &address, "--api-address", "none", "--resync-interval", "1s"])
             .args(["--allow-endpoints", "127.0.0.0/8", "--kubeconfig"])
-            .arg(cluster.kubeconfig())
-            .spawn()
-            .unwrap();
-        Self { address, _process: process }
+            .arg(cluster.kubeconfig());
+        Self { address, process: tokio::process::Command::from(process).spawn().unwrap() }
+    }
+
+    /// What the kubelet does; it ends by itself.
+    async fn stop(mut self) {
+        // The leash: it is told to end, and waited for.
+        drop(self.process.stdin.take());
+        let ended = tokio::time::timeout(Duration::from_secs(20), self.process.wait()).await;
+        ended.expect("it ends when it is told to").unwrap();
     }
 
     /// What `check` prints, and whether it is content.
@@ -79,6 +88,10 @@ async fn a_missing_or_older_crd_is_waited_for_and_what_a_newer_one_allows_is_ref
     let operator = Operator::start(&cluster).await;
     operator.says(StatusCode::SERVICE_UNAVAILABLE, "there is no CRD for policies: apply the one of this version").await;
 
+    operator.stop().await;
+    let operator = Operator::start(&cluster).await;
+    operator.says(StatusCode::SERVICE_UNAVAILABLE, "there is no CRD for policies").await;
+
     install(&client, &older()).await;
     operator
         .says(
@@ -119,7 +132,7 @@ async fn a_missing_or_older_crd_is_waited_for_and_what_a_newer_one_allows_is_ref
     condition("gw", "Programmed", "Programmed").await;
     let ready = format!("the CRD is this version's\nthe operator at http://{} is ready\n", operator.address);
     assert_eq!(operator.check(&cluster).await, (true, ready));
-    drop(operator);
+    operator.stop().await;
 
     // Rolled back, the operator meets a CRD that is ahead of it.
     install(&client, &newer()).await;
