@@ -198,10 +198,10 @@ mod tests {
         let list = read(body.to_string().as_bytes()).expect("a list");
         assert_eq!(
             rows(&list),
-            "NODE   TASKS    LIMIT                     DESIRED  PROGRAMMED  IN EFFECT  STATE        ERROR\n\
-             gw-1   90/100   server.idleTimeout        30s      30s         unknown    Programmed   -\n\
-             gw-1   90/100   server.readHeaderTimeout  5s       nothing     unknown    Programmed   -\n\
-             gw-2   unknown  -                         -        -           -          Unreachable  gw-2 did not answer\n"
+            "NODE   TASKS     LIMIT                      DESIRED   PROGRAMMED   IN EFFECT   STATE         ERROR\n\
+             gw-1   90/100    server.idleTimeout         30s       30s          unknown     Programmed    -\n\
+             gw-1   90/100    server.readHeaderTimeout   5s        nothing      unknown     Programmed    -\n\
+             gw-2   unknown   -                          -         -            -           Unreachable   gw-2 did not answer\n"
         );
     }
 
