@@ -63,6 +63,8 @@ async fn the_document_is_kept_to_whatever_is_sent() {
     assert!(built.status.success(), "schemathesis could not be installed; see above");
     let schemathesis = String::from_utf8(built.stdout).unwrap().trim().to_owned();
     let output = Command::new(schemathesis)
+        // It writes down what it has tried.
+        .current_dir(env!("CARGO_TARGET_TMPDIR"))
         // A stream has no end to be looked at.
         .args(["run", "--checks", "all", "--max-examples", "40", "--seed", "1", "--workers", "1", "--no-color"])
         .args(["--exclude-path-regex", "/stream$", "--request-timeout", "10"])
