@@ -6,10 +6,7 @@ use clap::Parser as _;
 use idleconn_operator::{
     api::crd,
     config::{Check, Cli, Cluster, Command, Release, Run},
-    controller::{
-        self, Context, Operator,
-        served::{self, Served},
-    },
+    controller::{self, Context, Operator, served},
     leader::{self, Election, Leadership},
     metrics::Metrics,
     pool::{Pool, Request},
@@ -86,14 +83,7 @@ async fn check(options: Check) -> Result<(), Error> {
     if let Some(obstacle) = served.obstacle() {
         return Err(Error::Check(obstacle));
     }
-    println!(
-        "{}",
-        match served {
-            Served::Newer(_) => "the CRD is newer than this operator; policies that use what it does not know are refused",
-            Served::Untold => "the API server does not show its schemas; the CRD is taken for this version's",
-            _ => "the CRD is this version's",
-        }
-    );
+    println!("{served}");
     let Some(address) = options.operator else { return Ok(()) };
     let pool = Pool::default();
     let answer = pool.provider("operator").send(None, Request::get(address.trim_end_matches('/'), "/readyz", PATIENCE)).await;

@@ -1,5 +1,7 @@
 //! Whether the API server's idea of a policy is this program's: a CRD may be older or newer than the operator that meets it.
 
+use std::sync::LazyLock;
+
 use serde_json::Value as Json;
 
 use super::crd;
@@ -32,9 +34,11 @@ pub fn unknown(object: &Json) -> Vec<String> {
     unknown
 }
 
-fn own() -> Json {
-    let mut crd = crd::crd();
-    crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"].take()
+/// The kind's schema, as this program's CRD has it. Made once: the CRD is put together from the types each time it is asked for.
+#[must_use]
+pub fn own() -> &'static Json {
+    static OWN: LazyLock<Json> = LazyLock::new(|| crd::crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"].take());
+    &OWN
 }
 
 fn compare(path: &str, own: &Json, served: &Json, difference: &mut Difference) {
@@ -85,12 +89,12 @@ mod tests {
 
     #[test]
     fn its_own_crd_is_neither_older_nor_newer() {
-        assert_eq!(difference(&own()), Difference::default());
+        assert_eq!(difference(own()), Difference::default());
     }
 
     #[test]
     fn what_is_not_there_makes_it_older_and_what_is_more_makes_it_newer() {
-        let mut served = own();
+        let mut served = own().clone();
         let spec = &mut served["properties"]["spec"]["properties"];
         spec.as_object_mut().expect("fields").remove("restart");
         spec["limits"]["properties"]["server"]["properties"]["patience"] = json!({"type": "string"});

@@ -155,7 +155,7 @@ pub fn rows(list: &NodeList) -> String {
 
 fn of_node(node: &Node) -> Vec<[String; 8]> {
     let [desired, programmed, in_effect] = [&node.desired, &node.programmed, &node.in_effect].map(Limits::settings);
-    let tasks = match (node.tasks, node.threshold, &node.gap) {
+    let tasks = match (node.load.tasks, node.load.threshold, &node.gap) {
         (Some(tasks), Some(threshold), _) => format!("{tasks}/{threshold}"),
         (Some(tasks), None, _) => tasks.to_string(),
         // What is missing is not zero.

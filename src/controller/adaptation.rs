@@ -92,7 +92,7 @@ impl Look {
 impl Adaptation {
     /// How many nodes are asked for samples, and how often.
     pub fn asked(&self) -> (usize, Duration) {
-        (self.sampler.nodes().len(), Duration::from_millis(u64::try_from(self.tuning.interval).unwrap_or(10_000)))
+        (self.sampler.count(), Duration::from_millis(u64::try_from(self.tuning.interval).unwrap_or(10_000)))
     }
 
     /// What the nodes last ran, as it comes.

@@ -1,6 +1,6 @@
 //! The CRD as the API server serves it, held against the one that this program is made for.
 
-use std::{sync::Arc, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use kube::{Client, Resource as _};
 use serde_json::Value as Json;
@@ -40,17 +40,28 @@ impl Served {
     /// Why nothing is done as long as it is so; `None` where something is.
     #[must_use]
     pub fn obstacle(&self) -> Option<String> {
+        matches!(self, Self::Unasked | Self::Missing | Self::Older(_)).then(|| self.to_string())
+    }
+}
+
+impl fmt::Display for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unasked => Some("the API server has not been asked for the CRD yet".to_owned()),
-            Self::Missing => Some(
-                "there is no CRD for policies: apply the one of this version, which `idleconn-operator crd` prints".to_owned(),
-            ),
-            Self::Older(missing) => Some(format!(
+            Self::Unasked => write!(f, "the API server has not been asked for the CRD yet"),
+            Self::Missing => {
+                write!(f, "there is no CRD for policies: apply the one of this version, which `idleconn-operator crd` prints")
+            }
+            Self::Untold => write!(f, "the API server does not show its schemas; the CRD is taken for this version's"),
+            Self::Same => write!(f, "the CRD is this version's"),
+            Self::Older(missing) => write!(
+                f,
                 "the CRD is older than this operator {}, and lacks {}: apply the one of this version, which `idleconn-operator crd` prints",
                 env!("CARGO_PKG_VERSION"),
                 some(missing)
-            )),
-            Self::Untold | Self::Same | Self::Newer(_) => None,
+            ),
+            Self::Newer(_) => {
+                write!(f, "the CRD is newer than this operator; policies that use what it does not know are refused")
+            }
         }
     }
 }
@@ -89,20 +100,10 @@ impl Context {
             self.served.send_replace(Arc::new(now.clone()));
             if *before != now {
                 match &now {
-                    Served::Newer(unknown) => tracing::warn!(
-                        fields = some(unknown),
-                        "the CRD is newer than this operator; policies that use what it does not know are refused"
-                    ),
-                    Served::Untold => {
-                        tracing::warn!("the API server does not show its schemas; the CRD is taken for this version's");
-                    }
-                    other => {
-                        if let Some(obstacle) = other.obstacle() {
-                            tracing::warn!("{obstacle}; waiting");
-                        } else {
-                            tracing::info!("the CRD is this version's");
-                        }
-                    }
+                    Served::Same => tracing::info!("{now}"),
+                    Served::Newer(unknown) => tracing::warn!(fields = some(unknown), "{now}"),
+                    Served::Untold => tracing::warn!("{now}"),
+                    Served::Unasked | Served::Missing | Served::Older(_) => tracing::warn!("{now}; waiting"),
                 }
             }
             let settled = matches!(now, Served::Same | Served::Newer(_));

@@ -7,7 +7,7 @@ use prometheus::{
     proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
 };
 
-use crate::pool::{Closed, Pool, Statistics};
+use crate::pool::{Closed, Pool, Tally};
 
 /// The pool's counts, as they are when they are asked for. A provider that is gone has none.
 pub struct Connections {
@@ -15,68 +15,79 @@ pub struct Connections {
     descriptions: Vec<Desc>,
 }
 
-/// What is said of each provider: name, whether it only grows, what more tells its series apart, and help.
-const SAID: [(&str, bool, &[&str], &str); 8] = [
-    (
-        "idleconn_pool_connections",
-        false,
-        &["state"],
-        "The operator's own connections, active or idle; idle ones that grow without end would be the very trouble it is there against",
-    ),
-    ("idleconn_pool_requests_total", true, &[], "Requests over the operator's own connections"),
-    (
+/// Values, each with what tells its series apart from the others of its name.
+type Values = Vec<(Option<&'static str>, f64)>;
+
+/// What is said of each provider.
+struct Said {
+    name: &'static str,
+    /// Whether it only grows.
+    grows: bool,
+    /// The label that tells several series apart, where there are several.
+    apart: Option<&'static str>,
+    help: &'static str,
+    values: fn(&Tally) -> Values,
+}
+
+const fn counter(name: &'static str, help: &'static str, values: fn(&Tally) -> Values) -> Said {
+    Said { name, grows: true, apart: None, help, values }
+}
+
+#[allow(clippy::cast_precision_loss)] // Counts below 2^53.
+fn one(value: u64) -> Values {
+    vec![(None, value as f64)]
+}
+
+#[allow(clippy::cast_precision_loss)] // Counts below 2^53.
+const SAID: [Said; 8] = [
+    Said {
+        name: "idleconn_pool_connections",
+        grows: false,
+        apart: Some("state"),
+        help: "The operator's own connections, active or idle; idle ones that grow without end would be the very trouble it is there against",
+        values: |tally| vec![(Some("active"), (tally.active + tally.connecting) as f64), (Some("idle"), tally.idle as f64)],
+    },
+    counter("idleconn_pool_requests_total", "Requests over the operator's own connections", |tally| one(tally.requests)),
+    counter(
         "idleconn_pool_reused_total",
-        true,
-        &[],
         "Those over a connection that had served before; by requests below 0.7 something closes them too soon",
+        |tally| one(tally.reuses),
     ),
-    (
+    counter(
         "idleconn_pool_opened_total",
-        true,
-        &[],
         "Connections that the operator has made; a high rate costs handshakes, on both sides",
+        |tally| one(tally.opened),
     ),
-    (
+    counter(
         "idleconn_pool_refused_total",
-        true,
-        &[],
         "Connections that could not be made: refused, unreachable, timed out, or without trust",
+        |tally| one(tally.refused),
     ),
-    (
-        "idleconn_pool_closed_total",
-        true,
-        &["reason"],
-        "Connections closed: expired, lifetime, peer, full, done, broken, abandoned or destroyed",
-    ),
-    ("idleconn_pool_waits_total", true, &[], "Requests that waited for a connection because all of them were in use"),
-    ("idleconn_pool_wait_seconds_total", true, &[], "How long they waited in all; by waits it is the mean"),
+    Said {
+        name: "idleconn_pool_closed_total",
+        grows: true,
+        apart: Some("reason"),
+        help: "Connections closed: expired, lifetime, peer, full, done, broken, abandoned or destroyed",
+        values: |tally| {
+            let each = Closed::ALL.into_iter().map(|why| (Some(why.name()), tally.closed(why) as f64));
+            each.filter(|(_, n)| *n > 0.0).collect()
+        },
+    },
+    counter("idleconn_pool_waits_total", "Requests that waited for a connection because all of them were in use", |tally| {
+        one(tally.waits)
+    }),
+    counter("idleconn_pool_wait_seconds_total", "How long they waited in all; by waits it is the mean", |tally| {
+        vec![(None, tally.waited as f64 / 1e9)]
+    }),
 ];
 
 impl Connections {
     pub fn new(pool: Pool) -> prometheus::Result<Self> {
-        let described = |(name, _, more, help): (&str, bool, &[&str], &str)| {
-            let labels = ["provider", "protocol"].iter().chain(more).map(ToString::to_string).collect();
+        let described = |Said { name, apart, help, .. }: Said| {
+            let labels = ["provider", "protocol"].into_iter().chain(apart).map(str::to_owned).collect();
             Desc::new(name.to_owned(), help.to_owned(), labels, HashMap::new())
         };
         Ok(Self { pool, descriptions: SAID.into_iter().map(described).collect::<prometheus::Result<_>>()? })
-    }
-}
-
-#[allow(clippy::cast_precision_loss)] // Counts below 2^53.
-fn series(statistics: &Statistics, name: &str) -> Vec<(Option<&'static str>, f64)> {
-    let tally = &statistics.tally;
-    let one = |value: u64| vec![(None, value as f64)];
-    match name {
-        "idleconn_pool_connections" => {
-            vec![(Some("active"), (tally.active + tally.connecting) as f64), (Some("idle"), tally.idle as f64)]
-        }
-        "idleconn_pool_requests_total" => one(tally.requests),
-        "idleconn_pool_reused_total" => one(tally.reuses),
-        "idleconn_pool_opened_total" => one(tally.opened),
-        "idleconn_pool_refused_total" => one(tally.refused),
-        "idleconn_pool_waits_total" => one(tally.waits),
-        "idleconn_pool_wait_seconds_total" => vec![(None, tally.waited as f64 / 1e9)],
-        _ => Closed::ALL.into_iter().map(|why| (Some(why.name()), tally.closed(why) as f64)).filter(|(_, n)| *n > 0.0).collect(),
     }
 }
 
@@ -93,12 +104,12 @@ impl Collector for Connections {
             label.set_value(value.to_owned());
             label
         };
-        let family = |(name, grows, more, help): (&str, bool, &[&str], &str)| {
+        let family = |Said { name, grows, apart, help, values }: Said| {
             let mut metrics = Vec::new();
             for one in &all {
-                for (apart, value) in series(one, name) {
+                for (which, value) in values(&one.tally) {
                     let mut labels = vec![label("protocol", one.protocol.name()), label("provider", &one.provider)];
-                    labels.extend(more.iter().zip(apart).map(|(name, value)| label(name, value)));
+                    labels.extend(apart.zip(which).map(|(name, value)| label(name, value)));
                     let mut metric = Metric::default();
                     metric.set_label(labels);
                     if grows {

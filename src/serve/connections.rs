@@ -27,8 +27,6 @@ const ENOUGH: u64 = 20;
 const MOST_IDLE: u64 = 50;
 /// Connections that do not grow older than this are opened too often.
 const YOUNG: Duration = Duration::from_secs(10);
-/// What an answer's body may hold.
-const LARGEST: usize = 4096;
 
 /// All providers together.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
@@ -466,7 +464,7 @@ pub async fn post_destroy(
 ) -> Result<Json<Answer<Destroyed>>, Error> {
     let caller = api.gate.caller(&headers).await?;
     api.gate.check(caller.as_ref(), Deed::Destroy, namespace(&provider)).await?;
-    let body = body.ok().filter(|body| body.len() <= LARGEST).ok_or(Error::TooLarge)?;
+    let body = body.map_err(|_| Error::TooLarge)?;
     let Destroy { protocol } = if body.is_empty() {
         Destroy::default()
     } else {

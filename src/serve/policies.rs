@@ -24,7 +24,7 @@ use super::{
 use crate::{
     api::{
         IdleConnectionPolicy, Limits,
-        status::{Decision, Nodes, PendingRestart, Recommendation, StatusLimits},
+        status::{Decision, Nodes, PendingRestart, Recommendation, StatusLimits, Tasks},
     },
     clock,
     controller::{
@@ -40,6 +40,33 @@ use crate::{
 
 /// How old a live figure may be before the status's is shown instead (milliseconds).
 const FRESH: i64 = 120_000;
+
+/// Tasks against their threshold. What could not be counted is absent.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct Load {
+    /// Tasks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tasks: Option<u64>,
+    /// Their threshold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub threshold: Option<u64>,
+    /// Tasks by threshold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pressure_percent: Option<u32>,
+}
+
+impl Load {
+    fn of(tasks: Option<f64>, threshold: Option<f64>, pressure: Option<f64>) -> Self {
+        Self { tasks: tasks.map(whole), threshold: threshold.map(whole), pressure_percent: pressure.map(percent) }
+    }
+}
+
+impl From<&Point> for Load {
+    fn from(point: &Point) -> Self {
+        Self::of(point.tasks, point.threshold, point.pressure)
+    }
+}
 
 /// A policy in one line.
 #[derive(Serialize, JsonSchema, Clone, Debug, PartialEq)]
@@ -59,15 +86,9 @@ pub struct Summary {
     pub deleting: bool,
     /// Its conditions.
     pub conditions: Vec<Condition>,
-    /// Tasks of the node that counts; absent while they cannot be counted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tasks: Option<u64>,
-    /// Its threshold; likewise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub threshold: Option<u64>,
-    /// Tasks by threshold; likewise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pressure_percent: Option<u32>,
+    /// Of the node that counts.
+    #[serde(flatten)]
+    pub load: Load,
     /// How far open the limits are: 100 is as declared, 0 the floor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub openness_percent: Option<u32>,
@@ -128,15 +149,9 @@ pub struct Policy {
 pub struct Moment {
     /// When.
     pub time: Time,
-    /// Tasks of the node that counts; absent where they could not be counted.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tasks: Option<u64>,
-    /// Its threshold; likewise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub threshold: Option<u64>,
-    /// Tasks by threshold; likewise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pressure_percent: Option<u32>,
+    /// Of the node that counts.
+    #[serde(flatten)]
+    pub load: Load,
     /// How far open the limits were.
     pub openness_percent: u32,
 }
@@ -163,15 +178,9 @@ pub struct Node {
     /// The last error, where there is one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Tasks, when it was last asked; absent where they are not counted or could not be.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tasks: Option<u64>,
-    /// Its threshold; likewise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub threshold: Option<u64>,
-    /// Tasks by threshold; likewise.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pressure_percent: Option<u32>,
+    /// When it was last asked.
+    #[serde(flatten)]
+    pub load: Load,
     /// Why there are no tasks, where they are asked for.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gap: Option<String>,
@@ -197,16 +206,13 @@ fn time(millis: i64) -> Time {
 pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, now: Timestamp) -> Summary {
     let status = policy.status.clone().unwrap_or_default();
     let point = point.filter(|point| now.as_millisecond() - point.time < FRESH);
-    let (tasks, threshold, pressure, openness) = match point {
-        Some(point) => {
-            (point.tasks.map(whole), point.threshold.map(whole), point.pressure.map(percent), Some(u32::from(point.openness)))
+    let (load, openness) = match &point {
+        Some(point) => (Load::from(point), Some(u32::from(point.openness))),
+        None => {
+            let count = |of: fn(&Tasks) -> Option<i64>| u64::try_from(of(status.tasks.as_ref()?)?).ok();
+            let (tasks, threshold) = (count(|tasks| tasks.percentile), count(|tasks| tasks.threshold));
+            (Load { tasks, threshold, pressure_percent: status.pressure_percent }, status.openness_percent)
         }
-        None => (
-            status.tasks.as_ref().and_then(|tasks| u64::try_from(tasks.percentile?).ok()),
-            status.tasks.as_ref().and_then(|tasks| u64::try_from(tasks.threshold?).ok()),
-            status.pressure_percent,
-            status.openness_percent,
-        ),
     };
     Summary {
         namespace: policy.namespace().unwrap_or_default(),
@@ -226,9 +232,7 @@ pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, now: Timesta
                 since: condition.last_transition_time,
             })
             .collect(),
-        tasks,
-        threshold,
-        pressure_percent: pressure,
+        load,
         openness_percent: openness,
         sampled: point.map(|point| time(point.time)),
         nodes: status.nodes,
@@ -251,13 +255,7 @@ pub fn full(policy: &IdleConnectionPolicy, live: Option<&Live>, now: Timestamp) 
         trend: trend
             .into_iter()
             .flatten()
-            .map(|point| Moment {
-                time: time(point.time),
-                tasks: point.tasks.map(whole),
-                threshold: point.threshold.map(whole),
-                pressure_percent: point.pressure.map(percent),
-                openness_percent: point.openness.into(),
-            })
+            .map(|point| Moment { time: time(point.time), load: point.into(), openness_percent: point.openness.into() })
             .collect(),
     }
 }
@@ -273,9 +271,7 @@ pub fn nodes(truths: &[Truths], samples: Option<&BTreeMap<String, NodeSample>>) 
             unit: truths.unit.clone(),
             stage: truths.stage,
             error: truths.error.clone(),
-            tasks: last.and_then(|measure| measure.tasks).map(whole),
-            threshold: last.and_then(|measure| measure.threshold).map(whole),
-            pressure_percent: last.map(|measure| percent(measure.pressure)),
+            load: last.map_or_else(Load::default, |measure| Load::of(measure.tasks, measure.threshold, Some(measure.pressure))),
             gap: sample.and_then(|sample| sample.gap).map(|gap| gap.sentence().to_owned()),
             desired: Limits::from(&truths.desired),
             programmed: Limits::from(&truths.programmed),

@@ -119,6 +119,12 @@ impl Sampler {
         self.watch.borrow().nodes.clone()
     }
 
+    /// How many they are.
+    #[must_use]
+    pub fn count(&self) -> usize {
+        self.watch.borrow().nodes.len()
+    }
+
     /// What the nodes last ran, as it comes.
     #[must_use]
     pub fn samples(&self) -> Samples {
