@@ -79,13 +79,13 @@ async fn command(cli: Cli) -> Result<(), Error> {
 }
 
 async fn check(options: Check) -> Result<(), Error> {
-    let served = served::ask(&client(&options.cluster).await?).await;
+    let pool = Pool::default();
+    let served = served::ask(&client(&options.cluster, &pool).await?).await;
     if let Some(obstacle) = served.obstacle() {
         return Err(Error::Check(obstacle));
     }
     println!("{served}");
     let Some(address) = options.operator else { return Ok(()) };
-    let pool = Pool::default();
     let answer = pool.provider("operator").send(None, Request::get(address.trim_end_matches('/'), "/readyz", PATIENCE)).await;
     match answer {
         Ok(answer) if answer.status == 200 => {
@@ -101,13 +101,14 @@ async fn check(options: Check) -> Result<(), Error> {
 
 async fn release(options: Release) -> Result<(), Error> {
     telemetry::start(options.cluster.log_format, &options.cluster.log_level)?;
-    let client = client(&options.cluster).await?;
+    let pool = Pool::default();
+    let client = client(&options.cluster, &pool).await?;
     let settings = options.cluster.settings(Duration::from_secs(30), false);
     let mut election = options.lease.terms()?.map(|terms| Election::new(client.clone(), terms));
     if let Some(election) = &mut election {
         election.seize().await?;
     }
-    let operator = Operator::new(&client, settings, Metrics::new()?, leadership(election.as_ref()));
+    let operator = Operator::new(&client, &pool, settings, Metrics::new()?, leadership(election.as_ref()));
     let released = tokio::select! {
         released = operator.release(options.all) => released,
         lost = stands(election.as_mut()) => return Err(lost.into()),
@@ -136,10 +137,11 @@ async fn stands(election: Option<&mut Election>) -> leader::Error {
 async fn run(options: Run) -> Result<(), Error> {
     telemetry::start(options.cluster.log_format, &options.cluster.log_level)?;
     let settings = options.cluster.settings(options.resync_interval, options.dry_run);
-    let client = client(&options.cluster).await?;
+    let pool = Pool::default();
+    let client = client(&options.cluster, &pool).await?;
     let mut election = options.lease.terms()?.map(|terms| Election::new(client.clone(), terms));
-    let operator = Operator::new(&client, settings, Metrics::new()?, leadership(election.as_ref()));
-    operator.context.metrics.connections(&operator.context.pool)?;
+    let operator = Operator::new(&client, &pool, settings, Metrics::new()?, leadership(election.as_ref()));
+    operator.context.metrics.connections(&pool)?;
     let listener =
         TcpListener::bind(options.metrics_address).await.map_err(|error| Error::Listen(options.metrics_address, error))?;
     let context = operator.context.clone();
@@ -214,7 +216,7 @@ async fn signalled() {
     }
 }
 
-async fn client(cluster: &Cluster) -> Result<Client, Error> {
+async fn client(cluster: &Cluster, pool: &Pool) -> Result<Client, Error> {
     let failed = |error: &dyn std::fmt::Display| Error::Cluster(error.to_string());
     let config = match &cluster.kubeconfig {
         Some(path) => {
@@ -223,5 +225,5 @@ async fn client(cluster: &Cluster) -> Result<Client, Error> {
         }
         None => Config::infer().await.map_err(|e| failed(&e))?,
     };
-    idleconn_operator::controller::client(config).map_err(|e| failed(&e))
+    controller::client(&config, pool).map_err(|e| failed(&e))
 }

@@ -1,31 +1,96 @@
 //! The way to the API server: asked once, its clock listened to, and nothing written without the lease.
 
+use std::time::Duration;
+
 use http::{Method, Request, header::DATE};
-use kube::{Client, Config, client::Body};
-use tower::{BoxError, service_fn};
+use kube::{
+    Client, Config,
+    client::{Body, ConfigExt as _},
+};
+use tower::{BoxError, ServiceBuilder, service_fn};
 
-use crate::{clock, leader::Leadership};
+use crate::{
+    clock,
+    leader::Leadership,
+    pool::{Patience, Pool, Settings, Trust},
+};
 
-/// A client that asks once. kube's own would ask again up to 15 times, for a quarter of an hour each, and hold a worker while it does:
-/// whoever asks here has a back-off of its own, and a 429 from the Eviction API is an answer. Every answer says what time it is.
-///
-/// # Errors
-/// Where the configuration cannot be used.
-pub fn client(mut config: Config) -> kube::Result<Client> {
-    config.default_retry = false;
-    let client = Client::try_from(config)?;
-    let namespace = client.default_namespace().to_owned();
-    let listening = service_fn(move |request: Request<Body>| {
-        let client = client.clone();
+/// The API server's connections, among the pool's providers.
+pub const PROVIDER: &str = "kubernetes";
+
+/// The API server gives up an idle connection after 90 s (`IdleTimeout` in Kubernetes' `secure_serving.go`): this side is
+/// the first, so that no request meets one that is about to be closed.
+const SETTINGS: Settings = Settings {
+    // Each watch keeps one for itself, and there may be one for each policy: a request that waits for a watch's would wait for ever.
+    max_sockets: 4096,
+    max_free_sockets: 16,
+    timeout: Duration::from_secs(60),
+    keep_alive: true,
+    keep_alive_delay: Duration::from_secs(30),
+    free_socket_timeout: Duration::from_secs(60),
+    max_socket_lifetime: Duration::from_secs(600),
+};
+
+const PATIENCE: Patience = Patience {
+    connecting: Duration::from_secs(10),
+    head: SETTINGS.timeout,
+    // A watch is begun anew after 290 s at the latest, as kube asks for it.
+    silence: Duration::from_secs(330),
+};
+
+/// Why there is no way to the API server.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// Tokens, certificates and CAs.
+    #[error("{0}")]
+    Config(#[from] kube::Error),
+    /// Requests go where they are sent, and nowhere else.
+    #[error(
+        "a proxy on the way to the API server is not supported: take proxy-url out of the kubeconfig, and HTTPS_PROXY out of the environment"
+    )]
+    Proxy,
+    /// Not a name that a certificate can hold.
+    #[error("tls-server-name {0:?} is not a name")]
+    Name(String),
+}
+
+/// A client over this pool's connections, that asks once. kube's own would ask again up to 15 times, for a quarter of an hour each, and hold
+/// a worker while it does: whoever asks here has a back-off of its own, and a 429 from the Eviction API is an answer. Every answer says what
+/// time it is.
+pub fn client(config: &Config, pool: &Pool) -> Result<Client, Error> {
+    if config.proxy_url.is_some() {
+        return Err(Error::Proxy);
+    }
+    pool.provider(PROVIDER).configure(SETTINGS);
+    let (pool, trust) = (pool.clone(), trust(config, pool)?);
+    let asked = service_fn(move |request: Request<Body>| {
+        let (provider, trust) = (pool.provider(PROVIDER), trust.clone());
         async move {
-            let response = client.send(request).await.map_err(plain)?;
+            let (head, body) = request.into_parts();
+            let request = Request::from_parts(head, body.collect_bytes().await.map_err(plain)?);
+            let response = provider.follow(trust.as_ref(), request, PATIENCE).await?;
             if let Some(date) = response.headers().get(DATE).and_then(|date| date.to_str().ok()) {
                 clock::heard(date);
             }
             Ok::<_, BoxError>(response)
         }
     });
-    Ok(Client::new(listening, namespace))
+    let service = ServiceBuilder::new()
+        .layer(config.base_uri_layer())
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .service(asked);
+    Ok(Client::new(service, config.default_namespace.clone()))
+}
+
+/// None over plain HTTP, where there is nothing to check.
+fn trust(config: &Config, pool: &Pool) -> Result<Option<Trust>, Error> {
+    if config.cluster_url.scheme_str() != Some("https") {
+        return Ok(None);
+    }
+    let name = config.tls_server_name.clone();
+    let name = name.map(|name| name.clone().try_into().map_err(|_| Error::Name(name))).transpose()?;
+    Ok(Some(pool.trust(config.rustls_client_config()?, name)))
 }
 
 /// The same, but it writes only while this process may act: the last look is right before a request leaves.

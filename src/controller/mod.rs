@@ -49,7 +49,7 @@ use crate::{
     pool::Pool,
     targets::{AllowList, Reach},
 };
-pub use client::client;
+pub use client::{Error as ClientError, PROVIDER, client};
 use memory::Memory;
 
 /// How long a call to the API server may take; kube's own retries would hold a worker for many minutes.
@@ -122,7 +122,7 @@ pub struct Settings {
 /// Everything a reconciliation needs.
 pub struct Context {
     client: Client,
-    /// Every request but those to the API server.
+    /// Every request, those to the API server included.
     pub pool: Pool,
     settings: Settings,
     /// The operator's own metrics.
@@ -192,7 +192,7 @@ pub struct Operator {
 impl Operator {
     /// Prepares; nothing is asked of anybody yet.
     #[must_use]
-    pub fn new(client: &Client, settings: Settings, metrics: Metrics, leadership: Leadership) -> Self {
+    pub fn new(client: &Client, pool: &Pool, settings: Settings, metrics: Metrics, leadership: Leadership) -> Self {
         let client = client::led(client, leadership.clone());
         let (nudges, inbox) = mpsc::unbounded_channel();
         let (policies, writer) = reflector::store();
@@ -200,7 +200,7 @@ impl Operator {
             me: me.clone(),
             pods: pods::Pods::new(client.clone(), nudges.clone()),
             client,
-            pool: Pool::led(leadership.clone()),
+            pool: pool.led(leadership.clone()),
             settings,
             metrics,
             board: claims::Board::default(),

@@ -19,6 +19,8 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 use url::{Host, Url};
 
+use super::Trust;
+
 /// A connection.
 pub type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
@@ -50,7 +52,7 @@ impl Names {
 }
 
 /// Connects; an error that holds one of `rustls` came from there. `probes`: after how long a silence TCP asks for the other side.
-pub async fn connect(names: &Names, tls: Option<Arc<ClientConfig>>, url: &Url, probes: Option<Duration>) -> io::Result<Stream> {
+pub async fn connect(names: &Names, trust: Option<&Trust>, url: &Url, probes: Option<Duration>) -> io::Result<Stream> {
     let unusable = || io::Error::from(io::ErrorKind::InvalidInput);
     let port = url.port_or_known_default().ok_or_else(unusable)?;
     let (addresses, name) = match url.host().ok_or_else(unusable)? {
@@ -69,9 +71,12 @@ pub async fn connect(names: &Names, tls: Option<Arc<ClientConfig>>, url: &Url, p
                 if let Some(after) = probes {
                     SockRef::from(&tcp).set_tcp_keepalive(&TcpKeepalive::new().with_time(after))?;
                 }
-                return Ok(match tls {
+                return Ok(match trust {
                     None => Either::Left(tcp),
-                    Some(config) => Either::Right(Box::new(TlsConnector::from(config).connect(name, tcp).await?)),
+                    Some(Trust { config, name: other, .. }) => {
+                        let name = other.clone().unwrap_or(name);
+                        Either::Right(Box::new(TlsConnector::from(config.clone()).connect(name, tcp).await?))
+                    }
                 });
             }
             Err(error) => failure = error,
@@ -97,7 +102,11 @@ pub fn tls(ca: Option<&[u8]>) -> Result<ClientConfig, rustls::Error> {
             builder.with_root_certificates(roots)
         }
     };
-    let mut config = builder.with_no_client_auth();
+    Ok(spoken(builder.with_no_client_auth()))
+}
+
+/// Says in the handshake what is going to be spoken.
+pub fn spoken(mut config: ClientConfig) -> ClientConfig {
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
-    Ok(config)
+    config
 }

@@ -3,34 +3,41 @@
 //! The HTTP is hyper's. What hyper holds of a connection (buffers, channels) lasts as long as the request: in between, an idle
 //! connection is a socket and nothing else, so that thousands of them cost next to nothing.
 
-use std::{future::poll_fn, pin::pin, task::Poll};
+use std::{
+    future::poll_fn,
+    pin::{Pin, pin},
+    task::{Context, Poll, ready},
+};
 
 use bytes::Bytes;
 use http::{
     HeaderMap, StatusCode, Version,
     header::{CONNECTION, CONTENT_LENGTH, TRANSFER_ENCODING},
+    response,
 };
-use http_body_util::{BodyExt as _, Full};
-use hyper::client::conn::http1;
+use http_body_util::Full;
+use hyper::{
+    body::{Body as _, Incoming},
+    client::conn::http1::{self, Parts},
+};
 use hyper_util::rt::TokioIo;
 
-use super::{MOST_BODY, connect::Stream};
+use super::connect::Stream;
 
-/// Bytes read at once. Of 32 to 256 KiB this took the least CPU for pages of 227 KB, and the next larger only more memory
-/// (`make bench`).
+/// Bytes read at once of a body that is read whole. Of 32 to 256 KiB this took the least CPU for pages of 227 KB, and the next larger only
+/// more memory (`make bench`).
 const READ: usize = 128 * 1024;
 
 /// What goes out.
 pub type Message = http::Request<Full<Bytes>>;
 
-/// Takes a body as it comes.
-pub type Sink<'a> = &'a mut (dyn FnMut(&[u8]) + Send);
-
-/// What came back besides the body, and the connection if it can be used again.
-pub struct Exchanged {
-    pub status: StatusCode,
-    pub headers: HeaderMap,
-    pub stream: Option<Stream>,
+/// How a body is going to be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// At once, and for this the buffer is made.
+    Whole,
+    /// As it comes, which may be hours: a buffer grows with what comes.
+    Following,
 }
 
 /// Why nothing came back.
@@ -45,57 +52,82 @@ pub enum Failure {
     Unsent(Box<Message>),
 }
 
-/// Sends, and reads the whole answer.
-pub async fn exchange(stream: Stream, message: Message, sink: Sink<'_>) -> Result<Exchanged, Failure> {
-    let mut builder = http1::Builder::new();
-    builder.read_buf_exact_size(Some(READ));
-    let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Broken)?;
-    let mut connection = pin!(connection.without_shutdown());
-    let mut talk = pin!(async move {
-        let sent = sender.try_send_request(message).await;
-        let response =
-            sent.map_err(|mut error| error.take_message().map_or(Failure::Broken, |m| Failure::Unsent(Box::new(m))))?;
-        // Its end is what tells hyper that nothing more will be asked.
-        drop(sender);
-        let (head, body) = response.into_parts();
-        pass(body, sink).await?;
-        Ok(head)
-    });
-    let mut end = None;
-    let head = poll_fn(|cx| {
-        if end.is_none()
-            && let Poll::Ready(parts) = connection.as_mut().poll(cx)
-        {
-            end = Some(parts);
-        }
-        talk.as_mut().poll(cx)
-    })
-    .await?;
-    let stream = if lasts(head.version, head.status, &head.headers) {
-        let end = match end {
-            Some(end) => end,
-            None => connection.await,
-        };
-        // Bytes that nobody asked for would be taken for the next answer.
-        end.ok().filter(|parts| parts.read_buf.is_empty()).map(|parts| parts.io.into_inner())
-    } else {
-        None
-    };
-    Ok(Exchanged { status: head.status, headers: head.headers, stream })
+/// An answer whose head is there, and the connection over which the rest comes.
+pub struct Flow {
+    connection: Connection,
+    body: Incoming,
+    lasts: bool,
 }
 
-/// Hands a body on, piece by piece: the next is read to where the last one was.
-async fn pass(mut body: hyper::body::Incoming, sink: Sink<'_>) -> Result<(), Failure> {
-    let mut length = 0;
-    while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|_| Failure::BrokenOff)?.into_data() else { continue };
-        length += data.len();
-        if length > MOST_BODY {
-            return Err(Failure::TooLarge);
+type Ended = hyper::Result<Parts<TokioIo<Stream>>>;
+
+/// hyper's side of a connection: nothing is sent or received but while it is polled.
+struct Connection {
+    running: Pin<Box<dyn Future<Output = Ended> + Send>>,
+    ended: Option<Ended>,
+}
+
+impl Connection {
+    fn drive(&mut self, cx: &mut Context<'_>) {
+        if self.ended.is_none()
+            && let Poll::Ready(ended) = self.running.as_mut().poll(cx)
+        {
+            self.ended = Some(ended);
         }
-        sink(&data);
     }
-    Ok(())
+}
+
+/// Sends, and waits for the head of the answer.
+pub async fn begin(stream: Stream, message: Message, reading: Reading) -> Result<(response::Parts, Flow), Failure> {
+    let mut builder = http1::Builder::new();
+    if reading == Reading::Whole {
+        builder.read_buf_exact_size(Some(READ));
+    }
+    let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Broken)?;
+    let mut connection = Connection { running: Box::pin(connection.without_shutdown()), ended: None };
+    let sent = {
+        let mut sending = pin!(sender.try_send_request(message));
+        poll_fn(|cx| {
+            connection.drive(cx);
+            sending.as_mut().poll(cx)
+        })
+        .await
+    };
+    let response = sent.map_err(|mut error| error.take_message().map_or(Failure::Broken, |m| Failure::Unsent(Box::new(m))))?;
+    // Its end is what tells hyper that nothing more will be asked.
+    drop(sender);
+    let (head, body) = response.into_parts();
+    let lasts = lasts(head.version, head.status, &head.headers);
+    Ok((head, Flow { connection, body, lasts }))
+}
+
+impl Flow {
+    /// The next piece of the body; `None` at its end.
+    pub fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+        loop {
+            self.connection.drive(cx);
+            let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else { return Poll::Ready(None) };
+            match frame.map(hyper::body::Frame::into_data) {
+                Ok(Ok(piece)) => return Poll::Ready(Some(Ok(piece))),
+                // Trailers say nothing to anybody here.
+                Ok(Err(_)) => {}
+                Err(_) => return Poll::Ready(Some(Err(Failure::BrokenOff))),
+            }
+        }
+    }
+
+    /// After the end of the body: the connection, if it can be used again.
+    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<Option<Stream>> {
+        if !self.lasts {
+            return Poll::Ready(None);
+        }
+        self.connection.drive(cx);
+        match self.connection.ended.take() {
+            None => Poll::Pending,
+            // Bytes that nobody asked for would be taken for the next answer.
+            Some(ended) => Poll::Ready(ended.ok().filter(|parts| parts.read_buf.is_empty()).map(|parts| parts.io.into_inner())),
+        }
+    }
 }
 
 /// Whether the server keeps the connection, by what it said: an answer that ends with its connection leaves none.

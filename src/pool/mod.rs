@@ -1,10 +1,12 @@
-//! The one place from which requests to nodes leave: bounded, counted, without proxies and without redirects.
+//! The one place from which requests leave, to nodes, to Prometheus and to the API server: bounded, counted, without proxies and without
+//! redirects.
 //!
-//! Lives here: providers and what bounds their connections, how connections are made, one exchange over one of them, whose turn it is and
-//! which wait idle, what became of each, name resolution for Services, the cap on bodies, and the words for what went wrong. Nothing in here
+//! Lives here: providers and what bounds their connections, how connections are made, one exchange over one of them, an answer while it
+//! comes, whose turn it is and which wait idle, what became of each, name resolution for Services, the cap on bodies, and the words for what went wrong. Nothing in here
 //! knows a target, and the HTTP is hyper's. The names of settings and of what is counted are agentkeepalive's.
 
 mod agent;
+mod answer;
 mod connect;
 mod exchange;
 mod settings;
@@ -22,15 +24,17 @@ use std::{
     time::Duration,
 };
 
-use agent::{Agent, Lent, Place, Turn};
+use agent::{Agent, Place, Turn};
+pub use answer::Following;
+use answer::{Answer, Sink};
 use bytes::Bytes;
 use connect::Names;
-use exchange::{Exchanged, Failure, Message, Sink, exchange};
+use exchange::{Failure, Message, Reading, begin};
 use http::{
     HeaderMap, Method,
     header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue},
 };
-use rustls::ClientConfig;
+use rustls::{ClientConfig, pki_types::ServerName};
 pub use settings::Settings;
 pub use statistics::{Closed, Protocol, Statistics, Tally};
 use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
@@ -40,7 +44,7 @@ use crate::leader::Leadership;
 
 /// Most bytes of an answer that are read.
 pub const MOST_BODY: usize = 4 * 1024 * 1024;
-/// How long a connection may take to be made.
+/// How long a connection to a node may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Idle connections kept in all, where the process may open enough files.
 const MOST_IDLE: usize = 8192;
@@ -128,19 +132,44 @@ impl Response {
 /// Whom to trust, by the CA in PEM, with a number of its own: a connection made in one's name is not used in another's.
 type Authorities = HashMap<Option<Vec<u8>>, (u64, Arc<ClientConfig>)>;
 
+/// A way to trust, and to be trusted, that is not a CA alone. A connection made by one is used by no other.
+#[derive(Clone)]
+pub struct Trust {
+    number: u64,
+    config: Arc<ClientConfig>,
+    /// The name in the certificate, where it is not that in the address.
+    name: Option<ServerName<'static>>,
+}
+
+/// How patiently an answer is awaited that is read as it comes.
+#[derive(Clone, Copy, Debug)]
+pub struct Patience {
+    /// For a new connection.
+    pub connecting: Duration,
+    /// For the head, the waiting for a connection and the connecting included.
+    pub head: Duration,
+    /// Between two pieces of the body.
+    pub silence: Duration,
+}
+
 /// The pool: all providers, and what they share.
 #[derive(Clone, Default)]
-pub struct Pool(Arc<Shared>);
+pub struct Pool {
+    shared: Arc<Shared>,
+    /// Where one of several processes acts: whether it is this one.
+    leadership: Option<Leadership>,
+}
+
+/// A provider's, one for each protocol, in the order of [`Protocol::ALL`].
+type Agents = Arc<[Arc<Agent>; 2]>;
 
 struct Shared {
     names: Names,
     authorities: Mutex<(u64, Authorities)>,
     /// Questions that nobody waits for any more; each ends at its own time-out, and all of them with the pool.
     background: Mutex<JoinSet<()>>,
-    /// Where one of several processes acts: whether it is this one.
-    leadership: Option<Leadership>,
     settings: Settings,
-    providers: RwLock<BTreeMap<Arc<str>, Provider>>,
+    providers: RwLock<BTreeMap<Arc<str>, Agents>>,
     room: Arc<Semaphore>,
     epoch: Instant,
     swept: AtomicBool,
@@ -154,7 +183,6 @@ impl Default for Shared {
             names: Names::default(),
             authorities: Mutex::default(),
             background: Mutex::default(),
-            leadership: None,
             settings: Settings::default(),
             providers: RwLock::default(),
             room: Arc::new(Semaphore::new(most)),
@@ -168,35 +196,36 @@ impl Pool {
     /// An empty pool, whose providers have these settings unless they are given others.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
-        Self(Arc::new(Shared { settings: settings.checked(), ..Shared::default() }))
+        Self { shared: Arc::new(Shared { settings: settings.checked(), ..Shared::default() }), leadership: None }
     }
 
-    /// An empty pool that changes something elsewhere only while this process may act.
+    /// The same pool, for those who change something elsewhere only while this process may act.
     #[must_use]
-    pub fn led(leadership: Leadership) -> Self {
-        Self(Arc::new(Shared { leadership: Some(leadership), ..Shared::default() }))
+    pub fn led(&self, leadership: Leadership) -> Self {
+        Self { shared: self.shared.clone(), leadership: Some(leadership) }
     }
 
     /// Says where a Service is, so that its name can be used in an address and checked in its certificate.
     pub fn name(&self, host: &str, addresses: Vec<SocketAddr>) {
-        self.0.names.insert(host, addresses);
+        self.shared.names.insert(host, addresses);
     }
 
     /// The provider of this name: made, if there is none yet.
     #[must_use]
     pub fn provider(&self, name: &str) -> Provider {
-        let known = self.0.providers.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
-        known.unwrap_or_else(|| {
-            let mut providers = self.0.providers.write().unwrap_or_else(PoisonError::into_inner);
+        let known = self.shared.providers.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
+        let agents = known.unwrap_or_else(|| {
+            let mut providers = self.shared.providers.write().unwrap_or_else(PoisonError::into_inner);
             let name: Arc<str> = name.into();
-            providers.entry(name.clone()).or_insert_with(|| Provider::new(self, &name)).clone()
-        })
+            providers.entry(name.clone()).or_insert_with(|| self.shared.agents(&name)).clone()
+        });
+        Provider { pool: Arc::downgrade(&self.shared), leadership: self.leadership.clone(), agents }
     }
 
     /// Takes a provider off the books: its idle connections are closed now, those in use when they are done.
     pub fn forget(&self, name: &str) {
-        let gone = self.0.providers.write().unwrap_or_else(PoisonError::into_inner).remove(name);
-        for agent in gone.iter().flat_map(|provider| &*provider.agents) {
+        let gone = self.shared.providers.write().unwrap_or_else(PoisonError::into_inner).remove(name);
+        for agent in gone.iter().flat_map(|agents| &**agents) {
             agent.end();
         }
     }
@@ -204,43 +233,58 @@ impl Pool {
     /// What each provider has done over each protocol that it was asked over; by name. No request waits for a reader.
     #[must_use]
     pub fn statistics(&self) -> Vec<Statistics> {
-        let providers = self.0.providers.read().unwrap_or_else(PoisonError::into_inner);
-        providers.values().flat_map(|provider| &*provider.agents).filter_map(|agent| agent.statistics()).collect()
+        let providers = self.shared.providers.read().unwrap_or_else(PoisonError::into_inner);
+        providers.values().flat_map(|agents| &**agents).filter_map(|agent| agent.statistics()).collect()
     }
 
     /// Closes a provider's connections, of one protocol or of both: the idle ones now, those in use when they are done. How many
     /// there were of each; `None` where nothing was ever asked of such a provider.
     #[must_use]
     pub fn destroy(&self, name: &str, protocol: Option<Protocol>) -> Option<(u64, u64)> {
-        let provider = self.0.providers.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()?;
-        let asked = Protocol::ALL.into_iter().zip(&*provider.agents);
+        let agents = self.shared.providers.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()?;
+        let asked = Protocol::ALL.into_iter().zip(&*agents);
         let mut asked =
             asked.filter(|(spoken, agent)| protocol.is_none_or(|p| p == *spoken) && agent.statistics().is_some()).peekable();
         asked.peek()?;
         Some(asked.map(|(_, agent)| agent.destroy()).fold((0, 0), |sum, n| (sum.0 + n.0, sum.1 + n.1)))
     }
 
-    /// Sweeps each minute, from the first connection that is kept until the pool is gone.
-    fn kept(&self) {
-        if !self.0.swept.swap(true, Ordering::Relaxed) {
-            tokio::spawn(sweep(Arc::downgrade(&self.0)));
-        }
+    /// Whom to trust, and as whom to be known. Called once for each: every call is another one's trust.
+    #[must_use]
+    pub fn trust(&self, config: ClientConfig, name: Option<ServerName<'static>>) -> Trust {
+        let mut authorities = self.shared.authorities.lock().unwrap_or_else(PoisonError::into_inner);
+        authorities.0 += 1;
+        Trust { number: authorities.0, config: Arc::new(connect::spoken(config)), name }
     }
 
-    fn tls(&self, ca: Option<&[u8]>) -> Result<(u64, Arc<ClientConfig>), Error> {
-        let mut authorities = self.0.authorities.lock().unwrap_or_else(PoisonError::into_inner);
+    fn tls(&self, ca: Option<&[u8]>) -> Result<Trust, Error> {
+        let mut authorities = self.shared.authorities.lock().unwrap_or_else(PoisonError::into_inner);
         let (last, known) = &mut *authorities;
         let key = ca.map(<[u8]>::to_vec);
-        if let Some((number, tls)) = known.get(&key) {
-            return Ok((*number, tls.clone()));
+        if let Some((number, config)) = known.get(&key) {
+            return Ok(Trust { number: *number, config: config.clone(), name: None });
         }
-        let tls = Arc::new(connect::tls(ca).map_err(|_| Error::Ca)?);
+        let config = Arc::new(connect::tls(ca).map_err(|_| Error::Ca)?);
         if known.len() >= MOST_AUTHORITIES {
             known.clear();
         }
         *last += 1;
-        known.insert(key, (*last, tls.clone()));
-        Ok((*last, tls))
+        known.insert(key, (*last, config.clone()));
+        Ok(Trust { number: *last, config, name: None })
+    }
+}
+
+impl Shared {
+    fn agents(&self, name: &Arc<str>) -> Agents {
+        let agent = |protocol| Agent::new(name.clone(), protocol, self.epoch, self.settings, self.room.clone());
+        Arc::new(Protocol::ALL.map(agent))
+    }
+
+    /// Sweeps each minute, from the first connection that is kept until the pool is gone.
+    fn kept(self: Arc<Self>) {
+        if !self.swept.swap(true, Ordering::Relaxed) {
+            tokio::spawn(sweep(Arc::downgrade(&self)));
+        }
     }
 }
 
@@ -249,7 +293,7 @@ async fn sweep(shared: Weak<Shared>) {
         tokio::time::sleep(SWEEP).await;
         let Some(shared) = shared.upgrade() else { return };
         let providers: Vec<_> = shared.providers.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        for agent in providers.iter().flat_map(|provider| &*provider.agents) {
+        for agent in providers.iter().flat_map(|agents| &**agents) {
             agent.sweep();
         }
     }
@@ -259,16 +303,11 @@ async fn sweep(shared: Weak<Shared>) {
 #[derive(Clone)]
 pub struct Provider {
     pool: Weak<Shared>,
-    agents: Arc<[Arc<Agent>; 2]>,
+    leadership: Option<Leadership>,
+    agents: Agents,
 }
 
 impl Provider {
-    fn new(pool: &Pool, name: &Arc<str>) -> Self {
-        let Shared { epoch, settings, room, .. } = &*pool.0;
-        let agents = Protocol::ALL.map(|protocol| Agent::new(name.clone(), protocol, *epoch, *settings, room.clone()));
-        Self { pool: Arc::downgrade(&pool.0), agents: Arc::new(agents) }
-    }
-
     /// From now on these bound its connections, of each protocol for itself. No request is disturbed.
     pub fn configure(&self, settings: Settings) {
         for agent in &*self.agents {
@@ -297,21 +336,60 @@ impl Provider {
     pub async fn read(&self, ca: Option<&[u8]>, request: Request, sink: Sink<'_>) -> Result<Response, Error> {
         let address = &request.address;
         let url = Url::parse(&format!("{address}{}", request.path)).map_err(|_| Error::Address(address.clone()))?;
-        let pool = self.pool.upgrade().map(Pool).ok_or_else(|| Error::Broken(address.clone()))?;
-        let (agent, authority, tls) = match url.scheme() {
-            "http" => (&self.agents[0], 0, None),
-            "https" => pool.tls(ca).map(|(number, tls)| (&self.agents[1], number, Some(tls)))?,
-            _ => return Err(Error::Address(address.clone())),
+        let pool = self.pool(address)?;
+        let trust = if url.scheme() == "https" { Some(pool.tls(ca)?) } else { None };
+        let agent = self.agent(&url, trust.as_ref(), address)?;
+        let settings = agent.settings();
+        let message = message(&url, &request, settings.keep_alive)?;
+        let asking = Asking { pool: &pool, agent, settings, address, url: &url, trust, connecting: CONNECT_TIMEOUT };
+        let whole = async |turn| {
+            let answer = asking.ask(turn, message, Reading::Whole).await?;
+            let head = answer.read(sink).await.map_err(|failure| failure.told(address))?;
+            Ok(Response { status: head.status.as_u16(), headers: head.headers, body: Vec::new() })
         };
-        let timeout = request.timeout.min(agent.settings().timeout);
-        let until = Instant::now() + timeout;
-        let Some(turn) = agent.turn(until).await else {
-            return Err(Error::NoSocket(address.clone(), timeout, agent.settings().max_sockets));
-        };
-        let place = (address.clone(), authority);
-        match tokio::time::timeout_at(until, ask(&pool, turn, agent.settings(), place, tls, &url, &request, sink)).await {
-            Ok(answer) => answer,
-            Err(_) => Err(Error::TimedOut(address.clone(), timeout)),
+        asking.within(request.timeout.min(settings.timeout), whole).await
+    }
+
+    /// Asks, and hands the answer over as soon as its head is there: the body comes as it is asked for, and may take as long as it takes.
+    /// The connection is in use until then; a body that is dropped before its end closes it.
+    ///
+    /// The request's URI says where to, and its `Host` is put in. Asked again, once, as with [`Provider::send`].
+    pub async fn follow(
+        &self,
+        trust: Option<&Trust>,
+        mut request: http::Request<Bytes>,
+        patience: Patience,
+    ) -> Result<http::Response<Following>, Error> {
+        let uri = request.uri().clone();
+        let unusable = || Error::Address(uri.to_string());
+        let url = Url::parse(&uri.to_string()).map_err(|_| unusable())?;
+        let address = &url[..Position::AfterPort];
+        *request.uri_mut() = uri.path_and_query().cloned().map_or_else(http::Uri::default, Into::into);
+        let host = HeaderValue::from_str(&url[Position::BeforeHost..Position::AfterPort]).map_err(|_| unusable())?;
+        request.headers_mut().insert(HOST, host);
+        let pool = self.pool(address)?;
+        let trust = trust.filter(|_| url.scheme() == "https").cloned();
+        let agent = self.agent(&url, trust.as_ref(), address)?;
+        let settings = agent.settings();
+        if !settings.keep_alive {
+            request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        let asking = Asking { pool: &pool, agent, settings, address, url: &url, trust, connecting: patience.connecting };
+        let message = request.map(Into::into);
+        let answer = asking.within(patience.head, async |turn| asking.ask(turn, message, Reading::Following).await).await?;
+        Ok(answer.follow(patience.silence))
+    }
+
+    fn pool(&self, address: &str) -> Result<Pool, Error> {
+        let shared = self.pool.upgrade().ok_or_else(|| Error::Broken(address.to_owned()))?;
+        Ok(Pool { shared, leadership: self.leadership.clone() })
+    }
+
+    fn agent(&self, url: &Url, trust: Option<&Trust>, address: &str) -> Result<&Arc<Agent>, Error> {
+        match (url.scheme(), trust) {
+            ("http", None) => Ok(&self.agents[0]),
+            ("https", Some(_)) => Ok(&self.agents[1]),
+            _ => Err(Error::Address(address.to_owned())),
         }
     }
 
@@ -321,9 +399,9 @@ impl Provider {
         let (answer, answered) = tokio::sync::oneshot::channel();
         let address = request.address.clone();
         let provider = self.clone();
-        let Some(pool) = self.pool.upgrade() else { return Err(Error::Broken(address)) };
+        let pool = self.pool(&address)?;
         {
-            let mut background = pool.background.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut background = pool.shared.background.lock().unwrap_or_else(PoisonError::into_inner);
             while background.try_join_next().is_some() {}
             background.spawn(async move {
                 // Nobody may be listening any more, and then nobody needs to know.
@@ -338,66 +416,69 @@ impl Provider {
     }
 }
 
-#[allow(clippy::too_many_arguments)] // One exchange, and all of it is needed.
-async fn ask(
-    pool: &Pool,
-    turn: Turn,
+/// One question: whom, and by what rules.
+struct Asking<'a> {
+    pool: &'a Pool,
+    agent: &'a Arc<Agent>,
     settings: Settings,
-    place: Place,
-    tls: Option<Arc<ClientConfig>>,
-    url: &Url,
-    request: &Request,
-    sink: Sink<'_>,
-) -> Result<Response, Error> {
-    let address = &request.address;
-    // After the waiting: the last look is right before a request leaves.
-    if !request.method.is_safe() && pool.0.leadership.as_ref().is_some_and(|leadership| !leadership.holds()) {
-        return Err(Error::NotLeading(address.clone()));
-    }
-    let mut message = message(url, request, settings.keep_alive)?;
-    let turn = match turn.reuse(&place) {
-        Err(turn) => turn,
-        Ok((lent, stream)) => {
-            let again = request.method.is_safe().then(|| message.clone());
-            match (exchange(stream, message, &mut *sink).await, again) {
-                (Ok(exchanged), _) => return Ok(finish(pool, settings, lent, place, exchanged)),
-                (Err(Failure::Unsent(unsent)), _) => message = *unsent,
-                (Err(Failure::Broken), Some(again)) => message = again,
-                (Err(failure), _) => {
-                    lent.closed(Closed::Broken);
-                    return Err(failure.told(address));
-                }
-            }
-            let Some(turn) = lent.closed(Closed::Peer) else { return Err(Error::Broken(address.clone())) };
-            turn
-        }
-    };
-    let connecting = turn.connecting();
-    let made = tokio::time::timeout(CONNECT_TIMEOUT, connect::connect(&pool.0.names, tls, url, settings.probes())).await;
-    let stream = match made {
-        Ok(stream) => stream.map_err(|error| explain(&error, address))?,
-        Err(_) => return Err(Error::TimedOut(address.to_owned(), CONNECT_TIMEOUT)),
-    };
-    let Some(lent) = connecting.opened() else { return Err(Error::Broken(address.clone())) };
-    match exchange(stream, message, sink).await {
-        Ok(exchanged) => Ok(finish(pool, settings, lent, place, exchanged)),
-        Err(failure) => {
-            lent.closed(Closed::Broken);
-            Err(failure.told(address))
-        }
-    }
+    address: &'a str,
+    url: &'a Url,
+    trust: Option<Trust>,
+    connecting: Duration,
 }
 
-fn finish(pool: &Pool, settings: Settings, lent: Lent, place: Place, exchanged: Exchanged) -> Response {
-    let Exchanged { status, headers, stream } = exchanged;
-    match stream.filter(|_| settings.keep_alive) {
-        Some(stream) => {
-            lent.keep(place, stream);
-            pool.kept();
+impl Asking<'_> {
+    /// Waits for a turn and does this with it, all of it in this time.
+    async fn within<T>(&self, timeout: Duration, act: impl AsyncFnOnce(Turn) -> Result<T, Error>) -> Result<T, Error> {
+        let until = Instant::now() + timeout;
+        let Some(turn) = self.agent.turn(until).await else {
+            return Err(Error::NoSocket(self.address.to_owned(), timeout, self.settings.max_sockets));
+        };
+        match tokio::time::timeout_at(until, act(turn)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Error::TimedOut(self.address.to_owned(), timeout)),
         }
-        None => drop(lent.closed(Closed::Done)),
     }
-    Response { status: status.as_u16(), headers, body: Vec::new() }
+
+    async fn ask(&self, turn: Turn, mut message: Message, reading: Reading) -> Result<Answer, Error> {
+        let (pool, settings) = (self.pool, self.agent.settings());
+        let place: Place = (self.address.to_owned(), self.trust.as_ref().map_or(0, |trust| trust.number));
+        let broken = || Error::Broken(self.address.to_owned());
+        // After the waiting: the last look is right before a request leaves.
+        if !message.method().is_safe() && pool.leadership.as_ref().is_some_and(|leadership| !leadership.holds()) {
+            return Err(Error::NotLeading(self.address.to_owned()));
+        }
+        let turn = match turn.reuse(&place) {
+            Err(turn) => turn,
+            Ok((lent, stream)) => {
+                let again = message.method().is_safe().then(|| message.clone());
+                match (begin(stream, message, reading).await, again) {
+                    (Ok(begun), _) => return Ok(Answer::new(pool, begun, lent, place, settings.keep_alive)),
+                    (Err(Failure::Unsent(unsent)), _) => message = *unsent,
+                    (Err(Failure::Broken), Some(again)) => message = again,
+                    (Err(failure), _) => {
+                        lent.closed(Closed::Broken);
+                        return Err(failure.told(self.address));
+                    }
+                }
+                lent.closed(Closed::Peer).ok_or_else(broken)?
+            }
+        };
+        let connecting = turn.connecting();
+        let connected = connect::connect(&pool.shared.names, self.trust.as_ref(), self.url, settings.probes());
+        let stream = match tokio::time::timeout(self.connecting, connected).await {
+            Ok(stream) => stream.map_err(|error| explain(&error, self.address))?,
+            Err(_) => return Err(Error::TimedOut(self.address.to_owned(), self.connecting)),
+        };
+        let lent = connecting.opened().ok_or_else(broken)?;
+        match begin(stream, message, reading).await {
+            Ok(begun) => Ok(Answer::new(pool, begun, lent, place, settings.keep_alive)),
+            Err(failure) => {
+                lent.closed(Closed::Broken);
+                Err(failure.told(self.address))
+            }
+        }
+    }
 }
 
 /// Files that this process may have open, where the system says so.

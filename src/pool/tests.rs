@@ -5,6 +5,8 @@ use tokio::{
     net::{TcpListener, TcpStream},
 };
 
+use http_body_util::BodyExt as _;
+
 use super::*;
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
@@ -203,11 +205,54 @@ async fn who_hangs_is_left_and_the_connection_with_it() {
     assert_eq!(pool.idle(), 0);
 }
 
+/// Asks for what is read as it comes.
+async fn follow(pool: &Asker, server: &Server, silence: Duration) -> http::Response<Following> {
+    let patience = Patience { connecting: LONG, head: LONG, silence };
+    let request = http::Request::get(format!("{}/x?watch=1", server.address)).body(Bytes::new()).expect("a request");
+    pool.follow(None, request, patience).await.expect("the head of an answer")
+}
+
+#[tokio::test]
+async fn what_is_followed_keeps_its_connection_until_its_end_and_then_another_has_it() {
+    let (pool, server) =
+        (pool(), Server::start(vec![say("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n")]).await);
+    for _ in 0..3 {
+        let answer = follow(&pool, &server, LONG).await;
+        assert_eq!((answer.status(), pool.tally().active, pool.idle()), (http::StatusCode::OK, 1, 0));
+        assert_eq!(answer.into_body().collect().await.expect("a body").to_bytes(), "ok");
+        assert_eq!((pool.tally().active, pool.idle()), (0, 1));
+    }
+    assert_eq!((server.counts(), pool.tally().reuses), ((1, 3), 2));
+}
+
+#[tokio::test]
+async fn what_is_followed_no_further_is_closed_and_what_falls_silent_is_over() {
+    let (pool, server) = (pool(), Server::start(vec![say("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nok")]).await);
+    let mut body = follow(&pool, &server, LONG).await.into_body();
+    assert_eq!(body.frame().await.expect("more").expect("a frame").into_data().expect("data"), "ok");
+    drop(body);
+    assert_eq!(pool.closed(), [("abandoned", 1)]);
+
+    let body = follow(&pool, &server, Duration::from_millis(50)).await.into_body();
+    let failure = body.collect().await.expect_err("no end in sight");
+    assert_eq!(failure, Error::TimedOut(server.address.clone(), Duration::from_millis(50)));
+    assert_eq!(pool.closed(), [("broken", 1), ("abandoned", 1)]);
+}
+
+#[tokio::test]
+async fn what_is_followed_while_its_provider_is_destroyed_goes_on_to_its_end_and_is_the_last() {
+    let (pool, server) = (pool(), Server::start(vec![say(OK)]).await);
+    let answer = follow(&pool, &server, LONG).await;
+    assert_eq!(pool.0.destroy("test", None), Some((0, 1)));
+    assert_eq!(answer.into_body().collect().await.expect("a body").to_bytes(), "ok");
+    assert_eq!((pool.idle(), pool.closed()), (0, vec![("destroyed", 1)]));
+}
+
 #[tokio::test]
 async fn a_replica_that_does_not_act_reads_and_changes_nothing() {
     let server = Server::start(vec![say(OK)]).await;
     for (leadership, acts) in [(Leadership::none(), false), (Leadership::always(), true)] {
-        let pool = Asker::of(Pool::led(leadership));
+        let pool = Asker::of(Pool::default().led(leadership));
         pool.send(None, server.ask(Method::GET)).await.expect("an answer");
         let before = server.counts().1;
         let written = pool.send(None, server.ask(Method::PATCH)).await;

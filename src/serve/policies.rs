@@ -206,13 +206,12 @@ fn time(millis: i64) -> Time {
 pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, now: Timestamp) -> Summary {
     let status = policy.status.clone().unwrap_or_default();
     let point = point.filter(|point| now.as_millisecond() - point.time < FRESH);
-    let (load, openness) = match &point {
-        Some(point) => (Load::from(point), Some(u32::from(point.openness))),
-        None => {
-            let count = |of: fn(&Tasks) -> Option<i64>| u64::try_from(of(status.tasks.as_ref()?)?).ok();
-            let (tasks, threshold) = (count(|tasks| tasks.percentile), count(|tasks| tasks.threshold));
-            (Load { tasks, threshold, pressure_percent: status.pressure_percent }, status.openness_percent)
-        }
+    let (load, openness) = if let Some(point) = &point {
+        (Load::from(point), Some(u32::from(point.openness)))
+    } else {
+        let count = |of: fn(&Tasks) -> Option<i64>| u64::try_from(of(status.tasks.as_ref()?)?).ok();
+        let (tasks, threshold) = (count(|tasks| tasks.percentile), count(|tasks| tasks.threshold));
+        (Load { tasks, threshold, pressure_percent: status.pressure_percent }, status.openness_percent)
     };
     Summary {
         namespace: policy.namespace().unwrap_or_default(),

@@ -311,7 +311,8 @@ async fn release_restores_and_lets_go_without_a_controller() {
         async move {
             let metrics = idleconn_operator::metrics::Metrics::new().unwrap();
             let leadership = idleconn_operator::leader::Leadership::always();
-            idleconn_operator::controller::Operator::new(&client, settings, metrics, leadership).release(all).await
+            let pool = idleconn_operator::pool::Pool::default();
+            idleconn_operator::controller::Operator::new(&client, &pool, settings, metrics, leadership).release(all).await
         }
     };
     release(false).await.unwrap();

@@ -14,6 +14,7 @@ mod api;
 mod caddy;
 mod config_map;
 mod conflicts;
+mod connections;
 mod crash;
 mod crd;
 mod faults;

@@ -4,6 +4,7 @@ use idleconn_operator::{
     controller::{Operator, client},
     leader::Leadership,
     metrics::Metrics,
+    pool::Pool,
 };
 use k8s_openapi::api::rbac::v1::{Role, RoleBinding};
 use kube::{Api, api::PostParams};
@@ -51,7 +52,9 @@ async fn operate(worlds: &[&World]) -> tokio::task::JoinHandle<()> {
     config.auth_info.impersonate = Some(USER.to_owned());
     let mut settings = worlds[0].settings(RESYNC);
     settings.namespaces = worlds.iter().map(|world| world.namespace.clone()).collect();
-    let operator = Operator::new(&client(config).unwrap(), settings, Metrics::new().unwrap(), Leadership::always());
+    let pool = Pool::default();
+    let client = client(&config, &pool).unwrap();
+    let operator = Operator::new(&client, &pool, settings, Metrics::new().unwrap(), Leadership::always());
     tokio::spawn(operator.run(std::future::pending()))
 }
 

@@ -1,6 +1,6 @@
 //! The operator's API beside an operator of the tests, and who asks it.
 
-use idleconn_operator::{controller::Operator, leader::Leadership, metrics::Metrics, serve};
+use idleconn_operator::{controller::Operator, leader::Leadership, metrics::Metrics, pool::Pool, serve};
 use k8s_openapi::api::{
     authentication::v1::{TokenRequest, TokenRequestSpec},
     core::v1::ServiceAccount,
@@ -29,7 +29,7 @@ impl Api {
     pub async fn of(worlds: &[&World], open: bool, leadership: Leadership) -> Self {
         let mut settings = worlds[0].settings(RESYNC);
         settings.namespaces = worlds.iter().map(|world| world.namespace.clone()).collect();
-        let operator = Operator::new(&worlds[0].client, settings, Metrics::new().unwrap(), leadership);
+        let operator = Operator::new(&worlds[0].client, &Pool::default(), settings, Metrics::new().unwrap(), leadership);
         let context = operator.context.clone();
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());

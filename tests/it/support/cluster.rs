@@ -10,6 +10,7 @@ use std::{
     },
 };
 
+use idleconn_operator::pool::Pool;
 use k8s_openapi::{api::core::v1::Namespace, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition};
 use kube::{
     Api, Client, Config,
@@ -48,7 +49,7 @@ impl Own {
         let _ = rustls::crypto::ring::default_provider().install_default();
         let file = Kubeconfig::read_from(self.kubeconfig()).unwrap();
         let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
-        idleconn_operator::controller::client(config).unwrap()
+        idleconn_operator::controller::client(&config, &Pool::default()).unwrap()
     }
 }
 
@@ -101,7 +102,7 @@ pub async fn config() -> Config {
 
 /// A client of the control plane, with the CRD in place.
 pub async fn client() -> Client {
-    let client = idleconn_operator::controller::client(config().await).unwrap();
+    let client = idleconn_operator::controller::client(&config().await, &Pool::default()).unwrap();
     install(&client, &idleconn_operator::api::crd::crd()).await;
     client
 }

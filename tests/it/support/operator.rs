@@ -7,6 +7,7 @@ use idleconn_operator::{
     controller::{Operator, Settings},
     leader::Leadership,
     metrics::Metrics,
+    pool::Pool,
 };
 use k8s_openapi::{
     api::{
@@ -65,7 +66,7 @@ impl World {
     }
 
     pub fn start_with(&mut self, settings: Settings) {
-        let operator = Operator::new(&self.client, settings, Metrics::new().unwrap(), Leadership::always());
+        let operator = Operator::new(&self.client, &Pool::default(), settings, Metrics::new().unwrap(), Leadership::always());
         self.operator = Some(tokio::spawn(operator.run(std::future::pending())));
     }
 

@@ -1,6 +1,11 @@
 //! Replicas of the operator, as processes that stand for election.
 
-use std::{path::PathBuf, process::Stdio};
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    process::Stdio,
+    str::FromStr,
+};
 
 use tokio::process::{Child, Command};
 
@@ -23,7 +28,22 @@ impl Replica {
     }
 
     /// The same with more environment.
-    pub fn start_with(world: &World, name: &str, [duration, renew_deadline, retry_period]: Times, env: &[(&str, &str)]) -> Self {
+    pub fn start_with(world: &World, name: &str, times: Times, env: &[(&str, &str)]) -> Self {
+        Self::spawn(world, name, times, env, cluster::kubeconfig())
+    }
+
+    /// The same as whoever this kubeconfig says.
+    pub fn start_as(world: &World, name: &str, times: Times, kubeconfig: &Path) -> Self {
+        Self::spawn(world, name, times, &[], kubeconfig)
+    }
+
+    fn spawn(
+        world: &World,
+        name: &str,
+        [duration, renew_deadline, retry_period]: Times,
+        env: &[(&str, &str)],
+        kubeconfig: &Path,
+    ) -> Self {
         let address = format!("{}:8080", caddy::address());
         let log = std::env::temp_dir().join(format!("idleconn-{}-{name}.log", world.namespace));
         let child = Command::new(env!("CARGO_BIN_EXE_idleconn-operator"))
@@ -40,7 +60,7 @@ impl Replica {
             ])
             .args(["--lease-duration", duration, "--lease-renew-deadline", renew_deadline, "--lease-retry-period", retry_period])
             .arg("--kubeconfig")
-            .arg(cluster::kubeconfig())
+            .arg(kubeconfig)
             .env("POD_NAME", name)
             .envs(env.iter().copied())
             .stdin(Stdio::null())
@@ -70,8 +90,27 @@ impl Replica {
 
     /// One of its metrics; none where it does not answer.
     pub async fn metric(&self, name: &str) -> Option<f64> {
+        self.metrics([name]).await.map(|[value]| value)
+    }
+
+    /// Several of its metrics, all of one moment.
+    pub async fn metrics<T: FromStr, const N: usize>(&self, names: [&str; N]) -> Option<[T; N]> {
         let page = reqwest::get(format!("{}/metrics", self.metrics)).await.ok()?.text().await.ok()?;
-        page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+        let of = |name: &str| page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        let values: Option<Vec<T>> = names.into_iter().map(of).collect();
+        values?.try_into().ok()
+    }
+
+    /// Its connections to this port, by the kernel's own word.
+    pub fn sockets(&self, port: u16) -> usize {
+        let of = format!("/proc/{}", self.child.id().expect("it runs"));
+        let open = std::fs::read_dir(format!("{of}/fd")).unwrap();
+        let links = open.filter_map(|file| std::fs::read_link(file.ok()?.path()).ok());
+        let sockets: BTreeSet<_> =
+            links.filter_map(|link| Some(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned())).collect();
+        let table = std::fs::read_to_string(format!("{of}/net/tcp")).unwrap();
+        let rows = table.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+        rows.filter(|row| row[2].ends_with(&format!(":{port:04X}")) && sockets.contains(row[9])).count()
     }
 
     /// Whether it acts, by its own word.

@@ -1,0 +1,142 @@
+//! An answer that has begun, the connection that it comes over, and that connection's place in the books until the last byte.
+
+use std::{
+    future::poll_fn,
+    pin::Pin,
+    sync::{Arc, Weak},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::response;
+use hyper::body::{Body, Frame};
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::{
+    Error, MOST_BODY, Pool, Shared,
+    agent::{Lent, Place},
+    exchange::{Failure, Flow},
+    statistics::Closed,
+};
+
+/// Takes a body as it comes.
+pub type Sink<'a> = &'a mut (dyn FnMut(&[u8]) + Send);
+
+/// What is under way. Dropped before its end, its connection is closed: the rest of the answer would be taken for the next one.
+pub struct Answer {
+    pub head: response::Parts,
+    flow: Flow,
+    ending: Ending,
+}
+
+/// What becomes of the connection.
+struct Ending {
+    pool: Weak<Shared>,
+    lent: Option<Lent>,
+    place: Place,
+    keep_alive: bool,
+}
+
+impl Answer {
+    pub fn new(pool: &Pool, (head, flow): (response::Parts, Flow), lent: Lent, place: Place, keep_alive: bool) -> Self {
+        let ending = Ending { pool: Arc::downgrade(&pool.shared), lent: Some(lent), place, keep_alive };
+        Self { head, flow, ending }
+    }
+
+    /// Hands the body on, piece by piece: the next is read to where the last one was.
+    pub async fn read(mut self, sink: Sink<'_>) -> Result<response::Parts, Failure> {
+        let mut length = 0;
+        while let Some(piece) = poll_fn(|cx| self.flow.poll_piece(cx)).await {
+            let piece = piece.and_then(|piece| {
+                length += piece.len();
+                if length > MOST_BODY { Err(Failure::TooLarge) } else { Ok(piece) }
+            });
+            match piece {
+                Ok(piece) => sink(&piece),
+                Err(failure) => {
+                    self.ending.broken();
+                    return Err(failure);
+                }
+            }
+        }
+        let Self { head, mut flow, mut ending } = self;
+        poll_fn(|cx| ending.poll(&mut flow, cx)).await;
+        Ok(head)
+    }
+
+    /// The body, for whoever asks for it as it comes. After a `silence` it is over, with an error.
+    pub fn follow(self, silence: Duration) -> http::Response<Following> {
+        let Self { head, flow, ending } = self;
+        let over = Box::pin(sleep(silence));
+        http::Response::from_parts(head, Following { flow, ending, silence, over, read: false })
+    }
+}
+
+impl Ending {
+    /// At the end of the body: the connection waits for the next request, or is closed.
+    fn poll(&mut self, flow: &mut Flow, cx: &mut Context<'_>) -> Poll<()> {
+        flow.poll_end(cx).map(|stream| {
+            let Some(lent) = self.lent.take() else { return };
+            match (stream.filter(|_| self.keep_alive), self.pool.upgrade()) {
+                (Some(stream), Some(shared)) => {
+                    lent.keep(self.place.clone(), stream);
+                    shared.kept();
+                }
+                _ => drop(lent.closed(Closed::Done)),
+            }
+        })
+    }
+
+    fn broken(&mut self) {
+        if let Some(lent) = self.lent.take() {
+            lent.closed(Closed::Broken);
+        }
+    }
+}
+
+/// A body that is read as it comes, for as long as it takes.
+pub struct Following {
+    flow: Flow,
+    ending: Ending,
+    silence: Duration,
+    over: Pin<Box<Sleep>>,
+    /// To its end.
+    read: bool,
+}
+
+impl Body for Following {
+    type Data = Bytes;
+    type Error = Error;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        let this = self.get_mut();
+        if this.ending.lent.is_none() {
+            return Poll::Ready(None);
+        }
+        if !this.read {
+            match this.flow.poll_piece(cx) {
+                Poll::Ready(Some(Ok(piece))) => {
+                    this.over.as_mut().reset(Instant::now() + this.silence);
+                    return Poll::Ready(Some(Ok(Frame::data(piece))));
+                }
+                Poll::Ready(Some(Err(failure))) => {
+                    let error = failure.told(&this.ending.place.0);
+                    this.ending.broken();
+                    return Poll::Ready(Some(Err(error)));
+                }
+                Poll::Ready(None) => this.read = true,
+                Poll::Pending => {}
+            }
+        }
+        if this.read && this.ending.poll(&mut this.flow, cx).is_ready() {
+            return Poll::Ready(None);
+        }
+        if this.over.as_mut().poll(cx).is_ready() {
+            let error = Error::TimedOut(this.ending.place.0.clone(), this.silence);
+            this.ending.broken();
+            return Poll::Ready(Some(Err(error)));
+        }
+        Poll::Pending
+    }
+}

@@ -1,0 +1,62 @@
+//! The operator's own connections, as it counts them and as others do.
+
+use k8s_openapi::api::rbac::v1::RoleBinding;
+use kube::{Api, api::PostParams};
+use serde_json::{Value as Json, from_value, json};
+
+use crate::support::{
+    admin_api::AdminApi,
+    caddy::typical,
+    cluster, eventually,
+    operator::{World, restless},
+    replica::Replica,
+};
+
+/// Requests of this user that the API server has answered to their end.
+fn answered(user: &str) -> Option<usize> {
+    let log = std::fs::read_to_string(cluster::audit_log()?).unwrap();
+    let lines = log.lines().filter_map(|line| serde_json::from_str::<Json>(line).ok());
+    Some(lines.filter(|entry| entry["impersonatedUser"]["username"] == user).count())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_way_to_the_api_server_is_counted_as_it_and_the_kernel_count() {
+    let (world, node) = (World::empty("way").await, AdminApi::start(typical()).await);
+    world.apply("gw", &restless(&node, "1h")).await;
+    let user = format!("operator-{}", world.namespace);
+    let binding: RoleBinding = from_value(json!({
+        "metadata": {"name": "operator"},
+        "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+        "subjects": [{"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": user}],
+    }))
+    .unwrap();
+    Api::namespaced(world.client.clone(), &world.namespace).create(&PostParams::default(), &binding).await.unwrap();
+    let config = cluster::config().await;
+    let kubeconfig = std::env::temp_dir().join(format!("idleconn-{}-kubeconfig", world.namespace));
+    let as_admin = std::fs::read_to_string(cluster::kubeconfig()).unwrap();
+    std::fs::write(&kubeconfig, as_admin.replacen("token:", &format!("as: {user}, token:"), 1)).unwrap();
+
+    let replica = Replica::start_as(&world, "counted", ["4s", "3s", "500ms"], &kubeconfig);
+    replica.until_it_leads().await;
+    world.until_programmed("gw").await;
+    let port = config.cluster_url.port_u16().unwrap();
+    // Between two looks of a loop that goes on.
+    eventually("all have counted the same", || async {
+        let before = answered(&user);
+        let [requests, opened, active, idle]: [usize; 4] = replica
+            .metrics([
+                r#"idleconn_pool_requests_total{protocol="https",provider="kubernetes"}"#,
+                r#"idleconn_pool_opened_total{protocol="https",provider="kubernetes"}"#,
+                r#"idleconn_pool_connections{protocol="https",provider="kubernetes",state="active"}"#,
+                r#"idleconn_pool_connections{protocol="https",provider="kubernetes",state="idle"}"#,
+            ])
+            .await?;
+        let sockets = replica.sockets(port);
+        // A watch is answered when it ends; until then it is active. A cluster that is not ours keeps its log to itself.
+        let seen = before == answered(&user) && before.is_none_or(|answered| answered + active == requests);
+        (seen && sockets == active + idle && active >= 1 && requests > 20 && opened < requests / 2).then_some(())
+    })
+    .await;
+    std::fs::remove_file(kubeconfig).unwrap();
+    replica.clean();
+}
