@@ -103,6 +103,13 @@ impl Leadership {
         since_start(Instant::now()) < self.0.until.load(Ordering::Acquire)
     }
 
+    /// For how long it may act if nothing is done; `None` where there is no election, and no end.
+    #[must_use]
+    pub fn left(&self) -> Option<Duration> {
+        let until = self.0.until.load(Ordering::Acquire);
+        (until != u64::MAX).then(|| Duration::from_millis(until.saturating_sub(since_start(Instant::now()))))
+    }
+
     /// Waits until it may act for the first time.
     pub async fn begun(&self) {
         // Its sender lives as long as this.

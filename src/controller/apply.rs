@@ -11,6 +11,7 @@ use crate::{
     decide::{
         Cause, Change, Fault, Plan, To, Traits, Unit, UnitPlan, UnitState, conditions::UnitResult, order, originals::Saved,
     },
+    metrics::Step,
     targets::Target,
 };
 
@@ -99,6 +100,7 @@ pub async fn write(
     traits: &Traits,
     memory: &Memory,
 ) -> Vec<UnitResult> {
+    let _timed = ctx.metrics.time(Step::Apply);
     let jobs: Vec<_> = units
         .into_iter()
         .map(|(unit, state)| {

@@ -39,6 +39,7 @@ use crate::{
         contention,
         truths::truths,
     },
+    metrics::Step,
     targets::{self, Target},
 };
 
@@ -155,6 +156,7 @@ fn elders_unknown(ctx: &Context, subject: &Subject) -> bool {
 }
 
 async fn find(ctx: &Context, subject: &Subject, declared: &Declared, memory: &mut Memory) -> Result<Found, Failure> {
+    let _timed = ctx.metrics.time(Step::Discover);
     let spec = subject.spec();
     ctx.pods.subscribe(&subject.reference, spec.target.selector().map(|selector| (subject.namespace.as_str(), selector)));
     let places = places::places(ctx, &subject.namespace, &spec.target).await?;
@@ -189,7 +191,7 @@ async fn work(
     memory.keep_only(&units);
     bound(ctx, subject, memory, units.len());
     finalizer(ctx, subject).await?;
-    let mut gathered = gather::gather(target.clone(), units.clone(), memory, began).await;
+    let mut gathered = ctx.metrics.timed(Step::Gather, gather::gather(target.clone(), units.clone(), memory, began)).await;
 
     let mut answered = Vec::new();
     let mut results = Vec::new();
@@ -230,7 +232,7 @@ async fn work(
         adaptive: memory.adaptation.as_ref().zip(look.as_ref()).map(|(adaptation, look)| adaptation.input(look)),
         now,
     };
-    let mut plan = decide::decide(&input);
+    let mut plan = ctx.metrics.timed(Step::Decide, async { decide::decide(&input) }).await;
     if !plan.drift.is_empty() {
         // A process that has started anew holds its own file's settings: nobody put them back. Asked only now, for it costs a request.
         let drifted = |unit: &Unit| plan.drift.iter().any(|drift| drift.id == unit.id);
@@ -247,7 +249,7 @@ async fn work(
         && subject.spec().drift_policy == DriftPolicy::Correct;
     let decided = plan.outcome.as_ref().and_then(|outcome| outcome.decision.as_ref());
     if let Some(decision) = decided {
-        ctx.metrics.decided(&subject.namespace, &subject.name, decision.to < decision.from);
+        ctx.metrics.decided(&subject.namespace, &subject.name, decision);
     }
     if correcting || decided.is_some() {
         // Said before it is done: after a crash in between, a correction is still told of, and a decision is not made twice.

@@ -15,6 +15,7 @@ use crate::{
     api::{IdleConnectionPolicy, IdleConnectionPolicyStatus, MANAGER},
     clock,
     decide::conditions::{Notice, shortened},
+    metrics::Step,
 };
 
 /// Most characters of an Event's note; the API server takes 1 kB.
@@ -31,6 +32,7 @@ pub async fn report(
     status: &IdleConnectionPolicyStatus,
     notices: &[Notice],
 ) -> Result<(), Error> {
+    let _timed = ctx.metrics.time(Step::Report);
     let previous = subject.object.status.clone().unwrap_or_default();
     ctx.metrics.reported(&subject.namespace, &subject.name, status);
     let told = previous.control.as_ref().map_or(0, |control| control.events);

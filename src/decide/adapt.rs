@@ -1,5 +1,7 @@
 //! The loop: one look at the signal, at most one step. Pure and total; docs/control-law.md says why it is as it is.
 
+use std::fmt;
+
 use super::{
     efficacy::{self, Verdict},
     openness::{self, Percent},
@@ -85,16 +87,62 @@ impl<'a> Facts<'a> {
 }
 
 /// A step.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Decision {
     /// Openness before.
     pub from: Percent,
     /// Openness after.
     pub to: Percent,
-    /// Why, for the history.
-    pub reason: String,
+    /// Why.
+    pub reason: Reason,
     /// The pressure it was decided at.
     pub pressure: f64,
+}
+
+/// Why a step is taken. Printed, it is what the history says.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[allow(missing_docs)] // The fields: pressure, and for how long it has been like that (milliseconds).
+pub enum Reason {
+    /// Too many tasks for too long.
+    High { pressure: f64, lasted: i64 },
+    /// Few tasks for long enough.
+    Low { pressure: f64, lasted: i64 },
+    /// Tightening did not help.
+    Ineffective,
+    /// Tightening could not help.
+    PoolsTooSmall,
+    /// Nobody can say how many tasks there are, and the policy wants to be open then.
+    SignalGone,
+}
+
+impl Reason {
+    /// All that [`Reason::name`] says.
+    pub const NAMES: [&str; 5] = ["HighTaskCount", "LowTaskCount", "Ineffective", "PoolsTooSmall", "SignalGone"];
+
+    /// As metrics say it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::High { .. } => "HighTaskCount",
+            Self::Low { .. } => "LowTaskCount",
+            Self::Ineffective => "Ineffective",
+            Self::PoolsTooSmall => "PoolsTooSmall",
+            Self::SignalGone => "SignalGone",
+        }
+    }
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::High { pressure, lasted } | Self::Low { pressure, lasted } => {
+                write!(f, "{} % of the threshold for {}", percent(pressure), spoken(lasted))
+            }
+            Self::Ineffective => write!(f, "it did not help"),
+            Self::PoolsTooSmall => write!(f, "the pools are too small"),
+            Self::SignalGone => write!(f, "the task count is gone"),
+        }
+    }
 }
 
 /// A step that has been judged.
@@ -252,7 +300,7 @@ impl<'a> Look<'a> {
         if self.state.fallback && self.tuning.fallback_relaxes && self.state.openness < 100 {
             let since = self.state.changes.last().map_or(0, |(time, _)| *time).max(self.facts.not_before);
             if now - since >= self.relax_window() {
-                self.relax("the task count is gone".into(), f64::NAN);
+                self.relax(Reason::SignalGone, f64::NAN);
             }
         }
     }
@@ -486,7 +534,7 @@ impl<'a> Look<'a> {
             proved: first.then_some(self.state.proved),
         };
         let (from, to) = (self.state.openness, step.target());
-        let reason = format!("{} % of the threshold for {}", percent(fast), spoken(self.state.watched.high_for));
+        let reason = Reason::High { pressure: fast, lasted: self.state.watched.high_for };
         if tuning.mode != Mode::Enforce || facts.no_tightening {
             self.recommendation = Some(Decision { from, to, reason, pressure: fast });
             self.limit = (tuning.mode == Mode::Enforce).then_some(Limit::Paused);
@@ -540,7 +588,7 @@ impl<'a> Look<'a> {
         if self.state.watched.low_for < window {
             return;
         }
-        let reason = format!("{} % of the threshold for {}", percent(slow), spoken(self.state.watched.low_for));
+        let reason = Reason::Low { pressure: slow, lasted: self.state.watched.low_for };
         if tuning.mode != Mode::Enforce || facts.no_relaxing {
             self.recommendation = Some(Decision { from, to, reason, pressure: slow });
             self.limit = (tuning.mode == Mode::Enforce).then_some(Limit::Paused);
@@ -556,7 +604,7 @@ impl<'a> Look<'a> {
         self.relax(reason, slow);
     }
 
-    fn relax(&mut self, reason: String, pressure: f64) {
+    fn relax(&mut self, reason: Reason, pressure: f64) {
         if self.facts.no_relaxing || self.tuning.mode != Mode::Enforce {
             return;
         }
@@ -604,9 +652,9 @@ impl<'a> Look<'a> {
             self.state.rollback = None;
         } else if may && self.may_change() {
             self.state.rollback = None;
-            let reason =
-                if self.state.efficacy == Efficacy::PoolsTooSmall { "the pools are too small" } else { "it did not help" };
-            self.change(to, reason.into(), self.state.watched.fast);
+            let too_small = self.state.efficacy == Efficacy::PoolsTooSmall;
+            let reason = if too_small { Reason::PoolsTooSmall } else { Reason::Ineffective };
+            self.change(to, reason, self.state.watched.fast);
         } else {
             self.limit = Some(if may { Limit::BudgetExhausted } else { Limit::Paused });
         }
@@ -629,7 +677,7 @@ impl<'a> Look<'a> {
         within(HOUR) < self.tuning.per_hour as usize && within(DAY) < self.tuning.per_day as usize
     }
 
-    fn change(&mut self, to: Percent, reason: String, pressure: f64) {
+    fn change(&mut self, to: Percent, reason: Reason, pressure: f64) {
         let from = self.state.openness;
         let way = if to < from { Way::Tighten } else { Way::Relax };
         self.state.dead_until = self.now + self.dead_time();

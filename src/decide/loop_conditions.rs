@@ -269,7 +269,7 @@ fn history(
             time: Time(whole_seconds(now)),
             from_percent: decision.from.into(),
             to_percent: decision.to.into(),
-            reason: decision.reason.clone(),
+            reason: decision.reason.to_string(),
             pressure_before: decision.pressure.is_finite().then(|| percent(decision.pressure)),
             pressure_after: None,
             tasks_before: tasks,
@@ -296,7 +296,7 @@ fn recommendation(
     status.recommendation = Some(same.cloned().unwrap_or_else(|| Recommendation {
         openness_percent: to,
         limits: Some(Limits::from(&openness::at(declared, seen.floor, decision.to))),
-        reason: decision.reason.clone(),
+        reason: decision.reason.to_string(),
     }));
 }
 
@@ -369,7 +369,7 @@ mod tests {
     use crate::{
         api::adaptive::Adaptive,
         decide::{
-            adapt::{Judged, Phase},
+            adapt::{Judged, Phase, Reason},
             efficacy::Verdict,
             state::{Episode, State},
         },
@@ -489,7 +489,7 @@ mod tests {
     }
 
     fn decided(from: u8, to: u8) -> Outcome {
-        let decision = crate::decide::adapt::Decision { from, to, reason: format!("from {from} to {to}"), pressure: 1.2 };
+        let decision = crate::decide::adapt::Decision { from, to, reason: Reason::Ineffective, pressure: 1.2 };
         Outcome { decision: Some(decision), ..outcome() }
     }
 

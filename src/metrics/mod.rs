@@ -7,30 +7,77 @@ mod connections;
 use std::{
     collections::{BTreeMap, HashMap},
     sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
 };
 
 use connections::Connections;
-use prometheus::{GaugeVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Gauge, GaugeVec, HistogramOpts, HistogramTimer, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
 
-use crate::{api::IdleConnectionPolicyStatus, pool::Pool};
+use crate::{
+    api::IdleConnectionPolicyStatus,
+    decide::adapt::{Decision, Reason},
+    pool::Pool,
+};
 
 /// Reasons by the condition's type.
 type Reasons = BTreeMap<String, String>;
+
+/// A part of a pass, in the order in which they come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// The target's nodes are looked up.
+    Discover,
+    /// They are read.
+    Gather,
+    /// What is to be done is worked out.
+    Decide,
+    /// It is written to the nodes, and read back.
+    Apply,
+    /// Events and the status.
+    Report,
+}
+
+impl Step {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Discover => "discover",
+            Self::Gather => "gather",
+            Self::Decide => "decide",
+            Self::Apply => "apply",
+            Self::Report => "report",
+        }
+    }
+}
+
+/// Deciding takes tens of microseconds, reading or writing nodes and the API server milliseconds on one machine (seen in `make e2e`); a node
+/// that does not answer is given up after seconds, and a pass of `AIStore` after a minute. Each bucket is about five times the one before.
+const BUCKETS: [f64; 8] = [0.000_1, 0.001, 0.005, 0.025, 0.1, 0.5, 5.0, 30.0];
+
+/// A policy: its namespace and name.
+type Name = (String, String);
 
 /// The metrics and their registry; no global one, so that several operators fit into one process.
 #[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
     reconciles: IntCounterVec,
+    steps: HistogramVec,
     writes: IntCounterVec,
     statuses: IntCounter,
     decisions: IntCounterVec,
     pressure: GaugeVec,
+    age: GaugeVec,
+    /// When the tasks of each policy that is looked at were last counted, or were to be for the first time.
+    counted: Arc<Mutex<HashMap<Name, Instant>>>,
     openness: IntGaugeVec,
     conditions: IntGaugeVec,
     /// By namespace and policy: the reason that each condition's series has now.
-    reasons: Arc<Mutex<HashMap<(String, String), Reasons>>>,
+    reasons: Arc<Mutex<HashMap<Name, Reasons>>>,
     leader: IntGauge,
+    lease: Gauge,
 }
 
 impl Metrics {
@@ -47,6 +94,14 @@ impl Metrics {
             ),
             &["outcome"],
         )?;
+        let steps = HistogramVec::new(
+            HistogramOpts::new(
+                "idleconn_reconcile_step_seconds",
+                "How long each part of a pass takes: discover, gather, decide, apply, report; a slow gather or apply is a slow node, a slow report the API server",
+            )
+            .buckets(BUCKETS.to_vec()),
+            &["step"],
+        )?;
         let writes = IntCounterVec::new(
             Opts::new("idleconn_node_writes_total", "Writes to nodes, by outcome; in a steady state this does not move"),
             &["outcome"],
@@ -55,14 +110,21 @@ impl Metrics {
         let decisions = IntCounterVec::new(
             Opts::new(
                 "idleconn_decisions_total",
-                "Steps of the limits by the operator's own decision, by direction; compare with maxChangesPerDay",
+                "Steps of the limits by the operator's own decision, by direction and reason; compare with maxChangesPerDay",
             ),
-            &["namespace", "policy", "direction"],
+            &["namespace", "policy", "direction", "reason"],
         )?;
         let pressure = GaugeVec::new(
             Opts::new(
                 "idleconn_pressure_ratio",
                 "Tasks by threshold of the node that counts; absent while the tasks cannot be counted, never 0 for that",
+            ),
+            &["namespace", "policy"],
+        )?;
+        let age = GaugeVec::new(
+            Opts::new(
+                "idleconn_signal_age_seconds",
+                "Since enough nodes last said how many tasks they run; above a few signal intervals nothing is tightened, above a minute look at MetricsAvailable",
             ),
             &["namespace", "policy"],
         )?;
@@ -79,7 +141,14 @@ impl Metrics {
         )?;
         let leader =
             IntGauge::new("idleconn_leader", "1 in the replica that acts, 0 in those that wait; alert when the sum is not 1")?;
+        let lease = Gauge::new(
+            "idleconn_lease_remaining_seconds",
+            "For how long this replica may act unless the Lease is renewed: 0 in those that wait, +Inf without election; near 0 in the one that acts the API server is slow",
+        )?;
         registry.register(Box::new(leader.clone()))?;
+        registry.register(Box::new(lease.clone()))?;
+        registry.register(Box::new(steps.clone()))?;
+        registry.register(Box::new(age.clone()))?;
         registry.register(Box::new(decisions.clone()))?;
         registry.register(Box::new(pressure.clone()))?;
         registry.register(Box::new(openness.clone()))?;
@@ -90,14 +159,18 @@ impl Metrics {
         Ok(Self {
             registry,
             reconciles,
+            steps,
             writes,
             statuses,
             decisions,
             pressure,
+            age,
+            counted: Arc::default(),
             openness,
             conditions,
             reasons: Arc::default(),
             leader,
+            lease,
         })
     }
 
@@ -109,6 +182,17 @@ impl Metrics {
     /// A pass that could not be made.
     pub fn failed(&self) {
         self.reconciles.with_label_values(&["failed"]).inc();
+    }
+
+    /// Does a part of a pass, and measures it.
+    pub async fn timed<T>(&self, step: Step, work: impl Future<Output = T>) -> T {
+        let _timed = self.time(step);
+        work.await
+    }
+
+    /// Measures a part of a pass, until it is dropped.
+    pub fn time(&self, step: Step) -> HistogramTimer {
+        self.steps.with_label_values(&[step.name()]).start_timer()
     }
 
     /// A write to a node.
@@ -124,17 +208,24 @@ impl Metrics {
     /// A look of a policy's loop.
     pub fn looked(&self, namespace: &str, policy: &str, pressure: Option<f64>, openness: u8) {
         let labels = [namespace, policy];
+        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+        let last = counted.entry((namespace.to_owned(), policy.to_owned())).or_insert_with(Instant::now);
         match pressure {
-            Some(pressure) => self.pressure.with_label_values(&labels).set(pressure),
+            Some(pressure) => {
+                *last = Instant::now();
+                self.pressure.with_label_values(&labels).set(pressure);
+            }
             // What is not known is not there.
             None => drop(self.pressure.remove_label_values(&labels)),
         }
+        drop(counted);
         self.openness.with_label_values(&labels).set(openness.into());
     }
 
     /// A step.
-    pub fn decided(&self, namespace: &str, policy: &str, tightened: bool) {
-        self.decisions.with_label_values(&[namespace, policy, if tightened { "tighten" } else { "relax" }]).inc();
+    pub fn decided(&self, namespace: &str, policy: &str, decision: &Decision) {
+        let direction = if decision.to < decision.from { "tighten" } else { "relax" };
+        self.decisions.with_label_values(&[namespace, policy, direction, decision.reason.name()]).inc();
     }
 
     /// The operator's own connections are counted where they are; they are read when somebody asks.
@@ -165,15 +256,19 @@ impl Metrics {
     /// A policy that is gone.
     pub fn forget(&self, namespace: &str, policy: &str) {
         self.unlooked(namespace, policy);
-        for direction in ["tighten", "relax"] {
-            let _ = self.decisions.remove_label_values(&[namespace, policy, direction]);
+        for (direction, reason) in ["tighten", "relax"].into_iter().flat_map(|way| Reason::NAMES.map(|reason| (way, reason))) {
+            let _ = self.decisions.remove_label_values(&[namespace, policy, direction, reason]);
         }
         self.keep(namespace, policy, Reasons::new());
     }
 
     fn unlooked(&self, namespace: &str, policy: &str) {
         let labels = [namespace, policy];
-        let _ = (self.pressure.remove_label_values(&labels), self.openness.remove_label_values(&labels));
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner).remove(&(namespace.to_owned(), policy.to_owned()));
+        for gone in [&self.pressure, &self.age] {
+            let _ = gone.remove_label_values(&labels);
+        }
+        let _ = self.openness.remove_label_values(&labels);
     }
 
     /// Takes away the series of conditions that are no longer there, or for another reason.
@@ -188,9 +283,10 @@ impl Metrics {
         }
     }
 
-    /// Whether it is this replica that acts.
-    pub fn leads(&self, leads: bool) {
-        self.leader.set(leads.into());
+    /// For how long this replica may act, as it is now: not at all, for ever, or until the Lease has to be renewed.
+    pub fn leads(&self, left: Option<Duration>) {
+        self.leader.set((left != Some(Duration::ZERO)).into());
+        self.lease.set(left.map_or(f64::INFINITY, |left| left.as_secs_f64()));
     }
 
     /// As Prometheus reads them.
@@ -198,13 +294,23 @@ impl Metrics {
     /// # Errors
     /// Where a metric is malformed, which the registry excludes.
     pub fn text(&self) -> prometheus::Result<String> {
+        {
+            let counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
+            for ((namespace, policy), last) in &*counted {
+                self.age.with_label_values(&[namespace, policy]).set(last.elapsed().as_secs_f64());
+            }
+        }
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use serde_json::{from_value, json};
+
+    use crate::decide::adapt::{Decision, Reason};
 
     #[test]
     fn what_happened_is_counted() {
@@ -214,6 +320,57 @@ mod tests {
         let text = metrics.text().expect("text");
         assert!(text.contains("idleconn_node_writes_total{outcome=\"accepted\"} 1"), "{text}");
         assert!(text.contains("idleconn_status_writes_total 1"), "{text}");
+    }
+
+    #[test]
+    fn what_is_not_counted_grows_old_and_is_not_zero() {
+        let metrics = super::Metrics::new().expect("metrics");
+        let shown =
+            |name: &str| metrics.text().expect("text").lines().find_map(|line| line.strip_prefix(name)?.parse::<f64>().ok());
+        let (age, pressure) = (
+            r#"idleconn_signal_age_seconds{namespace="shop",policy="gw"} "#,
+            r#"idleconn_pressure_ratio{namespace="shop",policy="gw"} "#,
+        );
+        assert_eq!((shown(age), shown(pressure)), (None, None), "nobody looks");
+        metrics.looked("shop", "gw", None, 100);
+        let first = shown(age).expect("it is looked for");
+        assert!(shown(age).is_some_and(|later| later > first) && shown(pressure).is_none());
+        let begun = std::time::Instant::now();
+        metrics.looked("shop", "gw", Some(0.5), 100);
+        assert!(shown(age).is_some_and(|age| age <= begun.elapsed().as_secs_f64()));
+        assert_eq!(shown(pressure), Some(0.5));
+        metrics.forget("shop", "gw");
+        assert_eq!((shown(age), shown(pressure)), (None, None));
+    }
+
+    #[test]
+    fn a_decision_is_counted_with_its_reason_until_its_policy_is_gone() {
+        let metrics = super::Metrics::new().expect("metrics");
+        for (to, reason) in [(80, Reason::High { pressure: 1.2, lasted: 60_000 }), (100, Reason::Ineffective)] {
+            metrics.decided("shop", "gw", &Decision { from: 90, to, reason, pressure: 1.0 });
+        }
+        let text = metrics.text().expect("text");
+        for (direction, reason) in [("tighten", "HighTaskCount"), ("relax", "Ineffective")] {
+            let series = format!(
+                r#"idleconn_decisions_total{{direction="{direction}",namespace="shop",policy="gw",reason="{reason}"}} 1"#
+            );
+            assert!(text.contains(&series), "{text}");
+        }
+        metrics.forget("shop", "gw");
+        assert!(!metrics.text().expect("text").contains("shop"));
+    }
+
+    #[test]
+    fn a_replica_that_acts_says_for_how_long() {
+        let metrics = super::Metrics::new().expect("metrics");
+        for (left, leader, lease) in
+            [(None, 1, "+Inf"), (Some(Duration::ZERO), 0, "0"), (Some(Duration::from_millis(1500)), 1, "1.5")]
+        {
+            metrics.leads(left);
+            let text = metrics.text().expect("text");
+            assert!(text.contains(&format!("idleconn_leader {leader}\n")), "{text}");
+            assert!(text.contains(&format!("idleconn_lease_remaining_seconds {lease}\n")), "{text}");
+        }
     }
 
     #[test]

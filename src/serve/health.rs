@@ -21,7 +21,7 @@ pub async fn health(listener: TcpListener, context: Arc<Context>) -> std::io::Re
 }
 
 async fn metrics(State(context): State<Arc<Context>>) -> Result<([(&'static str, &'static str); 1], String), StatusCode> {
-    context.metrics.leads(context.leadership.holds());
+    context.metrics.leads(context.leadership.left());
     let text = context.metrics.text().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
     Ok(([("content-type", "text/plain; version=0.0.4; charset=utf-8")], text))
 }

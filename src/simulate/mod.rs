@@ -351,7 +351,7 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
                 time,
                 from_percent: decision.from,
                 to_percent: decision.to,
-                reason: decision.reason.clone(),
+                reason: decision.reason.to_string(),
                 verdict: None,
             });
         }

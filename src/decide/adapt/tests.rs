@@ -390,7 +390,7 @@ fn what_may_not_be_done_is_recommended() {
 #[test]
 fn a_recommendation_is_news_when_its_tens_change() {
     let digest = |to| {
-        let decision = Decision { from: 100, to, reason: String::new(), pressure: 1.0 };
+        let decision = Decision { from: 100, to, reason: Reason::Ineffective, pressure: 1.0 };
         let outcome = Outcome { recommendation: Some(decision), ..Course::new().look(0.5) };
         outcome.digest(&Signal::Missing { reason: "Stale", message: String::new() })
     };
