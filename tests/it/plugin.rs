@@ -72,8 +72,9 @@ async fn what_is_not_there_is_said_in_one_line_that_says_what_to_do() {
 async fn the_operator_itself_says_what_each_node_has() {
     let (world, node) = (World::empty("plugin").await, AdminApi::start(typical()).await);
     world.apply("gw", &restless(&node, "1m")).await;
-    let (open, gated) = (Api::start(&[&world], true).await, Api::of(&[&world], false, Leadership::none()).await);
+    // Before anybody looks: what is shown is the last sample.
     node.run(250);
+    let (open, gated) = (Api::start(&[&world], true).await, Api::of(&[&world], false, Leadership::none()).await);
     world.until_condition("gw", "MetricsAvailable", "True", "Fresh").await;
     world.until_condition("gw", "InEffect", "True", "InEffect").await;
     let said = idleconn(&world, &["nodes", "gw", "--operator", &open.address]).await.unwrap();
