@@ -17,7 +17,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt as _, stream};
 use http_body_util::Full;
 use hyper::{body::Bytes, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -26,6 +25,7 @@ use slow_link::SlowLink;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpListener,
+    task::JoinSet,
 };
 use tokio_rustls::{
     TlsAcceptor,
@@ -112,18 +112,39 @@ fn certificate() -> (TlsAcceptor, String) {
     (TlsAcceptor::from(Arc::new(config)), made.cert.pem())
 }
 
+/// So many requests, so many at once, each of these in a task of its own as in the operator.
+async fn load<F, A>(requests: usize, at_once: usize, ask: A) -> Duration
+where
+    F: Future<Output = ()> + Send,
+    A: Fn() -> F + Clone + Send + 'static,
+{
+    let began = Instant::now();
+    let mut askers = JoinSet::new();
+    for asker in 0..at_once {
+        let (ask, mine) = (ask.clone(), requests / at_once + usize::from(asker < requests % at_once));
+        askers.spawn(async move {
+            for _ in 0..mine {
+                ask().await;
+            }
+        });
+    }
+    askers.join_all().await;
+    began.elapsed()
+}
+
 /// So many, so many at once, through the pool.
 async fn pooled(settings: Settings, address: &str, ca: Option<&[u8]>, requests: usize, at_once: usize) -> (Duration, f64) {
     let pool = Pool::new(settings);
     let provider = pool.provider("bench");
-    let began = Instant::now();
-    stream::iter(0..requests)
-        .for_each_concurrent(at_once, |_| async {
-            let answer = provider.send(ca, Request::get(address, "/", LONG)).await.unwrap();
+    let (address, ca): (Arc<str>, Option<Arc<[u8]>>) = (address.into(), ca.map(Into::into));
+    let took = load(requests, at_once, move || {
+        let (provider, address, ca) = (provider.clone(), address.clone(), ca.clone());
+        async move {
+            let answer = provider.send(ca.as_deref(), Request::get(&address, "/", LONG)).await.unwrap();
             assert_eq!(answer.body, b"ok");
-        })
-        .await;
-    let took = began.elapsed();
+        }
+    })
+    .await;
     let tally = pool.statistics()[0].tally;
     assert_eq!(usize::try_from(tally.requests).unwrap(), requests);
     #[allow(clippy::cast_precision_loss)] // Thousands.
@@ -131,14 +152,15 @@ async fn pooled(settings: Settings, address: &str, ca: Option<&[u8]>, requests: 
 }
 
 async fn plain(client: &reqwest::Client, address: &str, requests: usize, at_once: usize) -> Duration {
-    let began = Instant::now();
-    stream::iter(0..requests)
-        .for_each_concurrent(at_once, |_| async {
-            let answer = client.get(address).send().await.unwrap();
+    let (client, address): (_, Arc<str>) = (client.clone(), address.into());
+    load(requests, at_once, move || {
+        let (client, address) = (client.clone(), address.clone());
+        async move {
+            let answer = client.get(&*address).send().await.unwrap();
             assert_eq!(answer.bytes().await.unwrap(), "ok");
-        })
-        .await;
-    began.elapsed()
+        }
+    })
+    .await
 }
 
 fn median(mut all: Vec<f64>) -> f64 {

@@ -12,8 +12,8 @@ use std::{
 
 use connections::Connections;
 use prometheus::{
-    Gauge, GaugeVec, HistogramOpts, HistogramTimer, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    GaugeVec, HistogramOpts, HistogramTimer, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use crate::{
@@ -77,7 +77,7 @@ pub struct Metrics {
     /// By namespace and policy: the reason that each condition's series has now.
     reasons: Arc<Mutex<HashMap<Name, Reasons>>>,
     leader: IntGauge,
-    lease: Gauge,
+    lease: GaugeVec,
 }
 
 impl Metrics {
@@ -141,9 +141,12 @@ impl Metrics {
         )?;
         let leader =
             IntGauge::new("idleconn_leader", "1 in the replica that acts, 0 in those that wait; alert when the sum is not 1")?;
-        let lease = Gauge::new(
-            "idleconn_lease_remaining_seconds",
-            "For how long this replica may act unless the Lease is renewed: 0 in those that wait, +Inf without election; near 0 in the one that acts the API server is slow",
+        let lease = GaugeVec::new(
+            Opts::new(
+                "idleconn_lease_remaining_seconds",
+                "For how long this replica may act unless the Lease is renewed: 0 in those that wait, absent without election; near 0 in the one that acts the API server is slow",
+            ),
+            &[],
         )?;
         registry.register(Box::new(leader.clone()))?;
         registry.register(Box::new(lease.clone()))?;
@@ -286,7 +289,10 @@ impl Metrics {
     /// For how long this replica may act, as it is now: not at all, for ever, or until the Lease has to be renewed.
     pub fn leads(&self, left: Option<Duration>) {
         self.leader.set((left != Some(Duration::ZERO)).into());
-        self.lease.set(left.map_or(f64::INFINITY, |left| left.as_secs_f64()));
+        match left {
+            Some(left) => self.lease.with_label_values::<&str>(&[]).set(left.as_secs_f64()),
+            None => drop(self.lease.remove_label_values::<&str>(&[])),
+        }
     }
 
     /// As Prometheus reads them.
@@ -364,12 +370,13 @@ mod tests {
     fn a_replica_that_acts_says_for_how_long() {
         let metrics = super::Metrics::new().expect("metrics");
         for (left, leader, lease) in
-            [(None, 1, "+Inf"), (Some(Duration::ZERO), 0, "0"), (Some(Duration::from_millis(1500)), 1, "1.5")]
+            [(Some(Duration::ZERO), 0, Some("0")), (Some(Duration::from_millis(1500)), 1, Some("1.5")), (None, 1, None)]
         {
             metrics.leads(left);
             let text = metrics.text().expect("text");
-            assert!(text.contains(&format!("idleconn_leader {leader}\n")), "{text}");
-            assert!(text.contains(&format!("idleconn_lease_remaining_seconds {lease}\n")), "{text}");
+            let shown = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
+            assert_eq!(shown("idleconn_leader "), Some(leader.to_string().as_str()));
+            assert_eq!(shown("idleconn_lease_remaining_seconds "), lease);
         }
     }
 

@@ -6,7 +6,10 @@
 
 use std::{
     collections::{HashMap, hash_map::Entry},
-    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
@@ -36,6 +39,8 @@ pub struct Agent {
     /// For readers; what requests go by is in `state`.
     tally: Published,
     settings: RwLock<Settings>,
+    /// How large the last body was that was read whole.
+    expected: AtomicUsize,
 }
 
 struct State {
@@ -69,6 +74,7 @@ impl Agent {
             state: Mutex::new(state),
             tally: Published::default(),
             settings: RwLock::new(settings),
+            expected: AtomicUsize::new(0),
         })
     }
 
@@ -87,6 +93,11 @@ impl Agent {
 
     fn age(&self) -> u64 {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// How large the next body is going to be, by the last one.
+    pub fn expected(&self) -> usize {
+        self.expected.load(Ordering::Relaxed)
     }
 
     pub fn settings(&self) -> Settings {
@@ -402,6 +413,13 @@ impl Lent {
             }
         });
         drop(closed);
+    }
+
+    /// Its body was this large.
+    pub fn expect(&self, length: usize) {
+        if let Some(turn) = &self.turn {
+            turn.agent.expected.store(length, Ordering::Relaxed);
+        }
     }
 
     /// It is closed by now. The turn is handed back, for another try.

@@ -61,6 +61,9 @@ impl Answer {
             }
         }
         let Self { head, mut flow, mut ending } = self;
+        if let Some(lent) = &ending.lent {
+            lent.expect(length);
+        }
         poll_fn(|cx| ending.poll(&mut flow, cx)).await;
         Ok(head)
     }

@@ -24,21 +24,14 @@ use hyper_util::rt::TokioIo;
 
 use super::connect::Stream;
 
-/// Bytes read at once of a body that is read whole. Of 32 to 256 KiB this took the least CPU for pages of 227 KB, and the next larger only
-/// more memory (`make bench`).
+/// Bytes read at once of large bodies. Of 32 to 256 KiB this took the least CPU for pages of 227 KB, and the next larger only more memory
+/// (`make bench`).
 const READ: usize = 128 * 1024;
+/// A body of this size is large: for smaller ones a buffer of [`READ`] bytes costs more than it saves (`make bench`).
+const LARGE: usize = 32 * 1024;
 
 /// What goes out.
 pub type Message = http::Request<Full<Bytes>>;
-
-/// How a body is going to be read.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reading {
-    /// At once, and for this the buffer is made.
-    Whole,
-    /// As it comes, which may be hours: a buffer grows with what comes.
-    Following,
-}
 
 /// Why nothing came back.
 pub enum Failure {
@@ -77,10 +70,11 @@ impl Connection {
     }
 }
 
-/// Sends, and waits for the head of the answer.
-pub async fn begin(stream: Stream, message: Message, reading: Reading) -> Result<(response::Parts, Flow), Failure> {
+/// Sends, and waits for the head of the answer. The buffer is made for a body of the `expected` size; it grows with what comes where that is
+/// small.
+pub async fn begin(stream: Stream, message: Message, expected: usize) -> Result<(response::Parts, Flow), Failure> {
     let mut builder = http1::Builder::new();
-    if reading == Reading::Whole {
+    if expected >= LARGE {
         builder.read_buf_exact_size(Some(READ));
     }
     let (mut sender, connection) = builder.handshake(TokioIo::new(stream)).await.map_err(|_| Failure::Broken)?;

@@ -29,7 +29,7 @@ pub use answer::Following;
 use answer::{Answer, Sink};
 use bytes::Bytes;
 use connect::Names;
-use exchange::{Failure, Message, Reading, begin};
+use exchange::{Failure, Message, begin};
 use http::{
     HeaderMap, Method,
     header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue},
@@ -343,7 +343,7 @@ impl Provider {
         let message = message(&url, &request, settings.keep_alive)?;
         let asking = Asking { pool: &pool, agent, settings, address, url: &url, trust, connecting: CONNECT_TIMEOUT };
         let whole = async |turn| {
-            let answer = asking.ask(turn, message, Reading::Whole).await?;
+            let answer = asking.ask(turn, message, agent.expected()).await?;
             let head = answer.read(sink).await.map_err(|failure| failure.told(address))?;
             Ok(Response { status: head.status.as_u16(), headers: head.headers, body: Vec::new() })
         };
@@ -376,7 +376,7 @@ impl Provider {
         }
         let asking = Asking { pool: &pool, agent, settings, address, url: &url, trust, connecting: patience.connecting };
         let message = request.map(Into::into);
-        let answer = asking.within(patience.head, async |turn| asking.ask(turn, message, Reading::Following).await).await?;
+        let answer = asking.within(patience.head, async |turn| asking.ask(turn, message, 0).await).await?;
         Ok(answer.follow(patience.silence))
     }
 
@@ -440,7 +440,7 @@ impl Asking<'_> {
         }
     }
 
-    async fn ask(&self, turn: Turn, mut message: Message, reading: Reading) -> Result<Answer, Error> {
+    async fn ask(&self, turn: Turn, mut message: Message, expected: usize) -> Result<Answer, Error> {
         let (pool, settings) = (self.pool, self.agent.settings());
         let place: Place = (self.address.to_owned(), self.trust.as_ref().map_or(0, |trust| trust.number));
         let broken = || Error::Broken(self.address.to_owned());
@@ -452,7 +452,7 @@ impl Asking<'_> {
             Err(turn) => turn,
             Ok((lent, stream)) => {
                 let again = message.method().is_safe().then(|| message.clone());
-                match (begin(stream, message, reading).await, again) {
+                match (begin(stream, message, expected).await, again) {
                     (Ok(begun), _) => return Ok(Answer::new(pool, begun, lent, place, settings.keep_alive)),
                     (Err(Failure::Unsent(unsent)), _) => message = *unsent,
                     (Err(Failure::Broken), Some(again)) => message = again,
@@ -471,7 +471,7 @@ impl Asking<'_> {
             Err(_) => return Err(Error::TimedOut(self.address.to_owned(), self.connecting)),
         };
         let lent = connecting.opened().ok_or_else(broken)?;
-        match begin(stream, message, reading).await {
+        match begin(stream, message, expected).await {
             Ok(begun) => Ok(Answer::new(pool, begun, lent, place, settings.keep_alive)),
             Err(failure) => {
                 lent.closed(Closed::Broken);
