@@ -49,7 +49,7 @@ e2e: needs needs-prometheus ## The whole story on a real node with real pods; ne
 	@tests/e2e/run
 
 soak: needs tools ## Looks for two minutes whether a steady state costs anything, and kills the replica that acts 20 times
-	IDLECONN_STEADY_SECONDS=120 cargo test --locked --test it -- --nocapture --test-threads=1 steady soak
+	IDLECONN_STEADY_SECONDS=120 cargo test --locked --test it -- --nocapture steady soak
 
 bench: needs needs-readers tools ## Measures how fast an edit reaches the nodes, what the pool saves, how fast pages are read, what a fleet of 5,000 costs
 	cargo bench --locked --bench latency

@@ -43,8 +43,18 @@ fn masked(value: &Json, world: &World, node: &AdminApi) -> Json {
         "totalIdleConnections",
         "totalConnections",
     ];
-    const LIVE: [&str; 9] =
-        ["activeConnections", "totalActiveConnections", "active", "idle", "total", "opened", "waits", "status", "closed"];
+    const LIVE: [&str; 10] = [
+        "activeConnections",
+        "totalActiveConnections",
+        "active",
+        "idle",
+        "total",
+        "opened",
+        "waits",
+        "status",
+        "closed",
+        "closing",
+    ];
     match value {
         Json::Object(fields) => fields
             .iter()
@@ -67,6 +77,12 @@ fn masked(value: &Json, world: &World, node: &AdminApi) -> Json {
         }
         value => value.clone(),
     }
+}
+
+/// Holds what was answered to the file of this name.
+fn shown(name: &str, body: &Json, world: &World, node: &AdminApi) {
+    let text = serde_json::to_string_pretty(&masked(body, world, node)).unwrap() + "\n";
+    check(&format!("tests/golden/api/{name}.json"), &text);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -96,12 +112,19 @@ async fn every_route_says_what_is_there_in_its_shape() {
     ] {
         let (status, body) = api.get(&path, None).await;
         assert_eq!(status, StatusCode::OK, "{path}: {body}");
-        let text = serde_json::to_string_pretty(&masked(&body, &world, &node)).unwrap() + "\n";
-        check(&format!("tests/golden/api/{name}.json"), &text);
+        shown(name, &body, &world, &node);
+    }
+    for (name, path) in [
+        ("connections-stream", "/api/connections/stream".to_owned()),
+        ("policies-stream", format!("/api/policies/stream?policy={}/gw", world.namespace)),
+    ] {
+        let (event, _, data) = events(api.request(Method::GET, &path).send().await.unwrap(), 1).await.remove(0);
+        shown(name, &json!({"event": event, "data": data}), &world, &node);
     }
     let gone = api.request(Method::POST, &format!("/api/connections/destroy/{provider}")).json(&json!({"protocol": "http"}));
     let (status, body) = answer(gone).await;
-    assert_eq!((status, &body["data"]["provider"]), (StatusCode::OK, &json!(format!("{}/gw", world.namespace))), "{body}");
+    assert_eq!(status, StatusCode::OK, "{body}");
+    shown("destroy", &body, &world, &node);
     let told = |n: &Json| n["closed"].as_u64().unwrap() + n["closing"].as_u64().unwrap();
     assert!(told(&body["data"]) >= 1, "{body}");
     let details = api.data("/api/connections/details").await;
