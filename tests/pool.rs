@@ -23,9 +23,9 @@ const PROVIDERS: usize = 1_000;
 const ROUNDS: usize = 60;
 /// After these, what a process needs for good has been taken.
 const WARM: usize = 20;
-/// What the allocator may keep beyond that, KiB: a hundred bytes for each request would be more. What is in use was the same after each
+/// What the allocator may keep beyond that, KiB: thirty bytes for each request would be more. What is in use was the same after each
 /// round, 2.4 MiB (heaptrack).
-const KEPT: usize = 11 * 1024;
+const KEPT: usize = 3 * 1024;
 const MAX_SOCKETS: u32 = 2;
 /// Requests of each provider at the same time: more than it has connections.
 const AT_ONCE: usize = 3;
