@@ -52,8 +52,8 @@ impl Step {
     }
 }
 
-/// Deciding takes tens of microseconds, reading or writing nodes and the API server milliseconds on one machine (seen in `make e2e`); a node
-/// that does not answer is given up after seconds, and a pass of `AIStore` after a minute. Each bucket is about five times the one before.
+/// Seen in `make demo`, three servers on one machine: deciding 45 µs, reading the nodes 1.4 ms, writing to them and telling the API server 5 to
+/// 25 ms, and where nothing is new less than 0.1 ms. A node that does not answer is given up after seconds, a pass over `AIStore` after a minute.
 const BUCKETS: [f64; 8] = [0.000_1, 0.001, 0.005, 0.025, 0.1, 0.5, 5.0, 30.0];
 
 /// A policy: its namespace and name.
