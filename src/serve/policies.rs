@@ -45,13 +45,13 @@ const FRESH: i64 = 120_000;
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Load {
-    /// Tasks.
+    /// Tasks; absent where they could not be counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tasks: Option<u64>,
-    /// Their threshold.
+    /// Their threshold; likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<u64>,
-    /// Tasks by threshold.
+    /// Tasks by threshold; likewise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pressure_percent: Option<u32>,
 }
