@@ -341,7 +341,7 @@ impl Provider {
         let agent = self.agent(&url, trust.as_ref(), address)?;
         let settings = agent.settings();
         let message = message(&url, &request, settings.keep_alive)?;
-        let asking = Asking { pool: &pool, agent, settings, address, url: &url, trust, connecting: CONNECT_TIMEOUT };
+        let asking = Asking { pool: &pool, agent, address, url: &url, trust, connecting: CONNECT_TIMEOUT };
         let whole = async |turn| {
             let answer = asking.ask(turn, message, agent.expected()).await?;
             let head = answer.read(sink).await.map_err(|failure| failure.told(address))?;
@@ -370,11 +370,10 @@ impl Provider {
         let pool = self.pool(address)?;
         let trust = trust.filter(|_| url.scheme() == "https").cloned();
         let agent = self.agent(&url, trust.as_ref(), address)?;
-        let settings = agent.settings();
-        if !settings.keep_alive {
+        if !agent.settings().keep_alive {
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let asking = Asking { pool: &pool, agent, settings, address, url: &url, trust, connecting: patience.connecting };
+        let asking = Asking { pool: &pool, agent, address, url: &url, trust, connecting: patience.connecting };
         let message = request.map(Into::into);
         let answer = asking.within(patience.head, async |turn| asking.ask(turn, message, 0).await).await?;
         Ok(answer.follow(patience.silence))
@@ -420,7 +419,6 @@ impl Provider {
 struct Asking<'a> {
     pool: &'a Pool,
     agent: &'a Arc<Agent>,
-    settings: Settings,
     address: &'a str,
     url: &'a Url,
     trust: Option<Trust>,
@@ -432,7 +430,7 @@ impl Asking<'_> {
     async fn within<T>(&self, timeout: Duration, act: impl AsyncFnOnce(Turn) -> Result<T, Error>) -> Result<T, Error> {
         let until = Instant::now() + timeout;
         let Some(turn) = self.agent.turn(until).await else {
-            return Err(Error::NoSocket(self.address.to_owned(), timeout, self.settings.max_sockets));
+            return Err(Error::NoSocket(self.address.to_owned(), timeout, self.agent.settings().max_sockets));
         };
         match tokio::time::timeout_at(until, act(turn)).await {
             Ok(answer) => answer,
