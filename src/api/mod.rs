@@ -15,6 +15,7 @@ pub mod restart;
 mod rules;
 pub mod schema;
 pub mod status;
+pub mod stored;
 
 pub use duration::GoDuration;
 pub use formats::Format;
@@ -22,6 +23,7 @@ pub use limits::{Knob, Limits, Settings, Value};
 pub use policy::{IdleConnectionPolicy, IdleConnectionPolicySpec};
 pub use preset::Preset;
 pub use status::IdleConnectionPolicyStatus;
+pub use stored::StoredPolicy;
 
 /// Label on what the operator keeps for a policy: the policy's name.
 pub const POLICY_LABEL: &str = "idleconn.io/policy";

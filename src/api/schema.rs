@@ -26,11 +26,13 @@ pub fn difference(served: &Json) -> Difference {
     difference
 }
 
-/// The fields of an object's spec that this program does not know.
+/// Takes out of an object's spec what this program does not know, and names it: the fields, and the choices as `path=choice`.
 #[must_use]
-pub fn unknown(object: &Json) -> Vec<String> {
+pub fn take_unknown(object: &mut Json) -> Vec<String> {
     let mut unknown = Vec::new();
-    strange("spec", &own()["properties"]["spec"], &object["spec"], &mut unknown);
+    if let Some(spec) = object.get_mut("spec") {
+        take("spec", &own()["properties"]["spec"], spec, &mut unknown);
+    }
     unknown
 }
 
@@ -64,21 +66,28 @@ fn compare(path: &str, own: &Json, served: &Json, difference: &mut Difference) {
     }
 }
 
-fn strange(path: &str, own: &Json, value: &Json, unknown: &mut Vec<String>) {
+/// Whether the value itself is known; what is not is taken out of it.
+fn take(path: &str, own: &Json, value: &mut Json, unknown: &mut Vec<String>) -> bool {
     match value {
-        Json::Object(fields) => {
-            for (name, value) in fields {
-                let path = format!("{path}.{name}");
-                match (&own["properties"][name], &own["additionalProperties"]) {
-                    (field @ Json::Object(_), _) => strange(&path, field, value, unknown),
-                    (_, any @ Json::Object(_)) => strange(&path, any, value, unknown),
-                    _ => unknown.push(path),
+        Json::Object(fields) => fields.retain(|name, value| {
+            let path = format!("{path}.{name}");
+            match (&own["properties"][name], &own["additionalProperties"]) {
+                (field @ Json::Object(_), _) => take(&path, field, value, unknown),
+                (_, any @ Json::Object(_)) => take(&path, any, value, unknown),
+                _ => {
+                    unknown.push(path);
+                    false
                 }
             }
+        }),
+        Json::Array(items) => items.retain_mut(|item| take(path, &own["items"], item, unknown)),
+        Json::String(choice) if own["enum"].as_array().is_some_and(|known| !known.iter().any(|known| known == choice)) => {
+            unknown.push(format!("{path}={choice}"));
+            return false;
         }
-        Json::Array(items) => items.iter().for_each(|item| strange(path, &own["items"], item, unknown)),
         _ => {}
     }
+    true
 }
 
 #[cfg(test)]
@@ -110,13 +119,18 @@ mod tests {
 
     #[test]
     fn a_field_of_another_version_is_named_and_a_users_own_keys_are_not() {
-        let policy = json!({"spec": {
+        let mut policy = json!({"spec": {
             "target": {"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "gateway", "anything": "goes"}}}},
             "limits": {"server": {"idleTimeout": "30s", "patience": "1s"}},
             "overrides": [{"name": "a", "nodes": ["b"], "limits": {"backend": {"colour": 1}}}],
             "mood": "good",
         }});
-        assert_eq!(unknown(&policy), ["spec.limits.server.patience", "spec.mood", "spec.overrides.limits.backend.colour"]);
+        assert_eq!(
+            take_unknown(&mut policy),
+            ["spec.limits.server.patience", "spec.mood", "spec.overrides.limits.backend.colour"]
+        );
+        assert_eq!(take_unknown(&mut policy), [""; 0], "it is taken out");
+        assert_eq!(policy["spec"]["limits"], json!({"server": {"idleTimeout": "30s"}}), "and nothing else is");
     }
 
     #[test]
@@ -126,8 +140,8 @@ mod tests {
             let text =
                 std::fs::read_to_string(root.expect("the tree").join(format!("examples/{example}.yaml"))).expect("an example");
             let policy = text.split("\n---").find(|part| part.contains("IdleConnectionPolicy")).expect("a policy");
-            let object: Json = serde_saphyr::from_str(policy).expect("YAML");
-            assert_eq!(unknown(&object), Vec::<String>::new(), "{example}");
+            let mut object: Json = serde_saphyr::from_str(policy).expect("YAML");
+            assert_eq!(take_unknown(&mut object), [""; 0], "{example}");
         }
     }
 }

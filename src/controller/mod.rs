@@ -31,7 +31,6 @@ use std::{
 use futures::{Stream, StreamExt as _, stream};
 use kube::{
     Api, Client, ResourceExt as _,
-    core::DeserializeGuard,
     runtime::{
         Config, Controller, Predicate as _, PredicateConfig, WatchStreamExt as _,
         controller::Action,
@@ -43,7 +42,7 @@ use kube::{
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    api::{IdleConnectionPolicy, IdleConnectionPolicySpec},
+    api::{IdleConnectionPolicy, IdleConnectionPolicySpec, StoredPolicy},
     leader::Leadership,
     metrics::Metrics,
     pool::Pool,
@@ -60,9 +59,7 @@ const CONCURRENCY: u16 = 16;
 const DEBOUNCE: Duration = Duration::from_millis(10);
 
 /// A policy by namespace and name.
-pub type PolicyRef = ObjectRef<Policy>;
-/// A policy as it is watched: one that cannot be read does not hide the others.
-pub type Policy = DeserializeGuard<IdleConnectionPolicy>;
+pub type PolicyRef = ObjectRef<StoredPolicy>;
 
 /// Why a policy could not be worked on. It is tried again; the status says nothing, for nothing was seen.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +85,9 @@ pub enum Error {
     /// What is saved was not read; nothing is written before it is.
     #[error("what the nodes held before is not known yet; nothing is written before it is read")]
     Unread,
+    /// A policy that this version does not understand enough of to say so in its status.
+    #[error("{0}")]
+    Unreadable(String),
     /// A policy without namespace, name or uid, which the API server never sends.
     #[error("the API server sent a policy without name, namespace or uid")]
     Nameless,
@@ -132,7 +132,7 @@ pub struct Context {
     nudges: mpsc::UnboundedSender<PolicyRef>,
     memories: Mutex<HashMap<PolicyRef, Arc<tokio::sync::Mutex<Memory>>>>,
     /// The policies, as they are watched.
-    pub policies: reflector::Store<Policy>,
+    pub policies: reflector::Store<StoredPolicy>,
     /// What was seen of them.
     pub live: live::Board,
     ready: AtomicBool,
@@ -185,7 +185,7 @@ impl Context {
 pub struct Operator {
     /// What it works with; also for the servers beside it.
     pub context: Arc<Context>,
-    writer: reflector::store::Writer<Policy>,
+    writer: reflector::store::Writer<StoredPolicy>,
     inbox: mpsc::UnboundedReceiver<PolicyRef>,
 }
 
@@ -269,8 +269,8 @@ impl Operator {
 }
 
 /// Policies, as they come, of all namespaces or of the listed ones.
-fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<Policy>, watcher::Error>> + Send + 'static {
-    let apis: Vec<Api<Policy>> = match &context.settings.namespaces[..] {
+fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<StoredPolicy>, watcher::Error>> + Send + 'static {
+    let apis: Vec<Api<StoredPolicy>> = match &context.settings.namespaces[..] {
         [] => vec![Api::all(context.client.clone())],
         listed => listed.iter().map(|namespace| Api::namespaced(context.client.clone(), namespace)).collect(),
     };
@@ -318,8 +318,8 @@ fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<Pol
 }
 
 #[allow(clippy::needless_pass_by_value)] // The signature is kube's.
-fn error_policy(policy: Arc<Policy>, error: &Error, context: Arc<Context>) -> Action {
-    if let Some(subject) = policy.0.clone().ok().and_then(|object| Subject::new(object).ok()) {
+fn error_policy(policy: Arc<StoredPolicy>, error: &Error, context: Arc<Context>) -> Action {
+    if let Ok(subject) = Subject::new((*policy).clone()) {
         // Younger ones do not wait for one that cannot be worked on.
         context.board.keep(&subject.claimant);
     }
@@ -343,11 +343,15 @@ pub struct Subject {
     name: String,
     uid: String,
     object: IdleConnectionPolicy,
+    /// Why it is not worked on, where it says what this version does not understand.
+    refusal: Option<String>,
     claimant: crate::decide::claims::Claimant,
 }
 
 impl Subject {
-    fn new(object: IdleConnectionPolicy) -> Result<Self, Error> {
+    fn new(stored: StoredPolicy) -> Result<Self, Error> {
+        let refusal = stored.refusal();
+        let object = stored.policy.map_err(|invalid| Error::Unreadable(refusal.clone().unwrap_or(invalid.error)))?;
         let (Some(namespace), Some(uid), Some(created)) = (object.namespace(), object.uid(), object.creation_timestamp()) else {
             return Err(Error::Nameless);
         };
@@ -360,6 +364,7 @@ impl Subject {
             name,
             uid,
             object,
+            refusal,
             claimant,
         })
     }

@@ -10,25 +10,24 @@ use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use kube::{
     Api, ResourceExt as _,
-    api::{ApiResource, DynamicObject, Patch, PatchParams},
+    api::{Patch, PatchParams},
     runtime::controller::Action,
 };
 use serde_json::json;
 
 use super::{
-    Context, Error, Policy, PolicyRef, Subject,
+    Context, Error, PolicyRef, Subject,
     adaptation::{self, Adaptation, Look},
     apply, connections, gather, in_time,
     memory::{Memory, wait},
     originals,
     places::{self, Failure},
     report, restart, restore,
-    served::{self, Served},
+    served::Served,
 };
 use crate::{
     api::{
-        FINALIZER, IdleConnectionPolicy, IdleConnectionPolicyStatus, policy::DriftPolicy, restart::RestartPolicy,
-        status::RestartControl,
+        FINALIZER, IdleConnectionPolicyStatus, StoredPolicy, policy::DriftPolicy, restart::RestartPolicy, status::RestartControl,
     },
     clock,
     decide::{
@@ -55,7 +54,7 @@ const MOMENT: Duration = Duration::from_millis(5);
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 /// Works on one policy.
-pub async fn reconcile(policy: Arc<Policy>, ctx: Arc<Context>) -> Result<Action, Error> {
+pub async fn reconcile(policy: Arc<StoredPolicy>, ctx: Arc<Context>) -> Result<Action, Error> {
     let reference = PolicyRef::from_obj(&*policy);
     let Some(namespace) = reference.namespace.clone() else { return Err(Error::Nameless) };
     if !ctx.leadership.holds() {
@@ -71,7 +70,7 @@ pub async fn reconcile(policy: Arc<Policy>, ctx: Arc<Context>) -> Result<Action,
     let memory = ctx.memory(&reference);
     let mut memory = memory.lock().await;
     // The watch may lag behind our own writes: read anew, so that nothing is said or done twice.
-    let api = Api::<IdleConnectionPolicy>::namespaced(ctx.client.clone(), &namespace);
+    let api = Api::<StoredPolicy>::namespaced(ctx.client.clone(), &namespace);
     let Some(object) = in_time(api.get_opt(&reference.name)).await? else {
         ctx.forget(&reference);
         ctx.nudge(&ctx.board.forget(&namespace, &reference.name, None));
@@ -110,7 +109,7 @@ async fn pass(ctx: &Context, subject: &mut Subject, memory: &mut Memory) -> Resu
     let rolling = subject.spec().restart.as_ref().is_some_and(|restart| restart.policy == RestartPolicy::Rolling);
     let traits = &Traits { rolling, ..targets::traits(&subject.spec().target) };
     let declared = decide::declare(subject.spec(), traits);
-    if let Some(message) = unknown(ctx, subject).await?.or_else(|| declared.invalid(&decide::floor(subject.spec(), traits))) {
+    if let Some(message) = subject.refusal.clone().or_else(|| declared.invalid(&decide::floor(subject.spec(), traits))) {
         ctx.nudge(&ctx.board.claim(&subject.claimant, &[]).1);
         memory.adaptation = None;
         let problem = Problem { reason: "Invalid", message, refused: true, stalled: true };
@@ -145,7 +144,7 @@ async fn pass(ctx: &Context, subject: &mut Subject, memory: &mut Memory) -> Resu
 
 /// Whether an older policy of the same kind has not been looked at since the start.
 fn elders_unknown(ctx: &Context, subject: &Subject) -> bool {
-    ctx.policies.state().into_iter().filter_map(|policy| Subject::new(policy.0.clone().ok()?).ok()).any(|other| {
+    ctx.policies.state().into_iter().filter_map(|policy| Subject::new((*policy).clone()).ok()).any(|other| {
         let over =
             other.object.metadata.deletion_timestamp.is_some() && !other.object.finalizers().iter().any(|f| f == FINALIZER);
         other.claimant < subject.claimant
@@ -311,16 +310,6 @@ async fn work(
         next = next.min(wait(2));
     }
     Ok(Action::requeue(next))
-}
-
-/// What the policy says that this version does not know; nothing can, where the CRD is this version's.
-async fn unknown(ctx: &Context, subject: &Subject) -> Result<Option<String>, Error> {
-    if !matches!(&*ctx.served(), Served::Newer(_)) {
-        return Ok(None);
-    }
-    let kind = ApiResource::erase::<IdleConnectionPolicy>(&());
-    let api = Api::<DynamicObject>::namespaced_with(ctx.client.clone(), &subject.namespace, &kind);
-    Ok(in_time(api.get_opt(&subject.name)).await?.and_then(|object| served::refusal(&object.data)))
 }
 
 /// Sizes the policy's own connections: for the nodes that are read, and those that are scraped.
@@ -496,7 +485,8 @@ async fn finalizer(ctx: &Context, subject: &mut Subject) -> Result<(), Error> {
     let mut finalizers = subject.object.finalizers().to_vec();
     finalizers.push(FINALIZER.into());
     let status = subject.object.status.take();
-    subject.object = set_finalizers(ctx, subject, &finalizers).await?;
+    let stored = set_finalizers(ctx, subject, &finalizers).await?;
+    subject.object = stored.policy.map_err(|invalid| Error::Unreadable(invalid.error))?;
     if subject.object.status.is_none() {
         subject.object.status = status.or_else(|| Some(IdleConnectionPolicyStatus::default()));
     }
@@ -504,8 +494,8 @@ async fn finalizer(ctx: &Context, subject: &mut Subject) -> Result<(), Error> {
 }
 
 /// Writes the list of finalizers, unless somebody else has written the object since.
-pub async fn set_finalizers(ctx: &Context, subject: &Subject, finalizers: &[String]) -> Result<IdleConnectionPolicy, Error> {
-    let api = Api::<IdleConnectionPolicy>::namespaced(ctx.client.clone(), &subject.namespace);
+pub async fn set_finalizers(ctx: &Context, subject: &Subject, finalizers: &[String]) -> Result<StoredPolicy, Error> {
+    let api = Api::<StoredPolicy>::namespaced(ctx.client.clone(), &subject.namespace);
     let patch =
         json!({"metadata": {"finalizers": finalizers, "resourceVersion": subject.object.resource_version(), "uid": subject.uid}});
     in_time(api.patch(&subject.name, &PatchParams::default(), &Patch::Merge(patch))).await

@@ -7,12 +7,12 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::api::{apps::v1::ControllerRevision, core::v1::Pod};
-use kube::{Api, ResourceExt as _, api::ListParams, runtime::controller::Action};
+use kube::{Api, Resource as _, ResourceExt as _, api::ListParams, runtime::controller::Action};
 
-use super::{Context, Error, Subject, apply, in_time, memory::Memory, originals, places, reconcile, report, restart};
+use super::{Context, Error, PolicyRef, Subject, apply, in_time, memory::Memory, originals, places, reconcile, report, restart};
 use crate::{
     api::{
-        FINALIZER, IdleConnectionPolicy,
+        FINALIZER, StoredPolicy,
         policy::{DeletionPolicy, Target},
     },
     decide::{
@@ -214,18 +214,27 @@ async fn pod_is_gone(ctx: &Context, namespace: &str, id: &str, saved: &Saved) ->
 
 /// Restores and lets go of policies without their being deleted (`all`), or of those that are.
 pub async fn release(ctx: &Context, all: bool) -> Result<(), Error> {
-    let apis: Vec<Api<IdleConnectionPolicy>> = match &ctx.settings.namespaces[..] {
+    let apis: Vec<Api<StoredPolicy>> = match &ctx.settings.namespaces[..] {
         [] => vec![Api::all(ctx.client.clone())],
         listed => listed.iter().map(|namespace| Api::namespaced(ctx.client.clone(), namespace)).collect(),
     };
     let mut left = 0;
     for api in apis {
-        for object in in_time(api.list(&ListParams::default())).await? {
-            let held = object.finalizers().iter().any(|f| f == FINALIZER);
-            if !held || !(all || object.metadata.deletion_timestamp.is_some()) {
+        for stored in in_time(api.list(&ListParams::default())).await? {
+            let held = stored.finalizers().iter().any(|f| f == FINALIZER);
+            if !held || !(all || stored.meta().deletion_timestamp.is_some()) {
                 continue;
             }
-            let subject = Subject::new(object)?;
+            let reference = PolicyRef::from_obj(&stored);
+            let subject = match Subject::new(stored) {
+                Ok(subject) => subject,
+                Err(error) => {
+                    // The others are let go all the same.
+                    tracing::error!(policy = reference.name, namespace = reference.namespace, "not restored: {error}");
+                    left += 1;
+                    continue;
+                }
+            };
             let revisions = Api::<ControllerRevision>::namespaced(ctx.client.clone(), &subject.namespace);
             let log = originals::load(&revisions, &subject.name).await?;
             let mut memory = Memory { originals: Some(log), ..Memory::default() };

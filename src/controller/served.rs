@@ -9,14 +9,13 @@ use super::{Context, in_time};
 use crate::api::{
     IdleConnectionPolicy,
     schema::{self, Difference},
+    stored::some,
 };
 
 /// How soon to look again where there is none that can be worked with, or it was not told.
 const SOON: Duration = Duration::from_secs(2);
 /// How soon otherwise: an upgrade of the CRD under a running operator is seen after this.
 const LATER: Duration = Duration::from_secs(60);
-/// Fields that are named.
-const MOST_NAMED: usize = 3;
 
 /// What the API server has.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,15 +62,6 @@ impl fmt::Display for Served {
                 write!(f, "the CRD is newer than this operator; policies that use what it does not know are refused")
             }
         }
-    }
-}
-
-/// The first few.
-fn some(fields: &[String]) -> String {
-    let named = fields.iter().take(MOST_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match fields.len().saturating_sub(MOST_NAMED) {
-        0 => named,
-        more => format!("{named} and {more} more"),
     }
 }
 
@@ -134,17 +124,4 @@ pub async fn ask(client: &Client) -> Served {
         Difference { unknown, .. } if !unknown.is_empty() => Served::Newer(unknown),
         Difference { .. } => Served::Same,
     }
-}
-
-/// What is said of a policy that uses what this program does not know; `None` where it does not.
-#[must_use]
-pub fn refusal(object: &Json) -> Option<String> {
-    let unknown = schema::unknown(object);
-    (!unknown.is_empty()).then(|| {
-        format!(
-            "{} is of a newer version: upgrade the operator from {}, or take it out",
-            some(&unknown),
-            env!("CARGO_PKG_VERSION")
-        )
-    })
 }

@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{
     api::{
-        IdleConnectionPolicy, Limits,
+        IdleConnectionPolicy, Limits, StoredPolicy,
         status::{Decision, Nodes, PendingRestart, Recommendation, StatusLimits, Tasks},
     },
     clock,
@@ -282,7 +282,7 @@ pub fn nodes(truths: &[Truths], samples: Option<&BTreeMap<String, NodeSample>>) 
 
 impl Api {
     fn policies(&self) -> Vec<IdleConnectionPolicy> {
-        let readable = |policy: Arc<crate::controller::Policy>| policy.0.clone().ok();
+        let readable = |stored: Arc<StoredPolicy>| stored.policy.clone().ok();
         let mut all: Vec<_> = self.context.policies.state().into_iter().filter_map(readable).collect();
         all.sort_by_key(|policy| (policy.namespace(), policy.name_any()));
         all
@@ -316,7 +316,7 @@ impl Api {
         // Who may not look there is not told either what is there.
         self.gate.check(caller.as_ref(), Deed::Get, Some(namespace)).await?;
         let reference = PolicyRef::new(name).within(namespace);
-        let policy = self.context.policies.get(&reference).and_then(|policy| policy.0.clone().ok()).ok_or_else(|| {
+        let stored = self.context.policies.get(&reference).ok_or_else(|| {
             let shown = |text: &str| text.chars().take(80).collect::<String>();
             Error::NotFound(format!(
                 "there is no policy {:?} in namespace {:?}; /api/policies lists them",
@@ -324,6 +324,8 @@ impl Api {
                 shown(namespace)
             ))
         })?;
+        let unreadable = || Error::NotFound(format!("policy {name:?} is not shown: {}", stored.refusal().unwrap_or_default()));
+        let policy = stored.policy.clone().map_err(|_| unreadable())?;
         Ok((policy, self.context.live.of(&reference)))
     }
 

@@ -1,0 +1,141 @@
+//! A policy as the API server keeps it: under a newer CRD it may say more than this program understands.
+
+use std::borrow::Cow;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
+use kube::{
+    Resource,
+    core::{DeserializeGuard, error_boundary::InvalidObject},
+};
+use serde::{Deserialize, Deserializer, de::Error as _};
+use serde_json::Value as Json;
+
+use super::{IdleConnectionPolicy, schema};
+
+/// Most fields and choices that a sentence names.
+const MOST_NAMED: usize = 3;
+
+/// What is understood of a policy, and the names of what is not. Whether something is not understood is seen in the policy itself: the CRD
+/// may have been upgraded a moment ago, and the API server publishes its schemas some time after it follows them.
+#[derive(Clone, Debug)]
+pub struct StoredPolicy {
+    /// Without the choices that are not understood; an error where it cannot do without.
+    pub policy: Result<IdleConnectionPolicy, InvalidObject>,
+    /// Paths of the fields in its spec that are not understood, and of the choices as `path=choice`.
+    pub unknown: Vec<String>,
+}
+
+impl StoredPolicy {
+    /// What is not understood, as a sentence that says what to do; `None` where everything is.
+    #[must_use]
+    pub fn refusal(&self) -> Option<String> {
+        let newer = || {
+            format!(
+                "{} is of a newer version: upgrade the operator from {}, or take it out",
+                some(&self.unknown),
+                env!("CARGO_PKG_VERSION")
+            )
+        };
+        match &self.policy {
+            _ if !self.unknown.is_empty() => Some(newer()),
+            Ok(_) => None,
+            Err(invalid) => Some(format!("it cannot be read: {}", invalid.error)),
+        }
+    }
+}
+
+/// The first few.
+#[must_use]
+pub fn some(fields: &[String]) -> String {
+    let named = fields.iter().take(MOST_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
+    match fields.len().saturating_sub(MOST_NAMED) {
+        0 => named,
+        more => format!("{named} and {more} more"),
+    }
+}
+
+impl<'de> Deserialize<'de> for StoredPolicy {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut object = Json::deserialize(deserializer)?;
+        let unknown = schema::take_unknown(&mut object);
+        let DeserializeGuard(policy) = DeserializeGuard::deserialize(object).map_err(D::Error::custom)?;
+        Ok(Self { policy, unknown })
+    }
+}
+
+impl Resource for StoredPolicy {
+    type DynamicType = ();
+    type Scope = <IdleConnectionPolicy as Resource>::Scope;
+
+    fn kind((): &()) -> Cow<'_, str> {
+        IdleConnectionPolicy::kind(&())
+    }
+
+    fn group((): &()) -> Cow<'_, str> {
+        IdleConnectionPolicy::group(&())
+    }
+
+    fn version((): &()) -> Cow<'_, str> {
+        IdleConnectionPolicy::version(&())
+    }
+
+    fn plural((): &()) -> Cow<'_, str> {
+        IdleConnectionPolicy::plural(&())
+    }
+
+    fn meta(&self) -> &ObjectMeta {
+        self.policy.as_ref().map_or_else(|invalid| &invalid.metadata, IdleConnectionPolicy::meta)
+    }
+
+    fn meta_mut(&mut self) -> &mut ObjectMeta {
+        self.policy.as_mut().map_or_else(|invalid| &mut invalid.metadata, IdleConnectionPolicy::meta_mut)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::{super::restart::RestartPolicy, *};
+
+    fn stored(spec: &Json) -> StoredPolicy {
+        let object = json!({"apiVersion": "idleconn.io/v1alpha1", "kind": "IdleConnectionPolicy", "metadata": {"name": "gw"}, "spec": spec});
+        serde_json::from_value(object).expect("anything with metadata can be read")
+    }
+
+    fn caddy() -> Json {
+        json!({"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "gateway"}}}})
+    }
+
+    #[test]
+    fn a_policy_of_this_version_is_refused_for_nothing() {
+        let stored = stored(&json!({"target": caddy(), "limits": {"server": {"idleTimeout": "30s"}}}));
+        assert!(stored.policy.is_ok());
+        assert_eq!(stored.refusal(), None);
+    }
+
+    #[test]
+    fn what_is_understood_is_read_beside_what_is_not() {
+        let stored = stored(&json!({"target": caddy(), "mood": "good", "restart": {"policy": "Canary", "maxPerDay": 2}}));
+        let restart = stored.policy.as_ref().ok().and_then(|policy| policy.spec.restart.clone()).expect("it is read");
+        assert_eq!((restart.policy, restart.max_per_day), (RestartPolicy::default(), 2));
+        assert_eq!(
+            stored.refusal().expect("refused"),
+            "spec.mood, spec.restart.policy=Canary is of a newer version: upgrade the operator from 0.1.0, or take it out"
+        );
+    }
+
+    #[test]
+    fn a_kind_of_target_that_is_not_understood_leaves_only_the_name() {
+        let stored = stored(&json!({"target": {"type": "Envoy"}, "limits": {}}));
+        assert!(stored.policy.is_err());
+        assert_eq!(stored.meta().name.as_deref(), Some("gw"));
+        assert!(stored.refusal().expect("refused").starts_with("spec.target.type=Envoy is of a newer version"));
+    }
+
+    #[test]
+    fn what_no_version_can_have_written_is_said_too() {
+        let stored = stored(&json!({"target": caddy(), "limits": {}, "suspend": "perhaps"}));
+        assert!(stored.refusal().expect("refused").starts_with("it cannot be read: "));
+    }
+}
