@@ -99,13 +99,15 @@ pub struct Decision {
     pub pressure: f64,
 }
 
-/// Why a step is taken. Printed, it is what the history says.
-#[derive(Clone, Copy, Debug, PartialEq)]
+/// Why a step is taken. Printed, it is what the history says; metrics say its name.
+#[derive(Clone, Copy, Debug, PartialEq, strum::IntoStaticStr, strum::VariantNames)]
 #[allow(missing_docs)] // The fields: pressure, and for how long it has been like that (milliseconds).
 pub enum Reason {
     /// Too many tasks for too long.
+    #[strum(serialize = "HighTaskCount")]
     High { pressure: f64, lasted: i64 },
     /// Few tasks for long enough.
+    #[strum(serialize = "LowTaskCount")]
     Low { pressure: f64, lasted: i64 },
     /// Tightening did not help.
     Ineffective,
@@ -113,23 +115,6 @@ pub enum Reason {
     PoolsTooSmall,
     /// Nobody can say how many tasks there are, and the policy wants to be open then.
     SignalGone,
-}
-
-impl Reason {
-    /// All that [`Reason::name`] says.
-    pub const NAMES: [&str; 5] = ["HighTaskCount", "LowTaskCount", "Ineffective", "PoolsTooSmall", "SignalGone"];
-
-    /// As metrics say it.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::High { .. } => "HighTaskCount",
-            Self::Low { .. } => "LowTaskCount",
-            Self::Ineffective => "Ineffective",
-            Self::PoolsTooSmall => "PoolsTooSmall",
-            Self::SignalGone => "SignalGone",
-        }
-    }
 }
 
 impl fmt::Display for Reason {

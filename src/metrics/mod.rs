@@ -15,6 +15,7 @@ use prometheus::{
     GaugeVec, HistogramOpts, HistogramTimer, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
     TextEncoder,
 };
+use strum::VariantNames as _;
 
 use crate::{
     api::IdleConnectionPolicyStatus,
@@ -228,7 +229,7 @@ impl Metrics {
     /// A step.
     pub fn decided(&self, namespace: &str, policy: &str, decision: &Decision) {
         let direction = if decision.to < decision.from { "tighten" } else { "relax" };
-        self.decisions.with_label_values(&[namespace, policy, direction, decision.reason.name()]).inc();
+        self.decisions.with_label_values(&[namespace, policy, direction, decision.reason.into()]).inc();
     }
 
     /// The operator's own connections are counted where they are; they are read when somebody asks.
@@ -259,8 +260,10 @@ impl Metrics {
     /// A policy that is gone.
     pub fn forget(&self, namespace: &str, policy: &str) {
         self.unlooked(namespace, policy);
-        for (direction, reason) in ["tighten", "relax"].into_iter().flat_map(|way| Reason::NAMES.map(|reason| (way, reason))) {
-            let _ = self.decisions.remove_label_values(&[namespace, policy, direction, reason]);
+        for direction in ["tighten", "relax"] {
+            for reason in Reason::VARIANTS {
+                let _ = self.decisions.remove_label_values(&[namespace, policy, direction, reason]);
+            }
         }
         self.keep(namespace, policy, Reasons::new());
     }
