@@ -3,10 +3,7 @@
 use std::borrow::Cow;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
-use kube::{
-    Resource,
-    core::{DeserializeGuard, error_boundary::InvalidObject},
-};
+use kube::Resource;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value as Json;
 
@@ -20,26 +17,28 @@ const MOST_NAMED: usize = 3;
 #[derive(Clone, Debug)]
 pub struct StoredPolicy {
     /// Without the choices that are not understood; an error where it cannot do without.
-    pub policy: Result<IdleConnectionPolicy, InvalidObject>,
+    pub policy: Result<IdleConnectionPolicy, Unreadable>,
     /// Paths of the fields in its spec that are not understood, and of the choices as `path=choice`.
     pub unknown: Vec<String>,
 }
 
+/// A policy that cannot do without what is not understood.
+#[derive(Clone, Debug)]
+pub struct Unreadable {
+    /// Why it cannot be read.
+    pub error: String,
+    /// Which policy it is.
+    pub metadata: ObjectMeta,
+}
+
 impl StoredPolicy {
-    /// What is not understood, as a sentence that says what to do; `None` where everything is.
+    /// What is not understood, as the beginning of a sentence that goes on with what to do; `None` where everything is.
     #[must_use]
-    pub fn refusal(&self) -> Option<String> {
-        let newer = || {
-            format!(
-                "{} is of a newer version: upgrade the operator from {}, or take it out",
-                some(&self.unknown),
-                env!("CARGO_PKG_VERSION")
-            )
-        };
+    pub fn foreign(&self) -> Option<String> {
         match &self.policy {
-            _ if !self.unknown.is_empty() => Some(newer()),
+            _ if !self.unknown.is_empty() => Some(format!("{} is of a newer version", some(&self.unknown))),
             Ok(_) => None,
-            Err(invalid) => Some(format!("it cannot be read: {}", invalid.error)),
+            Err(unreadable) => Some(format!("it cannot be read ({})", unreadable.error)),
         }
     }
 }
@@ -58,7 +57,13 @@ impl<'de> Deserialize<'de> for StoredPolicy {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut object = Json::deserialize(deserializer)?;
         let unknown = schema::take_unknown(&mut object);
-        let DeserializeGuard(policy) = DeserializeGuard::deserialize(object).map_err(D::Error::custom)?;
+        let policy = match IdleConnectionPolicy::deserialize(&object) {
+            Ok(policy) => Ok(policy),
+            Err(error) => {
+                let metadata = ObjectMeta::deserialize(&object["metadata"]).map_err(D::Error::custom)?;
+                Err(Unreadable { error: error.to_string(), metadata })
+            }
+        };
         Ok(Self { policy, unknown })
     }
 }
@@ -84,11 +89,11 @@ impl Resource for StoredPolicy {
     }
 
     fn meta(&self) -> &ObjectMeta {
-        self.policy.as_ref().map_or_else(|invalid| &invalid.metadata, IdleConnectionPolicy::meta)
+        self.policy.as_ref().map_or_else(|unreadable| &unreadable.metadata, IdleConnectionPolicy::meta)
     }
 
     fn meta_mut(&mut self) -> &mut ObjectMeta {
-        self.policy.as_mut().map_or_else(|invalid| &mut invalid.metadata, IdleConnectionPolicy::meta_mut)
+        self.policy.as_mut().map_or_else(|unreadable| &mut unreadable.metadata, IdleConnectionPolicy::meta_mut)
     }
 }
 
@@ -108,10 +113,10 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_of_this_version_is_refused_for_nothing() {
+    fn a_policy_of_this_version_is_understood() {
         let stored = stored(&json!({"target": caddy(), "limits": {"server": {"idleTimeout": "30s"}}}));
         assert!(stored.policy.is_ok());
-        assert_eq!(stored.refusal(), None);
+        assert_eq!(stored.foreign(), None);
     }
 
     #[test]
@@ -119,10 +124,7 @@ mod tests {
         let stored = stored(&json!({"target": caddy(), "mood": "good", "restart": {"policy": "Canary", "maxPerDay": 2}}));
         let restart = stored.policy.as_ref().ok().and_then(|policy| policy.spec.restart.clone()).expect("it is read");
         assert_eq!((restart.policy, restart.max_per_day), (RestartPolicy::default(), 2));
-        assert_eq!(
-            stored.refusal().expect("refused"),
-            "spec.mood, spec.restart.policy=Canary is of a newer version: upgrade the operator from 0.1.0, or take it out"
-        );
+        assert_eq!(stored.foreign().as_deref(), Some("spec.mood, spec.restart.policy=Canary is of a newer version"));
     }
 
     #[test]
@@ -130,12 +132,12 @@ mod tests {
         let stored = stored(&json!({"target": {"type": "Envoy"}, "limits": {}}));
         assert!(stored.policy.is_err());
         assert_eq!(stored.meta().name.as_deref(), Some("gw"));
-        assert!(stored.refusal().expect("refused").starts_with("spec.target.type=Envoy is of a newer version"));
+        assert_eq!(stored.foreign().as_deref(), Some("spec.target.type=Envoy is of a newer version"));
     }
 
     #[test]
     fn what_no_version_can_have_written_is_said_too() {
         let stored = stored(&json!({"target": caddy(), "limits": {}, "suspend": "perhaps"}));
-        assert!(stored.refusal().expect("refused").starts_with("it cannot be read: "));
+        assert!(stored.foreign().expect("said").starts_with("it cannot be read (invalid type: string"));
     }
 }

@@ -3,12 +3,12 @@
 use std::path::PathBuf;
 
 use kube::{
-    Api, Client, Config,
+    Api, Client, Config, ResourceExt as _,
     config::{KubeConfigOptions, Kubeconfig},
 };
 
 use super::Error;
-use crate::api::IdleConnectionPolicy;
+use crate::api::{IdleConnectionPolicy, StoredPolicy};
 
 /// As kubectl has them.
 #[derive(clap::Args, Debug)]
@@ -26,20 +26,21 @@ pub struct Cluster {
 
 impl Cluster {
     /// Policies of the namespace, and its name.
-    pub async fn policies(&self) -> Result<(Api<IdleConnectionPolicy>, String), Error> {
+    pub async fn policies(&self) -> Result<(Api<StoredPolicy>, String), Error> {
         let (config, namespace) = self.config().await?;
         Ok((Api::namespaced(Client::try_from(config)?, &namespace), namespace))
     }
 
     /// Policies of all namespaces.
-    pub async fn all_policies(&self) -> Result<Api<IdleConnectionPolicy>, Error> {
+    pub async fn all_policies(&self) -> Result<Api<StoredPolicy>, Error> {
         Ok(Api::all(Client::try_from(self.read().await?)?))
     }
 
     /// One policy.
     pub async fn policy(&self, name: &str) -> Result<IdleConnectionPolicy, Error> {
         let (api, namespace) = self.policies().await?;
-        api.get_opt(name).await?.ok_or_else(|| Error::NotFound { name: name.to_owned(), namespace })
+        let stored = api.get_opt(name).await?.ok_or_else(|| Error::NotFound { name: name.to_owned(), namespace })?;
+        understood(stored)
     }
 
     /// The kubeconfig, and the namespace that is meant.
@@ -60,5 +61,18 @@ impl Cluster {
             None => Config::from_kubeconfig(&wanted).await,
         }
         .map_err(|error| problem(&error))
+    }
+}
+
+/// A policy, as far as this version understands it; what it does not is said beside it.
+pub fn understood(stored: StoredPolicy) -> Result<IdleConnectionPolicy, Error> {
+    let what = stored.foreign().map(|foreign| Error::Newer { name: stored.name_any(), foreign });
+    match (stored.policy, what) {
+        (Ok(policy), None) => Ok(policy),
+        (Ok(policy), Some(what)) => {
+            eprintln!("kubectl idleconn: {what}");
+            Ok(policy)
+        }
+        (Err(unreadable), what) => Err(what.unwrap_or(Error::Setup(unreadable.error))),
     }
 }

@@ -15,7 +15,7 @@ mod table;
 use std::{fmt::Write as _, io::Write as _, path::PathBuf};
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
-use cluster::Cluster;
+use cluster::{Cluster, understood};
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use kube::{
@@ -28,7 +28,7 @@ use serde::Serialize;
 use serde_json::json;
 
 use crate::{
-    api::{GoDuration, IdleConnectionPolicy, adaptive::Mode},
+    api::{GoDuration, IdleConnectionPolicy, StoredPolicy, adaptive::Mode},
     simulate::{
         self, Plant, Run,
         plant::{Kind, Model},
@@ -237,6 +237,14 @@ pub enum Error {
     /// A policy that is none.
     #[error("{0} is no IdleConnectionPolicy: {1}")]
     Policy(PathBuf, String),
+    /// A policy that says what this version does not understand.
+    #[error("{name}: {foreign}: upgrade kubectl-idleconn from {version}", version = env!("CARGO_PKG_VERSION"))]
+    Newer {
+        /// The policy.
+        name: String,
+        /// What is not understood.
+        foreign: String,
+    },
     /// A policy that cannot be simulated.
     #[error("{0}")]
     Setup(String),
@@ -355,16 +363,21 @@ async fn status(options: Status) -> Result<String, Error> {
         return follow(&api, &options).await;
     }
     let policies = match &options.name {
-        Some(name) => vec![api.get(name).await.map_err(|error| found(error.into(), name, &namespace))?],
-        None => api.list(&ListParams::default()).await?.items,
+        Some(name) => vec![understood(api.get(name).await.map_err(|error| found(error.into(), name, &namespace))?)?],
+        None => api.list(&ListParams::default()).await?.into_iter().filter_map(shown).collect(),
     };
     options.output.of(&policies, || {
         if policies.is_empty() { "No policies found.\n".to_owned() } else { status::rows(&policies, Timestamp::now()) }
     })
 }
 
+/// A policy that can be shown; one that cannot does not hide the others.
+fn shown(stored: StoredPolicy) -> Option<IdleConnectionPolicy> {
+    understood(stored).inspect_err(|error| eprintln!("kubectl idleconn: {error}")).ok()
+}
+
 /// Prints on until it is interrupted.
-async fn follow(api: &Api<IdleConnectionPolicy>, options: &Status) -> Result<String, Error> {
+async fn follow(api: &Api<StoredPolicy>, options: &Status) -> Result<String, Error> {
     let wanted = options
         .name
         .as_ref()
@@ -372,7 +385,10 @@ async fn follow(api: &Api<IdleConnectionPolicy>, options: &Status) -> Result<Str
     let mut changes = std::pin::pin!(watcher(api.clone(), wanted).default_backoff().applied_objects());
     while let Some(change) = changes.next().await {
         let policy = match change {
-            Ok(policy) => policy,
+            Ok(stored) => match shown(stored) {
+                Some(policy) => policy,
+                None => continue,
+            },
             // No rights, or no CRD: waiting would change nothing.
             Err(error @ watcher::Error::InitialListFailed(kube::Error::Api(_))) => return Err(error.into()),
             Err(error) => {

@@ -8,7 +8,7 @@ use kube::{
 use serde_json::{Map, Value as Json, json};
 
 use super::Error;
-use crate::api::{GoDuration, IdleConnectionPolicy, PAUSED, PAUSED_RELAX, PAUSED_TIGHTEN};
+use crate::api::{GoDuration, PAUSED, PAUSED_RELAX, PAUSED_TIGHTEN, StoredPolicy};
 
 /// Who changes annotations here, for `managedFields`.
 const MANAGER: &str = "kubectl-idleconn";
@@ -36,7 +36,7 @@ impl Direction {
 
 /// Pauses, for a time or until it is resumed; answers until when, in words.
 pub async fn pause(
-    api: &Api<IdleConnectionPolicy>,
+    api: &Api<StoredPolicy>,
     name: &str,
     direction: Direction,
     time: Option<GoDuration>,
@@ -51,12 +51,12 @@ pub async fn pause(
 }
 
 /// Takes every pause away.
-pub async fn resume(api: &Api<IdleConnectionPolicy>, name: &str) -> Result<(), Error> {
+pub async fn resume(api: &Api<StoredPolicy>, name: &str) -> Result<(), Error> {
     let all = [Direction::Both, Direction::Tighten, Direction::Relax];
     annotate(api, name, all.into_iter().map(|direction| (direction.annotation().to_owned(), Json::Null)).collect()).await
 }
 
-async fn annotate(api: &Api<IdleConnectionPolicy>, name: &str, annotations: Map<String, Json>) -> Result<(), Error> {
+async fn annotate(api: &Api<StoredPolicy>, name: &str, annotations: Map<String, Json>) -> Result<(), Error> {
     let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     api.patch(name, &params, &Patch::Merge(json!({"metadata": {"annotations": annotations}}))).await?;
     Ok(())

@@ -350,8 +350,10 @@ pub struct Subject {
 
 impl Subject {
     fn new(stored: StoredPolicy) -> Result<Self, Error> {
-        let refusal = stored.refusal();
-        let object = stored.policy.map_err(|invalid| Error::Unreadable(refusal.clone().unwrap_or(invalid.error)))?;
+        let refusal = stored
+            .foreign()
+            .map(|foreign| format!("{foreign}: upgrade the operator from {}, or take it out", env!("CARGO_PKG_VERSION")));
+        let object = stored.policy.map_err(|unreadable| Error::Unreadable(refusal.clone().unwrap_or(unreadable.error)))?;
         let (Some(namespace), Some(uid), Some(created)) = (object.namespace(), object.uid(), object.creation_timestamp()) else {
             return Err(Error::Nameless);
         };

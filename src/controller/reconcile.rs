@@ -486,7 +486,7 @@ async fn finalizer(ctx: &Context, subject: &mut Subject) -> Result<(), Error> {
     finalizers.push(FINALIZER.into());
     let status = subject.object.status.take();
     let stored = set_finalizers(ctx, subject, &finalizers).await?;
-    subject.object = stored.policy.map_err(|invalid| Error::Unreadable(invalid.error))?;
+    subject.object = stored.policy.map_err(|unreadable| Error::Unreadable(unreadable.error))?;
     if subject.object.status.is_none() {
         subject.object.status = status.or_else(|| Some(IdleConnectionPolicyStatus::default()));
     }

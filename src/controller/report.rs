@@ -12,7 +12,7 @@ use serde_json::json;
 
 use super::{Context, Error, Subject, in_time};
 use crate::{
-    api::{IdleConnectionPolicy, IdleConnectionPolicyStatus, MANAGER},
+    api::{IdleConnectionPolicy, IdleConnectionPolicyStatus, MANAGER, StoredPolicy},
     clock,
     decide::conditions::{Notice, shortened},
     metrics::Step,
@@ -48,7 +48,7 @@ pub async fn report(
     if *status == previous {
         return Ok(());
     }
-    let api = Api::<IdleConnectionPolicy>::namespaced(ctx.client.clone(), &subject.namespace);
+    let api = Api::<StoredPolicy>::namespaced(ctx.client.clone(), &subject.namespace);
     let body = json!({
         "apiVersion": IdleConnectionPolicy::api_version(&()),
         "kind": IdleConnectionPolicy::kind(&()),

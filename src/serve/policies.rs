@@ -324,7 +324,7 @@ impl Api {
                 shown(namespace)
             ))
         })?;
-        let unreadable = || Error::NotFound(format!("policy {name:?} is not shown: {}", stored.refusal().unwrap_or_default()));
+        let unreadable = || Error::NotFound(format!("policy {name:?} is not shown: {}", stored.foreign().unwrap_or_default()));
         let policy = stored.policy.clone().map_err(|_| unreadable())?;
         Ok((policy, self.context.live.of(&reference)))
     }

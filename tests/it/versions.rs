@@ -163,6 +163,24 @@ async fn a_missing_or_older_crd_is_waited_for_and_what_a_newer_one_allows_is_ref
     assert!(node.servers().to_string().contains("20s"), "nothing of it is done");
     apply("mesh", json!({"target": {"type": "Envoy"}, "limits": {}})).await;
 
+    // Who asks with a plugin of this version sees what it understands, and is told of the rest.
+    let ask = async |words: &[&str]| {
+        let mut plugin = tokio::process::Command::new(env!("CARGO_BIN_EXE_kubectl-idleconn"));
+        plugin.args(words).args(["--namespace", "default", "--kubeconfig"]).arg(cluster.kubeconfig());
+        let output = plugin.output().await.unwrap();
+        (output.status.success(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
+    };
+    let (is_done, shown, said) = ask(&["status"]).await;
+    assert!(is_done && shown.contains("False (Invalid)") && !shown.contains("mesh"), "{shown}");
+    let warnings = [
+        "ahead: spec.limits.server.patience is of a newer version: upgrade kubectl-idleconn from 0.1.0\n",
+        "gw: spec.restart.policy=Canary is of a newer version: upgrade kubectl-idleconn from 0.1.0\n",
+        "mesh: spec.target.type=Envoy is of a newer version: upgrade kubectl-idleconn from 0.1.0\n",
+    ];
+    assert_eq!(said, warnings.map(|warning| format!("kubectl idleconn: {warning}")).concat());
+    assert_eq!(ask(&["explain", "mesh"]).await, (false, String::new(), format!("kubectl idleconn: {}", warnings[2])));
+    assert!(ask(&["pause", "gw"]).await.0 && ask(&["resume", "gw"]).await.0, "nothing in the spec is asked for");
+
     // So it is for one that starts, which deletes all the same, and is not held up by what it cannot even read.
     operator.stop().await;
     let operator = Operator::start(&cluster).await;
