@@ -10,14 +10,16 @@ use std::{
     },
 };
 
-use idleconn_operator::pool::Pool;
+use idleconn_operator::{api::StoredPolicy, pool::Pool};
 use k8s_openapi::{api::core::v1::Namespace, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition};
 use kube::{
     Api, Client, Config,
-    api::{ObjectMeta, Patch, PatchParams, PostParams},
+    api::{ListParams, ObjectMeta, Patch, PatchParams, PostParams},
     config::{KubeConfigOptions, Kubeconfig},
     runtime::wait::{await_condition, conditions::is_crd_established},
 };
+
+use super::eventually;
 
 pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 
@@ -107,12 +109,14 @@ pub async fn client() -> Client {
     client
 }
 
-/// Puts a CRD in place.
+/// Puts the policies' CRD in place. A changed one takes effect a moment later, which only what it changes can show.
 pub async fn install(client: &Client, crd: &serde_json::Value) {
     let crds = Api::<CustomResourceDefinition>::all(client.clone());
     let name = crd["metadata"]["name"].as_str().unwrap();
     crds.patch(name, &PatchParams::apply("tests").force(), &Patch::Apply(crd)).await.unwrap();
     await_condition(crds, name, is_crd_established()).await.unwrap();
+    let policies = Api::<StoredPolicy>::all(client.clone());
+    eventually("policies are served", || async { policies.list(&ListParams::default().limit(1)).await.ok() }).await;
 }
 
 /// A namespace of the test's own.
