@@ -32,13 +32,15 @@ pub struct Unreadable {
 }
 
 impl StoredPolicy {
-    /// What is not understood, as the beginning of a sentence that goes on with what to do; `None` where everything is.
-    #[must_use]
-    pub fn foreign(&self) -> Option<String> {
-        match &self.policy {
-            _ if !self.unknown.is_empty() => Some(format!("{} is of a newer version", some(&self.unknown))),
-            Ok(_) => None,
-            Err(unreadable) => Some(format!("it cannot be read ({})", unreadable.error)),
+    /// What is understood, and what is not, as the beginning of a sentence that goes on with what to do; `None` where everything is.
+    ///
+    /// # Errors
+    /// That beginning alone, where the policy cannot do without what is not understood.
+    pub fn read(self) -> Result<(IdleConnectionPolicy, Option<String>), String> {
+        let foreign = (!self.unknown.is_empty()).then(|| format!("{} is of a newer version", some(&self.unknown)));
+        match self.policy {
+            Ok(policy) => Ok((policy, foreign)),
+            Err(unreadable) => Err(foreign.unwrap_or_else(|| format!("it cannot be read ({})", unreadable.error))),
         }
     }
 }
@@ -115,29 +117,28 @@ mod tests {
     #[test]
     fn a_policy_of_this_version_is_understood() {
         let stored = stored(&json!({"target": caddy(), "limits": {"server": {"idleTimeout": "30s"}}}));
-        assert!(stored.policy.is_ok());
-        assert_eq!(stored.foreign(), None);
+        assert_eq!(stored.read().expect("it is read").1, None);
     }
 
     #[test]
     fn what_is_understood_is_read_beside_what_is_not() {
         let stored = stored(&json!({"target": caddy(), "mood": "good", "restart": {"policy": "Canary", "maxPerDay": 2}}));
-        let restart = stored.policy.as_ref().ok().and_then(|policy| policy.spec.restart.clone()).expect("it is read");
+        let (policy, foreign) = stored.read().expect("it is read");
+        let restart = policy.spec.restart.expect("a restart");
         assert_eq!((restart.policy, restart.max_per_day), (RestartPolicy::default(), 2));
-        assert_eq!(stored.foreign().as_deref(), Some("spec.mood, spec.restart.policy=Canary is of a newer version"));
+        assert_eq!(foreign.as_deref(), Some("spec.mood, spec.restart.policy=Canary is of a newer version"));
     }
 
     #[test]
     fn a_kind_of_target_that_is_not_understood_leaves_only_the_name() {
         let stored = stored(&json!({"target": {"type": "Envoy"}, "limits": {}}));
-        assert!(stored.policy.is_err());
         assert_eq!(stored.meta().name.as_deref(), Some("gw"));
-        assert_eq!(stored.foreign().as_deref(), Some("spec.target.type=Envoy is of a newer version"));
+        assert_eq!(stored.read().expect_err("it is not read"), "spec.target.type=Envoy is of a newer version");
     }
 
     #[test]
     fn what_no_version_can_have_written_is_said_too() {
         let stored = stored(&json!({"target": caddy(), "limits": {}, "suspend": "perhaps"}));
-        assert!(stored.foreign().expect("said").starts_with("it cannot be read (invalid type: string"));
+        assert!(stored.read().expect_err("it is not read").starts_with("it cannot be read (invalid type: string"));
     }
 }

@@ -66,13 +66,14 @@ impl Cluster {
 
 /// A policy, as far as this version understands it; what it does not is said beside it.
 pub fn understood(stored: StoredPolicy) -> Result<IdleConnectionPolicy, Error> {
-    let what = stored.foreign().map(|foreign| Error::Newer { name: stored.name_any(), foreign });
-    match (stored.policy, what) {
-        (Ok(policy), None) => Ok(policy),
-        (Ok(policy), Some(what)) => {
-            eprintln!("kubectl idleconn: {what}");
+    let name = stored.name_any();
+    match stored.read() {
+        Ok((policy, foreign)) => {
+            if let Some(foreign) = foreign {
+                eprintln!("kubectl idleconn: {}", Error::Newer { name, foreign });
+            }
             Ok(policy)
         }
-        (Err(unreadable), what) => Err(what.unwrap_or(Error::Setup(unreadable.error))),
+        Err(foreign) => Err(Error::Newer { name, foreign }),
     }
 }

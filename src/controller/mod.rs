@@ -350,10 +350,8 @@ pub struct Subject {
 
 impl Subject {
     fn new(stored: StoredPolicy) -> Result<Self, Error> {
-        let refusal = stored
-            .foreign()
-            .map(|foreign| format!("{foreign}: upgrade the operator from {}, or take it out", env!("CARGO_PKG_VERSION")));
-        let object = stored.policy.map_err(|unreadable| Error::Unreadable(refusal.clone().unwrap_or(unreadable.error)))?;
+        let refusal = |foreign| format!("{foreign}: upgrade the operator from {}, or take it out", env!("CARGO_PKG_VERSION"));
+        let (object, foreign) = stored.read().map_err(|foreign| Error::Unreadable(refusal(foreign)))?;
         let (Some(namespace), Some(uid), Some(created)) = (object.namespace(), object.uid(), object.creation_timestamp()) else {
             return Err(Error::Nameless);
         };
@@ -366,7 +364,7 @@ impl Subject {
             name,
             uid,
             object,
-            refusal,
+            refusal: foreign.map(refusal),
             claimant,
         })
     }

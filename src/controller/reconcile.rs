@@ -485,8 +485,7 @@ async fn finalizer(ctx: &Context, subject: &mut Subject) -> Result<(), Error> {
     let mut finalizers = subject.object.finalizers().to_vec();
     finalizers.push(FINALIZER.into());
     let status = subject.object.status.take();
-    let stored = set_finalizers(ctx, subject, &finalizers).await?;
-    subject.object = stored.policy.map_err(|unreadable| Error::Unreadable(unreadable.error))?;
+    subject.object = set_finalizers(ctx, subject, &finalizers).await?.read().map_err(Error::Unreadable)?.0;
     if subject.object.status.is_none() {
         subject.object.status = status.or_else(|| Some(IdleConnectionPolicyStatus::default()));
     }

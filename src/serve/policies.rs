@@ -324,8 +324,8 @@ impl Api {
                 shown(namespace)
             ))
         })?;
-        let unreadable = || Error::NotFound(format!("policy {name:?} is not shown: {}", stored.foreign().unwrap_or_default()));
-        let policy = stored.policy.clone().map_err(|_| unreadable())?;
+        let unreadable = |foreign| Error::NotFound(format!("policy {name:?} is not shown: {foreign}"));
+        let (policy, _) = StoredPolicy::clone(&stored).read().map_err(unreadable)?;
         Ok((policy, self.context.live.of(&reference)))
     }
 
