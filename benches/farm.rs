@@ -189,9 +189,10 @@ async fn sampled(path: &'static str) -> f64 {
         token: None,
         key: "farm".to_owned(),
     };
-    let sampler = Sampler::start(provider.clone(), watch, "farm", move || {
+    let after = move || {
         let _ = sender.send(());
-    });
+    };
+    let sampler = Sampler::start(provider.clone(), watch, "farm", after, || {});
     rounds.recv().await.unwrap();
     let accepted = async || -> usize {
         let answer = provider.send(None, Request::get(&format!("http://{}", address(0)), "/accepted", INTERVAL)).await.unwrap();

@@ -20,6 +20,7 @@
 //! - [`serve`], [`metrics`], [`telemetry`], [`config`], [`clock`]: what an operator's operator sees and sets.
 
 pub mod api;
+pub mod budget;
 pub mod cli;
 pub mod clock;
 pub mod config;

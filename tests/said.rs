@@ -87,6 +87,7 @@ impl Scene {
             started: &self.started,
             adaptive: None,
             advice: &[],
+            shared: None,
             previous: &self.previous,
             now: Timestamp::from_second(1_800_000_000 + now).unwrap(),
         });

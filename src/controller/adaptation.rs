@@ -6,10 +6,9 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::Pod;
-use kube::{Api, ResourceExt as _, api::ListParams};
+use kube::ResourceExt as _;
 
-use super::{Context, PolicyRef, Subject, in_time, live::Point, memory::Memory, places};
+use super::{Context, PolicyRef, Subject, live::Point, memory::Memory, places, planted};
 use crate::{
     api::{
         self, IdleConnectionPolicyStatus, Settings,
@@ -214,6 +213,7 @@ impl Context {
         // A pass that is being made looks for itself.
         let Ok(mut memory) = memory.try_lock() else { return };
         let Some(adaptation) = &mut memory.adaptation else { return };
+        planted::panics("sample", &format!("{}/{}", policy.namespace.as_deref().unwrap_or_default(), policy.name));
         let Tick { news, point } = adaptation.tick();
         self.metrics.looked(policy.namespace.as_deref().unwrap_or_default(), &policy.name, point.pressure, point.openness);
         self.live.sampled(policy, point);
@@ -304,9 +304,9 @@ pub async fn prepare(
         }
         (SourceName::Nodes, ..) => {
             watch.source = Source::Nodes(std::sync::Arc::new(Probe::gauge(&signal.metric, threshold)));
-            watch.nodes = nodes(ctx, subject, memory, units, answered).await;
+            watch.nodes = nodes(ctx, subject, units, answered).await;
         }
-        (SourceName::StateFlags, ..) => watch.nodes = nodes(ctx, subject, memory, units, answered).await,
+        (SourceName::StateFlags, ..) => watch.nodes = nodes(ctx, subject, units, answered).await,
         (SourceName::Prometheus, ..) => {
             obstacle = Some(Signal::Missing {
                 reason: "QueryFailed",
@@ -339,11 +339,13 @@ pub async fn prepare(
     let me = ctx.me.clone();
     let policy = subject.reference.clone();
     let seed = subject.uid.clone();
-    let sampler = Sampler::start(ctx.pool.provider(&subject.path), watch, &seed, move || {
+    let metrics = ctx.metrics.clone();
+    let after = move || {
         if let Some(ctx) = me.upgrade() {
             ctx.tick(&policy);
         }
-    });
+    };
+    let sampler = Sampler::start(ctx.pool.provider(&subject.path), watch, &seed, after, move || metrics.panicked());
     let not_before = clock::now().as_millisecond() + tuning.tighten_after.min(120_000);
     memory.adaptation = Some(Adaptation {
         tuning,
@@ -390,13 +392,7 @@ fn resume(subject: &Subject, memory: &Memory, declared: &Declared, floor: &Setti
 }
 
 /// The nodes and where their pages are. An address that a node's own cluster names is asked only where that is permitted.
-async fn nodes(
-    ctx: &Context,
-    subject: &Subject,
-    memory: &mut Memory,
-    units: &[Unit],
-    answered: &[(Unit, UnitState)],
-) -> Vec<Node> {
+async fn nodes(ctx: &Context, subject: &Subject, units: &[Unit], answered: &[(Unit, UnitState)]) -> Vec<Node> {
     let states: BTreeMap<&str, &UnitState> = answered.iter().map(|(unit, state)| (unit.id.as_str(), state)).collect();
     let page = subject.spec().target.config_map.as_ref().and_then(|config_map| config_map.metrics.as_ref());
     let path = page.map_or_else(|| "/metrics".to_owned(), |page| page.path.clone());
@@ -413,8 +409,7 @@ async fn nodes(
                 None => unit.address.clone(),
                 // The API server's word for where a pod is, not a node's own.
                 Some(named) if subject.spec().target.type_ == TargetType::ConfigMap => named.clone(),
-                Some(named) if permitted(ctx, subject, memory, named).await => named.clone(),
-                Some(_) => String::new(),
+                Some(named) => permitted(ctx, subject, named).await.unwrap_or_default(),
             };
             nodes.push(Node { name: node.name.clone(), address, path: path.clone() });
         }
@@ -422,24 +417,22 @@ async fn nodes(
     nodes
 }
 
-/// Whether an address from a target's answer may be asked: a pod of the namespace, or listed.
-async fn permitted(ctx: &Context, subject: &Subject, memory: &mut Memory, address: &str) -> bool {
-    if ctx.settings.allow_endpoints.check(address).is_ok() {
-        return true;
+/// The address from a target's answer, if it may be asked: that of a pod of the namespace, by the API server's word of this moment, or a
+/// listed one. Scheme, host and port of it are used, and nothing else.
+async fn permitted(ctx: &Context, subject: &Subject, address: &str) -> Option<String> {
+    let url = url::Url::parse(address).ok()?;
+    if !matches!(url.scheme(), "http" | "https") {
+        return None;
     }
-    if let Some(known) = memory.permitted.get(address) {
-        return *known;
+    let plain = format!("{}://{}:{}", url.scheme(), url.host_str()?, url.port_or_known_default()?);
+    if let Ok(listed) = ctx.settings.allow_endpoints.check(&plain) {
+        return Some(listed);
     }
-    let host = url::Url::parse(address).ok().and_then(|url| url.host_str().map(str::to_owned));
-    let Some(host) = host.filter(|host| host.parse::<std::net::IpAddr>().is_ok()) else { return false };
-    let pods = Api::<Pod>::namespaced(ctx.client.clone(), &subject.namespace);
-    let Ok(list) = in_time(pods.list_metadata(&ListParams::default().fields(&format!("status.podIP={host}")).limit(1))).await
-    else {
-        return false;
+    let ip = match url.host()? {
+        url::Host::Ipv4(ip) => ip.into(),
+        url::Host::Ipv6(ip) => ip.into(),
+        url::Host::Domain(_) => return None,
     };
-    let known = !list.items.is_empty();
-    if known {
-        memory.permitted.insert(address.to_owned(), known);
-    }
-    known
+    let pods = ctx.pods.at(&subject.namespace, ip).await.ok()?;
+    (!pods.is_empty()).then_some(plain)
 }

@@ -91,16 +91,23 @@ pub async fn append(
     Ok(())
 }
 
-/// Makes the planned writes and reads every written unit back.
+/// Makes the planned writes and reads every written unit back. After `until`, or once the visit is cancelled, no further unit is written.
+#[allow(clippy::too_many_arguments)] // All of one pass.
 pub async fn write(
     ctx: &Context,
+    subject: &Subject,
     target: &Arc<dyn Target>,
     units: Vec<(Unit, UnitState)>,
     plan: &Plan,
     traits: &Traits,
     memory: &Memory,
+    until: Instant,
 ) -> Vec<UnitResult> {
     let _timed = ctx.metrics.time(Step::Apply);
+    if plan.units.values().any(|unit| !unit.changes.is_empty()) {
+        // An older write that is still under way would land after these.
+        ctx.reach(subject).provider.writes_ended().await;
+    }
     let jobs: Vec<_> = units
         .into_iter()
         .map(|(unit, state)| {
@@ -113,6 +120,11 @@ pub async fn write(
                 }
                 if let Some(fault) = held_back {
                     return UnitResult { unit, state: Ok(state), write: Some(fault) };
+                }
+                if Instant::now() >= until || subject.visit.goes_on().is_err() {
+                    let message =
+                        format!("{} was not written yet: the writes before it took too long; it is written next", unit.name);
+                    return UnitResult { unit, state: Ok(state), write: Some(Fault::new(Cause::NotReady, message)) };
                 }
                 write_one(ctx, target.as_ref(), unit, &state, changes).await
             }

@@ -1,70 +1,133 @@
-//! Gather: read the units side by side. One that hangs holds up neither the others nor what is done with them.
+//! Gather: units are read side by side and handed over in groups, as they answer. A slow unit delays neither the others nor itself: it is in a
+//! later group of the same pass.
 
-use std::{
-    future::Future,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
+use tokio::time::Instant;
 
 use super::memory::Memory;
 use crate::{
-    decide::{Fault, Unit, UnitState},
+    budget::{Reservation, Tenant},
+    decide::{Cause, Fault, Unit, UnitState},
     targets::Target,
 };
 
 /// Units that are asked at the same time.
-const AT_ONCE: usize = 64;
-/// After this long, the work goes on with those that have answered.
-const SOFT_DEADLINE: Duration = Duration::from_millis(400);
+const CONCURRENCY: usize = 64;
+/// How long the first answers of a group wait for more.
+const GROUPING: Duration = Duration::from_millis(400);
+/// How long all units together may take to answer. Those that were not asked by then are asked in the next pass, where those that hung are
+/// not due.
+const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// A unit and what it said.
 pub type Answer = (Unit, Result<UnitState, Fault>);
 
-/// What was read, and the questions that are still open.
-pub struct Gathered {
-    /// Units that have answered, one way or the other.
-    pub answers: Vec<Answer>,
-    /// Units that have failed before and are not due to be asked again.
+/// Units that are being read.
+pub struct Gathering {
+    /// Units that failed before and are not due to be asked again.
     pub skipped: Vec<Answer>,
     open: FuturesUnordered<BoxFuture<'static, Answer>>,
+    /// Units that are being asked, by id.
+    asked: BTreeMap<String, Unit>,
     waiting: Vec<Unit>,
+    answered: Vec<Answer>,
     target: Arc<dyn Target>,
+    /// What the answers take, until the pass has ended.
+    held: Reservation,
+    until: Instant,
 }
 
-/// Reads all units that are due.
-pub async fn gather(target: Arc<dyn Target>, units: Vec<Unit>, memory: &Memory, now: Instant) -> Gathered {
-    let mut gathered =
-        Gathered { answers: Vec::new(), skipped: Vec::new(), open: FuturesUnordered::new(), waiting: Vec::new(), target };
-    for unit in units {
-        match memory.failing.get(&unit.id) {
-            Some(failing) if now < failing.due => gathered.skipped.push((unit, Err(failing.fault.clone()))),
-            _ => gathered.waiting.push(unit),
+impl Gathering {
+    /// Asks all units that are due. What they answer is held in the tenant's memory as long as this lives.
+    pub fn begin(target: Arc<dyn Target>, units: Vec<Unit>, memory: &Memory, tenant: &Arc<Tenant>) -> Self {
+        let now = std::time::Instant::now();
+        let (mut skipped, mut waiting) = (Vec::new(), Vec::new());
+        for unit in units {
+            match memory.failing.get(&unit.id) {
+                Some(failing) if now < failing.due => skipped.push((unit, Err(failing.fault.clone()))),
+                _ => waiting.push(unit),
+            }
         }
+        waiting.reverse();
+        let (open, answered, held) = (FuturesUnordered::new(), Vec::new(), tenant.nothing());
+        Self { skipped, open, asked: BTreeMap::new(), waiting, answered, target, held, until: Instant::now() + TIMEOUT }
     }
-    gathered.waiting.reverse();
-    let deadline = tokio::time::sleep(SOFT_DEADLINE);
-    tokio::pin!(deadline);
-    loop {
-        gathered.fill();
-        tokio::select! {
-            biased;
-            answer = gathered.open.next() => match answer {
-                Some(answer) => gathered.answers.push(answer),
-                None => break,
-            },
-            () = &mut deadline, if !gathered.answers.is_empty() && gathered.waiting.is_empty() => break,
-        }
-    }
-    gathered
-}
 
-impl Gathered {
+    /// The next group of answers: what there is when all have answered, or a moment after the first. `None` after the last.
+    pub async fn next(&mut self) -> Option<Vec<Answer>> {
+        let mut until = self.until;
+        if !self.answered.is_empty() {
+            until = until.min(Instant::now() + GROUPING);
+        }
+        loop {
+            self.fill();
+            if self.open.is_empty() {
+                break;
+            }
+            tokio::select! {
+                biased;
+                Some(answer) = self.open.next() => {
+                    if self.answered.is_empty() {
+                        until = until.min(Instant::now() + GROUPING);
+                    }
+                    self.take(answer);
+                }
+                () = tokio::time::sleep_until(until) => break,
+            }
+        }
+        if Instant::now() >= self.until {
+            self.open.clear();
+            for unit in std::mem::take(&mut self.asked).into_values() {
+                let fault = Fault::new(Cause::Unreachable, format!("{} did not answer within {TIMEOUT:?}", unit.name));
+                self.answered.push((unit, Err(fault)));
+            }
+            let late = std::mem::take(&mut self.waiting).into_iter().map(|unit| {
+                let message =
+                    format!("{} was not asked: the other nodes took more than {TIMEOUT:?}; it is asked next", unit.name);
+                (unit, Err(Fault::new(Cause::NotReady, message)))
+            });
+            self.skipped.extend(late);
+        }
+        let answers = std::mem::take(&mut self.answered);
+        (!answers.is_empty()).then_some(answers)
+    }
+
+    /// Does something else while the units go on answering.
+    pub async fn alongside<T>(&mut self, work: impl Future<Output = T>) -> T {
+        tokio::pin!(work);
+        loop {
+            self.fill();
+            tokio::select! {
+                biased;
+                done = &mut work => return done,
+                Some(answer) = self.open.next(), if !self.open.is_empty() => self.take(answer),
+            }
+        }
+    }
+
+    fn take(&mut self, (unit, state): Answer) {
+        self.asked.remove(&unit.id);
+        let state = state.and_then(|state| {
+            let held = self.held.bytes() + state.size();
+            if self.held.try_grow(held) {
+                return Ok(state);
+            }
+            let message = format!(
+                "{} has more in its configuration than the operator has memory for in this namespace; select fewer nodes in one policy",
+                unit.name
+            );
+            Err(Fault::new(Cause::Busy, message))
+        });
+        self.answered.push((unit, state));
+    }
+
     fn fill(&mut self) {
-        while self.open.len() < AT_ONCE {
+        while self.open.len() < CONCURRENCY {
             let Some(unit) = self.waiting.pop() else { return };
             let target = self.target.clone();
+            self.asked.insert(unit.id.clone(), unit.clone());
             self.open.push(
                 async move {
                     let state = target.read(&unit).await;
@@ -73,11 +136,5 @@ impl Gathered {
                 .boxed(),
             );
         }
-    }
-
-    /// Waits for the open questions while `work` is done. They were not decided upon, and are asked again soon.
-    pub async fn while_waiting<T>(&mut self, work: impl Future<Output = T>) -> (T, Vec<Answer>) {
-        let open = std::mem::take(&mut self.open);
-        futures::join!(work, open.collect())
     }
 }

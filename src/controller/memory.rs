@@ -48,8 +48,6 @@ pub struct Memory {
     pub logged: BTreeMap<String, String>,
     /// What moves the limits by itself, if anything does.
     pub adaptation: Option<Adaptation>,
-    /// Addresses from a target's answers that turned out to be pods of the policy's namespace.
-    pub permitted: BTreeMap<String, bool>,
     /// What stood in the way of the last restart, if anything did.
     pub restart_note: Option<String>,
     /// By node: uptime when last seen, when that was, and a time after which the process started.
@@ -150,7 +148,9 @@ impl Memory {
         self.unfinished.retain(|id| ids.contains(id));
         self.births.retain(|id, _| ids.contains(id));
         self.departed.retain(|id, _| ids.contains(id));
-        self.logged.retain(|about, _| ids.contains(about) || matches!(about.as_str(), "error" | "problem" | "restore"));
+        self.logged.retain(|about, _| {
+            ids.contains(about) || matches!(about.as_str(), "error" | "problem" | "restore" | "restart" | "status")
+        });
     }
 
     /// Forgets nodes that are not there any more.

@@ -10,16 +10,18 @@ pub mod live;
 mod memory;
 mod originals;
 mod places;
+mod planted;
 mod pods;
 mod reconcile;
 mod report;
 mod restart;
 mod restore;
 mod rollout;
+pub mod scheduler;
 pub mod served;
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     future::ready,
     sync::{
         Arc, Mutex, PoisonError, Weak,
@@ -30,7 +32,7 @@ use std::{
 
 use futures::{Stream, StreamExt as _, stream};
 use kube::{
-    Api, Client, ResourceExt as _,
+    Api, Client, Resource as _, ResourceExt as _,
     runtime::{
         Config, Controller, Predicate as _, PredicateConfig, WatchStreamExt as _,
         controller::Action,
@@ -42,7 +44,9 @@ use kube::{
 use tokio::sync::{mpsc, watch};
 
 use crate::{
-    api::{IdleConnectionPolicy, IdleConnectionPolicySpec, StoredPolicy},
+    api::{FINALIZER, IdleConnectionPolicy, IdleConnectionPolicySpec, StoredPolicy},
+    budget::Budget,
+    decide::claims::Claimant,
     leader::Leadership,
     metrics::Metrics,
     pool::Pool,
@@ -53,8 +57,10 @@ use memory::Memory;
 
 /// How long a call to the API server may take; kube's own retries would hold a worker for many minutes.
 const API_TIMEOUT: Duration = Duration::from_secs(10);
-/// Policies that are worked on at the same time.
-const CONCURRENCY: u16 = 16;
+/// Bytes that what nodes answered may take until their passes have ended, for all namespaces; a quarter of it for one.
+const KEPT: usize = 48 * 1024 * 1024;
+/// What each namespace gets of it in any case.
+const KEPT_FLOOR: usize = 256 * 1024;
 /// Edits that come within this of each other are one.
 const DEBOUNCE: Duration = Duration::from_millis(10);
 
@@ -71,7 +77,7 @@ pub enum Error {
     #[error("the API server did not answer within {API_TIMEOUT:?}")]
     TimedOut,
     /// Pods could not be listed.
-    #[error("pods with {0} could not be listed; may the operator list and watch pods in this namespace?")]
+    #[error("pods in namespace {0} could not be listed in time; check that the operator may list and watch pods there")]
     Pods(String),
     /// No right to look at pods.
     #[error("the operator may not list and watch pods; grant it in this namespace")]
@@ -91,6 +97,18 @@ pub enum Error {
     /// A policy without namespace, name or uid, which the API server never sends.
     #[error("the API server sent a policy without name, namespace or uid")]
     Nameless,
+    /// The policy is being deleted; the visit for that comes next.
+    #[error("the policy is being deleted")]
+    Cancelled,
+    /// A visit took too long.
+    #[error("reading took more than {:?}; the policy is visited again", scheduler::DEADLINE)]
+    Overdue,
+    /// A panic was caught.
+    #[error("the operator panicked while it worked on this policy; other policies are not affected; report it with the log")]
+    Panicked,
+    /// The API server does not take the status. The nodes are worked on all the same.
+    #[error("the API server refuses the status: {0}")]
+    StatusRefused(String),
     /// `release` could not restore everything.
     #[error("{0} policies keep their finalizer, because nodes could not be restored; see above, repair and run release again")]
     Unreleased(usize),
@@ -129,6 +147,10 @@ pub struct Context {
     pub metrics: Metrics,
     pods: pods::Pods,
     board: claims::Board,
+    /// Which visits run.
+    pub scheduler: Arc<scheduler::Scheduler>,
+    /// Memory for what nodes answered, by namespace.
+    kept: Budget,
     nudges: mpsc::UnboundedSender<PolicyRef>,
     memories: Mutex<HashMap<PolicyRef, Arc<tokio::sync::Mutex<Memory>>>>,
     /// The policies, as they are watched.
@@ -161,11 +183,18 @@ impl Context {
         self.metrics.forget(policy.namespace.as_deref().unwrap_or_default(), &policy.name);
     }
 
-    fn nudge(&self, claimants: &[crate::decide::claims::Claimant]) {
+    /// Has policies looked at again.
+    fn enqueue(&self, claimants: BTreeSet<Claimant>) {
         for claimant in claimants {
             // The receiver ends with the controller.
             let _ = self.nudges.send(PolicyRef::new(&claimant.name).within(&claimant.namespace));
         }
+    }
+
+    /// A policy is gone; policies that waited for it, or lost to it, are looked at again.
+    fn gone(&self, policy: &PolicyRef) {
+        self.forget(policy);
+        self.enqueue(self.board.forget(policy.namespace.as_deref().unwrap_or_default(), &policy.name, None));
     }
 
     /// Whether the policies have been listed once: nothing is begun before that.
@@ -204,6 +233,8 @@ impl Operator {
             settings,
             metrics,
             board: claims::Board::default(),
+            scheduler: Arc::default(),
+            kept: Budget::new(KEPT, KEPT_FLOOR),
             nudges,
             memories: Mutex::default(),
             policies,
@@ -228,8 +259,7 @@ impl Operator {
             let context = context.clone();
             move |name: &str, namespace: Option<&str>| {
                 let Some(namespace) = namespace else { return };
-                context.forget(&PolicyRef::new(name).within(namespace));
-                context.nudge(&context.board.forget(namespace, name, None));
+                context.gone(&PolicyRef::new(name).within(namespace));
             }
         };
         let nudged = stream::unfold(inbox, |mut inbox| async { inbox.recv().await.map(|policy| (policy, inbox)) });
@@ -243,7 +273,7 @@ impl Operator {
         };
         let seen = context.clone();
         let controller = Controller::for_stream(triggers, reader)
-            .with_config(Config::default().concurrency(CONCURRENCY).debounce(DEBOUNCE))
+            .with_config(Config::default().debounce(DEBOUNCE))
             .reconcile_on(stream::select(nudged, inherited))
             .graceful_shutdown_on(stop)
             .run(reconcile::reconcile, error_policy, context.clone())
@@ -268,7 +298,7 @@ impl Operator {
     }
 }
 
-/// Policies, as they come, of all namespaces or of the listed ones.
+/// Policies as they change, of all namespaces or of the listed ones.
 fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<StoredPolicy>, watcher::Error>> + Send + 'static {
     let apis: Vec<Api<StoredPolicy>> = match &context.settings.namespaces[..] {
         [] => vec![Api::all(context.client.clone())],
@@ -279,49 +309,132 @@ fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<Sto
         let events = watcher(api, watcher::Config::default()).default_backoff();
         events.modify(|policy| policy.managed_fields_mut().clear()).map(move |event| (n, event)).boxed()
     });
-    let mut said = HashSet::new();
-    let (mut unlisted, mut listed) = ((0..streams.len()).collect::<HashSet<_>>(), false);
-    let complete = context.clone();
+    let mut lists = Lists::of(context, streams.len());
     // Several lists make one store: it begins empty, and a list that begins later must not empty it again.
     let begin = if several { vec![Ok(watcher::Event::Init), Ok(watcher::Event::InitDone)] } else { Vec::new() };
-    let events = stream::select_all(streams).filter_map(move |(n, event)| {
-        if let Err(error) = &event {
-            let text = error.to_string();
-            if said.insert(text.clone()) {
-                tracing::warn!(
-                    error = text,
-                    "policies cannot be watched; is the CRD installed, and may the operator read it? Trying again"
-                );
-            }
-            // A namespace without rights holds up no other one.
-            if pods::is_forbidden(error) {
-                unlisted.remove(&n);
-            }
+    let events = stream::select_all(streams).flat_map(move |(n, event)| stream::iter(lists.follow(n, event)));
+    stream::iter(begin).chain(events)
+}
+
+/// The lists that the store of policies is made of, each followed by a watch.
+struct Lists {
+    context: Arc<Context>,
+    several: bool,
+    /// Lists that are not complete yet.
+    unlisted: HashSet<usize>,
+    /// Whether one was complete.
+    listed: bool,
+    /// By list: the policies that it has named so far.
+    named: HashMap<usize, HashSet<PolicyRef>>,
+    /// By list: the policies that are known from it.
+    known: HashMap<usize, HashSet<PolicyRef>>,
+    said: HashSet<String>,
+}
+
+impl Lists {
+    fn of(context: &Arc<Context>, lists: usize) -> Self {
+        Self {
+            context: context.clone(),
+            several: lists > 1,
+            unlisted: (0..lists).collect(),
+            listed: false,
+            named: HashMap::new(),
+            known: HashMap::new(),
+            said: HashSet::new(),
         }
-        let event = match event {
-            Ok(watcher::Event::Init) if several => None,
-            Ok(watcher::Event::InitApply(policy)) if several => Some(Ok(watcher::Event::Apply(policy))),
-            Ok(watcher::Event::InitDone) => {
-                said.clear();
-                unlisted.remove(&n);
-                listed = true;
-                (!several).then_some(Ok(watcher::Event::InitDone))
+    }
+
+    /// What the store is told of an event in one of the lists.
+    fn follow(
+        &mut self,
+        n: usize,
+        event: watcher::Result<watcher::Event<StoredPolicy>>,
+    ) -> Vec<watcher::Result<watcher::Event<StoredPolicy>>> {
+        let events = match event {
+            Ok(watcher::Event::Init) => {
+                self.named.insert(n, HashSet::new());
+                if self.several { Vec::new() } else { vec![Ok(watcher::Event::Init)] }
             }
-            event => Some(event),
+            Ok(watcher::Event::InitApply(policy)) => {
+                self.named.entry(n).or_default().insert(PolicyRef::from_obj(&policy));
+                self.seen(n, &policy);
+                vec![Ok(if self.several { watcher::Event::Apply(policy) } else { watcher::Event::InitApply(policy) })]
+            }
+            Ok(watcher::Event::InitDone) => self.complete(n),
+            Ok(watcher::Event::Apply(policy)) => {
+                self.seen(n, &policy);
+                vec![Ok(watcher::Event::Apply(policy))]
+            }
+            Ok(watcher::Event::Delete(policy)) => {
+                let reference = PolicyRef::from_obj(&policy);
+                self.known.entry(n).or_default().remove(&reference);
+                self.context.gone(&reference);
+                vec![Ok(watcher::Event::Delete(policy))]
+            }
+            Err(error) => {
+                self.failed(n, &error);
+                vec![Err(error)]
+            }
         };
-        if listed && unlisted.is_empty() && !complete.ready.swap(true, Ordering::Relaxed) {
+        if self.listed && self.unlisted.is_empty() && !self.context.ready.swap(true, Ordering::Relaxed) {
             tracing::info!("policies listed; ready");
         }
-        ready(event)
-    });
-    stream::iter(begin).chain(events)
+        events
+    }
+
+    /// A policy exists.
+    fn seen(&mut self, n: usize, policy: &StoredPolicy) {
+        let reference = PolicyRef::from_obj(policy);
+        let deleted = policy.meta().deletion_timestamp.is_some();
+        if deleted {
+            self.context.scheduler.deletion_seen(&reference);
+        }
+        // Nothing more is done with one that is deleted and not held.
+        let over = deleted && !policy.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
+        if !over && let Ok(subject) = Subject::new(policy.clone()) {
+            self.context.board.listed(&subject.claimant, subject.spec().target.type_);
+        }
+        self.known.entry(n).or_default().insert(reference);
+    }
+
+    /// A list is complete: policies that it does not name were deleted while nothing was watched.
+    fn complete(&mut self, n: usize) -> Vec<watcher::Result<watcher::Event<StoredPolicy>>> {
+        self.said.clear();
+        self.unlisted.remove(&n);
+        self.listed = true;
+        let named = self.named.remove(&n).unwrap_or_default();
+        let before = self.known.insert(n, named.clone()).unwrap_or_default();
+        let gone: Vec<_> = before.difference(&named).collect();
+        for reference in &gone {
+            self.context.gone(reference);
+        }
+        if !self.several {
+            return vec![Ok(watcher::Event::InitDone)];
+        }
+        let policies = gone.into_iter().filter_map(|reference| self.context.policies.get(reference));
+        policies.map(|policy| Ok(watcher::Event::Delete((*policy).clone()))).collect()
+    }
+
+    fn failed(&mut self, n: usize, error: &watcher::Error) {
+        let text = error.to_string();
+        if self.said.insert(text.clone()) {
+            tracing::warn!(
+                error = text,
+                "policies cannot be watched; check that the CRD is installed and that the operator may read it; trying again"
+            );
+        }
+        // A namespace without rights holds up no other one.
+        if pods::is_forbidden(error) {
+            self.unlisted.remove(&n);
+        }
+    }
 }
 
 #[allow(clippy::needless_pass_by_value)] // The signature is kube's.
 fn error_policy(policy: Arc<StoredPolicy>, error: &Error, context: Arc<Context>) -> Action {
     if let Ok(subject) = Subject::new((*policy).clone()) {
         // Younger ones do not wait for one that cannot be worked on.
-        context.board.keep(&subject.claimant);
+        context.enqueue(context.board.keep(&subject.claimant));
     }
     let policy = PolicyRef::from_obj(&*policy);
     let memory = context.memory(&policy);
@@ -345,7 +458,11 @@ pub struct Subject {
     object: IdleConnectionPolicy,
     /// Why it is not worked on, where it says what this version does not understand.
     refusal: Option<String>,
-    claimant: crate::decide::claims::Claimant,
+    claimant: Claimant,
+    /// How long the present visit may go on.
+    visit: scheduler::Visit,
+    /// Whether a policy of another namespace governs a target that says the same of itself.
+    shared: bool,
 }
 
 impl Subject {
@@ -356,7 +473,7 @@ impl Subject {
             return Err(Error::Nameless);
         };
         let name = object.name_any();
-        let claimant = crate::decide::claims::Claimant { created: created.0, namespace: namespace.clone(), name: name.clone() };
+        let claimant = Claimant { created: created.0, namespace: namespace.clone(), name: name.clone() };
         Ok(Self {
             reference: PolicyRef::new(&name).within(&namespace),
             path: format!("{namespace}/{name}"),
@@ -366,6 +483,8 @@ impl Subject {
             object,
             refusal: foreign.map(refusal),
             claimant,
+            visit: scheduler::Visit::default(),
+            shared: false,
         })
     }
 

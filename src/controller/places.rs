@@ -291,9 +291,10 @@ async fn behind(ctx: &Context, namespace: &str, service: &ServiceRef) -> Result<
             format!("Service {} has no endpoints; is anything running behind it?", service.name),
         ));
     }
+    let aliases = addresses.iter().map(|at| format!("{}://{}", service.scheme.name(), SocketAddr::new(at.ip(), port))).collect();
     ctx.pool.name(&host, addresses);
     let address = format!("{}://{host}:{port}", service.scheme.name());
-    Ok(Place::new(&address, format!("{}:{port}", service.name), &address))
+    Ok(Place { aliases, ..Place::new(&address, format!("{}:{port}", service.name), &address) })
 }
 
 /// Each endpoint of a Service, by the pod it is or by its address.

@@ -1,20 +1,22 @@
-//! Pods by selector: one watch for each selector in use, trimmed to what is needed, and a nudge to its policies on change.
+//! Pods: one watch for each namespace in which a policy selects pods or names their addresses. Pods are trimmed to what is needed and
+//! indexed; selectors are matched here, so that the number of policies costs no connections.
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::IpAddr,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use futures::{StreamExt as _, future::ready};
+use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::{
-    api::core::v1::{ContainerStatus, Pod},
+    api::core::v1::{ContainerStatus, Pod, PodSpec},
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 use kube::{
     Api, Client, ResourceExt as _,
-    core::Selector,
-    runtime::{WatchStreamExt as _, reflector, watcher},
+    core::{Selector, SelectorExt as _},
+    runtime::{WatchStreamExt as _, watcher},
 };
 use tokio::{
     sync::{mpsc, watch},
@@ -27,14 +29,117 @@ use crate::api::CONFIG_HASH;
 /// How long the first list may take.
 const FIRST_LIST: Duration = Duration::from_secs(10);
 
-/// Namespace and selector.
-type Key = (String, String);
+/// How far a namespace's watch has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    /// Nothing has been listed yet.
+    Begun,
+    /// The pods are known.
+    Listed,
+    /// The API server refuses the watch. What was listed before a right was taken away is not what there is.
+    Forbidden,
+}
+
+/// What a policy wants to know of its namespace's pods.
+#[derive(Clone, Debug)]
+pub enum Interest {
+    /// The pods that a selector selects, and each change of theirs.
+    Selected(Box<Selector>),
+    /// Which pod has an address.
+    Addresses,
+}
+
+impl Interest {
+    /// In the pods that a selector selects.
+    ///
+    /// # Errors
+    /// [`Error::Selector`], where it is not a valid label selector.
+    pub fn of(selector: &LabelSelector) -> Result<Self, Error> {
+        Selector::try_from(selector.clone()).map(|selector| Self::Selected(Box::new(selector))).map_err(|_| Error::Selector)
+    }
+}
+
+/// A namespace's pods.
+#[derive(Default)]
+struct Index {
+    pods: HashMap<String, Arc<Pod>>,
+    by_label: HashMap<(String, String), BTreeSet<String>>,
+    by_ip: HashMap<IpAddr, BTreeSet<String>>,
+}
+
+impl Index {
+    /// Puts a pod in its place; answers the one that it replaces.
+    fn put(&mut self, pod: Pod) -> Option<Arc<Pod>> {
+        let name = pod.name_any();
+        let before = self.take(&name);
+        for (key, value) in pod.labels() {
+            self.by_label.entry((key.clone(), value.clone())).or_default().insert(name.clone());
+        }
+        for ip in addresses(&pod) {
+            self.by_ip.entry(ip).or_default().insert(name.clone());
+        }
+        self.pods.insert(name, Arc::new(pod));
+        before
+    }
+
+    fn take(&mut self, name: &str) -> Option<Arc<Pod>> {
+        let pod = self.pods.remove(name)?;
+        for (key, value) in pod.labels() {
+            drop_name(&mut self.by_label, (key.clone(), value.clone()), name);
+        }
+        for ip in addresses(&pod) {
+            drop_name(&mut self.by_ip, ip, name);
+        }
+        Some(pod)
+    }
+
+    /// The pods of the rarest label that a selector asks for are looked at, not all of them.
+    fn select(&self, selector: &Selector, wanted: Option<&BTreeMap<String, String>>) -> Vec<Arc<Pod>> {
+        let sets = wanted.into_iter().flatten().map(|(key, value)| self.by_label.get(&(key.clone(), value.clone())));
+        let rarest = sets.min_by_key(|set| set.map_or(0, BTreeSet::len));
+        let matches = |pod: &&Arc<Pod>| selector.matches(pod.labels());
+        let mut pods: Vec<_> = match rarest {
+            None => self.pods.values().filter(matches).cloned().collect(),
+            Some(None) => Vec::new(),
+            Some(Some(names)) => names.iter().filter_map(|name| self.pods.get(name)).filter(matches).cloned().collect(),
+        };
+        pods.sort_by_cached_key(|pod| pod.name_any());
+        pods
+    }
+}
+
+fn drop_name<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<String>>, key: K, name: &str) {
+    if let Some(names) = index.get_mut(&key) {
+        names.remove(name);
+        if names.is_empty() {
+            index.remove(&key);
+        }
+    }
+}
+
+/// The addresses that the API server knows a pod by.
+fn addresses(pod: &Pod) -> BTreeSet<IpAddr> {
+    let status = pod.status.as_ref();
+    let all = status.into_iter().flat_map(|status| status.pod_ips.iter().flatten().map(|ip| &ip.ip).chain(&status.pod_ip));
+    all.filter_map(|ip| ip.parse().ok()).collect()
+}
+
+/// What a policy's work depends on: a pod that differs in nothing of this is no news.
+fn facts(pod: &Pod) -> impl PartialEq + use<> {
+    let status = pod.status.clone().unwrap_or_default();
+    (
+        pod.uid(),
+        pod.labels().clone(),
+        pod.annotations().get(CONFIG_HASH).cloned(),
+        pod.metadata.deletion_timestamp.is_some(),
+        (status.pod_ip, status.pod_ips, status.phase, status.container_statuses),
+    )
+}
 
 struct Watch {
-    store: reflector::Store<Pod>,
-    /// Whether the API server last refused.
-    forbidden: watch::Receiver<bool>,
-    policies: Arc<Mutex<Vec<PolicyRef>>>,
+    index: Arc<Mutex<Index>>,
+    standing: watch::Receiver<Standing>,
+    policies: Arc<Mutex<HashMap<PolicyRef, Interest>>>,
     task: JoinHandle<()>,
 }
 
@@ -44,11 +149,11 @@ impl Drop for Watch {
     }
 }
 
-/// The watches.
+/// The watches, by namespace.
 pub struct Pods {
     client: Client,
     nudges: mpsc::UnboundedSender<PolicyRef>,
-    watches: Mutex<HashMap<Key, Watch>>,
+    watches: Mutex<HashMap<String, Watch>>,
 }
 
 impl Pods {
@@ -58,88 +163,155 @@ impl Pods {
         Self { client, nudges, watches: Mutex::default() }
     }
 
-    /// The pods that a selector selects now.
+    /// The pods that a selector selects now, by name.
     pub async fn list(&self, namespace: &str, selector: &LabelSelector) -> Result<Vec<Arc<Pod>>, Error> {
-        let key = key(namespace, selector)?;
-        let (store, mut forbidden) = {
+        let Interest::Selected(matcher) = Interest::of(selector)? else { return Ok(Vec::new()) };
+        let index = self.listed(namespace).await?;
+        let index = index.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(index.select(&matcher, selector.match_labels.as_ref()))
+    }
+
+    /// The pods that have this address.
+    pub async fn at(&self, namespace: &str, ip: IpAddr) -> Result<Vec<Arc<Pod>>, Error> {
+        let index = self.listed(namespace).await?;
+        let index = index.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = index.by_ip.get(&ip).into_iter().flatten();
+        Ok(names.filter_map(|name| index.pods.get(name)).cloned().collect())
+    }
+
+    async fn listed(&self, namespace: &str) -> Result<Arc<Mutex<Index>>, Error> {
+        let (index, mut standing) = {
             let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-            let watch = watches.entry(key.clone()).or_insert_with(|| self.watch(&key));
-            (watch.store.clone(), watch.forbidden.clone())
+            let watch = watches.entry(namespace.to_owned()).or_insert_with(|| self.watch(namespace));
+            (watch.index.clone(), watch.standing.clone())
         };
-        // What was listed before a right was taken away is not what there is.
-        tokio::select! {
-            biased;
-            Ok(_) = forbidden.wait_for(|forbidden| *forbidden) => Err(Error::PodsForbidden),
-            ready = tokio::time::timeout(FIRST_LIST, store.wait_until_ready()) => match ready {
-                Ok(Ok(())) => Ok(store.state()),
-                _ => Err(Error::Pods(key.1)),
-            },
+        let known = tokio::time::timeout(FIRST_LIST, standing.wait_for(|standing| *standing != Standing::Begun)).await;
+        match known.map(|known| known.map(|standing| *standing)) {
+            Ok(Ok(Standing::Forbidden)) => Err(Error::PodsForbidden),
+            Ok(Ok(_)) => Ok(index),
+            _ => Err(Error::Pods(namespace.to_owned())),
         }
     }
 
-    /// Which selector a policy uses from now on; a watch that nobody uses ends.
-    pub fn subscribe(&self, policy: &PolicyRef, selector: Option<(&str, &LabelSelector)>) {
-        let wanted = selector.and_then(|(namespace, selector)| key(namespace, selector).ok());
+    /// What a policy wants to know from now on; a watch that no policy needs ends.
+    pub fn subscribe(&self, policy: &PolicyRef, interest: Option<Interest>) {
+        let own = policy.namespace.as_deref().unwrap_or_default();
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(key) = &wanted {
-            watches.entry(key.clone()).or_insert_with(|| self.watch(key));
-        }
-        watches.retain(|key, watch| {
+        if let Some(interest) = interest {
+            let watch = watches.entry(own.to_owned()).or_insert_with(|| self.watch(own));
+            watch.policies.lock().unwrap_or_else(PoisonError::into_inner).insert(policy.clone(), interest);
+        } else if let Some(watch) = watches.get(own) {
             let mut policies = watch.policies.lock().unwrap_or_else(PoisonError::into_inner);
-            policies.retain(|other| other != policy);
-            if Some(key) == wanted.as_ref() {
-                policies.push(policy.clone());
+            policies.remove(policy);
+            let unused = policies.is_empty();
+            drop(policies);
+            if unused {
+                watches.remove(own);
             }
-            !policies.is_empty()
-        });
+        }
     }
 
-    fn watch(&self, (namespace, selector): &Key) -> Watch {
-        let (store, writer) = reflector::store();
-        let policies = Arc::new(Mutex::new(Vec::<PolicyRef>::new()));
-        let (tell, nudges) = (policies.clone(), self.nudges.clone());
-        let (refused, forbidden) = watch::channel(false);
-        let mut last = HashMap::new();
+    fn watch(&self, namespace: &str) -> Watch {
+        let index = Arc::<Mutex<Index>>::default();
+        let policies = Arc::<Mutex<HashMap<PolicyRef, Interest>>>::default();
+        let (standing, seen) = watch::channel(Standing::Begun);
         let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
-        let events =
-            watcher(api, watcher::Config::default().labels(selector)).default_backoff().modify(trim).reflect(writer).for_each(
-                move |event| {
-                    let changed = match event {
-                        Ok(watcher::Event::Apply(pod) | watcher::Event::InitApply(pod)) => {
-                            let place = (
-                                pod.uid(),
-                                pod.status.as_ref().map(|s| (s.pod_ip.clone(), s.phase.clone(), s.container_statuses.clone())),
-                                pod.metadata.deletion_timestamp.is_some(),
-                            );
-                            last.insert(pod.name_any(), place.clone()) != Some(place)
-                        }
-                        Ok(watcher::Event::Delete(pod)) => {
-                            last.remove(&pod.name_any());
-                            true
-                        }
-                        Ok(watcher::Event::InitDone) => {
-                            refused.send_replace(false);
-                            true
-                        }
-                        Ok(watcher::Event::Init) => false,
-                        Err(error) => {
-                            let is_refused = is_forbidden(&error);
-                            if !is_refused {
-                                tracing::debug!(%error, "the watch of pods was interrupted and goes on");
-                            }
-                            is_refused && !refused.send_replace(true)
-                        }
-                    };
-                    if changed {
-                        for policy in tell.lock().unwrap_or_else(PoisonError::into_inner).iter() {
-                            // The receiver ends with the controller.
-                            let _ = nudges.send(policy.clone());
-                        }
+        let follower = Follower { index: index.clone(), policies: policies.clone(), standing, nudges: self.nudges.clone() };
+        let task = tokio::spawn(async move {
+            loop {
+                let events = watcher(api.clone(), watcher::Config::default()).default_backoff().modify(trim);
+                let mut relisted = BTreeSet::new();
+                let followed = events.for_each(|event| {
+                    follower.follow(event, &mut relisted);
+                    std::future::ready(())
+                });
+                // Its end, or a panic over one pod, is not the end of the watch.
+                if std::panic::AssertUnwindSafe(followed).catch_unwind().await.is_err() {
+                    tracing::error!("the watch of pods panicked; watching again");
+                }
+                tokio::time::sleep(FIRST_LIST).await;
+            }
+        });
+        Watch { index, standing: seen, policies, task }
+    }
+}
+
+/// Takes the events of one namespace's watch.
+struct Follower {
+    index: Arc<Mutex<Index>>,
+    policies: Arc<Mutex<HashMap<PolicyRef, Interest>>>,
+    standing: watch::Sender<Standing>,
+    nudges: mpsc::UnboundedSender<PolicyRef>,
+}
+
+impl Follower {
+    fn follow(&self, event: watcher::Result<watcher::Event<Pod>>, relisted: &mut BTreeSet<String>) {
+        match event {
+            Ok(watcher::Event::Init) => relisted.clear(),
+            Ok(watcher::Event::InitApply(pod)) => {
+                relisted.insert(pod.name_any());
+                self.put(pod);
+            }
+            Ok(watcher::Event::InitDone) => {
+                let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
+                let gone: Vec<_> = index.pods.keys().filter(|name| !relisted.contains(*name)).cloned().collect();
+                let gone: Vec<_> = gone.iter().filter_map(|name| index.take(name)).collect();
+                drop(index);
+                relisted.clear();
+                if self.standing.send_replace(Standing::Listed) == Standing::Listed {
+                    gone.iter().for_each(|pod| self.nudge(&[pod]));
+                } else {
+                    self.nudge_all();
+                }
+            }
+            Ok(watcher::Event::Apply(pod)) => self.put(pod),
+            Ok(watcher::Event::Delete(pod)) => {
+                let before = self.index.lock().unwrap_or_else(PoisonError::into_inner).take(&pod.name_any());
+                self.nudge(&[&before.unwrap_or_else(|| Arc::new(pod))]);
+            }
+            Err(error) => {
+                if is_forbidden(&error) {
+                    if self.standing.send_replace(Standing::Forbidden) != Standing::Forbidden {
+                        self.nudge_all();
                     }
-                    ready(())
-                },
-            );
-        Watch { store, forbidden, policies, task: tokio::spawn(events) }
+                } else {
+                    tracing::debug!(%error, "the watch of pods was interrupted and goes on");
+                }
+            }
+        }
+    }
+
+    fn put(&self, pod: Pod) {
+        let now = Arc::new(pod.clone());
+        let before = self.index.lock().unwrap_or_else(PoisonError::into_inner).put(pod);
+        // Until the first list is complete, all policies wait for that.
+        if *self.standing.borrow() != Standing::Listed {
+            return;
+        }
+        match before {
+            Some(before) if facts(&before) == facts(&now) => {}
+            Some(before) => self.nudge(&[&before, &now]),
+            None => self.nudge(&[&now]),
+        }
+    }
+
+    /// Tells the policies that select one of these pods, as it was or as it is.
+    fn nudge(&self, pods: &[&Arc<Pod>]) {
+        let policies = self.policies.lock().unwrap_or_else(PoisonError::into_inner);
+        for (policy, interest) in &*policies {
+            if let Interest::Selected(selector) = interest
+                && pods.iter().any(|pod| selector.matches(pod.labels()))
+            {
+                // The receiver ends with the controller.
+                let _ = self.nudges.send(policy.clone());
+            }
+        }
+    }
+
+    fn nudge_all(&self) {
+        for policy in self.policies.lock().unwrap_or_else(PoisonError::into_inner).keys() {
+            let _ = self.nudges.send(policy.clone());
+        }
     }
 }
 
@@ -153,16 +325,12 @@ pub fn is_forbidden(error: &watcher::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_forbidden())
 }
 
-fn key(namespace: &str, selector: &LabelSelector) -> Result<Key, Error> {
-    let selector = Selector::try_from(selector.clone()).map_err(|_| Error::Selector)?;
-    Ok((namespace.to_owned(), selector.to_string()))
-}
-
-/// Keeps what a place is made of: a pod's spec is most of its size.
+/// Keeps what is needed of a pod: its spec is most of its size.
 fn trim(pod: &mut Pod) {
     pod.managed_fields_mut().clear();
     pod.annotations_mut().retain(|name, _| name == CONFIG_HASH);
-    pod.spec = None;
+    pod.metadata.finalizers = None;
+    pod.spec = pod.spec.take().map(|spec| PodSpec { hostname: spec.hostname, subdomain: spec.subdomain, ..PodSpec::default() });
     if let Some(status) = &mut pod.status {
         status.conditions = None;
         for container in status.container_statuses.iter_mut().flatten() {
@@ -173,5 +341,51 @@ fn trim(pod: &mut Pod) {
             };
         }
         status.init_container_statuses = None;
+        status.ephemeral_container_statuses = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_value, json};
+
+    use super::*;
+
+    fn pod(name: &str, app: &str, ip: &str) -> Pod {
+        from_value(
+            json!({"metadata": {"name": name, "uid": name, "labels": {"app": app, "tier": "edge"}}, "status": {"podIP": ip}}),
+        )
+        .expect("a pod")
+    }
+
+    fn names(index: &Index, selector: &serde_json::Value) -> Vec<String> {
+        let selector: LabelSelector = from_value(selector.clone()).expect("a selector");
+        let Ok(Interest::Selected(matcher)) = Interest::of(&selector) else { panic!("a selector") };
+        index.select(&matcher, selector.match_labels.as_ref()).iter().map(|pod| pod.name_any()).collect()
+    }
+
+    #[test]
+    fn a_selector_finds_the_pods_that_it_selects() {
+        let mut index = Index::default();
+        for (name, app) in [("a", "gateway"), ("b", "gateway"), ("c", "store")] {
+            index.put(pod(name, app, "10.0.0.1"));
+        }
+        assert_eq!(names(&index, &json!({"matchLabels": {"app": "gateway", "tier": "edge"}})), ["a", "b"]);
+        assert_eq!(names(&index, &json!({"matchLabels": {"app": "other"}})), Vec::<String>::new());
+        let not_gateway = json!({"matchExpressions": [{"key": "app", "operator": "NotIn", "values": ["gateway"]}]});
+        assert_eq!(names(&index, &not_gateway), ["c"]);
+        assert_eq!(names(&index, &json!({})), ["a", "b", "c"]);
+    }
+
+    #[test]
+    fn a_pod_that_changes_its_labels_or_goes_is_found_no_more() {
+        let mut index = Index::default();
+        index.put(pod("a", "gateway", "10.0.0.1"));
+        index.put(pod("a", "store", "10.0.0.2"));
+        assert_eq!(names(&index, &json!({"matchLabels": {"app": "gateway"}})), Vec::<String>::new());
+        assert_eq!(names(&index, &json!({"matchLabels": {"app": "store"}})), ["a"]);
+        assert_eq!(index.by_ip.keys().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.2"]);
+        index.take("a");
+        assert!(index.by_label.is_empty() && index.by_ip.is_empty() && index.pods.is_empty());
     }
 }

@@ -18,85 +18,243 @@ use serde_json::json;
 use super::{
     Context, Error, PolicyRef, Subject,
     adaptation::{self, Adaptation, Look},
-    apply, connections, gather, in_time,
+    apply,
+    claims::{Scope, is_stated},
+    connections, gather, in_time,
     memory::{Memory, wait},
     originals,
     places::{self, Failure},
-    report, restart, restore,
+    planted,
+    pods::Interest,
+    report, restart, restore, scheduler,
     served::Served,
 };
 use crate::{
     api::{
-        FINALIZER, IdleConnectionPolicyStatus, StoredPolicy, policy::DriftPolicy, restart::RestartPolicy, status::RestartControl,
+        FINALIZER, IdleConnectionPolicyStatus, StoredPolicy,
+        policy::{DriftPolicy, TargetType},
+        restart::RestartPolicy,
+        status::RestartControl,
     },
     clock,
     decide::{
         self, Cause, Declared, Input, Plan, Traits, Unit, UnitState,
         advice::{self, Observed},
-        claims::sentence,
+        claims::{Claimant, SHARED, sentence},
         conditions::{Problem, Seen, UnitResult, failure},
         contention,
         truths::truths,
     },
     metrics::Step,
-    targets::{self, Target},
+    targets::{self, Place, Target},
 };
 
-/// When an older policy has not been looked at yet: it may have the first claim.
-const WAIT_FOR_ELDERS: Duration = Duration::from_millis(50);
-/// While the CRD has to be upgraded: nobody tells when it has been.
+/// While the CRD has to be upgraded: no event tells when it has been.
 const WHILE_OLDER: Duration = Duration::from_secs(1);
-/// While a node is being restarted: nobody tells when it has come back.
+/// Until the policies have been listed.
+const WHILE_UNLISTED: Duration = Duration::from_millis(50);
+/// While a node is being restarted: no event tells when it has come back.
 const WHILE_RESTARTING: Duration = Duration::from_secs(2);
 /// A little past the time when something is due, so that it is.
 const MOMENT: Duration = Duration::from_millis(5);
-/// When a unit answered too late to be decided upon.
-const ASK_AGAIN: Duration = Duration::from_millis(100);
+/// How long after a pass has begun a node is still written. What is left then is written in the next pass.
+const WRITING: Duration = Duration::from_secs(60);
 
-/// Works on one policy.
+/// Works on one policy. A panic is this policy's failure and no other's.
 pub async fn reconcile(policy: Arc<StoredPolicy>, ctx: Arc<Context>) -> Result<Action, Error> {
     let reference = PolicyRef::from_obj(&*policy);
     let Some(namespace) = reference.namespace.clone() else { return Err(Error::Nameless) };
     if !ctx.leadership.holds() {
-        // Looked at when this replica is the one that acts.
+        // Looked at when this replica is the leader.
         return Ok(Action::await_change());
     }
     if let Served::Missing | Served::Older(_) = &*ctx.served() {
         return Ok(Action::requeue(WHILE_OLDER));
     }
     if !ctx.is_ready() {
-        return Ok(Action::requeue(WAIT_FOR_ELDERS));
+        return Ok(Action::requeue(WHILE_UNLISTED));
     }
-    let memory = ctx.memory(&reference);
+    let _due = ctx.scheduler.due();
+    let visited = scheduler::contained(Box::pin(visit(&ctx, &reference, &namespace))).await;
+    ctx.scheduler.end(&reference);
+    match visited {
+        // It is being deleted: the visit for that comes next.
+        Ok(Err(Error::Cancelled)) => Ok(Action::requeue(MOMENT)),
+        Ok(ended) => ended,
+        Err(scheduler::Panicked) => {
+            ctx.metrics.panicked();
+            {
+                let memory = ctx.memory(&reference);
+                let mut memory = memory.lock().await;
+                // What it had in memory may be half of something.
+                *memory = Memory { failures: memory.failures, ..Memory::default() };
+            }
+            if let Ok(Err(error)) = scheduler::contained(report::internal_error(&ctx, &reference)).await {
+                tracing::warn!(policy = reference.name, namespace, %error, "the status does not show the internal error");
+            }
+            Err(Error::Panicked)
+        }
+    }
+}
+
+async fn visit(ctx: &Arc<Context>, reference: &PolicyRef, namespace: &str) -> Result<Action, Error> {
+    let memory = ctx.memory(reference);
     let mut memory = memory.lock().await;
-    // The watch may lag behind our own writes: read anew, so that nothing is said or done twice.
-    let api = Api::<StoredPolicy>::namespaced(ctx.client.clone(), &namespace);
-    let Some(object) = in_time(api.get_opt(&reference.name)).await? else {
-        ctx.forget(&reference);
-        ctx.nudge(&ctx.board.forget(&namespace, &reference.name, None));
-        return Ok(Action::await_change());
-    };
-    let mut subject = Subject::new(object)?;
-    if memory.uid != subject.uid {
-        *memory = Memory { uid: subject.uid.clone(), ..Memory::default() };
-        ctx.nudge(&ctx.board.forget(&namespace, &subject.name, Some(&subject.claimant)));
-    }
-    if memory.originals.is_none() {
-        let revisions = Api::<ControllerRevision>::namespaced(ctx.client.clone(), &namespace);
-        let log = originals::load(&revisions, &subject.name).await?;
-        ctx.board.saved(&subject.claimant, &log);
-        memory.originals = Some(log);
-    }
-    let action = if subject.object.metadata.deletion_timestamp.is_some() {
-        ctx.board.keep(&subject.claimant);
-        restore::cleanup(&ctx, &subject, &mut memory).await?
-    } else {
-        Box::pin(pass(&ctx, &mut subject, &mut memory)).await?
+    let mut slot = None;
+    let action = loop {
+        let Some(mut subject) = read(ctx, reference, namespace, &mut memory).await? else { return Ok(Action::await_change()) };
+        let deleted = subject.object.metadata.deletion_timestamp.is_some();
+        // What needs only the API server is done before a slot is waited for: younger policies wait for it.
+        let place = if deleted {
+            ctx.enqueue(ctx.board.keep(&subject.claimant));
+            None
+        } else {
+            match place(ctx, &mut subject, &mut memory).await? {
+                Placed::Done(action) => break action,
+                Placed::At(places) => Some(places),
+            }
+        };
+        if slot.is_none() {
+            let asked = tokio::time::Instant::now();
+            slot = Some(ctx.scheduler.admit(namespace).await);
+            if asked.elapsed() > MOMENT {
+                // Much may have happened to the policy since it was read.
+                continue;
+            }
+        }
+        break match place {
+            None => {
+                planted::panics("restore", &subject.path);
+                restore::cleanup(ctx, &subject, &mut memory).await?
+            }
+            Some(places) => {
+                subject.visit = ctx.scheduler.begin(reference);
+                Box::pin(pass(ctx, &mut subject, &mut memory, places)).await?
+            }
+        };
     };
     memory.failures = 0;
     memory.logged.remove("error");
     ctx.metrics.reconciled();
     Ok(action)
+}
+
+/// The policy as the API server has it now, and what was saved of its nodes. `None` where it is gone.
+async fn read(ctx: &Context, reference: &PolicyRef, namespace: &str, memory: &mut Memory) -> Result<Option<Subject>, Error> {
+    // The watch may lag behind the operator's own writes: read again, so that nothing is said or done twice.
+    let api = Api::<StoredPolicy>::namespaced(ctx.client.clone(), namespace);
+    let Some(object) = in_time(api.get_opt(&reference.name)).await? else {
+        ctx.forget(reference);
+        ctx.enqueue(ctx.board.forget(namespace, &reference.name, None));
+        return Ok(None);
+    };
+    let subject = Subject::new(object)?;
+    if memory.uid != subject.uid {
+        *memory = Memory { uid: subject.uid.clone(), failures: memory.failures, ..Memory::default() };
+        ctx.enqueue(ctx.board.forget(namespace, &subject.name, Some(&subject.claimant)));
+    }
+    if memory.originals.is_none() {
+        let revisions = Api::<ControllerRevision>::namespaced(ctx.client.clone(), namespace);
+        let log = originals::load(&revisions, &subject.name).await?;
+        ctx.board.saved(&subject.claimant, &log);
+        memory.originals = Some(log);
+    }
+    Ok(Some(subject))
+}
+
+/// Where a policy's target is, or what was to be done before any node is asked.
+enum Placed {
+    At(Vec<Place>),
+    Done(Action),
+}
+
+/// Finds the target by the API server's word alone, and claims it.
+async fn place(ctx: &Context, subject: &mut Subject, memory: &mut Memory) -> Result<Placed, Error> {
+    let traits = traits(subject);
+    let declared = decide::declare(subject.spec(), &traits);
+    if let Some(message) = subject.refusal.clone().or_else(|| declared.invalid(&decide::floor(subject.spec(), &traits))) {
+        ctx.enqueue(ctx.board.give_up(&subject.claimant));
+        memory.adaptation = None;
+        let problem = Problem { reason: "Invalid", message, refused: true, stalled: true };
+        return problem_report(ctx, subject, memory, &declared, &traits, &problem).await.map(Placed::Done);
+    }
+    let kind = subject.spec().target.type_;
+    let places = match subscribed_places(ctx, subject).await {
+        Ok(places) => places,
+        Err(failure) => return failed(ctx, subject, memory, &declared, &traits, failure).await.map(Placed::Done),
+    };
+    let identities = targets::identities(&subject.spec().target, &subject.namespace, &places);
+    let claimed = ctx.board.claim_places(&subject.claimant, kind, identities);
+    ctx.enqueue(claimed.concerned);
+    if let Some(winner) = claimed.winner {
+        return conflicted(ctx, subject, memory, &declared, &traits, &winner).await.map(Placed::Done);
+    }
+    if ctx.board.must_wait(&subject.claimant, &Scope::Places(kind)) {
+        // It is looked at again as soon as the older policies have been.
+        return Ok(Placed::Done(Action::requeue(resync(ctx, &subject.reference))));
+    }
+    Ok(Placed::At(places))
+}
+
+fn traits(subject: &Subject) -> Traits {
+    let rolling = subject.spec().restart.as_ref().is_some_and(|restart| restart.policy == RestartPolicy::Rolling);
+    Traits { rolling, ..targets::traits(&subject.spec().target) }
+}
+
+async fn subscribed_places(ctx: &Context, subject: &Subject) -> Result<Vec<Place>, Failure> {
+    let spec = subject.spec();
+    let interest = match spec.target.selector() {
+        Some(selector) => Some(Interest::of(selector)?),
+        // An AIStore cluster names its nodes' addresses, which are looked up among the pods.
+        None if spec.target.type_ == TargetType::AIStore && spec.adaptive.is_some() => Some(Interest::Addresses),
+        None => None,
+    };
+    ctx.pods.subscribe(&subject.reference, interest);
+    let places = places::places(ctx, &subject.namespace, &spec.target).await?;
+    if places.is_empty() {
+        return Err(problem(Cause::NotFound, "Nothing matches spec.target: no pod or endpoint was found".into()));
+    }
+    Ok(places)
+}
+
+fn problem(cause: Cause, message: String) -> Failure {
+    let stalled = matches!(cause, Cause::Forbidden | Cause::NotPermitted | Cause::Conflict);
+    let refused = matches!(cause, Cause::NotPermitted | Cause::NotFound | Cause::Conflict);
+    Failure::Problem(Problem { reason: failure(cause), message, refused, stalled })
+}
+
+/// Says why the target cannot be looked at.
+async fn failed(
+    ctx: &Context,
+    subject: &mut Subject,
+    memory: &mut Memory,
+    declared: &Declared,
+    traits: &Traits,
+    failure: Failure,
+) -> Result<Action, Error> {
+    let problem = match failure {
+        Failure::Error(error) => return Err(error),
+        Failure::Problem(problem) => problem,
+    };
+    // A cluster that does not answer for a while is not given up.
+    let concerned = if problem.refused { ctx.board.give_up(&subject.claimant) } else { ctx.board.keep(&subject.claimant) };
+    ctx.enqueue(concerned);
+    problem_report(ctx, subject, memory, declared, traits, &problem).await
+}
+
+async fn conflicted(
+    ctx: &Context,
+    subject: &mut Subject,
+    memory: &mut Memory,
+    declared: &Declared,
+    traits: &Traits,
+    winner: &Claimant,
+) -> Result<Action, Error> {
+    // Policies that wait for this one need not: what it points at is known.
+    ctx.enqueue(ctx.board.keep(&subject.claimant));
+    let message = sentence(winner, &subject.claimant);
+    let problem = Problem { reason: "Conflicted", message, refused: true, stalled: true };
+    problem_report(ctx, subject, memory, declared, traits, &problem).await
 }
 
 /// What a pass has found out about its target.
@@ -105,70 +263,39 @@ struct Found {
     units: Vec<Unit>,
 }
 
-async fn pass(ctx: &Context, subject: &mut Subject, memory: &mut Memory) -> Result<Action, Error> {
-    let rolling = subject.spec().restart.as_ref().is_some_and(|restart| restart.policy == RestartPolicy::Rolling);
-    let traits = &Traits { rolling, ..targets::traits(&subject.spec().target) };
+async fn pass(ctx: &Context, subject: &mut Subject, memory: &mut Memory, places: Vec<Place>) -> Result<Action, Error> {
+    let traits = &traits(subject);
     let declared = decide::declare(subject.spec(), traits);
-    if let Some(message) = subject.refusal.clone().or_else(|| declared.invalid(&decide::floor(subject.spec(), traits))) {
-        ctx.nudge(&ctx.board.claim(&subject.claimant, &[]).1);
-        memory.adaptation = None;
-        let problem = Problem { reason: "Invalid", message, refused: true, stalled: true };
-        return problem_report(ctx, subject, memory, &declared, traits, &problem).await;
-    }
-    let found = match find(ctx, subject, &declared, memory).await {
+    let visit = subject.visit.clone();
+    let found = match visit.reading(find(ctx, subject, &declared, memory, places)).await? {
         Ok(found) => found,
-        Err(Failure::Error(error)) => return Err(error),
-        Err(Failure::Problem(problem)) => {
-            if problem.refused {
-                ctx.nudge(&ctx.board.claim(&subject.claimant, &[]).1);
-            } else {
-                // A cluster that does not answer for a while is not given up.
-                ctx.board.keep(&subject.claimant);
-            }
-            return problem_report(ctx, subject, memory, &declared, traits, &problem).await;
-        }
+        Err(failure) => return failed(ctx, subject, memory, &declared, traits, failure).await,
     };
-    let identities: Vec<String> = found.units.iter().flat_map(|unit| unit.identities.iter().cloned()).collect();
-    let (winner, concerned) = ctx.board.claim(&subject.claimant, &identities);
-    ctx.nudge(&concerned);
-    if let Some(winner) = winner {
-        let message = sentence(&winner, &subject.claimant);
-        let problem = Problem { reason: "Conflicted", message, refused: true, stalled: true };
-        return problem_report(ctx, subject, memory, &declared, traits, &problem).await;
+    let stated = found.units.iter().map(|unit| unit.id.clone()).filter(|id| is_stated(id)).collect();
+    let claimed = ctx.board.claim_stated(&subject.claimant, stated);
+    ctx.enqueue(claimed.concerned);
+    if let Some(winner) = claimed.winner {
+        return conflicted(ctx, subject, memory, &declared, traits, &winner).await;
     }
-    if elders_unknown(ctx, subject) {
-        return Ok(Action::requeue(WAIT_FOR_ELDERS));
+    if ctx.board.must_wait(&subject.claimant, &Scope::Stated(subject.namespace.clone())) {
+        return Ok(Action::requeue(resync(ctx, &subject.reference)));
     }
+    subject.shared = claimed.shared;
     work(ctx, subject, memory, &declared, traits, found).await
 }
 
-/// Whether an older policy of the same kind has not been looked at since the start.
-fn elders_unknown(ctx: &Context, subject: &Subject) -> bool {
-    ctx.policies.state().into_iter().filter_map(|policy| Subject::new((*policy).clone()).ok()).any(|other| {
-        let over =
-            other.object.metadata.deletion_timestamp.is_some() && !other.object.finalizers().iter().any(|f| f == FINALIZER);
-        other.claimant < subject.claimant
-            && !over
-            && other.spec().target.type_ == subject.spec().target.type_
-            && !ctx.board.knows(&other.claimant)
-    })
-}
-
-async fn find(ctx: &Context, subject: &Subject, declared: &Declared, memory: &mut Memory) -> Result<Found, Failure> {
+async fn find(
+    ctx: &Context,
+    subject: &Subject,
+    declared: &Declared,
+    memory: &mut Memory,
+    places: Vec<Place>,
+) -> Result<Found, Failure> {
     let _timed = ctx.metrics.time(Step::Discover);
+    planted::panics("discover", &subject.path);
     let spec = subject.spec();
-    ctx.pods.subscribe(&subject.reference, spec.target.selector().map(|selector| (subject.namespace.as_str(), selector)));
-    let places = places::places(ctx, &subject.namespace, &spec.target).await?;
     let credentials = places::credentials(ctx, &subject.namespace, &spec.target).await?;
     memory.credentials = credentials.clone();
-    let problem = |cause, message: String| {
-        let stalled = matches!(cause, Cause::Forbidden | Cause::NotPermitted | Cause::Conflict);
-        let refused = matches!(cause, Cause::NotPermitted | Cause::NotFound | Cause::Conflict);
-        Failure::Problem(Problem { reason: failure(cause), message, refused, stalled })
-    };
-    if places.is_empty() {
-        return Err(problem(Cause::NotFound, "Nothing matches spec.target: no pod or endpoint was found".into()));
-    }
     let target = targets::connect(&spec.target, &declared.providers, places, credentials, ctx.reach(subject))
         .map_err(|fault| problem(fault.cause, fault.message))?;
     let units = target.discover().await.map_err(|fault| problem(fault.cause, fault.message))?;
@@ -183,57 +310,160 @@ async fn work(
     traits: &Traits,
     found: Found,
 ) -> Result<Action, Error> {
-    let (now, began) = (clock::now(), Instant::now());
     let Found { target, units } = found;
     memory.failing.remove("");
     memory.logged.remove("problem");
     memory.keep_only(&units);
     bound(ctx, subject, memory, units.len());
     finalizer(ctx, subject).await?;
-    let mut gathered = ctx.metrics.timed(Step::Gather, gather::gather(target.clone(), units.clone(), memory, began)).await;
-
-    let mut answered = Vec::new();
-    let mut results = Vec::new();
-    for (unit, state) in std::mem::take(&mut gathered.answers) {
-        match state {
-            Ok(state) => answered.push((unit, state)),
-            Err(fault) => {
-                memory.ended(&unit.id, Some(&fault), began);
-                results.push(UnitResult { unit, state: Err(fault), write: None });
+    planted::panics("gather", &subject.path);
+    let began = Instant::now();
+    let visit = subject.visit.clone();
+    let tenant = ctx.kept.tenant(&subject.namespace);
+    let mut gathering = gather::Gathering::begin(target.clone(), units.clone(), memory, &tenant);
+    let job = Job { ctx, declared, traits, target: &target, units: &units, until: began + WRITING };
+    let mut done = Done::default();
+    loop {
+        let timed = ctx.metrics.time(Step::Gather);
+        let Some(answers) = visit.reading(gathering.next()).await? else { break };
+        drop(timed);
+        let mut answered = Vec::new();
+        for (unit, state) in answers {
+            match state {
+                Ok(state) => answered.push((unit, state)),
+                Err(fault) => {
+                    memory.ended(&unit.id, Some(&fault), Instant::now());
+                    done.results.push(UnitResult { unit, state: Err(fault), write: None });
+                }
             }
         }
+        gathering.alongside(round(&job, subject, memory, &mut done, answered)).await?;
     }
-    for (unit, state) in std::mem::take(&mut gathered.skipped) {
-        results.push(UnitResult { unit, state, write: None });
+    if done.plan.is_none() {
+        // No unit was due to be asked: the loop looks all the same.
+        round(&job, subject, memory, &mut done, Vec::new()).await?;
+    }
+    done.results.extend(std::mem::take(&mut gathering.skipped).into_iter().map(|(unit, state)| UnitResult {
+        unit,
+        state,
+        write: None,
+    }));
+    finish(&job, subject, memory, done).await
+}
+
+/// What one pass works with.
+struct Job<'a> {
+    ctx: &'a Context,
+    declared: &'a Declared,
+    traits: &'a Traits,
+    target: &'a Arc<dyn Target>,
+    units: &'a [Unit],
+    /// After this nothing more is written in this pass.
+    until: Instant,
+}
+
+/// What the groups of one pass have come to.
+#[derive(Default)]
+struct Done {
+    results: Vec<UnitResult>,
+    plan: Option<Plan>,
+    look: Option<Look>,
+    /// Whether the loop took a step in this pass: what late units hold is then no drift.
+    stepped: bool,
+}
+
+/// Decides about one group of units, writes what is to be written, and reads it back.
+async fn round(
+    job: &Job<'_>,
+    subject: &mut Subject,
+    memory: &mut Memory,
+    done: &mut Done,
+    answered: Vec<(Unit, UnitState)>,
+) -> Result<(), Error> {
+    let Job { ctx, declared, traits, target, units, until } = *job;
+    planted::panics("decide", &subject.path);
+    let mut plan = if done.plan.is_none() {
+        adaptation::prepare(ctx, subject, memory, declared, traits, units, &answered).await;
+        bound(ctx, subject, memory, units.len());
+        let saved = memory.saved();
+        if let Some(adaptation) = &mut memory.adaptation {
+            adaptation.bound(traits, &saved, &answered, answered.len() == units.len());
+        }
+        done.look = memory.adaptation.as_ref().map(Adaptation::look);
+        decided(job, subject, memory, done, &answered).await
+    } else {
+        decided(job, subject, memory, done, &answered).await
+    };
+    let corrects = !plan.drift.is_empty()
+        && plan.units.values().any(|unit| !unit.changes.is_empty())
+        && subject.spec().drift_policy == DriftPolicy::Correct;
+    let decision = plan.outcome.as_ref().and_then(|outcome| outcome.decision.as_ref());
+    if let Some(decision) = decision {
+        ctx.metrics.decided(&subject.namespace, &subject.name, decision);
+        done.stepped = true;
+    }
+    if corrects || decision.is_some() {
+        // Said before it is done: after a crash in between, a correction is still told of, and a decision is not made twice.
+        let before: Vec<_> = answered
+            .iter()
+            .map(|(unit, state)| UnitResult { unit: unit.clone(), state: Ok(state.clone()), write: None })
+            .chain(done.results.iter().cloned())
+            .collect();
+        say(ctx, subject, memory, declared, traits, None, &plan, &before, done.look.as_ref()).await?;
+        if let Some(outcome) = &mut plan.outcome {
+            (outcome.decision, outcome.judged) = (None, None);
+        }
     }
 
-    adaptation::prepare(ctx, subject, memory, declared, traits, &units, &answered).await;
-    bound(ctx, subject, memory, units.len());
-    let saved = memory.saved();
-    if let Some(adaptation) = &mut memory.adaptation {
-        adaptation.bound(traits, &saved, &answered, answered.len() == units.len());
+    planted::panics("capture", &subject.path);
+    apply::capture(ctx, subject, memory, &answered, &plan).await?;
+    planted::panics("write", &subject.path);
+    let written = apply::write(ctx, subject, target, answered, &plan, traits, memory, until).await;
+    note(memory, &written, &plan);
+    let unborn = |unit: &Unit| plan.units.contains_key(&unit.id) && !memory.births.contains_key(&unit.id);
+    let unborn: Vec<_> = written.iter().map(|result| &result.unit).filter(|unit| unborn(unit)).collect();
+    restarted(target.as_ref(), &unborn, &mut memory.births).await;
+    apply::forget(ctx, subject, memory, &plan, &written).await?;
+    done.results.extend(written);
+    done.plan = Some(match done.plan.take() {
+        None => plan,
+        Some(before) => before.joined(plan),
+    });
+    Ok(())
+}
+
+/// What is decided about one group of units. The loop looks once in a pass; later groups get what it found.
+async fn decided(job: &Job<'_>, subject: &Subject, memory: &mut Memory, done: &Done, answered: &[(Unit, UnitState)]) -> Plan {
+    let Job { ctx, declared, traits, target, .. } = *job;
+    let (saved, started) = (memory.saved(), memory.started());
+    let mut previous = subject.object.status.clone().unwrap_or_default();
+    let mut unfinished = memory.unfinished.clone();
+    let declared = done.plan.as_ref().map_or(declared, |plan| &plan.desired);
+    if let Some(plan) = &done.plan {
+        previous.control = Some(plan.control.clone());
+        if done.stepped {
+            unfinished.extend(answered.iter().map(|(unit, _)| unit.id.clone()));
+        }
     }
-    let look = memory.adaptation.as_ref().map(Adaptation::look);
-    let previous = subject.object.status.clone().unwrap_or_default();
-    let started = memory.started();
+    let look = done.look.as_ref().filter(|_| done.plan.is_none());
     let input = Input {
         generation: subject.object.metadata.generation,
         suspend: subject.spec().suspend,
         drift_policy: subject.spec().drift_policy,
         declared,
         traits,
-        units: &answered,
+        units: answered,
         saved: &saved,
-        unfinished: &memory.unfinished,
+        unfinished: &unfinished,
         restarted: &BTreeSet::new(),
         started: &started,
         previous: &previous,
-        adaptive: memory.adaptation.as_ref().zip(look.as_ref()).map(|(adaptation, look)| adaptation.input(look)),
-        now,
+        adaptive: memory.adaptation.as_ref().zip(look).map(|(adaptation, look)| adaptation.input(look)),
+        now: clock::now(),
     };
     let mut plan = ctx.metrics.timed(Step::Decide, async { decide::decide(&input) }).await;
     if !plan.drift.is_empty() {
-        // A process that has started anew holds its own file's settings: nobody put them back. Asked only now, for it costs a request.
+        // A process that has restarted holds its own file's settings: no client changed them. Asked only now, because it costs a request.
         let drifted = |unit: &Unit| plan.drift.iter().any(|drift| drift.id == unit.id);
         let drifted: Vec<_> = answered.iter().map(|(unit, _)| unit).filter(|unit| drifted(unit)).collect();
         let restarted = restarted(target.as_ref(), &drifted, &mut memory.births).await;
@@ -242,42 +472,15 @@ async fn work(
     if ctx.settings.dry_run {
         plan.units.clear();
     }
+    plan
+}
 
-    let correcting = !plan.drift.is_empty()
-        && plan.units.values().any(|unit| !unit.changes.is_empty())
-        && subject.spec().drift_policy == DriftPolicy::Correct;
-    let decided = plan.outcome.as_ref().and_then(|outcome| outcome.decision.as_ref());
-    if let Some(decision) = decided {
-        ctx.metrics.decided(&subject.namespace, &subject.name, decision);
-    }
-    if correcting || decided.is_some() {
-        // Said before it is done: after a crash in between, a correction is still told of, and a decision is not made twice.
-        let before: Vec<_> = answered
-            .iter()
-            .map(|(unit, state)| UnitResult { unit: unit.clone(), state: Ok(state.clone()), write: None })
-            .chain(results.iter().cloned())
-            .collect();
-        say(ctx, subject, memory, declared, traits, None, &plan, &before, look.as_ref()).await?;
-        if let Some(outcome) = &mut plan.outcome {
-            (outcome.decision, outcome.judged) = (None, None);
-        }
-    }
-
-    apply::capture(ctx, subject, memory, &answered, &plan).await?;
-    let (written, late) = gathered.while_waiting(apply::write(ctx, &target, answered, &plan, traits, memory)).await;
-    let late_answers = late.iter().any(|(_, state)| state.is_ok());
-    note(memory, &written, &plan);
-    let unborn = |unit: &Unit| plan.units.contains_key(&unit.id) && !memory.births.contains_key(&unit.id);
-    let unborn: Vec<_> = written.iter().map(|result| &result.unit).filter(|unit| unborn(unit)).collect();
-    restarted(target.as_ref(), &unborn, &mut memory.births).await;
-    apply::forget(ctx, subject, memory, &plan, &written).await?;
-    for (unit, state) in late {
-        memory.ended(&unit.id, state.as_ref().err(), Instant::now());
-        results.push(UnitResult { unit, state, write: None });
-    }
-    results.extend(written);
+/// Reports what the pass has come to, and does what follows from it.
+async fn finish(job: &Job<'_>, subject: &mut Subject, memory: &mut Memory, done: Done) -> Result<Action, Error> {
+    let Job { ctx, declared, traits, target, units, .. } = *job;
+    let Done { mut results, plan, look, .. } = done;
+    let mut plan = plan.unwrap_or_default();
     results.sort_by(|a, b| a.unit.name.cmp(&b.unit.name));
-
     let stamp = clock::now();
     let nodes: Vec<_> = results.iter().filter_map(|result| result.state.as_ref().ok()).flat_map(|state| &state.nodes).collect();
     for node in &nodes {
@@ -289,9 +492,10 @@ async fn work(
     plan_changed(&mut plan, &results, traits, stamp);
     log_faults(subject, memory, &results);
 
-    let departed = restore::departed(ctx, subject, memory, &units).await?;
+    let departed = restore::departed(ctx, subject, memory, units).await?;
     let written_down = plan.control.restart.clone();
     restart::look(ctx, subject, memory, &mut plan, traits, &results).await?;
+    planted::panics("report", &subject.path);
     say(ctx, subject, memory, declared, traits, None, &plan, &results, look.as_ref()).await?;
     let started = memory.started();
     if let (Some(adaptation), Some(outcome), Some(look)) = (&mut memory.adaptation, &plan.outcome, &look) {
@@ -303,9 +507,6 @@ async fn work(
     restart::act(ctx, subject, memory, &plan, target.as_ref(), &results).await;
     let mut next = next_look(ctx, subject, memory, &plan);
     next = next.min(hurried(&plan, &results, &written_down).unwrap_or(next));
-    if late_answers {
-        next = next.min(ASK_AGAIN);
-    }
     if departed {
         next = next.min(wait(2));
     }
@@ -416,7 +617,7 @@ fn log_faults(subject: &Subject, memory: &mut Memory, results: &[UnitResult]) {
 async fn say(
     ctx: &Context,
     subject: &mut Subject,
-    memory: &Memory,
+    memory: &mut Memory,
     declared: &Declared,
     traits: &Traits,
     problem: Option<&Problem>,
@@ -446,15 +647,28 @@ async fn say(
         started: &started,
         adaptive: memory.adaptation.as_ref().zip(look).map(|(adaptation, look)| adaptation.seen(look)),
         advice: &advice,
+        shared: subject.shared.then_some(SHARED),
         previous: &previous,
         now: clock::now(),
     };
     let (status, notices) = decide::conditions::report(&seen);
     let samples = memory.adaptation.as_ref().map(Adaptation::samples);
     ctx.live.passed(&subject.reference, truths(&seen, &status), samples, seen.now);
-    report::report(ctx, subject, &status, &notices).await?;
-    subject.object.status = Some(status);
-    Ok(())
+    match report::report(ctx, subject, &status, &notices).await {
+        Ok(()) => {
+            memory.logged.remove("status");
+            subject.object.status = Some(status);
+            Ok(())
+        }
+        // A status that cannot be written must not stand in the way of what the nodes need.
+        Err(Error::StatusRefused(message)) => {
+            if memory.news("status", &message) {
+                tracing::error!(policy = subject.path, message, "the API server refuses the status of this policy");
+            }
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
 }
 
 async fn problem_report(

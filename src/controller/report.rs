@@ -2,7 +2,7 @@
 
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},
-    apimachinery::pkg::apis::meta::v1::MicroTime,
+    apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
 };
 use kube::{
     Api, Resource as _, ResourceExt as _,
@@ -10,7 +10,7 @@ use kube::{
 };
 use serde_json::json;
 
-use super::{Context, Error, Subject, in_time};
+use super::{Context, Error, PolicyRef, Subject, in_time};
 use crate::{
     api::{IdleConnectionPolicy, IdleConnectionPolicyStatus, MANAGER, StoredPolicy},
     clock,
@@ -56,8 +56,50 @@ pub async fn report(
         "metadata": {"name": subject.name, "uid": subject.uid},
         "status": status,
     });
-    in_time(api.patch_status(&subject.name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(body))).await?;
-    ctx.metrics.status_written();
+    match in_time(api.patch_status(&subject.name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(body))).await {
+        Ok(_) => {
+            ctx.metrics.status_written();
+            Ok(())
+        }
+        Err(Error::Kube(kube::Error::Api(refusal))) if refusal.code == 422 => {
+            ctx.metrics.status_refused();
+            Err(Error::StatusRefused(shortened(&refusal.message, NOTE_LENGTH)))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Says that the operator itself has failed on a policy. Nothing that decides takes part in it, for that may be what has failed.
+pub async fn internal_error(ctx: &Context, policy: &PolicyRef) -> Result<(), Error> {
+    let Some(namespace) = &policy.namespace else { return Err(Error::Nameless) };
+    let api = Api::<StoredPolicy>::namespaced(ctx.client.clone(), namespace);
+    let Some(object) = in_time(api.get_opt(&policy.name)).await? else { return Ok(()) };
+    let uid = object.uid();
+    let generation = object.meta().generation;
+    let mut status = object.read().map_err(Error::Unreadable)?.0.status.unwrap_or_default();
+    let message = "The operator failed on this policy with an internal error and tries again; report it with the operator's log";
+    let is_said = status.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.reason == "InternalError");
+    if is_said && status.observed_generation == generation {
+        return Ok(());
+    }
+    status.observed_generation = generation;
+    status.conditions.retain(|condition| condition.type_ != "Ready");
+    status.conditions.push(Condition {
+        type_: "Ready".into(),
+        status: "False".into(),
+        reason: "InternalError".into(),
+        message: message.into(),
+        observed_generation: generation,
+        last_transition_time: Time(clock::now()),
+    });
+    let body = json!({
+        "apiVersion": IdleConnectionPolicy::api_version(&()),
+        "kind": IdleConnectionPolicy::kind(&()),
+        "metadata": {"name": policy.name, "uid": uid},
+        "status": status,
+    });
+    ctx.metrics.reported(namespace, &policy.name, &status);
+    in_time(api.patch_status(&policy.name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(body))).await?;
     Ok(())
 }
 

@@ -9,7 +9,13 @@ use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::api::{apps::v1::ControllerRevision, core::v1::Pod};
 use kube::{Api, Resource as _, ResourceExt as _, api::ListParams, runtime::controller::Action};
 
-use super::{Context, Error, PolicyRef, Subject, apply, in_time, memory::Memory, originals, places, reconcile, report, restart};
+use super::{
+    Context, Error, PolicyRef, Subject, apply,
+    claims::{Taken, is_stated},
+    in_time,
+    memory::Memory,
+    originals, places, reconcile, report, restart,
+};
 use crate::{
     api::{
         FINALIZER, StoredPolicy,
@@ -17,6 +23,7 @@ use crate::{
     },
     decide::{
         self, Cause, Fault, Unit,
+        claims::Claim,
         conditions::{Notice, shortened},
         originals::Saved,
     },
@@ -43,8 +50,8 @@ pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
     let began = *memory.leaving.get_or_insert_with(Instant::now);
     let timeout = subject.spec().restore_timeout.get().unwrap_or(Duration::from_secs(300));
     let mut left = restore_all(ctx, subject, memory).await?;
-    left.extend(restart::call_off(ctx, subject, memory.credentials.clone()).await.err());
-    if let Some((name, fault)) = left.first() {
+    left.unrestored.extend(restart::call_off(ctx, subject, memory.credentials.clone()).await.err());
+    if let Some((name, fault)) = left.unrestored.first() {
         let waited = began.elapsed();
         if waited < timeout {
             if memory.news("restore", &fault.message) {
@@ -52,11 +59,12 @@ pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
             }
             return Ok(Action::requeue(NEXT_TRY.min(timeout.saturating_sub(waited))));
         }
-        let note = format!("{} not restored within {}: {name}: {fault}", nodes(left.len()), subject.spec().restore_timeout);
+        let note =
+            format!("{} not restored within {}: {name}: {fault}", nodes(left.unrestored.len()), subject.spec().restore_timeout);
         let notice = Notice { warning: true, reason: "RestoreAbandoned", note };
         report::event(ctx, subject, &notice, "restore").await?;
     }
-    finish(ctx, subject, memory, left.is_empty()).await?;
+    finish(ctx, subject, memory, &left).await?;
     Ok(Action::await_change())
 }
 
@@ -65,21 +73,99 @@ fn nodes(n: usize) -> String {
 }
 
 /// Restores everything that was saved and answers what could not be, with the cause.
-async fn restore_all(ctx: &Context, subject: &Subject, memory: &mut Memory) -> Result<Vec<(String, Fault)>, Error> {
+async fn restore_all(ctx: &Context, subject: &Subject, memory: &mut Memory) -> Result<Left, Error> {
     if subject.spec().deletion_policy == DeletionPolicy::Retain {
-        return Ok(Vec::new());
+        return Ok(Left::default());
     }
-    let units = memory.saved();
-    let taken = ctx.board.taken_over(&subject.claimant, &units.keys().cloned().collect());
-    let units: BTreeMap<_, _> = units.into_iter().filter(|(id, _)| !taken.contains_key(id)).collect();
-    let ended = restore(ctx, subject, memory, &units).await;
-    Ok(ended.into_iter().filter_map(|(id, end)| Some((units.get(&id)?.name.clone(), end.err()?))).collect())
+    // A write that is still under way would land after what is put back.
+    ctx.reach(subject).provider.writes_ended().await;
+    let mut units = memory.saved();
+    let taken = ctx.board.taken_over(&subject.claimant, &recognised(&units));
+    let mut left = Left::default();
+    for (id, how) in taken {
+        let Some(saved) = units.remove(&id) else { continue };
+        match how {
+            Taken::HandedOver => left.handed_over += 1,
+            Taken::NotSavedYet => {
+                let message = "an older policy governs it now and has not saved its original settings yet";
+                left.unrestored.push((saved.name, Fault::new(Cause::Busy, message)));
+            }
+            Taken::Elsewhere => {
+                let message = "an older policy in another namespace governs it, so its settings are left as they are";
+                left.unrestored.push((saved.name, Fault::new(Cause::Conflict, message)));
+            }
+        }
+    }
+    for (id, end) in restore(ctx, subject, memory, &units).await {
+        match (end, units.get(&id)) {
+            (Ok(Restored::Seen), _) => left.seen += 1,
+            (Ok(Restored::Gone), _) => left.gone += 1,
+            (Err(fault), Some(saved)) => left.unrestored.push((saved.name.clone(), fault)),
+            (Err(_), None) => {}
+        }
+    }
+    Ok(left)
+}
+
+/// What a unit that was saved could be recognised by.
+fn recognised(units: &BTreeMap<String, Saved>) -> BTreeMap<String, Claim> {
+    let claim = |(id, saved): (&String, &Saved)| {
+        let claim = if is_stated(id) {
+            let vouched = [format!("aistore at {}", saved.address)].into();
+            Claim { vouched, stated: [id.clone()].into() }
+        } else {
+            Claim::vouched([id.clone()])
+        };
+        (id.clone(), claim)
+    };
+    units.iter().map(claim).collect()
+}
+
+/// What became of the units that were saved.
+#[derive(Default)]
+struct Left {
+    /// Units that could not be restored, and why.
+    unrestored: Vec<(String, Fault)>,
+    /// Units that were seen to hold what was saved.
+    seen: usize,
+    /// Units that do not exist any more.
+    gone: usize,
+    /// Units whose original another policy of the namespace has saved.
+    handed_over: usize,
+}
+
+impl Left {
+    /// What was seen, and no more; `None` where nothing was.
+    fn note(&self) -> Option<String> {
+        let nodes = |n: usize| if n == 1 { "1 node".to_owned() } else { format!("{n} nodes") };
+        let mut parts = Vec::new();
+        match self.seen {
+            0 => {}
+            1 => parts.push("1 node has its original settings back".to_owned()),
+            n => parts.push(format!("{n} nodes have their original settings back")),
+        }
+        if self.gone > 0 {
+            parts.push(format!("{} no longer {}", nodes(self.gone), if self.gone == 1 { "exists" } else { "exist" }));
+        }
+        if self.handed_over > 0 {
+            parts.push(format!("the original settings of {} are kept by an older policy", nodes(self.handed_over)));
+        }
+        (!parts.is_empty()).then(|| parts.join("; "))
+    }
+}
+
+/// How a unit was restored.
+enum Restored {
+    /// It was seen to hold what was saved.
+    Seen,
+    /// It does not exist any more, or is another one by now.
+    Gone,
 }
 
 /// Tells that all is back, drops what was saved, lets go of the policy.
-async fn finish(ctx: &Context, subject: &Subject, memory: &mut Memory, restored: bool) -> Result<(), Error> {
-    if restored && subject.spec().deletion_policy == DeletionPolicy::Restore {
-        let note = "The nodes have back what they held before the first write".into();
+async fn finish(ctx: &Context, subject: &Subject, memory: &mut Memory, left: &Left) -> Result<(), Error> {
+    let restored = left.unrestored.is_empty();
+    if restored && let Some(note) = left.note() {
         report::event(ctx, subject, &Notice { warning: false, reason: "Restored", note }, "restore").await?;
     }
     if restored {
@@ -96,7 +182,7 @@ async fn finish(ctx: &Context, subject: &Subject, memory: &mut Memory, restored:
         Err(error) => return Err(error),
     }
     ctx.forget(&subject.reference);
-    ctx.nudge(&ctx.board.forget(&subject.namespace, &subject.name, None));
+    ctx.enqueue(ctx.board.forget(&subject.namespace, &subject.name, None));
     tracing::info!(policy = subject.path, restored, "let go");
     Ok(())
 }
@@ -113,9 +199,10 @@ pub async fn departed(ctx: &Context, subject: &Subject, memory: &mut Memory, uni
         memory.departed.clear();
         return Ok(false);
     }
-    let taken = ctx.board.taken_over(&subject.claimant, &gone.keys().cloned().collect());
-    let mut change: BTreeMap<String, Option<Saved>> =
-        taken.iter().filter(|(_, saved)| **saved).map(|(id, _)| (id.clone(), None)).collect();
+    ctx.reach(subject).provider.writes_ended().await;
+    let taken = ctx.board.taken_over(&subject.claimant, &recognised(&gone));
+    let handed_over = taken.iter().filter(|(_, how)| **how == Taken::HandedOver);
+    let mut change: BTreeMap<String, Option<Saved>> = handed_over.map(|(id, _)| (id.clone(), None)).collect();
     gone.retain(|id, _| !taken.contains_key(id));
     let now = Instant::now();
     let timeout = subject.spec().restore_timeout.get().unwrap_or(Duration::from_secs(300));
@@ -151,7 +238,7 @@ async fn restore(
     subject: &Subject,
     memory: &Memory,
     units: &BTreeMap<String, Saved>,
-) -> Vec<(String, Result<(), Fault>)> {
+) -> Vec<(String, Result<Restored, Fault>)> {
     let jobs: Vec<_> = units
         .iter()
         .map(|(id, saved)| async move { (id.clone(), restore_one(ctx, subject, &memory.credentials, id, saved).await) }.boxed())
@@ -159,11 +246,17 @@ async fn restore(
     stream::iter(jobs).buffer_unordered(AT_ONCE).collect().await
 }
 
-async fn restore_one(ctx: &Context, subject: &Subject, remembered: &Credentials, id: &str, saved: &Saved) -> Result<(), Fault> {
+async fn restore_one(
+    ctx: &Context,
+    subject: &Subject,
+    remembered: &Credentials,
+    id: &str,
+    saved: &Saved,
+) -> Result<Restored, Fault> {
     let unreadable = || Fault::new(Cause::NotFound, "what was saved of it names no target");
     let spec: Target = serde_json::from_value(saved.target.clone()).map_err(|_| unreadable())?;
     if pod_is_gone(ctx, &subject.namespace, id, saved).await? {
-        return Ok(());
+        return Ok(Restored::Gone);
     }
     // Finds a Service's addresses again, and refuses an endpoint that is no longer allowed; a Service that is gone already may
     // still be reached where it was.
@@ -182,22 +275,22 @@ async fn restore_one(ctx: &Context, subject: &Subject, remembered: &Credentials,
     let units = match target.discover().await {
         Ok(units) => units,
         // What is there is somebody else's by now, and not what the operator wrote.
-        Err(fault) if fault.cause == Cause::Conflict => return Ok(()),
+        Err(fault) if fault.cause == Cause::Conflict => return Ok(Restored::Gone),
         Err(fault) => return Err(fault),
     };
     let Some(unit) = units.into_iter().find(|unit| unit.id == id) else {
         // Another cluster answers at the address: the one that was changed is gone.
-        return Ok(());
+        return Ok(Restored::Gone);
     };
     let state = target.read(&unit).await?;
     let changes = decide::restore(&state, &saved.sites);
     if changes.is_empty() {
-        return Ok(());
+        return Ok(Restored::Seen);
     }
     let result = apply::write_one(ctx, target.as_ref(), unit, &state, &changes).await;
     match (result.state, result.write) {
         (Err(fault), _) | (Ok(_), Some(fault)) => Err(fault),
-        (Ok(state), None) if decide::restore(&state, &saved.sites).is_empty() => Ok(()),
+        (Ok(state), None) if decide::restore(&state, &saved.sites).is_empty() => Ok(Restored::Seen),
         (Ok(_), None) => Err(Fault::new(Cause::Busy, "took the old settings and does not show them")),
     }
 }
@@ -239,11 +332,11 @@ pub async fn release(ctx: &Context, all: bool) -> Result<(), Error> {
             let log = originals::load(&revisions, &subject.name).await?;
             let mut memory = Memory { originals: Some(log), ..Memory::default() };
             let unrestored = restore_all(ctx, &subject, &mut memory).await?;
-            for (name, fault) in &unrestored {
+            for (name, fault) in &unrestored.unrestored {
                 tracing::error!(policy = subject.path, node = name, "not restored: {fault}");
             }
-            if unrestored.is_empty() {
-                finish(ctx, &subject, &mut memory, true).await?;
+            if unrestored.unrestored.is_empty() {
+                finish(ctx, &subject, &mut memory, &unrestored).await?;
             } else {
                 left += 1;
             }

@@ -1,11 +1,11 @@
-//! Two policies on one target: who wins.
+//! Two policies on one target: who wins, and who has to wait until an older policy has been looked at.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 
 /// A policy as far as the contest goes. The order is the order of precedence: older first, then by name.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Claimant {
     /// `metadata.creationTimestamp`.
     pub created: Timestamp,
@@ -15,27 +15,179 @@ pub struct Claimant {
     pub name: String,
 }
 
-/// What every policy was seen to point at.
-pub type Claims = BTreeMap<Claimant, Vec<String>>;
-
-/// The policy that this one loses to: the first in precedence that shares anything with it.
-#[must_use]
-pub fn winner<'a>(claims: &'a Claims, me: &Claimant, identities: &[String]) -> Option<&'a Claimant> {
-    claims
-        .iter()
-        .take_while(|(other, _)| *other < me)
-        .find(|(_, theirs)| theirs.iter().any(|identity| identities.contains(identity)))
-        .map(|(other, _)| other)
+/// What a policy points at.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Claim {
+    /// What the API server, or the policy's own text, says of the target: pod UIDs, addresses, the name of an object. Equal ones conflict
+    /// across all namespaces.
+    pub vouched: BTreeSet<String>,
+    /// What the target says of itself, such as a cluster's uuid. Anyone can run a server that says the same, so equal ones conflict only
+    /// within a namespace.
+    pub stated: BTreeSet<String>,
 }
 
-/// Those that have lost to this one, or may have, and must look again when it changes.
-#[must_use]
-pub fn rivals(claims: &Claims, me: &Claimant, identities: &[String]) -> Vec<Claimant> {
-    claims
-        .iter()
-        .filter(|(other, theirs)| *other != me && theirs.iter().any(|identity| identities.contains(identity)))
-        .map(|(other, _)| other.clone())
-        .collect()
+impl Claim {
+    /// A claim on what the API server, or the policy's own text, says of the target.
+    #[must_use]
+    pub fn vouched(identities: impl IntoIterator<Item = String>) -> Self {
+        Self { vouched: identities.into_iter().collect(), stated: BTreeSet::new() }
+    }
+}
+
+/// What an identity is looked up by: stated ones are looked up within their namespace.
+type Key = (Option<String>, String);
+
+fn keys<'a>(claimant: &'a Claimant, claim: &'a Claim) -> impl Iterator<Item = Key> + 'a {
+    let vouched = claim.vouched.iter().map(|identity| (None, identity.clone()));
+    vouched.chain(claim.stated.iter().map(|identity| (Some(claimant.namespace.clone()), identity.clone())))
+}
+
+/// What every policy points at, by policy and by identity: a question costs what one policy points at, however many policies there are.
+#[derive(Debug, Default)]
+pub struct Claims {
+    claims: BTreeMap<Claimant, Claim>,
+    holders: HashMap<Key, BTreeSet<Claimant>>,
+    /// Stated identities across all namespaces: equal ones do not conflict, and both sides are told.
+    stated: HashMap<String, BTreeSet<Claimant>>,
+}
+
+impl Claims {
+    /// What a policy points at, if it has been looked at.
+    #[must_use]
+    pub fn get(&self, claimant: &Claimant) -> Option<&Claim> {
+        self.claims.get(claimant)
+    }
+
+    /// Every policy that has been looked at.
+    pub fn claimants(&self) -> impl Iterator<Item = &Claimant> {
+        self.claims.keys()
+    }
+
+    /// Notes what a policy points at. Answers the others that this concerns: those that share an old or a new identity.
+    pub fn insert(&mut self, me: &Claimant, claim: Claim) -> BTreeSet<Claimant> {
+        if self.claims.get(me) == Some(&claim) {
+            return BTreeSet::new();
+        }
+        let mut concerned = self.remove(me);
+        for key in keys(me, &claim) {
+            self.holders.entry(key).or_default().insert(me.clone());
+        }
+        for identity in &claim.stated {
+            self.stated.entry(identity.clone()).or_default().insert(me.clone());
+        }
+        self.claims.insert(me.clone(), claim);
+        concerned.extend(self.rivals(me));
+        concerned
+    }
+
+    /// Forgets a policy. Answers the others that this concerns.
+    pub fn remove(&mut self, me: &Claimant) -> BTreeSet<Claimant> {
+        let concerned = self.rivals(me);
+        let Some(claim) = self.claims.remove(me) else { return concerned };
+        for key in keys(me, &claim) {
+            take(&mut self.holders, &key, me);
+        }
+        for identity in &claim.stated {
+            take(&mut self.stated, identity, me);
+        }
+        concerned
+    }
+
+    /// The policy that this one loses to: the first in precedence that shares an identity with it.
+    #[must_use]
+    pub fn winner(&self, me: &Claimant) -> Option<&Claimant> {
+        let claim = self.claims.get(me)?;
+        let first = keys(me, claim).filter_map(|key| self.holders.get(&key)?.first()).min()?;
+        (first < me).then_some(first)
+    }
+
+    /// The first policy older than this one that holds any of these identities.
+    #[must_use]
+    pub fn older_holder(&self, me: &Claimant, claim: &Claim) -> Option<&Claimant> {
+        keys(me, claim).filter_map(|key| self.holders.get(&key)?.first()).filter(|holder| *holder < me).min()
+    }
+
+    /// Whether a policy of another namespace, with which this one does not conflict, points at a target that says the same of itself.
+    #[must_use]
+    pub fn is_shared(&self, me: &Claimant) -> bool {
+        let stated = self.claims.get(me).into_iter().flat_map(|claim| &claim.stated);
+        stated.filter_map(|identity| self.stated.get(identity)).flatten().any(|other| other.namespace != me.namespace)
+    }
+
+    fn rivals(&self, me: &Claimant) -> BTreeSet<Claimant> {
+        let Some(claim) = self.claims.get(me) else { return BTreeSet::new() };
+        let holders = keys(me, claim).filter_map(|key| self.holders.get(&key)).flatten();
+        let namesakes = claim.stated.iter().filter_map(|identity| self.stated.get(identity)).flatten();
+        holders.chain(namesakes).filter(|other| *other != me).cloned().collect()
+    }
+}
+
+fn take<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<Claimant>>, key: &K, me: &Claimant) {
+    if let Some(holders) = index.get_mut(key) {
+        holders.remove(me);
+        if holders.is_empty() {
+            index.remove(key);
+        }
+    }
+}
+
+/// Policies that exist and have not been looked at. A younger policy waits for the older ones, because one of them may have the first claim.
+#[derive(Debug)]
+pub struct Queue<S> {
+    pending: HashMap<S, BTreeSet<Claimant>>,
+    waiting: HashMap<S, BTreeSet<Claimant>>,
+}
+
+impl<S> Default for Queue<S> {
+    fn default() -> Self {
+        Self { pending: HashMap::new(), waiting: HashMap::new() }
+    }
+}
+
+impl<S: Clone + Eq + std::hash::Hash> Queue<S> {
+    /// A policy exists, and its place in this scope is not known yet.
+    pub fn add(&mut self, scope: S, claimant: Claimant) {
+        self.pending.entry(scope).or_default().insert(claimant);
+    }
+
+    /// Whether a policy has to wait. One that has to is among those that [`Queue::done`] answers once it need not.
+    pub fn must_wait(&mut self, scope: &S, me: &Claimant) -> bool {
+        let waits = self.pending.get(scope).and_then(BTreeSet::first).is_some_and(|first| first < me);
+        if waits {
+            self.waiting.entry(scope.clone()).or_default().insert(me.clone());
+        }
+        waits
+    }
+
+    /// A policy has been looked at in this scope, or is gone. Answers those that need not wait any longer.
+    pub fn done(&mut self, scope: &S, claimant: &Claimant) -> BTreeSet<Claimant> {
+        if let Some(waiting) = self.waiting.get_mut(scope) {
+            waiting.remove(claimant);
+        }
+        let Some(pending) = self.pending.get_mut(scope) else { return BTreeSet::new() };
+        if !pending.remove(claimant) {
+            return BTreeSet::new();
+        }
+        let waiting = self.waiting.remove(scope).unwrap_or_default();
+        let (free, still) = match pending.first() {
+            None => (waiting, BTreeSet::new()),
+            Some(first) => waiting.into_iter().partition(|waiting| waiting <= first),
+        };
+        if pending.is_empty() {
+            self.pending.remove(scope);
+        }
+        if !still.is_empty() {
+            self.waiting.insert(scope.clone(), still);
+        }
+        free
+    }
+
+    /// A policy is gone, or need not be waited for in any scope.
+    pub fn done_everywhere(&mut self, claimant: &Claimant) -> BTreeSet<Claimant> {
+        let scopes: Vec<_> =
+            self.pending.iter().filter(|(_, pending)| pending.contains(claimant)).map(|(s, _)| s.clone()).collect();
+        scopes.iter().flat_map(|scope| self.done(scope, claimant)).collect()
+    }
 }
 
 /// What the loser is told; a policy of another namespace is not named, because the reader may not see it.
@@ -48,6 +200,10 @@ pub fn sentence(winner: &Claimant, me: &Claimant) -> String {
     }
 }
 
+/// What both policies are told whose targets say the same of themselves, in two namespaces.
+pub const SHARED: &str =
+    "A policy in another namespace governs a cluster with the same uuid; if it is the same cluster, delete one of the policies";
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -56,23 +212,66 @@ mod tests {
         Claimant { created: Timestamp::from_second(second).expect("a time"), namespace: namespace.into(), name: name.into() }
     }
 
+    fn vouched(identities: &[&str]) -> Claim {
+        Claim::vouched(identities.iter().map(|identity| (*identity).to_owned()))
+    }
+
+    fn stated(identity: &str) -> Claim {
+        Claim { vouched: BTreeSet::new(), stated: [identity.to_owned()].into() }
+    }
+
     #[test]
     fn the_older_wins_then_the_name() {
         let (old, young, twin) = (claimant(1, "b", "old"), claimant(2, "a", "young"), claimant(1, "b", "zzz"));
-        let one = vec!["x".to_owned()];
-        let claims = Claims::from([(old.clone(), one.clone()), (young.clone(), one.clone()), (twin.clone(), one.clone())]);
-        assert_eq!(winner(&claims, &young, &one), Some(&old));
-        assert_eq!(winner(&claims, &twin, &one), Some(&old));
-        assert_eq!(winner(&claims, &old, &one), None);
-        assert_eq!(rivals(&claims, &old, &one), [twin, young]);
+        let mut claims = Claims::default();
+        for policy in [&young, &twin, &old] {
+            claims.insert(policy, vouched(&["x"]));
+        }
+        assert_eq!([&young, &twin, &old].map(|me| claims.winner(me)), [Some(&old), Some(&old), None]);
+        assert_eq!(claims.remove(&old), [twin.clone(), young.clone()].into());
+        assert_eq!([&young, &twin].map(|me| claims.winner(me)), [Some(&twin), None]);
     }
 
     #[test]
     fn any_overlap_is_enough_and_none_is_none() {
         let (old, young) = (claimant(1, "a", "old"), claimant(2, "a", "young"));
-        let claims = Claims::from([(old.clone(), vec!["x".into(), "y".into()])]);
-        assert_eq!(winner(&claims, &young, &["z".into(), "y".into()]), Some(&old));
-        assert_eq!(winner(&claims, &young, &["z".into()]), None);
+        let mut claims = Claims::default();
+        claims.insert(&old, vouched(&["x", "y"]));
+        assert_eq!(claims.insert(&young, vouched(&["z", "y"])), [old.clone()].into());
+        assert_eq!(claims.winner(&young), Some(&old));
+        assert_eq!(claims.insert(&young, vouched(&["z"])), [old.clone()].into(), "what it no longer shares concerns the other");
+        assert_eq!(claims.winner(&young), None);
+        assert!(claims.insert(&young, vouched(&["z"])).is_empty(), "the same again is no news");
+    }
+
+    #[test]
+    fn what_a_target_states_conflicts_within_its_namespace_only() {
+        let (old, young, other) = (claimant(1, "a", "old"), claimant(2, "a", "young"), claimant(3, "b", "other"));
+        let mut claims = Claims::default();
+        claims.insert(&old, stated("uuid"));
+        claims.insert(&young, stated("uuid"));
+        assert_eq!(claims.insert(&other, stated("uuid")), [old.clone(), young.clone()].into(), "all of them are told");
+        assert_eq!(claims.winner(&young), Some(&old));
+        assert_eq!(claims.winner(&other), None);
+        assert!(claims.is_shared(&other) && claims.is_shared(&old));
+        claims.remove(&other);
+        assert!(!claims.is_shared(&old));
+    }
+
+    #[test]
+    fn a_younger_policy_waits_until_every_older_one_has_been_looked_at() {
+        let [first, second, third] = [1, 2, 3].map(|n| claimant(n, "a", &format!("p{n}")));
+        let mut queue = Queue::default();
+        for policy in [&first, &second, &third] {
+            queue.add("caddy", policy.clone());
+        }
+        assert!(!queue.must_wait(&"caddy", &first));
+        assert!(queue.must_wait(&"caddy", &second) && queue.must_wait(&"caddy", &third));
+        assert!(!queue.must_wait(&"aistore", &third), "policies of another kind are not waited for");
+        assert_eq!(queue.done(&"caddy", &first), [second.clone()].into());
+        assert!(queue.done(&"caddy", &first).is_empty());
+        assert_eq!(queue.done_everywhere(&second), [third.clone()].into());
+        assert!(!queue.must_wait(&"caddy", &third));
     }
 
     #[test]

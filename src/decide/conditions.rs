@@ -71,6 +71,8 @@ pub struct Seen<'a> {
     pub adaptive: Option<SeenLoop<'a>>,
     /// What the policy would better say.
     pub advice: &'a [Advice],
+    /// What to say of Accepted where a policy of another namespace governs a target that says the same of itself.
+    pub shared: Option<&'a str>,
     /// The status as it stands.
     pub previous: &'a IdleConnectionPolicyStatus,
     /// The time.
@@ -395,6 +397,7 @@ fn conditions(seen: &Seen<'_>, tally: &Tally) -> Vec<Condition> {
     let mut all: Vec<(&str, &str, &str, String)> = Vec::new();
     all.push(match seen.problem {
         Some(problem) if problem.refused => ("Accepted", "False", problem.reason, problem.message.clone()),
+        None if seen.shared.is_some() => ("Accepted", "True", "SharedIdentity", seen.shared.unwrap_or_default().to_owned()),
         _ => ("Accepted", "True", "Accepted", accepted_message(seen)),
     });
     let (programmed, in_effect) = (programmed(seen, tally), in_effect(seen, tally));

@@ -217,13 +217,7 @@ mod tests {
     }
 
     fn of(declared: &Declared, name: &str, role: Option<&str>) -> (String, String) {
-        let unit = Unit {
-            id: name.into(),
-            name: name.into(),
-            address: String::new(),
-            role: role.map(str::to_owned),
-            identities: Vec::new(),
-        };
+        let unit = Unit { id: name.into(), name: name.into(), address: String::new(), role: role.map(str::to_owned) };
         let settings = declared.of(&unit);
         (settings[&Knob::ServerIdleTimeout].to_string(), settings[&Knob::BackendMaxIdleConns].to_string())
     }

@@ -144,6 +144,19 @@ pub struct Plan {
     pub restart: Option<(restart::Outcome, Option<String>)>,
 }
 
+impl Plan {
+    /// This plan and one that was made after it for other units of the same policy.
+    #[must_use]
+    pub fn joined(mut self, later: Self) -> Self {
+        let Self { units, drift, contended, control, desired: _, outcome: _, restart: _ } = later;
+        self.units.extend(units);
+        self.drift.extend(drift);
+        self.contended.extend(contended);
+        self.control = Control { adaptation: self.control.adaptation.take(), ..control };
+        self
+    }
+}
+
 /// A value that somebody else changed.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drift {

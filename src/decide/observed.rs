@@ -19,8 +19,6 @@ pub struct Unit {
     pub address: String,
     /// What its pod calls its part (`app.kubernetes.io/component`), where it is one and does.
     pub role: Option<String>,
-    /// Everything it could be recognised by when another policy points at it too.
-    pub identities: Vec<String>,
 }
 
 /// One place in a unit's configuration that holds a limit.
@@ -130,6 +128,21 @@ pub struct Uptime {
 }
 
 impl UnitState {
+    /// About how many bytes it takes in memory.
+    #[must_use]
+    pub fn size(&self) -> usize {
+        let text = |raw: &Json| raw.as_str().map_or(0, str::len);
+        let site = |(site, stored): (&Site, &Stored)| {
+            let held = site.place.len() + stored.raw.as_ref().map_or(0, text);
+            size_of::<(Site, Stored)>() * 3 / 2 + held
+        };
+        let node = |node: &NodeState| {
+            let hosts = node.process.iter().flat_map(|process| &process.hosts).map(|host| host.len() + 48).sum::<usize>();
+            size_of::<NodeState>() + 512 + node.name.len() + node.metrics.as_ref().map_or(0, String::len) + hosts
+        };
+        256 + self.sites.iter().map(site).sum::<usize>() + self.nodes.iter().map(node).sum::<usize>()
+    }
+
     /// Whether any site or node has a place for a limit.
     #[must_use]
     pub fn has_place(&self, knob: Knob) -> bool {

@@ -23,7 +23,7 @@ fn seconds(n: u64) -> Value {
 }
 
 fn unit(id: &str) -> Unit {
-    Unit { id: id.into(), name: id.into(), address: "http://127.0.0.1:1".into(), role: None, identities: vec![id.into()] }
+    Unit { id: id.into(), name: id.into(), address: "http://127.0.0.1:1".into(), role: None }
 }
 
 fn holding(secs: Option<u64>) -> UnitState {
@@ -117,6 +117,7 @@ impl Scene {
             started: &BTreeMap::new(),
             adaptive: None,
             advice: &[],
+            shared: None,
             previous: &self.previous,
             now: self.now,
         })
@@ -236,6 +237,7 @@ fn a_file_is_in_effect_when_every_pod_has_said_so() {
             started: &BTreeMap::new(),
             adaptive: None,
             advice: &[],
+            shared: None,
             previous: &scene.previous,
             now: scene.now,
         };
@@ -379,6 +381,7 @@ fn news_is_told_once_and_again_only_when_it_is_another() {
                 started: &BTreeMap::new(),
                 adaptive: None,
                 advice: &[],
+                shared: None,
                 previous: &scene.previous,
                 now: scene.now,
             });
@@ -419,6 +422,7 @@ fn advice_is_given_once_for_a_generation_and_not_while_something_stands_in_the_w
             started: &BTreeMap::new(),
             adaptive: None,
             advice: &advice(n),
+            shared: None,
             previous: &scene.previous,
             now: scene.now,
         };
@@ -717,7 +721,7 @@ fn pools_are_bounded_by_the_highest_limit_that_a_process_may_still_use() {
         let site = Site { knob: PER_HOST, place: "x".into() };
         let node =
             |(at, n): (usize, &Option<u32>)| NodeState::new(format!("n{at}"), Ok([(PER_HOST, n.map(Value::Count))].into()));
-        let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None, identities: Vec::new() };
+        let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None };
         let state = UnitState { nodes: stored.iter().enumerate().map(node).collect(), ..UnitState::default() };
         let saved = Saved {
             name: "u".into(),

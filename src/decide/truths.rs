@@ -128,7 +128,7 @@ mod tests {
 
     /// What is to be said of a node that wants 30 s.
     fn one(traits: Traits, node: NodeState) -> Truths {
-        let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None, identities: Vec::new() };
+        let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None };
         let state = Ok(UnitState { nodes: vec![node], ..UnitState::default() });
         of(traits, UnitResult { unit, state, write: None })
     }
@@ -149,6 +149,7 @@ mod tests {
             started: &BTreeMap::new(),
             adaptive: None,
             advice: &[],
+            shared: None,
             previous: &status,
             now: Timestamp::UNIX_EPOCH,
         };
@@ -180,7 +181,7 @@ mod tests {
             (Cause::Forbidden, Stage::Unauthorized),
         ] {
             let fault = || Fault::new(cause, "why");
-            let unit = Unit { id: "u".into(), name: "n".into(), address: String::new(), role: None, identities: Vec::new() };
+            let unit = Unit { id: "u".into(), name: "n".into(), address: String::new(), role: None };
             let whole = of(Traits::PLAIN, UnitResult { unit, state: Err(fault()), write: None });
             let node = one(Traits::PLAIN, NodeState::new("n", Err(fault())));
             for truths in [whole, node] {
@@ -192,7 +193,7 @@ mod tests {
 
     #[test]
     fn what_stands_in_the_way_of_a_write_is_said_of_its_nodes() {
-        let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None, identities: Vec::new() };
+        let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None };
         let node = NodeState::new("n", Ok([(KNOB, Some(seconds(9)))].into()));
         let state = Ok(UnitState { nodes: vec![node], ..UnitState::default() });
         let truths = of(Traits::PLAIN, UnitResult { unit, state, write: Some(Fault::new(Cause::Rejected, "no")) });

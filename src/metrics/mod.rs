@@ -68,6 +68,8 @@ pub struct Metrics {
     steps: HistogramVec,
     writes: IntCounterVec,
     statuses: IntCounter,
+    statuses_refused: IntCounter,
+    panics: IntCounter,
     decisions: IntCounterVec,
     pressure: GaugeVec,
     age: GaugeVec,
@@ -108,6 +110,14 @@ impl Metrics {
             &["outcome"],
         )?;
         let statuses = IntCounter::new("idleconn_status_writes_total", "Statuses written; in a steady state this does not move")?;
+        let statuses_refused = IntCounter::new(
+            "idleconn_status_refused_total",
+            "Statuses that the API server refused as invalid; any is a defect of the operator or an outdated CRD",
+        )?;
+        let panics = IntCounter::new(
+            "idleconn_panics_total",
+            "Panics that were caught and ended one policy's visit; any is a defect of the operator",
+        )?;
         let decisions = IntCounterVec::new(
             Opts::new(
                 "idleconn_decisions_total",
@@ -160,12 +170,16 @@ impl Metrics {
         registry.register(Box::new(reconciles.clone()))?;
         registry.register(Box::new(writes.clone()))?;
         registry.register(Box::new(statuses.clone()))?;
+        registry.register(Box::new(statuses_refused.clone()))?;
+        registry.register(Box::new(panics.clone()))?;
         Ok(Self {
             registry,
             reconciles,
             steps,
             writes,
             statuses,
+            statuses_refused,
+            panics,
             decisions,
             pressure,
             age,
@@ -181,6 +195,16 @@ impl Metrics {
     /// A pass that ended.
     pub fn reconciled(&self) {
         self.reconciles.with_label_values(&["succeeded"]).inc();
+    }
+
+    /// A status that the API server refused.
+    pub fn status_refused(&self) {
+        self.statuses_refused.inc();
+    }
+
+    /// A panic that was caught.
+    pub fn panicked(&self) {
+        self.panics.inc();
     }
 
     /// A pass that could not be made.

@@ -14,14 +14,14 @@ use hyper::body::{Body, Frame};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
-    Error, MOST_BODY, Pool, Shared,
+    Error, Pool, Shared,
     agent::{Lent, Place},
     exchange::{Failure, Flow},
     statistics::Closed,
 };
 
-/// Takes a body as it comes.
-pub type Sink<'a> = &'a mut (dyn FnMut(&[u8]) + Send);
+/// Takes a body piece by piece; an error ends the exchange.
+pub type Sink<'a> = &'a mut (dyn FnMut(&[u8]) -> Result<(), Failure> + Send);
 
 /// What is under way. Dropped before its end, its connection is closed: the rest of the answer would be taken for the next one.
 pub struct Answer {
@@ -44,16 +44,16 @@ impl Answer {
         Self { head, flow, ending }
     }
 
-    /// Hands the body on, piece by piece: the next is read to where the last one was.
-    pub async fn read(mut self, sink: Sink<'_>) -> Result<response::Parts, Failure> {
-        let mut length = 0;
+    /// Hands the body on, piece by piece and no more than `most` bytes: the next is read to where the last one was.
+    pub async fn read(mut self, most: usize, sink: Sink<'_>) -> Result<response::Parts, Failure> {
+        let mut length: usize = 0;
         while let Some(piece) = poll_fn(|cx| self.flow.poll_piece(cx)).await {
             let piece = piece.and_then(|piece| {
-                length += piece.len();
-                if length > MOST_BODY { Err(Failure::TooLarge) } else { Ok(piece) }
+                length = length.saturating_add(piece.len());
+                if length > most { Err(Failure::TooLarge) } else { sink(&piece) }
             });
             match piece {
-                Ok(piece) => sink(&piece),
+                Ok(()) => {}
                 Err(failure) => {
                     self.ending.broken();
                     return Err(failure);
@@ -124,7 +124,7 @@ impl Body for Following {
                     return Poll::Ready(Some(Ok(Frame::data(piece))));
                 }
                 Poll::Ready(Some(Err(failure))) => {
-                    let error = failure.told(&this.ending.place.0);
+                    let error = failure.told(&this.ending.place.0, 0);
                     this.ending.broken();
                     return Poll::Ready(Some(Err(error)));
                 }

@@ -37,6 +37,8 @@ pub type Message = http::Request<Full<Bytes>>;
 pub enum Failure {
     /// The body is larger than any that is expected.
     TooLarge,
+    /// There is no memory for the rest of the body.
+    NoMemory,
     /// The connection broke before an answer began, or what came is not HTTP.
     Broken,
     /// It broke within the body.

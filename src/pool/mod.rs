@@ -37,13 +37,26 @@ use http::{
 use rustls::{ClientConfig, pki_types::ServerName};
 pub use settings::Settings;
 pub use statistics::{Closed, Protocol, Statistics, Tally};
-use tokio::{sync::Semaphore, task::JoinSet, time::Instant};
+use tokio::{
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{Instant, timeout_at},
+};
 use url::{Position, Url};
 
-use crate::leader::Leadership;
+use crate::{
+    budget::{Budget, Reservation, Tenant},
+    leader::Leadership,
+};
 
-/// Most bytes of an answer that are read.
-pub const MOST_BODY: usize = 4 * 1024 * 1024;
+/// Most bytes of an answer that are read where a request does not say less.
+pub const MAX_BODY: usize = MEMORY / 4;
+/// Bytes of all answers that are held at the same time, beyond what [`FLOOR`] guarantees.
+const MEMORY: usize = 32 * 1024 * 1024;
+/// Bytes of answers that each namespace may hold whatever the others hold.
+const FLOOR: usize = 512 * 1024;
+/// Bytes that are reserved for an answer before its size is known.
+const FIRST_RESERVATION: usize = 32 * 1024;
 /// How long a connection to a node may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Idle connections kept in all, where the process may open enough files.
@@ -72,8 +85,11 @@ pub enum Error {
     #[error("{0} broke off, or does not speak HTTP")]
     Broken(String),
     /// The answer is larger than any that is expected.
-    #[error("{0} answered with more than {max} MiB", max = MOST_BODY / 1024 / 1024)]
-    TooLarge(String),
+    #[error("{0} answered with more than {size}", size = size(*.1))]
+    TooLarge(String, usize),
+    /// The tenant's other answers use all the memory that they may.
+    #[error("{0} was not asked: other answers in this namespace used all of their {size} of memory for {1:?}", size = size(MAX_BODY))]
+    NoMemory(String, Duration),
     /// Another replica acts by now.
     #[error("{0} was not asked to change anything: this replica does not hold the lease")]
     NotLeading(String),
@@ -100,25 +116,35 @@ pub struct Request {
     pub body: Option<Vec<u8>>,
     /// How long it may take, the body included.
     pub timeout: Duration,
+    /// Most bytes of the answer's body, at most [`MAX_BODY`].
+    pub most: usize,
+}
+
+/// A number of bytes as people say it.
+fn size(bytes: usize) -> String {
+    if bytes >= 1024 * 1024 { format!("{} MiB", bytes / 1024 / 1024) } else { format!("{} KiB", bytes / 1024) }
 }
 
 impl Request {
     /// A GET without header fields.
     #[must_use]
     pub fn get(address: &str, path: &str, timeout: Duration) -> Self {
-        Self { method: Method::GET, address: address.to_owned(), path: path.to_owned(), headers: Vec::new(), body: None, timeout }
+        let (address, path) = (address.to_owned(), path.to_owned());
+        Self { method: Method::GET, address, path, headers: Vec::new(), body: None, timeout, most: MAX_BODY }
     }
 }
 
-/// What came back.
-#[derive(Clone, Debug)]
+/// What came back. Its memory is accounted for until it is dropped: keep it as long as anything that borrows from the body.
+#[derive(Debug)]
 pub struct Response {
     /// The status code.
     pub status: u16,
     /// Header fields.
     pub headers: HeaderMap,
-    /// The body, at most [`MOST_BODY`].
+    /// The body, at most as large as the request allows.
     pub body: Vec<u8>,
+    /// The memory that the body takes.
+    _held: Option<Reservation>,
 }
 
 impl Response {
@@ -160,11 +186,29 @@ pub struct Pool {
     leadership: Option<Leadership>,
 }
 
-/// A provider's, one for each protocol, in the order of [`Protocol::ALL`].
-type Agents = Arc<[Arc<Agent>; 2]>;
+/// What belongs to a provider.
+struct Member {
+    /// One for each protocol, in the order of [`Protocol::ALL`].
+    agents: [Arc<Agent>; 2],
+    /// Its tenant's memory.
+    memory: Arc<Tenant>,
+    /// Requests that change something and have not ended.
+    open_writes: watch::Sender<usize>,
+}
+
+impl std::ops::Deref for Member {
+    type Target = [Arc<Agent>; 2];
+
+    fn deref(&self) -> &Self::Target {
+        &self.agents
+    }
+}
+
+type Agents = Arc<Member>;
 
 struct Shared {
     names: Names,
+    memory: Budget,
     authorities: Mutex<(u64, Authorities)>,
     /// Questions that nobody waits for any more; each ends at its own time-out, and all of them with the pool.
     background: Mutex<JoinSet<()>>,
@@ -181,6 +225,7 @@ impl Default for Shared {
         let most = open_files().map_or(256, |files| files / 2).min(MOST_IDLE);
         Self {
             names: Names::default(),
+            memory: Budget::new(MEMORY, FLOOR),
             authorities: Mutex::default(),
             background: Mutex::default(),
             settings: Settings::default(),
@@ -225,7 +270,7 @@ impl Pool {
     /// Takes a provider off the books: its idle connections are closed now, those in use when they are done.
     pub fn forget(&self, name: &str) {
         let gone = self.shared.providers.write().unwrap_or_else(PoisonError::into_inner).remove(name);
-        for agent in gone.iter().flat_map(|agents| &**agents) {
+        for agent in gone.iter().flat_map(|member| &member.agents) {
             agent.end();
         }
     }
@@ -234,7 +279,7 @@ impl Pool {
     #[must_use]
     pub fn statistics(&self) -> Vec<Statistics> {
         let providers = self.shared.providers.read().unwrap_or_else(PoisonError::into_inner);
-        providers.values().flat_map(|agents| &**agents).filter_map(|agent| agent.statistics()).collect()
+        providers.values().flat_map(|member| &member.agents).filter_map(|agent| agent.statistics()).collect()
     }
 
     /// Closes a provider's connections, of one protocol or of both: the idle ones now, those in use when they are done. How many
@@ -242,7 +287,7 @@ impl Pool {
     #[must_use]
     pub fn destroy(&self, name: &str, protocol: Option<Protocol>) -> Option<(u64, u64)> {
         let agents = self.shared.providers.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()?;
-        let asked = Protocol::ALL.into_iter().zip(&*agents);
+        let asked = Protocol::ALL.into_iter().zip(&agents.agents);
         let mut asked =
             asked.filter(|(spoken, agent)| protocol.is_none_or(|p| p == *spoken) && agent.statistics().is_some()).peekable();
         asked.peek()?;
@@ -277,7 +322,13 @@ impl Pool {
 impl Shared {
     fn agents(&self, name: &Arc<str>) -> Agents {
         let agent = |protocol| Agent::new(name.clone(), protocol, self.epoch, self.settings, self.room.clone());
-        Arc::new(Protocol::ALL.map(agent))
+        // A policy's provider is called `namespace/name`: its namespace is the tenant.
+        let tenant = name.split_once('/').map_or(&**name, |(namespace, _)| namespace);
+        Arc::new(Member {
+            agents: Protocol::ALL.map(agent),
+            memory: self.memory.tenant(tenant),
+            open_writes: watch::Sender::default(),
+        })
     }
 
     /// Sweeps each minute, from the first connection that is kept until the pool is gone.
@@ -293,7 +344,7 @@ async fn sweep(shared: Weak<Shared>) {
         tokio::time::sleep(SWEEP).await;
         let Some(shared) = shared.upgrade() else { return };
         let providers: Vec<_> = shared.providers.read().unwrap_or_else(PoisonError::into_inner).values().cloned().collect();
-        for agent in providers.iter().flat_map(|agents| &**agents) {
+        for agent in providers.iter().flat_map(|member| &member.agents) {
             agent.sweep();
         }
     }
@@ -310,7 +361,7 @@ pub struct Provider {
 impl Provider {
     /// From now on these bound its connections, of each protocol for itself. No request is disturbed.
     pub fn configure(&self, settings: Settings) {
-        for agent in &*self.agents {
+        for agent in &self.agents.agents {
             agent.configure(settings.checked());
         }
     }
@@ -321,20 +372,84 @@ impl Provider {
         self.agents.iter().filter_map(|agent| agent.statistics()).map(|statistics| statistics.tally.idle).sum()
     }
 
-    /// Asks, and reads the whole answer.
+    /// Sends a request and reads the whole answer.
     ///
-    /// Over a connection that was idle if there is one. If the other side turns out to have closed that, a new one is
-    /// made, once, provided that asking twice is asking once: the method is safe, or nothing had been sent.
+    /// An idle connection is used if there is one. If the server turns out to have closed it, the request is sent again once, on a new
+    /// connection, provided that it is safe or that nothing had been sent.
+    ///
+    /// A request that changes something is carried out to its end even if the caller stops waiting; see [`Provider::writes_ended`].
     pub async fn send(&self, ca: Option<&[u8]>, request: Request) -> Result<Response, Error> {
-        let mut body = Vec::new();
-        let response = self.read(ca, request, &mut |piece| body.extend_from_slice(piece)).await?;
-        Ok(Response { body, ..response })
+        if request.method.is_safe() {
+            self.read_whole(ca, request).await
+        } else {
+            let timeout = request.timeout;
+            self.send_patiently(ca.map(<[u8]>::to_vec), request, timeout).await
+        }
     }
 
-    /// Like [`Provider::send`], but hands the body on while it comes, whatever the status, and keeps nothing of it. What was handed on
-    /// before an error is part of no answer.
-    pub async fn read(&self, ca: Option<&[u8]>, request: Request, sink: Sink<'_>) -> Result<Response, Error> {
-        let address = &request.address;
+    /// Waits until every request of this provider that changes something has ended, whether or not anyone waits for its answer.
+    pub async fn writes_ended(&self) {
+        // The sender is the provider's own.
+        let _ = self.agents.open_writes.subscribe().wait_for(|open| *open == 0).await;
+    }
+
+    async fn read_whole(&self, ca: Option<&[u8]>, request: Request) -> Result<Response, Error> {
+        let (began, timeout, most) = (Instant::now(), request.timeout, request.most.min(MAX_BODY));
+        let until = began + timeout;
+        let expected = self.agents.iter().map(|agent| agent.expected()).max().unwrap_or(0);
+        let mut wanted = FIRST_RESERVATION.max(expected + expected / 8).min(most);
+        loop {
+            let held = timeout_at(until, self.agents.memory.reserve(wanted)).await.ok().flatten();
+            let held = held.ok_or_else(|| Error::NoMemory(request.address.clone(), timeout))?;
+            let left = Request { timeout: until.saturating_duration_since(Instant::now()), ..request.clone() };
+            match self.read_into(ca, left, held).await {
+                // Everything was given back: the most that it can take is waited for before it is asked again.
+                Err(Error::NoMemory(..)) if wanted < most && request.method.is_safe() => wanted = most,
+                Err(Error::TimedOut(address, _)) => return Err(Error::TimedOut(address, timeout)),
+                answer => return answer,
+            }
+        }
+    }
+
+    async fn read_into(&self, ca: Option<&[u8]>, request: Request, mut held: Reservation) -> Result<Response, Error> {
+        let most = request.most.min(MAX_BODY);
+        let mut body = Vec::new();
+        let response = self
+            .receive(ca, request, &mut |piece: &[u8]| {
+                let needed = body.len() + piece.len();
+                if needed > body.capacity() {
+                    // What was reserved is what is allocated.
+                    let room = needed.max(body.capacity() * 2).max(FIRST_RESERVATION).min(most.max(needed));
+                    if !held.try_grow(room) {
+                        return Err(Failure::NoMemory);
+                    }
+                    body.reserve_exact(room - body.len());
+                }
+                body.extend_from_slice(piece);
+                Ok(())
+            })
+            .await?;
+        held.shrink(body.capacity());
+        Ok(Response { body, _held: Some(held), ..response })
+    }
+
+    /// Sends a request and hands the body on while it arrives, whatever the status, and keeps nothing of it. What was handed on before an
+    /// error is part of no answer.
+    pub async fn read(
+        &self,
+        ca: Option<&[u8]>,
+        request: Request,
+        sink: &mut (dyn FnMut(&[u8]) + Send),
+    ) -> Result<Response, Error> {
+        self.receive(ca, request, &mut |piece: &[u8]| {
+            sink(piece);
+            Ok(())
+        })
+        .await
+    }
+
+    async fn receive(&self, ca: Option<&[u8]>, request: Request, sink: Sink<'_>) -> Result<Response, Error> {
+        let (address, most) = (&request.address, request.most.min(MAX_BODY));
         let url = Url::parse(&format!("{address}{}", request.path)).map_err(|_| Error::Address(address.clone()))?;
         let pool = self.pool(address)?;
         let trust = if url.scheme() == "https" { Some(pool.tls(ca)?) } else { None };
@@ -344,8 +459,8 @@ impl Provider {
         let asking = Asking { pool: &pool, agent, address, url: &url, trust, connecting: CONNECT_TIMEOUT };
         let whole = async |turn| {
             let answer = asking.ask(turn, message, agent.expected()).await?;
-            let head = answer.read(sink).await.map_err(|failure| failure.told(address))?;
-            Ok(Response { status: head.status.as_u16(), headers: head.headers, body: Vec::new() })
+            let head = answer.read(most, sink).await.map_err(|failure| failure.told(address, most))?;
+            Ok(Response { status: head.status.as_u16(), headers: head.headers, body: Vec::new(), _held: None })
         };
         asking.within(request.timeout.min(settings.timeout), whole).await
     }
@@ -392,8 +507,8 @@ impl Provider {
         }
     }
 
-    /// Like [`Provider::send`], but waits for `patience` only: the question goes on in the background, so that a server
-    /// which acts while nobody waits is not told that nobody does.
+    /// Like [`Provider::send`], but waits for `patience` only: the request goes on in the background, so that a server that is still at
+    /// work on it does not see the connection close.
     pub async fn send_patiently(&self, ca: Option<Vec<u8>>, request: Request, patience: Duration) -> Result<Response, Error> {
         let (answer, answered) = tokio::sync::oneshot::channel();
         let address = request.address.clone();
@@ -402,9 +517,12 @@ impl Provider {
         {
             let mut background = pool.shared.background.lock().unwrap_or_else(PoisonError::into_inner);
             while background.try_join_next().is_some() {}
+            let open = OpenWrite::begin(&self.agents);
             background.spawn(async move {
-                // Nobody may be listening any more, and then nobody needs to know.
-                let _ = answer.send(provider.send(ca.as_deref(), request).await);
+                let ended = provider.read_whole(ca.as_deref(), request).await;
+                drop(open);
+                // The caller may have stopped waiting.
+                let _ = answer.send(ended);
             });
         }
         match tokio::time::timeout(patience, answered).await {
@@ -412,6 +530,22 @@ impl Provider {
             Ok(Err(_)) => Err(Error::Broken(address)),
             Err(_) => Err(Error::TimedOut(address, patience)),
         }
+    }
+}
+
+/// A request that changes something, until it has ended.
+struct OpenWrite(Agents);
+
+impl OpenWrite {
+    fn begin(member: &Agents) -> Self {
+        member.open_writes.send_modify(|open| *open += 1);
+        Self(member.clone())
+    }
+}
+
+impl Drop for OpenWrite {
+    fn drop(&mut self) {
+        self.0.open_writes.send_modify(|open| *open = open.saturating_sub(1));
     }
 }
 
@@ -456,7 +590,7 @@ impl Asking<'_> {
                     (Err(Failure::Broken), Some(again)) => message = again,
                     (Err(failure), _) => {
                         lent.closed(Closed::Broken);
-                        return Err(failure.told(self.address));
+                        return Err(failure.told(self.address, 0));
                     }
                 }
                 lent.closed(Closed::Peer).ok_or_else(broken)?
@@ -473,7 +607,7 @@ impl Asking<'_> {
             Ok(begun) => Ok(Answer::new(pool, begun, lent, place, settings.keep_alive)),
             Err(failure) => {
                 lent.closed(Closed::Broken);
-                Err(failure.told(self.address))
+                Err(failure.told(self.address, 0))
             }
         }
     }
@@ -486,9 +620,11 @@ fn open_files() -> Option<usize> {
 }
 
 impl Failure {
-    fn told(self, address: &str) -> Error {
+    fn told(self, address: &str, most: usize) -> Error {
         match self {
-            Self::TooLarge => Error::TooLarge(address.to_owned()),
+            Self::TooLarge => Error::TooLarge(address.to_owned(), most),
+            // The request is sent again, or says how long it waited.
+            Self::NoMemory => Error::NoMemory(address.to_owned(), Duration::ZERO),
             Self::Broken | Self::BrokenOff | Self::Unsent(_) => Error::Broken(address.to_owned()),
         }
     }

@@ -7,14 +7,14 @@ use tokio::net::TcpListener;
 
 use crate::controller::Context;
 
-/// Serves `/metrics`, `/healthz` (the process is alive) and `/readyz` (policies are listed, and the CRD is one that can be worked with).
+/// Serves `/metrics`, `/healthz` (the process is alive, and what is due progresses) and `/readyz` (policies are listed, and the CRD is one that can be worked with).
 ///
 /// # Errors
 /// Where the listener fails.
 pub async fn health(listener: TcpListener, context: Arc<Context>) -> std::io::Result<()> {
     let router = Router::new()
         .route("/metrics", get(metrics))
-        .route("/healthz", get(async || "ok\n"))
+        .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .with_state(context);
     axum::serve(listener, router).await
@@ -24,6 +24,15 @@ async fn metrics(State(context): State<Arc<Context>>) -> Result<([(&'static str,
     context.metrics.leads(context.leadership.left());
     let text = context.metrics.text().map_err(|_| StatusCode::INTERNAL_SERVER_ERROR)?;
     Ok(([("content-type", "text/plain; version=0.0.4; charset=utf-8")], text))
+}
+
+async fn healthz(State(context): State<Arc<Context>>) -> (StatusCode, String) {
+    match context.scheduler.stalled() {
+        None => (StatusCode::OK, "ok\n".to_owned()),
+        Some(since) => {
+            (StatusCode::SERVICE_UNAVAILABLE, format!("work has been due for {} s and none has ended\n", since.as_secs()))
+        }
+    }
 }
 
 async fn readyz(State(context): State<Arc<Context>>) -> (StatusCode, String) {

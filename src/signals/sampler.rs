@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, stream};
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
 use super::{page::Probe, prometheus};
@@ -78,15 +78,21 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Begins; `after` is called after every round.
+    /// Begins. `after` is called after every round, and `panicked` after one that panicked.
     #[must_use]
-    pub fn start(provider: Provider, watch: Watch, seed: &str, after: impl Fn() + Send + Sync + 'static) -> Self {
+    pub fn start(
+        provider: Provider,
+        watch: Watch,
+        seed: &str,
+        after: impl Fn() + Send + Sync + 'static,
+        panicked: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
         let samples = Samples::default();
         let (sender, receiver) = watch::channel(Arc::new(watch));
         let soon = Arc::new(tokio::sync::Notify::new());
         let random =
             fastrand::Rng::with_seed(seed.bytes().fold(7, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(byte.into())));
-        let task = tokio::spawn(rounds(provider, receiver, samples.clone(), soon.clone(), random, after));
+        let task = tokio::spawn(rounds(provider, receiver, samples.clone(), soon.clone(), random, after, panicked));
         Self { watch: sender, soon, samples, task }
     }
 
@@ -153,12 +159,19 @@ async fn rounds(
     soon: Arc<tokio::sync::Notify>,
     mut random: fastrand::Rng,
     after: impl Fn() + Send + Sync + 'static,
+    panicked: impl Fn() + Send + Sync + 'static,
 ) {
     loop {
         let watch = receiver.borrow().clone();
         let began = Instant::now();
-        round(&provider, &watch, &samples).await;
-        after();
+        let looked = std::panic::AssertUnwindSafe(async {
+            round(&provider, &watch, &samples).await;
+            after();
+        });
+        if looked.catch_unwind().await.is_err() {
+            // The next round may end well; until then the samples grow old, and say so.
+            panicked();
+        }
         // Spread by a tenth, so that policies do not march in step.
         let interval = watch.interval.mul_f64(0.9 + 0.1 * random.f64());
         tokio::select! {

@@ -152,8 +152,7 @@ impl Virtual {
     /// As declared.
     #[must_use]
     pub fn new(declared: &Settings) -> Self {
-        let unit =
-            Unit { id: "simulated".into(), name: "simulated".into(), address: String::new(), role: None, identities: Vec::new() };
+        let unit = Unit { id: "simulated".into(), name: "simulated".into(), address: String::new(), role: None };
         let mut new = Self { unit, state: UnitState::default() };
         for (knob, value) in declared {
             new.state.sites.insert(site(*knob), Stored { value: Some(*value), raw: None });
@@ -334,6 +333,7 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
                 started: &BTreeMap::new(),
                 adaptive: Some(seen),
                 advice: &[],
+                shared: None,
                 previous: &status,
                 now: stamp,
             });

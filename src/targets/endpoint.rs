@@ -15,6 +15,8 @@ pub struct Place {
     pub name: String,
     /// `scheme://host:port`; of a pod that mounts a file its IP alone, and nothing as long as it has none.
     pub address: String,
+    /// Other addresses of the same thing, by the API server's word.
+    pub aliases: Vec<String>,
     /// What its pod calls its part (`app.kubernetes.io/component`), where it is one and does.
     pub role: Option<String>,
     /// What else is known of a pod that mounts a file.
@@ -25,7 +27,7 @@ impl Place {
     /// A place of which nothing more is known than how it is reached.
     #[must_use]
     pub fn new(id: impl Into<String>, name: impl Into<String>, address: impl Into<String>) -> Self {
-        Self { id: id.into(), name: name.into(), address: address.into(), role: None, pod: None }
+        Self { id: id.into(), name: name.into(), address: address.into(), aliases: Vec::new(), role: None, pod: None }
     }
 }
 

@@ -9,7 +9,10 @@ pub mod configmap;
 pub mod endpoint;
 pub mod go_duration;
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use futures::future::BoxFuture;
 
@@ -78,6 +81,21 @@ pub fn traits(spec: &Spec) -> Traits {
     }
 }
 
+/// What the API server, or the policy's own text, says of where a spec's target is. Equal ones are the same target.
+#[must_use]
+pub fn identities(spec: &Spec, namespace: &str, places: &[Place]) -> BTreeSet<String> {
+    match (spec.type_, &spec.config_map) {
+        (TargetType::ConfigMap, Some(spec)) => [configmap::id(namespace, spec)].into(),
+        (TargetType::ConfigMap, None) => BTreeSet::new(),
+        (TargetType::Caddy, _) => places.iter().flat_map(|place| [place.id.clone(), place.address.clone()]).collect(),
+        // A cluster is one target, whichever of its proxies is asked.
+        (TargetType::AIStore, _) => {
+            let addresses = places.iter().flat_map(|place| place.aliases.iter().chain([&place.address]));
+            addresses.map(|address| format!("aistore at {address}")).collect()
+        }
+    }
+}
+
 /// Connects a spec's target; `places` are the addresses it was found at, and `providers` what a file says of them.
 ///
 /// # Errors
@@ -108,7 +126,8 @@ impl From<pool::Error> for Fault {
             | pool::Error::TimedOut(..)
             | pool::Error::NoSocket(..)
             | pool::Error::Broken(_)
-            | pool::Error::TooLarge(_)
+            | pool::Error::TooLarge(..)
+            | pool::Error::NoMemory(..)
             | pool::Error::NotLeading(_) => Cause::Unreachable,
         };
         Self::new(cause, error.to_string())

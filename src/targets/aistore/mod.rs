@@ -200,7 +200,6 @@ impl Target for AIStore {
                 name: place.name.clone(),
                 address: place.address.clone(),
                 role: None,
-                identities: vec![format!("aistore/{}", map.uuid)],
             }])
         }
         .boxed()

@@ -108,6 +108,7 @@ impl Caddy {
                 headers: vec![("if-match", etag.to_owned())],
                 body: Some(body),
                 timeout: WRITE,
+                most: 64 * 1024,
             })
             .await?;
         match response.status {
@@ -130,7 +131,6 @@ impl Target for Caddy {
             name: place.name.clone(),
             address: place.address.clone(),
             role: place.role.clone(),
-            identities: vec![place.id.clone(), place.address.clone()],
         };
         let units = self.places.iter().map(unit).collect();
         async move { Ok(units) }.boxed()

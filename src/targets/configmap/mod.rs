@@ -210,6 +210,12 @@ impl ConfigMap {
     }
 }
 
+/// The name of a key in a ConfigMap: one file is one target.
+#[must_use]
+pub fn id(namespace: &str, spec: &Spec) -> String {
+    format!("configmap/{namespace}/{}/{}", spec.name, spec.key)
+}
+
 /// What is written, and when that was, by the API server's clock.
 struct Written {
     hash: String,
@@ -220,9 +226,9 @@ impl Target for ConfigMap {
     fn discover(&self) -> BoxFuture<'_, Result<Vec<Unit>, Fault>> {
         async move {
             self.find().await?;
-            let id = format!("configmap/{}/{}/{}", self.reach.namespace, self.spec.name, self.spec.key);
+            let id = id(&self.reach.namespace, &self.spec);
             let name = format!("{}[{}]", self.spec.name, self.spec.key);
-            Ok(vec![Unit { id: id.clone(), name, address: String::new(), role: None, identities: vec![id] }])
+            Ok(vec![Unit { id, name, address: String::new(), role: None }])
         }
         .boxed()
     }

@@ -1,0 +1,355 @@
+//! Which visits to policies run: fairly between namespaces, each within its time, and each policy's failure its own.
+//!
+//! Lives here: slots, deadlines, cancellation, panics, and whether work progresses. What a visit does is opaque to this file.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    future::Future,
+    panic::AssertUnwindSafe,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::FutureExt as _;
+use tokio::{sync::oneshot, time::Instant};
+use tokio_util::sync::CancellationToken;
+
+use super::{Error, PolicyRef};
+
+/// Visits that ask nodes at the same time. A visit that waits for a slow node costs some kilobytes; what its answers take is bounded
+/// elsewhere ([`crate::budget`]).
+const SLOTS: usize = 128;
+/// A namespace starts a visit while this many times what it has running is less than what is free. One namespace alone gets 15 slots, and
+/// after 15 greedy namespaces 18 slots are still free.
+const FAIRNESS: usize = 8;
+/// How long a visit may read. What it has begun to write is carried out to its end.
+pub const DEADLINE: Duration = Duration::from_secs(120);
+/// Work that is due and has not progressed for so long is stuck: longer than any visit may take, its writes included.
+const STALLED: Duration = Duration::from_secs(300);
+
+/// A panic, caught. What it said is not kept, because it may quote a foreign answer.
+#[derive(Debug)]
+pub struct Panicked;
+
+/// Runs a future to its end; a panic in it ends the future and nothing else.
+pub async fn contained<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
+    AssertUnwindSafe(work).catch_unwind().await.map_err(|_| Panicked)
+}
+
+/// Hands out slots and knows what runs.
+#[derive(Default)]
+pub struct Scheduler {
+    state: Mutex<State>,
+}
+
+struct State {
+    free: usize,
+    running: HashMap<String, usize>,
+    waiting: BTreeMap<String, VecDeque<(u64, oneshot::Sender<Slot>)>>,
+    visits: HashMap<PolicyRef, CancellationToken>,
+    /// Visits that wait or run, by number, and since when.
+    open: BTreeMap<u64, Instant>,
+    next: u64,
+    progressed: Instant,
+}
+
+impl Default for State {
+    fn default() -> Self {
+        Self {
+            free: SLOTS,
+            running: HashMap::new(),
+            waiting: BTreeMap::new(),
+            visits: HashMap::new(),
+            open: BTreeMap::new(),
+            next: 0,
+            progressed: Instant::now(),
+        }
+    }
+}
+
+impl State {
+    fn admits(&self, namespace: &str) -> bool {
+        match self.running.get(namespace) {
+            None => self.free > 0,
+            Some(running) => running * FAIRNESS < self.free,
+        }
+    }
+
+    fn take(&mut self, namespace: &str) {
+        self.free -= 1;
+        *self.running.entry(namespace.to_owned()).or_insert(0) += 1;
+    }
+
+    /// The namespace whose turn it is: of those that may start a visit the one with the fewest running, then the one that waited longest.
+    fn turn(&self) -> Option<String> {
+        let admitted = self.waiting.iter().filter(|(namespace, _)| self.admits(namespace));
+        let order = |(namespace, queue): &(&String, &VecDeque<(u64, _)>)| {
+            (self.running.get(*namespace).copied().unwrap_or(0), queue.front().map_or(u64::MAX, |(number, _)| *number))
+        };
+        admitted.min_by_key(order).map(|(namespace, _)| namespace.clone())
+    }
+}
+
+/// The right to ask nodes. Given back when it is dropped.
+pub struct Slot {
+    scheduler: Arc<Scheduler>,
+    namespace: String,
+}
+
+impl Drop for Slot {
+    fn drop(&mut self) {
+        {
+            let mut state = self.scheduler.state();
+            state.free += 1;
+            if let Some(running) = state.running.get_mut(&self.namespace) {
+                *running -= 1;
+                if *running == 0 {
+                    state.running.remove(&self.namespace);
+                }
+            }
+        }
+        self.scheduler.grant();
+    }
+}
+
+/// A visit that is due, until it has ended.
+pub struct Due {
+    scheduler: Arc<Scheduler>,
+    number: u64,
+}
+
+impl Drop for Due {
+    fn drop(&mut self) {
+        let mut state = self.scheduler.state();
+        state.open.remove(&self.number);
+        state.progressed = Instant::now();
+    }
+}
+
+impl Scheduler {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A visit is due from now on.
+    pub fn due(self: &Arc<Self>) -> Due {
+        let mut state = self.state();
+        state.next += 1;
+        let number = state.next;
+        state.open.insert(number, Instant::now());
+        Due { scheduler: self.clone(), number }
+    }
+
+    /// Waits for a slot.
+    pub async fn admit(self: &Arc<Self>, namespace: &str) -> Slot {
+        let granted = {
+            let mut state = self.state();
+            if state.waiting.get(namespace).is_none_or(VecDeque::is_empty) && state.admits(namespace) {
+                state.take(namespace);
+                return Slot { scheduler: self.clone(), namespace: namespace.to_owned() };
+            }
+            state.next += 1;
+            let number = state.next;
+            let (grant, granted) = oneshot::channel();
+            state.waiting.entry(namespace.to_owned()).or_default().push_back((number, grant));
+            granted
+        };
+        match granted.await {
+            Ok(slot) => slot,
+            // The sender is dropped only with the scheduler, which this future keeps alive.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    /// Gives free slots to those whose turn it is. One that stopped waiting gives its slot back at once.
+    fn grant(self: &Arc<Self>) {
+        loop {
+            let (grant, slot) = {
+                let mut state = self.state();
+                let Some(namespace) = state.turn() else { return };
+                let Some(queue) = state.waiting.get_mut(&namespace) else { return };
+                let next = queue.pop_front();
+                if queue.is_empty() {
+                    state.waiting.remove(&namespace);
+                }
+                let Some((_, grant)) = next else { continue };
+                if grant.is_closed() {
+                    continue;
+                }
+                state.take(&namespace);
+                (grant, Slot { scheduler: self.clone(), namespace })
+            };
+            drop(grant.send(slot));
+        }
+    }
+
+    /// Begins a visit of a policy that is not being deleted. A deletion that is seen meanwhile cancels it.
+    pub fn begin(self: &Arc<Self>, policy: &PolicyRef) -> Visit {
+        let cancelled = CancellationToken::new();
+        self.state().visits.insert(policy.clone(), cancelled.clone());
+        Visit { cancelled, until: Instant::now() + DEADLINE }
+    }
+
+    /// The visit has ended.
+    pub fn end(&self, policy: &PolicyRef) {
+        self.state().visits.remove(policy);
+    }
+
+    /// A policy was seen to be deleted: what its visit reads is of no use any more.
+    pub fn deletion_seen(&self, policy: &PolicyRef) {
+        if let Some(visit) = self.state().visits.get(policy) {
+            visit.cancel();
+        }
+    }
+
+    /// For how long work has been due without any progress, where that is too long.
+    #[must_use]
+    pub fn stalled(&self) -> Option<Duration> {
+        let state = self.state();
+        let oldest = state.open.values().next()?.max(&state.progressed).elapsed();
+        (oldest > STALLED).then_some(oldest)
+    }
+}
+
+/// How long a visit may go on.
+#[derive(Clone)]
+pub struct Visit {
+    cancelled: CancellationToken,
+    until: Instant,
+}
+
+impl Default for Visit {
+    fn default() -> Self {
+        Self { cancelled: CancellationToken::new(), until: Instant::now() + DEADLINE }
+    }
+}
+
+impl Visit {
+    /// Whether to begin nothing new.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] and [`Error::Overdue`].
+    pub fn goes_on(&self) -> Result<(), Error> {
+        if self.cancelled.is_cancelled() {
+            return Err(Error::Cancelled);
+        }
+        if Instant::now() >= self.until { Err(Error::Overdue) } else { Ok(()) }
+    }
+
+    /// Reads, until the visit is cancelled or out of time. Not for what changes something: that is carried out to its end.
+    ///
+    /// # Errors
+    /// [`Error::Cancelled`] and [`Error::Overdue`].
+    pub async fn reading<T>(&self, read: impl Future<Output = T>) -> Result<T, Error> {
+        tokio::select! {
+            biased;
+            () = self.cancelled.cancelled() => Err(Error::Cancelled),
+            answer = read => Ok(answer),
+            () = tokio::time::sleep_until(self.until) => Err(Error::Overdue),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn now(scheduler: &Arc<Scheduler>, namespace: &str) -> Option<Slot> {
+        tokio::time::timeout(Duration::from_millis(5), scheduler.admit(namespace)).await.ok()
+    }
+
+    async fn saturate(scheduler: &Arc<Scheduler>, namespace: &str) -> Vec<Slot> {
+        let mut slots = Vec::new();
+        while let Some(slot) = now(scheduler, namespace).await {
+            slots.push(slot);
+        }
+        slots
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn fifteen_greedy_namespaces_leave_slots_for_the_sixteenth() {
+        let scheduler = Arc::<Scheduler>::default();
+        let mut held = Vec::new();
+        for n in 0..15 {
+            held.push(saturate(&scheduler, &format!("greedy-{n}")).await);
+        }
+        assert_eq!(held[0].len(), 15, "one alone gets a part");
+        assert!(held.iter().all(|slots| !slots.is_empty()));
+        assert!(now(&scheduler, "innocent").await.is_some());
+        assert_eq!(scheduler.state().free, 17);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_free_slot_goes_to_the_namespace_with_the_fewest() {
+        let scheduler = Arc::<Scheduler>::default();
+        let mut held: Vec<Slot> = Vec::new();
+        for n in 0..SLOTS {
+            held.extend(now(&scheduler, &format!("ns-{n}")).await);
+        }
+        assert_eq!(scheduler.state().free, 0);
+        let greedy = tokio::spawn({
+            let scheduler = scheduler.clone();
+            async move { scheduler.admit("ns-0").await }
+        });
+        tokio::task::yield_now().await;
+        let newcomer = tokio::spawn({
+            let scheduler = scheduler.clone();
+            async move { scheduler.admit("newcomer").await }
+        });
+        tokio::task::yield_now().await;
+        held.pop();
+        newcomer.await.expect("a slot");
+        assert!(!greedy.is_finished());
+        greedy.abort();
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_stopped_waiting_takes_no_slot() {
+        let scheduler = Arc::<Scheduler>::default();
+        let mut held = Vec::new();
+        for n in 0..SLOTS {
+            held.extend(now(&scheduler, &format!("ns-{n}")).await);
+        }
+        assert!(now(&scheduler, "late").await.is_none());
+        drop(held);
+        assert_eq!(scheduler.state().free, SLOTS);
+        assert!(scheduler.state().running.is_empty() && scheduler.state().waiting.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_visit_ends_with_its_time_or_with_a_deletion() {
+        let scheduler = Arc::<Scheduler>::default();
+        let policy = PolicyRef::new("gw").within("shop");
+        let visit = scheduler.begin(&policy);
+        assert!(visit.reading(std::future::ready(7)).await.is_ok_and(|answer| answer == 7));
+        assert!(matches!(visit.reading(std::future::pending::<()>()).await, Err(Error::Overdue)));
+        assert!(matches!(visit.goes_on(), Err(Error::Overdue)));
+        let visit = scheduler.begin(&policy);
+        scheduler.deletion_seen(&policy);
+        assert!(matches!(visit.reading(std::future::ready(7)).await, Err(Error::Cancelled)));
+        scheduler.end(&policy);
+        assert!(scheduler.state().visits.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_is_due_and_does_not_progress_is_stalled() {
+        let scheduler = Arc::<Scheduler>::default();
+        tokio::time::advance(STALLED * 3).await;
+        assert_eq!(scheduler.stalled(), None, "nothing is due");
+        let stuck = scheduler.due();
+        tokio::time::advance(STALLED * 2 / 3).await;
+        drop(scheduler.due());
+        tokio::time::advance(STALLED * 2 / 3).await;
+        assert_eq!(scheduler.stalled(), None, "another visit has ended");
+        tokio::time::advance(STALLED).await;
+        assert!(scheduler.stalled().is_some());
+        drop(stuck);
+        assert_eq!(scheduler.stalled(), None);
+    }
+
+    #[tokio::test]
+    async fn a_panic_ends_its_own_future_only() {
+        assert!(contained(async { panic!("planted") }).await.is_err());
+        assert!(contained(async { 7 }).await.is_ok_and(|answer| answer == 7));
+    }
+}
