@@ -48,7 +48,7 @@ struct Scene {
 }
 
 fn holding(name: &str, settings: &[(Knob, Value)]) -> UnitResult {
-    let unit = Unit { id: name.into(), name: name.into(), address: format!("http://{name}"), role: None, identities: Vec::new() };
+    let unit = Unit { id: name.into(), name: name.into(), address: format!("http://{name}"), role: None };
     let sites = settings.iter().map(|(knob, value)| {
         (Site { knob: *knob, place: "web".into() }, Stored { value: Some(*value), raw: Some(json!(value.to_string())) })
     });

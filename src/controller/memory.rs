@@ -130,7 +130,8 @@ impl Memory {
     /// follows from several looks is kept.
     pub fn lived(&mut self, node: &NodeState, now: Timestamp) {
         let Some(uptime) = node.uptime else { return };
-        let most = i64::try_from((uptime.at_least + uptime.slack).as_millis()).unwrap_or(i64::MAX);
+        // Both are a node's own word, and may be any number.
+        let most = i64::try_from(uptime.at_least.saturating_add(uptime.slack).as_millis()).unwrap_or(i64::MAX);
         let bound = now.as_millisecond().saturating_sub(most).saturating_sub(1);
         let life =
             self.lives.entry(node.name.clone()).or_insert(Life { uptime: uptime.at_least, seen: now, started_after: bound });
@@ -196,6 +197,16 @@ mod tests {
         assert_eq!(started_after(&[(0, 100)]), -110_001);
         assert_eq!(started_after(&[(0, 100), (5, 100)]), -105_001);
         assert_eq!(started_after(&[(0, 100), (5, 100), (6, 106)]), -105_001);
+    }
+
+    #[test]
+    fn an_uptime_beyond_all_measure_is_an_early_start() {
+        let uptime = Uptime { at_least: Duration::MAX, slack: Duration::MAX };
+        let mut memory = Memory::default();
+        let node = NodeState { uptime: Some(uptime), ..NodeState::new("t1", Ok(BTreeMap::new())) };
+        memory.lived(&node, Timestamp::MIN);
+        memory.lived(&node, Timestamp::MAX);
+        assert!(memory.lives["t1"].started_after < Timestamp::MAX.as_millisecond());
     }
 
     #[test]

@@ -14,7 +14,7 @@ mod planted;
 mod pods;
 mod reconcile;
 mod report;
-mod restart;
+pub mod restart;
 mod restore;
 mod rollout;
 pub mod scheduler;

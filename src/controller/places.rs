@@ -176,7 +176,8 @@ pub fn pod_id(uid: &str, port: u16) -> String {
 }
 
 /// Whether a pod has ended, or is about to.
-fn is_over(pod: &Pod) -> bool {
+#[must_use]
+pub fn is_over(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some()
 }

@@ -2,10 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use k8s_openapi::api::core::v1;
+use k8s_openapi::{
+    api::{core::v1, policy::v1::Eviction},
+    apimachinery::pkg::apis::meta::v1::{DeleteOptions, Preconditions, Status},
+};
 use kube::{
     Api,
-    api::{DeleteParams, EvictParams, Preconditions},
+    api::{ObjectMeta, PostParams},
 };
 
 use super::{Context, Error, Subject, in_time, memory::Memory, places, rollout};
@@ -158,22 +161,32 @@ async fn drain(target: &dyn Target, results: &[UnitResult], node: &str, out: boo
 
 async fn evict(ctx: &Context, subject: &Subject, node: &str, pod: &str, uid: &str) -> Result<(), String> {
     let api = Api::<v1::Pod>::namespaced(ctx.client.clone(), &subject.namespace);
-    // This very pod: another of its name is one that has come back already.
-    let preconditions = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
-    let delete = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
-    let params = EvictParams { delete_options: Some(delete), ..EvictParams::default() };
-    match in_time(api.evict(pod, &params)).await {
+    match in_time(api.create_subresource::<Eviction, Status>("eviction", pod, &PostParams::default(), &eviction(pod, uid))).await
+    {
         Ok(_) => {
             tracing::info!(policy = subject.path, node, pod, "evicted, for its process to use the new limits");
             Ok(())
         }
         Err(Error::Kube(kube::Error::Api(status))) => match status.code {
+            // It is gone, or another pod has its name: what was to be restarted has ended already.
             404 | 409 => Ok(()),
             429 => Err(format!("a PodDisruptionBudget does not let pod {pod} go yet")),
             403 => Err("the operator may not evict pods; grant create on pods/eviction".into()),
             code => Err(format!("the API server did not evict pod {pod} ({code})")),
         },
         Err(_) => Err(format!("the API server did not answer to the eviction of pod {pod}")),
+    }
+}
+
+/// The eviction of this very pod: another of its name is one that has come back already. kube's own `Api::evict` sends the precondition in a
+/// field that the API server does not know (`delete_options`), and so evicts whatever has the name.
+pub fn eviction(pod: &str, uid: &str) -> Eviction {
+    Eviction {
+        metadata: ObjectMeta { name: Some(pod.to_owned()), ..ObjectMeta::default() },
+        delete_options: Some(DeleteOptions {
+            preconditions: Some(Preconditions { uid: Some(uid.to_owned()), resource_version: None }),
+            ..DeleteOptions::default()
+        }),
     }
 }
 

@@ -106,7 +106,9 @@ pub async fn look(
 
 async fn workload(ctx: &Context, subject: &Subject, config_map: &ConfigMap) -> Result<Option<Workload>, Error> {
     let pods = ctx.pods.list(&subject.namespace, &config_map.selector).await?;
-    let Some((kind_name, name)) = pods.iter().find_map(|pod| places::workload(pod)) else { return Ok(None) };
+    let Some((kind_name, name)) = pods.iter().filter(|pod| !places::is_over(pod)).find_map(|pod| places::workload(pod)) else {
+        return Ok(None);
+    };
     let Some(kind) = kind(&kind_name) else { return Ok(None) };
     let object = in_time(kind.api(ctx, subject).get_opt(&name)).await?;
     Ok(object.map(|object| Workload {

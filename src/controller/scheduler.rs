@@ -276,7 +276,7 @@ mod tests {
         assert_eq!(held[0].len(), 15, "one alone gets a part");
         assert!(held.iter().all(|slots| !slots.is_empty()));
         assert!(now(&scheduler, "innocent").await.is_some());
-        assert_eq!(scheduler.state().free, 17);
+        assert_eq!(scheduler.state().free, 18);
     }
 
     #[tokio::test(start_paused = true)]

@@ -24,7 +24,12 @@ const FORGIVEN: i64 = 24 * 3600;
 /// is already known (a correction under way) or is not corrected at all.
 pub fn step(ledger: &mut BTreeMap<Knob, [i64; 3]>, drifted: &BTreeSet<Knob>, count: bool, now: Timestamp) -> BTreeSet<Knob> {
     let now = now.as_second();
-    ledger.retain(|_, [_, since, until]| now - (*since).max(*until) < FORGIVEN);
+    // What the status says may be forged: no time-out is longer than the longest there is.
+    for [_, since, until] in ledger.values_mut() {
+        *until = (*until).min(now.saturating_add(LONGEST_TIME_OUT));
+        *since = (*since).min(now.saturating_add(LONGEST_TIME_OUT));
+    }
+    ledger.retain(|_, [_, since, until]| now.saturating_sub((*since).max(*until)) < FORGIVEN);
     if count {
         for knob in drifted {
             let [state, since, until] = ledger.entry(*knob).or_insert([0, now, 0]);
@@ -32,17 +37,17 @@ pub fn step(ledger: &mut BTreeMap<Knob, [i64; 3]>, drifted: &BTreeSet<Knob>, cou
                 continue;
             }
             let (outs, times) = (*state / 10, *state % 10);
-            let times = if now - *since < WINDOW { times + 1 } else { 1 };
+            let times = if now.saturating_sub(*since) < WINDOW { times.saturating_add(1) } else { 1 };
             if times == 1 {
                 *since = now;
             }
             if times >= 2 {
                 let out = (FIRST_TIME_OUT << outs.clamp(0, 16)).min(LONGEST_TIME_OUT);
-                *state = (outs + 1) * 10;
+                *state = outs.saturating_add(1).saturating_mul(10);
                 *until = now + out;
                 *since = *until;
             } else {
-                *state = outs * 10 + times;
+                *state = outs.saturating_mul(10).saturating_add(times);
             }
         }
     }
@@ -149,6 +154,17 @@ mod tests {
         let now = Timestamp::from_second(1_000_000).expect("a time");
         step(&mut ledger, &Knob::ALL.into(), true, now);
         assert_eq!(ledger.len(), MOST_FIELDS);
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn whatever_the_status_says_a_field_is_left_alone_for_a_day_at_most(ledger in proptest::array::uniform3(proptest::num::i64::ANY)) {
+            let now = Timestamp::from_second(1_000_000).expect("a time");
+            let mut ledger = BTreeMap::from([(KNOB, ledger)]);
+            step(&mut ledger, &BTreeSet::from([KNOB]), true, now);
+            let until = ledger.get(&KNOB).map_or(0, |[_, _, until]| *until);
+            proptest::prop_assert!(until <= 1_000_000 + LONGEST_TIME_OUT, "{until}");
+        }
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl Log {
     /// The revision after the newest.
     #[must_use]
     pub fn next(&self) -> i64 {
-        self.records.keys().next_back().map_or(1, |newest| newest + 1)
+        self.records.keys().next_back().map_or(1, |newest| newest.saturating_add(1))
     }
 }
 

@@ -118,7 +118,7 @@ impl Outcome {
     /// Nothing has come of it yet; the budget is of the last 24 hours.
     pub(super) fn new(control: &RestartControl, now: i64) -> Self {
         let mut control = control.clone();
-        control.begun.retain(|begun| now - begun < DAY);
+        control.begun.retain(|begun| now.saturating_sub(*begun) < DAY);
         Self { control, ..Self::default() }
     }
 
@@ -149,7 +149,7 @@ pub fn step(input: &Input<'_>) -> Outcome {
 /// Whether what was begun may still take a while.
 pub(super) fn in_time(spec: &Restart, current: &Restarting, now: i64) -> bool {
     let timeout = spec.timeout.get().map_or(600, |timeout| i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX));
-    now - current.since <= timeout
+    now.saturating_sub(current.since) <= timeout
 }
 
 /// Takes the next step with a node that is being restarted; false when there is nothing left to do.

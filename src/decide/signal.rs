@@ -200,7 +200,7 @@ pub fn read<'a>(
                 #[allow(clippy::cast_possible_truncation)] // Seconds since 1970, and less.
                 let age = match (measure.started, measure.uptime) {
                     (Some(started), _) => Some(now - (started * 1000.0) as i64),
-                    (None, Some(uptime)) => Some((uptime * 1000.0) as i64 + now - taken),
+                    (None, Some(uptime)) => Some(((uptime * 1000.0) as i64).saturating_add(now - taken)),
                     (None, None) => None,
                 };
                 youngest = [youngest, age.map(|age| age.max(0))].into_iter().flatten().min();

@@ -396,18 +396,21 @@ pub fn rounded_slope(value: f64) -> f64 {
     of_millionths(millionths(value))
 }
 
+/// No time, and nothing in thousandths, is beyond this (2^53). What is written down may be forged, and is reckoned with.
+const MAX_NUMBER: i64 = 1 << 53;
+
 fn number(text: &str) -> Option<i64> {
-    i64::from_str_radix(text, 36).ok()
+    i64::from_str_radix(text, 36).ok().map(|number| number.clamp(-MAX_NUMBER, MAX_NUMBER))
 }
 
 fn changes(text: &str) -> Vec<(i64, Way)> {
     let mut all = Vec::new();
-    let mut time = 0;
+    let mut time = 0i64;
     let mut rest = text;
     while let Some(next) = rest.find(['T', 'R']) {
         let way = if rest[next..].starts_with('T') { Way::Tighten } else { Way::Relax };
         let Some(delta) = number(&rest[..next]) else { return Vec::new() };
-        time += delta * 1000;
+        time = time.saturating_add(delta.saturating_mul(1000)).clamp(-MAX_NUMBER, MAX_NUMBER);
         all.push((time, way));
         rest = &rest[next + 1..];
     }

@@ -702,3 +702,41 @@ fn times_are_said_as_people_say_them() {
         assert_eq!(spoken(seconds * 1000 + 999), words);
     }
 }
+
+proptest::proptest! {
+    #[test]
+    fn whatever_the_status_says_of_the_loop_it_decides_and_goes_on_from_what_it_wrote(
+        numbers in proptest::collection::vec(proptest::num::i64::ANY, 12),
+        keys in "[uepcdxvbkwflg]{1,13}",
+        pressure in 0.0f64..1e300,
+        age in proptest::option::of(proptest::num::i64::ANY),
+    ) {
+        let word = |key: char| if key == 'x' {
+            format!("x{}T{}R", radix(numbers[0]), radix(numbers[1]))
+        } else {
+            format!("{key}{}", numbers.iter().map(|n| radix(*n)).collect::<Vec<_>>().join(","))
+        };
+        let text = keys.chars().map(word).collect::<Vec<_>>().join(" ");
+        let mut course = Course::new();
+        course.state = State::decode(&text);
+        course.reading.youngest = age;
+        for _ in 0..3 {
+            let outcome = course.look(pressure);
+            let written = outcome.state.encode();
+            proptest::prop_assert!(outcome.state.openness <= 100);
+            course.state = State::decode(&written);
+            course.now += TICK;
+        }
+    }
+}
+
+fn radix(number: i64) -> String {
+    let mut rest = number.unsigned_abs();
+    let mut digits = Vec::new();
+    while rest > 0 || digits.is_empty() {
+        digits.push(char::from_digit(u32::try_from(rest % 36).expect("a digit"), 36).expect("a digit"));
+        rest /= 36;
+    }
+    let sign = if number < 0 { "-" } else { "" };
+    digits.iter().rev().fold(sign.to_owned(), |text, digit| text + &digit.to_string())
+}

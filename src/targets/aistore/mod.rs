@@ -10,6 +10,7 @@ use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use http::Method;
 use jiff::Timestamp;
 use serde_json::{Map, Value as Json, json};
+use tokio::time::Instant;
 
 use super::{Credentials, Place, Target};
 use crate::{
@@ -22,8 +23,16 @@ use crate::{
 /// What is true of every AIStore cluster.
 pub const TRAITS: Traits = Traits { capability, cap, companions, most_pooled, ..Traits::PLAIN };
 
+/// Where the cluster map is.
+const MAP: &str = "/v1/cluster?what=smap";
 /// How long a read may take; a hung node does not answer at all.
 const READ: Duration = Duration::from_secs(3);
+/// How long all nodes of a cluster together may take to answer. Nodes that were not asked by then are asked in the next pass.
+const READS: Duration = Duration::from_secs(15);
+/// Most bytes of an answer. A cluster map takes 550 bytes for each member (recorded), so that of [`wire::MAX_MEMBERS`] needs more.
+const MAX_ANSWER: usize = 256 * 1024;
+/// Most bytes of a cluster map.
+const MAX_MAP: usize = 2 * 1024 * 1024;
 /// How long a write goes on in the background: with a hung node the cluster takes 33 s to answer.
 const WRITE: Duration = Duration::from_secs(45);
 /// How long a write is waited for before the nodes are asked what they store.
@@ -131,7 +140,8 @@ impl AIStore {
     }
 
     fn request(&self, address: &str, path: &str, node: Option<&str>) -> Request {
-        let mut request = Request::get(address, path, READ);
+        let most = if path == MAP { MAX_MAP } else { MAX_ANSWER };
+        let mut request = Request { most, ..Request::get(address, path, READ) };
         if let Some(token) = &self.credentials.token {
             request.headers.push(("authorization", format!("Bearer {token}")));
         }
@@ -162,6 +172,28 @@ impl AIStore {
         Ok((value, response))
     }
 
+    /// The cluster map, of a cluster that is believed to be as large as it says.
+    async fn map(&self, address: &str) -> Result<wire::ClusterMap, Fault> {
+        let (map, _) = self.json::<wire::ClusterMap>(address, MAP, None).await?;
+        if map.exceeds() {
+            let message = format!(
+                "{address} names more than {} cluster members, or one with an id that is too long; such a cluster is not governed",
+                wire::MAX_MEMBERS
+            );
+            return Err(Fault::new(Cause::Unreachable, message));
+        }
+        Ok(map)
+    }
+
+    /// What one node stores, unless it is too late to ask.
+    async fn node_until(&self, address: &str, id: &str, until: Instant) -> (NodeState, Option<Timestamp>) {
+        let late = || {
+            let message = format!("{id} was not asked: the cluster's other nodes took more than {READS:?}");
+            (NodeState::new(id, Err(Fault::new(Cause::NotReady, message))), None)
+        };
+        if Instant::now() >= until { late() } else { self.node(address, id).await }
+    }
+
     /// What one node stores, by its own word, and how long it has run. The address is the proxy's: a node's own, which the
     /// cluster map contains, is not trusted with a token.
     async fn node(&self, address: &str, id: &str) -> (NodeState, Option<Timestamp>) {
@@ -174,7 +206,7 @@ impl AIStore {
             }
         };
         let http = config.net.http;
-        let stored = PLACES.iter().filter_map(|(knob, key)| http.get(*key).map(|raw| (*knob, wire::value(*knob, raw)))).collect();
+        let stored = PLACES.iter().filter_map(|(knob, key)| http.get(key).map(|raw| (*knob, wire::value(*knob, &raw)))).collect();
         // Without its status a node still counts as programmed; only its restart is then not known.
         let status = self.json::<wire::NodeStatus>(address, "/v1/reverse/daemon?what=node_status", Some(id)).await;
         let status = status.ok().map(|(status, _)| status);
@@ -194,7 +226,7 @@ impl Target for AIStore {
             let Some(place) = self.places.first() else { return Err(Fault::new(Cause::NotFound, "no proxy is known")) };
             // Only this question tells that the cluster has a primary that is ready for a change.
             self.get(&place.address, "/v1/health?prr=true", None).await?;
-            let (map, _) = self.json::<wire::ClusterMap>(&place.address, "/v1/cluster?what=smap", None).await?;
+            let map = self.map(&place.address).await?;
             Ok(vec![Unit {
                 id: format!("aistore/{}", map.uuid),
                 name: place.name.clone(),
@@ -208,13 +240,15 @@ impl Target for AIStore {
     fn read<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<UnitState, Fault>> {
         async move {
             let address = &unit.address;
-            let (map, _) = self.json::<wire::ClusterMap>(address, "/v1/cluster?what=smap", None).await?;
+            let map = self.map(address).await?;
             let (config, _) = self.json::<wire::Config>(address, "/v1/cluster?what=cluster_config", None).await?;
             let primary = map.proxy_si.daemon_id;
-            let targets = map.tmap.len();
-            let members: Vec<_> = map.tmap.into_iter().chain(map.pmap).collect();
-            let questions: Vec<_> = members.iter().map(|(id, _)| self.node(address, id).boxed()).collect();
-            let mut nodes: Vec<_> = stream::iter(questions).buffered(AT_ONCE).collect().await;
+            let targets = map.tmap.by_id.len();
+            let members: Vec<_> = map.tmap.by_id.into_iter().chain(map.pmap.by_id).collect();
+            let until = Instant::now() + READS;
+            let ids: Vec<String> = members.iter().map(|(id, _)| id.clone()).collect();
+            let questions = stream::iter(ids).map(|id| async move { self.node_until(address, &id, until).await });
+            let mut nodes: Vec<_> = questions.buffered(AT_ONCE).collect().await;
             for (n, ((node, _), (id, member))) in nodes.iter_mut().zip(members).enumerate() {
                 // In maintenance the proxy answers for the node, and does not know its pod.
                 let process = node.process.get_or_insert_default();
@@ -227,8 +261,8 @@ impl Target for AIStore {
                 node.metrics = Some(member.public_net.direct_url);
             }
             let sites = PLACES.iter().filter_map(|(knob, key)| {
-                let raw = config.net.http.get(*key)?;
-                let stored = crate::decide::Stored { value: wire::value(*knob, raw), raw: Some(raw.clone()) };
+                let raw = config.net.http.get(key)?;
+                let stored = crate::decide::Stored { value: wire::value(*knob, &raw), raw: Some(raw) };
                 Some((Site { knob: *knob, place: format!("net.http.{key}") }, stored))
             });
             Ok(UnitState {

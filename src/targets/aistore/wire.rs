@@ -6,8 +6,11 @@ use jiff::{
     Timestamp,
     fmt::{rfc2822, strtime},
 };
-use serde::Deserialize;
-use serde_json::{Map, Value as Json};
+use serde::{
+    Deserialize, Deserializer,
+    de::{IgnoredAny, MapAccess, Visitor},
+};
+use serde_json::{Value as Json, value::RawValue};
 
 use crate::{
     api::{Knob, Value},
@@ -18,18 +21,76 @@ use crate::{
 /// Most characters of the server's own message that are repeated.
 const MESSAGE_LENGTH: usize = 200;
 
+/// Most members of a cluster map. A cluster is only believed to be larger by its own word, and each member costs two requests.
+pub const MAX_MEMBERS: usize = 2000;
+/// Most bytes of a node's id, as of a pod's name.
+const MAX_ID: usize = 253;
+/// Most bytes of a field's value: a duration or a number.
+const MAX_VALUE: usize = 256;
+/// The longest interval at which a server may refresh its figures (AIStore's own maximum of `periodic.stats_time`).
+const MAX_STATS_TIME: Duration = Duration::from_secs(60);
+
 /// `what=smap`.
 #[derive(Deserialize)]
 pub struct ClusterMap {
     /// The cluster's identity.
     pub uuid: String,
-    /// Proxies by id.
-    pub pmap: BTreeMap<String, Member>,
-    /// Targets by id.
-    pub tmap: BTreeMap<String, Member>,
+    /// Proxies.
+    pub pmap: Members,
+    /// Targets.
+    pub tmap: Members,
     /// The primary proxy.
     #[serde(default)]
     pub proxy_si: Member,
+}
+
+impl ClusterMap {
+    /// Whether it names more members than are believed, or an id that none can have.
+    pub fn exceeds(&self) -> bool {
+        let members = self.pmap.by_id.len() + self.tmap.by_id.len();
+        self.pmap.exceeds || self.tmap.exceeds || members > MAX_MEMBERS || self.uuid.len() > MAX_ID
+    }
+}
+
+/// Some members of a cluster map. No more than [`MAX_MEMBERS`] are kept, however many there are.
+#[derive(Default)]
+pub struct Members {
+    /// By id.
+    pub by_id: BTreeMap<String, Member>,
+    exceeds: bool,
+}
+
+impl<'de> Deserialize<'de> for Members {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Reading;
+
+        impl<'de> Visitor<'de> for Reading {
+            type Value = Members;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("members by id")
+            }
+
+            fn visit_unit<E>(self) -> Result<Members, E> {
+                Ok(Members::default())
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut members = Members::default();
+                while let Some(id) = map.next_key::<String>()? {
+                    if members.by_id.len() >= MAX_MEMBERS || id.len() > MAX_ID {
+                        members.exceeds = true;
+                        map.next_value::<IgnoredAny>()?;
+                    } else {
+                        members.by_id.insert(id, map.next_value()?);
+                    }
+                }
+                Ok(members)
+            }
+        }
+
+        deserializer.deserialize_any(Reading)
+    }
 }
 
 /// A node in the cluster map.
@@ -90,7 +151,32 @@ pub struct Config {
 /// `net`.
 #[derive(Deserialize)]
 pub struct Net {
-    pub http: Map<String, Json>,
+    pub http: Http,
+}
+
+/// `net.http`, as far as it holds limits.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+pub struct Http {
+    idle_conn_time: Option<Box<RawValue>>,
+    idle_conns: Option<Box<RawValue>>,
+    idle_conns_per_host: Option<Box<RawValue>>,
+    backend_idle_conn_time: Option<Box<RawValue>>,
+}
+
+impl Http {
+    /// The value of a field; `None` where it is absent, or longer than any duration or number.
+    pub fn get(&self, key: &str) -> Option<Json> {
+        let raw = match key {
+            "idle_conn_time" => &self.idle_conn_time,
+            "idle_conns" => &self.idle_conns,
+            "idle_conns_per_host" => &self.idle_conns_per_host,
+            "backend_idle_conn_time" => &self.backend_idle_conn_time,
+            _ => return None,
+        };
+        let raw = raw.as_ref().filter(|raw| raw.get().len() <= MAX_VALUE)?;
+        serde_json::from_str(raw.get()).ok()
+    }
 }
 
 /// `periodic`.
@@ -101,9 +187,11 @@ pub struct Periodic {
 }
 
 impl Periodic {
-    /// How old the figures of a node's status may be: the server's default is 10 s and its maximum a minute.
+    /// How old the figures of a node's status may be: the server's default is 10 s and its maximum a minute, which is also what is assumed
+    /// where a node says more, or nothing.
     pub fn slack(&self) -> Duration {
-        go_duration::parse(&self.stats_time).filter(|d| !d.is_zero()).unwrap_or(Duration::from_secs(60))
+        let said = go_duration::parse(&self.stats_time).filter(|said| !said.is_zero());
+        said.unwrap_or(MAX_STATS_TIME).min(MAX_STATS_TIME)
     }
 }
 
@@ -111,10 +199,17 @@ impl Periodic {
 #[derive(Deserialize)]
 pub struct NodeStatus {
     /// Null for a node in maintenance, for which the proxy answers.
-    tracker: Option<Map<String, Json>>,
+    tracker: Option<Tracker>,
     /// Empty outside of Kubernetes, and in maintenance.
     #[serde(default)]
     k8s_pod_name: String,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Tracker {
+    #[serde(rename = "up.ns.time")]
+    uptime: Option<Box<RawValue>>,
 }
 
 impl NodeStatus {
@@ -128,7 +223,8 @@ impl NodeStatus {
 
     /// How long the process had run when it last said so.
     pub fn uptime(&self) -> Option<Duration> {
-        self.tracker.as_ref()?.get("up.ns.time")?.as_u64().map(Duration::from_nanos)
+        let nanos: u64 = self.tracker.as_ref()?.uptime.as_ref()?.get().parse().ok()?;
+        Some(Duration::from_nanos(nanos))
     }
 }
 
