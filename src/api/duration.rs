@@ -45,10 +45,19 @@ impl FromStr for GoDuration {
 }
 
 impl From<Duration> for GoDuration {
-    /// The canonical spelling, largest unit first: 90 s is `1m30s`. Below a millisecond it rounds down.
+    /// The canonical spelling, largest unit first: 90 s is `1m30s`. Below a millisecond it has Go's `us` and `ns`, which no user can write
+    /// and a node can hold.
     fn from(duration: Duration) -> Self {
-        let ms = duration.as_millis();
-        let parts = [(ms / 3_600_000, "h"), (ms / 60_000 % 60, "m"), (ms / 1_000 % 60, "s"), (ms % 1_000, "ms")];
+        let ns = duration.as_nanos();
+        let ms = ns / 1_000_000;
+        let parts = [
+            (ms / 3_600_000, "h"),
+            (ms / 60_000 % 60, "m"),
+            (ms / 1_000 % 60, "s"),
+            (ms % 1_000, "ms"),
+            (ns / 1_000 % 1_000, "us"),
+            (ns % 1_000, "ns"),
+        ];
         let text: String = parts.iter().filter(|(n, _)| *n > 0).map(|(n, unit)| n.to_string() + unit).collect();
         Self(if text.is_empty() { "0s".into() } else { text })
     }
@@ -128,6 +137,7 @@ mod tests {
         ] {
             assert_eq!(GoDuration::from(Duration::from_millis(ms)).to_string(), text);
         }
+        assert_eq!(GoDuration::from(Duration::from_nanos(1_250_030)).to_string(), "1ms250us30ns");
     }
 
     proptest::proptest! {

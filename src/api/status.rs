@@ -4,13 +4,18 @@ use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::KubeSchema;
-use schemars::JsonSchema;
+use schemars::{
+    JsonSchema, Schema, SchemaGenerator,
+    transform::{RecursiveTransform, Transform as _},
+};
 use serde::{Deserialize, Serialize};
 
 use super::{Knob, Limits};
 
 /// Most names that a list of nodes in the status holds.
 pub const MOST_NODES_NAMED: usize = 5;
+/// Most bytes of a name that the status repeats, as of a pod's.
+pub const NAME_LENGTH: usize = 253;
 /// Most characters of a condition's message.
 pub const MESSAGE_LENGTH: usize = 120;
 
@@ -72,16 +77,39 @@ pub struct IdleConnectionPolicyStatus {
 pub struct StatusLimits {
     /// What limits and preset ask for, capped at what the target can take.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "reported")]
     pub declared: Option<Limits>,
     /// What is declared at the present openness; only where that is something else.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "reported")]
     pub desired: Option<Limits>,
     /// What all reachable nodes store; a field on which they differ is absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "reported")]
     pub programmed: Option<Limits>,
     /// What all reachable processes use, as far as it is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "reported")]
     pub in_effect: Option<Limits>,
+}
+
+/// Limits as they are reported: the same fields as in the spec, without its ranges. Nodes hold whatever they were given, and the status
+/// has to be able to say so.
+fn reported(generator: &mut SchemaGenerator) -> Schema {
+    let mut schema = <Option<Limits>>::json_schema(generator);
+    let mut widen = RecursiveTransform(|schema: &mut Schema| {
+        for bound in ["minimum", "maximum", "pattern", "x-kubernetes-validations"] {
+            schema.remove(bound);
+        }
+        match schema.get("format").and_then(|format| format.as_str()) {
+            Some("int32") => drop(schema.insert("format".into(), "int64".into())),
+            // The API server refuses one that Go cannot hold.
+            Some("duration") => drop(schema.remove("format")),
+            _ => {}
+        }
+    });
+    widen.transform(&mut schema);
+    schema
 }
 
 /// How many nodes hold the declared limits.
@@ -157,6 +185,7 @@ pub struct Recommendation {
     pub openness_percent: u32,
     /// The limits at that openness.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "reported")]
     pub limits: Option<Limits>,
     /// Why.
     pub reason: String,

@@ -14,11 +14,14 @@ use super::{Context, Error, PolicyRef, Subject, in_time};
 use crate::{
     api::{IdleConnectionPolicy, IdleConnectionPolicyStatus, MANAGER, StoredPolicy},
     clock,
-    decide::conditions::{Notice, shortened},
+    decide::{
+        conditions::{Notice, shortened_to_bytes},
+        hash::fnv1a,
+    },
     metrics::Step,
 };
 
-/// Most characters of an Event's note; the API server takes 1 kB.
+/// Most bytes of an Event's note; the API server takes 1,024.
 const NOTE_LENGTH: usize = 900;
 
 /// What is told of a decision. It is the same news as long as no decision has been written down since: a process that died between the
@@ -63,7 +66,7 @@ pub async fn report(
         }
         Err(Error::Kube(kube::Error::Api(refusal))) if refusal.code == 422 => {
             ctx.metrics.status_refused();
-            Err(Error::StatusRefused(shortened(&refusal.message, NOTE_LENGTH)))
+            Err(Error::StatusRefused(shortened_to_bytes(&refusal.message, NOTE_LENGTH)))
         }
         Err(error) => Err(error),
     }
@@ -110,11 +113,11 @@ pub async fn event(ctx: &Context, subject: &Subject, notice: &Notice, seed: &str
         metadata: ObjectMeta { name: Some(name), namespace: Some(subject.namespace.clone()), ..ObjectMeta::default() },
         event_time: Some(MicroTime(clock::now())),
         reporting_controller: Some(MANAGER.into()),
-        reporting_instance: Some(shortened(&ctx.settings.instance, 128)),
+        reporting_instance: Some(shortened_to_bytes(&ctx.settings.instance, 128)),
         action: Some("Reconcile".into()),
         reason: Some(notice.reason.into()),
         type_: Some(if notice.warning { "Warning" } else { "Normal" }.into()),
-        note: Some(shortened(&notice.note, NOTE_LENGTH)),
+        note: Some(shortened_to_bytes(&notice.note, NOTE_LENGTH)),
         regarding: Some(ObjectReference {
             api_version: Some(IdleConnectionPolicy::api_version(&()).into_owned()),
             kind: Some(IdleConnectionPolicy::kind(&()).into_owned()),
@@ -136,9 +139,4 @@ pub async fn event(ctx: &Context, subject: &Subject, notice: &Notice, seed: &str
         Err(Error::Kube(kube::Error::Api(status))) if status.is_already_exists() || status.is_forbidden() => Ok(()),
         Err(error) => Err(error),
     }
-}
-
-/// FNV-1a, 64 bits: the same in every build, which the standard library's hashes do not promise.
-fn fnv1a(text: &str) -> u64 {
-    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::api::{
     IdleConnectionPolicyStatus, Knob, Limits, Settings, Value,
-    status::{MESSAGE_LENGTH, MOST_NODES_NAMED, NodeCause, Nodes, ObjectName, PendingRestart, StatusLimits},
+    status::{MESSAGE_LENGTH, MOST_NODES_NAMED, NAME_LENGTH, NodeCause, Nodes, ObjectName, PendingRestart, StatusLimits},
 };
 
 /// How long a changed file may take to a pod: the kubelet looks each minute, and its cache may be as old again.
@@ -166,7 +166,7 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
         unsupported: seen.declared.unsupported.union(&tally.placeless).map(ToString::to_string).collect(),
         pending_restart: (!tally.pending.is_empty()).then(|| PendingRestart {
             count: count(tally.pending.len()),
-            nodes: tally.pending.iter().take(MOST_NODES_NAMED).cloned().collect(),
+            nodes: tally.pending.iter().take(MOST_NODES_NAMED).map(|name| shortened_to_bytes(name, NAME_LENGTH)).collect(),
         }),
         original_ref: seen.original.clone().map(|name| ObjectName { name }),
         control: None,
@@ -289,6 +289,7 @@ fn tally(seen: &Seen<'_>) -> Tally {
         .into_iter()
         .take(MOST_NODES_NAMED)
         .map(|(_, mut node)| {
+            node.name = shortened_to_bytes(&node.name, NAME_LENGTH);
             node.cause = shortened(&node.cause, 240);
             node
         })
@@ -627,6 +628,17 @@ pub fn shortened(text: &str, most: usize) -> String {
         return text.to_owned();
     }
     text.chars().take(most - 1).chain(['…']).collect()
+}
+
+/// The same by bytes, as the API server counts them.
+#[must_use]
+pub fn shortened_to_bytes(text: &str, most: usize) -> String {
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    let mark = '…';
+    let end = text.floor_char_boundary(most.saturating_sub(mark.len_utf8()));
+    text[..end].chars().chain([mark]).collect()
 }
 
 fn count(n: usize) -> u32 {

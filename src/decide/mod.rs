@@ -10,6 +10,7 @@ pub mod conditions;
 pub mod contention;
 pub mod declare;
 pub mod efficacy;
+pub mod hash;
 pub mod lease;
 pub mod loop_conditions;
 pub mod observed;
