@@ -4,10 +4,12 @@ use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     Json,
-    body::Bytes,
-    extract::{Path, Query, State, rejection::BytesRejection},
+    body::Body,
+    extract::{Path, Query, State},
     http::HeaderMap,
 };
+use bytes::Bytes;
+use http_body_util::{BodyExt as _, LengthLimitError, Limited};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -18,6 +20,10 @@ use super::{
 };
 use crate::pool::{Closed, Protocol, Statistics};
 
+/// How long the body of a request may take to arrive.
+const BODY_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most bytes of a body.
+const MAX_BODY: usize = 4096;
 /// Below this reuse rate (percent) something is amiss; above the other all is well.
 const LEAST_REUSE: f64 = 70.0;
 const GOOD_REUSE: f64 = 90.0;
@@ -460,11 +466,11 @@ pub async fn post_destroy(
     State(api): State<Arc<Api>>,
     Path(provider): Path<String>,
     headers: HeaderMap,
-    body: Result<Bytes, BytesRejection>,
+    body: Body,
 ) -> Result<Json<Answer<Destroyed>>, Error> {
     let caller = api.gate.caller(&headers).await?;
     api.gate.check(caller.as_ref(), Deed::Destroy, namespace(&provider)).await?;
-    let body = body.map_err(|_| Error::TooLarge)?;
+    let body = read_body(body).await?;
     let Destroy { protocol } = if body.is_empty() {
         Destroy::default()
     } else {
@@ -475,6 +481,16 @@ pub async fn post_destroy(
     let by = caller.as_ref().map_or("anybody: this is a demonstration", |caller| caller.name());
     tracing::info!(provider, by, closed, closing, "connections destroyed");
     Ok(Answer::of(Destroyed { provider, closed, closing }))
+}
+
+/// The body of a request whose caller is known.
+async fn read_body(body: Body) -> Result<Bytes, Error> {
+    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await {
+        Err(_) => Err(Error::Invalid(format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs()))),
+        Ok(Ok(body)) => Ok(body.to_bytes()),
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Error::TooLarge),
+        Ok(Err(_)) => Err(Error::Invalid("the body broke off".to_owned())),
+    }
 }
 
 fn unknown(provider: &str) -> Error {

@@ -17,7 +17,7 @@ pub async fn health(listener: TcpListener, context: Arc<Context>) -> std::io::Re
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .with_state(context);
-    axum::serve(listener, router).await
+    super::listen::listen(listener, router).await
 }
 
 async fn metrics(State(context): State<Arc<Context>>) -> Result<([(&'static str, &'static str); 1], String), StatusCode> {

@@ -1,6 +1,11 @@
 //! Takes connections in, so many at once, each with a time for its request to come.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use axum::Router;
 use hyper_util::{
@@ -18,6 +23,10 @@ use super::answer::{Error, RETRY_AFTER};
 
 /// Connections that are served at once.
 const MOST: usize = 256;
+/// And of them from one address, so that one peer cannot take them all.
+const MOST_OF_ONE: usize = MOST / 2;
+/// Bytes that are kept of a request's head. 256 connections of both ports take 8 MiB at most.
+const HEAD_BYTES: usize = 16 * 1024;
 /// Connections beyond those that are told so at once; whoever comes on top of them is not.
 const MOST_REFUSED: usize = 1024;
 /// How long a request's head may take to come, and how long a connection is kept for the next one.
@@ -29,15 +38,52 @@ const REFUSED: Duration = Duration::from_secs(1);
 /// What to wait after accepting has failed: there are too many files open.
 const BREATH: Duration = Duration::from_millis(100);
 
+/// Connections of each address.
+#[derive(Clone, Default)]
+struct Peers(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+impl Peers {
+    /// One more of this address, unless it has its part already.
+    fn admit(&self, address: IpAddr) -> Option<Peer> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = open.entry(address).or_insert(0);
+        if *count >= MOST_OF_ONE {
+            return None;
+        }
+        *count += 1;
+        Some(Peer { peers: self.clone(), address })
+    }
+}
+
+/// A connection that is counted.
+struct Peer {
+    peers: Peers,
+    address: IpAddr,
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        let mut open = self.peers.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = open.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                open.remove(&self.address);
+            }
+        }
+    }
+}
+
 /// Serves until the process ends.
 pub async fn listen(listener: TcpListener, router: Router) -> std::io::Result<()> {
     let (served, refused) = (Arc::new(Semaphore::new(MOST)), Arc::new(Semaphore::new(MOST_REFUSED)));
+    let peers = Peers::default();
     loop {
-        let Ok((tcp, _)) = listener.accept().await else {
+        let Ok((tcp, from)) = listener.accept().await else {
             tokio::time::sleep(BREATH).await;
             continue;
         };
-        if let Ok(turn) = served.clone().try_acquire_owned() {
+        let turn = peers.admit(from.ip()).and_then(|peer| Some((served.clone().try_acquire_owned().ok()?, peer)));
+        if let Some(turn) = turn {
             let router = router.clone();
             tokio::spawn(async move {
                 // How it ended is the other side's affair.
@@ -59,6 +105,7 @@ async fn serve(tcp: TcpStream, router: Router) -> Result<(), Box<dyn std::error:
     SockRef::from(&tcp).set_tcp_user_timeout(Some(STALLED))?;
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
+        .max_buf_size(HEAD_BYTES)
         .header_read_timeout(HEAD)
         .serve_connection(TokioIo::new(tcp), TowerToHyperService::new(router))
         .await?;

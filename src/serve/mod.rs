@@ -13,7 +13,10 @@ mod page;
 pub mod policies;
 mod stream;
 
-use std::{sync::Arc, time::Instant};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use answer::Error;
 use axum::{
@@ -31,6 +34,9 @@ pub use openapi::document;
 use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::controller::Context;
+
+/// How long a request may take until its answer begins.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What the routes work with.
 pub struct Api {
@@ -63,9 +69,18 @@ pub fn router(context: Arc<Context>, client: Option<Client>) -> Router {
     });
     openapi::router()
         .merge(page::router())
+        .layer(middleware::from_fn(in_time))
         .layer(middleware::map_response(shaped))
         .layer(middleware::from_fn_with_state(api.clone(), own))
         .with_state(api)
+}
+
+/// Answers every request in time. A stream has begun by then, and goes on.
+async fn in_time(request: Request, next: Next) -> Response {
+    match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
+        Ok(response) => response,
+        Err(_) => Error::Unavailable("the request took too long").into_response(),
+    }
 }
 
 /// Where nobody is asked for a token, a page of another origin must not speak in its reader's name: neither by a form, nor under a host

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use axum::{
     Json, Router,
-    extract::{DefaultBodyLimit, State},
+    extract::State,
     routing::{MethodRouter, get, post},
 };
 use schemars::{JsonSchema, SchemaGenerator, generate::SchemaSettings};
@@ -15,9 +15,6 @@ use super::{
     answer::{Answer, Error, Refusal},
     connections, policies, stream,
 };
-
-/// Bytes of a body that are read.
-const MOST_BODY: usize = 4096;
 
 /// One of the routes.
 struct Route {
@@ -122,7 +119,6 @@ pub fn router() -> Router<Arc<Api>> {
         router = router.route(route.path, route.handler);
     }
     router
-        .layer(DefaultBodyLimit::max(MOST_BODY))
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)
         .fallback(async || Error::NotFound("there is nothing at this path; /api/openapi.json says what there is".to_owned()))
 }
