@@ -23,7 +23,8 @@ pub const PROVIDER: &str = "kubernetes";
 const SETTINGS: Settings = Settings {
     // Each watch keeps one for itself, and there may be one for each policy: a request that waits for a watch's would wait for ever.
     max_sockets: 4096,
-    max_free_sockets: 16,
+    // Passes run side by side, each with a request at a time: what they leave idle is used by the next.
+    max_free_sockets: 64,
     timeout: Duration::from_secs(60),
     keep_alive: true,
     keep_alive_delay: Duration::from_secs(30),

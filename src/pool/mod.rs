@@ -118,6 +118,9 @@ pub struct Request {
     pub timeout: Duration,
     /// Most bytes of the answer's body, at most [`MAX_BODY`].
     pub most: usize,
+    /// The memory that the request's own body is accounted for by, where it is large. Nothing is waited for then, because who holds memory
+    /// must not wait for more.
+    pub held: Option<Arc<Reservation>>,
 }
 
 /// A number of bytes as people say it.
@@ -130,7 +133,7 @@ impl Request {
     #[must_use]
     pub fn get(address: &str, path: &str, timeout: Duration) -> Self {
         let (address, path) = (address.to_owned(), path.to_owned());
-        Self { method: Method::GET, address, path, headers: Vec::new(), body: None, timeout, most: MAX_BODY }
+        Self { method: Method::GET, address, path, headers: Vec::new(), body: None, timeout, most: MAX_BODY, held: None }
     }
 }
 
@@ -144,10 +147,16 @@ pub struct Response {
     /// The body, at most as large as the request allows.
     pub body: Vec<u8>,
     /// The memory that the body takes.
-    _held: Option<Reservation>,
+    held: Option<Arc<Reservation>>,
 }
 
 impl Response {
+    /// The memory that the body takes, for what is made of it.
+    #[must_use]
+    pub fn into_memory(self) -> Option<Arc<Reservation>> {
+        self.held
+    }
+
     /// A header field as text.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<&str> {
@@ -399,8 +408,12 @@ impl Provider {
         let expected = self.agents.iter().map(|agent| agent.expected()).max().unwrap_or(0);
         let mut wanted = FIRST_RESERVATION.max(expected + expected / 8).min(most);
         loop {
-            let held = timeout_at(until, self.agents.memory.reserve(wanted)).await.ok().flatten();
-            let held = held.ok_or_else(|| Error::NoMemory(request.address.clone(), timeout))?;
+            let held = if request.held.is_some() {
+                self.agents.memory.nothing()
+            } else {
+                let held = timeout_at(until, self.agents.memory.reserve(wanted)).await.ok().flatten();
+                held.ok_or_else(|| Error::NoMemory(request.address.clone(), timeout))?
+            };
             let left = Request { timeout: until.saturating_duration_since(Instant::now()), ..request.clone() };
             match self.read_into(ca, left, held).await {
                 // Everything was given back: the most that it can take is waited for before it is asked again.
@@ -430,7 +443,7 @@ impl Provider {
             })
             .await?;
         held.shrink(body.capacity());
-        Ok(Response { body, _held: Some(held), ..response })
+        Ok(Response { body, held: Some(Arc::new(held)), ..response })
     }
 
     /// Sends a request and hands the body on while it arrives, whatever the status, and keeps nothing of it. What was handed on before an
@@ -460,7 +473,7 @@ impl Provider {
         let whole = async |turn| {
             let answer = asking.ask(turn, message, agent.expected()).await?;
             let head = answer.read(most, sink).await.map_err(|failure| failure.told(address, most))?;
-            Ok(Response { status: head.status.as_u16(), headers: head.headers, body: Vec::new(), _held: None })
+            Ok(Response { status: head.status.as_u16(), headers: head.headers, body: Vec::new(), held: None })
         };
         asking.within(request.timeout.min(settings.timeout), whole).await
     }

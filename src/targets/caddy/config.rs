@@ -5,11 +5,13 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ops::Range,
     time::Duration,
 };
 
-use serde_json::{Map, Value as Json};
+use serde_json::Value as Json;
 
+use super::text;
 use crate::{
     api::{GoDuration, Knob, Value},
     decide::{Change, Site, Stored, To},
@@ -50,20 +52,54 @@ const fn way(knob: Knob) -> &'static [&'static str] {
     }
 }
 
-/// Every place that holds a limit or could.
-pub fn sites(servers: &Json) -> BTreeMap<Site, Stored> {
+/// Most reverse proxies of one configuration, and most servers.
+const MAX_PROXIES: usize = 2000;
+const MAX_SERVERS: usize = 500;
+/// Most bytes of a value that can be a limit, or of a name that is kept as it is.
+const MAX_TEXT: usize = 256;
+/// Most bytes of all names and values that are kept.
+const MAX_KEPT: usize = 1024 * 1024;
+/// How often the bytes of a configuration may be gone through: proxies in proxies are read again for each of them.
+const MAX_ROUNDS: usize = 64;
+
+/// A configuration that is larger than what is governed.
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "holds more than is governed: at most {MAX_SERVERS} servers and {MAX_PROXIES} reverse proxies, with values of at most {MAX_TEXT} bytes"
+)]
+pub struct TooMuch;
+
+/// A server, or an HTTP reverse proxy.
+struct Object {
+    /// Its name.
+    place: String,
+    knobs: &'static [Knob],
+    span: Range<usize>,
+}
+
+/// Every place that holds a limit or could. `servers` is valid JSON.
+pub fn sites(servers: &str) -> Result<BTreeMap<Site, Stored>, TooMuch> {
     let mut sites = BTreeMap::new();
-    let mut copy = servers.clone();
-    visit(&mut copy, &mut |place, knobs, object| {
-        for &knob in knobs {
-            if has_place(object, knob) {
-                let raw = way(knob).iter().try_fold(&*object, |at, key| at.get(key)).filter(|raw| !raw.is_null()).cloned();
-                let value = raw.as_ref().and_then(|raw| parse(knob, raw));
-                sites.insert(Site { knob, place: place.to_owned() }, Stored { value, raw });
+    let mut kept = 0;
+    for object in objects(servers)? {
+        for &knob in object.knobs {
+            if !has_place(servers, object.span.start, knob) {
+                continue;
             }
+            let raw = text::at(servers, object.span.start, way(knob)).map(|span| &servers[span]).filter(|raw| *raw != "null");
+            if raw.is_some_and(|raw| raw.len() > MAX_TEXT) {
+                return Err(TooMuch);
+            }
+            kept += object.place.len() + raw.map_or(0, str::len);
+            if kept > MAX_KEPT {
+                return Err(TooMuch);
+            }
+            let raw: Option<Json> = raw.and_then(|raw| serde_json::from_str(raw).ok());
+            let value = raw.as_ref().and_then(|raw| parse(knob, raw));
+            sites.insert(Site { knob, place: object.place.clone() }, Stored { value, raw });
         }
-    });
-    sites
+    }
+    Ok(sites)
 }
 
 /// One word for each limit: the value where all its places agree.
@@ -75,117 +111,202 @@ pub fn stored(sites: &BTreeMap<Site, Stored>) -> BTreeMap<Knob, Option<Value>> {
     all
 }
 
-/// Makes the changes; those whose place is gone are passed over.
-pub fn apply(servers: &mut Json, changes: &[Change]) {
-    visit(servers, &mut |place, _, object| {
-        for change in changes.iter().filter(|change| change.site.place == place) {
-            if !has_place(object, change.site.knob) {
-                continue;
-            }
-            match &change.to {
-                To::Value(value) => set(object, way(change.site.knob), write(*value)),
-                To::Raw(Some(raw)) => set(object, way(change.site.knob), raw.clone()),
-                To::Raw(None) => unset(object, way(change.site.knob)),
-            }
+/// Makes the changes; those whose place is gone are passed over. Every byte that no change is about stays as it is.
+pub fn apply(servers: &str, changes: &[Change]) -> Result<String, TooMuch> {
+    let mut by_place: HashMap<&str, Vec<&Change>> = HashMap::new();
+    for change in changes {
+        by_place.entry(&change.site.place).or_default().push(change);
+    }
+    let mut objects: Vec<_> = objects(servers)?.into_iter().filter(|object| by_place.contains_key(&*object.place)).collect();
+    // An object comes before those within it.
+    objects.sort_by_key(|object| object.span.start);
+    let mut rest = &objects[..];
+    let mut after = String::with_capacity(servers.len() + 4096);
+    changed(servers, 0..servers.len(), &mut rest, &by_place, &mut after);
+    Ok(after)
+}
+
+/// Writes a part of the text with the changes in the objects that begin within it.
+fn changed(
+    servers: &str,
+    span: Range<usize>,
+    objects: &mut &[Object],
+    by_place: &HashMap<&str, Vec<&Change>>,
+    after: &mut String,
+) {
+    let mut at = span.start;
+    while let Some((object, rest)) = objects.split_first().filter(|(object, _)| object.span.start < span.end) {
+        *objects = rest;
+        after.push_str(&servers[at..object.span.start]);
+        let mut text = String::new();
+        changed(servers, object.span.clone(), objects, by_place, &mut text);
+        for change in by_place.get(&*object.place).into_iter().flatten() {
+            text = with(text, change);
         }
-    });
+        after.push_str(&text);
+        at = object.span.end;
+    }
+    after.push_str(&servers[at..span.end]);
+}
+
+fn with(object: String, change: &Change) -> String {
+    let knob = change.site.knob;
+    if !has_place(&object, 0, knob) {
+        return object;
+    }
+    let new = match &change.to {
+        To::Value(value) => write(*value),
+        To::Raw(Some(raw)) => raw.clone(),
+        To::Raw(None) => return text::unset(&object, way(knob), &is_idle),
+    };
+    let now = text::at(&object, 0, way(knob)).and_then(|span| serde_json::from_str::<Json>(&object[span]).ok());
+    if now.as_ref() == Some(&new) { object } else { text::set(&object, way(knob), &new.to_string(), &fresh) }
+}
+
+/// A transport is a module and has to name itself.
+fn fresh(key: &str) -> &'static str {
+    if key == "transport" { r#"{"protocol":"http"}"# } else { "{}" }
+}
+
+/// Whether an object has nothing to say any more. A `tls` object turns TLS on by being there.
+fn is_idle(key: &str, object: &str) -> bool {
+    let members = text::members(object, 0);
+    if key == "transport" {
+        members.iter().all(|member| member.key == "protocol" && &object[member.value.clone()] == "\"http\"")
+            && members.iter().any(|member| member.key == "protocol")
+    } else {
+        key != "tls" && members.is_empty()
+    }
 }
 
 /// Whether a setting can be at this server or handler without changing what else it does.
-fn has_place(object: &Json, knob: Knob) -> bool {
-    let keep_alive_off = object.pointer("/transport/keep_alive/enabled") == Some(&Json::Bool(false));
+fn has_place(text: &str, object: usize, knob: Knob) -> bool {
+    let at = |way: &[&str]| text::at(text, object, way).map(|span| &text[span]);
     match way(knob) {
         // Without a `tls` object there is no handshake to time, and creating one would turn TLS on.
-        ["transport", "tls", ..] => object.pointer("/transport/tls").is_some_and(Json::is_object),
-        ["transport", "keep_alive", ..] => !keep_alive_off,
+        ["transport", "tls", ..] => at(&["transport", "tls"]).is_some_and(|tls| tls.starts_with('{')),
+        ["transport", "keep_alive", ..] => at(&["transport", "keep_alive", "enabled"]) != Some("false"),
         [] => false,
         _ => true,
     }
 }
 
-/// Calls `at` for each server and each HTTP reverse proxy, wherever nested.
-fn visit(servers: &mut Json, at: &mut impl FnMut(&str, &[Knob], &mut Json)) {
-    let Some(servers) = servers.as_object_mut() else { return };
-    for (name, server) in servers.iter_mut() {
-        if !server.is_object() {
-            continue;
+/// Each server and each HTTP reverse proxy, wherever nested, by server and then by the names of the members that lead there.
+fn objects(servers: &str) -> Result<Vec<Object>, TooMuch> {
+    let start = text::blanks(servers, 0);
+    // Of several with one name the last counts.
+    let by_name: BTreeMap<_, _> = text::members(servers, start).into_iter().map(|member| (member.key, member.value)).collect();
+    let mut walk = Walk { text: servers, proxies: 0, again: 0 };
+    let mut objects = Vec::new();
+    for (n, (name, span)) in by_name.into_iter().filter(|(_, span)| servers[span.clone()].starts_with('{')).enumerate() {
+        if n >= MAX_SERVERS {
+            return Err(TooMuch);
         }
-        at(name, &SERVER_KNOBS, server);
+        let name = bounded(&name);
+        objects.push(Object { place: name.clone(), knobs: &SERVER_KNOBS, span: span.clone() });
         let mut seen = HashMap::new();
-        proxies(server, &mut |proxy| {
-            let handler = handler_name(proxy);
+        for proxy in walk.value(span.start)?.1 {
+            let handler = handler_name(servers, proxy.start);
             let nth: &mut usize = seen.entry(handler.clone()).or_default();
             let place = if *nth == 0 { format!("{name}/{handler}") } else { format!("{name}/{handler}#{nth}") };
             *nth += 1;
-            at(&place, &PROXY_KNOBS, proxy);
-        });
+            objects.push(Object { place, knobs: &PROXY_KNOBS, span: proxy });
+        }
     }
+    Ok(objects)
 }
 
-fn proxies(json: &mut Json, at: &mut impl FnMut(&mut Json)) {
-    match json {
-        Json::Object(map) => {
-            let proxy = map.get("handler").and_then(Json::as_str) == Some("reverse_proxy");
-            // No transport at all is HTTP; fastcgi and others have no pool of this kind.
-            let http = map.get("transport").is_none_or(|t| t.is_null() || t["protocol"] == "http" || t["protocol"].is_null());
-            if proxy && http {
-                at(json);
+/// Goes through a text once and finds the reverse proxies in it.
+struct Walk<'t> {
+    text: &'t str,
+    proxies: usize,
+    /// Bytes of proxies, which are read again.
+    again: usize,
+}
+
+impl Walk<'_> {
+    /// The end of the value that begins here, and the proxies in it.
+    fn value(&mut self, at: usize) -> Result<(usize, Vec<Range<usize>>), TooMuch> {
+        match self.text.as_bytes().get(at) {
+            Some(b'{') => self.object(at),
+            Some(b'[') => self.array(at),
+            _ => Ok((text::value_end(self.text, at), Vec::new())),
+        }
+    }
+
+    fn array(&mut self, start: usize) -> Result<(usize, Vec<Range<usize>>), TooMuch> {
+        let mut found = Vec::new();
+        let mut at = text::blanks(self.text, start + 1);
+        while self.text.as_bytes().get(at).is_some_and(|byte| *byte != b']') {
+            let (end, within) = self.value(at)?;
+            found.extend(within);
+            at = self.next(end);
+        }
+        Ok((at + 1, found))
+    }
+
+    fn object(&mut self, start: usize) -> Result<(usize, Vec<Range<usize>>), TooMuch> {
+        let mut within: BTreeMap<_, Vec<Range<usize>>> = BTreeMap::new();
+        let (mut is_proxy, mut is_http) = (false, true);
+        let mut at = text::blanks(self.text, start + 1);
+        while self.text.as_bytes().get(at) == Some(&b'"') {
+            let key_end = text::string_end(self.text, at);
+            let value = text::blanks(self.text, text::blanks(self.text, key_end) + 1);
+            let (end, found) = self.value(value)?;
+            let key = text::unescaped(&self.text[at..key_end]);
+            match &*key {
+                "handler" => is_proxy = text::unescaped(&self.text[value..end]) == "reverse_proxy",
+                "transport" => {
+                    self.again += end - value;
+                    // No transport at all is HTTP; fastcgi and others have no pool of this kind.
+                    let protocol = text::at(self.text, value, &["protocol"]).map(|span| &self.text[span]);
+                    is_http = protocol.is_none_or(|protocol| protocol == "null" || text::unescaped(protocol) == "http");
+                }
+                _ => {}
             }
-            if let Json::Object(map) = json {
-                map.values_mut().for_each(|value| proxies(value, at));
+            if found.is_empty() {
+                within.remove(&key);
+            } else {
+                within.insert(key, found);
             }
+            at = self.next(end);
         }
-        Json::Array(items) => items.iter_mut().for_each(|item| proxies(item, at)),
-        _ => {}
+        let end = at + 1;
+        let mut found: Vec<_> = within.into_values().flatten().collect();
+        if is_proxy && is_http {
+            self.proxies += 1;
+            self.again += end - start;
+            if self.proxies > MAX_PROXIES {
+                return Err(TooMuch);
+            }
+            found.insert(0, start..end);
+        }
+        if self.again / MAX_ROUNDS > self.text.len() { Err(TooMuch) } else { Ok((end, found)) }
+    }
+
+    fn next(&self, end: usize) -> usize {
+        let at = text::blanks(self.text, end);
+        if self.text.as_bytes().get(at) == Some(&b',') { text::blanks(self.text, at + 1) } else { at }
     }
 }
 
-fn handler_name(proxy: &Json) -> String {
-    if let Some(id) = proxy["@id"].as_str() {
-        return format!("@{id}");
+fn handler_name(text: &str, proxy: usize) -> String {
+    let string = |span: Range<usize>| Some(&text[span]).filter(|text| text.starts_with('"')).map(text::unescaped);
+    if let Some(id) = text::member(text, proxy, "@id").and_then(string) {
+        return bounded(&format!("@{id}"));
     }
-    let dials: Vec<_> = proxy["upstreams"].as_array().into_iter().flatten().filter_map(|u| u["dial"].as_str()).collect();
-    if dials.is_empty() { "dynamic".into() } else { dials.join(",") }
+    let upstreams = text::member(text, proxy, "upstreams").map(|span| text::elements(text, span.start)).unwrap_or_default();
+    let dials: Vec<_> =
+        upstreams.into_iter().filter_map(|upstream| text::member(text, upstream.start, "dial").and_then(string)).collect();
+    if dials.is_empty() { "dynamic".into() } else { bounded(&dials.join(",")) }
 }
 
-fn set(object: &mut Json, way: &[&str], value: Json) {
-    let Some((last, parents)) = way.split_last() else { return };
-    let mut at = object;
-    for key in parents {
-        let Some(map) = at.as_object_mut() else { return };
-        let child = map.entry(*key).or_insert(Json::Null);
-        if !child.is_object() {
-            // A transport is a module and has to name itself.
-            let fresh = if *key == "transport" { Map::from_iter([("protocol".into(), "http".into())]) } else { Map::new() };
-            *child = Json::Object(fresh);
-        }
-        at = child;
+/// A name that is no longer than what is kept; a long one is told from others by its hash.
+fn bounded(name: &str) -> String {
+    if name.len() <= MAX_TEXT {
+        return name.to_owned();
     }
-    if let Some(map) = at.as_object_mut() {
-        map.insert((*last).into(), value);
-    }
-}
-
-/// Removes a setting, and the objects that would be left with nothing to say.
-fn unset(object: &mut Json, way: &[&str]) {
-    let Some((first, rest)) = way.split_first() else { return };
-    let Some(map) = object.as_object_mut() else { return };
-    if rest.is_empty() {
-        map.remove(*first);
-        return;
-    }
-    let Some(child) = map.get_mut(*first) else { return };
-    unset(child, rest);
-    let idle = match child.as_object() {
-        Some(child) if *first == "transport" => {
-            child.keys().all(|key| key == "protocol") && child.get("protocol") == Some(&Json::from("http"))
-        }
-        Some(child) => *first != "tls" && child.is_empty(),
-        None => false,
-    };
-    if idle {
-        map.remove(*first);
-    }
+    format!("{}~{:016x}", &name[..name.floor_char_boundary(200)], crate::decide::hash::fnv1a(name))
 }
 
 fn write(value: Value) -> Json {

@@ -1,12 +1,13 @@
 //! Caddy servers, through their admin API. Every setting is used at once: a change is a graceful reload.
 
 mod config;
+mod text;
 
-use std::{sync::Arc, time::Duration};
+use std::{ops::Deref, sync::Arc, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use http::Method;
-use serde_json::{Value as Json, json};
+use serde::{Deserialize, de::IgnoredAny};
 
 use super::{Credentials, Place, Target};
 use crate::{
@@ -20,6 +21,10 @@ pub const TRAITS: Traits = Traits { capability, ..Traits::PLAIN };
 
 /// Where the servers and, nested in their routes, the reverse proxies are.
 const SERVERS: &str = "/config/apps/http/servers";
+/// Most bytes of the whole configuration, of a Caddy without servers.
+const CONFIG: usize = 1024 * 1024;
+/// Most bytes of a line of a metrics page that are kept.
+const MAX_LINE: usize = 128;
 /// How long a read may take.
 const READ: Duration = Duration::from_secs(3);
 /// How long a write may take: a reload waits for the new configuration to be provisioned.
@@ -67,13 +72,12 @@ impl Caddy {
     }
 
     /// The servers' configuration and its version.
-    async fn servers(&self, address: &str) -> Result<(Json, String), Fault> {
+    async fn servers(&self, address: &str) -> Result<Servers, Fault> {
         let response = self.ask(Request::get(address, SERVERS, READ)).await?;
         let unexpected = |what: &str| Fault::new(Cause::Unreachable, format!("{address} {what}; is it a Caddy admin API?"));
         match response.status {
             200 => {}
-            // A path that does not exist yet: no server is configured.
-            400 | 404 => return Ok((Json::Null, String::new())),
+            400 | 404 => return self.no_servers(address, &response).await,
             401 => return Err(Fault::new(Cause::Unauthorized, format!("{address} wants credentials (401)"))),
             403 => {
                 return Err(Fault::new(
@@ -83,32 +87,54 @@ impl Caddy {
             }
             status => return Err(unexpected(&format!("answered {status}"))),
         }
-        let servers: Json =
-            serde_json::from_slice(&response.body).map_err(|_| unexpected("answered with something that is not JSON"))?;
-        let etag = response.header("etag").ok_or_else(|| unexpected("answered without an Etag"))?.to_owned();
-        if servers.is_object() || servers.is_null() {
-            Ok((servers, etag))
-        } else {
-            Err(unexpected("answered with something else than servers"))
+        let valid = std::str::from_utf8(&response.body).ok().filter(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
+        let Some(text) = valid.map(str::trim) else { return Err(unexpected("answered with something that is not JSON")) };
+        if !(text.starts_with('{') || text == "null") {
+            return Err(unexpected("answered with something else than servers"));
         }
+        let etag = response.header("etag").ok_or_else(|| unexpected("answered without an Etag"))?.to_owned();
+        Ok(Servers { etag, response: Some(response) })
     }
 
-    async fn try_write(&self, address: &str, servers: &Json, etag: &str, changes: &[Change]) -> Result<bool, Fault> {
-        let mut wanted = servers.clone();
-        config::apply(&mut wanted, changes);
-        if wanted == *servers {
-            return Ok(true);
+    /// What a Caddy says to a path that does not exist, which is one without servers. Any server may answer 404: it is believed only with
+    /// Caddy's own error, and where the whole configuration has a version.
+    async fn no_servers(&self, address: &str, response: &Response) -> Result<Servers, Fault> {
+        #[derive(Deserialize)]
+        struct Error {
+            #[serde(rename = "error")]
+            _error: String,
         }
-        let body = serde_json::to_vec(&wanted).unwrap_or_default();
+        let is_caddys = serde_json::from_slice::<Error>(&response.body).is_ok();
+        let whole = self.ask(Request { most: CONFIG, ..Request::get(address, "/config/", READ) });
+        if is_caddys && whole.await.is_ok_and(|whole| whole.status == 200 && whole.header("etag").is_some()) {
+            return Ok(Servers { etag: String::new(), response: None });
+        }
+        let status = response.status;
+        Err(Fault::new(
+            Cause::Unreachable,
+            format!("{address} answered {status}, and not as Caddy does; is it a Caddy admin API?"),
+        ))
+    }
+
+    async fn try_write(&self, address: &str, changes: &[Change]) -> Result<bool, Fault> {
+        let (body, etag, held) = {
+            let servers = self.servers(address).await?;
+            let wanted = config::apply(&servers, changes).map_err(|error| too_much(address, &error))?;
+            if wanted == *servers {
+                return Ok(true);
+            }
+            (wanted.into_bytes(), servers.etag, servers.response.and_then(Response::into_memory))
+        };
         let response = self
             .ask(Request {
                 method: Method::PATCH,
                 address: address.to_owned(),
                 path: SERVERS.into(),
-                headers: vec![("if-match", etag.to_owned())],
+                headers: vec![("if-match", etag)],
                 body: Some(body),
                 timeout: WRITE,
                 most: 64 * 1024,
+                held,
             })
             .await?;
         match response.status {
@@ -122,6 +148,46 @@ impl Caddy {
             status => Err(Fault::new(Cause::Unreachable, format!("{address} answered {status} to a change"))),
         }
     }
+}
+
+/// Finds when a process started in a metrics page, of which only the line that has begun is kept.
+#[derive(Default)]
+struct Started {
+    line: Vec<u8>,
+    value: Option<String>,
+}
+
+impl Started {
+    fn push(&mut self, piece: &[u8]) {
+        for byte in piece {
+            if *byte == b'\n' {
+                let line = std::mem::take(&mut self.line);
+                let found = line.strip_prefix(b"process_start_time_seconds ").and_then(|value| std::str::from_utf8(value).ok());
+                self.value = self.value.take().or_else(|| found.map(str::to_owned));
+            } else if self.line.len() < MAX_LINE {
+                self.line.push(*byte);
+            }
+        }
+    }
+}
+
+/// The servers of a configuration, as text. Memory is accounted for as long as this lives.
+struct Servers {
+    etag: String,
+    response: Option<Response>,
+}
+
+impl Deref for Servers {
+    type Target = str;
+
+    fn deref(&self) -> &str {
+        let body = self.response.as_ref().map_or(&b"null"[..], |response| &response.body);
+        std::str::from_utf8(body).unwrap_or("null")
+    }
+}
+
+fn too_much(address: &str, error: &config::TooMuch) -> Fault {
+    Fault::new(Cause::Unreachable, format!("The configuration of {address} {error}"))
 }
 
 impl Target for Caddy {
@@ -138,33 +204,33 @@ impl Target for Caddy {
 
     fn read<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<UnitState, Fault>> {
         async move {
-            let (servers, etag) = self.servers(&unit.address).await?;
-            let sites = config::sites(&servers);
+            let sites = {
+                let servers = self.servers(&unit.address).await?;
+                config::sites(&servers).map_err(|error| too_much(&unit.address, &error))?
+            };
             let node = NodeState::new(&unit.name, Ok(config::stored(&sites)));
-            let native = Arc::new(json!({"servers": servers, "etag": etag}));
-            Ok(UnitState { sites, nodes: vec![node], changed: None, hash: None, native })
+            Ok(UnitState { sites, nodes: vec![node], changed: None, hash: None, native: Arc::default() })
         }
         .boxed()
     }
 
     fn started<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Option<String>> {
         async move {
-            let page = self.ask(Request::get(&unit.address, "/metrics", READ)).await.ok()?;
-            let page = String::from_utf8(page.body).ok()?;
-            page.lines().find_map(|line| line.strip_prefix("process_start_time_seconds ")).map(str::to_owned)
+            let mut started = Started::default();
+            let request = Request::get(&unit.address, "/metrics", READ);
+            self.provider.read(self.credentials.ca.as_deref(), request, &mut |piece| started.push(piece)).await.ok()?;
+            started.value
         }
         .boxed()
     }
 
-    fn write<'a>(&'a self, unit: &'a Unit, state: &'a UnitState, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Fault>> {
+    fn write<'a>(&'a self, unit: &'a Unit, _state: &'a UnitState, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Fault>> {
         async move {
-            let mut servers = state.native["servers"].clone();
-            let mut etag = state.native["etag"].as_str().unwrap_or_default().to_owned();
+            // Sites are kept of what was read, and not the text: it is fetched again to be changed.
             for _ in 0..RACES {
-                if self.try_write(&unit.address, &servers, &etag, changes).await? {
+                if self.try_write(&unit.address, changes).await? {
                     return Ok(());
                 }
-                (servers, etag) = self.servers(&unit.address).await?;
             }
             Err(Fault::new(Cause::Busy, format!("{} was changed by somebody else {RACES} times meanwhile", unit.address)))
         }

@@ -19,9 +19,11 @@ fn servers(handlers: &[Json]) -> Json {
 fn change(servers: &Json, knob: Knob, to: &To) -> Json {
     let changes: Vec<_> =
         sites(servers).into_keys().filter(|site| site.knob == knob).map(|site| Change { site, to: to.clone() }).collect();
-    let mut after = servers.clone();
-    apply(&mut after, &changes);
-    after
+    serde_json::from_str(&apply(&servers.to_string(), &changes).expect("few enough")).expect("JSON")
+}
+
+fn sites(servers: &Json) -> BTreeMap<Site, Stored> {
+    super::sites(&servers.to_string()).expect("few enough")
 }
 
 fn places(servers: &Json, knob: Knob) -> Vec<String> {
@@ -109,8 +111,76 @@ fn a_place_survives_routes_that_come_before_it() {
 fn what_is_no_configuration_has_no_places() {
     for config in [Json::Null, json!([]), json!("x"), json!({"web": null}), json!({"web": [1, 2]})] {
         assert!(sites(&config).is_empty(), "{config}");
-        let mut same = config.clone();
-        apply(&mut same, &[]);
-        assert_eq!(same, config);
+        assert_eq!(apply(&config.to_string(), &[]), Ok(config.to_string()));
+    }
+}
+
+#[test]
+fn what_no_change_is_about_stays_byte_for_byte() {
+    let before = r#"{ "web" : {"routes":[{"handle":[{"handler":"reverse_proxy" , "upstreams":[{"dial":"a:1"}], "weight":1.0e3}]}], "x":18446744073709551616, "idle_timeout" : "5m" } }"#;
+    let change = |knob, place: &str, to| Change { site: Site { knob, place: place.into() }, to };
+    let after = apply(
+        before,
+        &[
+            change(Knob::ServerIdleTimeout, "web", To::Value(Value::Duration(30 * SECOND))),
+            change(Knob::BackendMaxIdleConns, "web/a:1", To::Value(Value::Count(7))),
+            change(Knob::BackendMaxConnsPerHost, "web/a:1", To::Value(Value::Count(9))),
+        ],
+    );
+    let expected = r#"{ "web" : {"routes":[{"handle":[{"handler":"reverse_proxy" , "upstreams":[{"dial":"a:1"}], "weight":1.0e3,"transport":{"protocol":"http","keep_alive":{"max_idle_conns":7},"max_conns_per_host":9}}]}], "x":18446744073709551616, "idle_timeout" : "30s" } }"#;
+    assert_eq!(after.as_deref(), Ok(expected));
+    let back = apply(
+        expected,
+        &[
+            change(Knob::ServerIdleTimeout, "web", To::Raw(Some("5m".into()))),
+            change(Knob::BackendMaxIdleConns, "web/a:1", To::Raw(None)),
+            change(Knob::BackendMaxConnsPerHost, "web/a:1", To::Raw(None)),
+        ],
+    );
+    assert_eq!(back.as_deref(), Ok(before));
+}
+
+#[test]
+fn a_proxy_within_a_proxy_is_changed_with_it() {
+    let mut outer = proxy(&Json::Null);
+    outer["handle_response"] = json!([{"routes": [{"handle": [proxy(&json!({"protocol": "http", "max_conns_per_host": 3}))]}]}]);
+    let before = servers(&[outer, proxy(&Json::Null)]);
+    let after = change(&before, Knob::BackendMaxConnsPerHost, &To::Value(Value::Count(7)));
+    let held: Vec<_> = sites(&after).into_iter().filter(|(site, _)| site.knob == Knob::BackendMaxConnsPerHost).collect();
+    assert_eq!(held.len(), 3);
+    assert!(held.iter().all(|(_, stored)| stored.value == Some(Value::Count(7))));
+}
+
+#[test]
+fn a_configuration_beyond_all_measure_is_refused() {
+    let one = r#"{"handler":"reverse_proxy"}"#;
+    let many = |n: usize| format!(r#"{{"web":{{"routes":[{}]}}}}"#, vec![one; n].join(","));
+    assert!(super::sites(&many(MAX_PROXIES)).is_ok());
+    assert_eq!(super::sites(&many(MAX_PROXIES + 1)), Err(TooMuch));
+    let servers = |n: usize| format!("{{{}}}", (0..n).map(|n| format!("\"s{n}\":{{}}")).collect::<Vec<_>>().join(","));
+    assert!(super::sites(&servers(MAX_SERVERS)).is_ok());
+    assert_eq!(super::sites(&servers(MAX_SERVERS + 1)), Err(TooMuch));
+    assert_eq!(super::sites(&format!(r#"{{"web":{{"idle_timeout":"{}"}}}}"#, "x".repeat(300))), Err(TooMuch));
+    let long = format!(r#"{{"web":{{"a":{{"handler":"reverse_proxy","@id":"{}"}}}}}}"#, "é".repeat(500));
+    assert!(super::sites(&long).is_ok_and(|sites| sites.keys().all(|site| site.place.len() < 256)));
+}
+
+#[test]
+fn eight_mebibytes_made_to_take_long_take_little() {
+    const SIZE: usize = 8 * 1024 * 1024;
+    let filled = |piece: &str| piece.repeat(SIZE / piece.len());
+    let nested = r#"{"handler":"reverse_proxy","transport":"#;
+    let deep = format!("{}{}{}", nested.repeat(60), format!("{{\"x\":\"{}\"}}", filled("y")), "}".repeat(60));
+    for within in [
+        format!("[{}{{}}]", filled(r#"{"":0},"#)),
+        format!("[{}0]", filled("0,")),
+        format!("\"{}\"", filled("\\u0041")),
+        format!("{{{}\"z\":0}}", filled("\"a\":0,")),
+        deep,
+    ] {
+        let text = format!(r#"{{"web":{{"x":{within}}}}}"#);
+        let begun = std::time::Instant::now();
+        let _ = super::sites(&text);
+        assert!(begun.elapsed() < 10 * SECOND, "{:?} for {}…", begun.elapsed(), &text[..40]);
     }
 }
