@@ -11,6 +11,7 @@ mod support;
 mod adaptive;
 mod aistore;
 mod api;
+mod attack;
 mod caddy;
 mod config_map;
 mod conflicts;

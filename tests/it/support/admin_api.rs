@@ -5,7 +5,7 @@ use std::{
         Arc, Mutex, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use axum::{
@@ -41,11 +41,17 @@ struct Node {
     goroutines: AtomicUsize,
     /// Held: nothing is answered.
     answers: Arc<tokio::sync::Mutex<()>>,
+    late: Duration,
 }
 
 impl AdminApi {
     /// One that behaves as Caddy's does, with Etags.
     pub async fn start(servers: Json) -> Self {
+        Self::late(servers, Duration::ZERO).await
+    }
+
+    /// The same, and each answer takes so long.
+    pub async fn late(servers: Json, late: Duration) -> Self {
         let state = Arc::new(Node {
             servers: Mutex::new((servers, 0)),
             asked: AtomicUsize::new(0),
@@ -54,6 +60,7 @@ impl AdminApi {
             written: OnceLock::new(),
             goroutines: AtomicUsize::new(20),
             answers: Arc::default(),
+            late,
         });
         let router = Router::new()
             .route("/config/apps/http/servers", get(read).patch(write))
@@ -68,6 +75,18 @@ impl AdminApi {
 
     pub fn servers(&self) -> Json {
         self.state.servers.lock().unwrap().0.clone()
+    }
+
+    /// What an administrator does by hand.
+    pub fn store(&self, pointer: &str, value: Json) {
+        let mut servers = self.state.servers.lock().unwrap();
+        if let Some(place) = servers.0.pointer_mut(pointer) {
+            *place = value;
+        } else {
+            let (parent, key) = pointer.rsplit_once('/').unwrap();
+            servers.0.pointer_mut(parent).unwrap()[key] = value;
+        }
+        servers.1 += 1;
     }
 
     /// Questions of any kind.
@@ -107,6 +126,7 @@ impl Drop for AdminApi {
 
 async fn count(State(node): State<Arc<Node>>, request: Request, next: Next) -> Response {
     node.asked.fetch_add(1, Ordering::SeqCst);
+    tokio::time::sleep(node.late).await;
     next.run(request).await
 }
 

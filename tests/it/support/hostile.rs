@@ -1,0 +1,165 @@
+//! Servers that mean harm, and the operator as a process that they are let loose on.
+
+use std::{
+    path::PathBuf,
+    process::Stdio,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use axum::{
+    Router,
+    body::Body,
+    extract::{Request, State},
+    http::StatusCode,
+    response::{IntoResponse as _, Response},
+};
+use tokio::{
+    net::TcpListener,
+    process::{Child, Command},
+    task::JoinHandle,
+};
+
+use super::{caddy, cluster, eventually, operator::World};
+
+/// What a server says to a path and query: how late, and what.
+pub type Script = Arc<dyn Fn(&str) -> (Duration, u16, Vec<u8>) + Send + Sync>;
+
+/// A server that follows a script. Ends with the test.
+pub struct Hostile {
+    pub address: String,
+    state: Arc<Node>,
+    task: JoinHandle<()>,
+}
+
+struct Node {
+    script: Script,
+    asked: AtomicUsize,
+    first: OnceLock<Instant>,
+}
+
+impl Hostile {
+    pub async fn start(script: Script) -> Self {
+        let state = Arc::new(Node { script, asked: AtomicUsize::new(0), first: OnceLock::new() });
+        let router = Router::new().fallback(answer).with_state(state.clone());
+        let listener = TcpListener::bind((caddy::address(), 0)).await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        Self { address, state, task }
+    }
+
+    pub fn asked(&self) -> usize {
+        self.state.asked.load(Ordering::SeqCst)
+    }
+
+    /// When it was first asked.
+    pub fn first(&self) -> Option<Instant> {
+        self.state.first.get().copied()
+    }
+}
+
+impl Drop for Hostile {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+async fn answer(State(node): State<Arc<Node>>, request: Request) -> Response {
+    node.asked.fetch_add(1, Ordering::SeqCst);
+    node.first.get_or_init(Instant::now);
+    let (late, status, body) = (node.script)(request.uri().path_and_query().map_or("/", |path| path.as_str()));
+    tokio::time::sleep(late).await;
+    (StatusCode::from_u16(status).unwrap(), [("etag", "\"v\""), ("content-type", "application/json")], Body::from(body))
+        .into_response()
+}
+
+/// An AIStore that says this of its nodes, each answer so late, with so many members.
+pub fn aistore(uuid: &str, members: usize, late: Duration, stats_time: &str, uptime: &str) -> Script {
+    let targets: Vec<_> = (0..members).map(|n| format!("\"t{n:08}\":{{}}")).collect();
+    let map =
+        format!(r#"{{"uuid":"{uuid}","pmap":{{"p0":{{}}}},"tmap":{{{}}},"proxy_si":{{"daemon_id":"p0"}}}}"#, targets.join(","));
+    let config = format!(
+        r#"{{"net":{{"http":{{"idle_conn_time":"6s","idle_conns":64,"idle_conns_per_host":8}}}},"periodic":{{"stats_time":"{stats_time}"}},"lastupdate_time":""}}"#
+    );
+    let status = format!(r#"{{"tracker":{{"up.ns.time":{uptime}}},"k8s_pod_name":""}}"#);
+    Arc::new(move |path| {
+        let (late, body) = match path {
+            _ if path.starts_with("/v1/health") => (Duration::ZERO, String::new()),
+            _ if path.contains("what=smap") => (Duration::ZERO, map.clone()),
+            _ if path.contains("what=node_status") => (late, status.clone()),
+            _ if path.contains("reverse") => (late, config.clone()),
+            _ => (Duration::ZERO, config.clone()),
+        };
+        (late, 200, body.into_bytes())
+    })
+}
+
+/// The operator as a process: the program that is tested, or that which `IDLECONN_BINARY` names.
+pub struct Process {
+    child: Child,
+    pub metrics: String,
+    pub api: String,
+    log: PathBuf,
+}
+
+/// Whether it is the program as it ships: what it takes of memory and time is then held to the bounds that are promised.
+pub fn is_released() -> bool {
+    std::env::var_os("IDLECONN_BINARY").is_some()
+}
+
+impl Process {
+    /// In these namespaces.
+    pub async fn start(worlds: &[&World], env: &[(&str, &str)]) -> Self {
+        let binary = std::env::var("IDLECONN_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_idleconn-operator").into());
+        let (metrics, api) = (format!("{}:8080", caddy::address()), format!("{}:8081", caddy::address()));
+        let log = std::env::temp_dir().join(format!("idleconn-attack-{}.log", worlds[0].namespace));
+        let namespaces: Vec<_> = worlds.iter().map(|world| world.namespace.as_str()).collect();
+        let child = Command::new(binary)
+            .args(["run", "--allow-endpoints", "127.0.0.0/8", "--resync-interval", "5s"])
+            .args(["--metrics-address", &metrics, "--api-address", &api, "--namespaces", &namespaces.join(",")])
+            .arg("--kubeconfig")
+            .arg(cluster::kubeconfig())
+            .envs(env.iter().copied())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(std::fs::OpenOptions::new().create(true).append(true).open(&log).unwrap())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let process = Self { child, metrics: format!("http://{metrics}"), api: format!("http://{api}"), log };
+        eventually("the operator is ready", || async {
+            reqwest::get(format!("{}/readyz", process.metrics)).await.is_ok_and(|r| r.status().is_success()).then_some(())
+        })
+        .await;
+        process
+    }
+
+    /// Fails where it has ended.
+    pub fn lives(&mut self) {
+        let ended = self.child.try_wait().unwrap();
+        assert!(ended.is_none(), "the operator ended: {ended:?}; {}", std::fs::read_to_string(&self.log).unwrap());
+    }
+
+    /// The most memory that it has taken, MiB.
+    pub fn peak(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().expect("it runs"))).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();
+        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1024
+    }
+
+    pub async fn metric(&self, name: &str) -> Option<f64> {
+        let page = reqwest::get(format!("{}/metrics", self.metrics)).await.ok()?.text().await.ok()?;
+        page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if !std::thread::panicking() {
+            let _ = std::fs::remove_file(&self.log);
+        }
+    }
+}
