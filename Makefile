@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 CLUSTER_DIR ?= $(or $(IDLECONN_CLUSTER_DIR),$(HOME)/.cache/idleconn-operator/cluster)
 
-.PHONY: image plugin chart e2e mutants needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
+.PHONY: attack scale image plugin chart e2e mutants needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
 
 help: ## Lists the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -58,6 +58,14 @@ bench: needs needs-readers tools ## Measures how fast an edit reaches the nodes,
 	cargo bench --locked --bench pool
 	cargo bench --locked --bench signals
 	cargo bench --locked --bench farm
+
+attack: needs tools ## Lets loose on the static release binary what a tenant, a node or anyone who reaches the pod may try
+	@binary=$$(image/static idleconn-operator | tail -n 1) && IDLECONN_BINARY="$$PWD/$$binary" cargo test --locked --test it -- attack:: --test-threads=2
+
+scale: needs tools ## The whole controller, as it ships, with 5,000 nodes and 1,000 policies: about ten minutes once everything is built
+	@binary=$$(image/static idleconn-operator | tail -n 1) && cargo build --quiet --locked --profile bench --bench scale && ulimit -n 65536 && \
+		for fleet in "500 20" "1000 200" "5000 1000"; do set -- $$fleet; \
+		IDLECONN_BINARY="$$PWD/$$binary" IDLECONN_NODES=$$1 IDLECONN_POLICIES=$$2 cargo bench --quiet --locked --bench scale || exit 1; done
 
 mutants: ## Changes the rules one by one and looks whether a test notices: hours; FILE=order for src/decide/order.rs alone
 	@cargo mutants --version >/dev/null 2>&1 || cargo install --locked cargo-mutants@25.3.1

@@ -21,7 +21,7 @@ use crate::support::{
     ais::Ais,
     caddy::typical,
     eventually,
-    hostile::{Hostile, Process, Script, aistore, is_released},
+    hostile::{Hostile, Interrupted, Process, Script, aistore, is_released},
     operator::{World, endpoints, find},
 };
 
@@ -177,6 +177,38 @@ async fn a_slow_node_is_programmed_and_its_policy_does_not_spin() {
     for ((millis, node), before) in nodes.iter().zip(before) {
         assert!(node.reads() - before <= 4, "{millis} ms: {} passes in 16 s", node.reads() - before);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_policy_that_vanished_while_nothing_was_watched_holds_up_no_younger_one() {
+    let (a, b) = (World::empty("ghost").await, World::empty("young").await);
+    let way = Interrupted::start(&a).await;
+    let _operator = Process::start_at(&[&a, &b], &[], &way.kubeconfig).await;
+    // Two overrides for one node: such a policy has no finalizer, and can go at any moment.
+    let node = AdminApi::start(typical()).await;
+    let mut old = caddies([node.address.as_str()]);
+    let one = |name: &str, idle: &str| json!({"name": name, "nodes": ["x"], "limits": {"server": {"idleTimeout": idle}}});
+    old["overrides"] = json!([one("a", "9s"), one("b", "8s")]);
+    a.apply("old", &old).await;
+    a.until_condition("old", "Accepted", "False", "Invalid").await;
+    let created = a.get("old").await.metadata.creation_timestamp.unwrap().0.as_second();
+    eventually("the clock ticks", || async { (jiff::Timestamp::now().as_second() > created).then_some(()) }).await;
+    let young = AdminApi::start(typical()).await;
+    let spec = |idle: &str| json!({"target": endpoints([young.address.as_str()]), "limits": {"server": {"idleTimeout": idle}}});
+    b.apply("young", &spec("30s")).await;
+    b.until_programmed("young").await;
+
+    way.cut();
+    a.policies().delete("old", &kube::api::DeleteParams::default()).await.unwrap();
+    way.mend().await;
+    // By then the old policy would have been visited once more, and found to be gone.
+    tokio::time::sleep(Duration::from_secs(7)).await;
+    let asked = young.reads();
+    let edited = Instant::now();
+    b.apply("young", &spec("20s")).await;
+    eventually("the edit arrives", || async { (young.servers()["web"]["idle_timeout"] == "20s").then_some(()) }).await;
+    assert!(edited.elapsed() < within(5.0), "{:?}", edited.elapsed());
+    assert!(young.reads() - asked < 12, "read {} times for one edit", young.reads() - asked);
 }
 
 #[tokio::test(flavor = "multi_thread")]

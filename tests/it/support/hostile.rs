@@ -1,11 +1,11 @@
 //! Servers that mean harm, and the operator as a process that they are let loose on.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::Stdio,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -17,9 +17,13 @@ use axum::{
     http::StatusCode,
     response::{IntoResponse as _, Response},
 };
+use futures::StreamExt as _;
+use http_body_util::BodyExt as _;
+use kube::Client;
 use tokio::{
     net::TcpListener,
     process::{Child, Command},
+    sync::watch,
     task::JoinHandle,
 };
 
@@ -76,6 +80,88 @@ async fn answer(State(node): State<Arc<Node>>, request: Request) -> Response {
         .into_response()
 }
 
+/// The way to the API server, on which one namespace's watch of policies can be interrupted. Ends with the test.
+pub struct Interrupted {
+    pub kubeconfig: PathBuf,
+    way: Arc<Way>,
+    task: JoinHandle<()>,
+}
+
+struct Way {
+    client: Client,
+    /// Part of the path of the watch.
+    of: String,
+    /// Whether the watch is down.
+    down: watch::Sender<bool>,
+    /// Whether the next watch is told that it is too old, and has to begin with a list.
+    too_old: AtomicBool,
+}
+
+impl Interrupted {
+    pub async fn start(world: &World) -> Self {
+        let of = format!("/namespaces/{}/idleconnectionpolicies", world.namespace);
+        let (down, too_old) = (watch::Sender::new(false), AtomicBool::new(false));
+        let way = Arc::new(Way { client: world.client.clone(), of, down, too_old });
+        let listener = TcpListener::bind((caddy::address(), 0)).await.unwrap();
+        let server = format!("http://{}", listener.local_addr().unwrap());
+        let router = Router::new().fallback(pass_on).with_state(way.clone());
+        let task = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
+        let kubeconfig = std::env::temp_dir().join(format!("idleconn-interrupted-{}", world.namespace));
+        let config = format!(
+            "{{apiVersion: v1, kind: Config, current-context: c, clusters: [{{name: c, cluster: {{server: \"{server}\"}}}}], \
+             users: [{{name: u, user: {{}}}}], contexts: [{{name: c, context: {{cluster: c, user: u}}}}]}}"
+        );
+        std::fs::write(&kubeconfig, config).unwrap();
+        Self { kubeconfig, way, task }
+    }
+
+    /// Ends the watch, and lets none begin.
+    pub fn cut(&self) {
+        self.way.too_old.store(true, Ordering::SeqCst);
+        self.way.down.send_replace(true);
+    }
+
+    /// Lets it begin again, with a list.
+    pub async fn mend(&self) {
+        self.way.down.send_replace(false);
+        eventually("the watch begins with a list", || async { (!self.way.too_old.load(Ordering::SeqCst)).then_some(()) }).await;
+    }
+}
+
+impl Drop for Interrupted {
+    fn drop(&mut self) {
+        self.task.abort();
+        let _ = std::fs::remove_file(&self.kubeconfig);
+    }
+}
+
+async fn pass_on(State(way): State<Arc<Way>>, request: Request) -> Response {
+    let (mut parts, body) = request.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    parts.headers.remove("host");
+    let path = parts.uri.path_and_query().unwrap().as_str().to_owned();
+    let is_watch = path.contains(&way.of) && path.contains("watch=true");
+    if is_watch && *way.down.borrow() {
+        return StatusCode::SERVICE_UNAVAILABLE.into_response();
+    }
+    if is_watch && way.too_old.swap(false, Ordering::SeqCst) {
+        let status = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","reason":"Expired","message":"too old","code":410}"#;
+        return format!("{{\"type\":\"ERROR\",\"object\":{status}}}\n").into_response();
+    }
+    parts.uri = path.parse().unwrap();
+    let asked = axum::http::Request::from_parts(parts, kube::client::Body::from(body.to_vec()));
+    let Ok(answer) = way.client.send(asked).await else { return StatusCode::BAD_GATEWAY.into_response() };
+    let answer = answer.map(Body::new);
+    if !is_watch {
+        return answer;
+    }
+    let mut down = way.down.subscribe();
+    let until = async move {
+        let _ = down.wait_for(|down| *down).await;
+    };
+    answer.map(|body| Body::from_stream(body.into_data_stream().take_until(Box::pin(until))))
+}
+
 /// An AIStore that says this of its nodes, each answer so late, with so many members.
 pub fn aistore(uuid: &str, members: usize, late: Duration, stats_time: &str, uptime: &str) -> Script {
     let targets: Vec<_> = (0..members).map(|n| format!("\"t{n:08}\":{{}}")).collect();
@@ -113,6 +199,11 @@ pub fn is_released() -> bool {
 impl Process {
     /// In these namespaces.
     pub async fn start(worlds: &[&World], env: &[(&str, &str)]) -> Self {
+        Self::start_at(worlds, env, cluster::kubeconfig()).await
+    }
+
+    /// The same, against the API server that this kubeconfig names.
+    pub async fn start_at(worlds: &[&World], env: &[(&str, &str)], kubeconfig: &Path) -> Self {
         let binary = std::env::var("IDLECONN_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_idleconn-operator").into());
         let (metrics, api) = (format!("{}:8080", caddy::address()), format!("{}:8081", caddy::address()));
         let log = std::env::temp_dir().join(format!("idleconn-attack-{}.log", worlds[0].namespace));
@@ -121,7 +212,7 @@ impl Process {
             .args(["run", "--allow-endpoints", "127.0.0.0/8", "--resync-interval", "5s"])
             .args(["--metrics-address", &metrics, "--api-address", &api, "--namespaces", &namespaces.join(",")])
             .arg("--kubeconfig")
-            .arg(cluster::kubeconfig())
+            .arg(kubeconfig)
             .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
