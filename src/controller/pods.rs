@@ -85,10 +85,10 @@ impl Index {
     fn take(&mut self, name: &str) -> Option<Arc<Pod>> {
         let pod = self.pods.remove(name)?;
         for (key, value) in pod.labels() {
-            drop_name(&mut self.by_label, (key.clone(), value.clone()), name);
+            drop_name(&mut self.by_label, &(key.clone(), value.clone()), name);
         }
         for ip in addresses(&pod) {
-            drop_name(&mut self.by_ip, ip, name);
+            drop_name(&mut self.by_ip, &ip, name);
         }
         Some(pod)
     }
@@ -108,11 +108,11 @@ impl Index {
     }
 }
 
-fn drop_name<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<String>>, key: K, name: &str) {
-    if let Some(names) = index.get_mut(&key) {
+fn drop_name<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<String>>, key: &K, name: &str) {
+    if let Some(names) = index.get_mut(key) {
         names.remove(name);
         if names.is_empty() {
-            index.remove(&key);
+            index.remove(key);
         }
     }
 }
@@ -221,12 +221,12 @@ impl Pods {
             loop {
                 let events = watcher(api.clone(), watcher::Config::default()).default_backoff().modify(trim);
                 let mut relisted = BTreeSet::new();
-                let followed = events.for_each(|event| {
+                let following = events.for_each(|event| {
                     follower.follow(event, &mut relisted);
                     std::future::ready(())
                 });
                 // Its end, or a panic over one pod, is not the end of the watch.
-                if std::panic::AssertUnwindSafe(followed).catch_unwind().await.is_err() {
+                if std::panic::AssertUnwindSafe(following).catch_unwind().await.is_err() {
                     tracing::error!("the watch of pods panicked; watching again");
                 }
                 tokio::time::sleep(FIRST_LIST).await;
@@ -259,7 +259,9 @@ impl Follower {
                 drop(index);
                 relisted.clear();
                 if self.standing.send_replace(Standing::Listed) == Standing::Listed {
-                    gone.iter().for_each(|pod| self.nudge(&[pod]));
+                    for pod in &gone {
+                        self.nudge(&[pod]);
+                    }
                 } else {
                     self.nudge_all();
                 }

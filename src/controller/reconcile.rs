@@ -89,7 +89,7 @@ pub async fn reconcile(policy: Arc<StoredPolicy>, ctx: Arc<Context>) -> Result<A
                 // What it had in memory may be half of something.
                 *memory = Memory { failures: memory.failures, ..Memory::default() };
             }
-            if let Ok(Err(error)) = scheduler::contained(report::internal_error(&ctx, &reference)).await {
+            if let Ok(Err(error)) = scheduler::contained(Box::pin(report::internal_error(&ctx, &reference))).await {
                 tracing::warn!(policy = reference.name, namespace, %error, "the status does not show the internal error");
             }
             Err(Error::Panicked)
@@ -281,7 +281,7 @@ async fn pass(ctx: &Context, subject: &mut Subject, memory: &mut Memory, places:
         return Ok(Action::requeue(resync(ctx, &subject.reference)));
     }
     subject.shared = claimed.shared;
-    work(ctx, subject, memory, &declared, traits, found).await
+    Box::pin(work(ctx, subject, memory, &declared, traits, found)).await
 }
 
 async fn find(
@@ -337,11 +337,11 @@ async fn work(
                 }
             }
         }
-        gathering.alongside(round(&job, subject, memory, &mut done, answered)).await?;
+        gathering.alongside(Box::pin(round(&job, subject, memory, &mut done, answered))).await?;
     }
     if done.plan.is_none() {
         // No unit was due to be asked: the loop looks all the same.
-        round(&job, subject, memory, &mut done, Vec::new()).await?;
+        Box::pin(round(&job, subject, memory, &mut done, Vec::new())).await?;
     }
     done.results.extend(std::mem::take(&mut gathering.skipped).into_iter().map(|(unit, state)| UnitResult {
         unit,

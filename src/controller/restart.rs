@@ -180,6 +180,7 @@ async fn evict(ctx: &Context, subject: &Subject, node: &str, pod: &str, uid: &st
 
 /// The eviction of this very pod: another of its name is one that has come back already. kube's own `Api::evict` sends the precondition in a
 /// field that the API server does not know (`delete_options`), and so evicts whatever has the name.
+#[must_use]
 pub fn eviction(pod: &str, uid: &str) -> Eviction {
     Eviction {
         metadata: ObjectMeta { name: Some(pod.to_owned()), ..ObjectMeta::default() },

@@ -45,7 +45,7 @@ fn keys<'a>(claimant: &'a Claimant, claim: &'a Claim) -> impl Iterator<Item = Ke
 /// What every policy points at, by policy and by identity: a question costs what one policy points at, however many policies there are.
 #[derive(Debug, Default)]
 pub struct Claims {
-    claims: BTreeMap<Claimant, Claim>,
+    by_claimant: BTreeMap<Claimant, Claim>,
     holders: HashMap<Key, BTreeSet<Claimant>>,
     /// Stated identities across all namespaces: equal ones do not conflict, and both sides are told.
     stated: HashMap<String, BTreeSet<Claimant>>,
@@ -55,17 +55,17 @@ impl Claims {
     /// What a policy points at, if it has been looked at.
     #[must_use]
     pub fn get(&self, claimant: &Claimant) -> Option<&Claim> {
-        self.claims.get(claimant)
+        self.by_claimant.get(claimant)
     }
 
     /// Every policy that has been looked at.
     pub fn claimants(&self) -> impl Iterator<Item = &Claimant> {
-        self.claims.keys()
+        self.by_claimant.keys()
     }
 
     /// Notes what a policy points at. Answers the others that this concerns: those that share an old or a new identity.
     pub fn insert(&mut self, me: &Claimant, claim: Claim) -> BTreeSet<Claimant> {
-        if self.claims.get(me) == Some(&claim) {
+        if self.by_claimant.get(me) == Some(&claim) {
             return BTreeSet::new();
         }
         let mut concerned = self.remove(me);
@@ -75,7 +75,7 @@ impl Claims {
         for identity in &claim.stated {
             self.stated.entry(identity.clone()).or_default().insert(me.clone());
         }
-        self.claims.insert(me.clone(), claim);
+        self.by_claimant.insert(me.clone(), claim);
         concerned.extend(self.rivals(me));
         concerned
     }
@@ -83,7 +83,7 @@ impl Claims {
     /// Forgets a policy. Answers the others that this concerns.
     pub fn remove(&mut self, me: &Claimant) -> BTreeSet<Claimant> {
         let concerned = self.rivals(me);
-        let Some(claim) = self.claims.remove(me) else { return concerned };
+        let Some(claim) = self.by_claimant.remove(me) else { return concerned };
         for key in keys(me, &claim) {
             take(&mut self.holders, &key, me);
         }
@@ -96,7 +96,7 @@ impl Claims {
     /// The policy that this one loses to: the first in precedence that shares an identity with it.
     #[must_use]
     pub fn winner(&self, me: &Claimant) -> Option<&Claimant> {
-        let claim = self.claims.get(me)?;
+        let claim = self.by_claimant.get(me)?;
         let first = keys(me, claim).filter_map(|key| self.holders.get(&key)?.first()).min()?;
         (first < me).then_some(first)
     }
@@ -110,12 +110,12 @@ impl Claims {
     /// Whether a policy of another namespace, with which this one does not conflict, points at a target that says the same of itself.
     #[must_use]
     pub fn is_shared(&self, me: &Claimant) -> bool {
-        let stated = self.claims.get(me).into_iter().flat_map(|claim| &claim.stated);
+        let stated = self.by_claimant.get(me).into_iter().flat_map(|claim| &claim.stated);
         stated.filter_map(|identity| self.stated.get(identity)).flatten().any(|other| other.namespace != me.namespace)
     }
 
     fn rivals(&self, me: &Claimant) -> BTreeSet<Claimant> {
-        let Some(claim) = self.claims.get(me) else { return BTreeSet::new() };
+        let Some(claim) = self.by_claimant.get(me) else { return BTreeSet::new() };
         let holders = keys(me, claim).filter_map(|key| self.holders.get(&key)).flatten();
         let namesakes = claim.stated.iter().filter_map(|identity| self.stated.get(identity)).flatten();
         holders.chain(namesakes).filter(|other| *other != me).cloned().collect()

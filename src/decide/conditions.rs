@@ -637,7 +637,10 @@ pub fn shortened_to_bytes(text: &str, most: usize) -> String {
         return text.to_owned();
     }
     let mark = '…';
-    let end = text.floor_char_boundary(most.saturating_sub(mark.len_utf8()));
+    let mut end = most.saturating_sub(mark.len_utf8());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
     text[..end].chars().chain([mark]).collect()
 }
 

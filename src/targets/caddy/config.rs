@@ -14,7 +14,7 @@ use serde_json::Value as Json;
 use super::text;
 use crate::{
     api::{GoDuration, Knob, Value},
-    decide::{Change, Site, Stored, To},
+    decide::{Change, Site, Stored, To, conditions::shortened_to_bytes, hash::fnv1a},
     targets::go_duration,
 };
 
@@ -306,7 +306,7 @@ fn bounded(name: &str) -> String {
     if name.len() <= MAX_TEXT {
         return name.to_owned();
     }
-    format!("{}~{:016x}", &name[..name.floor_char_boundary(200)], crate::decide::hash::fnv1a(name))
+    format!("{}~{:016x}", shortened_to_bytes(name, 200), fnv1a(name))
 }
 
 fn write(value: Value) -> Json {

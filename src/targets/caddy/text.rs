@@ -143,15 +143,13 @@ pub fn set(object: &str, way: &[&str], value: &str, fresh: &dyn Fn(&str) -> &'st
         let inner = there.clone().map(|span| &object[span]).filter(|text| is_object(text));
         set(inner.unwrap_or_else(|| fresh(first)), rest, value, fresh)
     };
-    match there {
-        Some(span) => spliced(object, span, &new),
-        None => {
-            let key = serde_json::Value::from(*first);
-            match members(object, 0).last() {
-                Some(last) => spliced(object, last.value.end..last.value.end, &format!(",{key}:{new}")),
-                None => spliced(object, 1..1, &format!("{key}:{new}")),
-            }
-        }
+    if let Some(span) = there {
+        return spliced(object, span, &new);
+    }
+    let key = serde_json::Value::from(*first);
+    match members(object, 0).last() {
+        Some(last) => spliced(object, last.value.end..last.value.end, &format!(",{key}:{new}")),
+        None => spliced(object, 1..1, &format!("{key}:{new}")),
     }
 }
 

@@ -170,7 +170,7 @@ fn eight_mebibytes_made_to_take_long_take_little() {
     const SIZE: usize = 8 * 1024 * 1024;
     let filled = |piece: &str| piece.repeat(SIZE / piece.len());
     let nested = r#"{"handler":"reverse_proxy","transport":"#;
-    let deep = format!("{}{}{}", nested.repeat(60), format!("{{\"x\":\"{}\"}}", filled("y")), "}".repeat(60));
+    let deep = format!("{}{{\"x\":\"{}\"}}{}", nested.repeat(60), filled("y"), "}".repeat(60));
     for within in [
         format!("[{}{{}}]", filled(r#"{"":0},"#)),
         format!("[{}0]", filled("0,")),
