@@ -32,6 +32,8 @@ use crate::{
 
 /// Units that are restored at the same time.
 const AT_ONCE: usize = 64;
+/// How long one try may begin to restore further units.
+const TRY: Duration = Duration::from_secs(60);
 /// The wait between two tries while a deletion waits.
 const NEXT_TRY: Duration = Duration::from_secs(2);
 
@@ -96,7 +98,9 @@ async fn restore_all(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
             }
         }
     }
+    let now = Instant::now();
     for (id, end) in restore(ctx, subject, memory, &units).await {
+        memory.ended(&id, end.as_ref().err(), now);
         match (end, units.get(&id)) {
             (Ok(Restored::Seen), _) => left.seen += 1,
             (Ok(Restored::Gone), _) => left.gone += 1,
@@ -232,16 +236,29 @@ pub async fn departed(ctx: &Context, subject: &Subject, memory: &mut Memory, uni
     Ok(left)
 }
 
-/// Restores units side by side.
+/// Restores units side by side: those first that have not failed, so that units which hang keep no other from its turn. Those that are not
+/// begun in time are restored by the next try.
 async fn restore(
     ctx: &Context,
     subject: &Subject,
     memory: &Memory,
     units: &BTreeMap<String, Saved>,
 ) -> Vec<(String, Result<Restored, Fault>)> {
-    let jobs: Vec<_> = units
-        .iter()
-        .map(|(id, saved)| async move { (id.clone(), restore_one(ctx, subject, &memory.credentials, id, saved).await) }.boxed())
+    let mut order: Vec<_> = units.iter().collect();
+    order.sort_by_key(|(id, _)| memory.failing.get(*id).map_or(0, |failing| failing.times));
+    let until = Instant::now() + TRY;
+    let jobs: Vec<_> = order
+        .into_iter()
+        .map(|(id, saved)| {
+            async move {
+                if Instant::now() >= until {
+                    let message = format!("was not asked yet: the nodes before it took more than {TRY:?}");
+                    return (id.clone(), Err(Fault::new(Cause::NotReady, message)));
+                }
+                (id.clone(), restore_one(ctx, subject, &memory.credentials, id, saved).await)
+            }
+            .boxed()
+        })
         .collect();
     stream::iter(jobs).buffer_unordered(AT_ONCE).collect().await
 }
