@@ -60,7 +60,7 @@ bench: needs needs-readers tools ## Measures how fast an edit reaches the nodes,
 	cargo bench --locked --bench farm
 
 attack: needs tools ## Lets loose on the static release binary what a tenant, a node or anyone who reaches the pod may try
-	@binary=$$(image/static idleconn-operator | tail -n 1) && IDLECONN_BINARY="$$PWD/$$binary" cargo test --locked --test it -- attack:: --test-threads=2
+	@binary=$$(image/static idleconn-operator | tail -n 1) && IDLECONN_BINARY="$$PWD/$$binary" cargo test --locked --test attack -- --test-threads=2
 
 scale: needs tools ## The whole controller, as it ships, with 5,000 nodes and 1,000 policies: about ten minutes once everything is built
 	@binary=$$(image/static idleconn-operator | tail -n 1) && cargo build --quiet --locked --profile bench --bench scale && ulimit -n 65536 && \

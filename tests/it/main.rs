@@ -11,7 +11,6 @@ mod support;
 mod adaptive;
 mod aistore;
 mod api;
-mod attack;
 mod caddy;
 mod config_map;
 mod conflicts;

@@ -5,6 +5,7 @@ pub mod ais;
 pub mod api;
 pub mod caddy;
 pub mod cluster;
+#[allow(dead_code)] // Only the attacks use it.
 pub mod hostile;
 pub mod load;
 pub mod operator;

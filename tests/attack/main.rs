@@ -2,6 +2,13 @@
 //!
 //! `make attack` runs these against the static release binary, and then bounds of time and memory are held; a debug build is slower and larger.
 
+#![allow(clippy::large_futures, clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc, missing_docs)]
+// A program of its own, because it takes all of the machine. What the other tests stand on is not all used here.
+#![allow(dead_code)]
+
+#[path = "../it/support/mod.rs"]
+mod support;
+
 use std::{
     sync::Arc,
     time::{Duration, Instant},
