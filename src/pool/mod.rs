@@ -442,6 +442,8 @@ impl Provider {
                 Ok(())
             })
             .await?;
+        // Who keeps many small answers must not hold the room that each was given while its size was unknown.
+        body.shrink_to_fit();
         held.shrink(body.capacity());
         Ok(Response { body, held: Some(Arc::new(held)), ..response })
     }
