@@ -5,13 +5,17 @@ use std::{
         OnceLock,
         atomic::{AtomicI64, Ordering},
     },
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
 
 /// How far `Date` may be off before it is believed: it has whole seconds, and takes a while to arrive.
 const TOLERANCE: SignedDuration = SignedDuration::from_secs(2);
+
+/// How long after an answer that agreed another one that does not is left out of account: where two API servers disagree, the time must not
+/// go back and forth between them.
+const AGREED_FOR: Duration = Duration::from_secs(60);
 
 /// What the operator takes for the time: the API server's, as its answers tell it, carried on by a clock that nobody sets.
 ///
@@ -38,11 +42,13 @@ struct Clock {
     monotonic: Instant,
     /// What to add, in milliseconds.
     correction: AtomicI64,
+    /// Until when, in milliseconds since `monotonic`, an answer that disagrees is left out of account.
+    agreed_until: AtomicI64,
 }
 
 impl Clock {
     fn set(wall: Timestamp) -> Self {
-        Self { wall, monotonic: Instant::now(), correction: AtomicI64::new(0) }
+        Self { wall, monotonic: Instant::now(), correction: AtomicI64::new(0), agreed_until: AtomicI64::new(0) }
     }
 
     fn now(&self) -> Timestamp {
@@ -56,12 +62,19 @@ impl Clock {
 
     fn heard(&self, date: &str) {
         let Ok(date) = rfc2822::parse(date) else { return };
+        let since = i64::try_from(self.monotonic.elapsed().as_millis()).unwrap_or(i64::MAX);
+        let agreed_until = since.saturating_add(i64::try_from(AGREED_FOR.as_millis()).unwrap_or(i64::MAX));
         // Cut off, not rounded: on average it is half a second later.
         let ahead = date.timestamp().duration_since(self.uncorrected()) + SignedDuration::from_millis(500);
         let known = SignedDuration::from_millis(self.correction.load(Ordering::Relaxed));
         if (ahead - known).abs() <= TOLERANCE {
+            self.agreed_until.store(agreed_until, Ordering::Relaxed);
             return;
         }
+        if since < self.agreed_until.load(Ordering::Relaxed) {
+            return;
+        }
+        self.agreed_until.store(agreed_until, Ordering::Relaxed);
         // The whole of it, not what is missing: two answers that are heard at once correct it once.
         self.correction.store(i64::try_from(ahead.as_millis()).unwrap_or_default(), Ordering::Relaxed);
         tracing::warn!(
@@ -92,6 +105,19 @@ mod tests {
             let off = clock.now().duration_since(time(expected));
             assert!(off.abs() < SignedDuration::from_millis(400), "{wall}: off by {off}");
         }
+    }
+
+    #[test]
+    fn two_servers_that_disagree_do_not_move_the_time_back_and_forth() {
+        let clock = Clock::set(time("2026-11-21T20:00:00Z"));
+        for date in ["Sat, 21 Nov 2026 20:00:00 GMT", "Sat, 21 Nov 2026 20:00:09 GMT", "Sat, 21 Nov 2026 19:50:00 GMT"] {
+            clock.heard(date);
+            assert!(clock.now().duration_since(time("2026-11-21T20:00:00Z")) < SignedDuration::from_secs(2), "{date}");
+        }
+        // A minute after the last answer that agreed, the others are right.
+        clock.agreed_until.store(0, Ordering::Relaxed);
+        clock.heard("Sat, 21 Nov 2026 20:00:09 GMT");
+        assert!(clock.now() > time("2026-11-21T20:00:09Z"));
     }
 
     #[test]
