@@ -3,7 +3,7 @@
 use std::{
     collections::{BTreeSet, HashMap},
     hash::Hash,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -13,7 +13,10 @@ use k8s_openapi::api::{
     authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
 };
 use kube::{Api, Client, Resource as _, api::PostParams};
-use tokio::{sync::Semaphore, time::Instant};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    time::Instant,
+};
 
 use super::answer::Error;
 use crate::api::IdleConnectionPolicy;
@@ -23,7 +26,13 @@ const GOOD_FOR: Duration = Duration::from_secs(10);
 /// How long the API server may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 /// Answers that are remembered.
-const MOST: usize = 1024;
+const MOST: usize = 4096;
+/// Namespaces that are asked about for one caller without the right to list policies in all of them.
+const MAX_NAMESPACES: usize = 256;
+/// Questions about one caller at the same time: half of all.
+const EACH: usize = AT_ONCE / 2;
+/// The longest name that a namespace can have.
+const NAMESPACE_LENGTH: usize = 63;
 /// Questions to the API server at the same time: whoever tries tokens here must not try them there as fast.
 const AT_ONCE: usize = 8;
 /// Longer than any token.
@@ -67,8 +76,10 @@ impl Caller {
 /// What somebody wants to do.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Deed {
-    /// Look at policies and their connections.
+    /// Look at one policy and its connections.
     Get,
+    /// Look at all policies there are.
+    List,
     /// Close connections.
     Destroy,
 }
@@ -77,24 +88,28 @@ impl Deed {
     const fn verb(self) -> &'static str {
         match self {
             Self::Get => "get",
+            Self::List => "list",
             Self::Destroy => "delete",
         }
     }
 
     const fn subresource(self) -> Option<&'static str> {
         match self {
-            Self::Get => None,
+            Self::Get | Self::List => None,
             Self::Destroy => Some("connections"),
         }
     }
 
     const fn resource(self) -> &'static str {
         match self {
-            Self::Get => "idleconnectionpolicies",
+            Self::Get | Self::List => "idleconnectionpolicies",
             Self::Destroy => "idleconnectionpolicies/connections",
         }
     }
 }
+
+/// Streams that one caller may have open.
+const MAX_STREAMS: usize = 8;
 
 /// Asks the API server, or in a demonstration nobody.
 pub struct Gate {
@@ -103,6 +118,7 @@ pub struct Gate {
     callers: Remembered<[u8; 32], Option<UserInfo>>,
     rights: Remembered<([u8; 32], Deed, Option<String>), bool>,
     turns: Semaphore,
+    streams: Mutex<HashMap<Option<String>, Arc<Semaphore>>>,
 }
 
 /// What a caller may see.
@@ -130,13 +146,24 @@ impl Gate {
     #[must_use]
     pub fn new(client: Option<Client>) -> Self {
         let (callers, rights) = (Remembered(Mutex::default()), Remembered(Mutex::default()));
-        Self { client, callers, rights, turns: Semaphore::new(AT_ONCE) }
+        Self { client, callers, rights, turns: Semaphore::new(AT_ONCE), streams: Mutex::default() }
     }
 
     /// Whether everything is open.
     #[must_use]
     pub const fn is_open(&self) -> bool {
         self.client.is_none()
+    }
+
+    /// A place for one more stream of this caller; `None` where all of theirs are taken. Callers are told apart by name, not by token; where
+    /// everything is open they cannot be told apart, and share all there are.
+    pub fn stream(&self, caller: Option<&Caller>) -> Option<OwnedSemaphorePermit> {
+        let name = caller.map(|caller| caller.name().to_owned());
+        let most = |name: &Option<String>| if name.is_some() { MAX_STREAMS } else { super::stream::MOST };
+        let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
+        streams.retain(|name, places| places.available_permits() < most(name));
+        let places = streams.entry(name.clone()).or_insert_with(|| Arc::new(Semaphore::new(most(&name))));
+        places.clone().try_acquire_owned().ok()
     }
 
     async fn ask<T>(&self, question: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
@@ -213,7 +240,13 @@ impl Gate {
     /// Refuses, unless the caller may do this in this namespace; `None` stands for all of them.
     pub async fn check(&self, caller: Option<&Caller>, deed: Deed, namespace: Option<&str>) -> Result<(), Error> {
         let Some(caller) = caller else { return Ok(()) };
-        if self.may(caller, deed, None).await? || (namespace.is_some() && self.may(caller, deed, namespace).await?) {
+        if self.may(caller, deed, None).await? {
+            return Ok(());
+        }
+        // What cannot be a namespace's name is not asked about, nor remembered.
+        if let Some(named) = namespace.filter(|name| name.len() <= NAMESPACE_LENGTH)
+            && self.may(caller, deed, Some(named)).await?
+        {
             return Ok(());
         }
         Err(forbidden(caller, deed, namespace))
@@ -222,14 +255,23 @@ impl Gate {
     /// What of these namespaces a caller may look at; nothing at all is refused.
     pub async fn sight(&self, caller: Option<&Caller>, namespaces: BTreeSet<String>) -> Result<Sight, Error> {
         let Some(caller) = caller else { return Ok(Sight::All) };
-        if self.may(caller, Deed::Get, None).await? {
+        if self.may(caller, Deed::List, None).await? {
             return Ok(Sight::All);
         }
-        let asked =
-            namespaces.iter().map(async |namespace| Ok((namespace.clone(), self.may(caller, Deed::Get, Some(namespace)).await?)));
-        let answers = futures::future::join_all(asked).await.into_iter().collect::<Result<Vec<_>, Error>>()?;
+        if namespaces.len() > MAX_NAMESPACES {
+            return Err(Error::Unavailable(
+                "there are more than 256 namespaces with policies; ask for the right to list them in all namespaces, or for one policy",
+            ));
+        }
+        // A few at a time, so that the questions of other callers have their turn.
+        let mut answers = Vec::new();
+        for some in namespaces.into_iter().collect::<Vec<_>>().chunks(EACH) {
+            let asked =
+                some.iter().map(async |namespace| Ok((namespace.clone(), self.may(caller, Deed::List, Some(namespace)).await?)));
+            answers.extend(futures::future::join_all(asked).await.into_iter().collect::<Result<Vec<_>, Error>>()?);
+        }
         let seen: BTreeSet<_> = answers.into_iter().filter(|(_, may)| *may).map(|(namespace, _)| namespace).collect();
-        if seen.is_empty() { Err(forbidden(caller, Deed::Get, None)) } else { Ok(Sight::Of(seen)) }
+        if seen.is_empty() { Err(forbidden(caller, Deed::List, None)) } else { Ok(Sight::Of(seen)) }
     }
 }
 

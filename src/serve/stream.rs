@@ -130,16 +130,19 @@ struct Reader {
     /// A snapshot that waits until its reader has been told what it missed.
     held: Option<Event>,
     over: bool,
-    _slot: OwnedSemaphorePermit,
+    /// One of all streams, and one of the caller's.
+    _places: [OwnedSemaphorePermit; 2],
 }
 
 async fn start(api: Arc<Api>, headers: HeaderMap, watched: Watched) -> Result<Sse<impl Stream<Item = Sent>>, Error> {
     let busy = Error::Busy("as many streams are open as this server has");
+    let caller = api.gate.caller(&headers).await?;
+    let own = api.gate.stream(caller.as_ref()).ok_or(Error::Busy("this caller has as many streams open as one may have"))?;
     let slot = api.streams.clone().try_acquire_owned().map_err(|_| busy)?;
     // Whoever may not look is told so, and not by a stream that ends at once.
     watched.snapshot(&api, &headers).await?;
     let last = headers.get("last-event-id").and_then(|id| api.tick_of(id.to_str().ok()?));
-    let reader = Reader { api, headers, watched, last, held: None, over: false, _slot: slot };
+    let reader = Reader { api, headers, watched, last, held: None, over: false, _places: [slot, own] };
     let events = stream::unfold(reader, |mut reader| async move {
         let event = reader.next().await?;
         Some((Ok(event), reader))

@@ -164,9 +164,17 @@ async fn each_sees_what_the_api_server_lets_them_see_and_nothing_of_the_rest() {
     let api = Api::start(&[&one, &other], false).await;
     one.until_programmed("gw").await;
     other.until_programmed("gw").await;
-    let reader = token(&one, "reader", &[("get", "idleconnectionpolicies")]).await;
-    let closer =
-        token(&one, "closer", &[("get", "idleconnectionpolicies"), ("delete", "idleconnectionpolicies/connections")]).await;
+    let reader = token(&one, "reader", &[("get", "idleconnectionpolicies"), ("list", "idleconnectionpolicies")]).await;
+    let closer = token(
+        &one,
+        "closer",
+        &[
+            ("get", "idleconnectionpolicies"),
+            ("list", "idleconnectionpolicies"),
+            ("delete", "idleconnectionpolicies/connections"),
+        ],
+    )
+    .await;
     let nobody = token(&one, "nobody", &[]).await;
     let (mine, theirs) = (format!("{}/gw", one.namespace), format!("{}/gw", other.namespace));
 
@@ -376,4 +384,28 @@ async fn ten_thousand_readers_are_refused_politely_beyond_those_that_are_served(
         (response.status() == StatusCode::OK).then_some(())
     })
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_caller_holds_no_more_than_their_share_of_the_streams() {
+    let (world, _node) = watched("streams").await;
+    let api = Api::start(&[&world], false).await;
+    world.until_programmed("gw").await;
+    let rights = [("get", "idleconnectionpolicies"), ("list", "idleconnectionpolicies")];
+    let (greedy, other) = (token(&world, "greedy", &rights).await, token(&world, "other", &rights).await);
+    let open = async |token: &str| api.request(Method::GET, "/api/policies/stream").bearer_auth(token).send().await.unwrap();
+    let mut held = Vec::new();
+    for _ in 0..8 {
+        held.push(open(&greedy).await);
+    }
+    assert!(held.iter().all(|response| response.status() == StatusCode::OK));
+    assert_eq!(open(&greedy).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(open(&other).await.status(), StatusCode::OK);
+
+    // To look at one policy is not to look at all of them, and a name that no namespace can have is not asked about.
+    let only_get = token(&world, "one", &[("get", "idleconnectionpolicies")]).await;
+    assert_eq!(api.get(&format!("/api/policies/{}/gw", world.namespace), Some(&only_get)).await.0, StatusCode::OK);
+    assert_eq!(api.get("/api/policies", Some(&only_get)).await.0, StatusCode::FORBIDDEN);
+    let long = format!("/api/policies/{}/gw", "n".repeat(6000));
+    assert_eq!(api.get(&long, Some(&greedy)).await.0, StatusCode::FORBIDDEN);
 }

@@ -38,7 +38,7 @@ async fn a_browser_shows_what_happens_while_it_happens() {
                 node.run(1_500);
                 String::new()
             }
-            "token" => token(&world, "viewer", &[("get", "idleconnectionpolicies")]).await,
+            "token" => token(&world, "viewer", &[("get", "idleconnectionpolicies"), ("list", "idleconnectionpolicies")]).await,
             "done" => {
                 done = true;
                 continue;
