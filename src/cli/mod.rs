@@ -96,11 +96,11 @@ pub struct Status {
 pub struct Nodes {
     /// The policy.
     pub name: String,
-    /// Where the operator runs; it is asked through a port-forward to its pod.
+    /// Where the operator runs: it is asked through a port-forward to its pod, with a token of its ServiceAccount idleconn-viewer.
     #[arg(long, default_value = "idleconn-system")]
     pub operator_namespace: String,
-    /// Asks the operator here instead, such as `http://127.0.0.1:8081`.
-    #[arg(long, conflicts_with = "operator_namespace")]
+    /// Asks the operator here instead, such as `http://127.0.0.1:8081`: over https, or on this machine.
+    #[arg(long)]
     pub operator: Option<url::Url>,
     /// Where.
     #[command(flatten)]

@@ -14,17 +14,18 @@ use k8s_openapi::api::{
 use kube::{
     Api, Client, Config, ResourceExt as _,
     api::{ListParams, PostParams},
-    client::{Body, ConfigExt as _},
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    net::TcpStream,
+    net::{TcpStream, lookup_host},
 };
-use tower::{BoxError, ServiceBuilder, ServiceExt as _, service_fn};
+use tower::BoxError;
+use url::Url;
 
 use super::{Error, Nodes, table::table};
 use crate::{
     api::Limits,
+    pool::{self, Pool},
     serve::{
         answer::{Answer, Refusal},
         policies::{Node, NodeList},
@@ -35,7 +36,7 @@ use crate::{
 const PORT: u16 = 8081;
 /// Its pods.
 const PODS: &str = "app.kubernetes.io/name=idleconn-operator";
-/// In whose name it is asked where the kubeconfig has no token.
+/// In whose name it is asked.
 const VIEWER: &str = "idleconn-viewer";
 /// How long the operator may take.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -46,22 +47,23 @@ fn problem(text: impl Into<String>) -> Error {
     Error::Operator(text.into())
 }
 
-/// What the operator says.
+/// What the operator says. It is asked with a token of the viewer's that lasts ten minutes, and never with the caller's own: who has that could
+/// do whatever the caller may.
 pub async fn ask(config: Config, namespace: &str, options: &Nodes) -> Result<NodeList, Error> {
     let path = format!("/api/policies/{namespace}/{}/nodes", options.name);
-    let own = own_token(&config).await?;
-    if let Some(url) = &options.operator {
-        let host = url.host_str().filter(|_| url.scheme() == "http").ok_or_else(|| problem("--operator is http://host:port"))?;
-        let port = url.port_or_known_default().unwrap_or(PORT);
-        let stream = TcpStream::connect((host, port)).await;
-        let stream = stream.map_err(|error| problem(format!("no operator answers at {host}:{port}: {error}")))?;
-        return read(&exchange(stream, &format!("{host}:{port}"), &path, own.as_deref()).await?);
-    }
     let client = Client::try_from(config)?;
-    let token = match own {
-        Some(token) => token,
-        None => viewer(&client, &options.operator_namespace).await?,
-    };
+    let token = viewer(&client, &options.operator_namespace).await;
+    if let Some(url) = &options.operator {
+        let answer = at(url, &path, token.as_ref().ok()).await?;
+        let is_unauthorized =
+            serde_json::from_slice::<Refusal>(&answer).is_ok_and(|refusal| refusal.error.code == "Unauthorized");
+        return match token {
+            // One that is open to everybody needs none.
+            Err(error) if is_unauthorized => Err(error),
+            _ => read(&answer),
+        };
+    }
+    let token = token?;
     let pods = Api::<Pod>::namespaced(client, &options.operator_namespace);
     let mut failure = problem(format!(
         "no operator runs in namespace {}; give --operator-namespace, or --operator and its address",
@@ -82,19 +84,29 @@ pub async fn ask(config: Config, namespace: &str, options: &Nodes) -> Result<Nod
     Err(failure)
 }
 
-/// The token that the kubeconfig has, whatever it takes to get one; `None` where it has a certificate.
-async fn own_token(config: &Config) -> Result<Option<String>, Error> {
-    let Some(layer) = config.auth_layer()? else { return Ok(None) };
-    // The layer puts it on requests: it is taken off one that goes nowhere.
-    let echo = service_fn(async |request: Request<Body>| {
-        let mut response = http::Response::new(Body::empty());
-        *response.headers_mut() = request.headers().clone();
-        Ok::<_, BoxError>(response)
-    });
-    let asked = ServiceBuilder::new().layer(layer).service(echo).oneshot(Request::new(Body::empty())).await;
-    let response = asked.map_err(|error: BoxError| Error::Kubeconfig(error.to_string()))?;
-    let value = response.headers().get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
-    Ok(value.and_then(|value| value.strip_prefix("Bearer ")).map(str::to_owned))
+/// What answers at an address: over TLS anywhere, in the clear on this machine only.
+async fn at(url: &Url, path: &str, token: Option<&String>) -> Result<Bytes, Error> {
+    let host = url.host_str().filter(|_| matches!(url.scheme(), "http" | "https"));
+    let host = host.ok_or_else(|| problem("--operator is http://host:port or https://host:port"))?;
+    let port = url.port().unwrap_or(if url.scheme() == "https" { 443 } else { PORT });
+    if url.scheme() == "https" {
+        let headers = token.map(|token| ("authorization", format!("Bearer {token}"))).into_iter().collect();
+        let request = pool::Request { headers, ..pool::Request::get(&format!("https://{host}:{port}"), path, PATIENCE) };
+        let pool = Pool::default();
+        let answer = pool.provider("operator").send(None, request).await;
+        return Ok(answer.map_err(|error| problem(error.to_string()))?.body.into());
+    }
+    let silent = |error: std::io::Error| problem(format!("no operator answers at {host}:{port}: {error}"));
+    let addresses: Vec<_> =
+        lookup_host((host.trim_start_matches('[').trim_end_matches(']'), port)).await.map_err(silent)?.collect();
+    if !addresses.iter().all(|address| address.ip().to_canonical().is_loopback()) {
+        let message = format!(
+            "{host} is not this machine, and a token must not cross the network in the clear; use https or a port-forward"
+        );
+        return Err(problem(message));
+    }
+    let stream = TcpStream::connect(&addresses[..]).await.map_err(silent)?;
+    exchange(stream, &format!("{host}:{port}"), path, token.map(String::as_str)).await
 }
 
 async fn viewer(client: &Client, namespace: &str) -> Result<String, Error> {
@@ -105,7 +117,8 @@ async fn viewer(client: &Client, namespace: &str) -> Result<String, Error> {
     };
     let made = accounts.create_token_request(VIEWER, &PostParams::default(), &request).await.map_err(|error| {
         problem(format!(
-            "the kubeconfig has no token, and none can be had for ServiceAccount {VIEWER} in namespace {namespace}: {error}"
+            "no token can be had for ServiceAccount {VIEWER} in namespace {namespace}: {error}; is the operator there, with api.viewer, and may \
+             you create serviceaccounts/token?"
         ))
     })?;
     made.status.map(|status| status.token).ok_or_else(|| problem("the API server made no token"))

@@ -1,8 +1,17 @@
 //! Columns as kubectl prints them.
 
+/// Text that a node or a server chose, without what a terminal would take for a command.
+#[must_use]
+pub fn printable(text: &str) -> String {
+    let harmless =
+        |c: char| !c.is_control() && !matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.chars().map(|c| if harmless(c) { c } else { '\u{fffd}' }).collect()
+}
+
 /// Rows under their headings, each column as wide as it must be, three blanks between them.
 #[must_use]
 pub fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> String {
+    let rows: Vec<_> = rows.iter().map(|row| row.each_ref().map(|cell| printable(cell))).collect();
     let width = |column: usize| {
         rows.iter().map(|row| row[column].chars().count()).chain([headings[column].chars().count()]).max().unwrap_or_default()
     };
@@ -18,6 +27,14 @@ pub fn table<const N: usize>(headings: [&str; N], rows: &[[String; N]]) -> Strin
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_node_says_moves_no_cursor() {
+        let hostile = ["gw\u{1b}[2J\u{7}\r\n".to_owned(), "a\u{202e}b".to_owned()];
+        let said = table(["NAME", "ERROR"], &[hostile]);
+        assert_eq!(said.lines().count(), 2);
+        assert!(said.chars().all(|c| c == '\n' || printable(&c.to_string()) == c.to_string()), "{said:?}");
+    }
 
     #[test]
     fn a_column_is_as_wide_as_what_is_in_it_and_no_line_ends_in_blanks() {

@@ -88,8 +88,15 @@ async fn the_operator_itself_says_what_each_node_has() {
 
     let said = idleconn(&world, &["nodes", "nope", "--operator", &open.address]).await.unwrap_err();
     assert!(said.contains("there is no policy \"nope\" in namespace"), "{said}");
-    // With the kubeconfig's own token, and its rights.
-    let said = idleconn(&world, &["nodes", "gw", "--operator", &gated.address]).await.unwrap_err();
+    // With a token of the viewer's, and never with the kubeconfig's own.
+    let said = idleconn(&world, &["nodes", "gw", "--operator", &gated.address, "--operator-namespace", &world.namespace]).await;
+    let said = said.unwrap_err();
+    assert!(said.contains("no token can be had for ServiceAccount idleconn-viewer in namespace"), "{said}");
+    world.viewer().await;
+    let said = idleconn(&world, &["nodes", "gw", "--operator", "http://192.0.2.1:8081"]).await.unwrap_err();
+    assert!(said.contains("192.0.2.1 is not this machine, and a token must not cross the network in the clear"), "{said}");
+    let there = ["nodes", "gw", "--operator", &gated.address, "--operator-namespace", &world.namespace];
+    let said = idleconn(&world, &there).await.unwrap_err();
     assert_eq!(
         said,
         "kubectl idleconn: this replica does not act, and has not looked at any node; ask the one that holds the lease\n"

@@ -19,7 +19,8 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, ResourceExt as _,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, DynamicObject, GroupVersionKind, ListParams, Patch, PatchParams, PostParams},
+    core::ApiResource,
     runtime::wait::{await_condition, conditions::is_deleted},
 };
 use serde_json::{Value as Json, json};
@@ -187,6 +188,39 @@ impl World {
         pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
         let status = json!({"status": {"phase": "Running", "podIP": caddy.ip, "podIPs": [{"ip": caddy.ip}]}});
         pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    }
+
+    /// The account that `kubectl idleconn nodes` asks in the name of, where the operator would be installed.
+    pub async fn viewer(&self) {
+        let (namespace, name) = (&self.namespace, "idleconn-viewer");
+        let objects = [
+            ("", "v1", "ServiceAccount", json!({})),
+            (
+                "rbac.authorization.k8s.io",
+                "v1",
+                "Role",
+                json!({"rules": [
+                    {"apiGroups": ["idleconn.io"], "resources": ["idleconnectionpolicies"], "verbs": ["get", "list"]},
+                ]}),
+            ),
+            (
+                "rbac.authorization.k8s.io",
+                "v1",
+                "RoleBinding",
+                json!({
+                    "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "Role", "name": name},
+                    "subjects": [{"kind": "ServiceAccount", "name": name, "namespace": namespace}],
+                }),
+            ),
+        ];
+        for (group, version, kind, mut object) in objects {
+            let resource = ApiResource::from_gvk(&GroupVersionKind::gvk(group, version, kind));
+            object["metadata"] = json!({"name": name});
+            object["apiVersion"] = json!(resource.api_version);
+            object["kind"] = json!(kind);
+            let api = Api::<DynamicObject>::namespaced_with(self.client.clone(), namespace, &resource);
+            api.create(&PostParams::default(), &serde_json::from_value(object).unwrap()).await.unwrap();
+        }
     }
 
     pub async fn secret(&self, name: &str, data: &[(&str, &str)]) {
