@@ -91,7 +91,7 @@ capabilities: {drop: [ALL]}
 # Policies: watched; the finalizer and the status are written, the spec never is.
 - {apiGroups: [idleconn.io], resources: [idleconnectionpolicies], verbs: [get, list, watch, patch]}
 - {apiGroups: [idleconn.io], resources: [idleconnectionpolicies/status], verbs: [patch]}
-- {apiGroups: [events.k8s.io], resources: [events], verbs: [create]}
+- {apiGroups: [events.k8s.io], resources: [events], verbs: [get, create]}
 # What nodes held before the first write.
 - {apiGroups: [apps], resources: [controllerrevisions], verbs: [list, create, delete]}
 # Whom to ask: selected pods.
