@@ -11,7 +11,7 @@ use std::{
         Arc, OnceLock,
         atomic::{AtomicU64, Ordering},
     },
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use k8s_openapi::{
@@ -81,6 +81,8 @@ pub struct Leadership(Arc<Term>);
 struct Term {
     /// When it ends if nothing is done, see [`since_start`].
     until: AtomicU64,
+    /// The same by the wall clock, in Unix milliseconds.
+    until_by_wall: AtomicU64,
     begun: watch::Sender<bool>,
 }
 
@@ -88,19 +90,27 @@ impl Leadership {
     /// Of a process that acts alone.
     #[must_use]
     pub fn always() -> Self {
-        Self(Arc::new(Term { until: AtomicU64::new(u64::MAX), begun: watch::Sender::new(true) }))
+        Self(Arc::new(Term {
+            until: AtomicU64::new(u64::MAX),
+            until_by_wall: AtomicU64::new(u64::MAX),
+            begun: watch::Sender::new(true),
+        }))
     }
 
     /// Of a process that only watches.
     #[must_use]
     pub fn none() -> Self {
-        Self(Arc::new(Term { until: AtomicU64::new(0), begun: watch::Sender::new(false) }))
+        Self(Arc::new(Term { until: AtomicU64::new(0), until_by_wall: AtomicU64::new(0), begun: watch::Sender::new(false) }))
     }
 
     /// Whether this process may act at this moment.
+    ///
+    /// The monotonic clock stands still while a machine is suspended or a virtual machine is paused; the wall clock is often set right after
+    /// that. Whichever says that the time is over is believed: a wall clock that was set forward costs the wait for the next renewal.
     #[must_use]
     pub fn holds(&self) -> bool {
         since_start(Instant::now()) < self.0.until.load(Ordering::Acquire)
+            && wall_millis(SystemTime::now()) < self.0.until_by_wall.load(Ordering::Acquire)
     }
 
     /// For how long it may act if nothing is done; `None` where there is no election, and no end.
@@ -118,6 +128,8 @@ impl Leadership {
 
     /// Carries it on; answers whether it was not held before.
     fn until(&self, end: Instant) -> bool {
+        let left = end.saturating_duration_since(Instant::now());
+        self.0.until_by_wall.store(wall_millis(SystemTime::now() + left), Ordering::Release);
         self.0.until.store(since_start(end), Ordering::Release);
         !self.0.begun.send_replace(true)
     }
@@ -125,6 +137,11 @@ impl Leadership {
     fn end(&self) {
         self.0.until.store(0, Ordering::Release);
     }
+}
+
+fn wall_millis(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX - 1)
 }
 
 /// Milliseconds since this process first asked, plus one, so that 0 is before every time.
@@ -353,4 +370,24 @@ fn holder(lease: &Lease) -> Option<&str> {
 /// Up to a tenth shorter, so that replicas do not march in step.
 fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(1.0 - fastrand::f64() / 10.0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_that_was_paused_does_not_act_before_it_has_renewed() {
+        let leadership = Leadership::none();
+        leadership.until(Instant::now() + Duration::from_secs(10));
+        assert!(leadership.holds());
+        // The monotonic clock stood still, and the wall clock has been set since.
+        leadership.0.until_by_wall.store(wall_millis(SystemTime::now() - Duration::from_secs(60)), Ordering::Release);
+        assert!(!leadership.holds());
+        leadership.until(Instant::now() + Duration::from_secs(10));
+        assert!(leadership.holds());
+        leadership.end();
+        assert!(!leadership.holds());
+        assert!(Leadership::always().holds() && !Leadership::none().holds());
+    }
 }

@@ -5,7 +5,7 @@ use std::{process::ExitCode, sync::Arc, time::Duration};
 use clap::Parser as _;
 use idleconn_operator::{
     api::crd,
-    config::{Check, Cli, Cluster, Command, Release, Run},
+    config::{Check, Cli, Cluster, Command, Lease, Release, Run},
     controller::{self, Context, Operator, served},
     leader::{self, Election, Leadership},
     metrics::Metrics,
@@ -104,7 +104,7 @@ async fn release(options: Release) -> Result<(), Error> {
     let pool = Pool::default();
     let client = client(&options.cluster, &pool).await?;
     let settings = options.cluster.settings(Duration::from_secs(30), false);
-    let mut election = options.lease.terms()?.map(|terms| Election::new(client.clone(), terms));
+    let mut election = election(&options.lease, &options.cluster, &pool).await?;
     if let Some(election) = &mut election {
         election.seize().await?;
     }
@@ -139,7 +139,7 @@ async fn run(options: Run) -> Result<(), Error> {
     let settings = options.cluster.settings(options.resync_interval, options.dry_run);
     let pool = Pool::default();
     let client = client(&options.cluster, &pool).await?;
-    let mut election = options.lease.terms()?.map(|terms| Election::new(client.clone(), terms));
+    let mut election = election(&options.lease, &options.cluster, &pool).await?;
     let operator = Operator::new(&client, &pool, settings, Metrics::new()?, leadership(election.as_ref()));
     operator.context.metrics.connections(&pool)?;
     let listener =
@@ -217,13 +217,27 @@ async fn signalled() {
 }
 
 async fn client(cluster: &Cluster, pool: &Pool) -> Result<Client, Error> {
-    let failed = |error: &dyn std::fmt::Display| Error::Cluster(error.to_string());
-    let config = match &cluster.kubeconfig {
+    controller::client(&config(cluster).await?, pool).map_err(no_cluster)
+}
+
+/// A candidate, over connections of its own; none where there is no election.
+async fn election(lease: &Lease, cluster: &Cluster, pool: &Pool) -> Result<Option<Election>, Error> {
+    let Some(terms) = lease.terms()? else { return Ok(None) };
+    let client = controller::lease_client(&config(cluster).await?, pool).map_err(no_cluster)?;
+    Ok(Some(Election::new(client, terms)))
+}
+
+async fn config(cluster: &Cluster) -> Result<Config, Error> {
+    match &cluster.kubeconfig {
         Some(path) => {
-            let file = Kubeconfig::read_from(path).map_err(|e| failed(&e))?;
-            Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await.map_err(|e| failed(&e))?
+            let file = Kubeconfig::read_from(path).map_err(no_cluster)?;
+            Config::from_custom_kubeconfig(file, &kube::config::KubeConfigOptions::default()).await.map_err(no_cluster)
         }
-        None => Config::infer().await.map_err(|e| failed(&e))?,
-    };
-    controller::client(&config, pool).map_err(|e| failed(&e))
+        None => Config::infer().await.map_err(no_cluster),
+    }
+}
+
+#[allow(clippy::needless_pass_by_value)] // As `map_err` hands it over.
+fn no_cluster(error: impl std::fmt::Display) -> Error {
+    Error::Cluster(error.to_string())
 }

@@ -35,6 +35,8 @@ pub const PAUSED: &str = "idleconn.io/paused";
 pub const PAUSED_TIGHTEN: &str = "idleconn.io/paused-tighten";
 /// Annotation that stops relaxing.
 pub const PAUSED_RELAX: &str = "idleconn.io/paused-relax";
+/// All of these.
+pub const PAUSES: [&str; 3] = [PAUSED, PAUSED_TIGHTEN, PAUSED_RELAX];
 /// Prefix of the annotations, one for each key, in which a ConfigMap holds what was written into the key.
 pub const SETTINGS_PREFIX: &str = "settings.idleconn.io/";
 /// Annotation of a ConfigMap that did not exist before a policy came.

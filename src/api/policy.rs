@@ -114,6 +114,31 @@ impl Target {
         let caddy = self.caddy.as_ref().and_then(|caddy| caddy.selector.as_ref());
         caddy.or_else(|| self.config_map.as_ref().map(|config_map| &config_map.selector))
     }
+
+    /// The Service that it is behind, where it is behind one.
+    #[must_use]
+    pub fn service(&self) -> Option<&ServiceRef> {
+        let caddy = self.caddy.as_ref().and_then(|caddy| caddy.service.as_ref());
+        caddy.or_else(|| self.aistore.as_ref().and_then(|ais| ais.service.as_ref()))
+    }
+
+    /// How its pods are asked.
+    #[must_use]
+    pub fn scheme(&self) -> Scheme {
+        let selected = self.caddy.as_ref().map(|caddy| caddy.scheme).unwrap_or_default();
+        self.service().map_or(selected, |service| service.scheme)
+    }
+}
+
+impl IdleConnectionPolicySpec {
+    /// Whether an object in the cluster or a node names addresses for it, beyond the pods that it selects.
+    #[must_use]
+    pub fn names_addresses(&self) -> bool {
+        let prometheus = self.adaptive.as_ref().and_then(|adaptive| adaptive.signal.as_ref()?.prometheus.as_ref());
+        self.target.service().is_some()
+            || (self.target.aistore.is_some() && self.adaptive.is_some())
+            || prometheus.is_some_and(|prometheus| prometheus.service.is_some())
+    }
 }
 
 /// The kinds of target.

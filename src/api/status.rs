@@ -17,7 +17,7 @@ pub const MOST_NODES_NAMED: usize = 5;
 /// Most bytes of a name that the status repeats, as of a pod's.
 pub const NAME_LENGTH: usize = 253;
 /// Most characters of a condition's message.
-pub const MESSAGE_LENGTH: usize = 120;
+pub const MESSAGE_LENGTH: usize = 1024;
 
 /// What the operator last saw.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]

@@ -7,7 +7,7 @@ use kube::Resource;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value as Json;
 
-use super::{IdleConnectionPolicy, schema};
+use super::{IdleConnectionPolicy, IdleConnectionPolicyStatus, schema};
 
 /// Most fields and choices that a sentence names.
 const MOST_NAMED: usize = 3;
@@ -20,6 +20,8 @@ pub struct StoredPolicy {
     pub policy: Result<IdleConnectionPolicy, Unreadable>,
     /// Paths of the fields in its spec that are not understood, and of the choices as `path=choice`.
     pub unknown: Vec<String>,
+    /// Whether its status, or a member of it, cannot be read, and is left out of the policy.
+    pub lost: bool,
 }
 
 /// A policy that cannot do without what is not understood.
@@ -59,15 +61,35 @@ impl<'de> Deserialize<'de> for StoredPolicy {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let mut object = Json::deserialize(deserializer)?;
         let unknown = schema::take_unknown(&mut object);
-        let policy = match IdleConnectionPolicy::deserialize(&object) {
+        let mut lost = false;
+        let read = IdleConnectionPolicy::deserialize(&object).or_else(|error| {
+            lost = true;
+            without_status(&mut object).ok_or(error)
+        });
+        let policy = match read {
             Ok(policy) => Ok(policy),
             Err(error) => {
                 let metadata = ObjectMeta::deserialize(&object["metadata"]).map_err(D::Error::custom)?;
                 Err(Unreadable { error: error.to_string(), metadata })
             }
         };
-        Ok(Self { policy, unknown })
+        Ok(Self { policy, unknown, lost })
     }
+}
+
+/// The policy, where only its status cannot be read: such a status, or what cannot be read of it, counts as lost. Another version wrote it, or
+/// somebody with the right to; neither may stand in the way of what the spec says, or of a deletion.
+fn without_status(object: &mut Json) -> Option<IdleConnectionPolicy> {
+    let status = object.get_mut("status")?;
+    if let Some(members) = status.as_object_mut() {
+        members.retain(|name, member| {
+            let alone = Json::Object([(name.clone(), member.clone())].into_iter().collect());
+            IdleConnectionPolicyStatus::deserialize(&alone).is_ok()
+        });
+    } else {
+        *status = Json::Null;
+    }
+    IdleConnectionPolicy::deserialize(&*object).ok()
 }
 
 impl Resource for StoredPolicy {
@@ -134,6 +156,23 @@ mod tests {
         let stored = stored(&json!({"target": {"type": "Envoy"}, "limits": {}}));
         assert_eq!(stored.meta().name.as_deref(), Some("gw"));
         assert_eq!(stored.read().expect_err("it is not read"), "spec.target.type=Envoy is of a newer version");
+    }
+
+    #[test]
+    fn a_status_that_cannot_be_read_is_one_that_was_lost() {
+        let spec = json!({"target": caddy(), "limits": {"server": {"idleTimeout": "30s"}}});
+        for (status, kept) in [
+            (json!({"control": {"contended": {"server.idleTimeout": [1]}}, "observedGeneration": 3}), Some(3)),
+            (json!({"control": {"changed": {"server.mood": 1}}, "observedGeneration": 3}), Some(3)),
+            (json!({"observedGeneration": "three"}), None),
+            (json!(["a list"]), None),
+        ] {
+            let object = json!({"apiVersion": "idleconn.io/v1alpha1", "kind": "IdleConnectionPolicy",
+                "metadata": {"name": "gw"}, "spec": spec, "status": status});
+            let stored: StoredPolicy = serde_json::from_value(object).expect("anything with metadata can be read");
+            let (policy, foreign) = stored.read().expect("it is read");
+            assert_eq!((policy.status.and_then(|status| status.observed_generation), foreign), (kept, None), "{status}");
+        }
     }
 
     #[test]

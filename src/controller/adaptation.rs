@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 
-use super::{Context, PolicyRef, Subject, live::Point, memory::Memory, places, planted};
+use super::{Context, PolicyRef, Subject, live::Point, memory::Memory, places, planted, reachability};
 use crate::{
     api::{
         self, IdleConnectionPolicyStatus, Settings,
@@ -29,7 +29,7 @@ use crate::{
         tuning::Tuning,
     },
     signals::{
-        Node, Sampler, Samples, Source, Watch,
+        Node, Permit, Sampler, Samples, Source, Watch,
         page::{Probe, Threshold},
     },
 };
@@ -173,7 +173,10 @@ impl Adaptation {
         let facts = self.input(&look).facts(&self.declared.settings, self.suspend, self.standing);
         let outcome = adapt::step(&self.tuning, &facts, &self.state, &look.signal, look.now);
         let news = outcome.decision.is_some() || outcome.judged.is_some() || outcome.digest(&look.signal) != self.digest;
-        if let Some(wait) = adapt::next_end(&self.tuning, &outcome.state, look.now).filter(|wait| *wait < self.tuning.interval) {
+        // While samples are missing the window stands still, and asking sooner would not bring its end nearer.
+        let fresh = matches!(look.signal, Signal::Fresh(_));
+        let end = if fresh { adapt::next_end(&self.tuning, &outcome.state, look.now) } else { None };
+        if let Some(wait) = end.filter(|wait| *wait < self.tuning.interval) {
             self.sampler.ask_in(Duration::from_millis(u64::try_from(wait).unwrap_or(0) + 1));
         }
         self.moved = self.moved || self.has_moved(&look);
@@ -284,13 +287,15 @@ pub async fn prepare(
         interval: Duration::from_millis(u64::try_from(tuning.interval).unwrap_or(10_000)),
         ca: memory.credentials.ca.clone(),
         token: None,
+        permit: Some(permit(ctx, subject)),
         key: format!("{source:?} {} {threshold:?} {:?}", signal.metric, signal.prometheus),
     };
     match (source, &signal.prometheus, threshold) {
         (SourceName::Prometheus, Some(prometheus), Threshold::Value(threshold)) => {
-            match places::prometheus(ctx, &subject.namespace, prometheus).await {
+            match places::prometheus(ctx, subject, prometheus).await {
                 Ok((place, credentials)) => {
-                    watch.nodes = vec![Node { name: PROMETHEUS.into(), address: place.address, path: String::new() }];
+                    watch.nodes =
+                        vec![Node { name: PROMETHEUS.into(), address: place.address, named: false, path: String::new() }];
                     (watch.ca, watch.token) = (credentials.ca, credentials.token);
                 }
                 Err(places::Failure::Problem(problem)) => {
@@ -304,9 +309,9 @@ pub async fn prepare(
         }
         (SourceName::Nodes, ..) => {
             watch.source = Source::Nodes(std::sync::Arc::new(Probe::gauge(&signal.metric, threshold)));
-            watch.nodes = nodes(ctx, subject, units, answered).await;
+            watch.nodes = nodes(subject, units, answered);
         }
-        (SourceName::StateFlags, ..) => watch.nodes = nodes(ctx, subject, units, answered).await,
+        (SourceName::StateFlags, ..) => watch.nodes = nodes(subject, units, answered),
         (SourceName::Prometheus, ..) => {
             obstacle = Some(Signal::Missing {
                 reason: "QueryFailed",
@@ -391,8 +396,8 @@ fn resume(subject: &Subject, memory: &Memory, declared: &Declared, floor: &Setti
     State { openness, ..State::default() }
 }
 
-/// The nodes and where their pages are. An address that a node's own cluster names is asked only where that is permitted.
-async fn nodes(ctx: &Context, subject: &Subject, units: &[Unit], answered: &[(Unit, UnitState)]) -> Vec<Node> {
+/// The nodes and where their pages are. An address that a node's own cluster names needs a permit each time that it is asked.
+fn nodes(subject: &Subject, units: &[Unit], answered: &[(Unit, UnitState)]) -> Vec<Node> {
     let states: BTreeMap<&str, &UnitState> = answered.iter().map(|(unit, state)| (unit.id.as_str(), state)).collect();
     let page = subject.spec().target.config_map.as_ref().and_then(|config_map| config_map.metrics.as_ref());
     let path = page.map_or_else(|| "/metrics".to_owned(), |page| page.path.clone());
@@ -400,39 +405,25 @@ async fn nodes(ctx: &Context, subject: &Subject, units: &[Unit], answered: &[(Un
     for unit in units {
         let Some(state) = states.get(unit.id.as_str()) else {
             if subject.spec().target.type_ == TargetType::Caddy {
-                nodes.push(Node { name: unit.name.clone(), address: unit.address.clone(), path: path.clone() });
+                nodes.push(Node { name: unit.name.clone(), address: unit.address.clone(), named: false, path: path.clone() });
             }
             continue;
         };
         for node in &state.nodes {
-            let address = match &node.metrics {
-                None => unit.address.clone(),
-                // The API server's word for where a pod is, not a node's own.
-                Some(named) if subject.spec().target.type_ == TargetType::ConfigMap => named.clone(),
-                Some(named) => permitted(ctx, subject, named).await.unwrap_or_default(),
-            };
-            nodes.push(Node { name: node.name.clone(), address, path: path.clone() });
+            let address = node.metrics.as_ref().unwrap_or(&unit.address).clone();
+            // Where a ConfigMap's pod is, the API server says.
+            let named = node.metrics.is_some() && subject.spec().target.type_ == TargetType::AIStore;
+            nodes.push(Node { name: node.name.clone(), address, named, path: path.clone() });
         }
     }
     nodes
 }
 
-/// The address from a target's answer, if it may be asked: that of a pod of the namespace, by the API server's word of this moment, or a
-/// listed one. Scheme, host and port of it are used, and nothing else.
-async fn permitted(ctx: &Context, subject: &Subject, address: &str) -> Option<String> {
-    let url = url::Url::parse(address).ok()?;
-    if !matches!(url.scheme(), "http" | "https") {
-        return None;
-    }
-    let plain = format!("{}://{}:{}", url.scheme(), url.host_str()?, url.port_or_known_default()?);
-    if let Ok(listed) = ctx.settings.allow_endpoints.check(&plain) {
-        return Some(listed);
-    }
-    let ip = match url.host()? {
-        url::Host::Ipv4(ip) => ip.into(),
-        url::Host::Ipv6(ip) => ip.into(),
-        url::Host::Domain(_) => return None,
-    };
-    let pods = ctx.pods.at(&subject.namespace, ip).await.ok()?;
-    (!pods.is_empty()).then_some(plain)
+fn permit(ctx: &Context, subject: &Subject) -> Permit {
+    let (me, namespace) = (ctx.me.clone(), subject.namespace.clone());
+    let provider = ctx.pool.provider(&subject.path);
+    std::sync::Arc::new(move |address| {
+        let (me, namespace, provider) = (me.clone(), namespace.clone(), provider.clone());
+        Box::pin(async move { reachability::named_by_a_node(&*me.upgrade()?, &namespace, &provider, &address).await })
+    })
 }

@@ -18,6 +18,9 @@ use crate::{
 /// The API server's connections, among the pool's providers.
 pub const PROVIDER: &str = "kubernetes";
 
+/// The connections over which the Lease is renewed.
+pub const LEASE_PROVIDER: &str = "kubernetes-lease";
+
 /// The API server gives up an idle connection after 90 s (`IdleTimeout` in Kubernetes' `secure_serving.go`): this side is
 /// the first, so that no request meets one that is about to be closed.
 const SETTINGS: Settings = Settings {
@@ -59,13 +62,22 @@ pub enum Error {
 /// a worker while it does: whoever asks here has a back-off of its own, and a 429 from the Eviction API is an answer. Every answer says what
 /// time it is.
 pub fn client(config: &Config, pool: &Pool) -> Result<Client, Error> {
+    client_of(config, pool, PROVIDER, SETTINGS)
+}
+
+/// The same over connections of its own, for the Lease alone: however many watches there are, it is renewed.
+pub fn lease_client(config: &Config, pool: &Pool) -> Result<Client, Error> {
+    client_of(config, pool, LEASE_PROVIDER, Settings { max_sockets: 4, max_free_sockets: 2, ..SETTINGS })
+}
+
+fn client_of(config: &Config, pool: &Pool, provider: &'static str, settings: Settings) -> Result<Client, Error> {
     if config.proxy_url.is_some() {
         return Err(Error::Proxy);
     }
-    pool.provider(PROVIDER).configure(SETTINGS);
+    pool.provider(provider).configure(settings);
     let (pool, trust) = (pool.clone(), trust(config, pool)?);
     let asked = service_fn(move |request: Request<Body>| {
-        let (provider, trust) = (pool.provider(PROVIDER), trust.clone());
+        let (provider, trust) = (pool.provider(provider), trust.clone());
         async move {
             let (head, body) = request.into_parts();
             let request = Request::from_parts(head, body.collect_bytes().await.map_err(plain)?);

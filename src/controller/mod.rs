@@ -12,6 +12,7 @@ mod originals;
 mod places;
 mod planted;
 mod pods;
+mod reachability;
 mod reconcile;
 mod report;
 pub mod restart;
@@ -52,7 +53,7 @@ use crate::{
     pool::Pool,
     targets::{AllowList, Reach},
 };
-pub use client::{Error as ClientError, PROVIDER, client};
+pub use client::{Error as ClientError, LEASE_PROVIDER, PROVIDER, client, lease_client};
 use memory::Memory;
 
 /// How long a call to the API server may take; kube's own retries would hold a worker for many minutes.
@@ -307,7 +308,12 @@ fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<Sto
     let several = apis.len() > 1;
     let streams = apis.into_iter().enumerate().map(|(n, api)| {
         let events = watcher(api, watcher::Config::default()).default_backoff();
-        events.modify(|policy| policy.managed_fields_mut().clear()).map(move |event| (n, event)).boxed()
+        let trimmed = events.modify(|policy| {
+            policy.managed_fields_mut().clear();
+            // An object's annotations may have 256 KiB.
+            policy.annotations_mut().retain(|name, _| crate::api::PAUSES.contains(&name.as_str()));
+        });
+        trimmed.map(move |event| (n, event)).boxed()
     });
     let mut lists = Lists::of(context, streams.len());
     // Several lists make one store: it begins empty, and a list that begins later must not empty it again.
@@ -459,6 +465,8 @@ pub struct Subject {
     /// Why it is not worked on, where it says what this version does not understand.
     refusal: Option<String>,
     claimant: Claimant,
+    /// Whether a part of its status cannot be read: it counts as lost, and is written anew.
+    status_lost: bool,
     /// How long the present visit may go on.
     visit: scheduler::Visit,
     /// Whether a policy of another namespace governs a target that says the same of itself.
@@ -468,6 +476,7 @@ pub struct Subject {
 impl Subject {
     fn new(stored: StoredPolicy) -> Result<Self, Error> {
         let refusal = |foreign| format!("{foreign}: upgrade the operator from {}, or take it out", env!("CARGO_PKG_VERSION"));
+        let status_lost = stored.lost;
         let (object, foreign) = stored.read().map_err(|foreign| Error::Unreadable(refusal(foreign)))?;
         let (Some(namespace), Some(uid), Some(created)) = (object.namespace(), object.uid(), object.creation_timestamp()) else {
             return Err(Error::Nameless);
@@ -483,6 +492,7 @@ impl Subject {
             object,
             refusal: foreign.map(refusal),
             claimant,
+            status_lost,
             visit: scheduler::Visit::default(),
             shared: false,
         })

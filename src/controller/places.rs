@@ -12,12 +12,16 @@ use k8s_openapi::api::{
 };
 use kube::{Api, ResourceExt as _, api::ListParams};
 
-use super::{Context, Error, in_time};
+use super::{
+    Context, Error, Subject, in_time,
+    reachability::{self, Endpoint},
+};
 use crate::{
     api::{
         CONFIG_HASH,
         adaptive::Prometheus,
         policy::{KeyRef, Scheme, ServiceRef, Target},
+        stored::some,
     },
     decide::conditions::Problem,
     targets::{Credentials, Place, PodFacts, endpoint},
@@ -71,14 +75,14 @@ pub async fn credentials(ctx: &Context, namespace: &str, target: &Target) -> Res
 }
 
 /// Where a Prometheus server is, and what its references hold.
-pub async fn prometheus(ctx: &Context, namespace: &str, spec: &Prometheus) -> Result<(Place, Credentials), Failure> {
+pub async fn prometheus(ctx: &Context, subject: &Subject, spec: &Prometheus) -> Result<(Place, Credentials), Failure> {
     let place = match (&spec.endpoint, &spec.service) {
-        (Some(endpoint), _) => allowed(ctx, endpoint)?,
-        (None, Some(service)) => behind(ctx, namespace, service).await?,
+        (Some(endpoint), _) => allowed(ctx, subject, endpoint)?,
+        (None, Some(service)) => behind(ctx, subject, service).await?,
         (None, None) => return Err(invalid()),
     };
     let references = (spec.token_secret_ref.as_ref(), spec.ca_config_map_ref.as_ref(), spec.ca_secret_ref.as_ref());
-    Ok((place, referred(ctx, namespace, references).await?))
+    Ok((place, referred(ctx, &subject.namespace, references).await?))
 }
 
 /// Token, CA from a ConfigMap, CA from a Secret.
@@ -130,11 +134,12 @@ fn readable<T>(answer: Result<Option<T>, Error>, kind: &str, name: &str, field: 
 }
 
 /// Where the target is now.
-pub async fn places(ctx: &Context, namespace: &str, target: &Target) -> Result<Vec<Place>, Failure> {
+pub async fn places(ctx: &Context, subject: &Subject, target: &Target) -> Result<Vec<Place>, Failure> {
+    let namespace = &subject.namespace;
     if let Some(ais) = &target.aistore {
         return match (&ais.endpoint, &ais.service) {
-            (Some(endpoint), _) => Ok(vec![allowed(ctx, endpoint)?]),
-            (None, Some(service)) => Ok(vec![behind(ctx, namespace, service).await?]),
+            (Some(endpoint), _) => Ok(vec![allowed(ctx, subject, endpoint)?]),
+            (None, Some(service)) => Ok(vec![behind(ctx, subject, service).await?]),
             (None, None) => Err(invalid()),
         };
     }
@@ -146,11 +151,11 @@ pub async fn places(ctx: &Context, namespace: &str, target: &Target) -> Result<V
     }
     let Some(caddy) = &target.caddy else { return Err(invalid()) };
     if let Some(endpoints) = &caddy.endpoints {
-        return endpoints.iter().map(|endpoint| allowed(ctx, &endpoint.0)).collect();
+        return endpoints.iter().map(|endpoint| allowed(ctx, subject, &endpoint.0)).collect();
     }
     if let Some(service) = &caddy.service {
         let (object, slices) = service_and_slices(ctx, namespace, service).await?;
-        return Ok(endpoints_of(&object, &slices, service));
+        return Ok(endpoints_of(reachable(ctx, namespace, service, addresses(&object, &slices, service)).await?, service));
     }
     let Some(selector) = &caddy.selector else { return Err(invalid()) };
     let pods = ctx.pods.list(namespace, selector).await?;
@@ -161,9 +166,15 @@ fn invalid() -> Failure {
     problem("Invalid", true, true, "spec.target says nowhere to look; set one of its members".into())
 }
 
-fn allowed(ctx: &Context, endpoint: &str) -> Result<Place, Failure> {
+fn allowed(ctx: &Context, subject: &Subject, endpoint: &str) -> Result<Place, Failure> {
     match ctx.settings.allow_endpoints.check(endpoint) {
-        Ok(address) => Ok(Place::new(&address, address.split("://").nth(1).unwrap_or(&address), &address)),
+        Ok(address) => {
+            // What a Service of this name was when the policy pointed at one is not what is listed.
+            if let Some(host) = url::Url::parse(&address).ok().as_ref().and_then(url::Url::host_str) {
+                ctx.pool.provider(&subject.path).unname(host);
+            }
+            Ok(Place::new(&address, address.split("://").nth(1).unwrap_or(&address), &address))
+        }
         Err(error @ endpoint::Error::NotAllowed(_)) => Err(problem("RefNotPermitted", true, true, error.to_string())),
         Err(error) => Err(problem("Invalid", true, true, error.to_string())),
     }
@@ -273,14 +284,16 @@ async fn service_and_slices(
 }
 
 /// One address for a whole Service, under its DNS name, which its certificate carries; no DNS is asked.
-async fn behind(ctx: &Context, namespace: &str, service: &ServiceRef) -> Result<Place, Failure> {
+async fn behind(ctx: &Context, subject: &Subject, service: &ServiceRef) -> Result<Place, Failure> {
+    let namespace = &subject.namespace;
     let (object, slices) = service_and_slices(ctx, namespace, service).await?;
     let host = format!("{}.{namespace}.svc", service.name);
+    // A ClusterIP leads to any of them, so all of them are looked at.
+    let found = reachable(ctx, namespace, service, addresses(&object, &slices, service)).await?;
     let cluster_ip = object.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()).and_then(|ip| ip.parse().ok());
     let (port, addresses) = if let Some(ip) = cluster_ip {
         (service.port, vec![SocketAddr::new(ip, 0)])
     } else {
-        let found = addresses(&object, &slices, service);
         let port = found.first().map_or(service.port, |(_, address)| address.port());
         (port, found.into_iter().map(|(_, address)| SocketAddr::new(address.ip(), 0)).collect())
     };
@@ -293,14 +306,14 @@ async fn behind(ctx: &Context, namespace: &str, service: &ServiceRef) -> Result<
         ));
     }
     let aliases = addresses.iter().map(|at| format!("{}://{}", service.scheme.name(), SocketAddr::new(at.ip(), port))).collect();
-    ctx.pool.name(&host, addresses);
+    ctx.pool.provider(&subject.path).name(&host, addresses);
     let address = format!("{}://{host}:{port}", service.scheme.name());
     Ok(Place { aliases, ..Place::new(&address, format!("{}:{port}", service.name), &address) })
 }
 
 /// Each endpoint of a Service, by the pod it is or by its address.
-fn endpoints_of(object: &Service, slices: &[EndpointSlice], service: &ServiceRef) -> Vec<Place> {
-    addresses(object, slices, service)
+fn endpoints_of(found: Vec<Found>, service: &ServiceRef) -> Vec<Place> {
+    found
         .into_iter()
         .map(|(pod, address)| {
             let at = format!("{}://{address}", service.scheme.name());
@@ -311,8 +324,31 @@ fn endpoints_of(object: &Service, slices: &[EndpointSlice], service: &ServiceRef
         .collect()
 }
 
-/// The endpoints: UID and name of a pod where it is one, and the address with the port behind the Service's.
-fn addresses(object: &Service, slices: &[EndpointSlice], service: &ServiceRef) -> Vec<(Option<(String, String)>, SocketAddr)> {
+/// An endpoint: UID and name of a pod where it is one, and the address with the port behind the Service's.
+type Found = (Option<(String, String)>, SocketAddr);
+
+/// The endpoints that may be reached; one that may not is a problem, one whose pod is gone is left out.
+async fn reachable(ctx: &Context, namespace: &str, service: &ServiceRef, found: Vec<Found>) -> Result<Vec<Found>, Failure> {
+    let (mut kept, mut foreign) = (Vec::new(), Vec::new());
+    for (pod, address) in found {
+        match permitted(reachability::endpoint(ctx, namespace, pod.as_ref(), address).await, "get", "pods")? {
+            Endpoint::Known => kept.push((pod, address)),
+            Endpoint::Gone => {}
+            Endpoint::Foreign => foreign.push(address.to_string()),
+        }
+    }
+    if foreign.is_empty() {
+        return Ok(kept);
+    }
+    let message = format!(
+        "Service {} has endpoints that are not pods of this namespace ({}); ask an administrator to list them in --allow-endpoints",
+        service.name,
+        some(&foreign)
+    );
+    Err(problem("RefNotPermitted", true, true, message))
+}
+
+fn addresses(object: &Service, slices: &[EndpointSlice], service: &ServiceRef) -> Vec<Found> {
     let ports = object.spec.as_ref().and_then(|spec| spec.ports.as_ref());
     let name =
         ports.into_iter().flatten().find(|p| p.port == i32::from(service.port)).and_then(|p| p.name.clone()).unwrap_or_default();
@@ -364,7 +400,7 @@ mod tests {
                 {"addresses": ["10.0.0.3"], "conditions": {"terminating": true}},
             ]),
         )];
-        let places = endpoints_of(&object, &slices, &service(80));
+        let places = endpoints_of(addresses(&object, &slices, &service(80)), &service(80));
         let seen: Vec<_> = places.iter().map(|p| (p.id.as_str(), p.name.as_str(), p.address.as_str())).collect();
         assert_eq!(
             seen,

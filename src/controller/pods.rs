@@ -23,7 +23,7 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{Error, PolicyRef};
+use super::{Error, PolicyRef, reachability::addresses_of};
 use crate::api::CONFIG_HASH;
 
 /// How long the first list may take.
@@ -75,7 +75,7 @@ impl Index {
         for (key, value) in pod.labels() {
             self.by_label.entry((key.clone(), value.clone())).or_default().insert(name.clone());
         }
-        for ip in addresses(&pod) {
+        for ip in addresses_of(&pod) {
             self.by_ip.entry(ip).or_default().insert(name.clone());
         }
         self.pods.insert(name, Arc::new(pod));
@@ -87,7 +87,7 @@ impl Index {
         for (key, value) in pod.labels() {
             drop_name(&mut self.by_label, &(key.clone(), value.clone()), name);
         }
-        for ip in addresses(&pod) {
+        for ip in addresses_of(&pod) {
             drop_name(&mut self.by_ip, &ip, name);
         }
         Some(pod)
@@ -115,13 +115,6 @@ fn drop_name<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<String>>, 
             index.remove(key);
         }
     }
-}
-
-/// The addresses that the API server knows a pod by.
-fn addresses(pod: &Pod) -> BTreeSet<IpAddr> {
-    let status = pod.status.as_ref();
-    let all = status.into_iter().flat_map(|status| status.pod_ips.iter().flatten().map(|ip| &ip.ip).chain(&status.pod_ip));
-    all.filter_map(|ip| ip.parse().ok()).collect()
 }
 
 /// What a policy's work depends on: a pod that differs in nothing of this is no news.
@@ -177,6 +170,13 @@ impl Pods {
         let index = index.lock().unwrap_or_else(PoisonError::into_inner);
         let names = index.by_ip.get(&ip).into_iter().flatten();
         Ok(names.filter_map(|name| index.pods.get(name)).cloned().collect())
+    }
+
+    /// The pod of this name.
+    pub async fn named(&self, namespace: &str, name: &str) -> Result<Option<Arc<Pod>>, Error> {
+        let index = self.listed(namespace).await?;
+        let index = index.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok(index.pods.get(name).cloned())
     }
 
     async fn listed(&self, namespace: &str) -> Result<Arc<Mutex<Index>>, Error> {

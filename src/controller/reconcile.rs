@@ -31,10 +31,7 @@ use super::{
 };
 use crate::{
     api::{
-        FINALIZER, IdleConnectionPolicyStatus, StoredPolicy,
-        policy::{DriftPolicy, TargetType},
-        restart::RestartPolicy,
-        status::RestartControl,
+        FINALIZER, IdleConnectionPolicyStatus, StoredPolicy, policy::DriftPolicy, restart::RestartPolicy, status::RestartControl,
     },
     clock,
     decide::{
@@ -205,12 +202,12 @@ async fn subscribed_places(ctx: &Context, subject: &Subject) -> Result<Vec<Place
     let spec = subject.spec();
     let interest = match spec.target.selector() {
         Some(selector) => Some(Interest::of(selector)?),
-        // An AIStore cluster names its nodes' addresses, which are looked up among the pods.
-        None if spec.target.type_ == TargetType::AIStore && spec.adaptive.is_some() => Some(Interest::Addresses),
+        // An AIStore cluster names its nodes' addresses, and a Service its endpoints: both are looked up among the pods.
+        None if spec.names_addresses() => Some(Interest::Addresses),
         None => None,
     };
     ctx.pods.subscribe(&subject.reference, interest);
-    let places = places::places(ctx, &subject.namespace, &spec.target).await?;
+    let places = places::places(ctx, subject, &spec.target).await?;
     if places.is_empty() {
         return Err(problem(Cause::NotFound, "Nothing matches spec.target: no pod or endpoint was found".into()));
     }

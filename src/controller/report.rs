@@ -48,10 +48,15 @@ pub async fn report(
         };
         event(ctx, subject, notice, &seed).await?;
     }
-    if *status == previous {
+    if *status == previous && !subject.status_lost {
         return Ok(());
     }
     let api = Api::<StoredPolicy>::namespaced(ctx.client.clone(), &subject.namespace);
+    if subject.status_lost {
+        // An apply would leave in place what another client has put there.
+        let empty = json!({"metadata": {"uid": subject.uid}, "status": null});
+        in_time(api.patch_status(&subject.name, &PatchParams::default(), &Patch::Merge(empty))).await?;
+    }
     let body = json!({
         "apiVersion": IdleConnectionPolicy::api_version(&()),
         "kind": IdleConnectionPolicy::kind(&()),
@@ -106,10 +111,41 @@ pub async fn internal_error(ctx: &Context, policy: &PolicyRef) -> Result<(), Err
     Ok(())
 }
 
-/// Publishes an Event under a name that the same news always gets, so that telling it twice leaves one.
+/// Publishes an Event under a name that the same news always gets, so that telling it twice leaves one. The name can be foreseen: where an
+/// Event of this name says something else, somebody else made it, and the news gets another name.
 pub async fn event(ctx: &Context, subject: &Subject, notice: &Notice, seed: &str) -> Result<(), Error> {
+    let api = Api::<Event>::namespaced(ctx.client.clone(), &subject.namespace);
     let name = format!("{}.{:016x}", subject.name, fnv1a(&format!("{}/{seed}/{}", subject.uid, notice.reason)));
-    let event = Event {
+    let mut event = told(ctx, subject, notice, name);
+    match in_time(api.create(&PostParams::default(), &event)).await {
+        Err(Error::Kube(kube::Error::Api(status))) if status.is_already_exists() => {
+            // Without the right to read Events, or where it is the same news, it counts as told.
+            let name = event.metadata.name.clone().unwrap_or_default();
+            let Ok(Some(there)) = in_time(api.get_opt(&name)).await else { return Ok(()) };
+            if is_same(&there, &event) {
+                return Ok(());
+            }
+            event.metadata.name = Some(format!("{name}.{:08x}", fastrand::u32(..)));
+            in_time(api.create(&PostParams::default(), &event)).await?;
+        }
+        // The namespace is being deleted and takes no more Events.
+        Err(Error::Kube(kube::Error::Api(status))) if status.is_forbidden() => return Ok(()),
+        Err(error) => return Err(error),
+        Ok(_) => {}
+    }
+    tracing::info!(policy = subject.path, reason = notice.reason, "{}", notice.note);
+    Ok(())
+}
+
+/// Whether two Events tell the same of the same policy. The notes may differ: a process that died before it wrote the status tells it anew.
+fn is_same(one: &Event, other: &Event) -> bool {
+    let about = |event: &Event| event.regarding.as_ref().map(|policy| (policy.kind.clone(), policy.uid.clone()));
+    let kind = |event: &Event| (event.reason.clone(), event.type_.clone(), event.reporting_controller.clone());
+    about(one) == about(other) && kind(one) == kind(other)
+}
+
+fn told(ctx: &Context, subject: &Subject, notice: &Notice, name: String) -> Event {
+    Event {
         metadata: ObjectMeta { name: Some(name), namespace: Some(subject.namespace.clone()), ..ObjectMeta::default() },
         event_time: Some(MicroTime(clock::now())),
         reporting_controller: Some(MANAGER.into()),
@@ -128,15 +164,5 @@ pub async fn event(ctx: &Context, subject: &Subject, notice: &Notice, seed: &str
             ..ObjectReference::default()
         }),
         ..Event::default()
-    };
-    let api = Api::<Event>::namespaced(ctx.client.clone(), &subject.namespace);
-    match in_time(api.create(&PostParams::default(), &event)).await {
-        Ok(_) => {
-            tracing::info!(policy = subject.path, reason = notice.reason, "{}", notice.note);
-            Ok(())
-        }
-        // Already told; or the namespace is being deleted and takes no more Events.
-        Err(Error::Kube(kube::Error::Api(status))) if status.is_already_exists() || status.is_forbidden() => Ok(()),
-        Err(error) => Err(error),
     }
 }

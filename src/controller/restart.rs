@@ -11,7 +11,7 @@ use kube::{
     api::{ObjectMeta, PostParams},
 };
 
-use super::{Context, Error, Subject, in_time, memory::Memory, places, rollout};
+use super::{Context, Error, Subject, in_time, memory::Memory, places, reachability::pod_name_in_dns, rollout};
 use crate::{
     api::restart::{Restart, RestartFor, RestartPolicy},
     clock,
@@ -81,7 +81,7 @@ async fn evictions(
     let waiting = nodes.iter().filter(|node| node.pending).filter_map(|node| node.process);
     let mut names: BTreeSet<_> = waiting.map(|process| process.pod.clone()).filter(|name| !name.is_empty()).collect();
     names.extend(control.restart.nodes.iter().map(|current| current.pod.clone()));
-    let (pods, obstacle) = match pods(ctx, &subject.namespace, names).await {
+    let (pods, obstacle) = match pods(ctx, subject, names).await {
         Ok(pods) => (pods, None),
         Err(Error::Kube(kube::Error::Api(status))) if status.is_forbidden() => {
             (BTreeMap::new(), Some("the operator may not get pods in this namespace".into()))
@@ -100,12 +100,15 @@ async fn evictions(
     Ok(Some((outcome, obstacle)))
 }
 
-async fn pods(ctx: &Context, namespace: &str, names: BTreeSet<String>) -> Result<BTreeMap<String, Pod>, Error> {
-    let api = Api::<v1::Pod>::namespaced(ctx.client.clone(), namespace);
+async fn pods(ctx: &Context, subject: &Subject, names: BTreeSet<String>) -> Result<BTreeMap<String, Pod>, Error> {
+    let api = Api::<v1::Pod>::namespaced(ctx.client.clone(), &subject.namespace);
+    // A cluster at an endpoint may be any cluster, and its names those of its own DNS.
+    let behind_service = subject.spec().target.service().is_some();
     let mut pods = BTreeMap::new();
     for name in names {
         if let Some(pod) = in_time(api.get_opt(&name)).await? {
-            pods.insert(name, seen(&pod));
+            let dns = behind_service.then(|| pod_name_in_dns(&pod)).flatten();
+            pods.insert(name, Pod { dns, ..seen(&pod) });
         }
     }
     Ok(pods)
@@ -118,6 +121,7 @@ fn seen(pod: &v1::Pod) -> Pod {
         uid: pod.metadata.uid.clone().unwrap_or_default(),
         ready: status.conditions.iter().flatten().any(is_ready),
         ips: status.pod_ips.into_iter().flatten().map(|ip| ip.ip).chain(status.pod_ip).collect(),
+        dns: None,
         terminating: pod.metadata.deletion_timestamp.is_some(),
     }
 }
@@ -198,7 +202,7 @@ pub async fn call_off(ctx: &Context, subject: &Subject, credentials: targets::Cr
     let Some(first) = nodes.first() else { return Ok(()) };
     let failed = |message: String| (first.node.clone(), Fault::new(Cause::Unreachable, message));
     let target = &subject.spec().target;
-    let places = places::places(ctx, &subject.namespace, target).await.map_err(|failure| match failure {
+    let places = places::places(ctx, subject, target).await.map_err(|failure| match failure {
         places::Failure::Problem(problem) => failed(problem.message),
         places::Failure::Error(error) => failed(error.to_string()),
     })?;

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -14,7 +15,9 @@ use super::{
     claims::{Taken, is_stated},
     in_time,
     memory::Memory,
-    originals, places, reconcile, report, restart,
+    originals, places,
+    reachability::addresses_of,
+    reconcile, report, restart,
 };
 use crate::{
     api::{
@@ -263,6 +266,7 @@ async fn restore(
     stream::iter(jobs).buffer_unordered(AT_ONCE).collect().await
 }
 
+/// Restores a unit where it was saved, or else where the policy finds the same unit now: Services are renamed, and schemes change.
 async fn restore_one(
     ctx: &Context,
     subject: &Subject,
@@ -271,24 +275,33 @@ async fn restore_one(
     saved: &Saved,
 ) -> Result<Restored, Fault> {
     let unreadable = || Fault::new(Cause::NotFound, "what was saved of it names no target");
-    let spec: Target = serde_json::from_value(saved.target.clone()).map_err(|_| unreadable())?;
-    if pod_is_gone(ctx, &subject.namespace, id, saved).await? {
-        return Ok(Restored::Gone);
+    let then: Target = serde_json::from_value(saved.target.clone()).map_err(|_| unreadable())?;
+    let now = &subject.spec().target;
+    let first = restore_at(ctx, subject, remembered, id, saved, &then).await;
+    if matches!(first, Ok(Restored::Seen)) || then == *now || then.type_ != now.type_ {
+        return first;
     }
-    // Finds a Service's addresses again, and refuses an endpoint that is no longer allowed; a Service that is gone already may
-    // still be reached where it was.
-    if let Err(places::Failure::Problem(problem)) = places::places(ctx, &subject.namespace, &spec).await
-        && problem.reason == "RefNotPermitted"
-    {
-        return Err(Fault::new(Cause::NotPermitted, problem.message));
+    match restore_at(ctx, subject, remembered, id, saved, now).await {
+        Ok(Restored::Seen) => Ok(Restored::Seen),
+        _ => first,
     }
+}
+
+async fn restore_at(
+    ctx: &Context,
+    subject: &Subject,
+    remembered: &Credentials,
+    id: &str,
+    saved: &Saved,
+    spec: &Target,
+) -> Result<Restored, Fault> {
+    let Some(places) = present(ctx, subject, id, saved, spec).await? else { return Ok(Restored::Gone) };
     // In a namespace that is being deleted the Secret goes first; then what was last read of it has to do.
-    let credentials = match places::credentials(ctx, &subject.namespace, &spec).await {
+    let credentials = match places::credentials(ctx, &subject.namespace, spec).await {
         Ok(credentials) => credentials,
         Err(_) => remembered.clone(),
     };
-    let place = Place::new(id, &saved.name, &saved.address);
-    let target = targets::connect(&spec, &BTreeMap::new(), vec![place], credentials, ctx.reach(subject))?;
+    let target = targets::connect(spec, &BTreeMap::new(), places, credentials, ctx.reach(subject))?;
     let units = match target.discover().await {
         Ok(units) => units,
         // What is there is somebody else's by now, and not what the operator wrote.
@@ -312,14 +325,44 @@ async fn restore_one(
     }
 }
 
-/// A pod that was deleted took its settings with it.
-async fn pod_is_gone(ctx: &Context, namespace: &str, id: &str, saved: &Saved) -> Result<bool, Fault> {
-    let Some((uid, _)) = id.strip_prefix("pod/").and_then(|id| id.rsplit_once(':')) else { return Ok(false) };
-    let pods = Api::<Pod>::namespaced(ctx.client.clone(), namespace);
-    match in_time(pods.get_opt(&saved.name)).await {
-        Ok(pod) => Ok(pod.is_none_or(|pod| pod.uid().as_deref() != Some(uid))),
-        Err(error) => Err(Fault::new(Cause::Unreachable, shortened(&error.to_string(), 200))),
+/// Where a saved unit is now, by the word of the API server or of `--allow-endpoints`; `None` where it is gone. The address that was saved is
+/// not used: whoever may write `ControllerRevisions` could have put any address there.
+async fn present(ctx: &Context, subject: &Subject, id: &str, saved: &Saved, spec: &Target) -> Result<Option<Vec<Place>>, Fault> {
+    if spec.config_map.is_some() {
+        return Ok(Some(vec![Place::new(id, &saved.name, "")]));
     }
+    if let Some((uid, port)) = id.strip_prefix("pod/").and_then(|id| id.rsplit_once(':')) {
+        let pods = Api::<Pod>::namespaced(ctx.client.clone(), &subject.namespace);
+        let unknown = |error: Error| Fault::new(Cause::Unreachable, shortened(&error.to_string(), 200));
+        // A pod that was deleted took its settings with it.
+        let pod = in_time(pods.get_opt(&saved.name)).await.map_err(unknown)?;
+        let Some(pod) = pod.filter(|pod| pod.uid().as_deref() == Some(uid)) else { return Ok(None) };
+        return match (addresses_of(&pod).first(), port.parse()) {
+            (Some(ip), Ok(port)) => {
+                let address = format!("{}://{}", spec.scheme().name(), SocketAddr::new(*ip, port));
+                Ok(Some(vec![Place::new(id, &saved.name, address)]))
+            }
+            _ => Err(Fault::new(Cause::Unreachable, format!("pod {} has no address", saved.name))),
+        };
+    }
+    let places = match places::places(ctx, subject, spec).await {
+        Ok(places) => places,
+        Err(places::Failure::Problem(problem)) => {
+            let cause = if problem.reason == "RefNotPermitted" { Cause::NotPermitted } else { Cause::Unreachable };
+            return Err(Fault::new(cause, problem.message));
+        }
+        Err(places::Failure::Error(error)) => return Err(Fault::new(Cause::Unreachable, shortened(&error.to_string(), 200))),
+    };
+    if spec.aistore.is_some() {
+        // A cluster is known by what it answers.
+        return Ok(Some(places));
+    }
+    let at: Vec<_> = places.into_iter().filter(|place| place.id == id).collect();
+    if at.is_empty() {
+        let message = format!("{} is no longer at an address that the saved target names", saved.name);
+        return Err(Fault::new(Cause::NotPermitted, message));
+    }
+    Ok(Some(at))
 }
 
 /// Restores and lets go of policies without their being deleted (`all`), or of those that are.

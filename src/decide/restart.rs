@@ -33,6 +33,9 @@ pub struct Pod {
     pub uid: String,
     /// Where it is reached.
     pub ips: Vec<String>,
+    /// Its name in DNS, `hostname.subdomain.namespace.svc`, where that can be its cluster's word for it: the cluster is reached by a Service
+    /// of the pod's own namespace.
+    pub dns: Option<String>,
     /// Its condition Ready.
     pub ready: bool,
     /// Whether it is on its way out.
@@ -168,9 +171,11 @@ fn go_on(input: &Input<'_>, current: &Restarting, permitted: bool, outcome: &mut
     let drained = node.process.is_some_and(|process| process.drained);
     match input.pods.get(&current.pod) {
         Some(pod) if pod.uid == current.uid && !pod.terminating => {
-            if !permitted {
+            // The cluster's word may have changed since it was written down.
+            let elsewhere = node.process.is_some_and(|process| !is_in(process, pod));
+            if !permitted || elsewhere {
                 // Called off before it went.
-                outcome.said = None;
+                outcome.said = elsewhere.then(|| Said::NoPod(name()));
                 outcome.acts.extend(drained.then(|| Act::Undrain(name())));
                 return drained;
             }
@@ -202,9 +207,18 @@ fn go_on(input: &Input<'_>, current: &Restarting, permitted: bool, outcome: &mut
     }
 }
 
-/// Whether both of the cluster's words, the name and an address, are the same pod's. A name in DNS begins with the pod's.
+/// Whether both of the cluster's words, the name and an address, are the same pod's. Pods of two clusters often have the same name.
 fn is_in(process: &Process, pod: &Pod) -> bool {
-    process.hosts.iter().any(|host| pod.ips.contains(host) || host.split_once('.').is_some_and(|(name, _)| name == process.pod))
+    let named = |host: &str| pod.dns.as_deref().is_some_and(|name| is_name(host, name));
+    process.hosts.iter().any(|host| pod.ips.contains(host) || named(host))
+}
+
+/// Whether a host name is this name, with or without a cluster's domain after it.
+#[must_use]
+pub fn is_name(host: &str, name: &str) -> bool {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    host.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name))
+        && matches!(host.as_bytes().get(name.len()), None | Some(b'.'))
 }
 
 /// Writes down the next nodes, as many as may be out of service.
@@ -286,7 +300,13 @@ mod tests {
                 drains,
                 rank: if drains { 0 } else { 2 },
             };
-            let pod = |n: u8| Pod { uid: format!("uid-{n}"), ips: vec![format!("10.0.0.{n}")], ready: true, terminating: false };
+            let pod = |n: u8| Pod {
+                uid: format!("uid-{n}"),
+                ips: vec![format!("10.0.0.{n}")],
+                dns: Some(format!("pod-{n}.targets.ais.svc")),
+                ready: true,
+                terminating: false,
+            };
             Self {
                 spec: Restart { policy: RestartPolicy::Rolling, ..Restart::default() },
                 processes: vec![
@@ -453,10 +473,16 @@ mod tests {
 
     #[test]
     fn a_pod_that_is_not_surely_the_nodes_is_left_alone() {
-        let cases: [fn(&mut Scene); 3] = [
+        let cases: [fn(&mut Scene); 5] = [
             |scene| scene.node("t1").1.pod = "somebody-elses".into(),
             |scene| scene.node("t1").1.hosts = vec!["10.9.9.9".into(), "pod-2.ais.svc".into(), "pod-1".into()],
             |scene| scene.pod("pod-1").ips.clear(),
+            // Two clusters whose pods have the same names are the usual pair for disaster recovery.
+            |scene| scene.node("t1").1.hosts = vec!["pod-1.targets.elsewhere.svc.other.example".into()],
+            |scene| {
+                scene.node("t1").1.hosts = vec!["pod-1.targets.ais.svc.cluster.local".into()];
+                scene.pod("pod-1").dns = None;
+            },
         ];
         for case in cases {
             let mut scene = Scene::new();
@@ -464,6 +490,16 @@ mod tests {
             let outcome = scene.look();
             assert_eq!((outcome.said, outcome.control.nodes.len()), (Some(Said::NoPod("t1".into())), 0));
         }
+    }
+
+    #[test]
+    fn a_node_that_moves_to_another_cluster_before_its_eviction_is_not_evicted() {
+        let mut scene = Scene::new();
+        assert_eq!(scene.look().control.nodes.len(), 1);
+        scene.node("t1").1.drained = true;
+        scene.node("t1").1.hosts = vec!["10.9.9.9".into()];
+        let outcome = scene.look();
+        assert_eq!((outcome.acts, outcome.said), (vec![Act::Undrain("t1".into())], Some(Said::NoPod("t1".into()))));
     }
 
     #[test]

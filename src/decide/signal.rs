@@ -30,6 +30,8 @@ pub enum Gap {
     Unasked,
     /// No answer, or one that is no metrics page.
     Unreachable,
+    /// It is not asked: nothing says that the address which its cluster names is one of the policy's namespace.
+    NotPermitted,
     /// 401 or 403.
     Unauthorized,
     /// The page or the query has no such series.
@@ -55,6 +57,9 @@ impl Gap {
         match self {
             Self::Unasked => "has not been asked yet",
             Self::Unreachable => "does not answer with a metrics page",
+            Self::NotPermitted => {
+                "is not asked, because the address that its cluster names is neither a pod of this namespace nor listed in --allow-endpoints"
+            }
             Self::Unauthorized => "refuses to show its metrics (401 or 403)",
             Self::NoSeries => "has no such series",
             Self::SeveralSeries => "answers with several series; aggregate them into one",
@@ -73,7 +78,7 @@ impl Gap {
             Self::NoSeries | Self::NotGauge | Self::NoCpus | Self::NotFinite => "NoSeries",
             Self::SeveralSeries | Self::QueryFailed => "QueryFailed",
             Self::Stale => "Stale",
-            Self::Unreachable => "BelowQuorum",
+            Self::Unreachable | Self::NotPermitted => "BelowQuorum",
             Self::Unasked => "Pending",
         }
     }

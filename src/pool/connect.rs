@@ -42,6 +42,10 @@ impl Names {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(host.to_owned(), addresses);
     }
 
+    pub fn remove(&self, host: &str) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(host);
+    }
+
     async fn resolve(&self, host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
         let known = self.0.lock().unwrap_or_else(PoisonError::into_inner).get(host).cloned();
         match known {

@@ -64,7 +64,7 @@ const MOST_IDLE: usize = 8192;
 /// How often connections that have waited too long, or that the other side has closed, are closed here.
 const SWEEP: Duration = Duration::from_secs(60);
 /// Different certificate authorities that are remembered.
-const MOST_AUTHORITIES: usize = 64;
+const MAX_AUTHORITIES: usize = 1024;
 
 /// Why there is no answer.
 #[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
@@ -96,6 +96,9 @@ pub enum Error {
     /// The CA is not PEM.
     #[error("the CA holds no certificate in PEM")]
     Ca,
+    /// The system's CAs cannot be used.
+    #[error("the system's CA certificates cannot be loaded ({0}); set a CA for the target, or install ca-certificates")]
+    SystemCa(String),
     /// The address or a header cannot be put into a request.
     #[error("{0} is not an address that can be asked")]
     Address(String),
@@ -164,8 +167,14 @@ impl Response {
     }
 }
 
-/// Whom to trust, by the CA in PEM, with a number of its own: a connection made in one's name is not used in another's.
-type Authorities = HashMap<Option<Vec<u8>>, (u64, Arc<ClientConfig>)>;
+/// Whom to trust, by the SHA-256 of the CA in PEM, with a number of its own: a connection made in one's name is not used in another's.
+type Authorities = HashMap<Option<[u8; 32]>, Authority>;
+
+struct Authority {
+    number: u64,
+    config: Arc<ClientConfig>,
+    used: Instant,
+}
 
 /// A way to trust, and to be trusted, that is not a CA alone. A connection made by one is used by no other.
 #[derive(Clone)]
@@ -199,6 +208,8 @@ pub struct Pool {
 struct Member {
     /// One for each protocol, in the order of [`Protocol::ALL`].
     agents: [Arc<Agent>; 2],
+    /// Where the names in its addresses are, by the API server's word; for a name that is not among them DNS is asked.
+    names: Names,
     /// Its tenant's memory.
     memory: Arc<Tenant>,
     /// Requests that change something and have not ended.
@@ -216,7 +227,6 @@ impl std::ops::Deref for Member {
 type Agents = Arc<Member>;
 
 struct Shared {
-    names: Names,
     memory: Budget,
     authorities: Mutex<(u64, Authorities)>,
     /// Questions that nobody waits for any more; each ends at its own time-out, and all of them with the pool.
@@ -233,7 +243,6 @@ impl Default for Shared {
         // Half of the files stay for what is under way.
         let most = open_files().map_or(256, |files| files / 2).min(MOST_IDLE);
         Self {
-            names: Names::default(),
             memory: Budget::new(MEMORY, FLOOR),
             authorities: Mutex::default(),
             background: Mutex::default(),
@@ -257,11 +266,6 @@ impl Pool {
     #[must_use]
     pub fn led(&self, leadership: Leadership) -> Self {
         Self { shared: self.shared.clone(), leadership: Some(leadership) }
-    }
-
-    /// Says where a Service is, so that its name can be used in an address and checked in its certificate.
-    pub fn name(&self, host: &str, addresses: Vec<SocketAddr>) {
-        self.shared.names.insert(host, addresses);
     }
 
     /// The provider of this name: made, if there is none yet.
@@ -312,18 +316,36 @@ impl Pool {
     }
 
     fn tls(&self, ca: Option<&[u8]>) -> Result<Trust, Error> {
-        let mut authorities = self.shared.authorities.lock().unwrap_or_else(PoisonError::into_inner);
-        let (last, known) = &mut *authorities;
-        let key = ca.map(<[u8]>::to_vec);
-        if let Some((number, config)) = known.get(&key) {
-            return Ok(Trust { number: *number, config: config.clone(), name: None });
+        let key = ca.map(|pem| {
+            let mut key = [0; 32];
+            key.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, pem).as_ref());
+            key
+        });
+        let known = |authorities: &mut (u64, Authorities)| {
+            let known = authorities.1.get_mut(&key)?;
+            known.used = Instant::now();
+            Some(Trust { number: known.number, config: known.config.clone(), name: None })
+        };
+        if let Some(trust) = known(&mut self.shared.authorities.lock().unwrap_or_else(PoisonError::into_inner)) {
+            return Ok(trust);
         }
-        let config = Arc::new(connect::tls(ca).map_err(|_| Error::Ca)?);
-        if known.len() >= MOST_AUTHORITIES {
-            known.clear();
+        // Nobody waits while certificates are parsed.
+        let config = Arc::new(connect::tls(ca).map_err(|error| match ca {
+            Some(_) => Error::Ca,
+            None => Error::SystemCa(error.to_string()),
+        })?);
+        let mut authorities = self.shared.authorities.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(trust) = known(&mut authorities) {
+            return Ok(trust);
+        }
+        let (last, all) = &mut *authorities;
+        if all.len() >= MAX_AUTHORITIES
+            && let Some(oldest) = all.iter().min_by_key(|(_, authority)| authority.used).map(|(key, _)| *key)
+        {
+            all.remove(&oldest);
         }
         *last += 1;
-        known.insert(key, (*last, config.clone()));
+        all.insert(key, Authority { number: *last, config: config.clone(), used: Instant::now() });
         Ok(Trust { number: *last, config, name: None })
     }
 }
@@ -335,6 +357,7 @@ impl Shared {
         let tenant = name.split_once('/').map_or(&**name, |(namespace, _)| namespace);
         Arc::new(Member {
             agents: Protocol::ALL.map(agent),
+            names: Names::default(),
             memory: self.memory.tenant(tenant),
             open_writes: watch::Sender::default(),
         })
@@ -373,6 +396,17 @@ impl Provider {
         for agent in &self.agents.agents {
             agent.configure(settings.checked());
         }
+    }
+
+    /// Says where a host is, so that its name can be used in an address and checked in its certificate. No other provider knows of it: what
+    /// one policy calls by this name is not what another does.
+    pub fn name(&self, host: &str, addresses: Vec<SocketAddr>) {
+        self.agents.names.insert(host, addresses);
+    }
+
+    /// From now on DNS says where a host is.
+    pub fn unname(&self, host: &str) {
+        self.agents.names.remove(host);
     }
 
     /// Idle connections.
@@ -471,7 +505,8 @@ impl Provider {
         let agent = self.agent(&url, trust.as_ref(), address)?;
         let settings = agent.settings();
         let message = message(&url, &request, settings.keep_alive)?;
-        let asking = Asking { pool: &pool, agent, address, url: &url, trust, connecting: CONNECT_TIMEOUT };
+        let asking =
+            Asking { pool: &pool, names: &self.agents.names, agent, address, url: &url, trust, connecting: CONNECT_TIMEOUT };
         let whole = async |turn| {
             let answer = asking.ask(turn, message, agent.expected()).await?;
             let head = answer.read(most, sink).await.map_err(|failure| failure.told(address, most))?;
@@ -503,7 +538,8 @@ impl Provider {
         if !agent.settings().keep_alive {
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        let asking = Asking { pool: &pool, agent, address, url: &url, trust, connecting: patience.connecting };
+        let asking =
+            Asking { pool: &pool, names: &self.agents.names, agent, address, url: &url, trust, connecting: patience.connecting };
         let message = request.map(Into::into);
         let answer = asking.within(patience.head, async |turn| asking.ask(turn, message, 0).await).await?;
         Ok(answer.follow(patience.silence))
@@ -567,6 +603,7 @@ impl Drop for OpenWrite {
 /// One question: whom, and by what rules.
 struct Asking<'a> {
     pool: &'a Pool,
+    names: &'a Names,
     agent: &'a Arc<Agent>,
     address: &'a str,
     url: &'a Url,
@@ -612,7 +649,7 @@ impl Asking<'_> {
             }
         };
         let connecting = turn.connecting();
-        let connected = connect::connect(&pool.shared.names, self.trust.as_ref(), self.url, settings.probes());
+        let connected = connect::connect(self.names, self.trust.as_ref(), self.url, settings.probes());
         let stream = match tokio::time::timeout(self.connecting, connected).await {
             Ok(stream) => stream.map_err(|error| explain(&error, self.address))?,
             Err(_) => return Err(Error::TimedOut(self.address.to_owned(), self.connecting)),

@@ -492,3 +492,37 @@ async fn the_average_age_is_that_of_the_open_connections() {
     let _ = pool.0.destroy("test", None);
     assert_eq!(age(&pool), None);
 }
+
+#[test]
+fn an_authority_in_use_is_remembered_however_many_others_there_are() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let key = rcgen::KeyPair::generate().expect("a key");
+    let ca = |n: usize| {
+        let params = rcgen::CertificateParams::new(vec![format!("ca-{n}.example.com")]).expect("a name");
+        params.self_signed(&key).expect("a certificate").pem().into_bytes()
+    };
+    let pool = Pool::default();
+    let number = |pem: &[u8]| pool.tls(Some(pem)).expect("a CA").number;
+    let first = ca(0);
+    let known = number(&first);
+    for n in 1..MAX_AUTHORITIES * 2 {
+        number(format!("{}# {n}\n", String::from_utf8_lossy(&first)).as_bytes());
+        assert_eq!(number(&first), known, "after {n} others");
+    }
+    assert!(pool.shared.authorities.lock().unwrap().1.len() <= MAX_AUTHORITIES);
+    assert_ne!(number(&ca(1)), known);
+}
+
+#[tokio::test]
+async fn a_name_that_one_policy_gives_an_address_is_not_known_to_another() {
+    let server = Server::start(vec![Act::Say(OK.into())]).await;
+    let at: SocketAddr = server.address.trim_start_matches("http://").parse().expect("an address");
+    let pool = Pool::default();
+    let (one, other) = (pool.provider("a/one"), pool.provider("b/other"));
+    one.name("gateway.a.svc", vec![at]);
+    let ask = || Request::get(&format!("http://gateway.a.svc:{}", at.port()), "/x", LONG);
+    assert_eq!(one.send(None, ask()).await.expect("an answer").status, 200);
+    assert!(matches!(other.send(None, ask()).await, Err(Error::Connect(_))));
+    one.unname("gateway.a.svc");
+    assert_eq!(server.counts().0, 1);
+}

@@ -9,4 +9,4 @@ mod prometheus;
 mod sampler;
 mod window;
 
-pub use sampler::{Node, Sampler, Samples, Source, Watch};
+pub use sampler::{Node, Permit, Sampler, Samples, Source, Watch};

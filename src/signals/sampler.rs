@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt as _, StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
 use super::{page::Probe, prometheus};
@@ -29,8 +29,10 @@ const LONGEST: Duration = Duration::from_secs(5);
 pub struct Node {
     /// Its name.
     pub name: String,
-    /// `scheme://host:port`; empty where it may not be asked: then it counts as missing.
+    /// `scheme://host:port`; empty where it is not known: then the node counts as missing.
     pub address: String,
+    /// Whether only the node's own cluster says so: then it is asked for a permit each time.
+    pub named: bool,
     /// The path of the page.
     pub path: String,
 }
@@ -49,6 +51,9 @@ pub enum Source {
     },
 }
 
+/// What an address that a cluster names may be reached as, at this moment; `None` where it may not.
+pub type Permit = Arc<dyn Fn(String) -> BoxFuture<'static, Option<String>> + Send + Sync>;
+
 /// What is watched.
 #[derive(Clone)]
 pub struct Watch {
@@ -62,6 +67,8 @@ pub struct Watch {
     pub ca: Option<Vec<u8>>,
     /// A token, for Prometheus only.
     pub token: Option<String>,
+    /// Who permits addresses that a cluster names; nobody where it is not set.
+    pub permit: Option<Permit>,
     /// Tells one watch from another: where it differs, samples of the one say nothing of the other.
     pub key: String,
 }
@@ -218,10 +225,16 @@ async fn page(provider: &Provider, watch: &Watch, node: &Node, probe: &Probe, ti
     if node.address.is_empty() {
         return Err(Gap::Unreachable);
     }
-    let mut answer = scrape(provider, watch, node, probe, timeout).await;
+    let address = match &watch.permit {
+        _ if !node.named => Some(node.address.clone()),
+        Some(permit) => permit(node.address.clone()).await,
+        None => None,
+    };
+    let Some(address) = address else { return Err(Gap::NotPermitted) };
+    let mut answer = scrape(provider, watch, &address, &node.path, probe, timeout).await;
     if matches!(answer, Err(Error::Broken(_))) {
         // A reload of the server may have closed the very connection that the question went over.
-        answer = scrape(provider, watch, node, probe, timeout).await;
+        answer = scrape(provider, watch, &address, &node.path, probe, timeout).await;
     }
     answer.unwrap_or(Err(Gap::Unreachable))
 }
@@ -229,12 +242,13 @@ async fn page(provider: &Provider, watch: &Watch, node: &Node, probe: &Probe, ti
 async fn scrape(
     provider: &Provider,
     watch: &Watch,
-    node: &Node,
+    address: &str,
+    path: &str,
     probe: &Probe,
     timeout: Duration,
 ) -> Result<Result<Measure, Gap>, Error> {
     let mut scan = probe.scan();
-    let request = Request::get(&node.address, &node.path, timeout);
+    let request = Request::get(address, path, timeout);
     let response = provider.read(watch.ca.as_deref(), request, &mut |piece| scan.push(piece)).await?;
     Ok(match response.status {
         200 => scan.end(),

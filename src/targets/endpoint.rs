@@ -1,6 +1,9 @@
 //! Addresses: which may be reached, and where a policy's target is.
 
-use std::{net::IpAddr, str::FromStr};
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    str::FromStr,
+};
 
 use ipnet::IpNet;
 use jiff::Timestamp;
@@ -41,6 +44,9 @@ pub struct PodFacts {
 }
 
 /// What `endpoint` fields may reach: host names, word for word, and networks.
+///
+/// Loopback, link-local, multicast and unspecified addresses and those of cloud metadata services are allowed only by an entry that lies within
+/// these ranges itself: `0.0.0.0/0` is meant for servers elsewhere.
 ///
 /// A name is allowed only where it is listed: one that merely resolves into a listed network could resolve elsewhere a
 /// moment later.
@@ -85,18 +91,52 @@ impl FromStr for AllowList {
     }
 }
 
+/// Ranges that no wider entry allows: this host, its links, and where clouds serve an instance's credentials
+/// (169.254.169.254 of most, fd00:ec2::254 of AWS, 100.100.100.200 of Alibaba Cloud, 192.0.0.192 of Oracle Cloud, 168.63.129.16 of Azure).
+const SPECIAL: [&str; 13] = [
+    "0.0.0.0/8",
+    "127.0.0.0/8",
+    "169.254.0.0/16",
+    "224.0.0.0/4",
+    "255.255.255.255/32",
+    "100.100.100.200/32",
+    "192.0.0.192/32",
+    "168.63.129.16/32",
+    "::/128",
+    "::1/128",
+    "fe80::/10",
+    "ff00::/8",
+    "fd00:ec2::254/128",
+];
+
+/// The address itself, where it is written in a way that holds an IPv4 address in an IPv6 one.
+fn plain(address: IpAddr) -> IpAddr {
+    let IpAddr::V6(long) = address else { return address };
+    let [a, b, c, d, e, f, g, h] = long.segments();
+    let translated = [a, b, c, d, e, f] == [0x64, 0xff9b, 0, 0, 0, 0] || [a, b, c, d, e, f] == [0; 6] && (g, h) > (0, 1);
+    if translated { IpAddr::V4(((u32::from(g) << 16) | u32::from(h)).into()) } else { Ipv6Addr::to_canonical(&long) }
+}
+
 impl AllowList {
+    fn allows(&self, address: IpAddr) -> bool {
+        let address = plain(address);
+        let special = SPECIAL.iter().filter_map(|range| range.parse::<IpNet>().ok()).find(|range| range.contains(&address));
+        let counts = |network: &&IpNet| special.is_none_or(|special| special.contains(*network));
+        self.networks.iter().filter(counts).any(|network| network.contains(&address))
+    }
+
     /// The address in one spelling, `scheme://host:port`, if it may be reached.
     pub fn check(&self, endpoint: &str) -> Result<String, Error> {
         let bad = || Error::Address(endpoint.chars().take(80).collect());
         let url = Url::parse(endpoint).map_err(|_| bad())?;
         let (Some(host), Some(port)) = (url.host_str(), url.port_or_known_default()) else { return Err(bad()) };
-        if !matches!(url.scheme(), "http" | "https") || url.path() != "/" || url.query().is_some() || !url.username().is_empty() {
+        let more = url.path() != "/" || url.query().is_some() || url.fragment().is_some();
+        if !matches!(url.scheme(), "http" | "https") || more || !url.username().is_empty() || url.password().is_some() {
             return Err(bad());
         }
         let bare = host.trim_start_matches('[').trim_end_matches(']');
         let allowed = match bare.parse::<IpAddr>() {
-            Ok(address) => self.networks.iter().any(|network| network.contains(&address)),
+            Ok(address) => self.allows(address),
             Err(_) => self.hosts.iter().any(|listed| listed.eq_ignore_ascii_case(host)),
         };
         if allowed { Ok(format!("{}://{host}:{port}", url.scheme())) } else { Err(Error::NotAllowed(format!("{host}:{port}"))) }
@@ -123,6 +163,42 @@ mod tests {
         ] {
             assert_eq!(list.check(endpoint).ok().as_deref(), answer, "{endpoint}");
         }
+    }
+
+    #[test]
+    fn a_wide_entry_allows_no_loopback_link_or_metadata_address() {
+        let wide: AllowList = "0.0.0.0/0,::/0".parse().expect("a list");
+        assert!(wide.check("http://10.0.0.1:80").is_ok() && wide.check("http://[2001:db8::1]:80").is_ok());
+        for endpoint in [
+            "http://127.0.0.1",
+            "http://127.1",
+            "http://2130706433",
+            "http://0x7f.1",
+            "http://0177.0.0.1",
+            "http://0.0.0.0",
+            "http://[::]",
+            "http://[::1]",
+            "http://[::127.0.0.1]",
+            "http://[::ffff:127.0.0.1]",
+            "http://[::ffff:7f00:1]",
+            "http://[64:ff9b::7f00:1]",
+            "http://169.254.169.254",
+            "http://[::ffff:169.254.169.254]",
+            "http://[64:ff9b::a9fe:a9fe]",
+            "http://[fe80::1]",
+            "http://[fd00:ec2::254]",
+            "http://100.100.100.200",
+            "http://192.0.0.192",
+            "http://168.63.129.16",
+            "http://224.0.0.1",
+            "http://[ff02::1]",
+            "http://255.255.255.255",
+        ] {
+            assert!(matches!(wide.check(endpoint), Err(Error::NotAllowed(_))), "{endpoint}");
+        }
+        let local: AllowList = "127.0.0.0/8,::1".parse().expect("a list");
+        assert!(local.check("http://127.0.0.1").is_ok() && local.check("http://[::1]").is_ok());
+        assert!(local.check("http://[::ffff:127.0.0.1]").is_ok(), "the same address");
     }
 
     #[test]

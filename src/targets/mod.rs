@@ -120,7 +120,7 @@ pub fn connect(
 impl From<pool::Error> for Fault {
     fn from(error: pool::Error) -> Self {
         let cause = match error {
-            pool::Error::Certificate(_) | pool::Error::Ca => Cause::Certificate,
+            pool::Error::Certificate(_) | pool::Error::Ca | pool::Error::SystemCa(_) => Cause::Certificate,
             pool::Error::Address(_) => Cause::NotPermitted,
             pool::Error::Connect(_)
             | pool::Error::TimedOut(..)

@@ -6,6 +6,8 @@
 // A program of its own, because it takes all of the machine. What the other tests stand on is not all used here.
 #![allow(dead_code)]
 
+mod lifecycle;
+mod reach;
 #[path = "../it/support/mod.rs"]
 mod support;
 

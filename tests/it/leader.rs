@@ -5,6 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use futures::StreamExt as _;
+use idleconn_operator::{
+    controller,
+    leader::{Election, Terms},
+    pool::{Pool, Settings},
+};
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
 use serde_json::{Value as Json, json};
@@ -12,6 +18,7 @@ use serde_json::{Value as Json, json};
 use crate::support::{
     admin_api::AdminApi,
     caddy::typical,
+    cluster::config,
     eventually,
     operator::{World, endpoints, restless},
     replica::{Replica, Times},
@@ -245,4 +252,42 @@ async fn a_clock_that_is_wrong_by_five_minutes_changes_nothing() {
         right.clean();
         wrong.clean();
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_lease_is_renewed_however_many_watches_take_the_other_connections() {
+    let world = World::empty("lease").await;
+    let (config, pool) = (config().await, Pool::default());
+    let client = controller::client(&config, &pool).unwrap();
+    pool.provider(controller::PROVIDER).configure(Settings { max_sockets: 1, ..Settings::default() });
+    let watching = tokio::spawn({
+        let watched = Api::<Lease>::namespaced(client.clone(), &world.namespace);
+        async move {
+            let stream = watched.watch(&kube::api::WatchParams::default(), "0").await.unwrap();
+            std::pin::pin!(stream).for_each(|_| std::future::ready(())).await;
+        }
+    });
+    let active = || {
+        let all = pool.statistics();
+        all.iter().any(|one| &*one.provider == controller::PROVIDER && one.tally.active == 1)
+    };
+    eventually("the watch has the connection", || async { active().then_some(()) }).await;
+    let terms = Terms {
+        namespace: world.namespace.clone(),
+        name: "idleconn-operator".into(),
+        identity: "one".into(),
+        duration: Duration::from_secs(4),
+        renew_deadline: Duration::from_secs(3),
+        retry_period: Duration::from_millis(500),
+    };
+    let mut election = Election::new(controller::lease_client(&config, &pool).unwrap(), terms.checked().unwrap());
+    let leadership = election.leadership();
+    let run = tokio::spawn(async move { election.run().await });
+    leadership.begun().await;
+    // Nobody else gets through.
+    let pods = Api::<k8s_openapi::api::core::v1::Pod>::namespaced(client, &world.namespace);
+    assert!(tokio::time::timeout(Duration::from_secs(5), pods.get_opt("x")).await.is_err(), "the only connection is the watch's");
+    assert!(leadership.holds() && !run.is_finished());
+    watching.abort();
+    run.abort();
 }

@@ -209,7 +209,8 @@ impl Process {
         let log = std::env::temp_dir().join(format!("idleconn-attack-{}.log", worlds[0].namespace));
         let namespaces: Vec<_> = worlds.iter().map(|world| world.namespace.as_str()).collect();
         let child = Command::new(binary)
-            .args(["run", "--allow-endpoints", "127.0.0.0/8", "--resync-interval", "5s"])
+            .args(["run", "--resync-interval", "5s"])
+            .env("IDLECONN_ALLOW_ENDPOINTS", "127.0.0.0/8")
             .args(["--metrics-address", &metrics, "--api-address", &api, "--namespaces", &namespaces.join(",")])
             .arg("--kubeconfig")
             .arg(kubeconfig)

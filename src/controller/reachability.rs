@@ -1,0 +1,168 @@
+//! Which addresses the operator connects to on a policy's behalf: the guard against server-side request forgery (SSRF).
+//!
+//! A policy, a node, an `EndpointSlice` and a saved original can all name any address, and whoever writes them may be hostile. An address is
+//! used only if an administrator lists it in `--allow-endpoints`, or if the API server says at the time of use that it belongs to the policy's
+//! own namespace. Of an address that a node names, only scheme, host and port are used.
+
+use std::net::{IpAddr, SocketAddr};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::{Api, ResourceExt as _};
+use url::{Host, Url};
+
+use super::{Context, Error, in_time};
+use crate::{decide::restart::is_name, pool::Provider};
+
+/// Scheme, host and port of an address that somebody else wrote; path, query and credentials are dropped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    scheme: String,
+    host: Host,
+    port: u16,
+}
+
+impl Origin {
+    /// `None` where it is not an HTTP address.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"))?;
+        let host = match url.host()? {
+            Host::Ipv4(ip) => Host::Ipv4(ip),
+            // The same address in the other family's spelling.
+            Host::Ipv6(ip) => ip.to_ipv4_mapped().map_or(Host::Ipv6(ip), Host::Ipv4),
+            Host::Domain(name) => Host::Domain(name.to_owned()),
+        };
+        Some(Self { scheme: url.scheme().to_owned(), host, port: url.port_or_known_default()? })
+    }
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}://{}:{}", self.scheme, self.host, self.port)
+    }
+}
+
+/// The name that the cluster's DNS gives a pod under its headless Service, `hostname.subdomain.namespace.svc`, without the cluster's domain.
+/// `None` where the pod has no such name.
+#[must_use]
+pub fn pod_name_in_dns(pod: &Pod) -> Option<String> {
+    let spec = pod.spec.as_ref()?;
+    Some(format!("{}.{}.{}.svc", spec.hostname.as_ref()?, spec.subdomain.as_ref()?, pod.namespace()?))
+}
+
+/// The address of a node, as its own cluster names it, if it may be reached: a listed one, or one of a pod of the policy's namespace.
+pub async fn named_by_a_node(ctx: &Context, namespace: &str, provider: &Provider, text: &str) -> Option<String> {
+    let origin = Origin::parse(text)?;
+    if let Ok(listed) = ctx.settings.allow_endpoints.check(&origin.to_string()) {
+        return Some(listed);
+    }
+    let ip = match &origin.host {
+        Host::Ipv4(ip) => IpAddr::V4(*ip),
+        Host::Ipv6(ip) => IpAddr::V6(*ip),
+        Host::Domain(host) => {
+            let pod = ctx.pods.named(namespace, host.split('.').next()?).await.ok()??;
+            if !is_name(host, &pod_name_in_dns(&pod)?) {
+                return None;
+            }
+            let ips = addresses_of(&pod);
+            // No DNS is asked: the answer could be any address.
+            provider.name(host, ips.iter().map(|ip| SocketAddr::new(*ip, 0)).collect());
+            return (!ips.is_empty()).then(|| origin.to_string());
+        }
+    };
+    let pods = ctx.pods.at(namespace, ip).await.ok()?;
+    (!pods.is_empty()).then(|| origin.to_string())
+}
+
+/// What an endpoint of a Service is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A pod of the namespace that has this address, or an address that `--allow-endpoints` lists.
+    Known,
+    /// A pod that does not exist any more.
+    Gone,
+    /// An address of which the API server does not say that it belongs to the namespace.
+    Foreign,
+}
+
+/// Whether an endpoint of a Service may be reached. Whoever may write Endpoints or `EndpointSlices` can put any address into them
+/// (CVE-2021-25740), so their word is not enough. `pod` is the UID and the name that the slice gives.
+pub async fn endpoint(
+    ctx: &Context,
+    namespace: &str,
+    pod: Option<&(String, String)>,
+    address: SocketAddr,
+) -> Result<Endpoint, Error> {
+    let listed = ctx.settings.allow_endpoints.check(&format!("http://{address}")).is_ok();
+    if listed || !ctx.pods.at(namespace, address.ip()).await?.is_empty() {
+        return Ok(Endpoint::Known);
+    }
+    // The watch of pods may be behind the slice.
+    let Some((uid, name)) = pod else { return Ok(Endpoint::Foreign) };
+    Ok(match in_time(Api::<Pod>::namespaced(ctx.client.clone(), namespace).get_opt(name)).await? {
+        None => Endpoint::Gone,
+        Some(pod) if pod.uid().as_deref() != Some(uid) => Endpoint::Gone,
+        Some(pod) if addresses_of(&pod).contains(&address.ip()) => Endpoint::Known,
+        Some(_) => Endpoint::Foreign,
+    })
+}
+
+/// The addresses that the API server knows a pod by.
+#[must_use]
+pub fn addresses_of(pod: &Pod) -> Vec<IpAddr> {
+    let status = pod.status.as_ref();
+    let all = status.into_iter().flat_map(|status| status.pod_ips.iter().flatten().map(|ip| &ip.ip).chain(&status.pod_ip));
+    let mut all: Vec<IpAddr> = all.filter_map(|ip| ip.parse().ok()).collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{from_value, json};
+
+    use super::*;
+
+    #[test]
+    fn of_a_foreign_address_only_scheme_host_and_port_are_kept() {
+        for (text, kept) in [
+            ("http://10.0.0.1:51080", Some("http://10.0.0.1:51080")),
+            ("http://10.0.0.1/admin/quit?confirm=yes&", Some("http://10.0.0.1:80")),
+            ("https://user:secret@10.0.0.1", Some("https://10.0.0.1:443")),
+            ("http://[::ffff:10.0.0.1]:80", Some("http://10.0.0.1:80")),
+            ("http://[fd00::7]:51080", Some("http://[fd00::7]:51080")),
+            ("http://0x0a.1:80", Some("http://10.0.0.1:80")),
+            ("HTTP://AIS-0.ais.svc#x", Some("http://ais-0.ais.svc:80")),
+            ("file:///etc/passwd", None),
+            ("gopher://10.0.0.1", None),
+            ("10.0.0.1:80", None),
+            ("", None),
+        ] {
+            assert_eq!(Origin::parse(text).map(|origin| origin.to_string()).as_deref(), kept, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_name_in_dns_is_the_whole_name_of_a_pod() {
+        let pod: Pod = from_value(
+            json!({"metadata": {"name": "ais-0", "namespace": "here"}, "spec": {"hostname": "ais-0", "subdomain": "ais", "containers": []}}),
+        )
+        .expect("a pod");
+        let name = pod_name_in_dns(&pod).expect("a name");
+        for (host, is) in [
+            ("ais-0.ais.here.svc", true),
+            ("AIS-0.ais.here.svc.cluster.local.", true),
+            ("ais-0.ais.here.svc.other.example", true),
+            ("ais-0.ais.elsewhere.svc.cluster.local", false),
+            ("ais-0.ais.here.svcx", false),
+            ("ais-0.ais.here", false),
+            ("ais-0", false),
+            ("ais-1.ais.here.svc", false),
+        ] {
+            assert_eq!(is_name(host, &name), is, "{host}");
+        }
+        let lonely: Pod = from_value(json!({"metadata": {"name": "ais-0", "namespace": "here"}})).expect("a pod");
+        assert_eq!(pod_name_in_dns(&lonely), None);
+    }
+}
