@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 CLUSTER_DIR ?= $(or $(IDLECONN_CLUSTER_DIR),$(HOME)/.cache/idleconn-operator/cluster)
 
-.PHONY: attack scale image plugin chart e2e mutants needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
+.PHONY: attack fuzz advisories scale image plugin chart e2e mutants needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
 
 help: ## Lists the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -61,6 +61,13 @@ bench: needs needs-readers tools ## Measures how fast an edit reaches the nodes,
 
 attack: needs tools ## Lets loose on the static release binary what a tenant, a node or anyone who reaches the pod may try
 	@binary=$$(image/static idleconn-operator | tail -n 1) && IDLECONN_BINARY="$$PWD/$$binary" cargo test --locked --test attack -- --test-threads=2
+
+fuzz: needs ## Gives every reader of what somebody else wrote a hundred million inputs: about half an hour
+	IDLECONN_FUZZ=$(or $(FUZZ),100000000) cargo test --locked --profile bench --test fuzz -- --nocapture
+
+advisories: ## Holds the dependencies against the RustSec and npm advisories; needs network
+	cargo deny check advisories
+	@for module in examples/node-service tests/page tests/agentkeepalive; do (cd $$module && npm audit --omit=dev) || exit 1; done
 
 scale: needs tools ## The whole controller, as it ships, with 5,000 nodes and 1,000 policies: about ten minutes once everything is built
 	@binary=$$(image/static idleconn-operator | tail -n 1) && cargo build --quiet --locked --profile bench --bench scale && ulimit -n 65536 && \

@@ -2,7 +2,7 @@
 //!
 //! The schema and the rules are those of the CRD itself: nothing is written down twice.
 
-use std::{collections::HashMap, fmt, path::Path};
+use std::{cell::RefCell, collections::HashMap, fmt, path::Path, rc::Rc};
 
 use cel::{Context, Program, Value};
 use serde::Deserialize;
@@ -192,11 +192,25 @@ fn rules(schema: &Json, value: &Json, path: &str, found: &mut Vec<String>) {
     }
 }
 
+/// An expression, compiled once: that takes far longer than asking it.
+fn program(expression: &str) -> Result<Rc<Program>, String> {
+    thread_local! {
+        static COMPILED: RefCell<HashMap<String, Rc<Program>>> = RefCell::default();
+    }
+    COMPILED.with_borrow_mut(|compiled| {
+        if let Some(program) = compiled.get(expression) {
+            return Ok(program.clone());
+        }
+        let program = Rc::new(Program::compile(expression).map_err(|fault| fault.to_string())?);
+        compiled.insert(expression.to_owned(), program.clone());
+        Ok(program)
+    })
+}
+
 fn holds(rule: &str, schema: &Json, value: &Json) -> Result<bool, String> {
-    let program = Program::compile(rule).map_err(|fault| fault.to_string())?;
     let mut context = Context::default();
     context.add_variable_from_value("self", of(schema, value)?);
-    match program.execute(&context) {
+    match program(rule)?.execute(&context) {
         Ok(Value::Bool(held)) => Ok(held),
         Ok(other) => Err(format!("{other:?} is no answer")),
         Err(fault) => Err(fault.to_string()),
@@ -214,9 +228,9 @@ fn of(schema: &Json, value: &Json) -> Result<Value, String> {
         },
         Json::String(text) if schema["format"] == "duration" => {
             let time = text.parse::<GoDuration>().map_err(|fault| fault.to_string())?;
-            let expression = format!("duration('{time}')");
-            let program = Program::compile(&expression).map_err(|fault| fault.to_string())?;
-            program.execute(&Context::default()).map_err(|fault| fault.to_string())?
+            let mut context = Context::default();
+            context.add_variable_from_value("text", time.to_string());
+            program("duration(text)")?.execute(&context).map_err(|fault| fault.to_string())?
         }
         Json::String(text) => text.clone().into(),
         Json::Array(items) => items.iter().map(|item| of(&schema["items"], item)).collect::<Result<Vec<_>, _>>()?.into(),

@@ -2,7 +2,7 @@
 //!
 //! What the real server does, and why this looks as it does, is in docs/targets/aistore.md.
 
-mod wire;
+pub mod wire;
 
 use std::{sync::Arc, time::Duration};
 

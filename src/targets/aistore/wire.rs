@@ -141,9 +141,12 @@ pub struct Net4 {
 /// `what=cluster_config`, and `what=config` of a node.
 #[derive(Deserialize)]
 pub struct Config {
+    /// Settings of its connections.
     pub net: Net,
+    /// Intervals.
     #[serde(default)]
     pub periodic: Periodic,
+    /// When it was last changed, by the server's clock.
     #[serde(default)]
     pub lastupdate_time: String,
 }
@@ -151,6 +154,7 @@ pub struct Config {
 /// `net`.
 #[derive(Deserialize)]
 pub struct Net {
+    /// Of HTTP clients and servers.
     pub http: Http,
 }
 

@@ -1,6 +1,6 @@
 //! Caddy servers, through their admin API. Every setting is used at once: a change is a graceful reload.
 
-mod config;
+pub mod config;
 mod text;
 
 use std::{ops::Deref, sync::Arc, time::Duration};
