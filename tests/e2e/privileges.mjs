@@ -7,10 +7,10 @@ const documented = new Map([
   ["create coordination.k8s.io/leases", "the chart brings the Lease; it is made anew where somebody deleted it"],
   ["create /configmaps", "a patch that makes the object; the log calls it a patch"],
   ["create /pods/eviction", "restart.policy Rolling on AIStore"],
+  ["get events.k8s.io/events", "an Event of the same name is there already"],
   ["get /secrets", "tokens and CAs that a policy names"],
   ["get /services", "targets named by a Service"],
   ["list discovery.k8s.io/endpointslices", "targets named by a Service"],
-  ["get apps/replicasets", "restart.policy Rolling on a ConfigMap target"],
   ...["deployments", "statefulsets", "daemonsets"].flatMap((kind) =>
     ["get", "patch"].map((verb) => [`${verb} apps/${kind}`, "restart.policy Rolling on a ConfigMap target"]),
   ),

@@ -112,7 +112,6 @@ capabilities: {drop: [ALL]}
 - {apiGroups: [""], resources: [pods/eviction], verbs: [create]}
 {{- end }}
 {{- if .Values.targets.configMap }}
-- {apiGroups: [apps], resources: [replicasets], verbs: [get]}
 - {apiGroups: [apps], resources: [deployments, statefulsets, daemonsets], verbs: [get, patch]}
 {{- end }}
 {{- end }}
