@@ -24,7 +24,7 @@ async fn grant(world: &World, without: &[&str]) {
     let all = [
         ("idleconn.io", "idleconnectionpolicies", &["get", "list", "watch", "patch"][..]),
         ("idleconn.io", "idleconnectionpolicies/status", &["patch"]),
-        ("events.k8s.io", "events", &["create"]),
+        ("events.k8s.io", "events", &["get", "create"]),
         ("apps", "controllerrevisions", &["list", "create", "delete"]),
         ("", "pods", &["get", "list", "watch"]),
         ("", "services", &["get"]),
