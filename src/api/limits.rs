@@ -220,6 +220,17 @@ pub enum Value {
     Count(u32),
 }
 
+impl Value {
+    /// Whether it is 0, "no limit".
+    #[must_use]
+    pub const fn is_zero(self) -> bool {
+        match self {
+            Self::Duration(time) => time.is_zero(),
+            Self::Count(n) => n == 0,
+        }
+    }
+}
+
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

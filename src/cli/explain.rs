@@ -44,6 +44,12 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         };
         say(&format!("What is stored is not yet what the processes use: {message}. {next}"));
     }
+    if !status.unsupported.is_empty() {
+        say(&format!(
+            "Not governed, because the target has no place for it or no way to say it: {}.",
+            status.unsupported.join(", ")
+        ));
+    }
     let mode = policy.spec.adaptive.as_ref().map_or(Mode::Disabled, |adaptive| adaptive.mode);
     if mode == Mode::Disabled {
         say("The limits are what Git declares; nothing moves them (spec.adaptive is absent or Disabled).");

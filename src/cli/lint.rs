@@ -258,7 +258,13 @@ fn advised(document: &Json, concurrency: Option<f64>) -> Result<Vec<String>, Str
         .unsupported
         .iter()
         .map(|knob| {
-            format!("limits.{knob} has no place on this target and is left alone; status.unsupported will say so (unsupported)")
+            let value = policy.spec.limits.as_ref().and_then(|limits| limits.settings().get(knob).copied());
+            let why = value.and_then(|value| Some((value, (traits.inexpressible)(*knob, value)?)));
+            let why = why.map_or_else(
+                || format!("limits.{knob} has no place on this target"),
+                |(value, why)| format!("limits.{knob}: {value} cannot be written to this target, because {why}"),
+            );
+            format!("{why}; it is left alone, and status.unsupported will say so (unsupported)")
         })
         .collect();
     let observed = Observed { concurrency, ..Observed::default() };

@@ -131,6 +131,8 @@ struct Tally {
     unknown: BTreeSet<Knob>,
     companions: Settings,
     placeless: BTreeSet<Knob>,
+    /// Whether some node has a place for something that is declared.
+    governs: bool,
     write_fault: Option<Fault>,
     changed: BTreeMap<Knob, i64>,
 }
@@ -301,6 +303,7 @@ fn tally(seen: &Seen<'_>) -> Tally {
         let supported: BTreeSet<_> =
             seen.declared.written.iter().copied().filter(|knob| seen.declared.settings.contains_key(knob)).collect();
         tally.placeless = supported.difference(&with_place).copied().collect();
+        tally.governs = !with_place.is_empty() || (seen.declared.settings.is_empty() && seen.declared.unsupported.is_empty());
     }
     tally.changed = changed;
     tally
@@ -465,6 +468,9 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, String)
     if seen.suspend {
         return ("True", "Suspended", "spec.suspend is true: nothing is written to the nodes".into());
     }
+    if tally.answered > 0 && !tally.governs {
+        return ("False", "NothingToProgram", nothing(seen));
+    }
     if tally.answered == 0 {
         let cause = nodes.worst.first().map_or_else(|| "there are none".into(), |n| format!("{}: {}", n.name, n.cause));
         let fault = seen.units.iter().find_map(|result| result.state.as_ref().err());
@@ -518,12 +524,24 @@ fn programmed(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, St
     if nodes.unreachable > 0 || nodes.total == 0 {
         return ("False", "Partial", format!("{}/{} nodes{}", nodes.programmed, nodes.total, worst()));
     }
+    if !tally.governs {
+        return ("False", "NothingToProgram", nothing(seen));
+    }
     match tally.companions.iter().next() {
         Some((knob, value)) => {
             ("True", "Programmed", format!("All {} nodes; {knob} was lowered to {value} with maxIdleConns", nodes.total))
         }
         None => ("True", "Programmed", format!("All {} nodes store and read back the {} limits", nodes.total, seen.which())),
     }
+}
+
+/// That none of the declared limits can be written.
+fn nothing(seen: &Seen<'_>) -> String {
+    let limits: Vec<_> = seen.declared.settings.keys().chain(&seen.declared.unsupported).map(|knob| knob.path()).collect();
+    format!(
+        "No node has a place for any of the declared limits ({}); check that the policy points at the server that has them, and see status.unsupported",
+        limits.join(", ")
+    )
 }
 
 /// What is said of drift, in the condition and then in the Event.
@@ -537,6 +555,9 @@ fn in_effect(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, Str
     let nodes = &tally.nodes;
     if tally.answered == 0 {
         return ("Unknown", "Unknown", "No node answered".into());
+    }
+    if !tally.governs {
+        return ("Unknown", "NothingToProgram", "None of the declared limits can be written to the target".into());
     }
     let (said, why) = seen.plan.restart.as_ref().map_or((None, None), |(restart, why)| (restart.said.as_ref(), why.as_ref()));
     let why = why.map_or_else(String::new, |why| format!(": {why}"));

@@ -30,6 +30,9 @@ pub struct Traits {
     pub fields: Option<&'static [(Knob, &'static str)]>,
     /// Whether its nodes are started anew for what they read only then, by the policy's own word (`restart.policy: Rolling`).
     pub rolling: bool,
+    /// Why a value cannot be said to the target, as the end of a sentence; `None` where it can. Mostly it is 0, "no limit", where the
+    /// target takes 0 for a default of its own.
+    pub inexpressible: fn(Knob, Value) -> Option<&'static str>,
     /// The largest value it takes, at most the one given.
     pub cap: fn(Knob, Value) -> Value,
     /// Further values that have to be written together with the declared ones, or the target refuses them.
@@ -44,10 +47,17 @@ impl Traits {
         capability: |_| Capability::Hot,
         fields: None,
         rolling: false,
+        inexpressible: |_, _| None,
         cap: |_, value| value,
         companions: |_, _, _| Settings::new(),
         most_pooled: |_, _| None,
     };
+
+    /// Whether the target has a place for a limit, and a way to say this value.
+    #[must_use]
+    pub fn takes(&self, knob: Knob, value: Value) -> bool {
+        self.capability(knob) != Capability::Unsupported && (self.inexpressible)(knob, value).is_none()
+    }
 
     /// What the target does with a field.
     #[must_use]
@@ -65,7 +75,7 @@ impl Traits {
 pub struct Declared {
     /// What is to be stored.
     pub settings: Settings,
-    /// What the user wrote and the target has no place for.
+    /// What the user wrote and the target has no place for, or no way to say.
     pub unsupported: BTreeSet<Knob>,
     /// What the user wrote himself, rather than a preset.
     pub written: BTreeSet<Knob>,
@@ -150,7 +160,7 @@ pub fn declare(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Declared {
     let mut declared = Declared::default();
     let written = spec.limits.as_ref().map(Limits::settings).unwrap_or_default();
     for (knob, value) in spec.preset.map(crate::api::Preset::settings).unwrap_or_default() {
-        if traits.capability(knob) == Capability::Unsupported || written.contains_key(&knob) {
+        if !traits.takes(knob, value) || written.contains_key(&knob) {
             continue;
         }
         let capped = (traits.cap)(knob, value);
@@ -161,7 +171,7 @@ pub fn declare(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Declared {
     }
     declared.written = written.keys().copied().collect();
     for (knob, value) in written {
-        if traits.capability(knob) == Capability::Unsupported {
+        if !traits.takes(knob, value) {
             declared.unsupported.insert(knob);
         } else {
             declared.settings.insert(knob, value);
@@ -171,7 +181,7 @@ pub fn declare(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Declared {
     overrides.sort_by_key(|o| (o.nodes.is_some(), &o.name));
     for o in overrides {
         let (settings, without): (Settings, Settings) =
-            o.limits.settings().into_iter().partition(|(knob, _)| traits.capability(*knob) != Capability::Unsupported);
+            o.limits.settings().into_iter().partition(|(knob, value)| traits.takes(*knob, *value));
         declared.unsupported.extend(without.into_keys());
         match &o.provider {
             Some(provider) => drop(declared.providers.insert(provider.clone(), settings)),
@@ -190,7 +200,7 @@ pub fn declare(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Declared {
 #[must_use]
 pub fn floor(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Settings {
     let floor = spec.adaptive.as_ref().and_then(|adaptive| adaptive.floor.as_ref()).map(Limits::settings).unwrap_or_default();
-    floor.into_iter().filter(|(knob, _)| traits.capability(*knob) != Capability::Unsupported).collect()
+    floor.into_iter().filter(|(knob, value)| traits.takes(*knob, *value)).collect()
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    api::status::{Control, RestartControl, Restarting},
+    api::status::{Control, MESSAGE_LENGTH, RestartControl, Restarting},
     decide::{
         conditions::{Seen, UnitResult, report},
         signal::Reading,
@@ -504,7 +504,7 @@ fn a_large_fleet_has_a_small_status() {
         let bytes = serde_json::to_vec(&control).expect("JSON").len();
         assert!(bytes <= 512, "{bytes} bytes");
     }
-    assert!(status.conditions.iter().all(|c| c.message.chars().count() <= 120));
+    assert!(status.conditions.iter().all(|c| c.message.chars().count() <= MESSAGE_LENGTH));
 }
 
 /// A world of three units that anybody may change at any time, and passes that may die after any write.

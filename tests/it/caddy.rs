@@ -3,6 +3,7 @@
 use serde_json::{Value as Json, json};
 
 use crate::support::{
+    admin_api::AdminApi,
     caddy::{Caddy, PROXY, set, typical},
     eventually,
     operator::{World, endpoints, find, gateway},
@@ -355,4 +356,23 @@ async fn a_field_that_the_servers_have_no_place_for_is_unsupported() {
     let status = world.until_programmed("gw").await;
     assert_eq!(status.unsupported, ["intraCluster.idleConnTimeout", "backend.tlsHandshakeTimeout"]);
     assert_eq!(node.servers().await.pointer(&at("keep_alive/max_idle_conns")), Some(&json!(2000)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_caddy_cannot_be_told_is_not_written_and_a_server_without_places_is_not_programmed() {
+    let world = World::new("nothing").await;
+    let (node, empty) = (AdminApi::start(typical()).await, AdminApi::start(json!({})).await);
+    // Caddy takes 0 for its default of 5m.
+    let spec = |node: &AdminApi, limits: &Json| json!({"target": endpoints([node.address.as_str()]), "limits": limits});
+    world.apply("zero", &spec(&node, &json!({"server": {"idleTimeout": "0s", "readHeaderTimeout": "7s"}}))).await;
+    let status = world.until_programmed("zero").await;
+    assert_eq!(status.unsupported, ["server.idleTimeout"]);
+    assert_eq!((&node.servers()["web"]["idle_timeout"], &node.servers()["web"]["read_header_timeout"]), (&json!("5m"), &json!("7s")));
+    world.apply("empty", &spec(&empty, &json!({"server": {"idleTimeout": "30s"}}))).await;
+    let status = world.until_condition("empty", "Programmed", "False", "NothingToProgram").await;
+    assert_eq!(find(&status, "Ready").unwrap().status, "False");
+    assert!(find(&status, "InEffect").unwrap().status != "True");
+    let message = &find(&status, "Programmed").unwrap().message;
+    assert!(message.contains("server.idleTimeout") && message.contains("check that the policy points"), "{message}");
+    assert_eq!(empty.writes(), 0);
 }

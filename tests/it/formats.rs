@@ -10,7 +10,7 @@ use std::{
 use idleconn_operator::api::{Format, GoDuration, Knob, Settings, Value};
 use serde_json::{Value as Json, json};
 
-use crate::support::{cluster::ROOT, service};
+use crate::support::{caddy::address, cluster::ROOT, eventually, leashed, service};
 
 /// Every limit there is, each with a value of its own.
 pub fn every_limit() -> Settings {
@@ -80,22 +80,53 @@ fn go_names(limits: &Settings) -> Json {
     all
 }
 
-/// As `time.Duration.String` writes what these tests use: minutes and seconds with a half.
+/// As `time.Duration.String` writes what these tests use: hours, minutes, and seconds with a fraction.
 fn in_go(time: Duration) -> String {
-    let (minutes, seconds) = (time.as_secs() / 60, time.as_millis() % 60_000);
-    let fraction = if seconds % 1000 == 0 { String::new() } else { format!(".{}", seconds % 1000 / 100) };
-    let seconds = format!("{}{fraction}s", seconds / 1000);
-    if minutes == 0 { seconds } else { format!("{minutes}m{seconds}") }
+    let (minutes, millis) = (time.as_secs() / 60, time.as_millis() % 60_000);
+    let fraction = format!("{:03}", millis % 1000);
+    let fraction = fraction.trim_end_matches('0');
+    let seconds = if fraction.is_empty() { format!("{}s", millis / 1000) } else { format!("{}.{fraction}s", millis / 1000) };
+    match (minutes / 60, minutes % 60) {
+        (0, 0) => seconds,
+        (0, minutes) => format!("{minutes}m{seconds}"),
+        (hours, minutes) => format!("{hours}h{minutes}m{seconds}"),
+    }
 }
 
-fn cases() -> [(&'static str, Settings); 3] {
-    [("every", every_limit()), ("zero", no_limit()), ("none", Settings::new())]
+/// Every limit at the largest value that the CRD takes.
+fn largest() -> Settings {
+    let largest = |knob: Knob| {
+        if knob.is_count() { Value::Count(1_000_000) } else { Value::Duration(Duration::from_secs(4 * 99_999 * 3600)) }
+    };
+    Knob::ALL.into_iter().map(|knob| (knob, largest(knob))).collect()
+}
+
+/// Every limit at the largest value that a reader with 32-bit milliseconds takes.
+fn longest() -> Settings {
+    let time = Value::Duration(Duration::from_millis(i32::MAX.unsigned_abs().into()));
+    largest().into_iter().map(|(knob, value)| (knob, if knob.is_count() { value } else { time })).collect()
+}
+
+/// Without what cannot be said in a format: that is not written, and stands in `status.unsupported`.
+pub fn expressible(format: Format, limits: Settings) -> Settings {
+    limits.into_iter().filter(|(knob, value)| format.inexpressible()(*knob, *value).is_none()).collect()
+}
+
+fn cases(format: Format) -> [(&'static str, Settings); 5] {
+    let all = [
+        ("every", every_limit()),
+        ("zero", no_limit()),
+        ("largest", largest()),
+        ("longest", longest()),
+        ("none", Settings::new()),
+    ];
+    all.map(|(about, limits)| (about, expressible(format, limits)))
 }
 
 #[test]
 fn go_reads_yaml_json_and_an_environment_by_its_own_names() {
     for format in [Format::Yaml, Format::Json, Format::Env] {
-        for (about, limits) in cases() {
+        for (about, limits) in cases(format) {
             let name = format!("http.{}", format.name());
             let files = Files::new(&format!("{}-{about}", format.name()), &format.render(&limits, &BTreeMap::new()), &name);
             let read = understood(Command::new(service::program()).arg("-print").arg("-config").arg(files.0.join(&name)));
@@ -104,10 +135,19 @@ fn go_reads_yaml_json_and_an_environment_by_its_own_names() {
     }
 }
 
+/// The options of a real agent that is made from a file.
+fn agent(dir: &Path, file: &Path) -> Json {
+    let program = "import { Pool } from './pool.js'; import { parse } from './settings.js'; import { readFileSync } from 'node:fs'; \
+                   const pool = new Pool(); pool.apply(parse(readFileSync(process.argv[1], 'utf8'))); \
+                   const agent = pool.agent('any', 'http:'); const { timeout, freeSocketTimeout } = agent.options; \
+                   console.log(JSON.stringify({ timeout, freeSocketTimeout, maxSockets: agent.maxSockets, maxFreeSockets: agent.maxFreeSockets }));";
+    understood(Command::new("node").current_dir(dir).args(["--input-type=module", "--eval", program, "--"]).arg(file))
+}
+
 #[test]
 fn node_reads_an_http_connection_pool() {
     let dir = Path::new(ROOT).join("examples/node-service");
-    for (about, limits) in cases() {
+    for (about, limits) in cases(Format::HttpConnectionPool) {
         let files =
             Files::new(&format!("node-{about}"), &Format::HttpConnectionPool.render(&limits, &BTreeMap::new()), "http.json");
         let read = understood(
@@ -115,17 +155,30 @@ fn node_reads_an_http_connection_pool() {
         );
         let mut global = json!({"keepAlive": true});
         for (knob, name) in Format::HttpConnectionPool.fields() {
-            let value = match limits.get(knob) {
-                Some(Value::Duration(time)) => u64::try_from(time.as_millis()).unwrap(),
-                Some(Value::Count(n)) => u64::from(*n),
-                None => 0,
-            };
-            if value > 0 {
-                global[*name] = value.into();
+            match limits.get(knob) {
+                Some(Value::Duration(time)) => global[*name] = u64::try_from(time.as_millis()).unwrap().into(),
+                Some(Value::Count(n)) => global[*name] = (*n).into(),
+                None => {}
             }
         }
         assert_eq!(read, json!({"enabled": true, "global": global, "providers": {}}), "{about}");
+        // And the agent does what the limits mean: to it 0 is no limit where it is given at all.
+        let agent = agent(&dir, &files.0.join("http.json"));
+        for name in ["timeout", "freeSocketTimeout"] {
+            if let Some(value) = global.get(name) {
+                assert_eq!(agent[name], *value, "{about} {name}");
+            }
+        }
+        for (name, none) in [("maxSockets", Json::Null), ("maxFreeSockets", 256.into())] {
+            let expected = global.get(name).filter(|value| **value != 0).cloned().unwrap_or(none);
+            assert_eq!(agent[name], expected, "{about} {name}");
+        }
     }
+    // An idle time alone shortens no request.
+    let idle = Settings::from([(Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(2)))]);
+    let files = Files::new("node-idle", &Format::HttpConnectionPool.render(&idle, &BTreeMap::new()), "http.json");
+    let agent = agent(&dir, &files.0.join("http.json"));
+    assert_eq!((&agent["freeSocketTimeout"], &agent["timeout"]), (&json!(2000), &json!(0)));
     // A provider has what is its own; the rest is the global.
     let providers =
         BTreeMap::from([("anthropic".to_owned(), Settings::from([(Knob::BackendMaxConnsPerHost, Value::Count(20))]))]);
@@ -143,7 +196,7 @@ fn thanos_reads_its_http_config() {
     let dir = Path::new(ROOT).join("tests/readers/objstore");
     let program = Path::new(ROOT).join(format!("target/objstore-reader-{}", std::process::id()));
     ran(Command::new("go").current_dir(dir).args(["build", "-o"]).arg(&program).arg("."));
-    for (about, limits) in cases() {
+    for (about, limits) in cases(Format::ThanosObjstore) {
         let files =
             Files::new(&format!("thanos-{about}"), &Format::ThanosObjstore.render(&limits, &BTreeMap::new()), "objstore.yaml");
         let read = understood(Command::new(&program).arg(files.0.join("objstore.yaml")));
@@ -162,7 +215,7 @@ fn thanos_reads_its_http_config() {
 
 #[test]
 fn nginx_takes_its_directives() {
-    for (about, limits) in cases() {
+    for (about, limits) in cases(Format::Nginx) {
         let files = Files::new(&format!("nginx-{about}"), &Format::Nginx.render(&limits, &BTreeMap::new()), "http.conf");
         let dir = files.0.display();
         let main = files.add(
@@ -188,7 +241,7 @@ fn nginx_takes_its_directives() {
 
 #[test]
 fn haproxy_takes_its_defaults() {
-    for (about, limits) in cases() {
+    for (about, limits) in cases(Format::Haproxy) {
         let files = Files::new(&format!("haproxy-{about}"), &Format::Haproxy.render(&limits, &BTreeMap::new()), "http.cfg");
         // The time-outs that HAProxy wants everybody to have, where the policy does not set them.
         let own = "timeout connect 5s\n timeout server 30s";
@@ -203,4 +256,52 @@ fn haproxy_takes_its_defaults() {
 #[test]
 fn a_duration_is_written_as_go_reads_it() {
     assert_eq!(GoDuration::from(Duration::from_millis(90_500)).to_string(), "1m30s500ms");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_of_node_go_on_while_its_idle_time_goes_to_the_floor() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let (slow, service) = (address(), address());
+    let answer = || async {
+        tokio::time::sleep(Duration::from_secs(12)).await;
+        "slow"
+    };
+    let listener = tokio::net::TcpListener::bind((slow, 0)).await.unwrap();
+    let upstream = listener.local_addr().unwrap();
+    let serving = tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await.unwrap() });
+    let file = |idle: u64| {
+        let limits = Settings::from([(Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(idle)))]);
+        Format::HttpConnectionPool.render(&limits, &BTreeMap::new())
+    };
+    let files = Files::new("node-loop", &file(8), "http.json");
+    let mut node = leashed(Path::new("node"))
+        .arg("main.js")
+        .current_dir(Path::new(ROOT).join("examples/node-service"))
+        .args(["--host", &service.to_string(), "--port", "8080", "--every", "100", "--config"])
+        .arg(files.0.join("http.json"))
+        .spawn()
+        .unwrap();
+    let page = format!("http://{service}:8080");
+    let hash =
+        async || reqwest::get(format!("{page}/config-hash")).await.ok()?.text().await.ok().filter(|hash| !hash.trim().is_empty());
+    let mut known = eventually("the service has read its file", hash).await;
+    let client = reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap();
+    let asked = futures::future::join_all((0..100).map(|_| {
+        let ask = client.get(format!("{page}/ask?url=http://{upstream}/&provider=any"));
+        tokio::spawn(async move { ask.send().await.unwrap().status() })
+    }));
+    // The loop tightens while they are under way.
+    let tighten = async {
+        for idle in [5, 3, 2] {
+            std::fs::write(files.0.join("http.json"), &file(idle)[""]).unwrap();
+            known = eventually("the service has read its file again", async || hash().await.filter(|hash| *hash != known)).await;
+        }
+    };
+    let (answers, ()) = futures::future::join(asked, tighten).await;
+    let broken = answers.into_iter().filter(|status| *status.as_ref().unwrap() != 200).count();
+    assert_eq!(broken, 0, "of 100 requests");
+    drop(node.stdin.take());
+    node.kill().unwrap();
+    node.wait().unwrap();
+    serving.abort();
 }

@@ -1,7 +1,7 @@
 //! Lines for an environment: `Backend_MaxIdleConns=100`, Go's own names behind the pool's. No quoting is ever needed.
 
 use super::super::Knob;
-use super::{HEADER, Spec};
+use super::{HEADER, Spec, inexpressible_in_go};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: &[
@@ -25,4 +25,5 @@ pub(super) const FORMAT: Spec = Spec {
         vec![("", [&[format!("# {HEADER}")], &lines[..], &[String::new()]].concat().join("\n"))]
     },
     reader: "anything that is started with an environment file",
+    inexpressible: inexpressible_in_go,
 };

@@ -3,7 +3,7 @@
 //! A time-out that is not set is none at all to HAProxy, which is what 0 means here too; a pool's size of -1 is no limit.
 
 use super::super::{Knob, Value};
-use super::{HEADER, Spec, milliseconds};
+use super::{HEADER, MAX_MILLISECONDS, Spec, milliseconds};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: &[
@@ -19,8 +19,6 @@ pub(super) const FORMAT: Spec = Spec {
         let mut server = String::new();
         for (_, name, value) in named {
             let value = match value {
-                // A delay of 0 keeps no idle connection at all.
-                Value::Duration(time) if time.is_zero() && *name == "pool-purge-delay" => "24d".into(),
                 Value::Duration(time) => format!("{}ms", milliseconds(*time)),
                 Value::Count(0) => "-1".into(),
                 Value::Count(n) => n.to_string(),
@@ -37,4 +35,9 @@ pub(super) const FORMAT: Spec = Spec {
         vec![("", lines.join("\n") + "\n")]
     },
     reader: "HAProxy",
+    inexpressible: |knob, value| match value {
+        Value::Duration(time) if time > MAX_MILLISECONDS => Some("HAProxy refuses times of more than 24 days"),
+        _ if knob == Knob::BackendIdleConnTimeout && value.is_zero() => Some("HAProxy keeps no idle connection for 0"),
+        _ => None,
+    },
 };

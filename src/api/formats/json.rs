@@ -1,9 +1,10 @@
 //! The same as `yaml`, as JSON.
 
-use super::{GO, Spec, tree};
+use super::{GO, Spec, inexpressible_in_go, tree};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: GO,
     render: |named, _| vec![("", format!("{:#}\n", tree(named)))],
     reader: "Go services (examples/go-service)",
+    inexpressible: inexpressible_in_go,
 };

@@ -19,6 +19,8 @@ pub struct Spec {
     pub render: fn(&Named, &Providers) -> Files,
     /// Who reads it.
     pub reader: &'static str,
+    /// Why its reader cannot be told a value, as the end of a sentence that begins with the value; `None` where it can.
+    pub inexpressible: fn(Knob, Value) -> Option<&'static str>,
 }
 
 /// Limits that are set, by their names in a format, in the order of its fields.
@@ -78,6 +80,12 @@ impl Format {
         self.spec().fields
     }
 
+    /// Why its reader cannot be told a value; see [`Spec::inexpressible`].
+    #[must_use]
+    pub const fn inexpressible(self) -> fn(Knob, Value) -> Option<&'static str> {
+        self.spec().inexpressible
+    }
+
     /// Who reads it.
     #[must_use]
     pub const fn reader(self) -> &'static str {
@@ -121,6 +129,21 @@ const GO: &[(Knob, &str)] = &[
     (Knob::BackendResponseHeaderTimeout, "backend.ResponseHeaderTimeout"),
     (Knob::BackendRequestTimeout, "backend.Timeout"),
 ];
+
+/// The longest time that a reader with signed 32-bit milliseconds has: 24 days, 20 hours, 31 minutes.
+const MAX_MILLISECONDS: Duration = Duration::from_millis(i32::MAX as u64);
+
+/// What Go's `net/http` takes for something else than no limit (`http.Transport`, `net.Dialer`; documented there).
+pub(crate) fn inexpressible_in_go(knob: Knob, value: Value) -> Option<&'static str> {
+    match (knob, value.is_zero()) {
+        (Knob::IntraClusterMaxIdleConnsPerHost | Knob::BackendMaxIdleConnsPerHost, true) => {
+            Some("Go keeps 2 idle connections per host for 0")
+        }
+        (Knob::BackendTcpKeepAlive, true) => Some("Go probes every 15s for 0"),
+        (Knob::BackendExpectContinueTimeout, true) => Some("Go does not wait at all for 0"),
+        _ => None,
+    }
+}
 
 /// Pool by pool, durations as text.
 fn tree(named: &Named) -> Json {

@@ -1,9 +1,10 @@
-//! The `http_config` of object-store clients that use Thanos's objstore (`exthttp.HTTPConfig`): Thanos, Cortex, Mimir, Loki.
+//! The `http_config` of object-store clients that use Thanos's objstore (`exthttp.HTTPConfig`). Cortex, Mimir and Loki have other
+//! names for the same settings (`max_idle_connections`, `max_idle_connections_per_host`, `max_connections_per_host`) and refuse these.
 
 use serde_json::{Map, json};
 
 use super::super::Knob;
-use super::{HEADER, Spec, plain};
+use super::{HEADER, Spec, inexpressible_in_go, plain};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: &[
@@ -20,5 +21,6 @@ pub(super) const FORMAT: Spec = Spec {
         let text = serde_saphyr::to_string(&json!({"http_config": config})).unwrap_or_default();
         vec![("", format!("# {HEADER}\n{}\n", text.trim_end()))]
     },
-    reader: "object-store clients of Thanos, Cortex, Mimir and Loki",
+    reader: "object-store clients of Thanos",
+    inexpressible: inexpressible_in_go,
 };

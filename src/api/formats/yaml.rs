@@ -1,6 +1,6 @@
 //! YAML with the names of Go's `http.Server`, `http.Transport`, `net.Dialer` and `http.Client`; durations as Go writes them.
 
-use super::{GO, HEADER, Spec, tree};
+use super::{GO, HEADER, Spec, inexpressible_in_go, tree};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: GO,
@@ -9,4 +9,5 @@ pub(super) const FORMAT: Spec = Spec {
         vec![("", format!("# {HEADER}\n{}\n", text.trim_end()))]
     },
     reader: "Go services (examples/go-service)",
+    inexpressible: inexpressible_in_go,
 };

@@ -11,13 +11,29 @@ use serde::{Deserialize, de::IgnoredAny};
 
 use super::{Credentials, Place, Target};
 use crate::{
-    api::Knob,
+    api::{Knob, Value},
     decide::{Capability, Cause, Change, Fault, NodeState, Traits, Unit, UnitState},
     pool::{Provider, Request, Response},
 };
 
 /// What is true of every Caddy.
-pub const TRAITS: Traits = Traits { capability, ..Traits::PLAIN };
+pub const TRAITS: Traits = Traits { capability, inexpressible, ..Traits::PLAIN };
+
+/// What Caddy 2.11 takes for something else than no limit (`caddyhttp/app.go`, `reverseproxy/httptransport.go`).
+fn inexpressible(knob: Knob, value: Value) -> Option<&'static str> {
+    if !value.is_zero() {
+        return None;
+    }
+    match knob {
+        Knob::ServerIdleTimeout => Some("Caddy takes its default of 5m for 0"),
+        Knob::ServerReadHeaderTimeout => Some("Caddy takes its default of 1m for 0"),
+        Knob::BackendIdleConnTimeout => Some("Caddy takes its default of 2m for 0"),
+        Knob::BackendMaxIdleConnsPerHost => Some("Caddy takes its default of 32 for 0"),
+        Knob::BackendTcpKeepAlive => Some("Caddy takes its default of 30s for 0"),
+        Knob::BackendExpectContinueTimeout => Some("Go does not wait at all for 0"),
+        _ => None,
+    }
+}
 
 /// Where the servers and, nested in their routes, the reverse proxies are.
 const SERVERS: &str = "/config/apps/http/servers";
