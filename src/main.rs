@@ -13,7 +13,6 @@ use idleconn_operator::{
     serve, telemetry,
 };
 use kube::{Client, Config, config::Kubeconfig};
-use tokio::net::TcpListener;
 
 /// How long nobody acts after a release: an uninstall goes on by then to take the controller away.
 const AFTER_RELEASE: Duration = Duration::from_secs(300);
@@ -142,8 +141,7 @@ async fn run(options: Run) -> Result<(), Error> {
     let mut election = election(&options.lease, &options.cluster, &pool).await?;
     let operator = Operator::new(&client, &pool, settings, Metrics::new()?, leadership(election.as_ref()));
     operator.context.metrics.connections(&pool)?;
-    let listener =
-        TcpListener::bind(options.metrics_address).await.map_err(|error| Error::Listen(options.metrics_address, error))?;
+    let listener = serve::bind(options.metrics_address).await.map_err(|error| Error::Listen(options.metrics_address, error))?;
     let context = operator.context.clone();
     let api = api(&options, &client, context.clone()).await?;
     let (stop, stopped) = tokio::sync::watch::channel(false);
@@ -192,7 +190,7 @@ async fn run(options: Run) -> Result<(), Error> {
 async fn api(options: &Run, client: &Client, context: Arc<Context>) -> Result<impl Future<Output = ()>, Error> {
     let listener = match options.api_address.0 {
         Some(address) if options.demo && !address.ip().is_loopback() => return Err(Error::Open(address)),
-        Some(address) => Some(TcpListener::bind(address).await.map_err(|error| Error::Api(address, error))?),
+        Some(address) => Some(serve::bind(address).await.map_err(|error| Error::Api(address, error))?),
         None => None,
     };
     if let Some(address) = listener.as_ref().and_then(|listener| listener.local_addr().ok()) {

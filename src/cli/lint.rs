@@ -62,7 +62,8 @@ impl Linter {
         };
         let mut findings = Vec::new();
         let mut policies = 0;
-        for document in documents.into_iter().filter(|document| document["kind"] == "IdleConnectionPolicy") {
+        let documents = documents.into_iter().flat_map(items);
+        for document in documents.filter(|document| document["kind"] == "IdleConnectionPolicy") {
             policies += 1;
             let name = document["metadata"]["name"].as_str().unwrap_or_default();
             let at = if name.is_empty() { at.clone() } else { format!("{at}: {name}") };
@@ -78,6 +79,15 @@ impl Linter {
             findings.extend(refused.into_iter().map(|message| error(&at, message)));
         }
         (policies, findings)
+    }
+}
+
+/// The objects in a document: those of a List, as `kubectl get -o yaml` writes one, or the document itself.
+fn items(mut document: Json) -> Vec<Json> {
+    let is_list = document["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
+    match document.get_mut("items").filter(|_| is_list).map(Json::take) {
+        Some(Json::Array(all)) => all.into_iter().flat_map(items).collect(),
+        _ => vec![document],
     }
 }
 

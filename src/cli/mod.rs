@@ -165,7 +165,7 @@ pub struct Resume {
 /// `lint`.
 #[derive(clap::Args, Debug)]
 pub struct Lint {
-    /// Files with policies, as YAML or JSON; other kinds in them are passed over.
+    /// Files with policies or Lists of them, as YAML or JSON, folders of such files, or - for standard input. Other kinds are passed over.
     #[arg(short, long = "file", required = true, num_args = 1..)]
     pub files: Vec<PathBuf>,
     /// Requests to one backend host at the same time, as measured: for advice on idle connections per host.
@@ -234,6 +234,9 @@ pub enum Error {
     /// A file.
     #[error("{0}: {1}")]
     File(PathBuf, std::io::Error),
+    /// Nothing to look at.
+    #[error("no IdleConnectionPolicy was found in what -f names")]
+    NoPolicies,
     /// A policy that is none.
     #[error("{0} is no IdleConnectionPolicy: {1}")]
     Policy(PathBuf, String),
@@ -406,11 +409,14 @@ fn linted(options: &Lint) -> Result<Answer, Error> {
     let linter = lint::Linter::new().map_err(Error::Setup)?;
     let mut findings = Vec::new();
     let mut policies = 0;
-    for path in &options.files {
-        let text = std::fs::read_to_string(path).map_err(|error| Error::File(path.clone(), error))?;
-        let (count, found) = linter.file(path, &text, options.concurrency);
+    for (path, text) in texts(&options.files)? {
+        let (count, found) = linter.file(&path, &text, options.concurrency);
         policies += count;
         findings.extend(found);
+    }
+    if policies == 0 && findings.is_empty() {
+        // A check that looked at nothing has not passed.
+        return Err(Error::NoPolicies);
     }
     let errors = findings.iter().filter(|finding| finding.is_error).count();
     let each = |finding: &lint::Finding| json!({"at": finding.at, "error": finding.is_error, "message": finding.message});
@@ -421,6 +427,30 @@ fn linted(options: &Lint) -> Result<Answer, Error> {
         format!("{lines}{summary}\n")
     })?;
     Ok(Answer { text, is_failure: errors > 0 })
+}
+
+/// What `-f` names, as kubectl takes it: a file, the YAML and JSON files of a folder, or standard input.
+fn texts(paths: &[PathBuf]) -> Result<Vec<(PathBuf, String)>, Error> {
+    let read = |path: PathBuf| {
+        let text = std::fs::read_to_string(&path).map_err(|error| Error::File(path.clone(), error))?;
+        Ok::<_, Error>((path, text))
+    };
+    let mut texts = Vec::new();
+    for path in paths {
+        if path.as_os_str() == "-" {
+            let text = std::io::read_to_string(std::io::stdin()).map_err(|error| Error::File(path.clone(), error))?;
+            texts.push((path.clone(), text));
+        } else if path.is_dir() {
+            let entries = std::fs::read_dir(path).map_err(|error| Error::File(path.clone(), error))?;
+            let mut files: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
+            files.retain(|file| file.extension().is_some_and(|end| end == "yaml" || end == "yml" || end == "json"));
+            files.sort();
+            texts.extend(files.into_iter().map(read).collect::<Result<Vec<_>, _>>()?);
+        } else {
+            texts.push(read(path.clone())?);
+        }
+    }
+    Ok(texts)
 }
 
 fn simulate(options: &Simulate) -> Result<String, Error> {
@@ -504,5 +534,21 @@ mod tests {
         assert_eq!((&said["policies"], &said["findings"][0]["error"]), (&json!(1), &json!(true)), "{said}");
         let (is_failure, said) = linted("caddy.yaml").await;
         assert!(!is_failure, "{said}");
+    }
+
+    #[tokio::test]
+    async fn lists_and_folders_are_looked_into_and_a_check_of_nothing_does_not_pass() {
+        let dir = std::env::temp_dir().join(format!("idleconn-lint-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).expect("a folder");
+        let policy =
+            "{apiVersion: idleconn.io/v1alpha1, kind: IdleConnectionPolicy, metadata: {name: gw}, spec: {target: {type: Caddy}}}";
+        std::fs::write(dir.join("list.yaml"), format!("{{apiVersion: v1, kind: List, items: [{policy}]}}")).expect("a file");
+        std::fs::write(dir.join("notes.txt"), "no YAML: [").expect("a file");
+        let (is_failure, said) = linted(dir.to_str().expect("a path")).await;
+        assert!(is_failure && said["policies"] == 1, "{said}");
+        std::fs::write(dir.join("list.yaml"), "{apiVersion: v1, kind: List, items: []}").expect("a file");
+        let cli = Cli::parse_from(["kubectl-idleconn".as_ref(), "lint".as_ref(), "-f".as_ref(), dir.as_os_str()]);
+        assert!(matches!(run(cli).await, Err(Error::NoPolicies)));
+        std::fs::remove_dir_all(&dir).expect("a folder");
     }
 }

@@ -1,8 +1,9 @@
 //! The way to the API server: asked once, its clock listened to, and nothing written without the lease.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use http::{Method, Request, header::DATE};
+use ipnet::IpNet;
 use kube::{
     Client, Config,
     client::{Body, ConfigExt as _},
@@ -42,6 +43,9 @@ const PATIENCE: Patience = Patience {
     silence: Duration::from_secs(330),
 };
 
+/// Where the environment names a proxy.
+const PROXIES: [&str; 3] = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"];
+
 /// Why there is no way to the API server.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -50,7 +54,7 @@ pub enum Error {
     Config(#[from] kube::Error),
     /// Requests go where they are sent, and nowhere else.
     #[error(
-        "a proxy on the way to the API server is not supported: take proxy-url out of the kubeconfig, and HTTPS_PROXY out of the environment"
+        "a proxy on the way to the API server is not supported: take proxy-url out of the kubeconfig, or name the API server in NO_PROXY"
     )]
     Proxy,
     /// Not a name that a certificate can hold.
@@ -71,8 +75,15 @@ pub fn lease_client(config: &Config, pool: &Pool) -> Result<Client, Error> {
 }
 
 fn client_of(config: &Config, pool: &Pool, provider: &'static str, settings: Settings) -> Result<Client, Error> {
-    if config.proxy_url.is_some() {
-        return Err(Error::Proxy);
+    if let Some(proxy) = &config.proxy_url {
+        let is_ours =
+            |name: &str| std::env::var(name).is_ok_and(|value| value.parse::<http::Uri>().is_ok_and(|value| value == *proxy));
+        let of_environment = PROXIES.iter().any(|name| is_ours(name) || is_ours(&name.to_lowercase()));
+        let direct = std::env::var("NO_PROXY").or_else(|_| std::env::var("no_proxy")).unwrap_or_default();
+        // A proxy-url in the kubeconfig is meant for this very server.
+        if !of_environment || !is_direct(&direct, &config.cluster_url) {
+            return Err(Error::Proxy);
+        }
     }
     pool.provider(provider).configure(settings);
     let (pool, trust) = (pool.clone(), trust(config, pool)?);
@@ -94,6 +105,30 @@ fn client_of(config: &Config, pool: &Pool, provider: &'static str, settings: Set
         .layer(config.extra_headers_layer()?)
         .service(asked);
     Ok(Client::new(service, config.default_namespace.clone()))
+}
+
+/// Whether `NO_PROXY` names a server, by the rules of Go's `httpproxy`: `*`, an address, a network, or a domain with all below it, each
+/// but a network with an optional port.
+fn is_direct(no_proxy: &str, server: &http::Uri) -> bool {
+    let host = server.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
+    let port = server.port_u16().unwrap_or(if server.scheme_str() == Some("http") { 80 } else { 443 });
+    let ip = host.parse::<IpAddr>().ok();
+    no_proxy.split(',').map(|entry| entry.trim().to_ascii_lowercase()).filter(|entry| !entry.is_empty()).any(|entry| {
+        if entry == "*" {
+            return true;
+        }
+        if let Ok(network) = entry.parse::<IpNet>() {
+            return ip.is_some_and(|ip| network.contains(&ip));
+        }
+        if let Ok(address) = entry.parse::<IpAddr>() {
+            return ip == Some(address);
+        }
+        let (name, wanted) =
+            entry.rsplit_once(':').map_or((entry.as_str(), None), |(name, port)| (name, port.parse::<u16>().ok()));
+        let name = name.trim_start_matches('[').trim_end_matches(']').trim_start_matches('*').trim_start_matches('.');
+        let below = host.strip_suffix(name).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        below && !name.is_empty() && wanted.is_none_or(|wanted| wanted == port)
+    })
 }
 
 /// None over plain HTTP, where there is nothing to check.
@@ -128,5 +163,32 @@ fn plain(error: kube::Error) -> BoxError {
     match error {
         kube::Error::Service(error) => error,
         error => error.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_proxy_names_servers_as_gos_does() {
+        for (list, server, direct) in [
+            ("", "https://10.96.0.1", false),
+            ("*", "https://10.96.0.1", true),
+            ("10.96.0.1", "https://10.96.0.1:443", true),
+            ("10.96.0.0/12", "https://10.96.0.1", true),
+            ("10.97.0.0/16", "https://10.96.0.1", false),
+            ("localhost, .svc,.cluster.local", "https://kubernetes.default.svc:443", true),
+            ("svc", "https://kubernetes.default.svc", true),
+            ("default.svc", "https://kubernetes-default.svc", false),
+            ("api.example.com:6443", "https://api.example.com:6443", true),
+            ("api.example.com:6443", "https://api.example.com", false),
+            ("API.Example.com", "https://api.example.com", true),
+            ("fd00::1", "https://[fd00::1]:6443", true),
+            ("fd00::/8", "https://[fd00::1]:6443", true),
+            (",,", "https://api.example.com", false),
+        ] {
+            assert_eq!(is_direct(list, &server.parse().expect("a URI")), direct, "{list} {server}");
+        }
     }
 }

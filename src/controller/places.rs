@@ -211,12 +211,19 @@ fn mounting(pod: &Pod) -> Option<Place> {
 #[must_use]
 pub fn workload(pod: &Pod) -> Option<(String, String)> {
     let owner = pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
-    // A Deployment names its ReplicaSets after itself and the hash of the template, which their pods have as a label.
-    let hash = pod.labels().get("pod-template-hash").map(|hash| format!("-{hash}"));
-    match hash.and_then(|hash| owner.name.strip_suffix(&hash).map(str::to_owned)) {
-        Some(name) if owner.kind == "ReplicaSet" => Some(("Deployment".into(), name)),
-        _ => Some((owner.kind.clone(), owner.name.clone())),
+    if owner.kind == "ReplicationController"
+        && let Some(name) = pod.labels().get("deploymentconfig")
+    {
+        return Some(("DeploymentConfig".into(), name.clone()));
     }
+    // A Deployment, and a Rollout of Argo's, names its ReplicaSets after itself and the hash of the template, which their pods have as a label.
+    let of = |(label, kind): &(&str, &str)| {
+        let name = owner.name.strip_suffix(&format!("-{}", pod.labels().get(*label)?))?;
+        Some(((*kind).to_owned(), name.to_owned()))
+    };
+    let known = [("pod-template-hash", "Deployment"), ("rollouts-pod-template-hash", "Rollout")];
+    let above = known.iter().find_map(of).filter(|_| owner.kind == "ReplicaSet");
+    Some(above.unwrap_or_else(|| (owner.kind.clone(), owner.name.clone())))
 }
 
 fn one_workload(pods: &[&Arc<Pod>]) -> Result<(), Failure> {
@@ -353,7 +360,13 @@ fn addresses(object: &Service, slices: &[EndpointSlice], service: &ServiceRef) -
     let name =
         ports.into_iter().flatten().find(|p| p.port == i32::from(service.port)).and_then(|p| p.name.clone()).unwrap_or_default();
     let mut found = BTreeMap::new();
+    // A dual-stack Service has slices of both families: a pod is one node, at its address of the Service's first family.
+    let first = object.spec.as_ref().and_then(|spec| spec.ip_families.as_ref()?.first().cloned());
+    let mut slices: Vec<_> = slices.iter().collect();
+    slices.sort_by_key(|slice| first.as_ref().is_some_and(|family| *family != slice.address_type));
+    let mut pods = BTreeSet::new();
     for slice in slices {
+        let mut here = BTreeSet::new();
         let port = slice.ports.iter().flatten().find(|port| port.name.clone().unwrap_or_default() == name);
         let Some(port) = port.and_then(|port| port.port).and_then(|port| u16::try_from(port).ok()) else { continue };
         for endpoint in &slice.endpoints {
@@ -362,10 +375,15 @@ fn addresses(object: &Service, slices: &[EndpointSlice], service: &ServiceRef) -
             }
             let pod = endpoint.target_ref.as_ref().filter(|target| target.kind.as_deref() == Some("Pod"));
             let pod = pod.and_then(|target| Some((target.uid.clone()?, target.name.clone()?)));
+            if pod.as_ref().is_some_and(|(uid, _)| pods.contains(uid)) {
+                continue;
+            }
+            here.extend(pod.as_ref().map(|(uid, _)| uid.clone()));
             for address in endpoint.addresses.iter().filter_map(|address| address.parse().ok()) {
                 found.insert(SocketAddr::new(address, port), pod.clone());
             }
         }
+        pods.extend(here);
     }
     found.into_iter().map(|(address, pod)| (pod, address)).collect()
 }
@@ -406,6 +424,42 @@ mod tests {
             seen,
             [("pod/u1:2019", "gw-a", "http://10.0.0.1:2019"), ("http://10.0.0.2:2019", "10.0.0.2:2019", "http://10.0.0.2:2019")]
         );
+    }
+
+    #[test]
+    fn a_pod_of_a_dual_stack_service_is_one_node_at_the_services_first_family() {
+        let ports = json!([{"name": "admin", "port": 2019}]);
+        let slice = |family: &str, address: &str| -> EndpointSlice {
+            from_value(json!({"metadata": {"name": family}, "addressType": family, "ports": ports, "endpoints": [
+                {"addresses": [address], "targetRef": {"kind": "Pod", "uid": "u1", "name": "gw-a"}}]}))
+            .expect("a slice")
+        };
+        let slices = [slice("IPv4", "10.0.0.1"), slice("IPv6", "fd00::1")];
+        for (families, expected) in [(json!(["IPv4", "IPv6"]), "10.0.0.1:2019"), (json!(["IPv6", "IPv4"]), "[fd00::1]:2019")] {
+            let object: Service = from_value(json!({"spec": {"ports": [{"name": "admin", "port": 80}], "ipFamilies": families}}))
+                .expect("a Service");
+            let found = addresses(&object, &slices, &service(80));
+            assert_eq!(found.iter().map(|(_, address)| address.to_string()).collect::<Vec<_>>(), [expected]);
+        }
+    }
+
+    #[test]
+    fn what_keeps_a_pod_running_is_the_same_through_all_its_replica_sets() {
+        let pod = |kind: &str, owner: &str, labels: Json| -> Pod {
+            from_value(json!({"metadata": {"name": "p", "labels": labels, "ownerReferences": [
+                {"apiVersion": "v1", "kind": kind, "name": owner, "uid": "u", "controller": true}]}}))
+            .expect("a pod")
+        };
+        for (kind, owner, labels, expected) in [
+            ("ReplicaSet", "gw-aaa", json!({"pod-template-hash": "aaa"}), ("Deployment", "gw")),
+            ("ReplicaSet", "gw-bbb", json!({"rollouts-pod-template-hash": "bbb"}), ("Rollout", "gw")),
+            ("ReplicationController", "gw-3", json!({"deploymentconfig": "gw"}), ("DeploymentConfig", "gw")),
+            ("ReplicaSet", "gw", json!({}), ("ReplicaSet", "gw")),
+            ("StatefulSet", "db", json!({}), ("StatefulSet", "db")),
+        ] {
+            let found = workload(&pod(kind, owner, labels)).expect("an owner");
+            assert_eq!((found.0.as_str(), found.1.as_str()), expected);
+        }
     }
 
     #[test]

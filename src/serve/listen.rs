@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -20,6 +20,28 @@ use tokio::{
 };
 
 use super::answer::{Error, RETRY_AFTER};
+
+/// Listens. Where every address is meant and this machine has no IPv6, every IPv4 address is.
+pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
+    bind_by(address, TcpListener::bind).await
+}
+
+async fn bind_by<T, F: Future<Output = std::io::Result<T>>>(
+    address: SocketAddr,
+    bind: impl Fn(SocketAddr) -> F,
+) -> std::io::Result<T> {
+    match bind(address).await {
+        Err(error) if address.ip() == IpAddr::from(Ipv6Addr::UNSPECIFIED) && has_no_ipv6(&error) => {
+            bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, address.port()))).await
+        }
+        bound => bound,
+    }
+}
+
+/// Linux: EAFNOSUPPORT where the kernel has no IPv6, EADDRNOTAVAIL where it is switched off.
+fn has_no_ipv6(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(97 | 99))
+}
 
 /// Connections that are served at once.
 const MOST: usize = 256;
@@ -127,4 +149,25 @@ async fn refuse(mut tcp: TcpStream) -> std::io::Result<()> {
     );
     tcp.write_all(answer.as_bytes()).await?;
     tcp.shutdown().await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn every_address_is_every_ipv4_address_where_there_is_no_ipv6() {
+        for (asked, code, expected) in [
+            ("[::]:8080", 97, Some("0.0.0.0:8080")),
+            ("[::]:8080", 99, Some("0.0.0.0:8080")),
+            ("[::]:8080", 98, None),
+            ("[::1]:8080", 97, None),
+        ] {
+            let bind = |address: SocketAddr| async move {
+                if address.is_ipv6() { Err(std::io::Error::from_raw_os_error(code)) } else { Ok(address) }
+            };
+            let bound = bind_by(asked.parse().expect("an address"), bind).await;
+            assert_eq!(bound.ok().map(|address| address.to_string()).as_deref(), expected, "{asked} {code}");
+        }
+    }
 }

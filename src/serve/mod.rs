@@ -30,6 +30,7 @@ use axum::{
 use gate::Gate;
 pub use health::health;
 use kube::Client;
+pub use listen::bind;
 pub use openapi::document;
 use tokio::{net::TcpListener, sync::Semaphore};
 

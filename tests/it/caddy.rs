@@ -367,7 +367,10 @@ async fn what_caddy_cannot_be_told_is_not_written_and_a_server_without_places_is
     world.apply("zero", &spec(&node, &json!({"server": {"idleTimeout": "0s", "readHeaderTimeout": "7s"}}))).await;
     let status = world.until_programmed("zero").await;
     assert_eq!(status.unsupported, ["server.idleTimeout"]);
-    assert_eq!((&node.servers()["web"]["idle_timeout"], &node.servers()["web"]["read_header_timeout"]), (&json!("5m"), &json!("7s")));
+    assert_eq!(
+        (&node.servers()["web"]["idle_timeout"], &node.servers()["web"]["read_header_timeout"]),
+        (&json!("5m"), &json!("7s"))
+    );
     world.apply("empty", &spec(&empty, &json!({"server": {"idleTimeout": "30s"}}))).await;
     let status = world.until_condition("empty", "Programmed", "False", "NothingToProgram").await;
     assert_eq!(find(&status, "Ready").unwrap().status, "False");

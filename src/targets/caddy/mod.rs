@@ -83,7 +83,9 @@ impl Caddy {
         Self { places, credentials, provider }
     }
 
-    async fn ask(&self, request: Request) -> Result<Response, Fault> {
+    async fn ask(&self, mut request: Request) -> Result<Response, Fault> {
+        // What admin.enforce_origin asks for; without it Caddy does not look at it.
+        request.headers.push(("origin", request.address.clone()));
         Ok(self.provider.send(self.credentials.ca.as_deref(), request).await?)
     }
 
@@ -96,9 +98,12 @@ impl Caddy {
             400 | 404 => return self.no_servers(address, &response).await,
             401 => return Err(Fault::new(Cause::Unauthorized, format!("{address} wants credentials (401)"))),
             403 => {
+                let host = address.split("://").nth(1).unwrap_or(address);
                 return Err(Fault::new(
                     Cause::Forbidden,
-                    format!("{address} refuses this host or origin (403); see Caddy's admin.origins"),
+                    format!(
+                        "{address} refuses requests to this host or from this origin (403); add {host} to Caddy's admin.origins"
+                    ),
                 ));
             }
             status => return Err(unexpected(&format!("answered {status}"))),
@@ -138,6 +143,14 @@ impl Caddy {
             let wanted = config::apply(&servers, changes).map_err(|error| too_much(address, &error))?;
             if wanted == *servers {
                 return Ok(true);
+            }
+            if wanted.len() > CONFIG {
+                // What is written has to be read again, and restored one day.
+                let message = format!(
+                    "{address}: the configuration would have {} bytes with the limits, and {CONFIG} are the most that is governed; nothing was written",
+                    wanted.len()
+                );
+                return Err(Fault::new(Cause::Rejected, message));
             }
             (wanted.into_bytes(), servers.etag, servers.response.and_then(Response::into_memory))
         };
