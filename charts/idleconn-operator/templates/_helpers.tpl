@@ -67,16 +67,51 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - name: IDLECONN_LEASE_RETRY_PERIOD
   value: {{ .Values.leaderElection.retryPeriod | quote }}
 {{- end }}
-{{- with .Values.env }}
-{{ toYaml . }}
+{{- end -}}
+
+{{- define "idleconn.operatorEnv" -}}
+{{ include "idleconn.env" . }}
+- name: IDLECONN_METRICS_ADDRESS
+  value: ":8080"
+- name: IDLECONN_API_ADDRESS
+  value: {{ ternary .Values.api.address "none" .Values.api.enabled | quote }}
+- name: IDLECONN_RESYNC_INTERVAL
+  value: {{ .Values.resyncInterval | quote }}
+{{- if .Values.dryRun }}
+- name: IDLECONN_DRY_RUN
+  value: "true"
+{{- end }}
+{{- end -}}
+
+{{/* Environment of a container, as YAML in `own`, with the user's after it; of two with one name only the user's, because an apply refuses both. */}}
+{{- define "idleconn.mergedEnv" -}}
+{{- $names := list -}}
+{{- range .more }}{{ $names = append $names .name }}{{ end -}}
+{{- $all := list -}}
+{{- range .own | fromYamlArray }}{{ if not (has .name $names) }}{{ $all = append $all . }}{{ end }}{{ end -}}
+{{- toYaml (concat $all (.more | default list)) -}}
+{{- end -}}
+
+{{/* Labels of an object with the user's own: theirs win, but not over those that select it. */}}
+{{- define "idleconn.mergedLabels" -}}
+{{- $own := include "idleconn.labels" .root | fromYaml -}}
+{{- $selector := include "idleconn.selector" .root | fromYaml -}}
+{{- toYaml (merge $selector (.more | default dict) $own) -}}
+{{- end -}}
+
+{{- define "idleconn.imagePullSecrets" -}}
+{{- range .Values.imagePullSecrets }}
+- name: {{ if kindIs "string" . }}{{ . }}{{ else }}{{ .name }}{{ end }}
 {{- end }}
 {{- end -}}
 
 {{- define "idleconn.podSecurity" -}}
 runAsNonRoot: true
+{{- if .Values.fixedUser }}
 runAsUser: 65532
 runAsGroup: 65532
 fsGroup: 65532
+{{- end }}
 seccompProfile: {type: RuntimeDefault}
 {{- end -}}
 
