@@ -187,6 +187,7 @@ async fn sampled(path: &'static str) -> f64 {
         interval: INTERVAL,
         ca: None,
         token: None,
+        headers: Vec::new(),
         key: "farm".to_owned(),
     };
     let after = move || {

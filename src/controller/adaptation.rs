@@ -31,6 +31,7 @@ use crate::{
     signals::{
         Node, Sampler, Samples, Source, Watch,
         page::{Probe, Threshold},
+        series::Selection,
     },
 };
 
@@ -284,17 +285,23 @@ pub async fn prepare(
         interval: Duration::from_millis(u64::try_from(tuning.interval).unwrap_or(10_000)),
         ca: memory.credentials.ca.clone(),
         token: None,
-        key: format!("{source:?} {} {threshold:?} {:?}", signal.metric, signal.prometheus),
+        headers: Vec::new(),
+        key: format!(
+            "{source:?} {} {:?} {:?} {threshold:?} {:?}",
+            signal.metric, signal.match_labels, signal.aggregation, signal.prometheus
+        ),
     };
     match (source, &signal.prometheus, threshold) {
         (SourceName::Prometheus, Some(prometheus), Threshold::Value(threshold)) => {
             match places::prometheus(ctx, &subject.namespace, prometheus).await {
-                Ok((place, credentials)) => {
-                    watch.nodes = vec![Node { name: PROMETHEUS.into(), address: place.address, path: String::new() }];
-                    (watch.ca, watch.token) = (credentials.ca, credentials.token);
+                Ok(server) => {
+                    let path = prometheus.path_prefix.clone().unwrap_or_default();
+                    watch.nodes = vec![Node { name: PROMETHEUS.into(), address: server.address, path }];
+                    (watch.ca, watch.token) = (server.credentials.ca, server.credentials.token);
+                    watch.headers = server.headers;
                 }
                 Err(places::Failure::Problem(problem)) => {
-                    obstacle = Some(Signal::Missing { reason: "QueryFailed", message: problem.message });
+                    obstacle = Some(Signal::Missing { reason: problem.reason, message: problem.message });
                 }
                 Err(places::Failure::Error(error)) => {
                     obstacle = Some(Signal::Missing { reason: "QueryFailed", message: error.to_string() });
@@ -303,7 +310,9 @@ pub async fn prepare(
             watch.source = Source::Prometheus { query: prometheus.query.clone(), threshold };
         }
         (SourceName::Nodes, ..) => {
-            watch.source = Source::Nodes(std::sync::Arc::new(Probe::gauge(&signal.metric, threshold)));
+            let selection = Selection::new(signal.match_labels.clone(), signal.aggregation);
+            let probe = Probe::gauge(&signal.metric, threshold).of_series(selection);
+            watch.source = Source::Nodes(std::sync::Arc::new(probe));
             watch.nodes = nodes(ctx, subject, units, answered).await;
         }
         (SourceName::StateFlags, ..) => watch.nodes = nodes(ctx, subject, units, answered).await,

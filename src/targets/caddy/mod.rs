@@ -130,7 +130,7 @@ impl Caddy {
                 method: Method::PATCH,
                 address: address.to_owned(),
                 path: SERVERS.into(),
-                headers: vec![("if-match", etag)],
+                headers: vec![("if-match".into(), etag)],
                 body: Some(body),
                 timeout: WRITE,
                 most: 64 * 1024,
