@@ -114,7 +114,11 @@ async fn count(address: &str, path: &str, source: Source) -> String {
         key: String::new(),
     };
     let (sender, mut rounds) = tokio::sync::mpsc::unbounded_channel();
-    let sampler = Sampler::start(Pool::default().provider("ns/p"), watch, "seed", move || drop(sender.send(())), || {});
+    let pool = Pool::default();
+    let after = move || {
+        let _ = sender.send(());
+    };
+    let sampler = Sampler::start(pool.provider("ns/p"), watch, "seed", after, || {});
     tokio::time::timeout(Duration::from_secs(20), rounds.recv()).await.unwrap().unwrap();
     match sampler.signal(95, 90_000, Timestamp::now().as_millisecond()) {
         Signal::Fresh(reading) => format!("{}", reading.max.unwrap()),
@@ -390,12 +394,6 @@ async fn prometheus_is_asked_under_its_prefix_and_with_headers_from_secrets() {
     let status = world.until_condition("gw", "MetricsAvailable", "False", "RefKeyNotFound").await;
     let no_key = "Secret mimir has no key tenant; add it, or correct prometheus.headers[X-Scope-OrgID].secretRef.key";
     assert_eq!(message(&status), no_key);
-    world.secret("mimir", &[("tenant", "team-a\nx-injected: 1")]).await;
-    world
-        .until("gw", "no header value", |s| {
-            message(s).ends_with("key tenant holds no header value; put the bare header value there")
-        })
-        .await;
     world.secret("mimir", &[("tenant", "team-a\n")]).await;
     let status = world.until_condition("gw", "MetricsAvailable", "True", "Fresh").await;
     assert_eq!(status.tasks.unwrap().max.map(|max| max.to_string()).as_deref(), Some("7"));
