@@ -188,6 +188,7 @@ async fn sampled(path: &'static str) -> f64 {
         ca: None,
         token: None,
         permit: None,
+        headers: Vec::new(),
         key: "farm".to_owned(),
     };
     let after = move || {

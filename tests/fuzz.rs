@@ -19,7 +19,7 @@ use idleconn_operator::{
         originals::{Log, Record},
         state::State,
     },
-    signals::page::{Probe, Threshold},
+    signals::page::{Framing, Probe, Threshold},
     simulate::trace::Trace,
     targets::{aistore::wire, caddy::config, go_duration},
 };
@@ -253,7 +253,7 @@ fn exposition(input: &[u8]) {
         for piece in input.chunks(if input.len() > SHORT { 1024 } else { 1 + input.len() % 37 }) {
             scan.push(piece);
         }
-        let pieces = scan.end();
+        let pieces = scan.end(Framing { is_whole: true, is_open_metrics: false });
         assert_eq!(format!("{whole:?}"), format!("{pieces:?}"), "a page is read the same in one piece and in several");
     }
 }

@@ -1,5 +1,7 @@
 //! `spec.adaptive`: how the operator tightens and relaxes by itself.
 
+use std::collections::BTreeMap;
+
 use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -54,6 +56,8 @@ pub enum Mode {
         .message("adaptive.signal: source Prometheus needs threshold.value; a query has no CPU count"),
     validation = Rule::new("!has(self.source) || self.source != 'StateFlags' || !has(self.threshold)")
         .message("adaptive.signal: StateFlags has no threshold; the nodes' own is 512 tasks a CPU"),
+    validation = Rule::new("(!has(self.matchLabels) && self.aggregation == 'ExactlyOne') || !has(self.source) || self.source == 'Nodes'")
+        .message("adaptive.signal: matchLabels and aggregation need source Nodes; with source Prometheus, select and aggregate in the query"),
 )]
 pub struct Signal {
     /// Nodes scrapes each node, Prometheus asks a query, `StateFlags` reads AIStore's own alerts. AIStore's default is `StateFlags`,
@@ -64,6 +68,16 @@ pub struct Signal {
     #[serde(default = "goroutines")]
     #[schemars(length(min = 1, max = 200), regex(pattern = r"^[a-zA-Z_:][a-zA-Z0-9_:]*$"))]
     pub metric: String,
+    /// The labels that a series of the gauge must have to count, for source Nodes: at most 8, each with exactly this value.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 8))]
+    #[x_kube(validation = Rule::new("self.all(name, size(name) >= 1 && size(name) <= 128 && size(self[name]) <= 256)")
+        .message("adaptive.signal.matchLabels: a label name has 1 to 128 characters, and a value at most 256"))]
+    pub match_labels: BTreeMap<String, String>,
+    /// What to do with several series of the gauge on one node, for source Nodes. `ExactlyOne` takes more than one for an error, Sum adds
+    /// them, Max takes the highest.
+    #[serde(default)]
+    pub aggregation: Aggregation,
     /// How many tasks are too many on one node. Without it, 512 a CPU, which is where AIStore begins to warn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<Threshold>,
@@ -98,6 +112,16 @@ const fn ninety_five() -> u32 {
 
 fn ten_seconds() -> GoDuration {
     std::time::Duration::from_secs(10).into()
+}
+
+/// How several series of one node become one number.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub enum Aggregation {
+    #[default]
+    ExactlyOne,
+    Sum,
+    Max,
 }
 
 /// The sources of a task count.
@@ -143,6 +167,21 @@ pub struct Prometheus {
     #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@]+$')")
         .message("adaptive.signal.prometheus.endpoint must be http://host:port or https://host:port, without path, query or credentials"))]
     pub endpoint: Option<String>,
+    /// The path before `/api/v1/query`, such as `/prometheus`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    #[x_kube(validation = Rule::new("self.matches('^(/[A-Za-z0-9._~!$&()*+,;=:@%-]+)+/?$')")
+        .message("adaptive.signal.prometheus.pathPrefix must be a path such as /prometheus, without query or fragment"))]
+    pub path_prefix: Option<String>,
+    /// HTTP headers that each query carries, with values from Secrets: a tenant, for example.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 8))]
+    #[x_kube(
+        merge_strategy = ListMerge::Map(vec!["name".to_string()]),
+        validation = Rule::new("self.all(h, self.exists_one(o, o.name.matches('(?i)^' + h.name + '$')))")
+            .message("adaptive.signal.prometheus.headers: a header may be named once only, in upper or lower case"),
+    )]
+    pub headers: Option<Vec<Header>>,
     /// A Secret's key with a bearer token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_secret_ref: Option<KeyRef>,
@@ -156,6 +195,19 @@ pub struct Prometheus {
     /// `max(ALERTS{alertname="AISNumGoroutinesHigh",alertstate="firing"}) or vector(0)` with a threshold of 1.
     #[schemars(length(min = 1, max = 4096))]
     pub query: String,
+}
+
+/// An HTTP header whose value is in a Secret.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("!self.name.matches('(?i)^(accept-encoding|authorization|connection|content-length|content-type|expect|host|keep-alive|proxy-authorization|proxy-connection|te|trailer|transfer-encoding|upgrade)$')")
+    .message("adaptive.signal.prometheus.headers: Host, Authorization and headers of the connection cannot be set; a bearer token goes into tokenSecretRef"))]
+pub struct Header {
+    /// The header's name, such as `X-Scope-OrgID`.
+    #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"))]
+    pub name: String,
+    /// The Secret's key with the header's value.
+    pub secret_ref: KeyRef,
 }
 
 /// What happens when the task count cannot be had.

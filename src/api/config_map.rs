@@ -39,9 +39,11 @@ pub struct Page {
     /// The port.
     #[schemars(range(min = 1, max = 65535), extend("format" = "int32"))]
     pub port: u16,
-    /// The path.
+    /// The path, and a query where the page needs one, such as `/v1/metrics?format=prometheus`.
     #[serde(default = "metrics")]
-    #[schemars(length(max = 256), regex(pattern = r"^/[^?#\s]*$"))]
+    #[schemars(length(max = 256))]
+    #[x_kube(validation = Rule::new("self.matches('^/[^#[:space:]]*$')")
+        .message("target.configMap: a page's path must start with / and must not have blanks or a fragment (#)"))]
     pub path: String,
     /// What it speaks.
     #[serde(default)]

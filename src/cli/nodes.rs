@@ -90,7 +90,7 @@ async fn at(url: &Url, path: &str, token: Option<&String>) -> Result<Bytes, Erro
     let host = host.ok_or_else(|| problem("--operator is http://host:port or https://host:port"))?;
     let port = url.port().unwrap_or(if url.scheme() == "https" { 443 } else { PORT });
     if url.scheme() == "https" {
-        let headers = token.map(|token| ("authorization", format!("Bearer {token}"))).into_iter().collect();
+        let headers = token.map(|token| ("authorization".into(), format!("Bearer {token}"))).into_iter().collect();
         let request = pool::Request { headers, ..pool::Request::get(&format!("https://{host}:{port}"), path, PATIENCE) };
         let pool = Pool::default();
         let answer = pool.provider("operator").send(None, request).await;

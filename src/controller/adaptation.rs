@@ -31,6 +31,7 @@ use crate::{
     signals::{
         Node, Permit, Sampler, Samples, Source, Watch,
         page::{Probe, Threshold},
+        series::Selection,
     },
 };
 
@@ -288,18 +289,23 @@ pub async fn prepare(
         ca: memory.credentials.ca.clone(),
         token: None,
         permit: Some(permit(ctx, subject)),
-        key: format!("{source:?} {} {threshold:?} {:?}", signal.metric, signal.prometheus),
+        headers: Vec::new(),
+        key: format!(
+            "{source:?} {} {:?} {:?} {threshold:?} {:?}",
+            signal.metric, signal.match_labels, signal.aggregation, signal.prometheus
+        ),
     };
     match (source, &signal.prometheus, threshold) {
         (SourceName::Prometheus, Some(prometheus), Threshold::Value(threshold)) => {
             match places::prometheus(ctx, subject, prometheus).await {
-                Ok((place, credentials)) => {
-                    watch.nodes =
-                        vec![Node { name: PROMETHEUS.into(), address: place.address, named: false, path: String::new() }];
-                    (watch.ca, watch.token) = (credentials.ca, credentials.token);
+                Ok(server) => {
+                    let path = prometheus.path_prefix.clone().unwrap_or_default();
+                    watch.nodes = vec![Node { name: PROMETHEUS.into(), address: server.address, named: false, path }];
+                    (watch.ca, watch.token) = (server.credentials.ca, server.credentials.token);
+                    watch.headers = server.headers;
                 }
                 Err(places::Failure::Problem(problem)) => {
-                    obstacle = Some(Signal::Missing { reason: "QueryFailed", message: problem.message });
+                    obstacle = Some(Signal::Missing { reason: problem.reason, message: problem.message });
                 }
                 Err(places::Failure::Error(error)) => {
                     obstacle = Some(Signal::Missing { reason: "QueryFailed", message: error.to_string() });
@@ -308,7 +314,9 @@ pub async fn prepare(
             watch.source = Source::Prometheus { query: prometheus.query.clone(), threshold };
         }
         (SourceName::Nodes, ..) => {
-            watch.source = Source::Nodes(std::sync::Arc::new(Probe::gauge(&signal.metric, threshold)));
+            let selection = Selection::new(signal.match_labels.clone(), signal.aggregation);
+            let probe = Probe::gauge(&signal.metric, threshold).of_series(selection);
+            watch.source = Source::Nodes(std::sync::Arc::new(probe));
             watch.nodes = nodes(subject, units, answered);
         }
         (SourceName::StateFlags, ..) => watch.nodes = nodes(subject, units, answered),

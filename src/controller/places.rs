@@ -19,7 +19,7 @@ use super::{
 use crate::{
     api::{
         CONFIG_HASH,
-        adaptive::Prometheus,
+        adaptive::{Header, Prometheus},
         policy::{KeyRef, Scheme, ServiceRef, Target},
         stored::some,
     },
@@ -74,15 +74,32 @@ pub async fn credentials(ctx: &Context, namespace: &str, target: &Target) -> Res
     referred(ctx, namespace, references).await
 }
 
+/// A Prometheus server, and what its references hold.
+pub struct PrometheusServer {
+    /// `scheme://host:port`.
+    pub address: String,
+    /// Token and CA.
+    pub credentials: Credentials,
+    /// Header fields.
+    pub headers: Vec<(String, String)>,
+}
+
 /// Where a Prometheus server is, and what its references hold.
-pub async fn prometheus(ctx: &Context, subject: &Subject, spec: &Prometheus) -> Result<(Place, Credentials), Failure> {
+pub async fn prometheus(ctx: &Context, subject: &Subject, spec: &Prometheus) -> Result<PrometheusServer, Failure> {
+    let namespace = &subject.namespace;
     let place = match (&spec.endpoint, &spec.service) {
         (Some(endpoint), _) => allowed(ctx, subject, endpoint)?,
         (None, Some(service)) => behind(ctx, subject, service).await?,
         (None, None) => return Err(invalid()),
     };
     let references = (spec.token_secret_ref.as_ref(), spec.ca_config_map_ref.as_ref(), spec.ca_secret_ref.as_ref());
-    Ok((place, referred(ctx, &subject.namespace, references).await?))
+    let credentials = referred(ctx, namespace, references).await?;
+    let mut headers = Vec::new();
+    for Header { name, secret_ref } in spec.headers.iter().flatten() {
+        let field = format!("prometheus.headers[{name}].secretRef");
+        headers.push((name.clone(), secret_text(ctx, namespace, secret_ref, &field, "header value").await?));
+    }
+    Ok(PrometheusServer { address: place.address, credentials, headers })
 }
 
 /// Token, CA from a ConfigMap, CA from a Secret.
@@ -91,18 +108,7 @@ type References<'a> = (Option<&'a KeyRef>, Option<&'a KeyRef>, Option<&'a KeyRef
 async fn referred(ctx: &Context, namespace: &str, (token, config_map, secret): References<'_>) -> Result<Credentials, Failure> {
     let mut credentials = Credentials::default();
     if let Some(reference) = token {
-        let bytes = secret_key(ctx, namespace, reference, "tokenSecretRef").await?;
-        let text = String::from_utf8(bytes).map(|text| text.trim().to_owned()).unwrap_or_default();
-        if text.is_empty() || text.contains(|c: char| c.is_control()) {
-            let KeyRef { name, key } = reference;
-            return Err(problem(
-                "RefKeyNotFound",
-                false,
-                false,
-                format!("Secret {name}: key {key} holds no token; put the bare token there"),
-            ));
-        }
-        credentials.token = Some(text);
+        credentials.token = Some(secret_text(ctx, namespace, reference, "tokenSecretRef", "token").await?);
     }
     if let Some(reference) = secret {
         credentials.ca = Some(secret_key(ctx, namespace, reference, "caSecretRef").await?);
@@ -114,6 +120,18 @@ async fn referred(ctx: &Context, namespace: &str, (token, config_map, secret): R
         credentials.ca = Some(text.ok_or_else(|| no_key("ConfigMap", name, key, "caConfigMapRef"))?.into_bytes());
     }
     Ok(credentials)
+}
+
+/// One line of a Secret that goes into an HTTP header.
+async fn secret_text(ctx: &Context, namespace: &str, reference: &KeyRef, field: &str, what: &str) -> Result<String, Failure> {
+    let bytes = secret_key(ctx, namespace, reference, field).await?;
+    let text = String::from_utf8(bytes).map(|text| text.trim().to_owned()).unwrap_or_default();
+    if text.is_empty() || !text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
+        let KeyRef { name, key } = reference;
+        let message = format!("Secret {name}: key {key} holds no {what}; put the bare {what} there");
+        return Err(problem("RefKeyNotFound", false, false, message));
+    }
+    Ok(text)
 }
 
 async fn secret_key(ctx: &Context, namespace: &str, KeyRef { name, key }: &KeyRef, field: &str) -> Result<Vec<u8>, Failure> {

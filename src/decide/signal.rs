@@ -1,6 +1,6 @@
 //! From samples to pressure: how full the nodes are against their threshold, seen so that a gap never speaks for a move.
 
-use std::collections::BTreeMap;
+use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 /// What one node ran when it was asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -21,71 +21,178 @@ pub struct Measure {
     pub started: Option<f64>,
     /// How long it has run (seconds), where it says that instead.
     pub uptime: Option<f64>,
+    /// The sample's own time (Unix milliseconds), where the page gives one.
+    pub time: Option<i64>,
 }
 
 /// Why there is no sample.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Gap {
     /// The node has not been asked yet.
     Unasked,
-    /// No answer, or one that is no metrics page.
-    Unreachable,
-    /// It is not asked: nothing says that the address which its cluster names is one of the policy's namespace.
+    /// Its address is neither listed nor that of a pod of the namespace.
     NotPermitted,
+    /// No connection.
+    Unreachable,
+    /// No whole answer in time.
+    TimedOut,
+    /// The connection broke, or what came is not HTTP.
+    Broken,
+    /// The certificate is not trusted, or the CA is none.
+    Certificate,
+    /// All connections, or all of the namespace's memory, were in use.
+    Busy,
+    /// More than this many MiB.
+    TooLarge(usize),
+    /// A content coding that was not asked for.
+    Encoded,
+    /// An HTTP status that is not 200.
+    Status(u16),
+    /// A redirect, and the path that it leads to where that can be shown.
+    Redirect(u16, Option<Arc<str>>),
+    /// HTML.
+    WebPage,
+    /// The page ends before its end.
+    CutOff,
     /// 401 or 403.
-    Unauthorized,
+    Unauthorized(u16),
     /// The page or the query has no such series.
     NoSeries,
-    /// There are several, and nobody says which one counts.
+    /// The page has the series, and none with the labels that are asked for.
+    NoMatch,
+    /// The line with the series cannot be read.
+    Malformed,
+    /// There are several, and nothing says which one counts.
     SeveralSeries,
+    /// More than this many.
+    TooManySeries(usize),
+    /// The page gives one series two values at the same time.
+    Contradiction,
     /// NaN, infinite or negative.
     NotFinite,
-    /// It is a counter or a histogram: it says how many there have been, not how many there are.
-    NotGauge,
+    /// It is of another type, a counter for one: that says how many there have been, not how many there are.
+    NotGauge(&'static str),
     /// A threshold per CPU, and the node does not say how many it has.
     NoCpus,
-    /// The server refused the query.
-    QueryFailed,
-    /// Too old.
+    /// Prometheus refused the query.
+    QueryFailed(u16),
+    /// Prometheus has an error to report instead of a result.
+    QueryError,
+    /// Prometheus did not get as far as the query.
+    QueryStatus(u16),
+    /// What came is no answer of Prometheus' API.
+    NotAnAnswer,
+    /// The query's result is not a number.
+    NotANumber(&'static str),
+    /// The query's result has several series.
+    SeveralResults,
+    /// The last answer is too old.
     Stale,
+    /// The answer's own time is too old, or too far ahead.
+    Outdated,
 }
 
 impl Gap {
     /// What a user is told of a node.
     #[must_use]
-    pub const fn sentence(self) -> &'static str {
-        match self {
+    pub fn sentence(&self) -> Cow<'static, str> {
+        let fixed = match self {
             Self::Unasked => "has not been asked yet",
-            Self::Unreachable => "does not answer with a metrics page",
             Self::NotPermitted => {
-                "is not asked, because the address that its cluster names is neither a pod of this namespace nor listed in --allow-endpoints"
+                "may not be asked: its address is neither in --allow-endpoints nor that of a pod in this namespace"
             }
-            Self::Unauthorized => "refuses to show its metrics (401 or 403)",
+            Self::Unreachable => "cannot be reached: connection refused or no route",
+            Self::TimedOut => "did not send its whole answer in time",
+            Self::Broken => "closed the connection before the end of its answer, or does not speak HTTP",
+            Self::Certificate => "shows a certificate that no CA given for it has signed",
+            Self::Busy => "was not asked: all connections or all memory of this namespace were in use",
+            Self::Encoded => "answers with a Content-Encoding although none was asked for; turn compression off for this path",
+            Self::WebPage => "answers with a web page (text/html) instead of metrics; correct the path or the port",
+            Self::CutOff => "ends its page in the middle",
             Self::NoSeries => "has no such series",
-            Self::SeveralSeries => "answers with several series; aggregate them into one",
+            Self::NoMatch => "has the series, but not with the labels in adaptive.signal.matchLabels",
+            Self::Malformed => "has the series in a line that is not in the format",
+            Self::SeveralSeries => "has several series; set adaptive.signal.matchLabels or adaptive.signal.aggregation",
+            Self::Contradiction => "gives the same series two values",
             Self::NotFinite => "answers NaN, infinite or less than 0",
-            Self::NotGauge => "has it as a counter; name a gauge",
             Self::NoCpus => "does not say how many CPUs it has; set threshold.value",
-            Self::QueryFailed => "refused the query",
+            Self::QueryError => "answers with an error instead of a result",
+            Self::NotAnAnswer => "answers with something else than a query result; correct the endpoint or pathPrefix",
+            Self::SeveralResults => "answers with several series; aggregate them into one",
             Self::Stale => "has not answered for too long",
-        }
+            Self::Outdated => "answers with a sample whose own timestamp is too old, or too far ahead",
+            Self::TooLarge(most) => return format!("answers with more than {most} MiB").into(),
+            Self::Status(status) => return format!("answers with HTTP status {status} instead of metrics").into(),
+            Self::Redirect(status, None) => {
+                return format!("answers with HTTP status {status}, a redirect, which is not followed; correct the path").into();
+            }
+            Self::Redirect(status, Some(path)) => {
+                return format!(
+                    "answers with HTTP status {status}, a redirect to {path}, which is not followed; correct the path"
+                )
+                .into();
+            }
+            Self::Unauthorized(status) => return format!("refuses access (HTTP status {status})").into(),
+            Self::TooManySeries(most) => {
+                return format!("has more than {most} series; narrow adaptive.signal.matchLabels").into();
+            }
+            Self::NotGauge(kind) => return format!("has it as a {kind}; name a gauge").into(),
+            Self::QueryFailed(status) => return format!("refused the query (HTTP status {status})").into(),
+            Self::QueryStatus(status) => return format!("answers the query with HTTP status {status}").into(),
+            Self::NotANumber(kind) => return format!("answers with a {kind}; the query must return one number").into(),
+        };
+        fixed.into()
     }
 
     /// The reason of MetricsAvailable=False where all nodes have this gap.
-    const fn reason(self) -> &'static str {
+    const fn reason(&self) -> &'static str {
         match self {
-            Self::Unauthorized => "Unauthorized",
-            Self::NoSeries | Self::NotGauge | Self::NoCpus | Self::NotFinite => "NoSeries",
-            Self::SeveralSeries | Self::QueryFailed => "QueryFailed",
-            Self::Stale => "Stale",
-            Self::Unreachable | Self::NotPermitted => "BelowQuorum",
+            Self::Unauthorized(_) => "Unauthorized",
+            Self::NoSeries
+            | Self::NoMatch
+            | Self::Malformed
+            | Self::NotGauge(_)
+            | Self::NoCpus
+            | Self::NotFinite
+            | Self::Contradiction => "NoSeries",
+            Self::SeveralSeries | Self::TooManySeries(_) => "SeveralSeries",
+            Self::QueryFailed(_)
+            | Self::QueryError
+            | Self::QueryStatus(_)
+            | Self::NotAnAnswer
+            | Self::NotANumber(_)
+            | Self::SeveralResults => "QueryFailed",
+            Self::Stale | Self::Outdated => "Stale",
             Self::Unasked => "Pending",
+            _ => "BelowQuorum",
         }
+    }
+
+    /// Whether there was no page and no result: that may be a moment's trouble.
+    const fn is_silence(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable
+                | Self::TimedOut
+                | Self::Broken
+                | Self::Certificate
+                | Self::Busy
+                | Self::NotPermitted
+                | Self::TooLarge(_)
+                | Self::Encoded
+                | Self::Status(_)
+                | Self::Redirect(..)
+                | Self::WebPage
+                | Self::CutOff
+                | Self::QueryStatus(_)
+                | Self::QueryError
+                | Self::NotAnAnswer
+        )
     }
 }
 
 /// What is known of one node.
-#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct NodeSample {
     /// The last good sample and when it was taken (Unix milliseconds).
     pub last: Option<(i64, Measure)>,
@@ -97,9 +204,14 @@ impl NodeSample {
     /// The sample, if it counts: no answer at all may be a moment's trouble, so a good sample lasts until it is too old; an
     /// answer without a sample says that there is none.
     fn valid(&self, now: i64, most_age: i64) -> Result<Measure, Gap> {
-        match (self.last, self.gap) {
-            (Some((taken, measure)), None | Some(Gap::Unreachable)) if (0..=most_age).contains(&(now - taken)) => Ok(measure),
-            (_, Some(gap)) => Err(gap),
+        let recent = |time: i64| (0..=most_age).contains(&(now - time));
+        match (self.last, &self.gap) {
+            (Some((taken, measure)), gap) if gap.as_ref().is_none_or(Gap::is_silence) && recent(taken) => match measure.time {
+                // A clock that is a little ahead is no reason to refuse; one that is far ahead says nothing of the sample's age.
+                Some(time) if now.saturating_sub(time).saturating_abs() > most_age => Err(Gap::Outdated),
+                _ => Ok(measure),
+            },
+            (_, Some(gap)) => Err(gap.clone()),
             (Some(_), None) => Err(Gap::Stale),
             (None, None) => Err(Gap::Unasked),
         }
@@ -201,7 +313,7 @@ pub fn read<'a>(
         let sample = samples.get(node).unwrap_or(&none);
         match sample.valid(now, most_age) {
             Ok(measure) => {
-                let taken = sample.last.map_or(now, |(taken, _)| taken);
+                let taken = sample.last.map_or(now, |(taken, _)| measure.time.map_or(taken, |time| time.min(taken)));
                 #[allow(clippy::cast_possible_truncation)] // Seconds since 1970, and less.
                 let age = match (measure.started, measure.uptime) {
                     (Some(started), _) => Some(now - (started * 1000.0) as i64),
@@ -293,7 +405,7 @@ mod tests {
     }
 
     fn nodes(samples: &[(&str, NodeSample)]) -> BTreeMap<String, NodeSample> {
-        samples.iter().map(|(name, sample)| ((*name).to_owned(), *sample)).collect()
+        samples.iter().map(|(name, sample)| ((*name).to_owned(), sample.clone())).collect()
     }
 
     fn fresh(samples: &[(&str, NodeSample)], percentile: u32, now: i64) -> Reading {
@@ -361,9 +473,12 @@ mod tests {
     #[test]
     fn half_of_the_nodes_are_a_quorum_and_fewer_are_not() {
         let lost = NodeSample { gap: Some(Gap::Unreachable), last: None };
-        assert_eq!(fresh(&[("a", sample(0.4)), ("b", lost)], 95, 0).fresh, 1);
-        let (reason, message) = gap(&[("a", sample(0.4)), ("b", lost), ("c", lost)], 0);
-        assert_eq!((reason, message.as_str()), ("BelowQuorum", "1 of 3 nodes counted; b does not answer with a metrics page"));
+        assert_eq!(fresh(&[("a", sample(0.4)), ("b", lost.clone())], 95, 0).fresh, 1);
+        let (reason, message) = gap(&[("a", sample(0.4)), ("b", lost.clone()), ("c", lost)], 0);
+        assert_eq!(
+            (reason, message.as_str()),
+            ("BelowQuorum", "1 of 3 nodes counted; b cannot be reached: connection refused or no route")
+        );
     }
 
     #[test]
@@ -376,20 +491,26 @@ mod tests {
     #[test]
     fn each_gap_has_its_reason() {
         for (kind, reason) in [
-            (Gap::Unauthorized, "Unauthorized"),
+            (Gap::Unauthorized(401), "Unauthorized"),
             (Gap::NoSeries, "NoSeries"),
-            (Gap::NotGauge, "NoSeries"),
+            (Gap::NotGauge("counter"), "NoSeries"),
             (Gap::NoCpus, "NoSeries"),
             (Gap::NotFinite, "NoSeries"),
-            (Gap::SeveralSeries, "QueryFailed"),
-            (Gap::QueryFailed, "QueryFailed"),
+            (Gap::SeveralSeries, "SeveralSeries"),
+            (Gap::SeveralResults, "QueryFailed"),
+            (Gap::QueryFailed(400), "QueryFailed"),
+            (Gap::QueryStatus(503), "QueryFailed"),
             (Gap::Stale, "Stale"),
+            (Gap::Outdated, "Stale"),
             (Gap::Unasked, "Pending"),
             (Gap::Unreachable, "BelowQuorum"),
+            (Gap::Status(404), "BelowQuorum"),
+            (Gap::Redirect(307, Some("/metrics/".into())), "BelowQuorum"),
         ] {
+            let sentence = kind.sentence();
             let (seen, message) = gap(&[("a", NodeSample { gap: Some(kind), last: None })], 0);
             assert_eq!(seen, reason);
-            assert!(message.ends_with(kind.sentence()), "{message}");
+            assert!(message.ends_with(&*sentence), "{message}");
         }
         assert_eq!(gap(&[], 0).1, "No node is known yet whose tasks could be counted");
     }
@@ -402,6 +523,23 @@ mod tests {
     }
 
     #[test]
+    fn a_sample_with_a_time_of_its_own_ages_from_that() {
+        let at = |time| {
+            let last = sample(0.4).last.map(|(_, measure)| (1_000_000, Measure { time: Some(time), ..measure }));
+            NodeSample { last, gap: None }
+        };
+        let seen = |time| gap(&[("a", at(time))], 1_000_000);
+        assert_eq!(fresh(&[("a", at(910_000))], 95, 1_000_000).fresh, 1);
+        assert_eq!(fresh(&[("a", at(1_000_200))], 95, 1_000_000).fresh, 1, "a clock a little ahead of ours");
+        assert_eq!(seen(909_999).0, "Stale");
+        assert!(seen(909_999).1.ends_with("a sample whose own timestamp is too old, or too far ahead"), "{}", seen(909_999).1);
+        assert_eq!(seen(1_090_001).0, "Stale");
+        for time in [i64::MIN, i64::MAX] {
+            assert_eq!(seen(time).0, "Stale");
+        }
+    }
+
+    #[test]
     fn open_files_bound_what_pools_can_explain() {
         let mut full = sample(2.0);
         full.last = full.last.map(|(t, m)| (t, Measure { open_files: Some(10.0), ..m }));
@@ -410,11 +548,11 @@ mod tests {
 
     #[test]
     fn one_cause_is_named_only_where_it_is_everybodys() {
-        let refused = NodeSample { gap: Some(Gap::Unauthorized), last: None };
+        let refused = NodeSample { gap: Some(Gap::Unauthorized(401)), last: None };
         let silent = NodeSample { gap: Some(Gap::NoSeries), last: None };
-        assert_eq!(gap(&[("a", refused), ("b", refused)], 0).0, "Unauthorized");
-        assert_eq!(gap(&[("a", refused), ("b", silent)], 0).0, "BelowQuorum");
-        assert_eq!(gap(&[("a", sample(0.1)), ("b", refused), ("c", refused)], 0).0, "BelowQuorum", "one of them counts");
+        assert_eq!(gap(&[("a", refused.clone()), ("b", refused.clone())], 0).0, "Unauthorized");
+        assert_eq!(gap(&[("a", refused.clone()), ("b", silent)], 0).0, "BelowQuorum");
+        assert_eq!(gap(&[("a", sample(0.1)), ("b", refused.clone()), ("c", refused)], 0).0, "BelowQuorum", "one of them counts");
     }
 
     #[test]
@@ -457,8 +595,8 @@ mod tests {
         let crowd = |samples: &[(&str, NodeSample)]| fresh(samples, 95, 0).crowd;
         let tasks = |sample: &NodeSample| sample.last.and_then(|(_, measure)| measure.tasks);
         let (high, low) = (sample(2.0), sample(0.1));
-        assert_eq!(crowd(&[("a", high), ("b", low)]), tasks(&high));
-        assert_eq!(crowd(&[("a", low), ("b", low)]), tasks(&low), "the worst, where none is over");
+        assert_eq!(crowd(&[("a", high.clone()), ("b", low.clone())]), tasks(&high));
+        assert_eq!(crowd(&[("a", low.clone()), ("b", low.clone())]), tasks(&low), "the worst, where none is over");
         let both = tasks(&high).zip(tasks(&sample(1.0))).map(|(high, over)| f64::midpoint(high, over));
         assert_eq!(crowd(&[("a", high), ("b", sample(1.0)), ("c", low)]), both);
     }

@@ -54,6 +54,10 @@ impl Answer {
             });
             match piece {
                 Ok(()) => {}
+                Err(Failure::Enough) => {
+                    self.ending.abandoned();
+                    return Ok(self.head);
+                }
                 Err(failure) => {
                     self.ending.broken();
                     return Err(failure);
@@ -89,6 +93,12 @@ impl Ending {
                 _ => drop(lent.closed(Closed::Done)),
             }
         })
+    }
+
+    fn abandoned(&mut self) {
+        if let Some(lent) = self.lent.take() {
+            lent.closed(Closed::Abandoned);
+        }
     }
 
     fn broken(&mut self) {

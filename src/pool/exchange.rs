@@ -37,6 +37,8 @@ pub type Message = http::Request<Full<Bytes>>;
 pub enum Failure {
     /// The body is larger than any that is expected.
     TooLarge,
+    /// Nothing is wrong: whoever reads the body wants no more of it.
+    Enough,
     /// There is no memory for the rest of the body.
     NoMemory,
     /// The connection broke before an answer began, or what came is not HTTP.

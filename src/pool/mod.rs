@@ -15,8 +15,10 @@ mod statistics;
 mod tests;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
+    ops::ControlFlow,
     sync::{
         Arc, Mutex, PoisonError, RwLock, Weak,
         atomic::{AtomicBool, Ordering},
@@ -114,12 +116,12 @@ pub struct Request {
     /// Path and query.
     pub path: String,
     /// Header fields.
-    pub headers: Vec<(&'static str, String)>,
+    pub headers: Vec<(Cow<'static, str>, String)>,
     /// JSON to send.
     pub body: Option<Vec<u8>>,
     /// How long it may take, the body included.
     pub timeout: Duration,
-    /// Most bytes of the answer's body, at most [`MAX_BODY`].
+    /// Most bytes of the answer's body: at most [`MAX_BODY`] where it is kept, any number where it is only read.
     pub most: usize,
     /// The memory that the request's own body is accounted for by, where it is large. Nothing is waited for then, because who holds memory
     /// must not wait for more.
@@ -460,6 +462,7 @@ impl Provider {
 
     async fn read_into(&self, ca: Option<&[u8]>, request: Request, mut held: Reservation) -> Result<Response, Error> {
         let most = request.most.min(MAX_BODY);
+        let request = Request { most, ..request };
         let mut body = Vec::new();
         let response = self
             .receive(ca, request, &mut |piece: &[u8]| {
@@ -490,15 +493,29 @@ impl Provider {
         request: Request,
         sink: &mut (dyn FnMut(&[u8]) + Send),
     ) -> Result<Response, Error> {
-        self.receive(ca, request, &mut |piece: &[u8]| {
+        self.read_until(ca, request, &mut |piece| {
             sink(piece);
-            Ok(())
+            ControlFlow::Continue(())
+        })
+        .await
+    }
+
+    /// The same, until no more is wanted: then the connection is closed.
+    pub async fn read_until(
+        &self,
+        ca: Option<&[u8]>,
+        request: Request,
+        sink: &mut (dyn FnMut(&[u8]) -> ControlFlow<()> + Send),
+    ) -> Result<Response, Error> {
+        self.receive(ca, request, &mut |piece: &[u8]| match sink(piece) {
+            ControlFlow::Continue(()) => Ok(()),
+            ControlFlow::Break(()) => Err(Failure::Enough),
         })
         .await
     }
 
     async fn receive(&self, ca: Option<&[u8]>, request: Request, sink: Sink<'_>) -> Result<Response, Error> {
-        let (address, most) = (&request.address, request.most.min(MAX_BODY));
+        let (address, most) = (&request.address, request.most);
         let url = Url::parse(&format!("{address}{}", request.path)).map_err(|_| Error::Address(address.clone()))?;
         let pool = self.pool(address)?;
         let trust = if url.scheme() == "https" { Some(pool.tls(ca)?) } else { None };
@@ -677,7 +694,7 @@ impl Failure {
             Self::TooLarge => Error::TooLarge(address.to_owned(), most),
             // The request is sent again, or says how long it waited.
             Self::NoMemory => Error::NoMemory(address.to_owned(), Duration::ZERO),
-            Self::Broken | Self::BrokenOff | Self::Unsent(_) => Error::Broken(address.to_owned()),
+            Self::Broken | Self::BrokenOff | Self::Enough | Self::Unsent(_) => Error::Broken(address.to_owned()),
         }
     }
 }
@@ -691,8 +708,9 @@ fn message(url: &Url, request: &Request, keep_alive: bool) -> Result<Message, Er
         .header(HOST, &url[Position::BeforeHost..Position::AfterPort]);
     for (name, value) in &request.headers {
         let mut value = HeaderValue::from_str(value).map_err(|_| refused())?;
-        value.set_sensitive(name.eq_ignore_ascii_case("authorization"));
-        builder = builder.header(*name, value);
+        // Any of them may come from a Secret.
+        value.set_sensitive(true);
+        builder = builder.header(name.as_ref(), value);
     }
     if !keep_alive {
         builder = builder.header(CONNECTION, "close");

@@ -271,7 +271,7 @@ pub fn nodes(truths: &[Truths], samples: Option<&BTreeMap<String, NodeSample>>) 
             stage: truths.stage,
             error: truths.error.clone(),
             load: last.map_or_else(Load::default, |measure| Load::of(measure.tasks, measure.threshold, Some(measure.pressure))),
-            gap: sample.and_then(|sample| sample.gap).map(|gap| gap.sentence().to_owned()),
+            gap: sample.and_then(|sample| sample.gap.as_ref()).map(|gap| gap.sentence().into_owned()),
             desired: Limits::from(&truths.desired),
             programmed: Limits::from(&truths.programmed),
             in_effect: Limits::from(&truths.in_effect),

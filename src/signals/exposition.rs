@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 
 use aho_corasick::{AhoCorasick, MatchKind, packed};
-use memchr::{memchr, memchr3};
+use memchr::{memchr, memchr3, memrchr};
 
 use super::window::{self, Parts, WIDTH};
 
@@ -78,9 +78,13 @@ impl<'a> Iterator for Labels<'a> {
             self.quotes = (rest & rest.wrapping_sub(1)) >> close >> 2;
             return Some(pair);
         }
-        let (pair, rest) = label(self.rest)?;
-        self.rest = rest;
-        Some(pair)
+        loop {
+            let (item, rest) = item(self.rest)?;
+            self.rest = rest;
+            if let Item::Label(pair) = item {
+                return Some(pair);
+            }
+        }
     }
 }
 
@@ -91,10 +95,10 @@ pub struct Samples<'a> {
 }
 
 impl<'a> Samples<'a> {
-    /// All samples of a page, up to `# EOF` if there is one.
+    /// All samples of a page. `# EOF` is a comment: in Prometheus' format it is one, and in `OpenMetrics` nothing follows it.
     #[must_use]
-    pub const fn new(page: &'a [u8]) -> Self {
-        Self { rest: page, malformed: 0 }
+    pub fn new(page: &'a [u8]) -> Self {
+        Self { rest: without_mark(page), malformed: 0 }
     }
 
     /// Lines so far that are neither samples nor comments.
@@ -112,13 +116,7 @@ impl<'a> Iterator for Samples<'a> {
         loop {
             match self.rest.first()? {
                 b'\n' | b' ' | b'\t' | b'\r' => self.rest = &self.rest[1..],
-                b'#' => {
-                    if self.rest.starts_with(b"# EOF") && matches!(self.rest.get(5), None | Some(b'\n' | b'\r')) {
-                        self.rest = &[];
-                        return None;
-                    }
-                    self.skip_line();
-                }
+                b'#' => self.skip_line(),
                 _ => {
                     if let Some((sample, rest)) = sample(self.rest) {
                         self.rest = rest;
@@ -137,6 +135,11 @@ impl Samples<'_> {
     fn skip_line(&mut self) {
         self.rest = memchr(b'\n', self.rest).map_or(&[], |end| &self.rest[end + 1..]);
     }
+}
+
+/// Some servers put a byte order mark before the first line.
+fn without_mark(page: &[u8]) -> &[u8] {
+    page.strip_prefix(b"\xef\xbb\xbf").unwrap_or(page)
 }
 
 /// Bytes of a name: letters, digits, underscore and colon.
@@ -188,31 +191,27 @@ fn plain(line: &[u8]) -> Option<(Sample<'_>, &[u8])> {
 /// Reads any line, a byte after the other.
 fn careful(line: &[u8]) -> Option<(Sample<'_>, &[u8])> {
     let end = name(line);
-    let mut named = &line[..end];
-    let mut rest = &line[end..];
+    let mut named = (end > 0).then_some(&line[..end]);
+    let mut rest = blank(&line[end..]);
     let mut labels = Labels::default();
     if let [b'{', inner @ ..] = rest {
-        // A name that is no plain one stands first between the braces, in quotes.
-        let mut inner = inner;
-        if named.is_empty() {
-            let quoted = inner.strip_prefix(b"\"")?;
-            let close = quote(quoted)?;
-            named = &quoted[..close];
-            inner = &quoted[close + 1..];
-            inner = inner.strip_prefix(b",").unwrap_or(inner);
-        }
         let mut at = inner;
-        while let Some((_, next)) = label(at) {
+        while let Some((item, next)) = item(at) {
             at = next;
+            // A name in quotes stands between the braces, and there is only one name.
+            if let Item::Name(quoted) = item
+                && named.replace(quoted).is_some()
+            {
+                return None;
+            }
         }
         let at = blank(at);
-        let after = at.strip_prefix(b"}")?;
+        rest = at.strip_prefix(b"}")?;
         labels = Labels { rest: &inner[..inner.len() - at.len()], quotes: 0 };
-        rest = after;
-    }
-    if named.is_empty() || !matches!(rest.first(), Some(b' ' | b'\t')) {
+    } else if rest.len() == line.len() - end {
         return None;
     }
+    let named = named.filter(|name| !name.is_empty())?;
     let rest = blank(rest);
     let (value, rest) = number(rest)?;
     let (timestamp, rest) = match rest.first() {
@@ -229,38 +228,50 @@ fn careful(line: &[u8]) -> Option<(Sample<'_>, &[u8])> {
         _ => (None, rest),
     };
     let rest = match rest {
-        [] => rest,
+        [] | [b'\r'] => &[][..],
         [b'\n', rest @ ..] | [b'\r', b'\n', rest @ ..] => rest,
         // An exemplar.
-        [b'#', b' ', b'{', ..] => memchr(b'\n', rest).map_or(&[][..], |end| &rest[end + 1..]),
+        [b'#', exemplar @ ..] if blank(exemplar).starts_with(b"{") => memchr(b'\n', rest).map_or(&[][..], |end| &rest[end + 1..]),
         _ => return None,
     };
     Some((Sample { name: named, labels, value, timestamp }, rest))
 }
 
-/// Reads one label; the rest begins after its comma.
+/// What stands between two commas within the braces.
+enum Item<'a> {
+    Label(Pair<'a>),
+    /// The series' own name, in quotes.
+    Name(&'a [u8]),
+}
+
+/// Reads one item; the rest begins after its comma.
 #[inline]
-fn label(text: &[u8]) -> Option<(Pair<'_>, &[u8])> {
+fn item(text: &[u8]) -> Option<(Item<'_>, &[u8])> {
     let text = blank(text);
-    let (key, rest) = if let [b'"', quoted @ ..] = text {
+    let (key, rest, is_quoted) = if let [b'"', quoted @ ..] = text {
         let close = quote(quoted)?;
-        (&quoted[..close], &quoted[close + 1..])
+        (&quoted[..close], blank(&quoted[close + 1..]), true)
     } else {
         let end = name(text);
-        (&text[..end], &text[end..])
+        (&text[..end], blank(&text[end..]), false)
     };
-    let value = blank(blank(rest).strip_prefix(b"=")?).strip_prefix(b"\"")?;
     if key.is_empty() {
         return None;
     }
-    let close = quote(value)?;
-    let rest = blank(&value[close + 1..]);
-    let rest = match rest {
-        [b',', rest @ ..] => rest,
-        [b'}', ..] | [] => rest,
+    let (item, rest) = match rest {
+        [b'=', rest @ ..] => {
+            let value = blank(rest).strip_prefix(b"\"")?;
+            let close = quote(value)?;
+            (Item::Label((key, LabelValue(&value[..close]))), blank(&value[close + 1..]))
+        }
+        _ if is_quoted => (Item::Name(key), rest),
         _ => return None,
     };
-    Some(((key, LabelValue(&value[..close])), rest))
+    match rest {
+        [b',', rest @ ..] => Some((item, rest)),
+        [b'}', ..] | [] => Some((item, rest)),
+        _ => None,
+    }
 }
 
 /// Where the quote is that closes; a value does not go over its line.
@@ -282,7 +293,7 @@ fn quote(text: &[u8]) -> Option<usize> {
         };
         match text[next] {
             b'"' => return Some(next),
-            b'\\' => at = next + 2,
+            b'\\' if text.get(next + 1) != Some(&b'\n') => at = next + 2,
             _ => return None,
         }
     }
@@ -321,7 +332,8 @@ fn number(text: &[u8]) -> Option<(f64, &[u8])> {
     Some((value, &text[at..]))
 }
 
-/// Finds a few families in a page in one go, without reading the rest of it.
+/// Finds a few families in a page in one go, without reading the rest of it: only lines in which one of the names stands are read, by the
+/// same reader as [`Samples`].
 #[derive(Clone, Debug)]
 pub struct Families {
     search: Search,
@@ -345,6 +357,8 @@ pub enum Found<'a> {
     Sample(Sample<'a>),
     /// The type that the page gives the family.
     Type(&'a [u8]),
+    /// A line that begins with the family's name and is no sample.
+    Malformed,
 }
 
 impl Families {
@@ -353,46 +367,62 @@ impl Families {
     pub fn new<'n>(names: impl IntoIterator<Item = &'n str>, typed: bool) -> Self {
         let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
         let typed = (typed && !names.is_empty()).then_some(0);
-        let lines = names.iter().map(|name| format!("\n{name}"));
-        let headings = typed.iter().map(|first| format!("\n# TYPE {} ", names[*first]));
-        let patterns: Vec<String> = lines.chain(headings).collect();
-        let search = match packed::Searcher::new(&patterns).filter(|_| patterns.len() > 1) {
+        let search = match packed::Searcher::new(&names).filter(|_| names.len() > 1) {
             Some(searcher) => Search::Packed(Box::new(searcher)),
-            None => Search::Any(AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build(patterns).ok()),
+            None => Search::Any(AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build(&names).ok()),
         };
         Self { search, names, typed }
     }
 
     /// The families' numbers and what is said of them, in the order of the page.
     pub fn find<'a>(&'a self, page: &'a [u8]) -> impl Iterator<Item = (usize, Found<'a>)> + 'a {
-        // The first line has no line before it.
-        let first = self.names.iter().position(|name| page.starts_with(name.as_bytes())).map(|which| (which, 0));
-        let typed = self.typed.filter(|which| {
-            page.strip_prefix(b"# TYPE ")
-                .and_then(|rest| rest.strip_prefix(self.names[*which].as_bytes()))
-                .is_some_and(|rest| rest.starts_with(b" "))
-        });
-        let typed = typed.map(|_| (self.names.len(), 0));
+        let page = without_mark(page);
         let (packed, any) = match &self.search {
             Search::Packed(searcher) => (Some(searcher.find_iter(page)), None),
             Search::Any(search) => (None, search.as_ref().map(|search| search.find_iter(page))),
         };
-        let found = packed.into_iter().flatten().chain(any.into_iter().flatten());
-        let found = found.map(|found| (found.pattern().as_usize(), found.start() + 1));
-        first.into_iter().chain(typed).chain(found).filter_map(|(which, at)| self.read(which, &page[at..]))
+        let places = packed.into_iter().flatten().chain(any.into_iter().flatten()).map(|found| found.start());
+        // The end of the last line that was read: a name may stand in a line more than once.
+        let mut read = 0;
+        places.filter_map(move |place| {
+            let before = page.get(read..place)?;
+            let begin = memrchr(b'\n', before).map_or(read, |end| read + end + 1);
+            let line = &page[begin..];
+            read = memchr(b'\n', &page[place..]).map_or(page.len(), |end| place + end + 1);
+            self.read(blank(line))
+        })
     }
 
-    fn read<'a>(&self, which: usize, line: &'a [u8]) -> Option<(usize, Found<'a>)> {
-        let Some(name) = self.names.get(which) else {
-            let first = self.typed?;
-            let rest = &line["# TYPE  ".len() + self.names[first].len()..];
-            let end = rest.iter().position(|byte| matches!(byte, b'\n' | b'\r')).unwrap_or(rest.len());
-            return Some((first, Found::Type(&rest[..end])));
-        };
-        // Not another name that begins with this one.
-        matches!(line.get(name.len()), Some(b'{' | b' ' | b'\t')).then_some(())?;
-        sample(line).map(|(sample, _)| (which, Found::Sample(sample)))
+    fn read<'a>(&self, line: &'a [u8]) -> Option<(usize, Found<'a>)> {
+        let known = |name: &[u8]| self.names.iter().position(|known| known.as_bytes() == name);
+        if line.starts_with(b"#") {
+            let (name, kind) = heading(line)?;
+            return known(name).filter(|which| Some(*which) == self.typed).map(|which| (which, Found::Type(kind)));
+        }
+        match sample(line) {
+            Some((sample, _)) => known(sample.name).map(|which| (which, Found::Sample(sample))),
+            None => known(&line[..name(line)]).map(|which| (which, Found::Malformed)),
+        }
     }
+}
+
+/// Reads a `# TYPE` line: a family's name and its type.
+fn heading(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let line = &line[..memchr(b'\n', line).unwrap_or(line.len())];
+    let rest = word(word(line, b"#")?, b"TYPE")?;
+    let (name, rest) = if let [b'"', quoted @ ..] = rest {
+        let close = quote(quoted)?;
+        (&quoted[..close], &quoted[close + 1..])
+    } else {
+        rest.split_at(name(rest))
+    };
+    matches!(rest.first(), Some(b' ' | b'\t')).then(|| (name, rest.trim_ascii()))
+}
+
+/// What follows a word and the blanks after it.
+fn word<'a>(text: &'a [u8], word: &[u8]) -> Option<&'a [u8]> {
+    let rest = text.strip_prefix(word)?;
+    matches!(rest.first(), Some(b' ' | b'\t')).then(|| blank(rest))
 }
 
 #[cfg(test)]
@@ -425,7 +455,12 @@ mod tests {
             ("a -0.25 1700000000000\n", "a[] -0.25 @1700000000000"),
             ("a{b=\"c\"} 2.097158e+06\n", "a[b=c] 2097158"),
             ("a{b=\"c\",d=\"e\",} 1\n", "a[b=c;d=e] 1"),
-            ("a { b = \"c\" , d = \"e\" } 1\n", ""),
+            ("a { b = \"c\" , d = \"e\" } 1\n", "a[b=c;d=e] 1"),
+            (" \t a  1  \n", "a[] 1"),
+            ("a{b=\"c\"}1\n", "a[b=c] 1"),
+            ("{b=\"c\", \"a.b\" , d=\"e\"} 1\n", "a.b[b=c;d=e] 1"),
+            ("{ \"a\" } 1\n", "a[] 1"),
+            ("\u{feff}a 1\n", "a[] 1"),
             ("a{ b = \"c\" , d = \"e\" } 1\n", "a[b=c;d=e] 1"),
             ("a{b=\"x\\\\y\\\"z\\n,}{=\"} 1\n", "a[b=x\\y\"z\n,}{=] 1"),
             (
@@ -457,7 +492,9 @@ mod tests {
             "a{b=\"c} 1",
             "a{b=c} 1",
             "a{=\"c\"} 1",
-            "a{b=\"c\"}1",
+            "a{\"b\"} 1",
+            "{\"a\",\"b\"} 1",
+            "{\"\"} 1",
             "a one",
             "a 1 2 3",
             "a 1 x",
@@ -471,9 +508,9 @@ mod tests {
     }
 
     #[test]
-    fn comments_and_empty_lines_are_nothing_and_eof_is_the_end() {
-        assert_eq!(read("# HELP a b\n# TYPE a gauge\n\n  \n#\na 1\n# EOF\nb 2\n"), (vec!["a[] 1".to_owned()], 0));
-        assert_eq!(read("# EOFx\na 1\n"), (vec!["a[] 1".to_owned()], 0));
+    fn comments_and_empty_lines_are_nothing() {
+        assert_eq!(read("# HELP a b\n# TYPE a gauge\n\n  \n#\na 1\n# EOF\n"), (vec!["a[] 1".to_owned()], 0));
+        assert_eq!(read("# EOF\na 1\n"), (vec!["a[] 1".to_owned()], 0), "a comment like any other in Prometheus' format");
     }
 
     #[test]
@@ -494,15 +531,25 @@ mod tests {
                 .map(|(which, found)| match found {
                     Found::Sample(sample) => format!("{which}={}", sample.value),
                     Found::Type(kind) => format!("{which}:{}", String::from_utf8_lossy(kind)),
+                    Found::Malformed => format!("{which}?"),
                 })
                 .collect::<Vec<_>>()
         };
-        assert_eq!(seen(page), ["0:gauge", "1=4", "0=5", "0=6"]);
+        assert_eq!(seen(page), ["0:gauge", "1=4", "0=5", "0?", "0=6"]);
         assert_eq!(seen("go_goroutines 1\r\ngo_goroutines 2"), ["0=1", "0=2"], "the first line too");
         assert_eq!(seen("# TYPE go_goroutines counter\r\ny 1\n"), ["0:counter", "1=1"]);
         assert_eq!(seen("# TYPE go_goroutines"), [""; 0]);
         assert_eq!(seen("go 1\n"), ["2=1"]);
         assert_eq!(seen(""), [""; 0]);
+        for page in [
+            "  #  TYPE\tgo_goroutines \t gauge \t\n \tgo_goroutines  7 \n",
+            "# TYPE \"go_goroutines\" gauge\n{\"go_goroutines\"} 7",
+            "# TYPE go_goroutines gauge\r\n{n=\"go_goroutines\",\"go_goroutines\"} 7\r\n",
+            "\u{feff}# TYPE go_goroutines gauge\ngo_goroutines {} 7\n# EOF\n",
+        ] {
+            assert_eq!(seen(page), ["0:gauge", "0=7"], "{page}");
+        }
+        assert_eq!(seen("#TYPE go_goroutines counter\n# TYPEgo_goroutines counter\ngo_goroutines_go_goroutines 1\n"), [""; 0]);
     }
 
     proptest! {

@@ -7,6 +7,9 @@ pub mod exposition;
 pub mod page;
 mod prometheus;
 mod sampler;
+pub mod series;
+#[cfg(test)]
+mod simple;
 mod window;
 
 pub use sampler::{Node, Permit, Sampler, Samples, Source, Watch};

@@ -2,7 +2,10 @@
 
 use memchr::{memchr, memrchr};
 
-use super::exposition::{Families, Found};
+use super::{
+    exposition::{Families, Found},
+    series::{Selection, Tally, Value},
+};
 use crate::decide::signal::{Gap, Measure};
 
 /// AIStore's alert bits (`cmn/cos/node_state.go`): 512 goroutines a CPU and more, and 1024 and more.
@@ -31,6 +34,17 @@ const MOST_FILES: &str = "process_max_fds";
 const FLAGS: [&str; 2] = ["ais_target_state_flags", "ais_proxy_state_flags"];
 /// AIStore does not say when it started, but for how long it has run.
 const UPTIMES: [&str; 2] = ["ais_target_uptime", "ais_proxy_uptime"];
+/// The longest line that is read; a longer one is passed over, so that a page takes no more memory than this.
+const MAX_LINE: usize = 64 * 1024;
+
+/// What the head of an answer says of the page.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Framing {
+    /// Whether a page that ends too soon is told from one that is whole: its length is known, or it comes in chunks.
+    pub is_whole: bool,
+    /// `OpenMetrics`: times are in seconds, and `# EOF` is the end.
+    pub is_open_metrics: bool,
+}
 
 /// What is looked for in a page.
 #[derive(Clone, Debug)]
@@ -39,6 +53,8 @@ pub struct Probe {
     names: Vec<String>,
     /// The gauge's threshold, or `None` for AIStore's alert bits.
     threshold: Option<Threshold>,
+    /// Which of the gauge's series count.
+    selection: Selection,
 }
 
 impl Probe {
@@ -47,6 +63,12 @@ impl Probe {
     pub fn gauge(name: &str, threshold: Threshold) -> Self {
         let also = [CPUS, STARTED, FILES, MOST_FILES].into_iter().chain(UPTIMES).filter(|other| *other != name);
         Self::new(std::iter::once(name).chain(also), Some(threshold))
+    }
+
+    /// Of the gauge's series, these.
+    #[must_use]
+    pub fn of_series(self, selection: Selection) -> Self {
+        Self { selection, ..self }
     }
 
     /// For AIStore's alert bits.
@@ -58,84 +80,145 @@ impl Probe {
     fn new<'n>(names: impl Iterator<Item = &'n str>, threshold: Option<Threshold>) -> Self {
         let names: Vec<String> = names.map(str::to_owned).collect();
         let families = Families::new(names.iter().map(String::as_str), threshold.is_some());
-        Self { families, names, threshold }
+        Self { families, names, threshold, selection: Selection::default() }
     }
 
-    /// Reads a page.
+    /// Reads a whole page in Prometheus' format.
     pub fn read(&self, page: &[u8]) -> Result<Measure, Gap> {
         let mut scan = self.scan();
         scan.push(page);
-        scan.end()
+        scan.end(Framing { is_whole: true, is_open_metrics: false })
     }
 
     /// Begins to read a page that comes in pieces.
     #[must_use]
     pub fn scan(&self) -> Scan<'_> {
-        Scan { probe: self, values: vec![Err(Gap::NoSeries); self.names.len()], gauge: None, line: Vec::new() }
+        Scan {
+            probe: self,
+            found: vec![Tally::default(); self.names.len()],
+            kind: None,
+            line: Vec::new(),
+            is_too_long: false,
+            is_quiet: false,
+            has_ended: false,
+        }
     }
 }
 
 /// A page that is being read. Nothing of it is kept but a line that has begun.
 pub struct Scan<'p> {
     probe: &'p Probe,
-    values: Vec<Result<f64, Gap>>,
-    /// Whether the page calls it a gauge, or nothing in particular.
-    gauge: Option<bool>,
+    found: Vec<Tally>,
+    /// What is wrong with the gauge's type, once the page has said it.
+    kind: Option<Result<(), &'static str>>,
     line: Vec<u8>,
+    /// Whether the line that has begun is passed over.
+    is_too_long: bool,
+    /// Whether the last piece had nothing that was looked for.
+    is_quiet: bool,
+    /// Whether the last whole line was `# EOF`.
+    has_ended: bool,
 }
 
 impl Scan<'_> {
     /// The next piece.
     pub fn push(&mut self, piece: &[u8]) {
         let mut rest = piece;
-        if !self.line.is_empty() {
-            let end = memchr(b'\n', rest).map_or(rest.len(), |end| end + 1);
-            self.line.extend_from_slice(&rest[..end]);
+        self.is_quiet = true;
+        if !self.line.is_empty() || self.is_too_long {
+            let end = memchr(b'\n', rest).map(|end| end + 1);
+            self.begin(&rest[..end.unwrap_or(rest.len())]);
+            let Some(end) = end else { return };
             rest = &rest[end..];
-            if self.line.ends_with(b"\n") {
-                let line = std::mem::take(&mut self.line);
-                self.lines(&line);
-            }
+            self.is_too_long = false;
+            let line = std::mem::take(&mut self.line);
+            self.lines(&line);
         }
         let end = memrchr(b'\n', rest).map_or(0, |end| end + 1);
         self.lines(&rest[..end]);
-        self.line.extend_from_slice(&rest[end..]);
+        self.begin(&rest[end..]);
+    }
+
+    /// Keeps a part of a line.
+    fn begin(&mut self, part: &[u8]) {
+        if self.is_too_long || self.line.len() + part.len() > MAX_LINE {
+            self.is_too_long = true;
+            self.line = Vec::new();
+        } else {
+            self.line.extend_from_slice(part);
+        }
+    }
+
+    /// No more is read: a line that has begun says nothing.
+    pub fn stop(&mut self) {
+        self.line.clear();
+    }
+
+    /// Whether all that can be expected has been seen, and what comes now is something else.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        let wanted = self.probe.names.iter().zip(&self.found).filter(|(name, _)| !UPTIMES.contains(&name.as_str()));
+        self.is_quiet && self.probe.threshold.is_some() && wanted.into_iter().all(|(_, tally)| !tally.is_empty())
     }
 
     fn lines(&mut self, lines: &[u8]) {
         for (which, found) in self.probe.families.find(lines) {
+            self.is_quiet = false;
             match found {
-                Found::Type(said) => self.gauge = self.gauge.or(Some(matches!(said, b"gauge" | b"untyped" | b"unknown"))),
-                Found::Sample(sample) => {
-                    let value = Some(sample.value).filter(|value| value.is_finite() && *value >= 0.0).ok_or(Gap::NotFinite);
-                    self.values[which] = if self.values[which] == Err(Gap::NoSeries) { value } else { Err(Gap::SeveralSeries) };
-                }
+                Found::Type(said) => self.kind = self.kind.or_else(|| Some(gauge(said))),
+                Found::Sample(sample) if which == 0 => self.found[which].add(&sample, &self.probe.selection),
+                Found::Sample(sample) => self.found[which].add(&sample, &Selection::default()),
+                Found::Malformed => self.found[which].malformed(),
             }
+        }
+        let last = lines.trim_ascii_end();
+        if !last.is_empty() {
+            self.has_ended =
+                last.ends_with(b"# EOF") && matches!(last.len().checked_sub(6).map(|at| last[at]), None | Some(b'\n'));
         }
     }
 
-    /// What the whole page says.
-    pub fn end(mut self) -> Result<Measure, Gap> {
+    /// What the whole page says. A last line without its end counts only where nothing of it can be missing.
+    pub fn end(mut self, framing: Framing) -> Result<Measure, Gap> {
         let line = std::mem::take(&mut self.line);
-        self.lines(&line);
-        let Self { probe, values, gauge, .. } = self;
-        let only = |name: &str| match probe.names.iter().position(|known| known == name) {
-            Some(which) => values[which],
+        let is_cut = if framing.is_whole {
+            self.lines(&line);
+            false
+        } else {
+            self.lines(if line == b"# EOF" { &line } else { b"" });
+            let is_begun = self.is_too_long || !line.trim_ascii().is_empty();
+            (is_begun || framing.is_open_metrics) && !self.has_ended
+        };
+        match self.tell(framing) {
+            Err(Gap::NoSeries | Gap::NoCpus) if is_cut => Err(Gap::CutOff),
+            // The rest may have had another series, or a newer sample.
+            Ok(_) if is_cut && framing.is_open_metrics => Err(Gap::CutOff),
+            told => told,
+        }
+    }
+
+    fn tell(&self, framing: Framing) -> Result<Measure, Gap> {
+        let Self { probe, found, kind, .. } = self;
+        let value = |name: &str| match probe.names.iter().position(|known| known == name) {
+            Some(0) => found[0].value(&probe.selection),
+            Some(which) => found[which].value(&Selection::default()),
             None => Err(Gap::NoSeries),
         };
+        let only = |name: &str| value(name).map(|value| value.value);
         // AIStore's proxies have names of their own.
-        let either = |names: [&str; 2]| match only(names[0]) {
-            Err(Gap::NoSeries) => only(names[1]),
+        let either = |names: [&str; 2]| match value(names[0]) {
+            Err(Gap::NoSeries) => value(names[1]),
             known => known,
         };
-        let uptime = either(UPTIMES).ok();
+        let uptime = either(UPTIMES).ok().map(|uptime| uptime.value);
         let Some(threshold) = probe.threshold else {
-            return bits(either(FLAGS)?).map(|measure| Measure { uptime, ..measure });
+            let Value { value, time } = either(FLAGS)?;
+            return bits(value).map(|measure| Measure { uptime, time: time.map(|time| moment(time, framing)), ..measure });
         };
-        if gauge == Some(false) {
-            return Err(Gap::NotGauge);
+        if let Some(Err(kind)) = *kind {
+            return Err(Gap::NotGauge(kind));
         }
-        let tasks = values[0]?;
+        let Value { value: tasks, time } = value(&probe.names[0])?;
         let threshold = match threshold {
             Threshold::Value(value) => value,
             Threshold::PerCpu(each) => each * only(CPUS).ok().filter(|cpus| *cpus >= 1.0).ok_or(Gap::NoCpus)?,
@@ -149,8 +232,25 @@ impl Scan<'_> {
             most_files: only(MOST_FILES).ok().filter(|most| *most > 0.0),
             started: only(STARTED).ok(),
             uptime,
+            time: time.map(|time| moment(time, framing)),
         })
     }
+}
+
+/// A sample's own time in milliseconds.
+#[allow(clippy::cast_possible_truncation)] // What is beyond any time stays beyond it.
+fn moment(time: f64, framing: Framing) -> i64 {
+    (if framing.is_open_metrics { time * 1000.0 } else { time }) as i64
+}
+
+/// Whether a type is a gauge's; if not, what it is.
+fn gauge(kind: &[u8]) -> Result<(), &'static str> {
+    let is = |names: &[&str]| names.iter().any(|name| kind.eq_ignore_ascii_case(name.as_bytes()));
+    if is(&["gauge", "untyped", "unknown"]) {
+        return Ok(());
+    }
+    let other = ["counter", "histogram", "summary", "gaugehistogram", "stateset", "info"].into_iter().find(|name| is(&[name]));
+    Err(other.unwrap_or("type that no format has"))
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Below 2^53, checked.
@@ -192,7 +292,8 @@ mod tests {
                 open_files: Some(40.0),
                 most_files: Some(1024.0),
                 started: Some(1.7e9),
-                uptime: None
+                uptime: None,
+                time: None,
             }
         );
     }
@@ -203,10 +304,14 @@ mod tests {
         assert_eq!(read("other 1\n", five), Err(Gap::NoSeries));
         assert_eq!(read("", five), Err(Gap::NoSeries));
         assert_eq!(read("tasks 1\ntasks{a=\"b\"} 2\n", five), Err(Gap::SeveralSeries));
+        assert_eq!(read("tasks one\n", five), Err(Gap::Malformed));
+        assert_eq!(read("# TYPE tasks summary\ntasks 1\n", five), Err(Gap::NotGauge("summary")));
+        assert_eq!(read("# TYPE tasks gage\ntasks 1\n", five), Err(Gap::NotGauge("type that no format has")));
+        assert_eq!(read("# TYPE tasks GAUGE\ntasks 1\n", five), Ok((1.0, 0.2)));
         assert_eq!(read("tasks NaN\n", five), Err(Gap::NotFinite));
         assert_eq!(read("tasks +Inf\n", five), Err(Gap::NotFinite));
         assert_eq!(read("tasks -1\n", five), Err(Gap::NotFinite));
-        assert_eq!(read("# TYPE tasks counter\ntasks 1\n", five), Err(Gap::NotGauge));
+        assert_eq!(read("# TYPE tasks counter\ntasks 1\n", five), Err(Gap::NotGauge("counter")));
         assert_eq!(read("tasks 1\n", Threshold::PerCpu(5.0)), Err(Gap::NoCpus));
         assert_eq!(read("tasks 1\ngo_sched_gomaxprocs_threads 0\n", Threshold::PerCpu(5.0)), Err(Gap::NoCpus));
         assert_eq!(read("tasks 0\n", five), Ok((0.0, 0.0)), "a zero that is there is one");
@@ -217,12 +322,72 @@ mod tests {
         let page = b"# TYPE tasks gauge\ntasks{x=\"y\"} 512\r\n\nother 1\ngo_sched_gomaxprocs_threads 2\nprocess_open_fds 40";
         let probe = Probe::gauge("tasks", Threshold::PerCpu(512.0));
         let whole = probe.read(page);
-        assert_eq!(whole.map(|measure| (measure.pressure, measure.open_files)), Ok((0.5, Some(40.0))));
+        assert_eq!(whole.clone().map(|measure| (measure.pressure, measure.open_files)), Ok((0.5, Some(40.0))));
         for size in 1..page.len() {
             let mut scan = probe.scan();
             page.chunks(size).for_each(|piece| scan.push(piece));
-            assert_eq!(scan.end(), whole, "pieces of {size}");
+            assert_eq!(scan.end(WHOLE), whole, "pieces of {size}");
         }
+    }
+
+    const WHOLE: Framing = Framing { is_whole: true, is_open_metrics: false };
+    const CUT: Framing = Framing { is_whole: false, is_open_metrics: false };
+
+    fn end(page: &str, framing: Framing) -> Result<(f64, Option<i64>), Gap> {
+        let probe = Probe::gauge("tasks", Threshold::Value(5.0));
+        let mut scan = probe.scan();
+        scan.push(page.as_bytes());
+        scan.end(framing).map(|measure| (measure.tasks.unwrap_or(-1.0), measure.time))
+    }
+
+    #[test]
+    fn a_last_line_that_may_be_cut_is_no_value() {
+        assert_eq!(end("other 1\ntasks 12", WHOLE), Ok((12.0, None)), "the length is known: nothing is missing");
+        assert_eq!(end("other 1\ntasks 12", CUT), Err(Gap::CutOff), "it may have been 12345");
+        assert_eq!(end("tasks 12\nother", CUT), Ok((12.0, None)));
+        assert_eq!(end("tasks 12\n", CUT), Ok((12.0, None)));
+        assert_eq!(end("other 1\n", CUT), Err(Gap::NoSeries));
+        let open = Framing { is_open_metrics: true, ..CUT };
+        assert_eq!(end("tasks 12\n# EOF\n", open), Ok((12.0, None)));
+        assert_eq!(end("tasks 12\n# EOF", open), Ok((12.0, None)));
+        assert_eq!(end("tasks 12\n", open), Err(Gap::CutOff), "OpenMetrics says where its end is");
+    }
+
+    #[test]
+    fn times_are_in_the_units_of_their_format() {
+        assert_eq!(end("tasks 12 1700000000123\n", WHOLE), Ok((12.0, Some(1_700_000_000_123))));
+        let open = Framing { is_open_metrics: true, ..WHOLE };
+        assert_eq!(end("tasks 12 1700000000.123\n# EOF\n", open), Ok((12.0, Some(1_700_000_000_123))));
+        assert_eq!(end("tasks 12 NaN\n", WHOLE), Ok((12.0, Some(0))), "no time of today");
+        assert_eq!(end("tasks 12 1e300\n", WHOLE), Ok((12.0, Some(i64::MAX))));
+    }
+
+    #[test]
+    fn a_line_is_held_only_up_to_a_bound() {
+        let long = format!("x{{y=\"{}\"}} 1\n", "z".repeat(3 * MAX_LINE));
+        let page = format!("{long}tasks 12\n{long}");
+        let probe = Probe::gauge("tasks", Threshold::Value(5.0));
+        for size in [1000, MAX_LINE, MAX_LINE + 1] {
+            let mut scan = probe.scan();
+            for piece in page.as_bytes().chunks(size) {
+                scan.push(piece);
+                assert!(scan.line.capacity() <= 2 * MAX_LINE, "{}", scan.line.capacity());
+            }
+            assert_eq!(scan.end(WHOLE).map(|measure| measure.tasks), Ok(Some(12.0)), "pieces of {size}");
+        }
+    }
+
+    #[test]
+    fn a_large_page_is_complete_when_all_families_have_been_seen_and_something_else_comes() {
+        let probe = Probe::gauge("tasks", Threshold::Value(5.0));
+        let mut scan = probe.scan();
+        scan.push(b"tasks 12\n");
+        scan.push(b"other 1\n");
+        assert!(!scan.is_complete(), "no start time yet");
+        scan.push(b"go_sched_gomaxprocs_threads 2\nprocess_start_time_seconds 1\nprocess_open_fds 1\nprocess_max_fds 1\n");
+        assert!(!scan.is_complete(), "more of the last one may come");
+        scan.push(b"other 1\n");
+        assert!(scan.is_complete());
     }
 
     #[test]

@@ -5,15 +5,17 @@ use std::time::Duration;
 use serde::Deserialize;
 use url::Url;
 
-use super::sampler::{Node, Watch};
+use super::sampler::{Node, Watch, refused, silence};
 use crate::{
     decide::signal::{Gap, Measure},
     pool::{Provider, Request},
 };
 
 #[derive(Deserialize)]
-struct Answer {
-    data: Data,
+#[serde(tag = "status", rename_all = "lowercase")]
+enum Answer {
+    Success { data: Data },
+    Error {},
 }
 
 #[derive(Deserialize)]
@@ -25,9 +27,11 @@ enum Data {
     String(serde::de::IgnoredAny),
 }
 
+/// One of the two is there.
 #[derive(Deserialize)]
 struct Series {
-    value: (f64, String),
+    value: Option<(f64, String)>,
+    histogram: Option<serde::de::IgnoredAny>,
 }
 
 /// Asks; the threshold is the policy's.
@@ -39,36 +43,48 @@ pub async fn ask(
     threshold: f64,
     timeout: Duration,
 ) -> Result<Measure, Gap> {
-    let mut url = Url::parse("http://prometheus/api/v1/query").map_err(|_| Gap::QueryFailed)?;
+    if node.address.is_empty() {
+        return Err(Gap::NotPermitted);
+    }
+    let mut url = Url::parse("http://prometheus").map_err(|_| Gap::NotAnAnswer)?;
     url.query_pairs_mut().append_pair("query", query);
-    let path = format!("{}?{}", url.path(), url.query().unwrap_or_default());
+    let path = format!("{}/api/v1/query?{}", node.path.trim_end_matches('/'), url.query().unwrap_or_default());
     let mut request = Request::get(&node.address, &path, timeout);
     if let Some(token) = &watch.token {
-        request.headers.push(("authorization", format!("Bearer {token}")));
+        request.headers.push(("authorization".into(), format!("Bearer {token}")));
     }
-    let response = provider.send(watch.ca.as_deref(), request).await.map_err(|_| Gap::Unreachable)?;
+    request.headers.push(("accept-encoding".into(), "identity".into()));
+    request.headers.extend(watch.headers.iter().map(|(name, value)| (name.clone().into(), value.clone())));
+    let response = provider.send(watch.ca.as_deref(), request).await.map_err(|error| silence(&error))?;
     match response.status {
         200 => {}
-        401 | 403 => return Err(Gap::Unauthorized),
-        400 | 422 => return Err(Gap::QueryFailed),
-        _ => return Err(Gap::Unreachable),
+        status @ (401 | 403) => return Err(Gap::Unauthorized(status)),
+        status @ (400 | 422) => return Err(Gap::QueryFailed(status)),
+        status @ 300..400 => return Err(refused(status, &response.headers, node)),
+        status => return Err(Gap::QueryStatus(status)),
     }
-    let answer: Answer = serde_json::from_slice(&response.body).map_err(|_| Gap::Unreachable)?;
-    read(answer, threshold)
+    if response.header("content-encoding").is_some_and(|coding| !coding.eq_ignore_ascii_case("identity")) {
+        return Err(Gap::Encoded);
+    }
+    read(serde_json::from_slice(&response.body).map_err(|_| Gap::NotAnAnswer)?, threshold)
 }
 
 fn read(answer: Answer, threshold: f64) -> Result<Measure, Gap> {
-    let text = match answer.data {
+    let Answer::Success { data } = answer else { return Err(Gap::QueryError) };
+    let text = match data {
         Data::Scalar((_, text)) => text,
         Data::Vector(series) => {
             let mut series = series.into_iter();
             match (series.next(), series.next()) {
-                (Some(only), None) => only.value.1,
+                (Some(Series { histogram: Some(_), .. }), None) => return Err(Gap::NotANumber("native histogram")),
+                (Some(Series { value: Some((_, text)), .. }), None) => text,
+                (Some(_), None) => return Err(Gap::NotAnAnswer),
                 (None, _) => return Err(Gap::NoSeries),
-                (Some(_), Some(_)) => return Err(Gap::SeveralSeries),
+                (Some(_), Some(_)) => return Err(Gap::SeveralResults),
             }
         }
-        Data::Matrix(_) | Data::String(_) => return Err(Gap::QueryFailed),
+        Data::Matrix(_) => return Err(Gap::NotANumber("range of values")),
+        Data::String(_) => return Err(Gap::NotANumber("string")),
     };
     let value = text.parse::<f64>().ok().filter(|value| value.is_finite() && *value >= 0.0).ok_or(Gap::NotFinite)?;
     Ok(Measure { tasks: Some(value), threshold: Some(threshold), pressure: value / threshold, ..Measure::default() })
@@ -89,8 +105,20 @@ mod tests {
         assert_eq!(said(&format!(r#"{{"resultType":"vector","result":[{series}]}}"#)), Ok(2.5));
         assert_eq!(said(r#"{"resultType":"scalar","result":[1700000000.1,"5"]}"#), Ok(0.5));
         assert_eq!(said(r#"{"resultType":"vector","result":[]}"#), Err(Gap::NoSeries));
-        assert_eq!(said(&format!(r#"{{"resultType":"vector","result":[{series},{series}]}}"#)), Err(Gap::SeveralSeries));
+        assert_eq!(said(&format!(r#"{{"resultType":"vector","result":[{series},{series}]}}"#)), Err(Gap::SeveralResults));
         assert_eq!(said(r#"{"resultType":"vector","result":[{"metric":{},"value":[1,"NaN"]}]}"#), Err(Gap::NotFinite));
-        assert_eq!(said(r#"{"resultType":"matrix","result":[]}"#), Err(Gap::QueryFailed));
+        assert_eq!(said(r#"{"resultType":"matrix","result":[]}"#), Err(Gap::NotANumber("range of values")));
+        let histogram = r#"{"metric":{},"histogram":[1,{"count":"5","sum":"3","buckets":[[0,"1","2","5"]]}]}"#;
+        assert_eq!(
+            said(&format!(r#"{{"resultType":"vector","result":[{histogram}]}}"#)),
+            Err(Gap::NotANumber("native histogram"))
+        );
+    }
+
+    #[test]
+    fn an_error_in_an_answer_of_200_is_one() {
+        let answer =
+            serde_json::from_str(r#"{"status":"error","errorType":"timeout","error":"query timed out"}"#).expect("an answer");
+        assert_eq!(read(answer, 10.0), Err(Gap::QueryError));
     }
 }

@@ -2,14 +2,22 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ops::ControlFlow,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use http::{
+    HeaderMap,
+    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, TRANSFER_ENCODING},
+};
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
-use super::{page::Probe, prometheus};
+use super::{
+    page::{Framing, Probe},
+    prometheus,
+};
 use crate::{
     clock,
     decide::signal::{self, Gap, Measure, NodeSample, Signal},
@@ -24,6 +32,13 @@ const APART: Duration = Duration::from_millis(64);
 /// The longest that a node may take.
 const LONGEST: Duration = Duration::from_secs(5);
 
+/// Up to so many bytes a page is read to its end, which keeps the connection; of a larger one, as much as is needed.
+const LARGE: usize = 8 * 1024 * 1024;
+/// The most of a page that is read, in MiB: more is no metrics page but a flood.
+const MAX_PAGE: usize = 256;
+/// The longest path of a redirect that is shown.
+const MAX_HINT: usize = 128;
+
 /// A node and where its page is.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Node {
@@ -33,7 +48,7 @@ pub struct Node {
     pub address: String,
     /// Whether only the node's own cluster says so: then it is asked for a permit each time.
     pub named: bool,
-    /// The path of the page.
+    /// The path of the page, and its query. Of a Prometheus server, what comes before `/api`.
     pub path: String,
 }
 
@@ -69,6 +84,8 @@ pub struct Watch {
     pub token: Option<String>,
     /// Who permits addresses that a cluster names; nobody where it is not set.
     pub permit: Option<Permit>,
+    /// Header fields, for Prometheus only.
+    pub headers: Vec<(String, String)>,
     /// Tells one watch from another: where it differs, samples of the one say nothing of the other.
     pub key: String,
 }
@@ -231,28 +248,100 @@ async fn page(provider: &Provider, watch: &Watch, node: &Node, probe: &Probe, ti
         None => None,
     };
     let Some(address) = address else { return Err(Gap::NotPermitted) };
-    let mut answer = scrape(provider, watch, &address, &node.path, probe, timeout).await;
+    let node = &Node { address, ..node.clone() };
+    let mut answer = scrape(provider, watch, node, probe, timeout).await;
     if matches!(answer, Err(Error::Broken(_))) {
         // A reload of the server may have closed the very connection that the question went over.
-        answer = scrape(provider, watch, &address, &node.path, probe, timeout).await;
+        answer = scrape(provider, watch, node, probe, timeout).await;
     }
-    answer.unwrap_or(Err(Gap::Unreachable))
+    answer.unwrap_or_else(|error| Err(silence(&error)))
+}
+
+/// Why there was no answer.
+pub(super) fn silence(error: &Error) -> Gap {
+    match error {
+        Error::Connect(_) | Error::Address(_) => Gap::Unreachable,
+        Error::TimedOut(..) => Gap::TimedOut,
+        Error::Certificate(_) | Error::Ca | Error::SystemCa(_) => Gap::Certificate,
+        Error::NoSocket(..) | Error::NoMemory(..) => Gap::Busy,
+        Error::TooLarge(_, most) => Gap::TooLarge(most / 1024 / 1024),
+        Error::Broken(_) | Error::NotLeading(_) => Gap::Broken,
+    }
 }
 
 async fn scrape(
     provider: &Provider,
     watch: &Watch,
-    address: &str,
-    path: &str,
+    node: &Node,
     probe: &Probe,
     timeout: Duration,
 ) -> Result<Result<Measure, Gap>, Error> {
-    let mut scan = probe.scan();
-    let request = Request::get(address, path, timeout);
-    let response = provider.read(watch.ca.as_deref(), request, &mut |piece| scan.push(piece)).await?;
-    Ok(match response.status {
-        200 => scan.end(),
-        401 | 403 => Err(Gap::Unauthorized),
-        _ => Err(Gap::Unreachable),
+    let (mut scan, mut length) = (probe.scan(), 0usize);
+    let mut request = Request { most: MAX_PAGE * 1024 * 1024, ..Request::get(&node.address, &node.path, timeout) };
+    request.headers.push(("accept-encoding".into(), "identity".into()));
+    let mut is_enough = false;
+    let mut sink = |piece: &[u8]| {
+        scan.push(piece);
+        length = length.saturating_add(piece.len());
+        is_enough = length > LARGE && scan.is_complete();
+        if is_enough { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let response = provider.read_until(watch.ca.as_deref(), request, &mut sink).await?;
+    if response.status != 200 {
+        return Ok(Err(refused(response.status, &response.headers, node)));
+    }
+    let said = |name: http::HeaderName| {
+        response.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_ascii_lowercase()
+    };
+    if !matches!(said(CONTENT_ENCODING).trim(), "" | "identity") {
+        return Ok(Err(Gap::Encoded));
+    }
+    let kind = said(CONTENT_TYPE);
+    let framing = Framing {
+        is_whole: is_enough || response.headers.contains_key(CONTENT_LENGTH) || said(TRANSFER_ENCODING).contains("chunked"),
+        is_open_metrics: kind.starts_with("application/openmetrics-text"),
+    };
+    if is_enough {
+        scan.stop();
+    }
+    Ok(match scan.end(framing) {
+        Err(Gap::NoSeries) if kind.starts_with("text/html") => Err(Gap::WebPage),
+        told => told,
     })
+}
+
+/// What a status other than 200 says.
+pub(super) fn refused(status: u16, headers: &HeaderMap, node: &Node) -> Gap {
+    match status {
+        401 | 403 => Gap::Unauthorized(status),
+        301 | 302 | 303 | 307 | 308 => Gap::Redirect(status, headers.get(LOCATION).and_then(|to| hint(to.to_str().ok()?, node))),
+        _ => Gap::Status(status),
+    }
+}
+
+/// The path that a redirect leads to. It is another server's text, so only a plain path is shown.
+fn hint(location: &str, node: &Node) -> Option<Arc<str>> {
+    let from = url::Url::parse(&format!("{}{}", node.address, node.path)).ok()?;
+    let to = from.join(location).ok()?;
+    let is_plain =
+        |path: &str| path.len() <= MAX_HINT && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte));
+    (to.origin() == from.origin() && is_plain(to.path())).then(|| to.path().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_redirect_shows_a_plain_path_of_the_same_server_and_nothing_else() {
+        let node = Node { name: "n".into(), address: "http://10.0.0.1:8080".into(), named: false, path: "/metrics?x=y".into() };
+        let shown = |location: &str| hint(location, &node).map(|path| path.to_string());
+        assert_eq!(shown("/metrics/?x=secret").as_deref(), Some("/metrics/"));
+        assert_eq!(shown("metrics/").as_deref(), Some("/metrics/"));
+        assert_eq!(shown("http://10.0.0.1:8080/a/metrics").as_deref(), Some("/a/metrics"));
+        for other in ["https://sso.example/login", "//evil/x", "/a b", "/<script>", "mailto:x"] {
+            assert_eq!(shown(other), None, "{other}");
+        }
+        assert_eq!(shown(&format!("/{}", "x".repeat(200))), None);
+    }
 }

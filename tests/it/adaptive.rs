@@ -259,7 +259,7 @@ async fn what_cannot_be_counted_moves_nothing_and_says_why() {
     for (name, metric, reason, words) in [
         ("none", "no_such_gauge", "NoSeries", "has no such series"),
         ("counter", "go_memstats_alloc_bytes_total", "NoSeries", "has it as a counter; name a gauge"),
-        ("several", "go_gc_duration_seconds", "NoSeries", "has it as a counter; name a gauge"),
+        ("several", "go_gc_duration_seconds", "NoSeries", "has it as a summary; name a gauge"),
         ("buckets", "caddy_admin_http_requests_total", "NoSeries", "0 of 1 nodes counted"),
     ] {
         let mut spec = policy(&caddy, "Enforce", 1, "30s", "5s");

@@ -164,7 +164,7 @@ fn table() -> Vec<(Json, &'static str)> {
         (file(&json!({"format": "toml"}), &json!({})), "supported values: \"yaml\", \"json\", \"env\""),
         (file(&json!({"selector": {}}), &json!({})), "target.configMap.selector must not be empty"),
         (file(&json!({"metrics": {"port": 0}}), &json!({})), "metrics.port"),
-        (file(&json!({"metrics": {"port": 80, "path": "metrics"}}), &json!({})), "metrics.path"),
+        (file(&json!({"metrics": {"port": 80, "path": "metrics"}}), &json!({})), "a page's path must start with /"),
         (
             file(
                 &json!({}),
@@ -426,6 +426,70 @@ fn adaptive_cases() -> Vec<(Json, &'static str)> {
         (
             caddy(idle(), json!({"floor": floor(), "fallback": {"after": "1m"}})),
             "adaptive.fallback.after must be between 3m and 24h",
+        ),
+    ]
+    .into_iter()
+    .chain(series_cases())
+    .collect()
+}
+
+/// `spec.adaptive.signal`: which series count, and how Prometheus is asked.
+fn series_cases() -> Vec<(Json, &'static str)> {
+    let caddy = |signal: Json| {
+        caddy(&json!({
+            "limits": {"server": {"idleTimeout": "30s"}},
+            "adaptive": {"mode": "Enforce", "floor": {"server": {"idleTimeout": "5s"}}, "signal": signal},
+        }))
+    };
+    let ais = |signal: Json| {
+        ais(&json!({
+            "limits": {"intraCluster": {"idleConnTimeout": "20s"}},
+            "adaptive": {"floor": {"intraCluster": {"idleConnTimeout": "4s"}}, "signal": signal},
+        }))
+    };
+    let prometheus = |extra: Json| {
+        let server = merge(json!({"endpoint": "http://10.0.0.1:9090", "query": "max(go_goroutines)"}), &extra);
+        caddy(json!({"source": "Prometheus", "threshold": {"value": 1}, "prometheus": server}))
+    };
+    let header = |name: &str| json!({"name": name, "secretRef": {"name": "mimir", "key": "tenant"}});
+    let many: serde_json::Map<_, _> = (0..9).map(|n| (format!("l{n}"), "v".into())).collect();
+    let nine: Vec<_> = (0..9).map(|n| header(&format!("X-{n}"))).collect();
+    let forbidden = "adaptive.signal.prometheus.headers: Host, Authorization and headers of the connection cannot be set";
+    let prefix = "adaptive.signal.prometheus.pathPrefix must be a path such as /prometheus";
+    let source = "adaptive.signal: matchLabels and aggregation need source Nodes";
+    vec![
+        (caddy(json!({"matchLabels": {"pid": "7", "a.b": ""}, "aggregation": "Sum"})), OK),
+        (caddy(json!({"source": "Nodes", "aggregation": "Max"})), OK),
+        (caddy(json!({"aggregation": "Mean"})), "supported values: \"ExactlyOne\", \"Sum\", \"Max\""),
+        (caddy(json!({"matchLabels": many})), "must have at most 8 items"),
+        (caddy(json!({"matchLabels": {"": "x"}})), "adaptive.signal.matchLabels: a label name has 1 to 128 characters"),
+        (
+            caddy(json!({"matchLabels": {"x": "v".repeat(257)}})),
+            "adaptive.signal.matchLabels: a label name has 1 to 128 characters",
+        ),
+        (ais(json!({"source": "Nodes", "aggregation": "Sum"})), OK),
+        (ais(json!({"source": "StateFlags", "aggregation": "Sum"})), source),
+        (ais(json!({"aggregation": "Sum"})), "adaptive.signal: matchLabels and aggregation need source: Nodes"),
+        (ais(json!({"matchLabels": {"a": "b"}})), "adaptive.signal: matchLabels and aggregation need source: Nodes"),
+        (prometheus(json!({"pathPrefix": "/prometheus"})), OK),
+        (prometheus(json!({"pathPrefix": "/api/prom/"})), OK),
+        (prometheus(json!({"pathPrefix": "prometheus"})), prefix),
+        (prometheus(json!({"pathPrefix": "/a?b"})), prefix),
+        (prometheus(json!({"pathPrefix": "/"})), prefix),
+        (prometheus(json!({"headers": [header("X-Scope-OrgID"), header("X-Other")]})), OK),
+        (prometheus(json!({"headers": [header("Host")]})), forbidden),
+        (prometheus(json!({"headers": [header("AUTHORIZATION")]})), forbidden),
+        (prometheus(json!({"headers": [header("content-length")]})), forbidden),
+        (prometheus(json!({"headers": [header("X Scope")]})), "prometheus.headers[0].name in body should match"),
+        (
+            prometheus(json!({"headers": [header("X-Scope-OrgID"), header("x-scope-orgid")]})),
+            "adaptive.signal.prometheus.headers: a header may be named once only",
+        ),
+        (prometheus(json!({"headers": nine})), "headers: Too many: 9: must have at most 8 items"),
+        (file(&json!({"metrics": {"port": 80, "path": "/v1/metrics?format=prometheus&x=%20"}}), &json!({})), OK),
+        (
+            file(&json!({"metrics": {"port": 80, "path": "/metrics#top"}}), &json!({})),
+            "target.configMap: a page's path must start with / and must not have blanks or a fragment (#)",
         ),
     ]
 }

@@ -253,6 +253,14 @@ fn haproxy_takes_its_defaults() {
     }
 }
 
+/// HAProxy takes `timeout http-request` for the idle time where that is not set.
+#[test]
+fn a_header_time_out_alone_shortens_no_idle_time_of_haproxy() {
+    let header = Settings::from([(Knob::ServerReadHeaderTimeout, Value::Duration(Duration::from_secs(5)))]);
+    let file = &Format::Haproxy.render(&header, &BTreeMap::new())[""];
+    assert!(file.contains("timeout http-request 5000ms") && file.contains("timeout http-keep-alive 2147483647ms"), "{file}");
+}
+
 #[test]
 fn a_duration_is_written_as_go_reads_it() {
     assert_eq!(GoDuration::from(Duration::from_millis(90_500)).to_string(), "1m30s500ms");

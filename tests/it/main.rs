@@ -27,5 +27,6 @@ mod references;
 mod replay;
 mod restart;
 mod rights;
+mod signals;
 mod steady;
 mod versions;

@@ -1,11 +1,12 @@
 // Textparse reads a page with Prometheus' own text parser, labels included, again and again, and prints bytes a second: the
-// median of seven.
+// median of seven. With a second argument it prints the samples instead, one a line: name, labels, the value's bits and the timestamp.
 package main
 
 import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"sort"
 	"time"
@@ -18,6 +19,10 @@ func main() {
 	page, err := os.ReadFile(os.Args[1])
 	if err != nil {
 		panic(err)
+	}
+	if len(os.Args) > 2 {
+		show(page)
+		return
 	}
 	var rates []float64
 	for range 7 {
@@ -47,5 +52,35 @@ func read(page []byte) {
 			_, _, _ = parser.Series()
 			parser.Labels(&lset)
 		}
+	}
+}
+
+func show(page []byte) {
+	parser := textparse.NewPromParser(page, labels.NewSymbolTable(), false)
+	var lset labels.Labels
+	for {
+		entry, err := parser.Next()
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		if err != nil {
+			panic(err)
+		}
+		if entry != textparse.EntrySeries {
+			continue
+		}
+		_, timestamp, value := parser.Series()
+		parser.Labels(&lset)
+		fmt.Printf("%s", lset.Get(labels.MetricName))
+		lset.Range(func(label labels.Label) {
+			if label.Name != labels.MetricName {
+				fmt.Printf(" %s=%q", label.Name, label.Value)
+			}
+		})
+		fmt.Printf(" %016x", math.Float64bits(value))
+		if timestamp != nil {
+			fmt.Printf(" @%d", *timestamp)
+		}
+		fmt.Println()
 	}
 }

@@ -29,6 +29,11 @@ pub(super) const FORMAT: Spec = Spec {
                 lines.push(format!("    {name} {value}"));
             }
         }
+        let has = |wanted: Knob| named.iter().any(|(knob, ..)| *knob == wanted);
+        if has(Knob::ServerReadHeaderTimeout) && !has(Knob::ServerIdleTimeout) {
+            // HAProxy would take http-request for the idle time, too. With this, `timeout client` ends idle connections, as it does without both.
+            lines.push(format!("    timeout http-keep-alive {}ms", milliseconds(MAX_MILLISECONDS)));
+        }
         if !server.is_empty() {
             lines.push(format!("    default-server{server}"));
         }

@@ -143,10 +143,10 @@ impl AIStore {
         let most = if path == MAP { MAX_MAP } else { MAX_ANSWER };
         let mut request = Request { most, ..Request::get(address, path, READ) };
         if let Some(token) = &self.credentials.token {
-            request.headers.push(("authorization", format!("Bearer {token}")));
+            request.headers.push(("authorization".into(), format!("Bearer {token}")));
         }
         if let Some(node) = node {
-            request.headers.push(("ais-node-id", node.to_owned()));
+            request.headers.push(("ais-node-id".into(), node.to_owned()));
         }
         request
     }

@@ -85,7 +85,7 @@ impl Caddy {
 
     async fn ask(&self, mut request: Request) -> Result<Response, Fault> {
         // What admin.enforce_origin asks for; without it Caddy does not look at it.
-        request.headers.push(("origin", request.address.clone()));
+        request.headers.push(("origin".into(), request.address.clone()));
         Ok(self.provider.send(self.credentials.ca.as_deref(), request).await?)
     }
 
@@ -159,7 +159,7 @@ impl Caddy {
                 method: Method::PATCH,
                 address: address.to_owned(),
                 path: SERVERS.into(),
-                headers: vec![("if-match", etag)],
+                headers: vec![("if-match".into(), etag)],
                 body: Some(body),
                 timeout: WRITE,
                 most: 64 * 1024,
