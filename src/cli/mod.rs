@@ -96,7 +96,7 @@ pub struct Status {
 pub struct Nodes {
     /// The policy.
     pub name: String,
-    /// Where the operator runs: it is asked through a port-forward to its pod, with a token of its ServiceAccount idleconn-viewer.
+    /// Where the operator runs: it is asked through a port-forward to its pod, with a token of its account `idleconn-viewer`.
     #[arg(long, default_value = "idleconn-system")]
     pub operator_namespace: String,
     /// Asks the operator here instead, such as `http://127.0.0.1:8081`: over https, or on this machine.

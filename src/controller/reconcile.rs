@@ -345,7 +345,7 @@ async fn work(
         state,
         write: None,
     }));
-    finish(&job, subject, memory, done).await
+    Box::pin(finish(&job, subject, memory, done)).await
 }
 
 /// What one pass works with.

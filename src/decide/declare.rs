@@ -171,10 +171,10 @@ pub fn declare(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Declared {
     }
     declared.written = written.keys().copied().collect();
     for (knob, value) in written {
-        if !traits.takes(knob, value) {
-            declared.unsupported.insert(knob);
-        } else {
+        if traits.takes(knob, value) {
             declared.settings.insert(knob, value);
+        } else {
+            declared.unsupported.insert(knob);
         }
     }
     let mut overrides: Vec<_> = spec.overrides.iter().flatten().collect();

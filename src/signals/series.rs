@@ -94,6 +94,7 @@ impl Tally {
     }
 
     /// Whether nothing has been seen.
+    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.series.is_empty() && !self.passed_over && !self.malformed
     }
@@ -189,7 +190,7 @@ mod tests {
 
     #[test]
     fn more_series_than_can_be_held_are_named() {
-        let page = |n: usize| (0..n).map(|n| format!("a{{n=\"{n}\"}} 1\n")).collect::<String>();
+        let page = |n: usize| (0..n).map(|n| format!("a{{n=\"{n}\"}} 1\n")).collect::<Vec<_>>().concat();
         assert_eq!(tell(&page(MAX_SERIES), &[], Aggregation::Sum), Ok((4096.0, None)));
         assert_eq!(tell(&page(MAX_SERIES + 1), &[], Aggregation::Sum), Err(Gap::TooManySeries(MAX_SERIES)));
     }

@@ -92,7 +92,7 @@ impl FromStr for AllowList {
 }
 
 /// Ranges that no wider entry allows: this host, its links, and where clouds serve an instance's credentials
-/// (169.254.169.254 of most, fd00:ec2::254 of AWS, 100.100.100.200 of Alibaba Cloud, 192.0.0.192 of Oracle Cloud, 168.63.129.16 of Azure).
+/// (169.254.169.254 of most, `fd00:ec2::254` of AWS, 100.100.100.200 of Alibaba Cloud, 192.0.0.192 of Oracle Cloud, 168.63.129.16 of Azure).
 const SPECIAL: [&str; 13] = [
     "0.0.0.0/8",
     "127.0.0.0/8",
@@ -112,9 +112,11 @@ const SPECIAL: [&str; 13] = [
 /// The address itself, where it is written in a way that holds an IPv4 address in an IPv6 one.
 fn plain(address: IpAddr) -> IpAddr {
     let IpAddr::V6(long) = address else { return address };
-    let [a, b, c, d, e, f, g, h] = long.segments();
-    let translated = [a, b, c, d, e, f] == [0x64, 0xff9b, 0, 0, 0, 0] || [a, b, c, d, e, f] == [0; 6] && (g, h) > (0, 1);
-    if translated { IpAddr::V4(((u32::from(g) << 16) | u32::from(h)).into()) } else { Ipv6Addr::to_canonical(&long) }
+    let bits = u128::from(long);
+    // The low 32 bits of IPv4-compatible addresses, and of the well-known prefix of NAT64 (RFC 6052).
+    let low = u32::try_from(bits & 0xffff_ffff).unwrap_or_default();
+    let (compatible, nat64) = (bits >> 32 == 0 && low > 1, bits >> 32 == 0x0064_ff9b_u128 << 64);
+    if compatible || nat64 { IpAddr::V4(low.into()) } else { Ipv6Addr::to_canonical(&long) }
 }
 
 impl AllowList {

@@ -309,6 +309,7 @@ fn table() -> Vec<(Json, &'static str)> {
 }
 
 /// `spec.adaptive`: floors, signals and numbers.
+#[allow(clippy::too_many_lines)] // A table.
 fn adaptive_cases() -> Vec<(Json, &'static str)> {
     let caddy = |limits: Json, adaptive: Json| json!({"target": {"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "gateway"}}}}, "limits": limits, "adaptive": adaptive});
     let ais = |limits: Json, adaptive: Json| json!({"target": {"type": "AIStore", "aistore": {"service": {"name": "p", "port": 1}}}, "limits": limits, "adaptive": adaptive});

@@ -46,6 +46,7 @@ pub struct ClusterMap {
 
 impl ClusterMap {
     /// Whether it names more members than are believed, or an id that none can have.
+    #[must_use]
     pub fn exceeds(&self) -> bool {
         let members = self.pmap.by_id.len() + self.tmap.by_id.len();
         self.pmap.exceeds || self.tmap.exceeds || members > MAX_MEMBERS || self.uuid.len() > MAX_ID
@@ -109,11 +110,13 @@ pub struct Member {
 
 impl Member {
     /// Whether it is in maintenance.
+    #[must_use]
     pub const fn in_maintenance(&self) -> bool {
         self.flags & 4 != 0
     }
 
     /// The hosts of its addresses.
+    #[must_use]
     pub fn hosts(&self) -> Vec<String> {
         let mut hosts = Vec::new();
         for net in [&self.public_net, &self.intra_control_net] {
@@ -170,6 +173,7 @@ pub struct Http {
 
 impl Http {
     /// The value of a field; `None` where it is absent, or longer than any duration or number.
+    #[must_use]
     pub fn get(&self, key: &str) -> Option<Json> {
         let raw = match key {
             "idle_conn_time" => &self.idle_conn_time,
@@ -193,6 +197,7 @@ pub struct Periodic {
 impl Periodic {
     /// How old the figures of a node's status may be: the server's default is 10 s and its maximum a minute, which is also what is assumed
     /// where a node says more, or nothing.
+    #[must_use]
     pub fn slack(&self) -> Duration {
         let said = go_duration::parse(&self.stats_time).filter(|said| !said.is_zero());
         said.unwrap_or(MAX_STATS_TIME).min(MAX_STATS_TIME)
@@ -218,6 +223,7 @@ struct Tracker {
 
 impl NodeStatus {
     /// The name of its pod; empty where it has none, or says something that no pod is called.
+    #[must_use]
     pub fn pod(&self) -> String {
         let name = &self.k8s_pod_name;
         let is_name =
@@ -226,6 +232,7 @@ impl NodeStatus {
     }
 
     /// How long the process had run when it last said so.
+    #[must_use]
     pub fn uptime(&self) -> Option<Duration> {
         let nanos: u64 = self.tracker.as_ref()?.uptime.as_ref()?.get().parse().ok()?;
         Some(Duration::from_nanos(nanos))
@@ -243,6 +250,7 @@ pub fn value(knob: Knob, raw: &Json) -> Option<Value> {
 }
 
 /// The server's own message in an error, without line breaks and cut.
+#[must_use]
 pub fn message(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
     struct Error {
@@ -255,6 +263,7 @@ pub fn message(body: &[u8]) -> Option<String> {
 }
 
 /// `lastupdate_time` by the local clock: the server's own clock may differ, and says by how much in `Date`.
+#[must_use]
 pub fn local_time(lastupdate_time: &str, date: Option<&str>, now: Timestamp) -> Option<Timestamp> {
     // `2026-11-21 02:10:10.106209284 +0000 UTC m=+15.038229268`
     let plain: Vec<_> = lastupdate_time.split(' ').take(3).collect();

@@ -103,6 +103,7 @@ pub fn sites(servers: &str) -> Result<BTreeMap<Site, Stored>, TooMuch> {
 }
 
 /// One word for each limit: the value where all its places agree.
+#[must_use]
 pub fn stored(sites: &BTreeMap<Site, Stored>) -> BTreeMap<Knob, Option<Value>> {
     let mut all: BTreeMap<Knob, Option<Value>> = BTreeMap::new();
     for (site, stored) in sites {
