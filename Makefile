@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 CLUSTER_DIR ?= $(or $(IDLECONN_CLUSTER_DIR),$(HOME)/.cache/idleconn-operator/cluster)
 
-.PHONY: attack fuzz advisories scale image plugin chart e2e mutants needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
+.PHONY: attack upgrade fuzz advisories scale image plugin chart e2e mutants needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
 
 help: ## Lists the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -61,6 +61,11 @@ bench: needs needs-readers tools ## Measures how fast an edit reaches the nodes,
 
 attack: needs tools ## Lets loose on the static release binary what a tenant, a node or anyone who reaches the pod may try
 	@binary=$$(image/static idleconn-operator | tail -n 1) && IDLECONN_BINARY="$$PWD/$$binary" cargo test --locked --test attack -- --test-threads=2
+
+upgrade: needs tools ## Lets this operator take over live policies from a former one: FORMER=COMMIT, by default the one before the newest security work
+	@git worktree add --quiet --force target/former $(or $(FORMER),49ea740) && trap 'git worktree remove --force target/former' EXIT && \
+		cargo build --quiet --locked --bin idleconn-operator --manifest-path target/former/Cargo.toml --target-dir target/former-build && \
+		IDLECONN_FORMER="$$PWD/target/former-build/debug/idleconn-operator" cargo test --locked --test attack -- --ignored upgrade
 
 fuzz: needs ## Gives every reader of what somebody else wrote a hundred million inputs: about half an hour
 	IDLECONN_FUZZ=$(or $(FUZZ),100000000) cargo test --locked --profile bench --test fuzz -- --nocapture

@@ -10,6 +10,7 @@ mod lifecycle;
 mod reach;
 #[path = "../it/support/mod.rs"]
 mod support;
+mod upgrade;
 
 use std::{
     sync::Arc,

@@ -205,6 +205,11 @@ impl Process {
     /// The same, against the API server that this kubeconfig names.
     pub async fn start_at(worlds: &[&World], env: &[(&str, &str)], kubeconfig: &Path) -> Self {
         let binary = std::env::var("IDLECONN_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_idleconn-operator").into());
+        Self::of(&binary, worlds, env, kubeconfig).await
+    }
+
+    /// The same with another program.
+    pub async fn of(binary: &str, worlds: &[&World], env: &[(&str, &str)], kubeconfig: &Path) -> Self {
         let (metrics, api) = (format!("{}:8080", caddy::address()), format!("{}:8081", caddy::address()));
         let log = std::env::temp_dir().join(format!("idleconn-attack-{}.log", worlds[0].namespace));
         let namespaces: Vec<_> = worlds.iter().map(|world| world.namespace.as_str()).collect();
