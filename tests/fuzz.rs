@@ -293,12 +293,12 @@ fn caddy(input: &[u8]) {
     let Some(text) = std::str::from_utf8(input).ok().filter(|text| serde_json::from_str::<IgnoredAny>(text).is_ok()) else {
         return;
     };
-    let Ok(sites) = config::sites(text) else { return };
+    let Ok(seen) = config::see(text) else { return };
     let _ = config::stored(&sites);
     let changes: Vec<_> = sites.into_keys().map(|site| Change { site, to: To::Raw(Some(serde_json::json!("7s"))) }).collect();
     if let Ok(written) = config::apply(text, &changes) {
         serde_json::from_str::<IgnoredAny>(&written).expect("what is written is JSON");
-        config::sites(&written).expect("and can be read again");
+        config::see(&written).expect("and can be read again");
     }
 }
 

@@ -1,15 +1,23 @@
 //! Apply: save what is there, write, read back. In that order, unit by unit side by side.
 
-use std::{collections::BTreeMap, sync::Arc, time::Instant};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
 
 use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use kube::Api;
 
-use super::{Context, Error, Subject, memory::Memory, originals};
+use super::{Context, Error, Subject, memory::Memory, originals, report};
 use crate::{
+    api::{Knob, Limits, Value},
     decide::{
-        Cause, Change, Fault, Plan, To, Traits, Unit, UnitPlan, UnitState, conditions::UnitResult, order, originals::Saved,
+        Cause, Change, Declared, Fault, Moved, Plan, To, Traits, Unit, UnitPlan, UnitState,
+        conditions::{Notice, UnitResult, shortened_to_bytes},
+        order,
+        originals::Saved,
     },
     metrics::Step,
     targets::Target,
@@ -17,6 +25,54 @@ use crate::{
 
 /// Units that are written at the same time.
 const AT_ONCE: usize = 64;
+
+/// What was saved, under the names that the units' places have now. What cannot be told any more is not kept, and told once.
+pub async fn follow(
+    ctx: &Context,
+    subject: &Subject,
+    memory: &mut Memory,
+    declared: &Declared,
+    traits: &Traits,
+    units: &[(Unit, UnitState)],
+) -> Result<(), Error> {
+    if subject.spec().suspend || ctx.settings.dry_run {
+        return Ok(());
+    }
+    let mut kept = memory.saved();
+    let ours = written(subject, declared);
+    let mut change = BTreeMap::new();
+    for (unit, state) in units {
+        let Some(mut saved) = kept.remove(&unit.id) else { continue };
+        let Some(moved) = (traits.moved)(&saved.sites, state, &ours) else { continue };
+        tell_lost(ctx, subject, &unit.name, &moved).await?;
+        saved.sites = moved.sites;
+        change.insert(unit.id.clone(), Some(saved).filter(|saved| !saved.sites.is_empty()));
+    }
+    append(ctx, subject, memory, change).await
+}
+
+/// The values that the operator may have written to a node of the policy.
+pub fn written(subject: &Subject, declared: &Declared) -> BTreeSet<(Knob, Value)> {
+    let programmed = subject.object.status.as_ref().and_then(|status| status.limits.as_ref()?.programmed.as_ref());
+    let mut written = declared.values();
+    written.extend(programmed.map(Limits::settings).unwrap_or_default());
+    written
+}
+
+/// Says which places of a unit do not get back what they held, because it is not known any more which they are.
+pub async fn tell_lost(ctx: &Context, subject: &Subject, unit: &str, moved: &Moved) -> Result<(), Error> {
+    if moved.lost.is_empty() {
+        return Ok(());
+    }
+    let places: BTreeSet<_> = moved.lost.iter().map(|site| &*site.place).collect();
+    let named: Vec<_> = places.iter().take(3).map(|place| shortened_to_bytes(place, 160)).collect();
+    let more = if places.len() > named.len() { format!(" and {} more", places.len() - named.len()) } else { String::new() };
+    let note = format!(
+        "{unit}: the routes of {}{more} were changed so that it is not known which reverse proxy held which settings before the policy; they keep those that they have now; give each an @id to avoid this",
+        named.join(", ")
+    );
+    report::event(ctx, subject, &Notice { warning: true, reason: "RestoreAbandoned", note }, "moved").await
+}
 
 /// Saves what the planned writes would overwrite; nothing may be written before this has succeeded.
 pub async fn capture(

@@ -379,6 +379,7 @@ async fn round(
 ) -> Result<(), Error> {
     let Job { ctx, declared, traits, target, units, until } = *job;
     planted::panics("decide", &subject.path);
+    apply::follow(ctx, subject, memory, declared, traits, &answered).await?;
     let mut plan = if done.plan.is_none() {
         adaptation::prepare(ctx, subject, memory, declared, traits, units, &answered).await;
         bound(ctx, subject, memory, units.len());
@@ -626,8 +627,11 @@ async fn say(
     let log = memory.originals.as_ref();
     let started = memory.started();
     let files = look.and_then(Look::files);
-    let observed =
-        Observed { open_files: files.as_ref().map(|(percent, node)| (*percent, node.as_str())), ..Observed::default() };
+    let observed = Observed {
+        open_files: files.as_ref().map(|(percent, node)| (*percent, node.as_str())),
+        cut_streams: cut_streams(results),
+        ..Observed::default()
+    };
     let advice = advice::advice(subject.spec(), declared, traits, observed);
     let mut plan = plan.clone();
     plan.control.events = previous.control.as_ref().map_or(0, |control| control.events);
@@ -666,6 +670,12 @@ async fn say(
         }
         Err(error) => Err(error),
     }
+}
+
+/// A node that ends streams at once when its configuration is changed.
+fn cut_streams(results: &[UnitResult]) -> Option<&str> {
+    let cuts = |result: &&UnitResult| result.state.as_ref().is_ok_and(|state| state.cuts_streams);
+    results.iter().find(cuts).map(|result| &*result.unit.name)
 }
 
 async fn problem_report(

@@ -313,14 +313,22 @@ async fn restore_at(
         return Ok(Restored::Gone);
     };
     let state = target.read(&unit).await?;
-    let changes = decide::restore(&state, &saved.sites);
+    let ours = apply::written(subject, &decide::declare(subject.spec(), &targets::traits(spec)));
+    let moved = (targets::traits(spec).moved)(&saved.sites, &state, &ours);
+    if let Some(moved) = &moved
+        && apply::tell_lost(ctx, subject, &saved.name, moved).await.is_err()
+    {
+        return Err(Fault::new(Cause::NotReady, "the API server did not take the Event that says what is not restored"));
+    }
+    let sites = moved.as_ref().map_or(&saved.sites, |moved| &moved.sites);
+    let changes = decide::restore(&state, sites);
     if changes.is_empty() {
         return Ok(Restored::Seen);
     }
     let result = apply::write_one(ctx, target.as_ref(), unit, &state, &changes).await;
     match (result.state, result.write) {
         (Err(fault), _) | (Ok(_), Some(fault)) => Err(fault),
-        (Ok(state), None) if decide::restore(&state, &saved.sites).is_empty() => Ok(Restored::Seen),
+        (Ok(state), None) if decide::restore(&state, sites).is_empty() => Ok(Restored::Seen),
         (Ok(_), None) => Err(Fault::new(Cause::Busy, "took the old settings and does not show them")),
     }
 }

@@ -27,6 +27,8 @@ pub struct Observed<'a> {
     pub concurrency: Option<f64>,
     /// Open files in percent of what a process may have, and the node where that is highest.
     pub open_files: Option<(u32, &'a str)>,
+    /// A node that ends streams, such as WebSockets, at once when its configuration is changed.
+    pub cut_streams: Option<&'a str>,
 }
 
 /// `http.DefaultMaxIdleConnsPerHost`.
@@ -54,6 +56,7 @@ pub fn advice(spec: &IdleConnectionPolicySpec, declared: &Declared, traits: &Tra
     rules.outlives();
     rules.concurrency(observed.concurrency);
     rules.free();
+    rules.streams(observed.cut_streams);
     if let Some((percent, node)) = observed.open_files.filter(|(percent, _)| *percent > MOST_FILES) {
         rules.say(
             "open-files",
@@ -137,6 +140,15 @@ impl Rules<'_> {
                 format!("{backend} is Go's {GO_IDLE}s, longer than many servers and load balancers wait: set it shorter than what is behind it does"),
             );
         }
+    }
+
+    /// Caddy ends streams when it is given another configuration, unless a proxy has a `stream_close_delay` (caddyserver/caddy#5471).
+    fn streams(&mut self, cut_by: Option<&str>) {
+        let Some(node) = cut_by.filter(|_| self.spec.adaptive.is_some()) else { return };
+        self.say(
+            "streams",
+            format!("a reverse_proxy of {node} closes its WebSockets and other streams each time that the limits are moved: set stream_close_delay, for example to 5m"),
+        );
     }
 
     fn concurrency(&mut self, observed: Option<f64>) {
@@ -275,6 +287,16 @@ mod tests {
         for (seen, far) in [(0.5, false), (4.9, true), (5.0, false), (20.0, false), (40.0, false), (41.0, true)] {
             let observed = Observed { concurrency: Some(seen), ..Observed::default() };
             assert_eq!(said("yaml", &spec, observed), if far { vec!["per-host-far-off"] } else { vec![] }, "{seen}");
+        }
+        for (adaptive, cut_streams, told) in [
+            (json!({"adaptive": {}}), Some("gw-0"), vec!["streams"]),
+            (json!({"adaptive": {}}), None, vec![]),
+            // Somebody is there when a person changes a limit.
+            (json!({}), Some("gw-0"), vec![]),
+        ] {
+            let mut spec = spec.clone();
+            spec.as_object_mut().expect("an object").extend(adaptive.as_object().cloned().expect("an object"));
+            assert_eq!(said("yaml", &spec, Observed { cut_streams, ..Observed::default() }), told);
         }
         for (percent, full) in [(80, false), (81, true)] {
             let observed = Observed { open_files: Some((percent, "gw-0")), ..Observed::default() };

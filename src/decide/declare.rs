@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    observed::{Sites, Unit, UnitState},
+    observed::{Moved, Sites, Unit, UnitState},
     openness::{self, Percent},
 };
 use crate::api::{IdleConnectionPolicySpec, Knob, Limits, Settings, Value};
@@ -37,6 +37,9 @@ pub struct Traits {
     pub cap: fn(Knob, Value) -> Value,
     /// Further values that have to be written together with the declared ones, or the target refuses them.
     pub companions: fn(&Settings, &UnitState, Option<&Sites>) -> Settings,
+    /// What was saved of a unit, under the names that its places have now, where names changed; the last are the values that the operator
+    /// may have written.
+    pub moved: fn(&Sites, &UnitState, &BTreeSet<(Knob, Value)>) -> Option<Moved>,
     /// The most tasks of one node, of so many, that pools with these limits can hold; `None` where nothing bounds them.
     pub most_pooled: fn(&Settings, usize) -> Option<f64>,
 }
@@ -50,6 +53,7 @@ impl Traits {
         inexpressible: |_, _| None,
         cap: |_, value| value,
         companions: |_, _, _| Settings::new(),
+        moved: |_, _, _| None,
         most_pooled: |_, _| None,
     };
 
@@ -101,6 +105,13 @@ pub struct Override {
 }
 
 impl Declared {
+    /// Every value that is asked of any unit.
+    #[must_use]
+    pub fn values(&self) -> BTreeSet<(Knob, Value)> {
+        let overrides = self.overrides.iter().flat_map(|over| &over.settings);
+        self.settings.iter().chain(overrides).map(|(knob, value)| (*knob, *value)).collect()
+    }
+
     /// What is asked of one unit.
     #[must_use]
     pub fn of(&self, unit: &Unit) -> Settings {

@@ -30,7 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use adapt::{Facts, Outcome};
 pub use declare::{Capability, Declared, Traits, declare, floor};
 use jiff::Timestamp;
-pub use observed::{Cause, Fault, NodeState, Process, Site, Sites, Stored, Unit, UnitState};
+pub use observed::{Cause, Fault, Moved, NodeState, Process, Site, Sites, Stored, Unit, UnitState};
 use originals::Saved;
 use serde_json::Value as Json;
 use signal::Signal;
@@ -407,6 +407,21 @@ fn unit_plan(settings: &Settings, state: &UnitState, saved: Option<&Sites>, hand
         }
     }
     plan
+}
+
+/// Limits of a unit that are no longer declared and have not got their old value back.
+#[must_use]
+pub fn not_back(settings: &Settings, state: &UnitState, saved: Option<&Sites>) -> BTreeSet<Knob> {
+    let back = |(site, stored): &(&Site, &observed::Stored)| {
+        saved.and_then(|sites| sites.get(site)).is_none_or(|original| *original == stored.raw)
+    };
+    state
+        .sites
+        .iter()
+        .filter(|(site, _)| !settings.contains_key(&site.knob))
+        .filter(|site| !back(site))
+        .map(|(site, _)| site.knob)
+        .collect()
 }
 
 /// What brings a unit back to what it held: every saved site that still exists and differs.

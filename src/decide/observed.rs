@@ -54,6 +54,15 @@ impl<'de> Deserialize<'de> for Site {
 /// What sites held, as the server wrote it; `None` where nothing was set.
 pub type Sites = BTreeMap<Site, Option<Json>>;
 
+/// What was saved of a unit whose places have changed their names.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Moved {
+    /// What was saved, under the names that the places have now.
+    pub sites: Sites,
+    /// What was saved of places of which it is not known any more which they are: no longer kept, and told.
+    pub lost: std::collections::BTreeSet<Site>,
+}
+
 /// What a site holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stored {
@@ -74,6 +83,10 @@ pub struct UnitState {
     pub changed: Option<Timestamp>,
     /// The hash of a file's text, where it is a file and something is written.
     pub hash: Option<String>,
+    /// What a former version of the operator called places whose present name does not tell: former name to present one.
+    pub former: BTreeMap<String, String>,
+    /// Whether a change of its configuration ends streams through it, such as WebSockets, at once.
+    pub cuts_streams: bool,
     /// The configuration as read and its version, for the target alone.
     pub native: Arc<Json>,
 }
@@ -140,7 +153,10 @@ impl UnitState {
             let hosts = node.process.iter().flat_map(|process| &process.hosts).map(|host| host.len() + 48).sum::<usize>();
             size_of::<NodeState>() + 512 + node.name.len() + node.metrics.as_ref().map_or(0, String::len) + hosts
         };
-        256 + self.sites.iter().map(site).sum::<usize>() + self.nodes.iter().map(node).sum::<usize>()
+        let former = |(former, place): (&String, &String)| 2 * size_of::<String>() + former.len() + place.len();
+        256 + self.former.iter().map(former).sum::<usize>()
+            + self.sites.iter().map(site).sum::<usize>()
+            + self.nodes.iter().map(node).sum::<usize>()
     }
 
     /// Whether any site or node has a place for a limit.

@@ -192,6 +192,49 @@ async fn a_field_that_is_no_longer_declared_gets_its_old_value_back() {
     assert_eq!(node.servers().await, typical());
 }
 
+/// A route to one upstream, with the idle time that its proxy keeps connections for.
+fn route(path: &str, idle: &str) -> Json {
+    let transport = json!({"protocol": "http", "keep_alive": {"idle_timeout": idle}});
+    let proxy = json!({"handler": "reverse_proxy", "upstreams": [{"dial": "127.0.0.1:9"}], "transport": transport});
+    json!({"match": [{"path": [path]}], "handle": [proxy]})
+}
+
+/// Replaces a Caddy's routes.
+async fn set_routes(node: &Caddy, routes: &[Json]) {
+    let mut web = node.servers().await["web"].clone();
+    web["routes"] = routes.into();
+    node.set("/web", web).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_gets_its_own_value_back_after_the_route_before_it_was_deleted() {
+    let (world, node) = (World::new("identity").await, Caddy::typical().await);
+    set_routes(&node, &[route("/a/*", "10s"), route("/b/*", "99s")]).await;
+    world
+        .apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "limits": {"backend": {"idleConnTimeout": "20s"}}}))
+        .await;
+    world.until_programmed("gw").await;
+    set_routes(&node, &[route("/b/*", "20s")]).await;
+    world.delete("gw").await;
+    assert_eq!(node.servers().await["web"]["routes"], json!([route("/b/*", "99s")]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proxies_that_cannot_be_told_apart_are_left_as_they_are_and_named() {
+    let (world, node) = (World::new("alike").await, Caddy::typical().await);
+    set_routes(&node, &[route("/a/*", "10s"), route("/b/*", "99s")]).await;
+    world
+        .apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "limits": {"backend": {"idleConnTimeout": "20s"}}}))
+        .await;
+    world.until_programmed("gw").await;
+    let both = [route("/c/*", "20s"), route("/d/*", "20s")];
+    set_routes(&node, &both).await;
+    world.delete("gw").await;
+    assert_eq!(node.servers().await["web"]["routes"], json!(both));
+    let told = world.until_event("gw", "RestoreAbandoned").await;
+    assert!(told.contains("web/127.0.0.1:9[") && told.ends_with("give each an @id to avoid this"), "{told}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_that_leave_the_target_are_restored_and_new_ones_captured() {
     let world = World::new("leave").await;

@@ -4,7 +4,7 @@
 
 pub mod wire;
 
-use std::{sync::Arc, time::Duration};
+use std::time::Duration;
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use http::Method;
@@ -271,7 +271,7 @@ impl Target for AIStore {
                 changed: nodes.iter().filter_map(|(_, changed)| *changed).max(),
                 nodes: nodes.into_iter().map(|(node, _)| node).collect(),
                 hash: None,
-                native: Arc::new(Json::Null),
+                ..UnitState::default()
             })
         }
         .boxed()

@@ -1,7 +1,8 @@
 //! Caddy's JSON: where limits are in it, reading and writing them. Pure.
 //!
-//! A place is `SERVER` for a server's own settings and `SERVER/HANDLER` for a reverse proxy's, where HANDLER is its `@id`,
-//! or else its upstreams and a number among those with the same; so that a place survives routes being added before it.
+//! A place is `SERVER` for a server's own settings, and for a reverse proxy's `SERVER/@ID`, or else `SERVER/UPSTREAMS[HASH]`: the hash is of
+//! the matchers of its routes and of the members that lead to it. So a place survives other routes that come and go. Proxies that are the
+//! same in all of this are `SERVER/UPSTREAMS[HASH]#1of2` and so on.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -73,15 +74,34 @@ pub struct TooMuch;
 struct Object {
     /// Its name.
     place: String,
+    /// What it was called before matchers counted, where others have the same upstreams.
+    former: Option<String>,
     knobs: &'static [Knob],
     span: Range<usize>,
 }
 
-/// Every place that holds a limit or could. `servers` is valid JSON.
-pub fn sites(servers: &str) -> Result<BTreeMap<Site, Stored>, TooMuch> {
-    let mut sites = BTreeMap::new();
+/// What a configuration says.
+#[derive(Debug, Default, PartialEq)]
+pub struct Seen {
+    /// Every place that holds a limit or could.
+    pub sites: BTreeMap<Site, Stored>,
+    /// What a former version of the operator called those places whose present name does not tell.
+    pub former: BTreeMap<String, String>,
+    /// Whether a reverse proxy has no `stream_close_delay`.
+    pub cuts_streams: bool,
+}
+
+/// Reads a configuration. `servers` is valid JSON.
+pub fn see(servers: &str) -> Result<Seen, TooMuch> {
+    let mut seen = Seen::default();
     let mut kept = 0;
     for object in objects(servers)? {
+        if let Some(name) = object.former {
+            kept += name.len() + object.place.len();
+            seen.former.insert(name, object.place.clone());
+        }
+        let is_proxy = object.knobs.len() == PROXY_KNOBS.len();
+        seen.cuts_streams |= is_proxy && text::at(servers, object.span.start, &["stream_close_delay"]).is_none();
         for &knob in object.knobs {
             if !has_place(servers, object.span.start, knob) {
                 continue;
@@ -96,10 +116,10 @@ pub fn sites(servers: &str) -> Result<BTreeMap<Site, Stored>, TooMuch> {
             }
             let raw: Option<Json> = raw.and_then(|raw| serde_json::from_str(raw).ok());
             let value = raw.as_ref().and_then(|raw| parse(knob, raw));
-            sites.insert(Site { knob, place: object.place.clone() }, Stored { value, raw });
+            seen.sites.insert(Site { knob, place: object.place.clone() }, Stored { value, raw });
         }
     }
-    Ok(sites)
+    Ok(seen)
 }
 
 /// One word for each limit: the value where all its places agree.
@@ -204,17 +224,52 @@ fn objects(servers: &str) -> Result<Vec<Object>, TooMuch> {
             return Err(TooMuch);
         }
         let name = bounded(&name);
-        objects.push(Object { place: name.clone(), knobs: &SERVER_KNOBS, span: span.clone() });
-        let mut seen = HashMap::new();
-        for proxy in walk.value(span.start)?.1 {
-            let handler = handler_name(servers, proxy.start);
-            let nth: &mut usize = seen.entry(handler.clone()).or_default();
-            let place = if *nth == 0 { format!("{name}/{handler}") } else { format!("{name}/{handler}#{nth}") };
-            *nth += 1;
-            objects.push(Object { place, knobs: &PROXY_KNOBS, span: proxy });
+        objects.push(Object { place: name.clone(), former: None, knobs: &SERVER_KNOBS, span: span.clone() });
+        let proxies = walk.value(span.start)?.1;
+        let families: Vec<_> =
+            proxies.iter().map(|proxy| format!("{name}/{}", handler_name(servers, proxy.span.start))).collect();
+        let (mut same, mut alike) = (Numbers::default(), Numbers::default());
+        let named: Vec<_> = families
+            .iter()
+            .zip(&proxies)
+            .map(|(family, proxy)| {
+                let has_id = family[name.len()..].starts_with("/@");
+                let key = if has_id { family.clone() } else { format!("{family}[{:016x}]", proxy.way) };
+                (same.number(family), alike.number(&key), key)
+            })
+            .collect();
+        for (((nth, copy, key), family), proxy) in named.into_iter().zip(&families).zip(proxies) {
+            let place = match alike.of[&key] {
+                1 => key,
+                all => format!("{key}#{}of{all}", copy + 1),
+            };
+            let former = (same.of[family] > 1).then(|| if nth == 0 { family.clone() } else { format!("{family}#{nth}") });
+            objects.push(Object { place, former, knobs: &PROXY_KNOBS, span: proxy.span });
         }
     }
     Ok(objects)
+}
+
+/// How often each name has been given.
+#[derive(Default)]
+struct Numbers {
+    of: HashMap<String, usize>,
+}
+
+impl Numbers {
+    /// How often it had been given before.
+    fn number(&mut self, name: &str) -> usize {
+        let of = self.of.entry(name.to_owned()).or_default();
+        *of += 1;
+        *of - 1
+    }
+}
+
+/// A reverse proxy that was found.
+struct Proxy {
+    span: Range<usize>,
+    /// A hash of the matchers above it, and of the members that lead to it.
+    way: u64,
 }
 
 /// Goes through a text once and finds the reverse proxies in it.
@@ -227,7 +282,7 @@ struct Walk<'t> {
 
 impl Walk<'_> {
     /// The end of the value that begins here, and the proxies in it.
-    fn value(&mut self, at: usize) -> Result<(usize, Vec<Range<usize>>), TooMuch> {
+    fn value(&mut self, at: usize) -> Result<(usize, Vec<Proxy>), TooMuch> {
         match self.text.as_bytes().get(at) {
             Some(b'{') => self.object(at),
             Some(b'[') => self.array(at),
@@ -235,7 +290,7 @@ impl Walk<'_> {
         }
     }
 
-    fn array(&mut self, start: usize) -> Result<(usize, Vec<Range<usize>>), TooMuch> {
+    fn array(&mut self, start: usize) -> Result<(usize, Vec<Proxy>), TooMuch> {
         let mut found = Vec::new();
         let mut at = text::blanks(self.text, start + 1);
         while self.text.as_bytes().get(at).is_some_and(|byte| *byte != b']') {
@@ -246,9 +301,10 @@ impl Walk<'_> {
         Ok((at + 1, found))
     }
 
-    fn object(&mut self, start: usize) -> Result<(usize, Vec<Range<usize>>), TooMuch> {
-        let mut within: BTreeMap<_, Vec<Range<usize>>> = BTreeMap::new();
+    fn object(&mut self, start: usize) -> Result<(usize, Vec<Proxy>), TooMuch> {
+        let mut within: BTreeMap<_, Vec<Proxy>> = BTreeMap::new();
         let (mut is_proxy, mut is_http) = (false, true);
+        let mut matchers = None;
         let mut at = text::blanks(self.text, start + 1);
         while self.text.as_bytes().get(at) == Some(&b'"') {
             let key_end = text::string_end(self.text, at);
@@ -256,6 +312,10 @@ impl Walk<'_> {
             let (end, found) = self.value(value)?;
             let key = text::unescaped(&self.text[at..key_end]);
             match &*key {
+                "match" => {
+                    self.again += end - value;
+                    matchers = Some(value..end);
+                }
                 "handler" => is_proxy = text::unescaped(&self.text[value..end]) == "reverse_proxy",
                 "transport" => {
                     self.again += end - value;
@@ -273,14 +333,20 @@ impl Walk<'_> {
             at = self.next(end);
         }
         let end = at + 1;
-        let mut found: Vec<_> = within.into_values().flatten().collect();
+        let matchers = matchers.map_or(0, |span| fnv1a(&text::compact(&self.text[span])));
+        let way = |key: &str, way: u64| fnv1a(&format!("{key} {matchers:x} {way:x}"));
+        let led = |(key, found): (std::borrow::Cow<'_, str>, Vec<Proxy>)| {
+            let way = |proxy: Proxy| Proxy { way: way(&key, proxy.way), ..proxy };
+            found.into_iter().map(way).collect::<Vec<_>>()
+        };
+        let mut found: Vec<_> = within.into_iter().flat_map(led).collect();
         if is_proxy && is_http {
             self.proxies += 1;
             self.again += end - start;
             if self.proxies > MAX_PROXIES {
                 return Err(TooMuch);
             }
-            found.insert(0, start..end);
+            found.insert(0, Proxy { span: start..end, way: 0 });
         }
         if self.again / MAX_ROUNDS > self.text.len() { Err(TooMuch) } else { Ok((end, found)) }
     }

@@ -1,9 +1,10 @@
 //! Caddy servers, through their admin API. Every setting is used at once: a change is a graceful reload.
 
 pub mod config;
+mod moved;
 mod text;
 
-use std::{ops::Deref, sync::Arc, time::Duration};
+use std::{ops::Deref, time::Duration};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use http::Method;
@@ -17,7 +18,7 @@ use crate::{
 };
 
 /// What is true of every Caddy.
-pub const TRAITS: Traits = Traits { capability, inexpressible, ..Traits::PLAIN };
+pub const TRAITS: Traits = Traits { capability, inexpressible, moved: moved::moved, ..Traits::PLAIN };
 
 /// What Caddy 2.11 takes for something else than no limit (`caddyhttp/app.go`, `reverseproxy/httptransport.go`).
 fn inexpressible(knob: Knob, value: Value) -> Option<&'static str> {
@@ -233,12 +234,12 @@ impl Target for Caddy {
 
     fn read<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<UnitState, Fault>> {
         async move {
-            let sites = {
+            let config::Seen { sites, former, cuts_streams } = {
                 let servers = self.servers(&unit.address).await?;
-                config::sites(&servers).map_err(|error| too_much(&unit.address, &error))?
+                config::see(&servers).map_err(|error| too_much(&unit.address, &error))?
             };
             let node = NodeState::new(&unit.name, Ok(config::stored(&sites)));
-            Ok(UnitState { sites, nodes: vec![node], changed: None, hash: None, native: Arc::default() })
+            Ok(UnitState { sites, nodes: vec![node], former, cuts_streams, ..UnitState::default() })
         }
         .boxed()
     }

@@ -36,6 +36,22 @@ pub fn string_end(text: &str, mut at: usize) -> usize {
     bytes.len()
 }
 
+/// The same without the blanks between its parts.
+pub fn compact(text: &str) -> String {
+    let mut compact = String::with_capacity(text.len());
+    let mut at = blanks(text, 0);
+    while at < text.len() {
+        let end = if text.as_bytes()[at] == b'"' {
+            string_end(text, at).min(text.len())
+        } else {
+            text[at..].find(|c: char| c.is_ascii_whitespace() || c == '"').map_or(text.len(), |next| at + next)
+        };
+        compact.push_str(&text[at..end]);
+        at = blanks(text, end);
+    }
+    compact
+}
+
 /// The end of the value that begins here.
 pub fn value_end(text: &str, mut at: usize) -> usize {
     let bytes = text.as_bytes();

@@ -256,7 +256,8 @@ impl Target for ConfigMap {
                 object.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(CREATED))
             });
             let native = json!({"settings": encoded(&known), "created": created});
-            Ok(UnitState { sites, nodes, changed: at, hash: written.map(|written| written.hash), native: Arc::new(native) })
+            let hash = written.map(|written| written.hash);
+            Ok(UnitState { sites, nodes, changed: at, hash, native: Arc::new(native), ..UnitState::default() })
         }
         .boxed()
     }

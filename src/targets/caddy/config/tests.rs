@@ -23,18 +23,31 @@ fn change(servers: &Json, knob: Knob, to: &To) -> Json {
 }
 
 fn sites(servers: &Json) -> BTreeMap<Site, Stored> {
-    super::sites(&servers.to_string()).expect("few enough")
+    see(&servers.to_string()).expect("few enough").sites
 }
 
 fn places(servers: &Json, knob: Knob) -> Vec<String> {
     sites(servers).into_keys().filter(|site| site.knob == knob).map(|site| site.place).collect()
 }
 
+/// A place without the hash of its matchers.
+fn readable(place: &str) -> String {
+    match (place.find('['), place.find(']')) {
+        (Some(start), Some(end)) => format!("{}{}", &place[..start], &place[end + 1..]),
+        _ => place.to_owned(),
+    }
+}
+
 #[test]
 fn proxies_are_found_wherever_they_are_nested_and_only_http_ones() {
-    let found = |handlers: &[Json]| places(&servers(handlers), Knob::BackendMaxIdleConns);
+    let found = |handlers: &[Json]| {
+        places(&servers(handlers), Knob::BackendMaxIdleConns).iter().map(|place| readable(place)).collect::<Vec<_>>()
+    };
     assert_eq!(found(&[proxy(&Json::Null)]), ["web/10.0.0.1:80"]);
-    assert_eq!(found(&[proxy(&json!({"protocol": "http"})), proxy(&Json::Null)]), ["web/10.0.0.1:80", "web/10.0.0.1:80#1"]);
+    assert_eq!(
+        found(&[proxy(&json!({"protocol": "http"})), proxy(&Json::Null)]),
+        ["web/10.0.0.1:80#1of2", "web/10.0.0.1:80#2of2"]
+    );
     assert_eq!(found(&[proxy(&json!({"protocol": "fastcgi"}))]), Vec::<String>::new());
     let mut named = proxy(&Json::Null);
     named["@id"] = "api".into();
@@ -100,11 +113,44 @@ fn places_that_differ_have_no_common_value() {
 }
 
 #[test]
+fn a_proxy_without_a_delay_ends_its_streams() {
+    let with = |delay: Json| {
+        let mut handler = proxy(&Json::Null);
+        if !delay.is_null() {
+            handler["stream_close_delay"] = delay;
+        }
+        see(&servers(&[handler]).to_string()).expect("few enough").cuts_streams
+    };
+    assert_eq!([with(Json::Null), with(json!("5m"))], [true, false]);
+    assert!(!see(&servers(&[]).to_string()).expect("few enough").cuts_streams);
+}
+
+#[test]
 fn a_place_survives_routes_that_come_before_it() {
     let before = servers(&[proxy(&Json::Null)]);
     let mut after = before.clone();
     after["web"]["routes"].as_array_mut().expect("routes").insert(0, json!({"handle": [{"handler": "headers"}]}));
     assert_eq!(places(&before, Knob::BackendMaxIdleConns), places(&after, Knob::BackendMaxIdleConns));
+}
+
+#[test]
+fn the_way_to_a_proxy_is_part_of_its_name_and_blanks_and_other_routes_are_not() {
+    let with = |routes: Json| json!({"web": {"routes": routes}});
+    let route = |host: &str| json!({"match": [{"host": [host]}], "handle": [proxy(&Json::Null)]});
+    let name = |servers: &Json| places(servers, Knob::BackendMaxIdleConns);
+    let (a, b) = (name(&with(json!([route("a.example")]))), name(&with(json!([route("b.example")]))));
+    assert_ne!(a, b);
+    assert_eq!(name(&with(json!([{"handle": []}, route("a.example")]))), a);
+    let nested = with(
+        json!([{"match": [{"host": ["a.example"]}], "handle": [{"handler": "subroute", "routes": [{"handle": [proxy(&Json::Null)]}]}]}]),
+    );
+    assert_ne!(name(&nested), a);
+    let blanks = serde_json::to_string_pretty(&with(json!([route("a.example")]))).expect("JSON");
+    let seen = see(&blanks).expect("few enough");
+    assert!(seen.sites.keys().any(|site| site.place == a[0]));
+    assert!(seen.former.is_empty());
+    let former = see(&with(json!([route("a.example"), route("b.example")])).to_string()).expect("few enough").former;
+    assert_eq!(former, [("web/10.0.0.1:80".to_owned(), a[0].clone()), ("web/10.0.0.1:80#1".to_owned(), b[0].clone())].into());
 }
 
 #[test]
@@ -118,13 +164,15 @@ fn what_is_no_configuration_has_no_places() {
 #[test]
 fn what_no_change_is_about_stays_byte_for_byte() {
     let before = r#"{ "web" : {"routes":[{"handle":[{"handler":"reverse_proxy" , "upstreams":[{"dial":"a:1"}], "weight":1.0e3}]}], "x":18446744073709551616, "idle_timeout" : "5m" } }"#;
+    let proxy = see(before).expect("few enough").sites.into_keys().find(|site| site.knob == Knob::BackendMaxIdleConns);
+    let proxy = proxy.expect("a proxy").place;
     let change = |knob, place: &str, to| Change { site: Site { knob, place: place.into() }, to };
     let after = apply(
         before,
         &[
             change(Knob::ServerIdleTimeout, "web", To::Value(Value::Duration(30 * SECOND))),
-            change(Knob::BackendMaxIdleConns, "web/a:1", To::Value(Value::Count(7))),
-            change(Knob::BackendMaxConnsPerHost, "web/a:1", To::Value(Value::Count(9))),
+            change(Knob::BackendMaxIdleConns, &proxy, To::Value(Value::Count(7))),
+            change(Knob::BackendMaxConnsPerHost, &proxy, To::Value(Value::Count(9))),
         ],
     );
     let expected = r#"{ "web" : {"routes":[{"handle":[{"handler":"reverse_proxy" , "upstreams":[{"dial":"a:1"}], "weight":1.0e3,"transport":{"protocol":"http","keep_alive":{"max_idle_conns":7},"max_conns_per_host":9}}]}], "x":18446744073709551616, "idle_timeout" : "30s" } }"#;
@@ -133,8 +181,8 @@ fn what_no_change_is_about_stays_byte_for_byte() {
         expected,
         &[
             change(Knob::ServerIdleTimeout, "web", To::Raw(Some("5m".into()))),
-            change(Knob::BackendMaxIdleConns, "web/a:1", To::Raw(None)),
-            change(Knob::BackendMaxConnsPerHost, "web/a:1", To::Raw(None)),
+            change(Knob::BackendMaxIdleConns, &proxy, To::Raw(None)),
+            change(Knob::BackendMaxConnsPerHost, &proxy, To::Raw(None)),
         ],
     );
     assert_eq!(back.as_deref(), Ok(before));
@@ -155,14 +203,14 @@ fn a_proxy_within_a_proxy_is_changed_with_it() {
 fn a_configuration_beyond_all_measure_is_refused() {
     let one = r#"{"handler":"reverse_proxy"}"#;
     let many = |n: usize| format!(r#"{{"web":{{"routes":[{}]}}}}"#, vec![one; n].join(","));
-    assert!(super::sites(&many(MAX_PROXIES)).is_ok());
-    assert_eq!(super::sites(&many(MAX_PROXIES + 1)), Err(TooMuch));
+    assert!(see(&many(MAX_PROXIES)).is_ok());
+    assert_eq!(see(&many(MAX_PROXIES + 1)), Err(TooMuch));
     let servers = |n: usize| format!("{{{}}}", (0..n).map(|n| format!("\"s{n}\":{{}}")).collect::<Vec<_>>().join(","));
-    assert!(super::sites(&servers(MAX_SERVERS)).is_ok());
-    assert_eq!(super::sites(&servers(MAX_SERVERS + 1)), Err(TooMuch));
-    assert_eq!(super::sites(&format!(r#"{{"web":{{"idle_timeout":"{}"}}}}"#, "x".repeat(300))), Err(TooMuch));
+    assert!(see(&servers(MAX_SERVERS)).is_ok());
+    assert_eq!(see(&servers(MAX_SERVERS + 1)), Err(TooMuch));
+    assert_eq!(see(&format!(r#"{{"web":{{"idle_timeout":"{}"}}}}"#, "x".repeat(300))), Err(TooMuch));
     let long = format!(r#"{{"web":{{"a":{{"handler":"reverse_proxy","@id":"{}"}}}}}}"#, "é".repeat(500));
-    assert!(super::sites(&long).is_ok_and(|sites| sites.keys().all(|site| site.place.len() < 256)));
+    assert!(see(&long).is_ok_and(|seen| seen.sites.keys().all(|site| site.place.len() < 256)));
 }
 
 #[test]
@@ -180,7 +228,7 @@ fn eight_mebibytes_made_to_take_long_take_little() {
     ] {
         let text = format!(r#"{{"web":{{"x":{within}}}}}"#);
         let begun = std::time::Instant::now();
-        let _ = super::sites(&text);
+        let _ = see(&text);
         assert!(begun.elapsed() < 10 * SECOND, "{:?} for {}…", begun.elapsed(), &text[..40]);
     }
 }

@@ -1,0 +1,293 @@
+//! Whose original is whose after somebody has changed the routes of a Caddy. Pure.
+//!
+//! A reverse proxy is known by its routes' matchers and its upstreams, or by its `@id`. Where that has changed, what it held before the
+//! policy came is given to the proxy that it can only be; where it could be several that held different values, it is given to none of
+//! them, and that is told: a wrong value put back would be worse than one that is left.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    api::{Knob, Value},
+    decide::{Moved, Site, Sites, UnitState},
+};
+
+/// The part of a reverse proxy's place that says which one it is, in the former and the present way of writing.
+struct Name<'a> {
+    /// Server and upstreams.
+    family: &'a str,
+    /// The same with the routes' matchers; `None` where a former version of the operator wrote the place.
+    key: Option<&'a str>,
+}
+
+impl<'a> Name<'a> {
+    /// `None` for a server, and for a proxy that is known by its `@id`.
+    fn of(place: &'a str) -> Option<Self> {
+        if !place.contains('/') || place.contains("/@") {
+            return None;
+        }
+        let single = place.rsplit_once('#').map_or(place, |(single, _)| single);
+        let hash = single.strip_suffix(']').and_then(|rest| rest.rsplit_once('['));
+        let hash = hash.filter(|(_, hash)| hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()));
+        Some(match hash {
+            Some((family, _)) => Self { family, key: Some(single) },
+            None => Self { family: single, key: None },
+        })
+    }
+}
+
+/// What each place held, as far as that is known.
+type Held<'a> = BTreeMap<&'a str, BTreeMap<Knob, &'a Option<serde_json::Value>>>;
+
+/// Gives what was saved to the places that are there now; `None` where each place that was saved is there, or is gone for good.
+/// `ours` are the values that the operator may have written.
+#[must_use]
+pub fn moved(saved: &Sites, state: &UnitState, ours: &BTreeSet<(Knob, Value)>) -> Option<Moved> {
+    let mut held = Held::new();
+    for (site, raw) in saved {
+        held.entry(&site.place).or_default().insert(site.knob, raw);
+    }
+    let now: BTreeSet<&str> = state.sites.keys().map(|site| &*site.place).collect();
+    let mut missing: BTreeMap<&str, Vec<(&str, Name<'_>)>> = BTreeMap::new();
+    for place in held.keys().filter(|place| !now.contains(*place)) {
+        if let Some(name) = Name::of(place) {
+            missing.entry(name.family).or_default().push((place, name));
+        }
+    }
+    let mut moves = Moves { held: &held, given: BTreeMap::new(), lost: BTreeSet::new() };
+    for (family, missing) in missing {
+        let present: Vec<_> =
+            now.iter().filter_map(|place| Some((*place, Name::of(place)?))).filter(|(_, name)| name.family == family).collect();
+        moves.family(state, ours, &missing, &present);
+    }
+    moves.ended(saved)
+}
+
+struct Moves<'a> {
+    held: &'a Held<'a>,
+    /// By the former place: where what it held belongs now.
+    given: BTreeMap<&'a str, Vec<String>>,
+    /// Former places whose proxy cannot be told any more.
+    lost: BTreeSet<&'a str>,
+}
+
+impl<'a> Moves<'a> {
+    /// Reverse proxies of one server with the same upstreams.
+    fn family(
+        &mut self,
+        state: &UnitState,
+        ours: &BTreeSet<(Knob, Value)>,
+        missing: &[(&'a str, Name<'a>)],
+        present: &[(&str, Name<'_>)],
+    ) {
+        let mut rest: BTreeMap<Option<&str>, Vec<&'a str>> = BTreeMap::new();
+        for (place, name) in missing {
+            let same: Vec<_> = present.iter().filter(|(_, now)| name.key.is_some() && now.key == name.key).collect();
+            if same.is_empty() {
+                rest.entry(name.key).or_default().push(place);
+                continue;
+            }
+            // The number of proxies that cannot be told apart has changed.
+            let group: Vec<_> = missing.iter().filter(|(_, other)| other.key == name.key).map(|(place, _)| *place).collect();
+            let all = place.rsplit_once("of").and_then(|(_, all)| all.parse().ok()).unwrap_or(1);
+            if group.len() == all && self.alike(&group) {
+                self.given.insert(place, same.iter().map(|(now, _)| (*now).to_owned()).collect());
+            } else {
+                self.lost.insert(place);
+            }
+        }
+        // As a former version wrote them: it counted proxies with the same upstreams.
+        if let Some(former) = rest.get(&None)
+            && let Some(names) = former.iter().map(|place| former_name(place, state, present)).collect::<Option<Vec<_>>>()
+        {
+            self.given.extend(former.iter().copied().zip(names.into_iter().map(|name| vec![name])));
+            rest.remove(&None);
+        }
+        let rest: Vec<_> = rest.into_values().flatten().collect();
+        let holds_ours = |place: &str, knobs: &BTreeMap<Knob, &Option<serde_json::Value>>| {
+            knobs.keys().all(|knob| {
+                let stored = state.sites.get(&Site { knob: *knob, place: place.to_owned() });
+                stored.is_none_or(|stored| stored.value.is_some_and(|value| ours.contains(&(*knob, value))))
+            })
+        };
+        // A proxy whose routes were changed still holds what was written to it, and nothing is saved under its new name.
+        let taken: BTreeSet<_> = self.given.values().flatten().cloned().collect();
+        let open =
+            present.iter().map(|(place, _)| *place).filter(|place| !self.held.contains_key(place) && !taken.contains(*place));
+        let open: Vec<_> = open.filter(|place| rest.iter().any(|old| holds_ours(place, &self.held[old]))).collect();
+        if open.is_empty() {
+            // They are gone, and what they held with them.
+        } else if self.alike(&rest) || (rest.len() == 1 && open.len() == 1) {
+            self.given.extend(rest.iter().map(|old| (*old, open.iter().map(|place| (*place).to_owned()).collect())));
+        } else {
+            self.lost.extend(rest);
+        }
+    }
+
+    /// Whether all of them held the same.
+    fn alike(&self, places: &[&str]) -> bool {
+        places.windows(2).all(|two| self.held[two[0]] == self.held[two[1]])
+    }
+
+    fn ended(self, saved: &Sites) -> Option<Moved> {
+        if self.given.is_empty() && self.lost.is_empty() {
+            return None;
+        }
+        let mut moved = Moved::default();
+        for (site, raw) in saved {
+            if self.lost.contains(&*site.place) {
+                moved.lost.insert(site.clone());
+            } else if let Some(places) = self.given.get(&*site.place) {
+                let sites = places.iter().map(|place| Site { knob: site.knob, place: place.clone() });
+                moved.sites.extend(sites.map(|site| (site, raw.clone())));
+            } else {
+                moved.sites.insert(site.clone(), raw.clone());
+            }
+        }
+        Some(moved)
+    }
+}
+
+/// What a place that a former version wrote is called now, where it is still the same one.
+fn former_name(place: &str, state: &UnitState, present: &[(&str, Name<'_>)]) -> Option<String> {
+    if let Some(now) = state.former.get(place) {
+        return Some(now.clone());
+    }
+    match present {
+        [(now, name)] if name.family == place => Some((*now).to_owned()),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::{Value as Json, json};
+
+    use super::*;
+    use crate::targets::caddy::config;
+
+    const KNOB: Knob = Knob::BackendIdleConnTimeout;
+
+    fn route(path: &str, idle: &str) -> Json {
+        let transport = json!({"protocol": "http", "keep_alive": {"idle_timeout": idle}});
+        let handle = json!([{"handler": "reverse_proxy", "upstreams": [{"dial": "127.0.0.1:9"}], "transport": transport}]);
+        if path.is_empty() { json!({"handle": handle}) } else { json!({"match": [{"path": [path]}], "handle": handle}) }
+    }
+
+    fn state(routes: &[Json]) -> UnitState {
+        let seen = config::see(&json!({"web": {"routes": routes}}).to_string()).expect("few enough");
+        UnitState { sites: seen.sites, former: seen.former, ..UnitState::default() }
+    }
+
+    /// What the idle times were, by place.
+    fn saved(state: &UnitState) -> Sites {
+        let idle = state.sites.iter().filter(|(site, _)| site.knob == KNOB);
+        idle.map(|(site, stored)| (site.clone(), stored.raw.clone())).collect()
+    }
+
+    fn ours() -> BTreeSet<(Knob, Value)> {
+        [(KNOB, Value::Duration(Duration::from_secs(20)))].into()
+    }
+
+    /// What would be put back, by place, and how many are lost.
+    fn after(before: &[Json], now: &[Json]) -> (Vec<Option<String>>, usize) {
+        let (held, now) = (saved(&state(before)), state(now));
+        let moved = moved(&held, &now, &ours()).unwrap_or(Moved { sites: held, lost: BTreeSet::new() });
+        let text = |raw: &Json| raw.as_str().map(str::to_owned);
+        (
+            now.sites
+                .iter()
+                .filter(|(site, _)| site.knob == KNOB)
+                .map(|(site, _)| text(moved.sites.get(site)?.as_ref()?))
+                .collect(),
+            moved.lost.len(),
+        )
+    }
+
+    fn some(values: &[&str]) -> Vec<Option<String>> {
+        values.iter().map(|value| Some((*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn a_proxy_keeps_its_own_when_a_route_with_the_same_upstream_is_deleted() {
+        let before = [route("/a", "10s"), route("/b", "99s")];
+        assert_eq!(after(&before, &[route("/b", "20s")]), (some(&["99s"]), 0));
+        assert_eq!(after(&before, &[route("/a", "20s")]), (some(&["10s"]), 0));
+        // One that comes in front of it changes nothing either.
+        let now = [route("/new", "1s"), route("/b", "20s"), route("/a", "20s")];
+        let (mut values, lost) = after(&before, &now);
+        values.sort();
+        assert_eq!((values, lost), ([vec![None], some(&["10s", "99s"])].concat(), 0));
+    }
+
+    #[test]
+    fn a_proxy_whose_matcher_is_edited_is_still_the_same() {
+        let before = [route("/a", "10s"), route("/b", "99s")];
+        let mut values = after(&before, &[route("/a2", "20s"), route("/b", "20s")]).0;
+        values.sort();
+        assert_eq!(values, some(&["10s", "99s"]));
+        // A new one with a value of its own is not.
+        let mut values = after(&before, &[route("/a2", "7s"), route("/b", "20s")]).0;
+        values.sort();
+        assert_eq!(values, [vec![None], some(&["99s"])].concat());
+    }
+
+    #[test]
+    fn of_several_that_cannot_be_told_apart_none_gets_what_may_be_anothers() {
+        let before = [route("/a", "10s"), route("/b", "99s")];
+        assert_eq!(after(&before, &[route("/c", "20s"), route("/d", "20s")]), (vec![None, None], 2));
+        assert_eq!(after(&before, &[route("/c", "20s")]), (vec![None], 2));
+        let alike = [route("/a", "10s"), route("/b", "10s")];
+        assert_eq!(after(&alike, &[route("/c", "20s"), route("/d", "20s")]), (some(&["10s", "10s"]), 0));
+    }
+
+    #[test]
+    fn duplicates_get_theirs_back_as_long_as_their_number_stays_or_they_held_the_same() {
+        let before = [route("", "10s"), route("", "99s")];
+        assert_eq!(after(&before, &[route("", "20s"), route("", "20s")]), (some(&["10s", "99s"]), 0));
+        assert_eq!(after(&before, &[route("", "20s")]), (vec![None], 2));
+        assert_eq!(after(&before, &[route("", "20s"), route("", "20s"), route("", "20s")]), (vec![None; 3], 2));
+        let alike = [route("", "10s"), route("", "10s")];
+        assert_eq!(after(&alike, &[route("", "20s")]), (some(&["10s"]), 0));
+        assert_eq!(after(&[route("", "10s")], &[route("", "20s"), route("", "20s")]), (some(&["10s", "10s"]), 0));
+        // One of which nothing was saved, for it held what is declared, may have been any of them.
+        let mut partly = saved(&state(&before));
+        partly.pop_first();
+        let moved = moved(&partly, &state(&[route("", "20s")]), &ours()).expect("a change");
+        assert_eq!((moved.sites.len(), moved.lost.len()), (0, 1));
+    }
+
+    #[test]
+    fn proxies_that_are_gone_take_theirs_with_them() {
+        let before = [route("/a", "10s"), route("/b", "99s")];
+        let other = json!({"handle": [{"handler": "static_response"}]});
+        assert_eq!(after(&before, &[other]), (vec![], 0));
+    }
+
+    #[test]
+    fn places_that_a_former_version_wrote_are_known_again() {
+        let now = state(&[route("/b", "20s"), route("/a", "20s")]);
+        let former = |place: &str, idle: &str| (Site { knob: KNOB, place: place.into() }, Some(json!(idle)));
+        let both: Sites = [former("web/127.0.0.1:9", "10s"), former("web/127.0.0.1:9#1", "99s")].into();
+        let given = moved(&both, &now, &ours()).expect("a change");
+        let of = |n: &str| given.sites[&Site { knob: KNOB, place: now.former[n].clone() }].clone();
+        assert_eq!((of("web/127.0.0.1:9"), of("web/127.0.0.1:9#1")), (Some(json!("10s")), Some(json!("99s"))));
+        let one: Sites = [former("web/127.0.0.1:9", "10s")].into();
+        let single = state(&[route("/b", "20s")]);
+        let given = moved(&one, &single, &ours()).expect("a change");
+        assert_eq!(given.sites.values().collect::<Vec<_>>(), [&Some(json!("10s"))]);
+        assert!(given.sites.keys().all(|site| single.sites.contains_key(site)));
+        // Two of them, and one is left.
+        assert_eq!(moved(&both, &single, &ours()).map(|moved| moved.lost.len()), Some(2));
+    }
+
+    #[test]
+    fn servers_and_proxies_with_an_id_keep_their_names() {
+        let mut named = route("/a", "10s");
+        named["handle"][0]["@id"] = "api".into();
+        let mut edited = route("/z", "20s");
+        edited["handle"][0]["@id"] = "api".into();
+        assert_eq!(after(&[named], &[edited]), (some(&["10s"]), 0));
+    }
+}
