@@ -239,6 +239,7 @@ fn tally(seen: &Seen<'_>) -> Tally {
         let settings = super::settings(desired, traits, &result.unit, state, saved);
         tally.companions.extend(settings.iter().filter(|(knob, _)| !desired.settings.contains_key(knob)));
         with_place.extend(settings.keys().copied().filter(|knob| state.has_place(*knob)));
+        let not_back = super::not_back(&settings, state, saved);
         evidence(&mut changed, &settings, traits, state, saved);
         for node in &state.nodes {
             tally.nodes.total += 1;
@@ -253,15 +254,17 @@ fn tally(seen: &Seen<'_>) -> Tally {
             tally.answered += 1;
             let differs: Vec<_> =
                 settings.iter().filter(|(knob, value)| stored.get(knob).is_some_and(|s| s != &Some(**value))).collect();
-            if differs.is_empty() {
+            if differs.is_empty() && not_back.is_empty() {
                 tally.nodes.programmed += 1;
             } else {
                 tally.nodes.drifted += 1;
-                let cause =
-                    result.write.as_ref().map_or_else(|| holds(&differs, stored, seen.declared), |fault| fault.message.clone());
+                let cause = result
+                    .write
+                    .as_ref()
+                    .map_or_else(|| holds(&differs, stored, seen.declared, &not_back), |fault| fault.message.clone());
                 worst.push((1, NodeCause { name: node.name.clone(), cause }));
             }
-            let mut all_used = differs.is_empty();
+            let mut all_used = differs.is_empty() && not_back.is_empty();
             for (&knob, &value) in &settings {
                 let Some(&stored) = stored.get(&knob) else { continue };
                 programmed.entry(knob).or_default().insert(stored);
@@ -385,7 +388,13 @@ pub fn waiting<'a>(
     (nodes, changed.into_values().max().unwrap_or(0))
 }
 
-fn holds(differs: &[(&Knob, &Value)], stored: &BTreeMap<Knob, Option<Value>>, declared: &Declared) -> String {
+fn holds(
+    differs: &[(&Knob, &Value)],
+    stored: &BTreeMap<Knob, Option<Value>>,
+    declared: &Declared,
+    not_back: &BTreeSet<Knob>,
+) -> String {
+    let dropped = not_back.iter().map(|knob| format!("{knob} is no longer declared and has not got its old value back yet"));
     let parts: Vec<_> = differs
         .iter()
         .map(|(knob, value)| {
@@ -393,6 +402,7 @@ fn holds(differs: &[(&Knob, &Value)], stored: &BTreeMap<Knob, Option<Value>>, de
             let as_declared = declared.settings.get(knob).is_none_or(|declared| declared == *value);
             format!("{knob} is {found}, {} {value}", if as_declared { "declared" } else { "desired" })
         })
+        .chain(dropped)
         .collect();
     parts.join("; ")
 }

@@ -448,6 +448,32 @@ fn a_field_that_is_no_longer_declared_goes_back_and_is_forgotten() {
 }
 
 #[test]
+fn a_node_is_programmed_only_once_a_field_that_is_no_longer_declared_is_back() {
+    let mut scene = Scene::new(Some(30)).captured(Some(300)).settled();
+    scene.declared = Declared::default();
+    let plan = scene.decide();
+    let of = |status: &IdleConnectionPolicyStatus, type_| {
+        let condition = conditions::find(status, type_).expect("the condition");
+        (condition.status.clone(), condition.reason.clone())
+    };
+    // The write was not carried out, whatever came of it.
+    let (before, notices) = scene.report(&plan);
+    assert_eq!(of(&before, "Programmed"), ("False".into(), "Progressing".into()));
+    assert_eq!(of(&before, "Ready"), ("False".into(), "Progressing".into()));
+    assert_eq!(of(&before, "InEffect"), ("Unknown".into(), "Unknown".into()));
+    let nodes = before.nodes.as_ref().expect("nodes");
+    assert_eq!((&*nodes.summary, nodes.drifted), ("0/1", 1));
+    assert_eq!(nodes.worst[0].cause, "server.idleTimeout is no longer declared and has not got its old value back yet");
+    assert!(notices.is_empty(), "{notices:?}");
+    // It was.
+    scene.units = vec![(unit("u"), holding(Some(300)))];
+    scene.saved.clear();
+    let (after, _) = scene.report(&plan);
+    assert_eq!(of(&after, "Programmed"), ("True".into(), "Programmed".into()));
+    assert_eq!(of(&after, "Ready"), ("True".into(), "Succeeded".into()));
+}
+
+#[test]
 fn the_second_report_of_the_same_is_the_same_and_says_nothing() {
     let mut scene = Scene::new(Some(30));
     let (first, notices) = scene.report(&scene.decide());
