@@ -56,7 +56,7 @@ pub enum Mode {
         .message("adaptive.signal: source Prometheus needs threshold.value; a query has no CPU count"),
     validation = Rule::new("!has(self.source) || self.source != 'StateFlags' || !has(self.threshold)")
         .message("adaptive.signal: StateFlags has no threshold; the nodes' own is 512 tasks a CPU"),
-    validation = Rule::new("(!has(self.matchLabels) && self.aggregation == 'ExactlyOne') || !has(self.source) || self.source == 'Nodes'")
+    validation = Rule::new("(!has(self.matchLabels) && (!has(self.aggregation) || self.aggregation == 'ExactlyOne')) || !has(self.source) || self.source == 'Nodes'")
         .message("adaptive.signal: matchLabels and aggregation need source Nodes; with source Prometheus, select and aggregate in the query"),
 )]
 pub struct Signal {
@@ -75,9 +75,11 @@ pub struct Signal {
         .message("adaptive.signal.matchLabels: a label name has 1 to 128 characters, and a value at most 256"))]
     pub match_labels: BTreeMap<String, String>,
     /// What to do with several series of the gauge on one node, for source Nodes. `ExactlyOne` takes more than one for an error, Sum adds
-    /// them, Max takes the highest.
-    #[serde(default)]
-    pub aggregation: Aggregation,
+    /// them, Max takes the highest. Default: `ExactlyOne`.
+    // No default in the schema: the API server would write it into every policy, and the operator of the version before, which is
+    // still at work when the CRD is upgraded, would refuse a field that it does not know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aggregation: Option<Aggregation>,
     /// How many tasks are too many on one node. Without it, 512 a CPU, which is where AIStore begins to warn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<Threshold>,

@@ -185,7 +185,7 @@ fn floor_rules() -> Vec<(String, String)> {
     );
     let series = (
         "!has(self.adaptive) || !has(self.adaptive.signal) || has(self.adaptive.signal.source) || self.target.type != 'AIStore' || \
-         (!has(self.adaptive.signal.matchLabels) && self.adaptive.signal.aggregation == 'ExactlyOne')"
+         (!has(self.adaptive.signal.matchLabels) && (!has(self.adaptive.signal.aggregation) || self.adaptive.signal.aggregation == 'ExactlyOne'))"
             .into(),
         "adaptive.signal: matchLabels and aggregation need source: Nodes; AIStore's default is StateFlags".into(),
     );

@@ -314,7 +314,7 @@ pub async fn prepare(
             watch.source = Source::Prometheus { query: prometheus.query.clone(), threshold };
         }
         (SourceName::Nodes, ..) => {
-            let selection = Selection::new(signal.match_labels.clone(), signal.aggregation);
+            let selection = Selection::new(signal.match_labels.clone(), signal.aggregation.unwrap_or_default());
             let probe = Probe::gauge(&signal.metric, threshold).of_series(selection);
             watch.source = Source::Nodes(std::sync::Arc::new(probe));
             watch.nodes = nodes(subject, units, answered);

@@ -14,9 +14,17 @@ use crate::support::{
     operator::{World, restless},
 };
 
-/// What a node and the API server hold of a policy, but for times.
+/// What a node and the API server hold of a policy, but for times, and for the hash in the names of places, which the former version has not.
 async fn held(world: &World, name: &str) -> (Option<u32>, Json) {
     let (units, _) = world.originals(name).await;
+    let plain = |site: &String| match (site.find('['), site.find(']')) {
+        (Some(start), Some(end)) => format!("{}{}", &site[..start], &site[end + 1..]),
+        _ => site.clone(),
+    };
+    let plain = |sites: &Json| -> Json {
+        sites.as_object().unwrap().iter().map(|(site, raw)| (plain(site), raw.clone())).collect::<serde_json::Map<_, _>>().into()
+    };
+    let units: std::collections::BTreeMap<_, _> = units.iter().map(|(unit, sites)| (unit, plain(sites))).collect();
     (world.status(name).await.openness_percent, serde_json::to_value(units).unwrap())
 }
 
