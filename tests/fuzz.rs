@@ -294,8 +294,9 @@ fn caddy(input: &[u8]) {
         return;
     };
     let Ok(seen) = config::see(text) else { return };
-    let _ = config::stored(&sites);
-    let changes: Vec<_> = sites.into_keys().map(|site| Change { site, to: To::Raw(Some(serde_json::json!("7s"))) }).collect();
+    let _ = config::stored(&seen.sites);
+    let changes: Vec<_> =
+        seen.sites.into_keys().map(|site| Change { site, to: To::Raw(Some(serde_json::json!("7s"))) }).collect();
     if let Ok(written) = config::apply(text, &changes) {
         serde_json::from_str::<IgnoredAny>(&written).expect("what is written is JSON");
         config::see(&written).expect("and can be read again");

@@ -402,6 +402,32 @@ async fn a_field_that_the_servers_have_no_place_for_is_unsupported() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn caddy_takes_the_largest_value_of_each_limit_and_each_zero_that_it_is_told() {
+    let (world, node) = (World::new("largest").await, Caddy::typical().await);
+    let target = endpoints([node.admin().as_str()]);
+    let policy = |time: &str, count: u32| {
+        json!({"target": target, "limits": {
+            "server": {"idleTimeout": time, "readHeaderTimeout": time},
+            "backend": {
+                "idleConnTimeout": time, "maxIdleConns": count, "maxIdleConnsPerHost": count, "maxConnsPerHost": count, "tcpKeepAlive": time,
+                "expectContinueTimeout": time, "responseHeaderTimeout": time,
+            },
+        }})
+    };
+    world.apply("gw", &policy("99999h", 1_000_000)).await;
+    let status = world.until_programmed("gw").await;
+    assert_eq!(status.unsupported, Vec::<String>::new());
+    let idle = node.servers().await["web"]["idle_timeout"].clone();
+    assert_eq!(idle, "99999h");
+    world.apply("gw", &policy("0s", 0)).await;
+    let status = world.until_programmed("gw").await;
+    let zero: Vec<_> = ["idleTimeout", "readHeaderTimeout"].map(|name| format!("server.{name}")).into();
+    assert!(zero.iter().all(|limit| status.unsupported.contains(limit)), "{:?}", status.unsupported);
+    let servers = node.servers().await;
+    assert_eq!((&servers["web"]["idle_timeout"], servers.pointer(&at("max_conns_per_host"))), (&json!("5m"), Some(&json!(0))));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_caddy_cannot_be_told_is_not_written_and_a_server_without_places_is_not_programmed() {
     let world = World::new("nothing").await;
     let (node, empty) = (AdminApi::start(typical()).await, AdminApi::start(json!({})).await);

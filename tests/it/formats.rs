@@ -94,7 +94,7 @@ fn in_go(time: Duration) -> String {
 }
 
 /// Every limit at the largest value that the CRD takes.
-fn largest() -> Settings {
+pub fn largest() -> Settings {
     let largest = |knob: Knob| {
         if knob.is_count() { Value::Count(1_000_000) } else { Value::Duration(Duration::from_secs(4 * 99_999 * 3600)) }
     };
@@ -139,8 +139,8 @@ fn go_reads_yaml_json_and_an_environment_by_its_own_names() {
 fn agent(dir: &Path, file: &Path) -> Json {
     let program = "import { Pool } from './pool.js'; import { parse } from './settings.js'; import { readFileSync } from 'node:fs'; \
                    const pool = new Pool(); pool.apply(parse(readFileSync(process.argv[1], 'utf8'))); \
-                   const agent = pool.agent('any', 'http:'); const { timeout, freeSocketTimeout } = agent.options; \
-                   console.log(JSON.stringify({ timeout, freeSocketTimeout, maxSockets: agent.maxSockets, maxFreeSockets: agent.maxFreeSockets }));";
+                   const agent = pool.agent('any', 'http:'); const { timeout, freeSocketTimeout, socketActiveTTL } = agent.options; \
+                   console.log(JSON.stringify({ timeout, freeSocketTimeout, socketActiveTTL, keepAliveMsecs: agent.keepAliveMsecs, maxSockets: agent.maxSockets, maxFreeSockets: agent.maxFreeSockets }));";
     understood(Command::new("node").current_dir(dir).args(["--input-type=module", "--eval", program, "--"]).arg(file))
 }
 
@@ -164,11 +164,12 @@ fn node_reads_an_http_connection_pool() {
         assert_eq!(read, json!({"enabled": true, "global": global, "providers": {}}), "{about}");
         // And the agent does what the limits mean: to it 0 is no limit where it is given at all.
         let agent = agent(&dir, &files.0.join("http.json"));
-        for name in ["timeout", "freeSocketTimeout"] {
-            if let Some(value) = global.get(name) {
-                assert_eq!(agent[name], *value, "{about} {name}");
-            }
+        // What it is not told it does by itself: docs/targets/extremes.md.
+        let own = [("timeout", 8000), ("freeSocketTimeout", 4000), ("keepAliveMsecs", 1000)];
+        for (name, own) in own {
+            assert_eq!(agent[name], global.get(name).cloned().unwrap_or(json!(own)), "{about} {name}");
         }
+        assert_eq!(agent["socketActiveTTL"], global.get("maxSocketLifetime").cloned().unwrap_or(json!(0)), "{about}");
         for (name, none) in [("maxSockets", Json::Null), ("maxFreeSockets", 256.into())] {
             let expected = global.get(name).filter(|value| **value != 0).cloned().unwrap_or(none);
             assert_eq!(agent[name], expected, "{about} {name}");

@@ -5,13 +5,12 @@ use std::{
     fmt::Write as _,
     fs,
     path::Path,
-    time::Duration,
 };
 
 use idleconn_operator::{
-    api::{Format, Knob, Settings, Value, crd, preset},
-    decide::{Capability, Traits},
-    targets::{aistore, caddy, configmap},
+    api::{Format, Knob, Settings, crd, preset},
+    decide::Capability,
+    targets::{aistore, caddy},
 };
 use serde_json::Value as Json;
 
@@ -42,7 +41,7 @@ fn the_reference_of_the_crd() {
     let mut page = String::from(
         "# IdleConnectionPolicy\n\nGenerated from the types by `make generate`; do not edit.\n\n`idleconn.io/v1alpha1`, namespaced, short name `icp`.\n\n\
          Durations are up to four numbers, each with h, m, s or ms: `30s`, `1m30s`, `500ms`; no fractions, no days, no sign (GEP-2257). \
-         0 is \"no limit\"; a target that cannot be told so does not get it (`status.unsupported`, docs/targets/configmap.md).\n",
+         0 is \"no limit\"; a target that cannot be told so does not get it (`status.unsupported`, docs/targets/extremes.md).\n",
     );
     for part in ["spec", "status"] {
         let _ = write!(page, "\n## {part}\n\n| field | type | default | meaning |\n|---|---|---|---|\n");
@@ -119,25 +118,6 @@ fn where_each_field_goes_in_each_format() {
     let readers: Vec<_> = Format::ALL.iter().map(|format| format.reader()).collect();
     let _ = writeln!(table, "| read by | {} |", readers.join(" | "));
     check_between("docs/targets/configmap.md", "formats", &format!("{table}\n"));
-}
-
-#[test]
-fn what_zero_is_to_each_reader() {
-    let readers: Vec<(String, Traits)> = std::iter::once(("Caddy".to_owned(), caddy::TRAITS))
-        .chain(Format::ALL.iter().map(|format| (format.name(), configmap::traits(*format))))
-        .collect();
-    let mut table = "\n| limit | target or format | 0 |\n|---|---|---|\n".to_owned();
-    for knob in Knob::ALL {
-        let zero = if knob.is_count() { Value::Count(0) } else { Value::Duration(Duration::ZERO) };
-        for (name, traits) in &readers {
-            if traits.capability(knob) != Capability::Unsupported {
-                let said = (traits.inexpressible)(knob, zero)
-                    .map_or_else(|| "no limit".to_owned(), |why| format!("not governed: {why}"));
-                let _ = writeln!(table, "| `{knob}` | {name} | {said} |");
-            }
-        }
-    }
-    check_between("docs/targets/configmap.md", "zero", &format!("{table}\n"));
 }
 
 /// A format is a file and a line: shown with one that is in use.

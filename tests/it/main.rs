@@ -17,6 +17,7 @@ mod conflicts;
 mod connections;
 mod crash;
 mod crd;
+mod extremes;
 mod faults;
 mod formats;
 mod generated;

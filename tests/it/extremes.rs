@@ -1,0 +1,204 @@
+//! What each reader does with 0, with nothing, and with the largest value that a policy may say: docs/targets/extremes.md.
+//!
+//! What a policy's 0 and its largest value come to is the operator's own code, and the readers are asked for it in the tests of formats and of
+//! Caddy. What a reader does with a limit that it is not told is here, with the test that asks it or the place where it was read.
+
+use std::fmt::Write as _;
+
+use idleconn_operator::{
+    api::{Format, Knob},
+    decide::{Capability, Traits},
+    targets::{aistore, caddy, configmap},
+};
+
+use crate::{
+    formats::{largest, no_limit},
+    golden::check,
+    support::cluster::ROOT,
+};
+
+/// How something is known.
+#[derive(Clone, Copy)]
+enum Known {
+    /// The test that asks the reader.
+    Asked(&'static str),
+    /// Where it was read.
+    Read(&'static str),
+}
+use Known::{Asked, Read};
+
+/// The limits of one reader: its name, what is true of it, and what each limit is when it is not told.
+struct Reader {
+    name: String,
+    traits: Traits,
+    absent: fn(Knob) -> Option<(&'static str, Known)>,
+}
+
+fn readers() -> Vec<Reader> {
+    let of = |name: &str, traits, absent| Reader { name: name.into(), traits, absent };
+    let format = |format: Format| {
+        let absent = match format {
+            Format::Yaml | Format::Json | Format::Env => go,
+            Format::HttpConnectionPool => agentkeepalive,
+            Format::ThanosObjstore => thanos,
+            Format::Nginx => nginx,
+            Format::Haproxy => haproxy,
+        };
+        of(&format.name(), configmap::traits(format), absent)
+    };
+    let mut all = vec![of("AIStore", aistore::TRAITS, aistore as fn(Knob) -> _), of("Caddy", caddy::TRAITS, caddy)];
+    all.extend(Format::ALL.iter().map(|each| format(*each)));
+    all
+}
+
+fn aistore(knob: Knob) -> Option<(&'static str, Known)> {
+    let own = Asked("replay::the_stand_in_answers_as_the_real_server_did");
+    Some(match knob {
+        Knob::IntraClusterIdleConnTimeout | Knob::BackendIdleConnTimeout => ("its own 6s", own),
+        Knob::IntraClusterMaxIdleConns => ("its own 256", own),
+        Knob::IntraClusterMaxIdleConnsPerHost => ("its own 32", own),
+        _ => return None,
+    })
+}
+
+fn caddy(knob: Knob) -> Option<(&'static str, Known)> {
+    const TRANSPORT: &str = "Caddy 2.11.9, reverseproxy/httptransport.go";
+    Some(match knob {
+        Knob::ServerIdleTimeout => ("5m", Read("Caddy 2.11.9, caddyhttp/app.go:406")),
+        Knob::ServerReadHeaderTimeout => ("1m", Read("Caddy 2.11.9, caddyhttp/app.go:409")),
+        Knob::BackendIdleConnTimeout => ("2m", Read("Caddy 2.11.9, reverseproxy/httptransport.go:215")),
+        Knob::BackendMaxIdleConns => ("no limit", Read("Caddy 2.11.9, reverseproxy/httptransport.go:490")),
+        Knob::BackendMaxIdleConnsPerHost => ("32", Read("Caddy 2.11.9, reverseproxy/httptransport.go:218")),
+        Knob::BackendTcpKeepAlive => ("30s", Read("Caddy 2.11.9, reverseproxy/httptransport.go:212")),
+        Knob::BackendMaxConnsPerHost | Knob::BackendTlsHandshakeTimeout | Knob::BackendResponseHeaderTimeout => {
+            ("no limit", Read(TRANSPORT))
+        }
+        Knob::BackendExpectContinueTimeout => ("it does not wait", Read(TRANSPORT)),
+        _ => return None,
+    })
+}
+
+/// A program that leaves alone what the file does not say, as examples/go-service does, has what Go does by itself.
+fn go(knob: Knob) -> Option<(&'static str, Known)> {
+    Some(match knob {
+        Knob::ServerIdleTimeout => ("ReadTimeout, or no limit", Read("Go 1.26, net/http/server.go:3607")),
+        Knob::ServerReadHeaderTimeout => ("ReadTimeout, or no limit", Read("Go 1.26, net/http/server.go:3614")),
+        Knob::IntraClusterIdleConnTimeout | Knob::BackendIdleConnTimeout => {
+            ("90s (DefaultTransport)", Read("Go 1.26, net/http/transport.go:54"))
+        }
+        Knob::IntraClusterMaxIdleConns | Knob::BackendMaxIdleConns => {
+            ("100 (DefaultTransport)", Read("Go 1.26, net/http/transport.go:53"))
+        }
+        Knob::IntraClusterMaxIdleConnsPerHost | Knob::BackendMaxIdleConnsPerHost => {
+            ("2", Read("Go 1.26, net/http/transport.go:61"))
+        }
+        Knob::BackendMaxConnsPerHost => ("no limit", Read("Go 1.26, net/http/transport.go:214")),
+        Knob::BackendTcpKeepAlive => ("30s (DefaultTransport)", Read("Go 1.26, net/http/transport.go:50")),
+        Knob::BackendTlsHandshakeTimeout => ("10s (DefaultTransport)", Read("Go 1.26, net/http/transport.go:55")),
+        Knob::BackendExpectContinueTimeout => ("1s (DefaultTransport)", Read("Go 1.26, net/http/transport.go:56")),
+        Knob::BackendResponseHeaderTimeout => ("no limit", Read("Go 1.26, net/http/transport.go:227")),
+        Knob::BackendRequestTimeout => ("no limit", Read("Go 1.26, net/http/client.go:96")),
+        _ => return None,
+    })
+}
+
+fn agentkeepalive(knob: Knob) -> Option<(&'static str, Known)> {
+    let asked = Asked("formats::node_reads_an_http_connection_pool");
+    Some(match knob {
+        Knob::BackendIdleConnTimeout => ("4s", asked),
+        Knob::BackendMaxIdleConnsPerHost => ("256", asked),
+        Knob::BackendMaxConnsPerHost | Knob::BackendMaxConnLifetime => ("no limit", asked),
+        Knob::BackendTcpKeepAlive => ("1s", asked),
+        Knob::BackendRequestTimeout => ("twice the idle time, at least 8s: so 0 is written beside each idle time", asked),
+        _ => return None,
+    })
+}
+
+fn thanos(knob: Knob) -> Option<(&'static str, Known)> {
+    const OBJSTORE: &str = "thanos-io/objstore 71d60dfee488, the default of each provider, such as providers/azure/azure.go:36";
+    Some(match knob {
+        Knob::BackendIdleConnTimeout => ("90s", Read(OBJSTORE)),
+        Knob::BackendMaxIdleConns | Knob::BackendMaxIdleConnsPerHost => ("100", Read(OBJSTORE)),
+        Knob::BackendMaxConnsPerHost => ("no limit", Read(OBJSTORE)),
+        Knob::BackendTlsHandshakeTimeout => ("10s", Read(OBJSTORE)),
+        Knob::BackendExpectContinueTimeout => ("1s", Read(OBJSTORE)),
+        Knob::BackendResponseHeaderTimeout => ("2m", Read(OBJSTORE)),
+        _ => return None,
+    })
+}
+
+fn nginx(knob: Knob) -> Option<(&'static str, Known)> {
+    const CORE: &str = "nginx's manual, ngx_http_core_module";
+    const UPSTREAM: &str = "nginx's manual, ngx_http_upstream_module";
+    Some(match knob {
+        Knob::ServerIdleTimeout => ("75s", Read(CORE)),
+        Knob::ServerReadHeaderTimeout => ("60s", Read(CORE)),
+        Knob::ServerMaxRequestsPerConn => ("1000", Read(CORE)),
+        Knob::BackendIdleConnTimeout => ("60s", Read(UPSTREAM)),
+        Knob::BackendMaxIdleConnsPerHost => ("it keeps none, unless your file says keepalive itself", Read(UPSTREAM)),
+        Knob::BackendMaxConnLifetime => ("1h", Read(UPSTREAM)),
+        _ => return None,
+    })
+}
+
+fn haproxy(knob: Knob) -> Option<(&'static str, Known)> {
+    const TIMEOUTS: &str = "HAProxy 2.6's manual, 4.2";
+    const SERVER: &str = "HAProxy 2.6's manual, 5.2";
+    Some(match knob {
+        Knob::ServerIdleTimeout => ("timeout http-request, or else timeout client", Read(TIMEOUTS)),
+        Knob::ServerReadHeaderTimeout => ("timeout client", Read(TIMEOUTS)),
+        Knob::BackendIdleConnTimeout => ("5s", Read(SERVER)),
+        Knob::BackendMaxIdleConnsPerHost => ("no limit", Read(SERVER)),
+        Knob::BackendResponseHeaderTimeout | Knob::BackendRequestTimeout => ("no limit, and it warns", Read(TIMEOUTS)),
+        _ => return None,
+    })
+}
+
+/// What the API server refuses for AIStore, which checks ranges itself.
+fn refused(reader: &str, knob: Knob, zero: bool) -> Option<&'static str> {
+    Some(match (reader, knob, zero) {
+        ("AIStore", Knob::IntraClusterIdleConnTimeout | Knob::BackendIdleConnTimeout, true) => "refused: it takes its 6s for 0",
+        ("AIStore", Knob::IntraClusterMaxIdleConns, true) => "refused: AIStore refuses it beside any per-host limit",
+        ("AIStore", Knob::IntraClusterMaxIdleConnsPerHost, true) => "refused: it takes its 32 for 0",
+        ("AIStore", Knob::IntraClusterIdleConnTimeout, false) => "refused: its servers close at 30s, 29s is the largest",
+        ("AIStore", Knob::IntraClusterMaxIdleConns, false) => "refused: 4096 is its largest",
+        ("AIStore", Knob::IntraClusterMaxIdleConnsPerHost, false) => "refused: 128 is its largest",
+        _ => return None,
+    })
+}
+
+#[test]
+fn what_each_reader_does_with_zero_with_nothing_and_with_the_largest_value() {
+    let mut page = "# 0, nothing, and the largest value\n\nGenerated by `make generate`; do not edit.\n\n\
+        In a policy 0 is \"no limit\". A reader that takes a value for something else, or cannot take it, is not told it: the limit is *not governed* and stands in\n\
+        `status.unsupported`. What AIStore refuses the API server refuses first. A limit that the policy does not have is left out of what is written, and the reader does what it\n\
+        does by itself. The columns for 0 and for the largest value (times of 99,999 hours, counts of 1,000,000) are asked of the real readers by the tests; the last column says how the\n\
+        one before it is known: *asked* names the test, *read* the source or the manual.\n"
+        .to_owned();
+    for Reader { name, traits, absent } in readers() {
+        let _ = write!(page, "\n## {name}\n\n| limit | 0 | the largest | nothing | known |\n|---|---|---|---|---|\n");
+        for knob in Knob::ALL {
+            if traits.capability(knob) == Capability::Unsupported {
+                assert!(absent(knob).is_none(), "{name} has no place for {knob}");
+                continue;
+            }
+            let (nothing, known) = absent(knob).unwrap_or_else(|| panic!("{name}: what is {knob} without a value?"));
+            let known = match known {
+                Asked(test) => {
+                    let (module, test) = test.split_once("::").unwrap();
+                    let source = std::fs::read_to_string(format!("{ROOT}/tests/it/{module}.rs")).unwrap();
+                    assert!(source.contains(&format!("fn {test}(")), "{module} has no test {test}");
+                    format!("asked: {module}, {}", test.replace('_', " "))
+                }
+                Read(place) => format!("read: {place}"),
+            };
+            let said = |zero: bool, taken: &str| {
+                let value = if zero { no_limit()[&knob] } else { largest()[&knob] };
+                let not = (traits.inexpressible)(knob, value).map(|why| format!("not governed: {why}"));
+                refused(&name, knob, zero).map(str::to_owned).or(not).unwrap_or_else(|| taken.to_owned())
+            };
+            let _ = writeln!(page, "| `{knob}` | {} | {} | {nothing} | {known} |", said(true, "no limit"), said(false, "taken"));
+        }
+    }
+    check("docs/targets/extremes.md", &page);
+}
