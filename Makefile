@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 CLUSTER_DIR ?= $(or $(IDLECONN_CLUSTER_DIR),$(HOME)/.cache/idleconn-operator/cluster)
 
-.PHONY: attack upgrade fuzz advisories scale image plugin chart e2e mutants needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
+.PHONY: arm64 image-all attack upgrade fuzz advisories scale image plugin chart e2e mutants needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
 
 help: ## Lists the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -38,6 +38,14 @@ test: needs needs-prometheus needs-readers needs-page needs-faketime tools ## Ru
 image: needs ## Makes the image without an engine, target/image/idleconn-operator.tar, and lists what is in it (CycloneDX)
 	@image/build
 	@image/sbom
+
+image-all: needs ## The same for amd64 and for arm64
+	@image/build amd64
+	@image/build arm64
+	@image/sbom amd64 arm64
+
+arm64: needs ## Builds both programs for arm64 and lets them say their version under an emulator
+	@image/arm64-starts
 
 plugin: needs ## Packs kubectl's plugin and its Krew manifest: target/image/idleconn.yaml
 	@image/plugin
@@ -92,7 +100,7 @@ lint: ## Format, clippy, dependencies, shell scripts' syntax
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo deny --offline check bans licenses sources
 	@for module in examples/go-service tests/gitops tests/readers/objstore tests/textparse; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...) || exit 1; done
-	@for script in demo/run .ci/run deploy/generate image/build image/pack image/plugin image/sbom image/static tests/chart/run tests/e2e/node tests/e2e/run tests/schemathesis/build tests/tools/build tests/tools/cluster; do bash -n $$script || exit 1; done
+	@for script in demo/run .ci/run deploy/generate image/arm64-starts image/build image/pack image/plugin image/sbom image/static tests/chart/run tests/e2e/node tests/e2e/run tests/schemathesis/build tests/tools/build tests/tools/cluster; do bash -n $$script || exit 1; done
 
 generate: needs needs-readers tools ## Writes what is generated: crds/, docs/reference.md, docs/openapi.json, the tables in docs/, tests/golden/
 	IDLECONN_GENERATE=1 cargo test --locked --test it -- --test-threads=1 generated the_document_says every_route_says
