@@ -14,7 +14,7 @@ use idleconn_operator::{
         policy::DriftPolicy,
     },
     decide::{
-        self, Adaptive, Declared, Input, Pause, Plan, To,
+        self, Adaptive, Declared, Input, Lives, Pause, Plan, To,
         openness::{self, MARGIN, WITHIN},
         order,
         originals::Saved,
@@ -166,7 +166,7 @@ impl World {
                 saved: &self.saved,
                 unfinished: &BTreeSet::new(),
                 restarted: &BTreeSet::new(),
-                started: &BTreeMap::new(),
+                lives: &Lives::new(),
                 previous: &self.status,
                 adaptive: Some(Adaptive {
                     tuning: &self.tuning,

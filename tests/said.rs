@@ -14,8 +14,10 @@ use std::{
 use idleconn_operator::{
     api::{IdleConnectionPolicyStatus, Knob, Value},
     decide::{
-        Capability, Cause, Declared, Drift, Fault, NodeState, Plan, Site, Stored, Traits, Unit, UnitState,
+        Capability, Cause, Declared, Drift, Fault, Lives, NodeState, Plan, Site, Stored, Traits, Unit, UnitState,
         conditions::{Problem, Seen, UnitResult, report},
+        lives,
+        observed::Uptime,
         restart::{Outcome, Said},
     },
 };
@@ -43,7 +45,7 @@ struct Scene {
     problem: Option<Problem>,
     units: Vec<UnitResult>,
     plan: Plan,
-    started: BTreeMap<String, i64>,
+    lives: Lives,
     previous: IdleConnectionPolicyStatus,
 }
 
@@ -68,7 +70,7 @@ impl Scene {
             traits: TRAITS,
             problem: None,
             units: ["gw-1", "gw-2", "gw-3"].map(|name| holding(name, &[(SERVER, seconds(30))])).into(),
-            started: BTreeMap::new(),
+            lives: Lives::new(),
             previous: IdleConnectionPolicyStatus::default(),
         }
     }
@@ -84,7 +86,7 @@ impl Scene {
             plan: &self.plan,
             saved: &BTreeMap::new(),
             original: Some("gateway-original".into()),
-            started: &self.started,
+            lives: &self.lives,
             adaptive: None,
             advice: &[],
             shared: None,
@@ -133,17 +135,27 @@ impl Scene {
         });
     }
 
-    /// The pool's size was changed at 1 s, and these processes have started when.
-    fn pools(&mut self, started: &[(&str, i64)]) {
+    /// The pool's size was changed at 1 s. Of these processes it is known whether they were started with it; of others nothing.
+    fn pools(&mut self, started: &[(&str, bool)]) {
         let settings = [(SERVER, seconds(30)), (TOTAL, Value::Count(50))];
         self.desire(&settings);
         self.units = ["gw-1", "gw-2", "gw-3"].map(|name| holding(name, &settings)).into();
         self.plan.control.changed = [(TOTAL, 1000)].into();
-        self.started = started.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect();
+        let ran = |secs| Some(Uptime { at_least: Duration::from_secs(secs), slack: Duration::from_secs(10) });
+        let seen = Timestamp::from_second(50).unwrap();
+        self.lives.clear();
+        for result in &self.units {
+            let Some((name, with_it)) = started.iter().find(|(name, _)| *name == result.unit.name) else { continue };
+            let node = &result.state.as_ref().unwrap().nodes[0];
+            assert_eq!(node.name, *name);
+            for secs in if *with_it { vec![100, 3] } else { vec![100] } {
+                lives::look(&mut self.lives, &NodeState { uptime: ran(secs), ..node.clone() }, false, seen);
+            }
+        }
     }
 
     fn restarting(&mut self, said: Said, why: Option<&str>) {
-        self.pools(&[("gw-1", 1000), ("gw-2", 999), ("gw-3", 999)]);
+        self.pools(&[("gw-1", true), ("gw-2", false), ("gw-3", false)]);
         let finished = vec!["gw-1".to_owned()];
         self.plan.restart = Some((Outcome { said: Some(said), finished, ..Outcome::default() }, why.map(str::to_owned)));
     }
@@ -268,8 +280,8 @@ fn every_situation_is_said_as_it_was_reviewed() {
         ("nothing is there", after(&|scene| scene.problem("TargetNotFound", true, false))),
         ("a Secret is missing", after(&|scene| scene.problem("RefNotFound", false, false))),
         ("the cluster does not let anybody in", after(&|scene| scene.problem("Forbidden", false, true))),
-        ("a restart is needed", after(&|scene| scene.pools(&[("gw-1", 1000), ("gw-2", 999)]))),
-        ("all were restarted", after(&|scene| scene.pools(&[("gw-1", 1000), ("gw-2", 1001), ("gw-3", 2000)]))),
+        ("a restart is needed", after(&|scene| scene.pools(&[("gw-1", true), ("gw-2", false)]))),
+        ("all were restarted", after(&|scene| scene.pools(&[("gw-1", true), ("gw-2", true), ("gw-3", true)]))),
         (
             "nobody knows what is in use",
             after(&|scene| {
@@ -278,9 +290,9 @@ fn every_situation_is_said_as_it_was_reviewed() {
             }),
         ),
         (
-            "the nodes' own word is enough",
+            "one of them was not seen to start",
             after(&|scene| {
-                scene.pools(&[("gw-1", 5000), ("gw-2", 5000), ("gw-3", 4999)]);
+                scene.pools(&[("gw-1", true), ("gw-2", true), ("gw-3", false)]);
                 scene.plan.control.changed.clear();
                 for result in &mut scene.units {
                     result.state.as_mut().unwrap().changed = Some(Timestamp::from_millisecond(5000).unwrap());

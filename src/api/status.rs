@@ -256,6 +256,9 @@ pub struct Control {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, i64>")]
     pub changed: BTreeMap<Knob, i64>,
+    /// That each process was seen to use what its node stores, of fields that need a restart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub confirmed: Option<Confirmed>,
     /// Fields that somebody else put back: `[times, first seen, left alone until]` (Unix seconds).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, Vec<i64>>")]
@@ -269,6 +272,17 @@ pub struct Control {
     /// Where tightening and relaxing stand; see docs/control-law.md for its parts.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "loop")]
     pub adaptation: Option<String>,
+}
+
+/// Which processes were seen to use which values.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+pub struct Confirmed {
+    /// A hash of the values.
+    pub values: String,
+    /// The nodes: a hash of all their names, or those of up to 32, one after the other.
+    pub nodes: String,
+    /// When the nodes' configuration was last changed before that, by their own word (Unix milliseconds).
+    pub changed: i64,
 }
 
 /// What has been begun with restarts, so that it is seen through.

@@ -29,7 +29,12 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         status.conditions.iter().find(|c| c.type_ == type_).map(|c| (c.status.as_str(), c.reason.as_str(), c.message.as_str()))
     };
     let nodes = status.nodes.as_ref().map(|nodes| format!(" on {} nodes", nodes.summary)).unwrap_or_default();
+    let holds = message("Programmed").filter(|(status, ..)| *status == "False");
     match message("Ready") {
+        Some(("True", "Succeeded", _)) if holds.is_some() => {
+            let (_, reason, message) = holds.unwrap_or_default();
+            say(&format!("{name} was written, and is held{nodes} now ({reason}): {message}."));
+        }
         Some(("True", ..)) => say(&format!("{name} is in order{nodes}.")),
         Some((_, reason, message)) => say(&format!("{name} is not in order ({reason}): {message}.")),
         None => say(&format!("{name}: nothing is known yet.")),
@@ -146,6 +151,16 @@ mod tests {
         assert_eq!(
             told(false, &[READY], &json!({})),
             "gw is in order on 3/3 nodes.\nThe limits are what Git declares; nothing moves them (spec.adaptive is absent or Disabled).\n"
+        );
+    }
+
+    #[test]
+    fn a_policy_that_somebody_contests_is_not_in_order() {
+        let contended = ("Programmed", "False", "Contended", "Somebody else keeps changing x");
+        let text = told(false, &[READY, contended], &json!({}));
+        assert!(
+            text.starts_with("gw was written, and is held on 3/3 nodes now (Contended): Somebody else keeps changing x.\n"),
+            "{text}"
         );
     }
 

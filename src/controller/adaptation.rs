@@ -18,7 +18,7 @@ use crate::{
     },
     clock,
     decide::{
-        self, Adaptive, Declared, Pause, Standing, Traits, Unit, UnitState,
+        self, Adaptive, Declared, Lives, Pause, Standing, Traits, Unit, UnitState,
         adapt::{self, Outcome, percent},
         loop_conditions::SeenLoop,
         openness,
@@ -157,7 +157,7 @@ impl Adaptation {
         look: &Look,
         status: &IdleConnectionPolicyStatus,
         traits: &Traits,
-        started: &BTreeMap<String, i64>,
+        lives: &Lives,
         units: impl IntoIterator<Item = (&'a Unit, &'a UnitState)>,
     ) {
         let changed = status.control.as_ref().map(|control| control.changed.clone()).unwrap_or_default();
@@ -165,7 +165,7 @@ impl Adaptation {
         self.state = outcome.state.clone();
         self.told = status.pressure_percent;
         self.moved = false;
-        self.standing = decide::standing(&self.declared, &self.floor, &self.state, traits, started, &changed, units);
+        self.standing = decide::standing(&self.declared, &self.floor, &self.state, traits, lives, &changed, units);
     }
 
     /// After a round of samples: whether a pass is worth making.

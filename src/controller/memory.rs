@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use super::adaptation::Adaptation;
 use crate::{
     decide::{
-        Cause, Change, Fault, NodeState, Unit,
+        Cause, Change, Fault, Lives, NodeState, Unit, lives,
         originals::{Log, Saved},
     },
     targets::Credentials,
@@ -50,8 +50,10 @@ pub struct Memory {
     pub adaptation: Option<Adaptation>,
     /// What stood in the way of the last restart, if anything did.
     pub restart_note: Option<String>,
-    /// By node: uptime when last seen, when that was, and a time after which the process started.
-    pub lives: BTreeMap<String, Life>,
+    /// The nodes that have been watched.
+    pub nodes: BTreeSet<String>,
+    /// What their processes are known to use.
+    pub lives: Lives,
 }
 
 /// A unit that fails.
@@ -73,26 +75,11 @@ pub struct Unwritten {
     fault: Fault,
 }
 
-/// What is known of a node's process.
-#[derive(Clone, Copy)]
-pub struct Life {
-    uptime: Duration,
-    seen: Timestamp,
-    /// The process started after this (Unix milliseconds).
-    pub started_after: i64,
-}
-
 impl Memory {
     /// What the units held before the first write, as far as it has been read.
     #[must_use]
     pub fn saved(&self) -> BTreeMap<String, Saved> {
         self.originals.as_ref().map(Log::units).unwrap_or_default()
-    }
-
-    /// By node: a time (Unix milliseconds) after which its process is known to have started.
-    #[must_use]
-    pub fn started(&self) -> BTreeMap<String, i64> {
-        self.lives.iter().map(|(name, life)| (name.clone(), life.started_after)).collect()
     }
 
     /// Notes how a unit's last reading ended.
@@ -126,18 +113,20 @@ impl Memory {
         unwritten.due.is_none_or(|due| now < due).then(|| unwritten.fault.clone())
     }
 
-    /// Notes how long a node's process has run: what it says is too little rather than too much, so the latest of all that
-    /// follows from several looks is kept.
-    pub fn lived(&mut self, node: &NodeState, now: Timestamp) {
-        let Some(uptime) = node.uptime else { return };
-        // Both are a node's own word, and may be any number.
-        let most = i64::try_from(uptime.at_least.saturating_add(uptime.slack).as_millis()).unwrap_or(i64::MAX);
-        let bound = now.as_millisecond().saturating_sub(most).saturating_sub(1);
-        let life =
-            self.lives.entry(node.name.clone()).or_insert(Life { uptime: uptime.at_least, seen: now, started_after: bound });
-        // A process that has run for less time than when it was last seen was started since.
-        let restarted = if uptime.at_least < life.uptime { life.seen.as_millisecond() } else { i64::MIN };
-        *life = Life { uptime: uptime.at_least, seen: now, started_after: life.started_after.max(bound).max(restarted) };
+    /// Notes what the nodes say of themselves. `all`: every node of the policy is among them.
+    pub fn looked(&mut self, nodes: &[&NodeState], all: bool, now: Timestamp) {
+        let watched = !self.nodes.is_empty();
+        for node in nodes {
+            let joined = watched && !self.nodes.contains(&node.name);
+            lives::look(&mut self.lives, node, joined, now);
+        }
+        let names = nodes.iter().map(|node| node.name.clone());
+        if all {
+            self.nodes = names.collect();
+            self.lives.retain(|name, _| self.nodes.contains(name));
+        } else {
+            self.nodes.extend(names);
+        }
     }
 
     /// Forgets units that are neither there any more nor waiting to be restored: pods come and go.
@@ -152,11 +141,6 @@ impl Memory {
         self.logged.retain(|about, _| {
             ids.contains(about) || matches!(about.as_str(), "error" | "problem" | "restore" | "restart" | "status")
         });
-    }
-
-    /// Forgets nodes that are not there any more.
-    pub fn lives_only(&mut self, nodes: &BTreeSet<&str>) {
-        self.lives.retain(|name, _| nodes.contains(name.as_str()));
     }
 
     /// Whether this was not said before; it is noted as said.
@@ -179,40 +163,23 @@ mod tests {
         decide::{Site, To, observed::Uptime},
     };
 
-    fn node(uptime: u64) -> NodeState {
-        let uptime = Uptime { at_least: Duration::from_secs(uptime), slack: Duration::from_secs(10) };
-        NodeState { uptime: Some(uptime), ..NodeState::new("t1", Ok(BTreeMap::new())) }
-    }
+    const KNOB: Knob = Knob::IntraClusterMaxIdleConnsPerHost;
 
-    fn started_after(looks: &[(i64, u64)]) -> i64 {
+    #[test]
+    fn a_node_joins_that_was_not_there_when_others_were_watched() {
+        let node = |name: &str, uptime| NodeState { uptime, ..NodeState::new(name, Ok([(KNOB, Some(Value::Count(80)))].into())) };
+        let uptime = Some(Uptime { at_least: Duration::from_secs(40), slack: Duration::from_secs(10) });
         let mut memory = Memory::default();
-        for (at, uptime) in looks {
-            memory.lived(&node(*uptime), Timestamp::from_second(10_000 + at).expect("a time"));
-        }
-        memory.lives["t1"].started_after - 10_000_000
-    }
-
-    #[test]
-    fn a_start_is_never_taken_for_later_than_it_was() {
-        assert_eq!(started_after(&[(0, 100)]), -110_001);
-        assert_eq!(started_after(&[(0, 100), (5, 100)]), -105_001);
-        assert_eq!(started_after(&[(0, 100), (5, 100), (6, 106)]), -105_001);
-    }
-
-    #[test]
-    fn an_uptime_beyond_all_measure_is_an_early_start() {
-        let uptime = Uptime { at_least: Duration::MAX, slack: Duration::MAX };
-        let mut memory = Memory::default();
-        let node = NodeState { uptime: Some(uptime), ..NodeState::new("t1", Ok(BTreeMap::new())) };
-        memory.lived(&node, Timestamp::MIN);
-        memory.lived(&node, Timestamp::MAX);
-        assert!(memory.lives["t1"].started_after < Timestamp::MAX.as_millisecond());
-    }
-
-    #[test]
-    fn an_uptime_that_went_down_is_a_restart_since_the_last_look() {
-        assert_eq!(started_after(&[(0, 100), (30, 2)]), 17_999);
-        assert_eq!(started_after(&[(0, 100), (8, 2)]), 0);
+        let at = |second: i64| Timestamp::from_second(10_000 + second).expect("a time");
+        let uses = |memory: &Memory, name: &str| memory.lives.get(name).and_then(|life| life.uses(KNOB, Value::Count(80), None));
+        // One of the first two does not say how long it has run, and does so later.
+        memory.looked(&[&node("p0", uptime), &node("t0", None)], true, at(0));
+        memory.looked(&[&node("p0", uptime), &node("t0", uptime), &node("t1", uptime)], true, at(30));
+        assert_eq!([uses(&memory, "p0"), uses(&memory, "t0"), uses(&memory, "t1")], [None, None, Some(false)]);
+        // One that leaves and comes back has joined.
+        memory.looked(&[&node("p0", uptime)], true, at(60));
+        memory.looked(&[&node("p0", uptime), &node("t0", uptime)], true, at(90));
+        assert_eq!(uses(&memory, "t0"), Some(false));
     }
 
     #[test]

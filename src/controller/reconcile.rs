@@ -39,7 +39,7 @@ use crate::{
         advice::{self, Observed},
         claims::{Claimant, SHARED, sentence},
         conditions::{Problem, Seen, UnitResult, failure},
-        contention,
+        contention, lives,
         truths::truths,
     },
     metrics::Step,
@@ -433,7 +433,7 @@ async fn round(
 /// What is decided about one group of units. The loop looks once in a pass; later groups get what it found.
 async fn decided(job: &Job<'_>, subject: &Subject, memory: &mut Memory, done: &Done, answered: &[(Unit, UnitState)]) -> Plan {
     let Job { ctx, declared, traits, target, .. } = *job;
-    let (saved, started) = (memory.saved(), memory.started());
+    let saved = memory.saved();
     let mut previous = subject.object.status.clone().unwrap_or_default();
     let mut unfinished = memory.unfinished.clone();
     let declared = done.plan.as_ref().map_or(declared, |plan| &plan.desired);
@@ -454,7 +454,7 @@ async fn decided(job: &Job<'_>, subject: &Subject, memory: &mut Memory, done: &D
         saved: &saved,
         unfinished: &unfinished,
         restarted: &BTreeSet::new(),
-        started: &started,
+        lives: &memory.lives,
         previous: &previous,
         adaptive: memory.adaptation.as_ref().zip(look).map(|(adaptation, look)| adaptation.input(look)),
         now: clock::now(),
@@ -481,12 +481,9 @@ async fn finish(job: &Job<'_>, subject: &mut Subject, memory: &mut Memory, done:
     results.sort_by(|a, b| a.unit.name.cmp(&b.unit.name));
     let stamp = clock::now();
     let nodes: Vec<_> = results.iter().filter_map(|result| result.state.as_ref().ok()).flat_map(|state| &state.nodes).collect();
-    for node in &nodes {
-        memory.lived(node, stamp);
-    }
-    if results.iter().all(|result| result.state.is_ok()) {
-        memory.lives_only(&nodes.iter().map(|node| node.name.as_str()).collect());
-    }
+    let all = results.len() == units.len() && results.iter().all(|result| result.state.is_ok());
+    memory.looked(&nodes, all, stamp);
+    take_up(subject, memory, &plan, traits, &results, all);
     plan_changed(&mut plan, &results, traits, stamp);
     log_faults(subject, memory, &results);
 
@@ -495,11 +492,10 @@ async fn finish(job: &Job<'_>, subject: &mut Subject, memory: &mut Memory, done:
     restart::look(ctx, subject, memory, &mut plan, traits, &results).await?;
     planted::panics("report", &subject.path);
     say(ctx, subject, memory, declared, traits, None, &plan, &results, look.as_ref()).await?;
-    let started = memory.started();
     if let (Some(adaptation), Some(outcome), Some(look)) = (&mut memory.adaptation, &plan.outcome, &look) {
         let status = subject.object.status.clone().unwrap_or_default();
         let units = results.iter().filter_map(|result| Some((&result.unit, result.state.as_ref().ok()?)));
-        adaptation.commit(outcome, look, &status, traits, &started, units);
+        adaptation.commit(outcome, look, &status, traits, &memory.lives, units);
     }
     // Begun was only what has been written down now.
     restart::act(ctx, subject, memory, &plan, target.as_ref(), &results).await;
@@ -564,10 +560,26 @@ async fn restarted(target: &dyn Target, units: &[&Unit], births: &mut BTreeMap<S
     restarted
 }
 
-/// Notes when fields that need a restart were changed: a process that started later uses them.
+/// What was written down of the nodes' processes, when this program has just begun to watch them.
+fn take_up(subject: &Subject, memory: &mut Memory, plan: &Plan, traits: &Traits, results: &[UnitResult], all: bool) {
+    let written = subject.object.status.as_ref().and_then(|status| status.control.as_ref()?.confirmed.as_ref());
+    let Some(written) = written.filter(|_| all) else { return };
+    let desired = lives::read_at_start(&plan.desired.settings, traits);
+    let states: Vec<_> = results.iter().filter_map(|result| result.state.as_ref().ok()).collect();
+    let Some(changed) = states.iter().filter_map(|state| state.changed).max() else { return };
+    let nodes: Vec<_> = states.iter().flat_map(|state| &state.nodes).collect();
+    lives::take_up(&mut memory.lives, written, &nodes, &desired, changed.as_millisecond());
+}
+
+/// Notes when fields that need a restart were changed: a process that is older does not use them. What is only put back is no change: who
+/// was not started meanwhile has used it all along.
 fn plan_changed(plan: &mut Plan, results: &[UnitResult], traits: &Traits, now: Timestamp) {
+    let put_back: BTreeSet<_> = plan.drift.iter().map(|drift| (drift.id.clone(), drift.knob)).collect();
     for result in results.iter().filter(|result| result.write.is_none()) {
         for change in plan.units.get(&result.unit.id).map(|unit| &unit.changes[..]).unwrap_or_default() {
+            if put_back.contains(&(result.unit.id.clone(), change.site.knob)) {
+                continue;
+            }
             if traits.capability(change.site.knob) == decide::Capability::AfterRestart {
                 plan.control.changed.insert(change.site.knob, now.as_millisecond());
             }
@@ -625,7 +637,6 @@ async fn say(
 ) -> Result<(), Error> {
     let previous = subject.object.status.clone().unwrap_or_default();
     let log = memory.originals.as_ref();
-    let started = memory.started();
     let files = look.and_then(Look::files);
     let observed = Observed {
         open_files: files.as_ref().map(|(percent, node)| (*percent, node.as_str())),
@@ -645,7 +656,7 @@ async fn say(
         plan: &plan,
         saved: &memory.saved(),
         original: log.and_then(|log| log.records.keys().next_back()).map(|newest| originals::name(&subject.name, *newest)),
-        started: &started,
+        lives: &memory.lives,
         adaptive: memory.adaptation.as_ref().zip(look).map(|(adaptation, look)| adaptation.seen(look)),
         advice: &advice,
         shared: subject.shared.then_some(SHARED),

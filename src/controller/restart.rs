@@ -18,6 +18,7 @@ use crate::{
     decide::{
         self, Cause, Fault, Plan, Traits, Unit,
         conditions::UnitResult,
+        lives,
         restart::{self, Act, Input, Pod},
     },
     targets::{self, Target},
@@ -38,7 +39,7 @@ pub type Looked = Option<(restart::Outcome, Option<String>)>;
 pub async fn look(
     ctx: &Context,
     subject: &Subject,
-    memory: &Memory,
+    memory: &mut Memory,
     plan: &mut Plan,
     traits: &Traits,
     results: &[UnitResult],
@@ -65,7 +66,7 @@ pub async fn look(
 async fn evictions(
     ctx: &Context,
     subject: &Subject,
-    memory: &Memory,
+    memory: &mut Memory,
     plan: &Plan,
     traits: &Traits,
     asked: &Asked,
@@ -73,8 +74,7 @@ async fn evictions(
 ) -> Result<Looked, Error> {
     let control = &plan.control;
     let saved = memory.saved();
-    let started = memory.started();
-    let (nodes, changed) = decide::conditions::waiting(&plan.desired, traits, &control.changed, &started, &saved, results);
+    let (nodes, changed) = decide::conditions::waiting(&plan.desired, traits, &control.changed, &memory.lives, &saved, results);
     if control.restart.nodes.is_empty() && nodes.iter().all(|node| !node.pending) {
         return Ok(None);
     }
@@ -88,6 +88,11 @@ async fn evictions(
         }
         Err(error) => return Err(error),
     };
+    // Whose pod was evicted for this change stored what is wanted then, and has another process now.
+    let replaced: Vec<_> = restart::replaced(&control.restart, changed, &nodes, &pods).map(str::to_owned).collect();
+    let values = lives::read_at_start(&plan.desired.settings, traits);
+    replaced.iter().for_each(|node| lives::replaced(&mut memory.lives, node, &values));
+    let (nodes, changed) = decide::conditions::waiting(&plan.desired, traits, &control.changed, &memory.lives, &saved, results);
     let outcome = restart::step(&Input {
         spec: &asked.spec,
         may_begin: asked.may_begin,

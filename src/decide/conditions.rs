@@ -8,6 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::{
     Capability, Declared, Drift, Plan, Sites, Traits, Unit, UnitState,
     advice::Advice,
+    lives::{self, Lives},
     loop_conditions::{self, SeenLoop},
     observed::{Cause, Fault, NodeState},
     originals::Saved,
@@ -15,7 +16,9 @@ use super::{
 };
 use crate::api::{
     IdleConnectionPolicyStatus, Knob, Limits, Settings, Value,
-    status::{MESSAGE_LENGTH, MOST_NODES_NAMED, NAME_LENGTH, NodeCause, Nodes, ObjectName, PendingRestart, StatusLimits},
+    status::{
+        Confirmed, MESSAGE_LENGTH, MOST_NODES_NAMED, NAME_LENGTH, NodeCause, Nodes, ObjectName, PendingRestart, StatusLimits,
+    },
 };
 
 /// How long a changed file may take to a pod: the kubelet looks each minute, and its cache may be as old again.
@@ -65,8 +68,8 @@ pub struct Seen<'a> {
     pub saved: &'a BTreeMap<String, Saved>,
     /// The newest record of it.
     pub original: Option<String>,
-    /// By node name: a time (Unix milliseconds) after which its process is known to have started.
-    pub started: &'a BTreeMap<String, i64>,
+    /// What the nodes' processes are known to use.
+    pub lives: &'a Lives,
     /// What the loop saw, if there is one.
     pub adaptive: Option<SeenLoop<'a>>,
     /// What the policy would better say.
@@ -187,6 +190,9 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
     status.limits = (limits != StatusLimits::default()).then_some(limits);
 
     let mut control = seen.plan.control.clone();
+    if seen.problem.is_none() {
+        control.confirmed = confirmed(seen, &tally);
+    }
     control.changed = if seen.problem.is_none() { tally.changed } else { control.changed };
     let mut notices = notices(seen, &status);
     if let (Some(adaptive), Some(outcome), None) = (&seen.adaptive, &seen.plan.outcome, seen.problem) {
@@ -209,6 +215,26 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
     control.events = control.events.wrapping_add(count(notices.len())) & 0x7fff_ffff;
     status.control = (control != crate::api::status::Control::default()).then_some(control);
     (status, notices)
+}
+
+/// What is written down of processes that read their settings when they start.
+fn confirmed(seen: &Seen<'_>, tally: &Tally) -> Option<Confirmed> {
+    let desired = lives::read_at_start(&seen.desired().settings, seen.traits);
+    if desired.is_empty() {
+        return None;
+    }
+    let states: Vec<_> = seen.units.iter().filter_map(|result| result.state.as_ref().ok()).collect();
+    let changed = states.iter().filter_map(|state| state.changed).max()?.as_millisecond();
+    let nodes: Vec<_> = states.iter().flat_map(|state| &state.nodes).collect();
+    let uses = |node: &NodeState| {
+        let used = |knob| in_use(knob, seen.traits, &tally.changed, seen.lives, node) == Some(true);
+        let stored = node.stored.as_ref().ok();
+        stored.is_some_and(|stored| desired.iter().all(|(knob, value)| stored.get(knob) == Some(&Some(*value)) && used(*knob)))
+    };
+    let now = lives::confirmation(&nodes, uses, &desired, changed)?;
+    // Two readings of the same time differ a little; that is no news.
+    let before = seen.previous.control.as_ref().and_then(|control| control.confirmed.clone());
+    Some(before.filter(|before| before.agrees(&now)).unwrap_or(now))
 }
 
 fn tally(seen: &Seen<'_>) -> Tally {
@@ -268,7 +294,7 @@ fn tally(seen: &Seen<'_>) -> Tally {
             for (&knob, &value) in &settings {
                 let Some(&stored) = stored.get(&knob) else { continue };
                 programmed.entry(knob).or_default().insert(stored);
-                let in_use = in_use(knob, traits, &changed, seen.started, state, node);
+                let in_use = in_use(knob, traits, &changed, seen.lives, node);
                 match in_use {
                     Some(false) if stored == Some(value) && traits.capability(knob) == Capability::Reported => {
                         tally.behind.insert(node.name.clone());
@@ -340,21 +366,16 @@ pub(super) fn in_use(
     knob: Knob,
     traits: &Traits,
     changed: &BTreeMap<Knob, i64>,
-    started: &BTreeMap<String, i64>,
-    state: &UnitState,
+    lives: &Lives,
     node: &NodeState,
 ) -> Option<bool> {
     match traits.capability(knob) {
-        Capability::Hot => return Some(true),
-        Capability::Reported => return node.uses,
-        Capability::AfterRestart | Capability::Unsupported => {}
-    }
-    let started = started.get(&node.name).copied();
-    let after = |at: i64| started.is_some_and(|started| started >= at);
-    match changed.get(&knob) {
-        Some(at) => Some(after(*at)),
-        None if state.changed.is_some_and(|at| after(at.as_millisecond())) => Some(true),
-        None => None,
+        Capability::Hot => Some(true),
+        Capability::Reported => node.uses,
+        Capability::AfterRestart | Capability::Unsupported => {
+            let stored = node.stored.as_ref().ok()?.get(&knob).copied()??;
+            lives.get(&node.name)?.uses(knob, stored, changed.get(&knob).copied())
+        }
     }
 }
 
@@ -364,7 +385,7 @@ pub fn waiting<'a>(
     desired: &Declared,
     traits: &Traits,
     changed: &BTreeMap<Knob, i64>,
-    started: &BTreeMap<String, i64>,
+    lives: &Lives,
     saved: &BTreeMap<String, Saved>,
     units: &'a [UnitResult],
 ) -> (Vec<restart::Node<'a>>, i64) {
@@ -379,7 +400,7 @@ pub fn waiting<'a>(
         for node in &state.nodes {
             let pending = node.stored.as_ref().is_ok_and(|stored| {
                 let stores = |(knob, value): (&Knob, &Value)| stored.get(knob).is_none_or(|stored| *stored == Some(*value));
-                let unused = |knob: &Knob| in_use(*knob, traits, &changed, started, state, node) == Some(false);
+                let unused = |knob: &Knob| in_use(*knob, traits, &changed, lives, node) == Some(false);
                 settings.iter().all(stores) && settings.keys().filter(|knob| stored.contains_key(knob)).any(unused)
             });
             nodes.push(restart::Node { name: &node.name, pending, answers: node.stored.is_ok(), process: node.process.as_ref() });
@@ -522,8 +543,7 @@ fn programmed(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, St
     let nodes = &tally.nodes;
     let worst = || nodes.worst.first().map_or_else(String::new, |n| format!("; {}: {}", n.name, n.cause));
     if !seen.plan.contended.is_empty() && nodes.drifted > 0 {
-        let fields: Vec<_> = seen.plan.contended.iter().map(|knob| knob.path()).collect();
-        return ("False", "Contended", format!("Somebody else keeps changing {}; left alone for now", fields.join(", ")));
+        return ("False", "Contended", contended(seen, tally));
     }
     if nodes.drifted > 0 {
         return match seen.plan.drift.first() {
@@ -545,6 +565,26 @@ fn programmed(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, St
     }
 }
 
+/// Which fields are left alone, what they hold, and until when.
+fn contended(seen: &Seen<'_>, tally: &Tally) -> String {
+    let desired = &seen.desired().settings;
+    let field = |knob: &Knob| {
+        let drift = seen.plan.drift.iter().find(|drift| drift.knob == *knob);
+        let found = drift.map_or_else(|| tally.programmed.get(knob).copied(), |drift| drift.found);
+        let now = found.map_or_else(|| "not the same everywhere".into(), |found| format!("now {found}"));
+        let declared = desired.get(knob).map_or_else(String::new, |value| format!(", declared {value}"));
+        format!("{knob} ({now}{declared})")
+    };
+    let fields: Vec<_> = seen.plan.contended.iter().map(field).collect();
+    let ends = seen.plan.contended.iter().filter_map(|knob| seen.plan.control.contended.get(knob).map(|[_, _, until]| *until));
+    let until = ends.min().and_then(|end| Timestamp::from_second(end).ok());
+    let until = until.map_or_else(String::new, |until| format!(" until {until}"));
+    format!(
+        "Somebody else keeps changing {}: left alone{until}; find out who does, or declare what they want; a new version of the policy is written at once",
+        fields.join(", ")
+    )
+}
+
 /// That none of the declared limits can be written.
 fn nothing(seen: &Seen<'_>) -> String {
     let limits: Vec<_> = seen.declared.settings.keys().chain(&seen.declared.unsupported).map(|knob| knob.path()).collect();
@@ -552,6 +592,14 @@ fn nothing(seen: &Seen<'_>) -> String {
         "No node has a place for any of the declared limits ({}); check that the policy points at the server that has them, and see status.unsupported",
         limits.join(", ")
     )
+}
+
+/// Whether a unit that was changed by somebody else holds what it should again.
+fn holds_now(seen: &Seen<'_>, drift: &Drift) -> bool {
+    let of = seen.units.iter().find(|result| result.unit.id == drift.id).and_then(|result| result.state.as_ref().ok());
+    of.is_some_and(|state| {
+        state.sites.iter().filter(|(site, _)| site.knob == drift.knob).all(|(_, stored)| stored.value == Some(drift.declared))
+    })
 }
 
 /// What is said of drift, in the condition and then in the Event.
@@ -610,11 +658,10 @@ fn in_effect(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, Str
         return ("Unknown", "Unknown", message);
     }
     if !tally.unknown.is_empty() {
-        return (
-            "Unknown",
-            "Unknown",
-            "The nodes held these values before; whether their processes use them was not seen".into(),
+        let message = format!(
+            "{using}; the others were not seen to start with these values: a restart would show it, and is not needed if their own files have them"
         );
+        return ("Unknown", "NotObserved", message);
     }
     ("True", "InEffect", format!("The processes of all {} nodes use the {} limits", nodes.total, seen.which()))
 }
@@ -643,6 +690,14 @@ fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> 
             ("Programmed", "True", _) if flipped || new_generation => tell(false, "Programmed", note),
             ("Programmed", "False", "Contended") if flipped => tell(true, "Contended", note),
             ("Programmed", "False", "Drifted") if flipped => tell(true, "DriftDetected", note),
+            ("Programmed", "False", "Contended") => {
+                // Other fields are put back all the same.
+                for drift in
+                    seen.plan.drift.iter().filter(|drift| !seen.plan.contended.contains(&drift.knob) && holds_now(seen, drift))
+                {
+                    tell(false, "DriftCorrected", &format!("Put back; {}", drifted(drift)));
+                }
+            }
             ("InEffect", "False", "RestartRequired") if flipped || new_generation => tell(true, "RestartRequired", note),
             ("InEffect", "False", "RestartStalled") if flipped => tell(true, "RestartStalled", note),
             ("Stalled", "True", "Rejected") if flipped || new_generation => tell(true, "Rejected", note),

@@ -12,6 +12,7 @@ pub mod declare;
 pub mod efficacy;
 pub mod hash;
 pub mod lease;
+pub mod lives;
 pub mod loop_conditions;
 pub mod observed;
 pub mod openness;
@@ -30,6 +31,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use adapt::{Facts, Outcome};
 pub use declare::{Capability, Declared, Traits, declare, floor};
 use jiff::Timestamp;
+pub use lives::Lives;
 pub use observed::{Cause, Fault, Moved, NodeState, Process, Site, Sites, Stored, Unit, UnitState};
 use originals::Saved;
 use serde_json::Value as Json;
@@ -78,8 +80,8 @@ pub struct Input<'a> {
     pub unfinished: &'a BTreeSet<String>,
     /// Units whose process has started anew since it was last written: what they hold is their own file's, and nobody's contest.
     pub restarted: &'a BTreeSet<String>,
-    /// By node name: a time (Unix milliseconds) after which its process is known to have started.
-    pub started: &'a BTreeMap<String, i64>,
+    /// What the nodes' processes are known to use.
+    pub lives: &'a Lives,
     /// The status as it stands.
     pub previous: &'a IdleConnectionPolicyStatus,
     /// What moves the limits by itself, if anything does.
@@ -196,6 +198,10 @@ pub fn decide(input: &Input<'_>) -> Plan {
     let correcting = conditions::reason(input.previous, "Programmed") == Some("Drifted");
 
     let mut plan = Plan { control: input.previous.control.clone().unwrap_or_default(), ..Plan::default() };
+    if input.previous.observed_generation != input.generation {
+        // Who writes a new generation has looked: it is no longer the one that somebody did not want.
+        plan.control.contended.clear();
+    }
     plan.outcome = input.adaptive.map(|adaptive| look(input, &adaptive));
     plan.desired = input.declared.clone();
     plan.control.adaptation = None;
@@ -255,7 +261,7 @@ fn look(input: &Input<'_>, adaptive: &Adaptive<'_>) -> Outcome {
     let declared = &input.declared.settings;
     let changed = input.previous.control.as_ref().map(|control| control.changed.clone()).unwrap_or_default();
     let units = input.units.iter().map(|(unit, state)| (unit, state));
-    let standing = standing(input.declared, floor, state, input.traits, input.started, &changed, units);
+    let standing = standing(input.declared, floor, state, input.traits, input.lives, &changed, units);
     adapt::step(tuning, &adaptive.facts(declared, input.suspend, standing), state, signal, now)
 }
 
@@ -342,7 +348,7 @@ pub fn standing<'a>(
     floor: &Settings,
     loop_state: &State,
     traits: &Traits,
-    started: &BTreeMap<String, i64>,
+    lives: &Lives,
     changed: &BTreeMap<Knob, i64>,
     units: impl IntoIterator<Item = (&'a Unit, &'a UnitState)>,
 ) -> Standing {
@@ -355,9 +361,7 @@ pub fn standing<'a>(
             let Ok(stored) = &node.stored else { continue };
             let uses = wanted.iter().all(|(knob, value)| {
                 stored.get(knob).is_none_or(|stored| {
-                    *stored == Some(*value)
-                        && (loop_state.changes.is_empty()
-                            || conditions::in_use(*knob, traits, changed, started, state, node) == Some(true))
+                    *stored == Some(*value) && conditions::in_use(*knob, traits, changed, lives, node) == Some(true)
                 })
             });
             using += usize::from(uses);

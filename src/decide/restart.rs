@@ -149,6 +149,21 @@ pub fn step(input: &Input<'_>) -> Outcome {
     outcome
 }
 
+/// Nodes that were restarted for this change and run in another pod by now.
+pub fn replaced<'a>(
+    control: &'a RestartControl,
+    changed: i64,
+    nodes: &'a [Node<'_>],
+    pods: &'a BTreeMap<String, Pod>,
+) -> impl Iterator<Item = &'a str> {
+    let is_new = |current: &&Restarting| {
+        let pod = pods.get(&current.pod);
+        let answers = nodes.iter().any(|node| node.name == current.node && node.answers);
+        answers && pod.is_some_and(|pod| pod.uid != current.uid && pod.ready && !pod.terminating)
+    };
+    control.nodes.iter().filter(move |_| control.change == changed).filter(is_new).map(|current| current.node.as_str())
+}
+
 /// Whether what was begun may still take a while.
 pub(super) fn in_time(spec: &Restart, current: &Restarting, now: i64) -> bool {
     let timeout = spec.timeout.get().map_or(600, |timeout| i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX));

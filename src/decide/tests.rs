@@ -94,7 +94,7 @@ impl Scene {
             saved: &self.saved,
             unfinished: &self.unfinished,
             restarted: &self.restarted,
-            started: &BTreeMap::new(),
+            lives: &Lives::new(),
             previous: &self.previous,
             adaptive: None,
             now: self.now,
@@ -114,7 +114,7 @@ impl Scene {
             plan,
             saved: &self.saved,
             original: None,
-            started: &BTreeMap::new(),
+            lives: &Lives::new(),
             adaptive: None,
             advice: &[],
             shared: None,
@@ -234,7 +234,7 @@ fn a_file_is_in_effect_when_every_pod_has_said_so() {
             plan: &plan,
             saved: &scene.saved,
             original: None,
-            started: &BTreeMap::new(),
+            lives: &Lives::new(),
             adaptive: None,
             advice: &[],
             shared: None,
@@ -266,25 +266,35 @@ fn a_file_is_in_effect_when_every_pod_has_said_so() {
     assert_eq!(message, "1 of 3 nodes use them; the others do not say what they use, and are older than the file");
 }
 
+/// A node that has run for 100 s, or one that was seen to be started anew with what it stores.
+fn watched(node: &NodeState, followed: bool, now: Timestamp) -> Lives {
+    let ran = |secs| Some(observed::Uptime { at_least: Duration::from_secs(secs), slack: Duration::from_secs(10) });
+    let mut lives = Lives::new();
+    for secs in if followed { vec![100, 3] } else { vec![100] } {
+        lives::look(&mut lives, &NodeState { uptime: ran(secs), ..node.clone() }, false, now);
+    }
+    lives
+}
+
 #[test]
-fn a_node_waits_for_a_restart_when_it_stores_what_is_wanted_and_started_before_that() {
+fn a_node_waits_for_a_restart_when_it_stores_what_is_wanted_and_is_older_than_that() {
     let after_restart = Traits { capability: |_| Capability::AfterRestart, ..TRAITS };
     // What is remembered of the change is lost; the unit itself says when that was, in milliseconds 1,000,000,000.
-    let waits = |stores, was, started: i64, traits: &Traits| {
+    let waits = |stores, was, followed: bool, traits: &Traits| {
         let mut scene = Scene::new(Some(stores)).captured(Some(was));
         scene.units[0].1.changed = Some(scene.now);
         let results = [UnitResult { unit: scene.units[0].0.clone(), state: Ok(scene.units[0].1.clone()), write: None }];
-        let started = BTreeMap::from([("n".to_owned(), started)]);
-        let (nodes, changed) = conditions::waiting(&scene.declared, traits, &BTreeMap::new(), &started, &scene.saved, &results);
+        let lives = watched(&scene.units[0].1.nodes[0], followed, scene.now);
+        let (nodes, changed) = conditions::waiting(&scene.declared, traits, &BTreeMap::new(), &lives, &scene.saved, &results);
         assert_eq!(nodes.len(), 1);
         (nodes[0].pending, changed)
     };
     let at = 1_000_000_000;
-    assert_eq!(waits(30, 300, at - 1, &after_restart), (true, at));
-    assert_eq!(waits(30, 300, at, &after_restart), (false, at), "it started since");
-    assert_eq!(waits(77, 300, at - 1, &after_restart), (false, at), "a restart would not bring what is not stored");
-    assert_eq!(waits(30, 30, at - 1, &after_restart), (false, 0), "what was there before was not changed");
-    assert_eq!(waits(30, 300, at - 1, &TRAITS), (false, 0), "what is used at once waits for nothing");
+    assert_eq!(waits(30, 300, false, &after_restart), (true, at));
+    assert_eq!(waits(30, 300, true, &after_restart), (false, at), "it was seen to start since");
+    assert_eq!(waits(77, 300, false, &after_restart), (false, at), "a restart would not bring what is not stored");
+    assert_eq!(waits(30, 30, false, &after_restart), (false, 0), "what was there before was not changed");
+    assert_eq!(waits(30, 300, false, &TRAITS), (false, 0), "what is used at once waits for nothing");
 }
 
 #[test]
@@ -378,7 +388,7 @@ fn news_is_told_once_and_again_only_when_it_is_another() {
                 plan: &plan,
                 saved: &scene.saved,
                 original: None,
-                started: &BTreeMap::new(),
+                lives: &Lives::new(),
                 adaptive: None,
                 advice: &[],
                 shared: None,
@@ -419,7 +429,7 @@ fn advice_is_given_once_for_a_generation_and_not_while_something_stands_in_the_w
             plan: &plan,
             saved: &scene.saved,
             original: None,
-            started: &BTreeMap::new(),
+            lives: &Lives::new(),
             adaptive: None,
             advice: &advice(n),
             shared: None,
@@ -662,25 +672,25 @@ fn what_most_nodes_use_is_in_effect() {
     let declared = Declared { settings: Settings::from([(KNOB, seconds(30))]), ..Declared::default() };
     let floor = Settings::from([(KNOB, seconds(5))]);
     let restarts = Traits { capability: |_| Capability::AfterRestart, ..TRAITS };
-    let standing = |held: &[u64], traits: &Traits, changes: Vec<(i64, state::Way)>, changed: BTreeMap<Knob, i64>| {
-        let state = State { changes, ..State::default() };
-        let started = BTreeMap::from([("n".to_owned(), 1000)]);
+    let standing = |held: &[u64], traits: &Traits, followed: bool| {
+        let (state, changed) = (State::default(), BTreeMap::from([(KNOB, 1000)]));
+        let lives = watched(&holding(Some(30)).nodes[0], followed, Timestamp::from_millisecond(1001).expect("a time"));
         let units: Vec<_> = held.iter().map(|secs| (unit("n"), holding(Some(*secs)))).collect();
-        super::standing(&declared, &floor, &state, traits, &started, &changed, units.iter().map(|(unit, state)| (unit, state)))
+        super::standing(&declared, &floor, &state, traits, &lives, &changed, units.iter().map(|(unit, state)| (unit, state)))
     };
-    let hot = |held: &[u64]| standing(held, &TRAITS, Vec::new(), BTreeMap::new()).in_effect;
+    let hot = |held: &[u64]| standing(held, &TRAITS, false).in_effect;
     assert_eq!(
         [hot(&[]), hot(&[30]), hot(&[9]), hot(&[30, 9]), hot(&[30, 30, 9]), hot(&[30, 9, 9])],
         [false, true, false, false, true, false]
     );
-    assert!(!standing(&[30], &TRAITS, Vec::new(), BTreeMap::new()).needs_restart);
-    // Where it takes a restart, what the loop has changed is in use in processes that started later; what it never changed is taken so.
-    let step = vec![(0, state::Way::Tighten)];
-    let before = |changed| standing(&[30], &restarts, step.clone(), BTreeMap::from([(KNOB, changed)]));
-    assert_eq!((before(999).in_effect, before(1001).in_effect), (true, false));
-    assert!(before(999).needs_restart);
-    assert!(standing(&[30], &restarts, Vec::new(), BTreeMap::new()).in_effect);
-    assert!(!standing(&[9], &restarts, Vec::new(), BTreeMap::new()).in_effect);
+    assert!(!standing(&[30], &TRAITS, false).needs_restart);
+    // Where it takes a restart, it is used by processes that were seen to start with it; the first step waits for that as well (D5).
+    let restarted = |held: &[u64], followed| standing(held, &restarts, followed);
+    assert_eq!(
+        (restarted(&[30], true).in_effect, restarted(&[30], false).in_effect, restarted(&[9], true).in_effect),
+        (true, false, false)
+    );
+    assert!(restarted(&[30], true).needs_restart);
 }
 
 #[test]

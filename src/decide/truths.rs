@@ -89,7 +89,7 @@ pub fn truths(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Truth
                 truths.desired.insert(knob, value);
                 let Some(programmed) = stored[&knob] else { continue };
                 truths.programmed.insert(knob, programmed);
-                if in_use(knob, seen.traits, changed, seen.started, state, node) == Some(true) {
+                if in_use(knob, seen.traits, changed, seen.lives, node) == Some(true) {
                     truths.in_effect.insert(knob, programmed);
                 } else {
                     used = false;
@@ -146,7 +146,7 @@ mod tests {
             plan: &Plan { desired: declared.clone(), ..Plan::default() },
             saved: &BTreeMap::new(),
             original: None,
-            started: &BTreeMap::new(),
+            lives: &crate::decide::Lives::new(),
             adaptive: None,
             advice: &[],
             shared: None,

@@ -121,6 +121,7 @@ async fn on_aistore_nothing_is_credited_before_a_restart_nor_to_it() {
     let ais = Ais::start().await;
     let load = Load { other: 200.0, arrivals: 150.0, fill: 2.0 };
     ais.load(load);
+    ais.refresh_every("1s");
     world
         .apply(
             "ais",
@@ -137,6 +138,9 @@ async fn on_aistore_nothing_is_credited_before_a_restart_nor_to_it() {
         )
         .await;
     world.until_programmed("ais").await;
+    // The first step waits for what is declared to be in effect.
+    world.until_condition("ais", "Limited", "True", "RestartForbidden").await;
+    assert_eq!(world.status("ais").await.openness_percent, Some(100));
     let nodes = ["proxy-p0", "proxy-p1", "target-t0", "target-t1", "target-t2"];
     // The life before: young when the operator first sees it, and full soon after.
     for node in nodes {
@@ -213,6 +217,11 @@ async fn aistores_own_alerts_are_what_its_policies_go_by() {
     assert_eq!(status.openness_percent, Some(100));
 
     load(1100.0);
+    world.until_condition("ais", "Limited", "True", "RestartForbidden").await;
+    assert_eq!(world.status("ais").await.openness_percent, Some(100), "what is declared is not in effect yet");
+    for node in ["proxy-p0", "proxy-p1", "target-t0", "target-t1", "target-t2"] {
+        ais.restart(node);
+    }
     let status = world.until_condition("ais", "HighTaskCount", "True", "OverThreshold").await;
     let message = &find(&status, "HighTaskCount").unwrap().message;
     assert!(message.starts_with("100 % of the threshold (most: ") && message.contains("5 nodes over it"), "{message}");

@@ -1,6 +1,6 @@
 //! The target `aistore`, against a stand-in that is held to recordings.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use k8s_openapi::api::core::v1::Service;
 use kube::{Api, api::PostParams};
@@ -72,6 +72,99 @@ async fn stored_is_not_in_effect_until_each_node_has_restarted_since() {
     assert_eq!(status.limits.unwrap().in_effect.unwrap().intra_cluster.unwrap().idle_conn_timeout.unwrap().to_string(), "20s");
     // And the stand-in, which knows, agrees.
     assert!(NODES.iter().all(|node| ais.in_use(node, "idle_conn_time") == "20s"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_joins_or_was_down_is_not_said_to_use_what_it_only_stores() {
+    let (world, ais) = (World::new("ais-join").await, Ais::start().await);
+    ais.refresh_every("1s");
+    let policy = |time: &str| spec(&ais, &json!({"intraCluster": {"idleConnTimeout": time}}));
+    world.apply("prod", &policy("20s")).await;
+    world.until_condition("prod", "InEffect", "False", "RestartRequired").await;
+    NODES.iter().for_each(|node| ais.restart(node));
+    world.until_condition("prod", "InEffect", "True", "InEffect").await;
+
+    // It has made its transports from its own file before the cluster told it anything.
+    ais.join("target-t3");
+    let status = world.until("prod", "six nodes", |s| s.nodes.as_ref().is_some_and(|nodes| nodes.summary == "6/6")).await;
+    assert_eq!(ais.in_use("target-t3", "idle_conn_time"), "6s");
+    assert_ne!(find(&status, "InEffect").unwrap().status, "True");
+    assert_eq!(status.pending_restart.unwrap().nodes, ["target-t3"]);
+    let looks = ais.gets();
+    eventually("it has run for a while, and was seen to", || async {
+        (ais.uptime("target-t3") >= Duration::from_secs(2) && ais.gets() > looks + 3).then_some(())
+    })
+    .await;
+    let looks = ais.gets();
+    eventually("it was looked at again", || async { (ais.gets() > looks + 1).then_some(()) }).await;
+    ais.restart("target-t3");
+    world.until_condition("prod", "InEffect", "True", "InEffect").await;
+
+    // It was down when the value changed: its file has the old one.
+    ais.set("target-t0", Life::Dead);
+    world.until("prod", "a dead node", |s| s.nodes.as_ref().is_some_and(|nodes| nodes.unreachable == 1)).await;
+    world.apply("prod", &policy("15s")).await;
+    world.until("prod", "the others store it", |s| s.nodes.as_ref().is_some_and(|nodes| nodes.summary == "5/6")).await;
+    ais.restart("target-t0");
+    for node in ["proxy-p0", "proxy-p1", "target-t1", "target-t2", "target-t3"] {
+        ais.restart(node);
+    }
+    let status = world.until("prod", "one is left", |s| s.pending_restart.as_ref().is_some_and(|p| p.count == 1)).await;
+    assert_eq!(ais.in_use("target-t0", "idle_conn_time"), "20s");
+    assert_eq!(status.pending_restart.unwrap().nodes, ["target-t0"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_hand_edit_that_is_put_back_needs_no_restart() {
+    let (world, ais) = (World::new("ais-back").await, Ais::start().await);
+    ais.refresh_every("1s");
+    world.apply("prod", &spec(&ais, &json!({"intraCluster": {"idleConnTimeout": "20s"}}))).await;
+    world.until_condition("prod", "InEffect", "False", "RestartRequired").await;
+    NODES.iter().for_each(|node| ais.restart(node));
+    world.until_condition("prod", "InEffect", "True", "InEffect").await;
+    let puts = ais.puts();
+    ais.set_http("idle_conn_time", &"7s".into());
+    eventually("it is put back", || async { (ais.http("idle_conn_time") == "20s" && ais.puts() > puts).then_some(()) }).await;
+    world.until_event("prod", "DriftCorrected").await;
+    let status = world.until_condition("prod", "InEffect", "True", "InEffect").await;
+    assert!(status.pending_restart.is_none());
+    assert!(
+        !world
+            .events("prod")
+            .await
+            .iter()
+            .skip_while(|reason| *reason != "DriftDetected")
+            .any(|reason| reason == "RestartRequired")
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_generation_ends_a_contest_and_is_ready_only_once_it_was_written() {
+    let (world, ais) = (World::new("ais-contest").await, Ais::start().await);
+    let policy = |time: &str| spec(&ais, &json!({"intraCluster": {"idleConnTimeout": time}}));
+    world.apply("prod", &policy("20s")).await;
+    world.until_programmed("prod").await;
+    for _ in 0..2 {
+        world.until_programmed("prod").await;
+        let puts = ais.puts();
+        ais.set_http("idle_conn_time", &"7s".into());
+        eventually("put back or left alone", || async {
+            let contended = find(&world.status("prod").await, "Programmed").is_some_and(|c| c.reason == "Contended");
+            (contended || ais.puts() > puts).then_some(())
+        })
+        .await;
+    }
+    let status = world.until_condition("prod", "Programmed", "False", "Contended").await;
+    let message = &find(&status, "Programmed").unwrap().message;
+    assert!(
+        message
+            .starts_with("Somebody else keeps changing intraCluster.idleConnTimeout (now 7s, declared 20s): left alone until 2"),
+        "{message}"
+    );
+    assert_eq!(ais.http("idle_conn_time"), "7s");
+    world.apply("prod", &policy("18s")).await;
+    world.until_programmed("prod").await;
+    assert_eq!(ais.http("idle_conn_time"), "18s");
 }
 
 #[tokio::test(flavor = "multi_thread")]

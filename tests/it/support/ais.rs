@@ -32,6 +32,9 @@ const HUNG: Duration = Duration::from_secs(33);
 /// A PUT with a dead node in the cluster: 8 s on the real server.
 const DEAD: Duration = Duration::from_secs(8);
 
+/// How late a node begins to count how long it has run.
+const LATE: Duration = Duration::from_secs(9);
+
 /// What a token may do.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Token {
@@ -63,8 +66,13 @@ struct Node {
     life: Life,
     maintenance: bool,
     started: Instant,
+    /// How long after its start it begins to count how long it has run: 9 to 38 s on the real server, which counts from when it has seen its
+    /// cluster started.
+    late: Duration,
     /// What its transports were made with.
     in_use: Json,
+    /// What its own file says, from which its next process is started. The cluster's word comes after that, and changes it.
+    file: Json,
 }
 
 pub struct Cluster {
@@ -137,7 +145,9 @@ impl Ais {
             life: Life::Running,
             maintenance: false,
             started: Instant::now() - Duration::from_secs(3600),
+            late: LATE,
             in_use: in_use.clone(),
+            file: in_use.clone(),
         };
         let nodes = ["proxy-p0", "proxy-p1", "target-t0", "target-t1", "target-t2"];
         let long_ago = "2026-01-01 00:00:00.1 +0000 UTC m=+1.0".to_owned();
@@ -212,12 +222,27 @@ impl Ais {
         self.shared.resumed.send_replace(());
     }
 
-    /// What a restart does: a new process, with transports made from the configuration of now.
+    /// What a restart does: a new process, with transports made from its own file, which then joins and is told the configuration.
     pub fn restart(&self, node: &str) {
         let mut cluster = self.cluster();
         let http = cluster.config["net"]["http"].clone();
         let node = cluster.nodes.get_mut(node).unwrap();
-        *node = Node { life: Life::Running, maintenance: node.maintenance, started: Instant::now(), in_use: http };
+        let in_use = std::mem::replace(&mut node.file, http);
+        (node.life, node.started, node.late, node.in_use) = (Life::Running, Instant::now(), LATE / HURRY, in_use);
+    }
+
+    /// How long a node says to have run.
+    pub fn uptime(&self, node: &str) -> Duration {
+        Duration::from_nanos(self.cluster().status_of(node)["tracker"]["up.ns.time"].as_u64().unwrap())
+    }
+
+    /// A node that was not there joins, with a file of its own.
+    pub fn join(&self, node: &str) {
+        let mut cluster = self.cluster();
+        let file = cluster.config["net"]["http"].clone();
+        let in_use = fixture("03-cluster-config")["net"]["http"].clone();
+        let (life, maintenance, started) = (Life::Running, false, Instant::now());
+        cluster.nodes.insert(node.to_owned(), Node { life, maintenance, started, late: LATE / HURRY, in_use, file });
     }
 
     /// By hand, as `ais cluster add-remove-nodes` would.
@@ -264,6 +289,10 @@ impl Drop for Ais {
 impl Cluster {
     fn change(&mut self, edit: impl FnOnce(&mut Json)) {
         edit(&mut self.config["net"]["http"]);
+        let http = &self.config["net"]["http"];
+        for node in self.nodes.values_mut().filter(|node| node.life == Life::Running) {
+            node.file.clone_from(http);
+        }
         self.version += 1;
         self.updated_before = std::mem::replace(&mut self.updated, now_text());
     }
@@ -283,6 +312,12 @@ impl Cluster {
         map["uuid"] = self.uuid.clone().into();
         for (name, node) in &self.nodes {
             let kind = if name.starts_with("proxy") { "pmap" } else { "tmap" };
+            if map[kind][name].is_null() {
+                let like = map[kind].as_object().unwrap().values().next().unwrap().clone();
+                map[kind][name] = like;
+                map[kind][name]["daemon_id"] = name.as_str().into();
+                map[kind][name]["public_net"]["direct_url"] = "".into();
+            }
             if node.maintenance {
                 map[kind][name]["flags"] = 4.into();
             }
@@ -299,7 +334,7 @@ impl Cluster {
             return fixture("79j-status-maint-node");
         }
         let mut status = fixture("50b-node-status-reverse");
-        let up = node.started.elapsed();
+        let up = node.started.elapsed().saturating_sub(node.late);
         // The figure is refreshed at each tick of the statistics only.
         let tick = go_duration::parse(self.config["periodic"]["stats_time"].as_str().unwrap()).unwrap();
         let ticks = u32::try_from(up.as_nanos() / tick.as_nanos()).unwrap();

@@ -1,0 +1,269 @@
+//! What the processes of nodes use that read their settings when they start. Pure.
+//!
+//! A node stores what a write says and goes on using what its process was started with. What that is, is known of a process only that was
+//! seen to follow another one: the node was seen to store the values, by its own word, and then to have run for less time than before. A
+//! node that joins has made its connections from its own file, before the cluster told it anything; what was in the file nobody has seen.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
+
+use jiff::Timestamp;
+
+use super::{Capability, Traits, hash::fnv1a, observed::NodeState};
+use crate::api::{Knob, Settings, Value, status::Confirmed};
+
+/// By node name.
+pub type Lives = BTreeMap<String, Life>;
+
+/// What is known of a node's process.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Life {
+    uptime: Duration,
+    /// What the node stored when it was last seen.
+    stored: Settings,
+    /// What its process is known to use.
+    uses: Settings,
+    /// The process started before this (Unix milliseconds): it says that it has run for less time than it has, never for more.
+    started_before: i64,
+    /// Whether the node came while others were being watched already, and has not been started anew since.
+    joined: bool,
+}
+
+impl Life {
+    /// Whether the process uses this value; `None` where that is not known.
+    #[must_use]
+    pub fn uses(&self, knob: Knob, value: Value, changed: Option<i64>) -> Option<bool> {
+        match self.uses.get(&knob) {
+            Some(used) => Some(*used == value),
+            // It was not started with it: it is older, or was not told before it had started.
+            None => (self.joined || changed.is_some_and(|changed| self.started_before <= changed)).then_some(false),
+        }
+    }
+}
+
+/// Notes what a node says of itself. `joined`: others have been watched before.
+pub fn look(lives: &mut Lives, node: &NodeState, joined: bool, now: Timestamp) {
+    // Without its own figures it may be the cluster that answers for it.
+    let (Some(uptime), Ok(stored)) = (node.uptime, &node.stored) else { return };
+    // Figures are a node's own word, and may be any number.
+    let ran = i64::try_from(uptime.at_least.as_millis()).unwrap_or(i64::MAX);
+    let started_before = now.as_millisecond().saturating_sub(ran);
+    let stored: Settings = stored.iter().filter_map(|(knob, value)| Some((*knob, (*value)?))).collect();
+    let Some(life) = lives.get_mut(&node.name) else {
+        let life = Life { uptime: uptime.at_least, stored, uses: Settings::new(), started_before, joined };
+        lives.insert(node.name.clone(), life);
+        return;
+    };
+    if uptime.at_least < life.uptime {
+        // Another process, started with what was stored when the one before was last seen.
+        *life = Life { uses: std::mem::take(&mut life.stored), joined: false, started_before, ..life.clone() };
+    }
+    life.started_before = life.started_before.min(started_before);
+    (life.uptime, life.stored) = (uptime.at_least, stored);
+}
+
+/// The limits that a process reads when it starts.
+#[must_use]
+pub fn read_at_start(settings: &Settings, traits: &Traits) -> Settings {
+    let read = |knob: &Knob| traits.capability(*knob) == Capability::AfterRestart;
+    settings.iter().filter(|(knob, _)| read(knob)).map(|(knob, value)| (*knob, *value)).collect()
+}
+
+/// Most nodes that are written down one by one, so that what the controller keeps in the status stays small. In a larger cluster a rollout
+/// that is interrupted by a start of this program leaves the nodes before it as not observed.
+const MOST_NAMED: usize = 32;
+/// How far apart two readings of the same time of the nodes' clock may be: it is told in whole seconds, over a network (milliseconds).
+const SAME_TIME: u64 = 5_000;
+
+fn hash_of(values: &Settings) -> String {
+    let text: String = values.iter().map(|(knob, value)| format!("{knob}={value};")).collect();
+    format!("{:016x}", fnv1a(&text))
+}
+
+fn hash_of_all<'a>(nodes: impl IntoIterator<Item = &'a NodeState>) -> String {
+    let mut names: Vec<_> = nodes.into_iter().map(|node| node.name.as_str()).collect();
+    names.sort_unstable();
+    format!("{:016x}", fnv1a(&names.join(";")))
+}
+
+fn hash_of_one(node: &NodeState) -> String {
+    let hash = fnv1a(&node.name);
+    format!("{:08x}", (hash ^ (hash >> 32)) & 0xffff_ffff)
+}
+
+/// What is written down of the processes that were seen to use what their nodes store, so that it need not be seen again after this program
+/// has been started anew. `values` are read at the start of a process, and `changed` is when the configuration last changed, by the nodes'
+/// own word (Unix milliseconds).
+#[must_use]
+pub fn confirmation(
+    nodes: &[&NodeState],
+    uses: impl Fn(&NodeState) -> bool,
+    values: &Settings,
+    changed: i64,
+) -> Option<Confirmed> {
+    let using: Vec<_> = nodes.iter().filter(|node| uses(node)).collect();
+    let names = if !using.is_empty() && using.len() == nodes.len() {
+        hash_of_all(nodes.iter().copied())
+    } else if (1..=MOST_NAMED).contains(&using.len()) {
+        // Eight digits and a blank each: no list is as long as the hash of all.
+        let mut names: Vec<_> = using.into_iter().map(|node| hash_of_one(node)).collect();
+        names.sort();
+        names.join(" ") + " "
+    } else {
+        return None;
+    };
+    Some(Confirmed { values: hash_of(values), nodes: names, changed })
+}
+
+impl Confirmed {
+    /// Whether both say the same of the same configuration.
+    #[must_use]
+    pub fn agrees(&self, other: &Self) -> bool {
+        self.values == other.values && self.nodes == other.nodes && self.changed.abs_diff(other.changed) <= SAME_TIME
+    }
+}
+
+/// Notes that a node's process was replaced by the operator itself, which saw the node store these values before.
+pub fn replaced(lives: &mut Lives, node: &str, values: &Settings) {
+    if let Some(life) = lives.get_mut(node) {
+        life.uses.clone_from(values);
+        life.joined = false;
+    }
+}
+
+/// Takes up what was written down of these nodes, which are all there are. One of which anything else is known already, or which does not
+/// store the values, is left as it is.
+pub fn take_up(lives: &mut Lives, written: &Confirmed, nodes: &[&NodeState], values: &Settings, changed: i64) {
+    if written.values != hash_of(values) || written.changed.abs_diff(changed) > SAME_TIME {
+        return;
+    }
+    let all = written.nodes == hash_of_all(nodes.iter().copied());
+    let named: BTreeSet<&str> = written.nodes.split_ascii_whitespace().collect();
+    for node in nodes.iter().filter(|node| all || named.contains(hash_of_one(node).as_str())) {
+        let stores = |life: &Life| values.iter().all(|(knob, value)| life.stored.get(knob) == Some(value));
+        if let Some(life) = lives.get_mut(&node.name).filter(|life| life.uses.is_empty() && !life.joined && stores(life)) {
+            life.uses.clone_from(values);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::observed::Uptime;
+
+    const KNOB: Knob = Knob::IntraClusterMaxIdleConnsPerHost;
+
+    fn node(name: &str, uptime: Option<u64>, stores: u32) -> NodeState {
+        let uptime = uptime.map(|secs| Uptime { at_least: Duration::from_secs(secs), slack: Duration::from_secs(10) });
+        NodeState { uptime, ..NodeState::new(name, Ok([(KNOB, Some(Value::Count(stores)))].into())) }
+    }
+
+    fn at(second: i64) -> Timestamp {
+        Timestamp::from_second(10_000 + second).expect("a time")
+    }
+
+    /// Looks at one node: when, how long it says to have run, what it stores; whether it came later than others.
+    fn seen(looks: &[(i64, Option<u64>, u32)], joined: bool) -> Lives {
+        let mut lives = Lives::new();
+        for (second, uptime, stores) in looks {
+            look(&mut lives, &node("t1", *uptime, *stores), joined, at(*second));
+        }
+        lives
+    }
+
+    /// Whether it uses 80, which was written at second 100.
+    fn uses(looks: &[(i64, Option<u64>, u32)], joined: bool) -> Option<bool> {
+        seen(looks, joined).get("t1")?.uses(KNOB, Value::Count(80), Some(10_100_000))
+    }
+
+    #[test]
+    fn only_what_was_stored_before_a_start_is_used_after_it() {
+        for (what, looks, joined, expected) in [
+            ("a process that is older than the change", vec![(101, Some(500), 80)], false, Some(false)),
+            ("one that may be younger, which nobody has seen start", vec![(200, Some(40), 80)], false, None),
+            (
+                "it was seen to store it, and then to be younger",
+                vec![(101, Some(500), 80), (200, Some(3), 80)],
+                false,
+                Some(true),
+            ),
+            ("and ever after", vec![(101, Some(500), 80), (200, Some(3), 80), (900, Some(700), 80)], false, Some(true)),
+            ("it was down when the change was made (D1b)", vec![(50, Some(500), 52), (200, Some(3), 80)], false, Some(false)),
+            ("it joined after the change (D1a)", vec![(200, Some(3), 80)], true, Some(false)),
+            ("and was then started anew", vec![(200, Some(30), 80), (300, Some(3), 80)], true, Some(true)),
+            (
+                "frozen in its start over the change (D1c): the figure starts late",
+                vec![(90, Some(500), 52), (99, Some(0), 52), (130, Some(1), 80)],
+                false,
+                Some(false),
+            ),
+            (
+                "a hand edit that was put back (D2)",
+                vec![(101, Some(500), 80), (200, Some(3), 80), (300, Some(103), 7), (304, Some(107), 80)],
+                false,
+                Some(true),
+            ),
+            (
+                "started anew during the hand edit",
+                vec![(101, Some(500), 80), (200, Some(3), 80), (300, Some(103), 7), (310, Some(2), 80)],
+                false,
+                Some(false),
+            ),
+            ("the cluster answers for a node in maintenance", vec![(101, Some(500), 80), (200, None, 80)], false, Some(false)),
+        ] {
+            assert_eq!(uses(&looks, joined), expected, "{what}");
+        }
+        assert_eq!(uses(&[(101, None, 80)], false), None);
+    }
+
+    #[test]
+    fn figures_beyond_all_measure_harm_nobody() {
+        let uptime = Uptime { at_least: Duration::MAX, slack: Duration::MAX };
+        let mut lives = Lives::new();
+        let node = NodeState { uptime: Some(uptime), ..node("t1", None, 80) };
+        look(&mut lives, &node, false, Timestamp::MIN);
+        look(&mut lives, &node, false, Timestamp::MAX);
+        assert_eq!(lives["t1"].uses(KNOB, Value::Count(80), Some(0)), Some(false));
+    }
+
+    #[test]
+    fn what_was_written_down_holds_for_the_same_nodes_values_and_configuration() {
+        let values = Settings::from([(KNOB, Value::Count(80))]);
+        let nodes = [node("p0", Some(40), 80), node("t1", Some(40), 80), node("t2", Some(40), 80)];
+        let nodes: Vec<_> = nodes.iter().collect();
+        let all = confirmation(&nodes, |_| true, &values, 1_000_000).expect("something");
+        let one = confirmation(&nodes, |node| node.name == "t1", &values, 1_000_000).expect("something");
+        assert_eq!(confirmation(&nodes, |_| false, &values, 1_000_000), None);
+        assert!(all.agrees(&Confirmed { changed: 1_004_000, ..all.clone() }) && !all.agrees(&one));
+        let used = |written: &Confirmed, there: &[&NodeState], values: &Settings, changed, joined| {
+            let mut lives = Lives::new();
+            for node in there {
+                look(&mut lives, node, joined, at(200));
+            }
+            take_up(&mut lives, written, there, values, changed);
+            there.iter().filter(|node| lives[&node.name].uses(KNOB, Value::Count(80), None) == Some(true)).count()
+        };
+        assert_eq!(used(&all, &nodes, &values, 1_001_000, false), 3);
+        assert_eq!(used(&one, &nodes, &values, 1_001_000, false), 1);
+        assert_eq!(used(&one, &nodes[..2], &values, 1_001_000, false), 1, "another node has left");
+        assert_eq!(used(&all, &nodes[..2], &values, 1_001_000, false), 0, "all are all");
+        assert_eq!(used(&all, &nodes, &[(KNOB, Value::Count(81))].into(), 1_001_000, false), 0);
+        assert_eq!(used(&all, &nodes, &values, 1_006_000, false), 0, "the configuration was changed meanwhile");
+        assert_eq!(used(&all, &nodes, &values, 1_001_000, true), 0, "it has come since");
+        let other = node("t2", Some(40), 52);
+        assert_eq!(used(&all, &[nodes[0], nodes[1], &other], &values, 1_001_000, false), 2, "it stores something else");
+        let mut evicted = seen(&[(200, Some(3), 80)], false);
+        replaced(&mut evicted, "t1", &values);
+        assert_eq!(evicted["t1"].uses(KNOB, Value::Count(80), Some(10_100_000)), Some(true));
+        let mut young = seen(&[(200, Some(0), 80)], true);
+        replaced(&mut young, "t1", &values);
+        assert_eq!(young["t1"].uses(KNOB, Value::Count(80), None), Some(true), "too young for its figure to become smaller");
+        let many: Vec<_> = (0..40).map(|n| node(&format!("t{n}"), Some(40), 80)).collect();
+        let many: Vec<_> = many.iter().collect();
+        assert!(confirmation(&many, |node| node.name != "t0", &values, 0).is_none());
+        assert_eq!(used(&confirmation(&many, |_| true, &values, 0).expect("something"), &many, &values, 0, false), 40);
+    }
+}
