@@ -64,8 +64,8 @@ pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
             }
             return Ok(Action::requeue(NEXT_TRY.min(timeout.saturating_sub(waited))));
         }
-        let note =
-            format!("{} not restored within {}: {name}: {fault}", nodes(left.unrestored.len()), subject.spec().restore_timeout);
+        let what = if subject.spec().target.aistore.is_some() { "The cluster was".into() } else { nodes(left.unrestored.len()) };
+        let note = format!("{what} not restored within {}: {name}: {fault}", subject.spec().restore_timeout);
         let notice = Notice { warning: true, reason: "RestoreAbandoned", note };
         report::event(ctx, subject, &notice, "restore").await?;
     }

@@ -637,7 +637,15 @@ fn in_effect(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, Str
     }
     if !tally.pending.is_empty() {
         let knobs: Vec<_> = tally.pending_knobs.iter().map(|knob| knob.path()).collect();
-        let message = format!("{} of {} nodes use them after a restart: {}", tally.pending.len(), nodes.total, knobs.join(", "));
+        let named: Vec<_> = tally.pending.iter().take(3).map(|name| shortened_to_bytes(name, 80)).collect();
+        let more = if tally.pending.len() > named.len() { " and others" } else { "" };
+        let message = format!(
+            "{} of {} nodes use them after a restart ({}{more}): {}",
+            tally.pending.len(),
+            nodes.total,
+            named.join(", "),
+            knobs.join(", ")
+        );
         return ("False", "RestartRequired", message);
     }
     if let Some(behind) = tally.behind.first() {

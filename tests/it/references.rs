@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
+use idleconn_operator::api::IdleConnectionPolicyStatus;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use serde_json::{Value as Json, json};
 use tokio::net::{TcpListener, TcpStream};
@@ -32,6 +33,21 @@ async fn ready(world: &World, reason: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_wants_a_token_or_https_is_told_apart_from_a_broken_one() {
+    let (world, ais) = (World::new("wants").await, Ais::start().await);
+    ais.cluster().auth = true;
+    world.apply("prod", &spec(&ais, &json!({}))).await;
+    let message = ready(&world, "Unauthorized").await;
+    assert!(message.starts_with("the cluster wants a token (401) and the policy has none: set tokenSecretRef"), "{message}");
+    ais.cluster().https = true;
+    let wants = |status: &IdleConnectionPolicyStatus| {
+        find(status, "Ready")
+            .is_some_and(|ready| ready.message.ends_with("speaks HTTPS: set scheme: https, or https:// in the endpoint"))
+    };
+    world.until("prod", "told what it wants", wants).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_fault_of_a_token_has_its_own_reason() {
     let (world, ais) = (World::new("token").await, Ais::start().await);
     ais.cluster().auth = true;
@@ -51,10 +67,7 @@ async fn each_fault_of_a_token_has_its_own_reason() {
 
     world.secret("ais-admin", &[("token", "old")]).await;
     let message = ready(&world, "Unauthorized").await;
-    assert!(
-        message.contains("does not accept the token (401)") && message.contains("token expired") || message.ends_with('…'),
-        "{message}"
-    );
+    assert!(message.starts_with("the token is not accepted (401): ") && message.contains("token expired"), "{message}");
 
     world.secret("ais-admin", &[("token", "reader")]).await;
     let message = ready(&world, "Forbidden").await;

@@ -151,9 +151,13 @@ impl AIStore {
         request
     }
 
+    fn checked(&self, address: &str, response: Response) -> Result<Response, Fault> {
+        checked(address, self.credentials.token.is_some(), response)
+    }
+
     async fn get(&self, address: &str, path: &str, node: Option<&str>) -> Result<Response, Fault> {
         let response = self.provider.send(self.credentials.ca.as_deref(), self.request(address, path, node)).await?;
-        checked(address, response)
+        self.checked(address, response)
     }
 
     async fn json<T: serde::de::DeserializeOwned>(
@@ -286,7 +290,7 @@ impl Target for AIStore {
             request.timeout = MAINTENANCE;
             request.body = Some(body.to_string().into_bytes());
             let response = self.provider.send(self.credentials.ca.as_deref(), request).await?;
-            checked(&unit.address, response).map(|_| ())
+            self.checked(&unit.address, response).map(|_| ())
         }
         .boxed()
     }
@@ -298,7 +302,7 @@ impl Target for AIStore {
             request.timeout = WRITE;
             request.body = Some(body(changes).to_string().into_bytes());
             let response = self.provider.send_patiently(self.credentials.ca.clone(), request, PATIENCE).await?;
-            checked(&unit.address, response).map(|_| ())
+            self.checked(&unit.address, response).map(|_| ())
         }
         .boxed()
     }
@@ -319,13 +323,22 @@ fn body(changes: &[Change]) -> Json {
 }
 
 /// What an answer other than 200 means.
-fn checked(address: &str, response: Response) -> Result<Response, Fault> {
+fn checked(address: &str, with_token: bool, response: Response) -> Result<Response, Fault> {
     let said = || wire::message(&response.body).map_or_else(String::new, |message| format!(": {message}"));
     Err(match response.status {
         200..300 => return Ok(response),
-        401 => Fault::new(Cause::Unauthorized, format!("{address} does not accept the token (401){}", said())),
-        403 => Fault::new(Cause::Forbidden, format!("{address}: the token may not do this (403){}", said())),
-        502..=504 => Fault::new(Cause::NotReady, format!("{address} is not ready ({}){}", response.status, said())),
+        // The cause comes first: what follows is cut where there is little room.
+        401 if !with_token => Fault::new(
+            Cause::Unauthorized,
+            format!("the cluster wants a token (401) and the policy has none: set tokenSecretRef{}", said()),
+        ),
+        401 => Fault::new(Cause::Unauthorized, format!("the token is not accepted (401){}", said())),
+        403 => Fault::new(Cause::Forbidden, format!("the token may not do this (403){}", said())),
+        502 => Fault::new(Cause::NotReady, format!("no primary answers (502), as during an election; {address}{}", said())),
+        503 | 504 => Fault::new(Cause::NotReady, format!("{address} is not ready ({}){}", response.status, said())),
+        400 if wire::wants_https(&response.body) => {
+            Fault::new(Cause::Rejected, format!("{address} speaks HTTPS: set scheme: https, or https:// in the endpoint"))
+        }
         400 | 405 | 501 => Fault::new(Cause::Rejected, format!("AIStore refused ({}){}", response.status, said())),
         status => Fault::new(Cause::Unreachable, format!("{address} answered {status}{}", said())),
     })

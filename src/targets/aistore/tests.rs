@@ -81,3 +81,9 @@ fn pools_hold_no_more_than_their_counts_allow() {
     backend.insert(Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(9)));
     assert_eq!(most_pooled(&backend, 3), None, "nothing bounds the pools towards backends");
 }
+
+#[test]
+fn a_server_that_wants_https_says_so_in_plain_text() {
+    assert!(wire::wants_https(b"Client sent an HTTP request to an HTTPS server.\n"));
+    assert!(!wire::wants_https(br#"{"message":"invalid request URI"}"#));
+}

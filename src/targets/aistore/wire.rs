@@ -262,6 +262,12 @@ pub fn message(body: &[u8]) -> Option<String> {
     Some(shortened(plain.trim(), MESSAGE_LENGTH)).filter(|m| !m.is_empty())
 }
 
+/// Whether a server of Go's net/http says, in plain text, that it was spoken to without TLS.
+#[must_use]
+pub fn wants_https(body: &[u8]) -> bool {
+    body.starts_with(b"Client sent an HTTP request to an HTTPS server")
+}
+
 /// `lastupdate_time` by the local clock: the server's own clock may differ, and says by how much in `Date`.
 #[must_use]
 pub fn local_time(lastupdate_time: &str, date: Option<&str>, now: Timestamp) -> Option<Timestamp> {

@@ -84,6 +84,8 @@ pub struct Cluster {
     pub phase: Phase,
     pub tokens: BTreeMap<String, Token>,
     pub auth: bool,
+    /// Whether it speaks TLS only: who does not is told so, in plain text.
+    pub https: bool,
     pub uuid: String,
     /// The pods that nodes run in.
     pub pods: BTreeMap<String, String>,
@@ -160,6 +162,7 @@ impl Ais {
             phase: Phase::Ready,
             tokens: BTreeMap::new(),
             auth: false,
+            https: false,
             pods: BTreeMap::new(),
             uuid: format!("uuid-{}", address.ip()),
         };
@@ -388,7 +391,12 @@ async fn answer(
     headers: HeaderMap,
     body: Bytes,
 ) -> Response {
-    let mut response = route(&shared, me, &method, &uri, &headers, &body).await;
+    let https = shared.cluster.lock().unwrap().https;
+    let mut response = if https {
+        (StatusCode::BAD_REQUEST, "Client sent an HTTP request to an HTTPS server.\n").into_response()
+    } else {
+        route(&shared, me, &method, &uri, &headers, &body).await
+    };
     let date = jiff::fmt::rfc2822::DateTimePrinter::new().timestamp_to_rfc9110_string(&Timestamp::now()).unwrap();
     response.headers_mut().insert("date", HeaderValue::from_str(&date).unwrap());
     response
