@@ -106,7 +106,7 @@ async fn visit(ctx: &Arc<Context>, reference: &PolicyRef, namespace: &str) -> Re
             ctx.enqueue(ctx.board.keep(&subject.claimant));
             None
         } else {
-            match place(ctx, &mut subject, &mut memory).await? {
+            match Box::pin(place(ctx, &mut subject, &mut memory)).await? {
                 Placed::Done(action) => break action,
                 Placed::At(places) => Some(places),
             }

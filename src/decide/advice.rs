@@ -27,7 +27,7 @@ pub struct Observed<'a> {
     pub concurrency: Option<f64>,
     /// Open files in percent of what a process may have, and the node where that is highest.
     pub open_files: Option<(u32, &'a str)>,
-    /// A node that ends streams, such as WebSockets, at once when its configuration is changed.
+    /// A node that ends streams, such as those of `WebSocket`, at once when its configuration is changed.
     pub cut_streams: Option<&'a str>,
 }
 

@@ -234,7 +234,7 @@ fn confirmed(seen: &Seen<'_>, tally: &Tally) -> Option<Confirmed> {
     let now = lives::confirmation(&nodes, uses, &desired, changed)?;
     // Two readings of the same time differ a little; that is no news.
     let before = seen.previous.control.as_ref().and_then(|control| control.confirmed.clone());
-    Some(before.filter(|before| before.agrees(&now)).unwrap_or(now))
+    Some(before.filter(|before| lives::agree(before, &now)).unwrap_or(now))
 }
 
 fn tally(seen: &Seen<'_>) -> Tally {

@@ -21,6 +21,9 @@ pub enum Capability {
     Unsupported,
 }
 
+/// What was saved of a unit under the names that its places have now; see [`Traits::moved`].
+pub type Follow = fn(&Sites, &UnitState, &BTreeSet<(Knob, Value)>) -> Option<Moved>;
+
 /// What is true of every target of a kind.
 #[derive(Clone, Copy)]
 pub struct Traits {
@@ -39,7 +42,7 @@ pub struct Traits {
     pub companions: fn(&Settings, &UnitState, Option<&Sites>) -> Settings,
     /// What was saved of a unit, under the names that its places have now, where names changed; the last are the values that the operator
     /// may have written.
-    pub moved: fn(&Sites, &UnitState, &BTreeSet<(Knob, Value)>) -> Option<Moved>,
+    pub moved: Follow,
     /// The most tasks of one node, of so many, that pools with these limits can hold; `None` where nothing bounds them.
     pub most_pooled: fn(&Settings, usize) -> Option<f64>,
 }

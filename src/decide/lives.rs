@@ -78,8 +78,8 @@ const MOST_NAMED: usize = 32;
 const SAME_TIME: u64 = 5_000;
 
 fn hash_of(values: &Settings) -> String {
-    let text: String = values.iter().map(|(knob, value)| format!("{knob}={value};")).collect();
-    format!("{:016x}", fnv1a(&text))
+    let text: Vec<_> = values.iter().map(|(knob, value)| format!("{knob}={value}")).collect();
+    format!("{:016x}", fnv1a(&text.join(";")))
 }
 
 fn hash_of_all<'a>(nodes: impl IntoIterator<Item = &'a NodeState>) -> String {
@@ -117,12 +117,10 @@ pub fn confirmation(
     Some(Confirmed { values: hash_of(values), nodes: names, changed })
 }
 
-impl Confirmed {
-    /// Whether both say the same of the same configuration.
-    #[must_use]
-    pub fn agrees(&self, other: &Self) -> bool {
-        self.values == other.values && self.nodes == other.nodes && self.changed.abs_diff(other.changed) <= SAME_TIME
-    }
+/// Whether both say the same of the same configuration.
+#[must_use]
+pub fn agree(a: &Confirmed, b: &Confirmed) -> bool {
+    a.values == b.values && a.nodes == b.nodes && a.changed.abs_diff(b.changed) <= SAME_TIME
 }
 
 /// Notes that a node's process was replaced by the operator itself, which saw the node store these values before.
@@ -237,7 +235,7 @@ mod tests {
         let all = confirmation(&nodes, |_| true, &values, 1_000_000).expect("something");
         let one = confirmation(&nodes, |node| node.name == "t1", &values, 1_000_000).expect("something");
         assert_eq!(confirmation(&nodes, |_| false, &values, 1_000_000), None);
-        assert!(all.agrees(&Confirmed { changed: 1_004_000, ..all.clone() }) && !all.agrees(&one));
+        assert!(agree(&all, &Confirmed { changed: 1_004_000, ..all.clone() }) && !agree(&all, &one));
         let used = |written: &Confirmed, there: &[&NodeState], values: &Settings, changed, joined| {
             let mut lives = Lives::new();
             for node in there {

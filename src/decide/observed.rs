@@ -85,7 +85,7 @@ pub struct UnitState {
     pub hash: Option<String>,
     /// What a former version of the operator called places whose present name does not tell: former name to present one.
     pub former: BTreeMap<String, String>,
-    /// Whether a change of its configuration ends streams through it, such as WebSockets, at once.
+    /// Whether a change of its configuration ends streams through it, such as those of `WebSocket`, at once.
     pub cuts_streams: bool,
     /// The configuration as read and its version, for the target alone.
     pub native: Arc<Json>,

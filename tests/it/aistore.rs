@@ -89,7 +89,9 @@ async fn a_node_that_joins_or_was_down_is_not_said_to_use_what_it_only_stores() 
     let policy = |time: &str| spec(&ais, &json!({"intraCluster": {"idleConnTimeout": time}}));
     world.apply("prod", &policy("20s")).await;
     world.until_condition("prod", "InEffect", "False", "RestartRequired").await;
-    NODES.iter().for_each(|node| ais.restart(node));
+    for node in NODES {
+        ais.restart(node);
+    }
     world.until_condition("prod", "InEffect", "True", "InEffect").await;
 
     // It has made its transports from its own file before the cluster told it anything.
@@ -123,7 +125,9 @@ async fn a_hand_edit_that_is_put_back_needs_no_restart() {
     ais.refresh_every("1s");
     world.apply("prod", &spec(&ais, &json!({"intraCluster": {"idleConnTimeout": "20s"}}))).await;
     world.until_condition("prod", "InEffect", "False", "RestartRequired").await;
-    NODES.iter().for_each(|node| ais.restart(node));
+    for node in NODES {
+        ais.restart(node);
+    }
     world.until_condition("prod", "InEffect", "True", "InEffect").await;
     let puts = ais.puts();
     ais.set_http("idle_conn_time", &"7s".into());
