@@ -244,7 +244,7 @@ pub struct ObjectName {
     pub name: String,
 }
 
-/// What the operator needs to resume after a crash or a change of leader. At most 512 bytes.
+/// What the operator needs to resume after a crash or a change of leader. At most 1,024 bytes.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Control {

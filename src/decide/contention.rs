@@ -12,7 +12,7 @@ const WINDOW: i64 = 600;
 const FIRST_TIME_OUT: i64 = 600;
 /// The longest time out, in seconds.
 const LONGEST_TIME_OUT: i64 = 24 * 3600;
-/// Fields that are remembered, so that what the controller keeps in the status stays under 512 bytes.
+/// Fields that are remembered, so that what the controller keeps in the status stays under 1,024 bytes.
 const MOST_FIELDS: usize = 6;
 /// A field that nobody touched for so long, in seconds, starts afresh.
 const FORGIVEN: i64 = 24 * 3600;

@@ -537,8 +537,13 @@ fn a_large_fleet_has_a_small_status() {
         },
         Control { events: u32::MAX, contended: longest, ..Control::default() },
     ] {
-        let bytes = serde_json::to_vec(&control).expect("JSON").len();
-        assert!(bytes <= 512, "{bytes} bytes");
+        let nodes: Vec<_> = (0..200).map(|n| NodeState::new(format!("n{n}"), Ok(BTreeMap::new()))).collect();
+        let nodes: Vec<_> = nodes.iter().collect();
+        let named = |node: &NodeState| node.name.len() == 2 || (node.name.len() == 3 && node.name.as_str() < "n32");
+        let confirmed = lives::confirmation(&nodes, named, &Settings::new(), i64::MAX);
+        assert!(confirmed.as_ref().is_some_and(|confirmed| confirmed.nodes.len() == 32 * 9));
+        let bytes = serde_json::to_vec(&Control { confirmed, ..control }).expect("JSON").len();
+        assert!(bytes <= 1024, "{bytes} bytes");
     }
     assert!(status.conditions.iter().all(|c| c.message.chars().count() <= MESSAGE_LENGTH));
 }
