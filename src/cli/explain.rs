@@ -112,6 +112,9 @@ fn next(status: &IdleConnectionPolicyStatus) -> &'static str {
         }
         ("Succeeded" | "Suspended", "Fresh", "BudgetExhausted", _) => "wait, or raise adaptive.behavior.maxChangesPerHour.",
         ("Succeeded" | "Suspended", "Fresh", "RestartForbidden", _) => "restart the nodes, one after the other.",
+        ("Succeeded" | "Suspended", "Fresh", "NotInEffect", _) => {
+            "let the nodes say what they use (target.configMap.hash), or restart them, one after the other."
+        }
         ("Succeeded" | "Suspended", "Fresh", "Paused", _) => {
             "resume it by removing the annotation (or spec.suspend) when you are done."
         }
@@ -205,6 +208,7 @@ mod tests {
             (vec![READY, FRESH, ("Limited", "True", "Paused", "m")], "Next: resume it"),
             (vec![READY, FRESH, ("TighteningEffective", "False", "Ineffective", "m")], "Next: look for what else runs tasks"),
             (vec![READY, FRESH, ("Limited", "True", "RestartForbidden", "m")], "Next: restart the nodes"),
+            (vec![READY, FRESH, ("Limited", "True", "NotInEffect", "m")], "Next: let the nodes say what they use"),
             (vec![READY, ("MetricsAvailable", "False", "NoSeries", "m")], "Next: make the task count available again"),
             (vec![("Ready", "False", "TargetNotFound", "m")], "Next: mend what the first sentence names"),
         ] {

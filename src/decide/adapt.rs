@@ -148,6 +148,7 @@ pub enum Limit {
     AtFloor,
     BudgetExhausted,
     RestartForbidden,
+    NotInEffect,
     PoolsTooSmall,
     Flapping,
     Paused,
@@ -526,7 +527,12 @@ impl<'a> Look<'a> {
             return;
         }
         if !facts.in_effect {
-            self.limit = (facts.needs_restart && !facts.rolls).then_some(Limit::RestartForbidden);
+            self.limit = match (facts.needs_restart, facts.rolls) {
+                (true, false) => Some(Limit::RestartForbidden),
+                // After a step it is on its way.
+                (false, _) if self.state.pending.is_none() => Some(Limit::NotInEffect),
+                _ => None,
+            };
             return;
         }
         if self.state.pending.is_some() || now < self.state.dead_until {

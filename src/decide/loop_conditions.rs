@@ -199,6 +199,10 @@ fn limited(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
             "RestartForbidden",
             "What was written is used only after a restart of the nodes; nothing more is decided until then".into(),
         ),
+        Some(Limit::NotInEffect) => (
+            "NotInEffect",
+            "Most nodes are not known to use what is declared, so tightening it could not be seen to help: see InEffect".into(),
+        ),
         Some(Limit::PoolsTooSmall) => {
             ("PoolsTooSmall", "Even with empty pools there would be too many tasks; the cause is elsewhere".into())
         }

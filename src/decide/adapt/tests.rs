@@ -674,12 +674,16 @@ fn the_first_step_wants_it_to_last_over_the_line_itself() {
 
 #[test]
 fn while_the_last_step_is_not_in_effect_nothing_more_is_decided_and_who_has_to_act_is_said() {
-    for (needs_restart, rolls, limit) in
-        [(false, false, None), (true, false, Some(Limit::RestartForbidden)), (true, true, None), (false, true, None)]
-    {
+    let (forbidden, unknown) = (Some(Limit::RestartForbidden), Some(Limit::NotInEffect));
+    for (needs_restart, rolls, to_tighten, limit) in [
+        (false, false, unknown, None),
+        (true, false, forbidden, forbidden),
+        (true, true, None, None),
+        (false, true, unknown, None),
+    ] {
         let set = |course: Course| Course { in_effect: false, needs_restart, rolls, ..course };
         let outcome = set(Course::due(|_| {})).look(1.5);
-        assert_eq!((outcome.decision, outcome.limit), (None, limit));
+        assert_eq!((outcome.decision, outcome.limit), (None, to_tighten));
         let outcome = set(Course::room(|_| {})).look(0.4);
         assert_eq!((outcome.decision, outcome.limit), (None, limit));
     }
