@@ -138,7 +138,8 @@ impl Samples<'_> {
 }
 
 /// Some servers put a byte order mark before the first line.
-fn without_mark(page: &[u8]) -> &[u8] {
+#[must_use]
+pub fn without_mark(page: &[u8]) -> &[u8] {
     page.strip_prefix(b"\xef\xbb\xbf").unwrap_or(page)
 }
 
@@ -374,9 +375,8 @@ impl Families {
         Self { search, names, typed }
     }
 
-    /// The families' numbers and what is said of them, in the order of the page.
+    /// The families' numbers and what is said of them, in the order of the page, which are whole lines without a byte order mark.
     pub fn find<'a>(&'a self, page: &'a [u8]) -> impl Iterator<Item = (usize, Found<'a>)> + 'a {
-        let page = without_mark(page);
         let (packed, any) = match &self.search {
             Search::Packed(searcher) => (Some(searcher.find_iter(page)), None),
             Search::Any(search) => (None, search.as_ref().map(|search| search.find_iter(page))),
@@ -545,7 +545,7 @@ mod tests {
             "  #  TYPE\tgo_goroutines \t gauge \t\n \tgo_goroutines  7 \n",
             "# TYPE \"go_goroutines\" gauge\n{\"go_goroutines\"} 7",
             "# TYPE go_goroutines gauge\r\n{n=\"go_goroutines\",\"go_goroutines\"} 7\r\n",
-            "\u{feff}# TYPE go_goroutines gauge\ngo_goroutines {} 7\n# EOF\n",
+            "# TYPE go_goroutines gauge\ngo_goroutines {} 7\n# EOF\n",
         ] {
             assert_eq!(seen(page), ["0:gauge", "0=7"], "{page}");
         }

@@ -3,7 +3,7 @@
 use memchr::{memchr, memrchr};
 
 use super::{
-    exposition::{Families, Found},
+    exposition::{Families, Found, without_mark},
     series::{Selection, Tally, Value},
 };
 use crate::decide::signal::{Gap, Measure};
@@ -98,6 +98,7 @@ impl Probe {
             found: vec![Tally::default(); self.names.len()],
             kind: None,
             line: Vec::new(),
+            is_first: true,
             is_too_long: false,
             is_quiet: false,
             has_ended: false,
@@ -112,6 +113,8 @@ pub struct Scan<'p> {
     /// What is wrong with the gauge's type, once the page has said it.
     kind: Option<Result<(), &'static str>>,
     line: Vec<u8>,
+    /// Whether nothing of the page has been read yet: a byte order mark may stand there, and nowhere else.
+    is_first: bool,
     /// Whether the line that has begun is passed over.
     is_too_long: bool,
     /// Whether the last piece had nothing that was looked for.
@@ -142,7 +145,7 @@ impl Scan<'_> {
     /// Keeps a part of a line.
     fn begin(&mut self, part: &[u8]) {
         if self.is_too_long || self.line.len() + part.len() > MAX_LINE {
-            self.is_too_long = true;
+            (self.is_too_long, self.is_first) = (true, false);
             self.line = Vec::new();
         } else {
             self.line.extend_from_slice(part);
@@ -161,7 +164,11 @@ impl Scan<'_> {
         self.is_quiet && self.probe.threshold.is_some() && wanted.into_iter().all(|(_, tally)| !tally.is_empty())
     }
 
-    fn lines(&mut self, lines: &[u8]) {
+    fn lines(&mut self, mut lines: &[u8]) {
+        if self.is_first && !lines.is_empty() {
+            self.is_first = false;
+            lines = without_mark(lines);
+        }
         for (which, found) in self.probe.families.find(lines) {
             self.is_quiet = false;
             match found {
@@ -276,6 +283,24 @@ mod tests {
 
     fn read(page: &str, threshold: Threshold) -> Result<(f64, f64), Gap> {
         Probe::gauge("tasks", threshold).read(page.as_bytes()).map(|m| (m.tasks.unwrap_or(-1.0), m.pressure))
+    }
+
+    #[test]
+    fn a_byte_order_mark_stands_before_the_page_and_nowhere_else() {
+        let probe = Probe::gauge("tasks", Threshold::Value(1.0));
+        for (page, told) in [
+            ("\u{feff}tasks 7\n", Ok(Some(7.0))),
+            ("\u{feff}# HELP tasks x\ntasks 7\n", Ok(Some(7.0))),
+            ("x 1\n\u{feff}tasks 7\n", Err(Gap::NoSeries)),
+            ("\n\u{feff}tasks\n", Err(Gap::NoSeries)),
+        ] {
+            for length in 1..=page.len() {
+                let mut scan = probe.scan();
+                page.as_bytes().chunks(length).for_each(|piece| scan.push(piece));
+                let read = scan.end(Framing { is_whole: true, is_open_metrics: false });
+                assert_eq!(read.map(|measure| measure.tasks), told, "{page:?} in pieces of {length}");
+            }
+        }
     }
 
     #[test]
