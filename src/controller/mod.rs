@@ -173,7 +173,9 @@ impl Context {
 
     fn reach(&self, subject: &Subject) -> Reach {
         let provider = self.pool.provider(&subject.path);
-        Reach { client: self.client.clone(), namespace: subject.namespace.clone(), provider }
+        let observed = subject.object.status.as_ref().and_then(|status| status.observed_generation);
+        let hurry = observed != subject.object.metadata.generation;
+        Reach { client: self.client.clone(), namespace: subject.namespace.clone(), provider, hurry }
     }
 
     fn forget(&self, policy: &PolicyRef) {

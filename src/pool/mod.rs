@@ -16,7 +16,7 @@ mod tests;
 
 use std::{
     borrow::Cow,
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     net::SocketAddr,
     ops::ControlFlow,
     sync::{
@@ -216,6 +216,8 @@ struct Member {
     memory: Arc<Tenant>,
     /// Requests that change something and have not ended.
     open_writes: watch::Sender<usize>,
+    /// Who behind its addresses did not answer when last asked.
+    silent: Mutex<BTreeSet<String>>,
 }
 
 impl std::ops::Deref for Member {
@@ -362,6 +364,7 @@ impl Shared {
             names: Names::default(),
             memory: self.memory.tenant(tenant),
             open_writes: watch::Sender::default(),
+            silent: Mutex::default(),
         })
     }
 
@@ -409,6 +412,27 @@ impl Provider {
     /// From now on DNS says where a host is.
     pub fn unname(&self, host: &str) {
         self.agents.names.remove(host);
+    }
+
+    /// Notes whether somebody behind an address, such as a node of a cluster, did not answer.
+    pub fn note_silent(&self, who: &str, is_silent: bool) {
+        let mut silent = self.agents.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_silent {
+            silent.insert(who.to_owned());
+        } else {
+            silent.remove(who);
+        }
+    }
+
+    /// Whether they did not when last asked.
+    #[must_use]
+    pub fn is_silent(&self, who: &str) -> bool {
+        self.agents.silent.lock().unwrap_or_else(PoisonError::into_inner).contains(who)
+    }
+
+    /// Forgets all but these.
+    pub fn keep_silent(&self, there: impl Fn(&str) -> bool) {
+        self.agents.silent.lock().unwrap_or_else(PoisonError::into_inner).retain(|who| there(who));
     }
 
     /// Idle connections.

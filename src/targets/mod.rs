@@ -69,6 +69,8 @@ pub struct Reach {
     pub namespace: String,
     /// Every other request.
     pub provider: Provider,
+    /// Whether somebody waits for a change: then nobody is waited for who did not answer the last time.
+    pub hurry: bool,
 }
 
 /// What is true of a target.
@@ -108,7 +110,7 @@ pub fn connect(
     reach: Reach,
 ) -> Result<Arc<dyn Target>, Fault> {
     Ok(match spec.type_ {
-        TargetType::AIStore => Arc::new(aistore::AIStore::new(places, credentials, reach.provider)),
+        TargetType::AIStore => Arc::new(aistore::AIStore::new(places, credentials, reach.provider, reach.hurry)),
         TargetType::Caddy => Arc::new(caddy::Caddy::new(places, credentials, reach.provider)),
         TargetType::ConfigMap => {
             let unset = || Fault::new(Cause::NotFound, "spec.target.configMap is not set");

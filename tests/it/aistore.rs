@@ -240,6 +240,29 @@ async fn a_per_host_of_minus_one_is_drift_and_is_restored_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_hung_node_costs_an_edit_nothing_once_it_is_known() {
+    let (world, ais) = (World::new("ais-hung").await, Ais::start().await);
+    let policy = |seconds: u64| spec(&ais, &json!({"intraCluster": {"idleConnTimeout": format!("{seconds}s")}}));
+    world.apply("prod", &policy(20)).await;
+    world.until_programmed("prod").await;
+    ais.set("target-t1", Life::Hung);
+    world.until("prod", "it is seen to hang", |s| s.nodes.as_ref().is_some_and(|n| n.unreachable == 1)).await;
+    let mut took = Vec::new();
+    for seconds in [10, 11, 12, 13, 14] {
+        let began = tokio::time::Instant::now();
+        world.apply("prod", &policy(seconds)).await;
+        world.until("prod", "four hold it", |s| s.nodes.as_ref().is_some_and(|n| n.summary == "4/5" && n.drifted == 0)).await;
+        took.push(began.elapsed());
+        assert_eq!(ais.http("idle_conn_time"), format!("{seconds}s"));
+    }
+    took.sort();
+    assert!(took[2] < Duration::from_millis(3500), "from edit to status: {took:?}");
+    println!("from edit to status with a hung node of five: {took:?}");
+    ais.set("target-t1", Life::Running);
+    world.until_programmed("prod").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_hung_node_and_a_dead_one_are_named_and_the_others_are_programmed() {
     for (life, cause) in
         [(Life::Hung, "target-t1 did not answer the proxy within 3s"), (Life::Dead, "the proxy cannot reach target-t1")]

@@ -4,7 +4,11 @@
 
 pub mod wire;
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use http::Method;
@@ -130,13 +134,15 @@ pub struct AIStore {
     places: Vec<Place>,
     credentials: Credentials,
     provider: Provider,
+    /// Whether a node that did not answer when last asked is passed over: somebody waits for a change, or what was written is read back.
+    hurry: AtomicBool,
 }
 
 impl AIStore {
-    /// The cluster whose proxies are at these places.
+    /// The cluster whose proxies are at these places. `hurry`: see [`super::Reach`].
     #[must_use]
-    pub const fn new(places: Vec<Place>, credentials: Credentials, provider: Provider) -> Self {
-        Self { places, credentials, provider }
+    pub const fn new(places: Vec<Place>, credentials: Credentials, provider: Provider, hurry: bool) -> Self {
+        Self { places, credentials, provider, hurry: AtomicBool::new(hurry) }
     }
 
     fn request(&self, address: &str, path: &str, node: Option<&str>) -> Request {
@@ -195,7 +201,15 @@ impl AIStore {
             let message = format!("{id} was not asked: the cluster's other nodes took more than {READS:?}");
             (NodeState::new(id, Err(Fault::new(Cause::NotReady, message))), None)
         };
-        if Instant::now() >= until { late() } else { self.node(address, id).await }
+        if Instant::now() >= until {
+            return late();
+        }
+        if self.hurry.load(Ordering::Relaxed) && self.provider.is_silent(id) {
+            return (NodeState::new(id, Err(silent(id))), None);
+        }
+        let answer = self.node(address, id).await;
+        self.provider.note_silent(id, answer.0.stored.as_ref().is_err_and(|fault| *fault == silent(id)));
+        answer
     }
 
     /// What one node stores, by its own word, and how long it has run. The address is the proxy's: a node's own, which the
@@ -249,6 +263,8 @@ impl Target for AIStore {
             let primary = map.proxy_si.daemon_id;
             let targets = map.tmap.by_id.len();
             let members: Vec<_> = map.tmap.by_id.into_iter().chain(map.pmap.by_id).collect();
+            let there: BTreeSet<_> = members.iter().map(|(id, _)| id.as_str()).collect();
+            self.provider.keep_silent(|id| there.contains(id));
             let until = Instant::now() + READS;
             let ids: Vec<String> = members.iter().map(|(id, _)| id.clone()).collect();
             let questions = stream::iter(ids).map(|id| async move { self.node_until(address, &id, until).await });
@@ -297,6 +313,7 @@ impl Target for AIStore {
 
     fn write<'a>(&'a self, unit: &'a Unit, _state: &'a UnitState, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Fault>> {
         async move {
+            self.hurry.store(true, Ordering::Relaxed);
             let mut request = self.request(&unit.address, "/v1/cluster", None);
             request.method = Method::PUT;
             request.timeout = WRITE;
@@ -348,11 +365,14 @@ fn checked(address: &str, with_token: bool, response: Response) -> Result<Respon
 fn node_fault(id: &str, fault: Fault) -> Fault {
     match fault.cause {
         Cause::NotReady => Fault::new(Cause::Unreachable, format!("the proxy cannot reach {id}")),
-        Cause::Unreachable if fault.message.contains("did not answer") => {
-            Fault::new(Cause::Unreachable, format!("{id} did not answer the proxy within {READ:?}"))
-        }
+        Cause::Unreachable if fault.message.contains("did not answer") => silent(id),
         _ => fault,
     }
+}
+
+/// The fault of a node that hangs.
+fn silent(id: &str) -> Fault {
+    Fault::new(Cause::Unreachable, format!("{id} did not answer the proxy within {READ:?}"))
 }
 
 #[cfg(test)]
