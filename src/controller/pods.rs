@@ -10,7 +10,7 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _};
 use k8s_openapi::{
-    api::core::v1::{ContainerStatus, Pod, PodSpec},
+    api::core::v1::{Container, ContainerStatus, Pod, PodSpec},
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 use kube::{
@@ -23,7 +23,10 @@ use tokio::{
     task::JoinHandle,
 };
 
-use super::{Error, PolicyRef, reachability::addresses_of};
+use super::{
+    Error, PolicyRef,
+    reachability::{addresses_of, published_at},
+};
 use crate::api::CONFIG_HASH;
 
 /// How long the first list may take.
@@ -65,6 +68,8 @@ struct Index {
     pods: HashMap<String, Arc<Pod>>,
     by_label: HashMap<(String, String), BTreeSet<String>>,
     by_ip: HashMap<IpAddr, BTreeSet<String>>,
+    /// By address and port of a host that a pod publishes a port at.
+    by_host: HashMap<(IpAddr, u16), BTreeSet<String>>,
 }
 
 impl Index {
@@ -78,6 +83,9 @@ impl Index {
         for ip in addresses_of(&pod) {
             self.by_ip.entry(ip).or_default().insert(name.clone());
         }
+        for published in published_at(&pod) {
+            self.by_host.entry(published).or_default().insert(name.clone());
+        }
         self.pods.insert(name, Arc::new(pod));
         before
     }
@@ -89,6 +97,9 @@ impl Index {
         }
         for ip in addresses_of(&pod) {
             drop_name(&mut self.by_ip, &ip, name);
+        }
+        for published in published_at(&pod) {
+            drop_name(&mut self.by_host, &published, name);
         }
         Some(pod)
     }
@@ -169,6 +180,14 @@ impl Pods {
         let index = self.listed(namespace).await?;
         let index = index.lock().unwrap_or_else(PoisonError::into_inner);
         let names = index.by_ip.get(&ip).into_iter().flatten();
+        Ok(names.filter_map(|name| index.pods.get(name)).cloned().collect())
+    }
+
+    /// The pods that publish a port at this address of a host.
+    pub async fn publishing(&self, namespace: &str, ip: IpAddr, port: u16) -> Result<Vec<Arc<Pod>>, Error> {
+        let index = self.listed(namespace).await?;
+        let index = index.lock().unwrap_or_else(PoisonError::into_inner);
+        let names = index.by_host.get(&(ip, port)).into_iter().flatten();
         Ok(names.filter_map(|name| index.pods.get(name)).cloned().collect())
     }
 
@@ -327,12 +346,23 @@ pub fn is_forbidden(error: &watcher::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_forbidden())
 }
 
+/// What is needed of a container: its ports that the host publishes.
+fn published(container: Container) -> Option<Container> {
+    let ports: Vec<_> = container.ports.into_iter().flatten().filter(|port| port.host_port.is_some()).collect();
+    (!ports.is_empty()).then(|| Container { ports: Some(ports), ..Container::default() })
+}
+
 /// Keeps what is needed of a pod: its spec is most of its size.
 fn trim(pod: &mut Pod) {
     pod.managed_fields_mut().clear();
     pod.annotations_mut().retain(|name, _| name == CONFIG_HASH);
     pod.metadata.finalizers = None;
-    pod.spec = pod.spec.take().map(|spec| PodSpec { hostname: spec.hostname, subdomain: spec.subdomain, ..PodSpec::default() });
+    pod.spec = pod.spec.take().map(|spec| PodSpec {
+        hostname: spec.hostname,
+        subdomain: spec.subdomain,
+        containers: spec.containers.into_iter().filter_map(published).collect(),
+        ..PodSpec::default()
+    });
     if let Some(status) = &mut pod.status {
         status.conditions = None;
         for container in status.container_statuses.iter_mut().flatten() {
@@ -388,6 +418,26 @@ mod tests {
         assert_eq!(names(&index, &json!({"matchLabels": {"app": "store"}})), ["a"]);
         assert_eq!(index.by_ip.keys().map(ToString::to_string).collect::<Vec<_>>(), ["10.0.0.2"]);
         index.take("a");
-        assert!(index.by_label.is_empty() && index.by_ip.is_empty() && index.pods.is_empty());
+        assert!(index.by_label.is_empty() && index.by_ip.is_empty() && index.by_host.is_empty() && index.pods.is_empty());
+    }
+
+    #[test]
+    fn a_port_that_a_host_publishes_is_its_pods() {
+        let mut published: Pod = from_value(json!({
+            "metadata": {"name": "t0", "annotations": {"big": "x"}},
+            "spec": {"containers": [
+                {"name": "a", "image": "a", "ports": [{"containerPort": 51081, "hostPort": 51081}, {"containerPort": 9}]}, {"name": "b", "image": "b"},
+            ]},
+            "status": {"podIP": "10.0.0.1", "hostIP": "192.0.2.7", "hostIPs": [{"ip": "192.0.2.7"}, {"ip": "fd00::7"}]},
+        }))
+        .expect("a pod");
+        trim(&mut published);
+        let mut index = Index::default();
+        index.put(published);
+        let mut at: Vec<_> = index.by_host.keys().map(|(ip, port)| format!("{ip} {port}")).collect();
+        at.sort();
+        assert_eq!(at, ["192.0.2.7 51081", "fd00::7 51081"]);
+        index.take("t0");
+        assert!(index.by_host.is_empty());
     }
 }

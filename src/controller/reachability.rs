@@ -50,7 +50,8 @@ pub fn pod_name_in_dns(pod: &Pod) -> Option<String> {
     Some(format!("{}.{}.{}.svc", spec.hostname.as_ref()?, spec.subdomain.as_ref()?, pod.namespace()?))
 }
 
-/// The address of a node, as its own cluster names it, if it may be reached: a listed one, or one of a pod of the policy's namespace.
+/// The address of a node, as its own cluster names it, if it may be reached: a listed one, one of a pod of the policy's namespace, or one of the
+/// host that such a pod runs on, at a port that the pod publishes there (`hostPort`).
 pub async fn named_by_a_node(ctx: &Context, namespace: &str, provider: &Provider, text: &str) -> Option<String> {
     let origin = Origin::parse(text)?;
     if let Ok(listed) = ctx.settings.allow_endpoints.check(&origin.to_string()) {
@@ -70,8 +71,9 @@ pub async fn named_by_a_node(ctx: &Context, namespace: &str, provider: &Provider
             return (!ips.is_empty()).then(|| origin.to_string());
         }
     };
-    let pods = ctx.pods.at(namespace, ip).await.ok()?;
-    (!pods.is_empty()).then(|| origin.to_string())
+    let is_pods = !ctx.pods.at(namespace, ip).await.ok()?.is_empty()
+        || !ctx.pods.publishing(namespace, ip, origin.port).await.ok()?.is_empty();
+    is_pods.then(|| origin.to_string())
 }
 
 /// What an endpoint of a Service is.
@@ -105,6 +107,21 @@ pub async fn endpoint(
         Some(pod) if addresses_of(&pod).contains(&address.ip()) => Endpoint::Known,
         Some(_) => Endpoint::Foreign,
     })
+}
+
+/// Where the API server says that a pod's ports are published: each address of its host with each `hostPort`.
+#[must_use]
+pub fn published_at(pod: &Pod) -> Vec<(IpAddr, u16)> {
+    let status = pod.status.as_ref();
+    let hosts =
+        status.into_iter().flat_map(|status| status.host_ips.iter().flatten().map(|host| &host.ip).chain(&status.host_ip));
+    let mut hosts: Vec<IpAddr> = hosts.filter_map(|ip| ip.parse().ok()).collect();
+    hosts.sort_unstable();
+    hosts.dedup();
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let ports = containers.flat_map(|container| container.ports.iter().flatten()).filter_map(|port| port.host_port);
+    let ports: Vec<u16> = ports.filter_map(|port| u16::try_from(port).ok()).filter(|port| *port > 0).collect();
+    hosts.into_iter().flat_map(|host| ports.iter().map(move |port| (host, *port))).collect()
 }
 
 /// The addresses that the API server knows a pod by.

@@ -99,7 +99,7 @@ impl Gap {
         let fixed = match self {
             Self::Unasked => "has not been asked yet",
             Self::NotPermitted => {
-                "may not be asked: its address is neither in --allow-endpoints nor that of a pod in this namespace"
+                "may not be asked: its address is neither in --allow-endpoints, nor a pod's of this namespace, nor its host's at a port that the pod publishes"
             }
             Self::Unreachable => "cannot be reached: connection refused or no route",
             Self::TimedOut => "did not send its whole answer in time",
@@ -168,7 +168,8 @@ impl Gap {
         }
     }
 
-    /// Whether there was no page and no result: that may be a moment's trouble.
+    /// Whether there was no page and no result: that may be a moment's trouble. An address that may not be asked is no such trouble: it may be
+    /// anybody's by now, and what it said before is no longer a node's word.
     const fn is_silence(&self) -> bool {
         matches!(
             self,
@@ -177,7 +178,6 @@ impl Gap {
                 | Self::Broken
                 | Self::Certificate
                 | Self::Busy
-                | Self::NotPermitted
                 | Self::TooLarge(_)
                 | Self::Encoded
                 | Self::Status(_)

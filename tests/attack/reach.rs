@@ -174,6 +174,37 @@ async fn an_address_in_a_cluster_map_is_a_pods_for_as_long_as_the_pod_is_there_a
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn an_address_of_a_host_is_a_pods_only_at_a_port_that_the_pod_publishes() {
+    let world = World::empty("host").await;
+    let (node, _) = page().await;
+    let cluster = Hostile::start(naming(&node.address)).await;
+    let _operator = listing(&[&world], &[&cluster.address]).await;
+    let port: u16 = node.address.rsplit_once(':').unwrap().1.parse().unwrap();
+    let pods = Api::<Pod>::namespaced(world.client.clone(), &world.namespace);
+    let run = |name: &'static str, port: u16| {
+        let (pods, ip) = (pods.clone(), host(&node.address).to_owned());
+        async move {
+            let container = json!({"name": "c", "image": "c", "ports": [{"containerPort": port, "hostPort": port}]});
+            let pod = json!({"metadata": {"name": name}, "spec": {"containers": [container]}});
+            pods.create(&PostParams::default(), &serde_json::from_value(pod).unwrap()).await.unwrap();
+            let status = json!({"status": {
+                "phase": "Running", "podIP": "10.99.0.9", "podIPs": [{"ip": "10.99.0.9"}], "hostIP": ip, "hostIPs": [{"ip": ip}],
+            }});
+            pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+        }
+    };
+    // A pod on the same host, at another port: the kubelet's would be one.
+    run("neighbour", port ^ 1).await;
+    world.apply("ais", &sampled(&cluster.address)).await;
+    let status = world.until_condition("ais", "MetricsAvailable", "False", "BelowQuorum").await;
+    let message = &find(&status, "MetricsAvailable").unwrap().message;
+    assert!(message.contains("may not be asked"), "{message}");
+    assert_eq!(node.asked(), 0);
+    run("node", port).await;
+    world.until_condition("ais", "MetricsAvailable", "True", "Fresh").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_node_with_an_ipv6_address_is_sampled() {
     let world = World::empty("ipv6").await;
     let page =
