@@ -98,7 +98,7 @@ impl Probe {
             found: vec![Tally::default(); self.names.len()],
             kind: None,
             line: Vec::new(),
-            is_first: true,
+            taken: 0,
             is_too_long: false,
             is_quiet: false,
             has_ended: false,
@@ -113,8 +113,8 @@ pub struct Scan<'p> {
     /// What is wrong with the gauge's type, once the page has said it.
     kind: Option<Result<(), &'static str>>,
     line: Vec<u8>,
-    /// Whether nothing of the page has been read yet: a byte order mark may stand there, and nowhere else.
-    is_first: bool,
+    /// Bytes of the lines so far: a byte order mark may stand before the first, and nowhere else.
+    taken: usize,
     /// Whether the line that has begun is passed over.
     is_too_long: bool,
     /// Whether the last piece had nothing that was looked for.
@@ -145,7 +145,8 @@ impl Scan<'_> {
     /// Keeps a part of a line.
     fn begin(&mut self, part: &[u8]) {
         if self.is_too_long || self.line.len() + part.len() > MAX_LINE {
-            (self.is_too_long, self.is_first) = (true, false);
+            self.is_too_long = true;
+            self.taken = self.taken.saturating_add(part.len());
             self.line = Vec::new();
         } else {
             self.line.extend_from_slice(part);
@@ -165,10 +166,10 @@ impl Scan<'_> {
     }
 
     fn lines(&mut self, mut lines: &[u8]) {
-        if self.is_first && !lines.is_empty() {
-            self.is_first = false;
+        if self.taken == 0 {
             lines = without_mark(lines);
         }
+        self.taken = self.taken.saturating_add(lines.len());
         for (which, found) in self.probe.families.find(lines) {
             self.is_quiet = false;
             match found {
