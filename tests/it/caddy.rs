@@ -192,6 +192,24 @@ async fn a_field_that_is_no_longer_declared_gets_its_old_value_back() {
     assert_eq!(node.servers().await, typical());
 }
 
+/// An Origin is sent where it is wanted and nowhere else: an API on all addresses holds it against its own list, in which no pod is.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_admin_api_that_wants_an_origin_and_one_on_all_addresses_are_both_reached() {
+    let port = 21_000 + u16::try_from(std::process::id() % 10_000).unwrap();
+    for (port, admin) in [
+        (2019, json!({"listen": "IP:2019", "origins": ["IP:2019"], "enforce_origin": true})),
+        (port, json!({"listen": format!(":{port}")})),
+    ] {
+        let world = World::new("origin").await;
+        let node = Caddy::with_admin(typical(), port, &admin).await;
+        world.apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "limits": limits()})).await;
+        world.until_programmed("gw").await;
+        assert_eq!(node.servers().await["web"]["idle_timeout"], "30s");
+        world.delete("gw").await;
+        assert_eq!(node.servers().await, typical());
+    }
+}
+
 /// A route to one upstream, with the idle time that its proxy keeps connections for.
 fn route(path: &str, idle: &str) -> Json {
     let transport = json!({"protocol": "http", "keep_alive": {"idle_timeout": idle}});

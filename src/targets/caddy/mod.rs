@@ -4,7 +4,12 @@ pub mod config;
 mod moved;
 mod text;
 
-use std::{ops::Deref, time::Duration};
+use std::{
+    collections::BTreeSet,
+    ops::Deref,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::{FutureExt as _, future::BoxFuture};
 use http::Method;
@@ -75,19 +80,39 @@ pub struct Caddy {
     places: Vec<Place>,
     credentials: Credentials,
     provider: Provider,
+    /// Addresses whose Caddy wants an Origin.
+    wants_origin: Mutex<BTreeSet<String>>,
 }
 
 impl Caddy {
     /// The servers at these places.
     #[must_use]
     pub const fn new(places: Vec<Place>, credentials: Credentials, provider: Provider) -> Self {
-        Self { places, credentials, provider }
+        Self { places, credentials, provider, wants_origin: Mutex::new(BTreeSet::new()) }
     }
 
+    /// Asks without an Origin, and with one where Caddy wants it (`admin.enforce_origin`). An Origin that nobody asked for is held against
+    /// `admin.origins` as well, and an API that listens on all addresses would refuse it (`admin.go`, 2.11).
     async fn ask(&self, mut request: Request) -> Result<Response, Fault> {
-        // What admin.enforce_origin asks for; without it Caddy does not look at it.
-        request.headers.push(("origin".into(), request.address.clone()));
-        Ok(self.provider.send(self.credentials.ca.as_deref(), request).await?)
+        let ca = self.credentials.ca.as_deref();
+        let wants = || self.wants_origin.lock().unwrap_or_else(PoisonError::into_inner);
+        let origin = ("origin".into(), request.address.clone());
+        if wants().contains(&request.address) {
+            request.headers.push(origin);
+            return Ok(self.provider.send(ca, request).await?);
+        }
+        // What is to be changed has been read before: by then it is known.
+        let again = (request.method == Method::GET).then(|| request.clone());
+        let response = self.provider.send(ca, request).await?;
+        let Some(mut again) = again.filter(|_| response.status == 403) else { return Ok(response) };
+        drop(response);
+        let address = again.address.clone();
+        again.headers.push(origin);
+        let response = self.provider.send(ca, again).await?;
+        if response.status != 403 {
+            wants().insert(address);
+        }
+        Ok(response)
     }
 
     /// The servers' configuration and its version.

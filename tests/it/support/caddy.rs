@@ -28,20 +28,28 @@ pub struct Caddy {
     pub ip: Ipv4Addr,
     config: PathBuf,
     process: Option<Child>,
+    port: u16,
 }
 
 impl Caddy {
     /// Started with these servers, and answering. `IP:` in them is its own address.
     pub async fn start(servers: Json) -> Self {
+        Self::with_admin(servers, 2019, &json!({"listen": "IP:2019", "origins": ["IP:2019"]})).await
+    }
+
+    /// With these settings of its admin API, which listens on this port.
+    pub async fn with_admin(servers: Json, port: u16, admin: &Json) -> Self {
         let ip = address();
+        let mut admin = admin.clone();
+        admin["config"] = json!({"persist": false});
         let config = json!({
-            "admin": {"listen": format!("{ip}:2019"), "origins": [format!("{ip}:2019")], "config": {"persist": false}},
+            "admin": admin,
             "apps": {"http": {"servers": servers}},
             "logging": {"logs": {"default": {"level": "ERROR"}}},
         });
         let path = std::env::temp_dir().join(format!("idleconn-caddy-{ip}.json"));
         std::fs::File::create(&path).unwrap().write_all(config.to_string().replace("IP:", &format!("{ip}:")).as_bytes()).unwrap();
-        let mut caddy = Self { ip, config: path, process: None };
+        let mut caddy = Self { ip, config: path, process: None, port };
         caddy.resume().await;
         caddy
     }
@@ -70,11 +78,15 @@ impl Caddy {
     }
 
     pub fn admin(&self) -> String {
-        format!("http://{}:2019", self.ip)
+        format!("http://{}:{}", self.ip, self.port)
     }
 
     async fn get(&self, path: &str) -> Option<Json> {
-        let answer = reqwest::get(format!("{}/config/apps/http/servers{path}", self.admin())).await.ok()?;
+        let url = format!("{}/config/apps/http/servers{path}", self.admin());
+        let mut answer = reqwest::get(&url).await.ok()?;
+        if answer.status() == 403 {
+            answer = reqwest::Client::new().get(url).header("origin", self.admin()).send().await.ok()?;
+        }
         answer.error_for_status().ok()?.json().await.ok()
     }
 
