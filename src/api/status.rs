@@ -256,7 +256,7 @@ pub struct Control {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, i64>")]
     pub changed: BTreeMap<Knob, i64>,
-    /// That each process was seen to use what its node stores, of fields that need a restart.
+    /// Which processes were seen to use what their nodes store, of fields that need a restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Confirmed>,
     /// Fields that somebody else put back: `[times, first seen, left alone until]` (Unix seconds).
@@ -279,7 +279,7 @@ pub struct Control {
 pub struct Confirmed {
     /// A hash of the values.
     pub values: String,
-    /// The nodes: a hash of all their names, or those of up to 32, one after the other.
+    /// The nodes: one hash of all their names, or a hash of each name for up to 32 of them.
     pub nodes: String,
     /// When the nodes' configuration was last changed before that, by their own word (Unix milliseconds).
     pub changed: i64,

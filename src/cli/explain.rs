@@ -29,15 +29,13 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         status.conditions.iter().find(|c| c.type_ == type_).map(|c| (c.status.as_str(), c.reason.as_str(), c.message.as_str()))
     };
     let nodes = status.nodes.as_ref().map(|nodes| format!(" on {} nodes", nodes.summary)).unwrap_or_default();
-    let holds = message("Programmed").filter(|(status, ..)| *status == "False");
-    match message("Ready") {
-        Some(("True", "Succeeded", _)) if holds.is_some() => {
-            let (_, reason, message) = holds.unwrap_or_default();
+    match (message("Ready"), message("Programmed")) {
+        (Some(("True", "Succeeded", _)), Some(("False", reason, message))) => {
             say(&format!("{name} was written, and is held{nodes} now ({reason}): {message}."));
         }
-        Some(("True", ..)) => say(&format!("{name} is in order{nodes}.")),
-        Some((_, reason, message)) => say(&format!("{name} is not in order ({reason}): {message}.")),
-        None => say(&format!("{name}: nothing is known yet.")),
+        (Some(("True", ..)), _) => say(&format!("{name} is in order{nodes}.")),
+        (Some((_, reason, message)), _) => say(&format!("{name} is not in order ({reason}): {message}.")),
+        (None, _) => say(&format!("{name}: nothing is known yet.")),
     }
     if let Some(("False", reason @ ("RestartRequired" | "RollingOut" | "RestartStalled"), message)) = message("InEffect") {
         let rolls = policy.spec.restart.as_ref().is_some_and(|restart| restart.policy == RestartPolicy::Rolling);

@@ -565,10 +565,9 @@ fn take_up(subject: &Subject, memory: &mut Memory, plan: &Plan, traits: &Traits,
     let written = subject.object.status.as_ref().and_then(|status| status.control.as_ref()?.confirmed.as_ref());
     let Some(written) = written.filter(|_| all) else { return };
     let desired = lives::read_at_start(&plan.desired.settings, traits);
-    let states: Vec<_> = results.iter().filter_map(|result| result.state.as_ref().ok()).collect();
-    let Some(changed) = states.iter().filter_map(|state| state.changed).max() else { return };
-    let nodes: Vec<_> = states.iter().flat_map(|state| &state.nodes).collect();
-    lives::take_up(&mut memory.lives, written, &nodes, &desired, changed.as_millisecond());
+    let states = results.iter().filter_map(|result| result.state.as_ref().ok());
+    let Some((nodes, changed)) = lives::answered(states) else { return };
+    lives::take_up(&mut memory.lives, written, &nodes, &desired, changed);
 }
 
 /// Notes when fields that need a restart were changed: a process that is older does not use them. What is only put back is no change: who

@@ -90,11 +90,15 @@ async fn evictions(
     };
     // Whose pod was evicted for this change stored what is wanted then, and has another process now.
     let replaced: Vec<_> = restart::replaced(&control.restart, changed, &nodes, &pods).map(str::to_owned).collect();
-    let values = lives::read_at_start(&plan.desired.settings, traits);
-    for node in &replaced {
-        lives::replaced(&mut memory.lives, node, &values);
-    }
-    let (nodes, changed) = decide::conditions::waiting(&plan.desired, traits, &control.changed, &memory.lives, &saved, results);
+    let (nodes, changed) = if replaced.is_empty() {
+        (nodes, changed)
+    } else {
+        let values = lives::read_at_start(&plan.desired.settings, traits);
+        for node in &replaced {
+            lives::replaced(&mut memory.lives, node, &values);
+        }
+        decide::conditions::waiting(&plan.desired, traits, &control.changed, &memory.lives, &saved, results)
+    };
     let outcome = restart::step(&Input {
         spec: &asked.spec,
         may_begin: asked.may_begin,

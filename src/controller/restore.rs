@@ -313,8 +313,9 @@ async fn restore_at(
         return Ok(Restored::Gone);
     };
     let state = target.read(&unit).await?;
-    let ours = apply::written(subject, &decide::declare(subject.spec(), &targets::traits(spec)));
-    let moved = (targets::traits(spec).moved)(&saved.sites, &state, &ours);
+    let traits = targets::traits(spec);
+    let ours = apply::written(subject, &decide::declare(subject.spec(), &traits));
+    let moved = (traits.moved)(&saved.sites, &state, &ours);
     if let Some(moved) = &moved
         && apply::tell_lost(ctx, subject, &saved.name, moved).await.is_err()
     {

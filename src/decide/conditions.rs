@@ -223,9 +223,7 @@ fn confirmed(seen: &Seen<'_>, tally: &Tally) -> Option<Confirmed> {
     if desired.is_empty() {
         return None;
     }
-    let states: Vec<_> = seen.units.iter().filter_map(|result| result.state.as_ref().ok()).collect();
-    let changed = states.iter().filter_map(|state| state.changed).max()?.as_millisecond();
-    let nodes: Vec<_> = states.iter().flat_map(|state| &state.nodes).collect();
+    let (nodes, changed) = lives::answered(seen.units.iter().filter_map(|result| result.state.as_ref().ok()))?;
     let uses = |node: &NodeState| {
         let used = |knob| in_use(knob, seen.traits, &tally.changed, seen.lives, node) == Some(true);
         let stored = node.stored.as_ref().ok();

@@ -11,7 +11,11 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::{Capability, Traits, hash::fnv1a, observed::NodeState};
+use super::{
+    Capability, Traits,
+    hash::fnv1a,
+    observed::{NodeState, UnitState},
+};
 use crate::api::{Knob, Settings, Value, status::Confirmed};
 
 /// By node name.
@@ -58,7 +62,8 @@ pub fn look(lives: &mut Lives, node: &NodeState, joined: bool, now: Timestamp) {
     };
     if uptime.at_least < life.uptime {
         // Another process, started with what was stored when the one before was last seen.
-        *life = Life { uses: std::mem::take(&mut life.stored), joined: false, started_before, ..life.clone() };
+        life.uses = std::mem::take(&mut life.stored);
+        (life.joined, life.started_before) = (false, started_before);
     }
     life.started_before = life.started_before.min(started_before);
     (life.uptime, life.stored) = (uptime.at_least, stored);
@@ -91,6 +96,13 @@ fn hash_of_all<'a>(nodes: impl IntoIterator<Item = &'a NodeState>) -> String {
 fn hash_of_one(node: &NodeState) -> String {
     let hash = fnv1a(&node.name);
     format!("{:08x}", (hash ^ (hash >> 32)) & 0xffff_ffff)
+}
+
+/// The nodes that answered, and when their configuration last changed, by their own word (Unix milliseconds); `None` where none says.
+#[must_use]
+pub fn answered<'a>(states: impl Iterator<Item = &'a UnitState> + Clone) -> Option<(Vec<&'a NodeState>, i64)> {
+    let changed = states.clone().filter_map(|state| state.changed).max()?.as_millisecond();
+    Some((states.flat_map(|state| &state.nodes).collect(), changed))
 }
 
 /// What is written down of the processes that were seen to use what their nodes store, so that it need not be seen again after this program

@@ -416,16 +416,8 @@ fn unit_plan(settings: &Settings, state: &UnitState, saved: Option<&Sites>, hand
 /// Limits of a unit that are no longer declared and have not got their old value back.
 #[must_use]
 pub fn not_back(settings: &Settings, state: &UnitState, saved: Option<&Sites>) -> BTreeSet<Knob> {
-    let back = |(site, stored): &(&Site, &observed::Stored)| {
-        saved.and_then(|sites| sites.get(site)).is_none_or(|original| *original == stored.raw)
-    };
-    state
-        .sites
-        .iter()
-        .filter(|(site, _)| !settings.contains_key(&site.knob))
-        .filter(|site| !back(site))
-        .map(|(site, _)| site.knob)
-        .collect()
+    let changes = saved.map(|saved| restore(state, saved)).unwrap_or_default();
+    changes.into_iter().map(|change| change.site.knob).filter(|knob| !settings.contains_key(knob)).collect()
 }
 
 /// What brings a unit back to what it held: every saved site that still exists and differs.

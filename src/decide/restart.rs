@@ -156,12 +156,16 @@ pub fn replaced<'a>(
     nodes: &'a [Node<'_>],
     pods: &'a BTreeMap<String, Pod>,
 ) -> impl Iterator<Item = &'a str> {
-    let is_new = |current: &&Restarting| {
-        let pod = pods.get(&current.pod);
-        let answers = nodes.iter().any(|node| node.name == current.node && node.answers);
-        answers && pod.is_some_and(|pod| pod.uid != current.uid && pod.ready && !pod.terminating)
+    let is_back = |current: &&Restarting| {
+        let node = nodes.iter().find(|node| node.name == current.node);
+        node.zip(pods.get(&current.pod)).is_some_and(|(node, pod)| is_back(current, node, pod))
     };
-    control.nodes.iter().filter(move |_| control.change == changed).filter(is_new).map(|current| current.node.as_str())
+    control.nodes.iter().filter(move |_| control.change == changed).filter(is_back).map(|current| current.node.as_str())
+}
+
+/// Whether a node answers again, in a pod that has taken the place of the one that was to go.
+fn is_back(current: &Restarting, node: &Node<'_>, pod: &Pod) -> bool {
+    pod.uid != current.uid && pod.ready && !pod.terminating && node.answers
 }
 
 /// Whether what was begun may still take a while.
@@ -202,7 +206,7 @@ fn go_on(input: &Input<'_>, current: &Restarting, permitted: bool, outcome: &mut
             });
             true
         }
-        Some(pod) if pod.uid != current.uid && pod.ready && !pod.terminating && node.answers => {
+        Some(pod) if is_back(current, node, pod) => {
             if drained {
                 outcome.acts.push(Act::Undrain(name()));
                 return true;

@@ -224,14 +224,20 @@ async fn set_routes(node: &Caddy, routes: &[Json]) {
     node.set("/web", web).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_proxy_gets_its_own_value_back_after_the_route_before_it_was_deleted() {
-    let (world, node) = (World::new("identity").await, Caddy::typical().await);
+/// A Caddy with two routes to one upstream, of which a policy, gw, has set the idle time to 20 s.
+async fn two_routes(about: &str) -> (World, Caddy) {
+    let (world, node) = (World::new(about).await, Caddy::typical().await);
     set_routes(&node, &[route("/a/*", "10s"), route("/b/*", "99s")]).await;
     world
         .apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "limits": {"backend": {"idleConnTimeout": "20s"}}}))
         .await;
     world.until_programmed("gw").await;
+    (world, node)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_proxy_gets_its_own_value_back_after_the_route_before_it_was_deleted() {
+    let (world, node) = two_routes("identity").await;
     set_routes(&node, &[route("/b/*", "20s")]).await;
     world.delete("gw").await;
     assert_eq!(node.servers().await["web"]["routes"], json!([route("/b/*", "99s")]));
@@ -239,12 +245,7 @@ async fn a_proxy_gets_its_own_value_back_after_the_route_before_it_was_deleted()
 
 #[tokio::test(flavor = "multi_thread")]
 async fn proxies_that_cannot_be_told_apart_are_left_as_they_are_and_named() {
-    let (world, node) = (World::new("alike").await, Caddy::typical().await);
-    set_routes(&node, &[route("/a/*", "10s"), route("/b/*", "99s")]).await;
-    world
-        .apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "limits": {"backend": {"idleConnTimeout": "20s"}}}))
-        .await;
-    world.until_programmed("gw").await;
+    let (world, node) = two_routes("alike").await;
     let both = [route("/c/*", "20s"), route("/d/*", "20s")];
     set_routes(&node, &both).await;
     world.delete("gw").await;

@@ -42,6 +42,9 @@ type Held<'a> = BTreeMap<&'a str, BTreeMap<Knob, &'a Option<serde_json::Value>>>
 /// `ours` are the values that the operator may have written.
 #[must_use]
 pub fn moved(saved: &Sites, state: &UnitState, ours: &BTreeSet<(Knob, Value)>) -> Option<Moved> {
+    if saved.keys().all(|site| state.sites.contains_key(site)) {
+        return None;
+    }
     let mut held = Held::new();
     for (site, raw) in saved {
         held.entry(&site.place).or_default().insert(site.knob, raw);
