@@ -100,7 +100,7 @@ lint: ## Format, clippy, dependencies, shell scripts' syntax
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo deny --offline check bans licenses sources
 	@for module in examples/go-service tests/gitops tests/readers/objstore tests/textparse; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...) || exit 1; done
-	@for script in demo/run .ci/run deploy/generate image/arm64-starts image/build image/pack image/plugin image/sbom image/static tests/chart/run tests/e2e/node tests/e2e/run tests/schemathesis/build tests/tools/build tests/tools/cluster; do bash -n $$script || exit 1; done
+	@for script in demo/run .ci/run deploy/generate image/arm64-starts image/build image/pack image/plugin image/sbom image/static tests/chart/run tests/e2e/node tests/e2e/run tests/schemathesis/build tests/tools/build tests/tools/cluster tests/tools/venv; do bash -n $$script || exit 1; done
 
 generate: needs needs-readers tools ## Writes what is generated: crds/, docs/reference.md, docs/openapi.json, the tables in docs/, tests/golden/
 	IDLECONN_GENERATE=1 cargo test --locked --test it -- --test-threads=1 generated the_document_says every_route_says

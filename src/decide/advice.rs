@@ -291,7 +291,7 @@ mod tests {
         for (adaptive, cut_streams, told) in [
             (json!({"adaptive": {}}), Some("gw-0"), vec!["streams"]),
             (json!({"adaptive": {}}), None, vec![]),
-            // Somebody is there when a person changes a limit.
+            // A change by hand is expected to have effects; a step of adaptive control is not.
             (json!({}), Some("gw-0"), vec![]),
         ] {
             let mut spec = spec.clone();

@@ -592,7 +592,7 @@ fn nothing(seen: &Seen<'_>) -> String {
     )
 }
 
-/// Whether a unit that was changed by somebody else holds what it should again.
+/// Whether a unit that another client changed stores the desired value again.
 fn holds_now(seen: &Seen<'_>, drift: &Drift) -> bool {
     let of = seen.units.iter().find(|result| result.unit.id == drift.id).and_then(|result| result.state.as_ref().ok());
     of.is_some_and(|state| {

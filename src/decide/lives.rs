@@ -1,8 +1,8 @@
-//! What the processes of nodes use that read their settings when they start. Pure.
+//! Which limits a process uses, if it reads its settings only when it starts. Pure.
 //!
-//! A node stores what a write says and goes on using what its process was started with. What that is, is known of a process only that was
-//! seen to follow another one: the node was seen to store the values, by its own word, and then to have run for less time than before. A
-//! node that joins has made its connections from its own file, before the cluster told it anything; what was in the file nobody has seen.
+//! After a write a node stores the new value, and its process keeps the old one until it restarts. A value is known to be in use after a
+//! restart only: the node reported that it stores the value, and later reported a smaller uptime. A node that joins builds its connections
+//! from its own file before the cluster sends it anything, and the operator cannot read that file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,9 +29,9 @@ pub struct Life {
     stored: Settings,
     /// What its process is known to use.
     uses: Settings,
-    /// The process started before this (Unix milliseconds): it says that it has run for less time than it has, never for more.
+    /// The process started before this (Unix milliseconds). A reported uptime is never too long; it can be too short.
     started_before: i64,
-    /// Whether the node came while others were being watched already, and has not been started anew since.
+    /// Whether the node joined while other nodes were already watched, and has not restarted since.
     joined: bool,
 }
 
@@ -47,7 +47,7 @@ impl Life {
     }
 }
 
-/// Notes what a node says of itself. `joined`: others have been watched before.
+/// Records a node's report. `joined`: other nodes were watched before this one appeared.
 pub fn look(lives: &mut Lives, node: &NodeState, joined: bool, now: Timestamp) {
     // Without its own figures it may be the cluster that answers for it.
     let (Some(uptime), Ok(stored)) = (node.uptime, &node.stored) else { return };
@@ -79,7 +79,7 @@ pub fn read_at_start(settings: &Settings, traits: &Traits) -> Settings {
 /// Most nodes that are written down one by one, so that what the controller keeps in the status stays small. In a larger cluster a rollout
 /// that is interrupted by a start of this program leaves the nodes before it as not observed.
 const MOST_NAMED: usize = 32;
-/// How far apart two readings of the same time of the nodes' clock may be: it is told in whole seconds, over a network (milliseconds).
+/// Tolerance when two readings of one node timestamp are compared (milliseconds): the clock offset comes from `Date`, in whole seconds.
 const SAME_TIME: u64 = 5_000;
 
 fn hash_of(values: &Settings) -> String {
@@ -105,9 +105,9 @@ pub fn answered<'a>(states: impl Iterator<Item = &'a UnitState> + Clone) -> Opti
     Some((states.flat_map(|state| &state.nodes).collect(), changed))
 }
 
-/// What is written down of the processes that were seen to use what their nodes store, so that it need not be seen again after this program
-/// has been started anew. `values` are read at the start of a process, and `changed` is when the configuration last changed, by the nodes'
-/// own word (Unix milliseconds).
+/// The record of processes that are known to use the stored values. It is kept in the status, because a restarted operator or a new leader
+/// has not observed those restarts. `values` are the limits that a process reads at its start; `changed` is when the nodes say that their
+/// configuration last changed (Unix milliseconds).
 #[must_use]
 pub fn confirmation(
     nodes: &[&NodeState],
@@ -135,7 +135,7 @@ pub fn agree(a: &Confirmed, b: &Confirmed) -> bool {
     a.values == b.values && a.nodes == b.nodes && a.changed.abs_diff(b.changed) <= SAME_TIME
 }
 
-/// Notes that a node's process was replaced by the operator itself, which saw the node store these values before.
+/// Records that the operator replaced a node's process after the node had stored these values.
 pub fn replaced(lives: &mut Lives, node: &str, values: &Settings) {
     if let Some(life) = lives.get_mut(node) {
         life.uses.clone_from(values);
@@ -143,8 +143,8 @@ pub fn replaced(lives: &mut Lives, node: &str, values: &Settings) {
     }
 }
 
-/// Takes up what was written down of these nodes, which are all there are. One of which anything else is known already, or which does not
-/// store the values, is left as it is.
+/// Restores the record for these nodes, which must be all nodes of the policy. A node that is already known, or that does not store the
+/// values, is not changed.
 pub fn take_up(lives: &mut Lives, written: &Confirmed, nodes: &[&NodeState], values: &Settings, changed: i64) {
     if written.values != hash_of(values) || written.changed.abs_diff(changed) > SAME_TIME {
         return;

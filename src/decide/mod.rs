@@ -199,7 +199,7 @@ pub fn decide(input: &Input<'_>) -> Plan {
 
     let mut plan = Plan { control: input.previous.control.clone().unwrap_or_default(), ..Plan::default() };
     if input.previous.observed_generation != input.generation {
-        // Who writes a new generation has looked: it is no longer the one that somebody did not want.
+        // A new generation is a new decision of the policy's author, so it ends a contest about the former one.
         plan.control.contended.clear();
     }
     plan.outcome = input.adaptive.map(|adaptive| look(input, &adaptive));

@@ -216,7 +216,7 @@ struct Member {
     memory: Arc<Tenant>,
     /// Requests that change something and have not ended.
     open_writes: watch::Sender<usize>,
-    /// Who behind its addresses did not answer when last asked.
+    /// Peers behind its addresses that did not answer the last request.
     silent: Mutex<BTreeSet<String>>,
 }
 
@@ -414,7 +414,7 @@ impl Provider {
         self.agents.names.remove(host);
     }
 
-    /// Notes whether somebody behind an address, such as a node of a cluster, did not answer.
+    /// Records whether a peer behind an address, such as a node of a cluster, did not answer.
     pub fn note_silent(&self, who: &str, is_silent: bool) {
         let mut silent = self.agents.silent.lock().unwrap_or_else(PoisonError::into_inner);
         if is_silent {
@@ -424,7 +424,7 @@ impl Provider {
         }
     }
 
-    /// Whether they did not when last asked.
+    /// Whether a peer did not answer the last request.
     #[must_use]
     pub fn is_silent(&self, who: &str) -> bool {
         self.agents.silent.lock().unwrap_or_else(PoisonError::into_inner).contains(who)

@@ -69,7 +69,7 @@ pub struct Reach {
     pub namespace: String,
     /// Every other request.
     pub provider: Provider,
-    /// Whether somebody waits for a change: then nobody is waited for who did not answer the last time.
+    /// Whether a new generation waits to be applied. Nodes that did not answer the last request are then not waited for.
     pub hurry: bool,
 }
 

@@ -134,7 +134,7 @@ pub struct AIStore {
     places: Vec<Place>,
     credentials: Credentials,
     provider: Provider,
-    /// Whether a node that did not answer when last asked is passed over: somebody waits for a change, or what was written is read back.
+    /// Whether nodes that did not answer the last request are skipped: while a new generation waits, and after a write.
     hurry: AtomicBool,
 }
 

@@ -91,8 +91,8 @@ impl Caddy {
         Self { places, credentials, provider, wants_origin: Mutex::new(BTreeSet::new()) }
     }
 
-    /// Asks without an Origin, and with one where Caddy wants it (`admin.enforce_origin`). An Origin that nobody asked for is held against
-    /// `admin.origins` as well, and an API that listens on all addresses would refuse it (`admin.go`, 2.11).
+    /// Sends an Origin header only to a Caddy that requires one (`admin.enforce_origin`). Caddy checks every Origin that it gets against
+    /// `admin.origins`, and an API that listens on all addresses has no pod's address there (`admin.go`, 2.11).
     async fn ask(&self, mut request: Request) -> Result<Response, Fault> {
         let ca = self.credentials.ca.as_deref();
         let wants = || self.wants_origin.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,8 +1,8 @@
-//! Whose original is whose after somebody has changed the routes of a Caddy. Pure.
+//! Matches saved originals to reverse proxies after another client has changed a Caddy's routes. Pure.
 //!
-//! A reverse proxy is known by its routes' matchers and its upstreams, or by its `@id`. Where that has changed, what it held before the
-//! policy came is given to the proxy that it can only be; where it could be several that held different values, it is given to none of
-//! them, and that is told: a wrong value put back would be worse than one that is left.
+//! A reverse proxy is identified by its routes' matchers and its upstreams, or by its `@id`. If these have changed, an original is assigned
+//! only where one proxy can be meant. If several proxies with different originals can be meant, none of them gets one, and an Event names
+//! them: restoring a wrong value is worse than leaving the present one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -38,8 +38,8 @@ impl<'a> Name<'a> {
 /// What each place held, as far as that is known.
 type Held<'a> = BTreeMap<&'a str, BTreeMap<Knob, &'a Option<serde_json::Value>>>;
 
-/// Gives what was saved to the places that are there now; `None` where each place that was saved is there, or is gone for good.
-/// `ours` are the values that the operator may have written.
+/// Assigns the saved originals to the places that exist now; `None` if no place was renamed or became ambiguous. `ours` are the values that
+/// the operator may have written.
 #[must_use]
 pub fn moved(saved: &Sites, state: &UnitState, ours: &BTreeSet<(Knob, Value)>) -> Option<Moved> {
     if saved.keys().all(|site| state.sites.contains_key(site)) {
