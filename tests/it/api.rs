@@ -88,8 +88,9 @@ fn shown(name: &str, body: &Json, world: &World, node: &AdminApi) {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_route_says_what_is_there_in_its_shape() {
     let (world, node) = watched("routes").await;
-    let api = Api::start(&[&world], true).await;
+    // Before the operator starts: its first sample is already this one.
     node.run(100);
+    let api = Api::start(&[&world], true).await;
     world.until_condition("gw", "MetricsAvailable", "True", "Fresh").await;
     world.until_condition("gw", "InEffect", "True", "InEffect").await;
     let provider = encoded(&format!("{}/gw", world.namespace));
