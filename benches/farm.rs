@@ -177,7 +177,13 @@ async fn sampled(path: &'static str) -> f64 {
     let provider = pool.provider("farm");
     provider.configure(connections::settings(NODES as usize, INTERVAL));
     let nodes = (0..NODES)
-        .map(|n| Node { name: format!("node-{n}"), address: format!("http://{}", address(n)), named: false, path: path.into() })
+        .map(|n| Node {
+            name: format!("node-{n}"),
+            address: format!("http://{}", address(n)),
+            named: false,
+            pod: String::new(),
+            path: path.into(),
+        })
         .collect();
     let (sender, mut rounds) = tokio::sync::mpsc::unbounded_channel();
     let probe = page::Probe::gauge("go_goroutines", page::Threshold::PerCpu(512.0));

@@ -76,6 +76,21 @@ pub async fn named_by_a_node(ctx: &Context, namespace: &str, provider: &Provider
     is_pods.then(|| origin.to_string())
 }
 
+/// The same page at the address of the pod that the node says it runs in: for a node whose own address is a load balancer's or the name of a
+/// host, which the API server does not know. The pod is one of the policy's namespace, where any may be asked. `None` where there is none.
+pub async fn of_its_pod(ctx: &Context, namespace: &str, pod: &str, text: &str) -> Option<String> {
+    if pod.is_empty() {
+        return None;
+    }
+    let origin = Origin::parse(text)?;
+    let pod = ctx.pods.named(namespace, pod).await.ok()??;
+    let host = match addresses_of(&pod).first()? {
+        IpAddr::V4(ip) => Host::Ipv4(*ip),
+        IpAddr::V6(ip) => Host::Ipv6(*ip),
+    };
+    Some(Origin { host, ..origin }.to_string())
+}
+
 /// What an endpoint of a Service is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {

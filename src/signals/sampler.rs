@@ -48,6 +48,8 @@ pub struct Node {
     pub address: String,
     /// Whether only the node's own cluster says so: then it is asked for a permit each time.
     pub named: bool,
+    /// The pod that it says it runs in, by name; empty where it does not say.
+    pub pod: String,
     /// The path of the page, and its query. Of a Prometheus server, what comes before `/api`.
     pub path: String,
 }
@@ -66,8 +68,8 @@ pub enum Source {
     },
 }
 
-/// What an address that a cluster names may be reached as, at this moment; `None` where it may not.
-pub type Permit = Arc<dyn Fn(String) -> BoxFuture<'static, Option<String>> + Send + Sync>;
+/// What a node whose address its cluster names may be reached as, at this moment; `None` where it may not be reached.
+pub type Permit = Arc<dyn Fn(Node) -> BoxFuture<'static, Option<String>> + Send + Sync>;
 
 /// What is watched.
 #[derive(Clone)]
@@ -244,7 +246,7 @@ async fn page(provider: &Provider, watch: &Watch, node: &Node, probe: &Probe, ti
     }
     let address = match &watch.permit {
         _ if !node.named => Some(node.address.clone()),
-        Some(permit) => permit(node.address.clone()).await,
+        Some(permit) => permit(node.clone()).await,
         None => None,
     };
     let Some(address) = address else { return Err(Gap::NotPermitted) };
@@ -334,7 +336,13 @@ mod tests {
 
     #[test]
     fn a_redirect_shows_a_plain_path_of_the_same_server_and_nothing_else() {
-        let node = Node { name: "n".into(), address: "http://10.0.0.1:8080".into(), named: false, path: "/metrics?x=y".into() };
+        let node = Node {
+            name: "n".into(),
+            address: "http://10.0.0.1:8080".into(),
+            named: false,
+            pod: String::new(),
+            path: "/metrics?x=y".into(),
+        };
         let shown = |location: &str| hint(location, &node).map(|path| path.to_string());
         assert_eq!(shown("/metrics/?x=secret").as_deref(), Some("/metrics/"));
         assert_eq!(shown("metrics/").as_deref(), Some("/metrics/"));

@@ -115,6 +115,12 @@ async fn an_endpoint_slice_leads_only_to_pods_of_the_namespace() {
 
 /// A cluster of one node, whose metrics are at this address by the cluster's word.
 pub fn naming(metrics: &str) -> Script {
+    running(metrics, "")
+}
+
+/// The same; the node says that it runs in this pod.
+fn running(metrics: &str, pod: &str) -> Script {
+    let status = json!({"tracker": {"up.ns.time": 1}, "k8s_pod_name": pod}).to_string();
     let map = json!({
         "uuid": format!("uuid-{metrics}"), "pmap": {"p0": {"daemon_id": "p0", "public_net": {"direct_url": metrics}}}, "tmap": {},
         "proxy_si": {"daemon_id": "p0"},
@@ -127,7 +133,7 @@ pub fn naming(metrics: &str) -> Script {
         let body = match path {
             _ if path.starts_with("/v1/health") => String::new(),
             _ if path.contains("what=smap") => map.clone(),
-            _ if path.contains("what=node_status") => r#"{"tracker":{"up.ns.time":1},"k8s_pod_name":""}"#.to_owned(),
+            _ if path.contains("what=node_status") => status.clone(),
             _ => config.clone(),
         };
         (Duration::ZERO, 200, body.into_bytes())
@@ -198,10 +204,38 @@ async fn an_address_of_a_host_is_a_pods_only_at_a_port_that_the_pod_publishes() 
     world.apply("ais", &sampled(&cluster.address)).await;
     let status = world.until_condition("ais", "MetricsAvailable", "False", "BelowQuorum").await;
     let message = &find(&status, "MetricsAvailable").unwrap().message;
-    assert!(message.contains("may not be asked"), "{message}");
+    assert!(message.contains("was not asked"), "{message}");
     assert_eq!(node.asked(), 0);
     run("node", port).await;
     world.until_condition("ais", "MetricsAvailable", "True", "Fresh").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_behind_a_load_balancer_is_asked_at_its_pod_and_the_balancer_is_not() {
+    let world = World::empty("balancer").await;
+    let (node, _) = page().await;
+    let (balancer, _) = page().await;
+    let port = node.address.rsplit_once(':').unwrap().1;
+    let named = [balancer.address.clone(), format!("http://192.0.2.9:{port}"), format!("http://node-7.example.com:{port}")];
+    let mut clusters = Vec::new();
+    for (address, pod) in named.iter().zip(["missing", "target-0", "target-0"]) {
+        clusters.push(Hostile::start(running(address, pod)).await);
+    }
+    let _operator = listing(&[&world], &clusters.iter().map(|cluster| cluster.address.as_str()).collect::<Vec<_>>()).await;
+    for (n, cluster) in clusters.iter().enumerate() {
+        world.apply(&format!("ais-{n}"), &sampled(&cluster.address)).await;
+    }
+    for n in 0..3 {
+        let status = world.until_condition(&format!("ais-{n}"), "MetricsAvailable", "False", "BelowQuorum").await;
+        let message = &find(&status, "MetricsAvailable").unwrap().message;
+        assert!(message.contains("was not asked"), "{message}");
+    }
+    pod(&world, "target-0", host(&node.address)).await;
+    for n in 1..3 {
+        world.until_condition(&format!("ais-{n}"), "MetricsAvailable", "True", "Fresh").await;
+    }
+    world.until_condition("ais-0", "MetricsAvailable", "False", "BelowQuorum").await;
+    assert_eq!(balancer.asked(), 0, "its address is no pod's, whatever the node says");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -105,7 +105,13 @@ fn unframed(body: &str) -> Vec<u8> {
 /// What one round says of one node: the count, or the reason and the sentence.
 async fn count(address: &str, path: &str, source: Source) -> String {
     let watch = Watch {
-        nodes: vec![Node { name: "node".into(), address: address.to_owned(), named: false, path: path.to_owned() }],
+        nodes: vec![Node {
+            name: "node".into(),
+            address: address.to_owned(),
+            named: false,
+            pod: String::new(),
+            path: path.to_owned(),
+        }],
         source,
         interval: Duration::from_secs(30),
         ca: None,
