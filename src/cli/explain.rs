@@ -109,6 +109,10 @@ fn next(status: &IdleConnectionPolicyStatus) -> &'static str {
             "lower adaptive.floor, add nodes, or find who opens so many connections."
         }
         ("Succeeded" | "Suspended", "Fresh", "BudgetExhausted", _) => "wait, or raise adaptive.behavior.maxChangesPerHour.",
+        // What is declared may be more than what the processes use: a restart is no remedy for too many tasks then.
+        ("Succeeded" | "Suspended", "Fresh", "RestartForbidden", "NotTightened") => {
+            "compare limits.desired with what the processes were started with; a restart brings the declared limits into effect, lower or higher."
+        }
         ("Succeeded" | "Suspended", "Fresh", "RestartForbidden", _) => "restart the nodes, one after the other.",
         ("Succeeded" | "Suspended", "Fresh", "NotInEffect", _) => {
             "let the nodes say what they use (target.configMap.hash), or restart them, one after the other."

@@ -20,6 +20,7 @@ use crate::{
     decide::{
         self, Adaptive, Declared, Lives, Pause, Standing, Traits, Unit, UnitState,
         adapt::{self, Outcome, percent},
+        attribution::{self, MostPooled},
         loop_conditions::SeenLoop,
         openness,
         originals::Saved,
@@ -28,6 +29,7 @@ use crate::{
         tighten::Share,
         tuning::Tuning,
     },
+    metrics,
     signals::{
         Node, Permit, Sampler, Samples, Source, Watch,
         page::{Probe, Threshold},
@@ -59,7 +61,7 @@ pub struct Adaptation {
     standing: Standing,
     levels: bool,
     rolls: bool,
-    most_pooled: Option<f64>,
+    most_pooled: Option<MostPooled>,
     not_before: i64,
     obstacle: Option<Signal>,
     digest: String,
@@ -72,6 +74,8 @@ pub struct Adaptation {
 struct Tick {
     /// Whether a pass is worth making.
     news: bool,
+    /// Whether enough nodes were counted.
+    fresh: bool,
     /// How the policy stands.
     point: Point,
 }
@@ -115,7 +119,7 @@ impl Adaptation {
 
     /// Takes note of what the units say of their pools, where all of them have: it bounds what tightening can do.
     pub fn bound(&mut self, traits: &Traits, saved: &BTreeMap<String, Saved>, answered: &[(Unit, UnitState)], all: bool) {
-        let most = || decide::most_pooled(&self.declared.settings, &self.floor, traits, saved, answered);
+        let most = || attribution::most_pooled(&self.declared.settings, &self.floor, traits, saved, answered);
         self.most_pooled = all.then(most).flatten();
     }
 
@@ -128,7 +132,7 @@ impl Adaptation {
             signal: &look.signal,
             pause: self.pause,
             share: Share::UNKNOWN,
-            most_pooled: self.most_pooled,
+            most_pooled: self.most_pooled.as_ref(),
             load: None,
             levels: self.levels,
             rolls: self.rolls,
@@ -145,7 +149,8 @@ impl Adaptation {
             signal: &look.signal,
             pause: self.pause,
             unreadable: self.unreadable,
-            share: self.input(look).bounded_share(),
+            attribution: self.input(look).attribution(),
+            levels: self.levels,
             moved: self.moved,
         }
     }
@@ -190,14 +195,17 @@ impl Adaptation {
             time: look.now,
             tasks: reading.and_then(|reading| reading.percentile),
             threshold: reading.and_then(|reading| reading.threshold),
-            pressure: reading.map(|reading| reading.up),
+            pressure: reading.filter(|_| !self.levels).map(|reading| reading.up),
             openness: self.state.openness,
         };
-        Tick { news, point }
+        Tick { news, fresh, point }
     }
 
     fn has_moved(&mut self, look: &Look) -> bool {
-        let Signal::Fresh(reading) = &look.signal else {
+        // An alert is either raised or not: there is no figure that could move.
+        let Some(reading) =
+            (if let Signal::Fresh(reading) = &look.signal { Some(reading) } else { None }).filter(|_| !self.levels)
+        else {
             self.moved_since = None;
             return false;
         };
@@ -218,8 +226,9 @@ impl Context {
         let Ok(mut memory) = memory.try_lock() else { return };
         let Some(adaptation) = &mut memory.adaptation else { return };
         planted::panics("sample", &format!("{}/{}", policy.namespace.as_deref().unwrap_or_default(), policy.name));
-        let Tick { news, point } = adaptation.tick();
-        self.metrics.looked(policy.namespace.as_deref().unwrap_or_default(), &policy.name, point.pressure, point.openness);
+        let Tick { news, fresh, point } = adaptation.tick();
+        let evaluation = metrics::Evaluation { is_fresh: fresh, pressure: point.pressure, openness: point.openness };
+        self.metrics.looked(policy.namespace.as_deref().unwrap_or_default(), &policy.name, evaluation);
         self.live.sampled(policy, point);
         // While the target cannot be found nothing can be done about it: the pass that is due will look.
         let backing_off = memory.failing.get("").is_some_and(|failing| failing.due > Instant::now());
@@ -300,7 +309,8 @@ pub async fn prepare(
             match places::prometheus(ctx, subject, prometheus).await {
                 Ok(server) => {
                     let path = prometheus.path_prefix.clone().unwrap_or_default();
-                    watch.nodes = vec![Node { name: PROMETHEUS.into(), address: server.address, named: false, path }];
+                    watch.nodes =
+                        vec![Node { name: PROMETHEUS.into(), address: server.address, named: false, pod: String::new(), path }];
                     (watch.ca, watch.token) = (server.credentials.ca, server.credentials.token);
                     watch.headers = server.headers;
                 }
@@ -413,7 +423,8 @@ fn nodes(subject: &Subject, units: &[Unit], answered: &[(Unit, UnitState)]) -> V
     for unit in units {
         let Some(state) = states.get(unit.id.as_str()) else {
             if subject.spec().target.type_ == TargetType::Caddy {
-                nodes.push(Node { name: unit.name.clone(), address: unit.address.clone(), named: false, path: path.clone() });
+                let (name, address) = (unit.name.clone(), unit.address.clone());
+                nodes.push(Node { name, address, named: false, pod: String::new(), path: path.clone() });
             }
             continue;
         };
@@ -421,7 +432,8 @@ fn nodes(subject: &Subject, units: &[Unit], answered: &[(Unit, UnitState)]) -> V
             let address = node.metrics.as_ref().unwrap_or(&unit.address).clone();
             // Where a ConfigMap's pod is, the API server says.
             let named = node.metrics.is_some() && subject.spec().target.type_ == TargetType::AIStore;
-            nodes.push(Node { name: node.name.clone(), address, named, path: path.clone() });
+            let pod = node.process.as_ref().map(|process| process.pod.clone()).unwrap_or_default();
+            nodes.push(Node { name: node.name.clone(), address, named, pod, path: path.clone() });
         }
     }
     nodes
@@ -430,8 +442,14 @@ fn nodes(subject: &Subject, units: &[Unit], answered: &[(Unit, UnitState)]) -> V
 fn permit(ctx: &Context, subject: &Subject) -> Permit {
     let (me, namespace) = (ctx.me.clone(), subject.namespace.clone());
     let provider = ctx.pool.provider(&subject.path);
-    std::sync::Arc::new(move |address| {
+    std::sync::Arc::new(move |node| {
         let (me, namespace, provider) = (me.clone(), namespace.clone(), provider.clone());
-        Box::pin(async move { reachability::named_by_a_node(&*me.upgrade()?, &namespace, &provider, &address).await })
+        Box::pin(async move {
+            let ctx = me.upgrade()?;
+            match reachability::named_by_a_node(&ctx, &namespace, &provider, &node.address).await {
+                Some(address) => Some(address),
+                None => reachability::of_its_pod(&ctx, &namespace, &node.pod, &node.address).await,
+            }
+        })
     })
 }

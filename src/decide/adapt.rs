@@ -101,18 +101,21 @@ pub struct Decision {
 
 /// Why a step is taken. Printed, it is what the history says; metrics say its name.
 #[derive(Clone, Copy, Debug, PartialEq, strum::IntoStaticStr, strum::VariantNames)]
-#[allow(missing_docs)] // The fields: pressure, and for how long it has been like that (milliseconds).
+#[allow(missing_docs)] // The fields: pressure, `None` where nothing is counted, and for how long it has been like that (milliseconds).
 pub enum Reason {
     /// Too many tasks for too long.
     #[strum(serialize = "HighTaskCount")]
-    High { pressure: f64, lasted: i64 },
+    High { pressure: Option<f64>, lasted: i64 },
     /// Few tasks for long enough.
     #[strum(serialize = "LowTaskCount")]
-    Low { pressure: f64, lasted: i64 },
+    Low { pressure: Option<f64>, lasted: i64 },
     /// Tightening did not help.
     Ineffective,
     /// Tightening could not help.
     PoolsTooSmall,
+    /// Few tasks again before the step was in effect.
+    #[strum(serialize = "LowTaskCount")]
+    Withdrawn,
     /// Nobody can say how many tasks there are, and the policy wants to be open then.
     SignalGone,
 }
@@ -120,11 +123,14 @@ pub enum Reason {
 impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
-            Self::High { pressure, lasted } | Self::Low { pressure, lasted } => {
+            Self::High { pressure: Some(pressure), lasted } | Self::Low { pressure: Some(pressure), lasted } => {
                 write!(f, "{} % of the threshold for {}", percent(pressure), spoken(lasted))
             }
+            Self::High { pressure: None, lasted } => write!(f, "task count alert raised for {}", spoken(lasted)),
+            Self::Low { pressure: None, lasted } => write!(f, "no task count alert for {}", spoken(lasted)),
             Self::Ineffective => write!(f, "it did not help"),
             Self::PoolsTooSmall => write!(f, "the pools are too small"),
+            Self::Withdrawn => write!(f, "the task count fell before the last step was in effect"),
             Self::SignalGone => write!(f, "the task count is gone"),
         }
     }
@@ -391,6 +397,7 @@ impl<'a> Look<'a> {
         if !self.facts.in_effect {
             self.state.efficacy = Efficacy::Measuring;
             self.state.pending = Some(pending);
+            self.limit = (self.facts.needs_restart && !self.facts.rolls).then_some(Limit::RestartForbidden);
             return;
         }
         let since = *pending.since.get_or_insert(self.now);
@@ -520,7 +527,7 @@ impl<'a> Look<'a> {
             proved: first.then_some(self.state.proved),
         };
         let (from, to) = (self.state.openness, step.target());
-        let reason = Reason::High { pressure: fast, lasted: self.state.watched.high_for };
+        let reason = Reason::High { pressure: self.counted(fast), lasted: self.state.watched.high_for };
         if tuning.mode != Mode::Enforce || facts.no_tightening {
             self.recommendation = Some(Decision { from, to, reason, pressure: fast });
             self.limit = (tuning.mode == Mode::Enforce).then_some(Limit::Paused);
@@ -579,13 +586,19 @@ impl<'a> Look<'a> {
         if self.state.watched.low_for < window {
             return;
         }
-        let reason = Reason::Low { pressure: slow, lasted: self.state.watched.low_for };
+        let reason = Reason::Low { pressure: self.counted(slow), lasted: self.state.watched.low_for };
         if tuning.mode != Mode::Enforce || facts.no_relaxing {
             self.recommendation = Some(Decision { from, to, reason, pressure: slow });
             self.limit = (tuning.mode == Mode::Enforce).then_some(Limit::Paused);
             return;
         }
-        if now < facts.not_before || now < self.state.dead_until || self.state.pending.is_some() {
+        if now < facts.not_before || now < self.state.dead_until {
+            return;
+        }
+        if let Some(pending) = &self.state.pending {
+            if let (false, false, None) = (facts.in_effect, facts.rolls, pending.since) {
+                self.withdraw(pending.from, slow);
+            }
             return;
         }
         if !facts.in_effect {
@@ -593,6 +606,28 @@ impl<'a> Look<'a> {
             return;
         }
         self.relax(reason, slow);
+    }
+
+    /// Takes back a step that no process has used: going back to what they use cannot make more tasks, so there is nothing to wait for.
+    fn withdraw(&mut self, to: Percent, pressure: f64) {
+        if to <= self.state.openness {
+            self.state.pending = None;
+            return;
+        }
+        if !self.may_change() {
+            self.limit = Some(Limit::BudgetExhausted);
+            return;
+        }
+        let before = self.state.pending.take().map_or(f64::NAN, |pending| pending.before);
+        self.judged = Some(Judged { verdict: Verdict::Inconclusive, before, after: self.state.watched.fast });
+        self.state.efficacy = if to == 100 { Efficacy::NotTightened } else { Efficacy::Measuring };
+        self.limit = None;
+        self.change(to, Reason::Withdrawn, pressure);
+    }
+
+    /// A pressure to be said; an alert is none.
+    fn counted(&self, pressure: f64) -> Option<f64> {
+        (!self.facts.levels).then_some(pressure)
     }
 
     fn relax(&mut self, reason: Reason, pressure: f64) {

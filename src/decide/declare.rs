@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    observed::{Moved, Sites, Unit, UnitState},
+    attribution::MostPooled,
+    observed::{Moved, NodeState, Sites, Unit, UnitState},
     openness::{self, Percent},
 };
 use crate::api::{IdleConnectionPolicySpec, Knob, Limits, Settings, Value};
@@ -43,8 +44,8 @@ pub struct Traits {
     /// What was saved of a unit, under the names that its places have now, where names changed; the last are the values that the operator
     /// may have written.
     pub moved: Follow,
-    /// The most tasks of one node, of so many, that pools with these limits can hold; `None` where nothing bounds them.
-    pub most_pooled: fn(&Settings, usize) -> Option<f64>,
+    /// The most tasks of each of these nodes that pools with these limits can hold; `None` where nothing bounds them.
+    pub most_pooled: fn(&Settings, &[&NodeState]) -> Option<MostPooled>,
 }
 
 impl Traits {

@@ -6,11 +6,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use super::{
     Pause,
     adapt::{Limit, Outcome, Phase, percent},
+    attribution::Attribution,
     conditions::{Notice, find, shortened},
     openness,
     signal::{Reading, Signal},
     state::Efficacy,
-    tighten::Share,
     tuning::{CLOSE, Tuning},
 };
 use crate::api::{
@@ -25,7 +25,7 @@ const MOST_DECISIONS: usize = 6;
 const SAME: u32 = 10;
 
 /// What the loop saw.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 pub struct SeenLoop<'a> {
     /// The numbers.
     pub tuning: &'a Tuning,
@@ -38,7 +38,9 @@ pub struct SeenLoop<'a> {
     /// What an annotation that cannot be read is called, if there is one.
     pub unreadable: Option<&'a str>,
     /// What was known of the pools' part of the tasks.
-    pub share: Share,
+    pub attribution: Attribution,
+    /// Whether the source says only whether there are too many.
+    pub levels: bool,
     /// Whether the pressure has been elsewhere for a while than where the status says.
     pub moved: bool,
 }
@@ -60,10 +62,10 @@ pub fn tell(
         Signal::Missing { .. } => None,
     };
     let conditions = [
-        metrics(seen.signal),
-        high(outcome, reading),
+        metrics(seen),
+        high(seen, outcome, reading),
         tightened(seen, outcome),
-        effective(outcome, seen.share),
+        effective(outcome, &seen.attribution),
         limited(seen, outcome),
     ];
     let flips = |(type_, state, reason, _): &(&str, &str, &str, String)| {
@@ -89,16 +91,19 @@ pub fn tell(
         });
     }
     status.openness_percent = Some(outcome.state.openness.into());
-    figures(previous, status, reading, refresh, now);
-    history(outcome, previous, status, reading, now);
+    figures(seen, previous, status, reading, refresh, now);
+    history(seen, outcome, previous, status, reading, now);
     recommendation(seen, outcome, declared, previous, status);
     notices
 }
 
 type Said = (&'static str, &'static str, &'static str, String);
 
-fn metrics(signal: &Signal) -> Said {
-    match signal {
+fn metrics(seen: &SeenLoop<'_>) -> Said {
+    match seen.signal {
+        Signal::Fresh(Reading { fresh, expected, .. }) if seen.levels => {
+            ("MetricsAvailable", "True", "Fresh", format!("{fresh} of {expected} nodes report their alerts"))
+        }
         Signal::Fresh(Reading { fresh, expected, .. }) => {
             ("MetricsAvailable", "True", "Fresh", format!("The tasks of {fresh} of {expected} nodes are counted"))
         }
@@ -107,19 +112,26 @@ fn metrics(signal: &Signal) -> Said {
     }
 }
 
-fn high(outcome: &Outcome, reading: Option<&Reading>) -> Said {
+fn high(seen: &SeenLoop<'_>, outcome: &Outcome, reading: Option<&Reading>) -> Said {
     let Some(reading) = reading else {
         return ("HighTaskCount", "Unknown", "Unknown", "The tasks cannot be counted, see MetricsAvailable".into());
     };
-    let message = format!(
-        "{}{}",
-        counted(reading),
-        if reading.over > 0 { format!("; {} nodes over it", reading.over) } else { String::new() }
-    );
-    if outcome.state.episode.is_some() {
-        ("HighTaskCount", "True", "OverThreshold", format!("{message}; until it is under {} %", percent(CLOSE)))
-    } else {
-        ("HighTaskCount", "False", "UnderThreshold", message)
+    let over = if reading.over > 0 { format!("; {} nodes over it", reading.over) } else { String::new() };
+    let message = if seen.levels { alerts(reading) } else { format!("{}{over}", counted(reading)) };
+    match outcome.state.episode {
+        Some(_) if seen.levels => ("HighTaskCount", "True", "OverThreshold", message),
+        Some(_) => ("HighTaskCount", "True", "OverThreshold", format!("{message}; until it is under {} %", percent(CLOSE))),
+        None => ("HighTaskCount", "False", "UnderThreshold", message),
+    }
+}
+
+/// Where nodes raise alerts and give no count: nothing is said in percent.
+fn alerts(reading: &Reading) -> String {
+    let Reading { node, over, red, expected, .. } = reading;
+    match (over, red) {
+        (0, _) => "No node raises an alert for its task count".into(),
+        (over, true) => format!("{over} of {expected} nodes raise an alert for their task count, and {node} a critical one"),
+        (over, false) => format!("{over} of {expected} nodes raise an alert for their task count, such as {node}"),
     }
 }
 
@@ -143,7 +155,10 @@ fn tightened(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
             ("Tightened", "False", "AsDeclared", "The limits are as declared; mode Recommend writes nothing else".into())
         }
         Phase::AsDeclared => ("Tightened", "False", "AsDeclared", "The limits are as declared".into()),
-        Phase::Tightening => ("Tightened", "True", "Tightening", format!("{at}; what it does is being measured")),
+        Phase::Tightening if outcome.limit == Some(Limit::RestartForbidden) => {
+            ("Tightened", "True", "Tightening", format!("{at}; the nodes do not use them yet (see InEffect)"))
+        }
+        Phase::Tightening => ("Tightened", "True", "Tightening", format!("{at}; the effect is being measured")),
         Phase::Holding => ("Tightened", "True", "Holding", format!("{at}, and stay so until there is room")),
         Phase::Relaxing => ("Tightened", "True", "Relaxing", format!("{at}; there is room, and they open if it lasts")),
         Phase::AtFloor => ("Tightened", "True", "AtFloor", "The limits are at their floor".into()),
@@ -151,9 +166,8 @@ fn tightened(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
     }
 }
 
-fn effective(outcome: &Outcome, share: Share) -> Said {
+fn effective(outcome: &Outcome, attribution: &Attribution) -> Said {
     let type_ = "TighteningEffective";
-    let most = percent(share.most);
     match outcome.state.efficacy {
         Efficacy::Effective => (type_, "True", "Effective", "The last tightening lowered the task count".into()),
         Efficacy::Ineffective => (
@@ -173,16 +187,27 @@ fn effective(outcome: &Outcome, share: Share) -> Said {
             type_,
             "Unknown",
             "NotAttributable",
-            format!("Pooled connections explain at most {most} % of the tasks; look elsewhere"),
+            format!("{}; look for another cause, such as connections of clients", pooled(attribution)),
         ),
         Efficacy::PoolsTooSmall => (
             type_,
             "Unknown",
             "NotAttributable",
-            format!("Pools hold at most {most} % of the tasks: emptying them is not enough; look elsewhere"),
+            format!(
+                "{}, so emptying the pools is not enough; look for another cause, such as connections of clients",
+                pooled(attribution)
+            ),
         ),
         Efficacy::NotTightened => (type_, "Unknown", "NotTightened", "Nothing has been tightened".into()),
     }
+}
+
+/// What the pools can account for, with the numbers where the limits give them.
+fn pooled(attribution: &Attribution) -> String {
+    attribution.bound.as_ref().map_or_else(
+        || format!("Pooled connections account for at most {}% of the tasks", percent(attribution.share.most)),
+        |bound| format!("Pooled connections account for at most {bound}"),
+    )
 }
 
 fn limited(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
@@ -195,16 +220,20 @@ fn limited(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
             let Tuning { per_hour, per_day, .. } = seen.tuning;
             ("BudgetExhausted", format!("{per_hour} changes an hour or {per_day} a day have been made; the next waits"))
         }
+        Some(Limit::RestartForbidden) if outcome.state.openness == 100 => (
+            "RestartForbidden",
+            "Most nodes use the declared limits only after a restart, which may also raise them (see InEffect); tightening waits for it".into(),
+        ),
         Some(Limit::RestartForbidden) => (
             "RestartForbidden",
-            "What was written is used only after a restart of the nodes; nothing more is decided until then".into(),
+            "Most nodes use the tightened limits only after a restart; nothing more is decided until then, unless the task count falls".into(),
         ),
         Some(Limit::NotInEffect) => (
             "NotInEffect",
             "Most nodes are not known to use what is declared, so tightening it could not be seen to help: see InEffect".into(),
         ),
         Some(Limit::PoolsTooSmall) => {
-            ("PoolsTooSmall", "Even with empty pools there would be too many tasks; the cause is elsewhere".into())
+            ("PoolsTooSmall", format!("{}, so there would be too many with empty pools as well", pooled(&seen.attribution)))
         }
         Some(Limit::Flapping) => {
             ("Flapping", "The limits went up and down within an hour; it waits longer before it relaxes".into())
@@ -221,6 +250,7 @@ fn limited(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
 }
 
 fn figures(
+    seen: &SeenLoop<'_>,
     previous: &IdleConnectionPolicyStatus,
     status: &mut IdleConnectionPolicyStatus,
     reading: Option<&Reading>,
@@ -235,7 +265,7 @@ fn figures(
         }
         return;
     };
-    status.pressure_percent = Some(percent(reading.up));
+    status.pressure_percent = (!seen.levels).then(|| percent(reading.up));
     status.tasks = Some(Tasks {
         max: reading.max.map(whole),
         percentile: reading.percentile.map(whole),
@@ -249,6 +279,7 @@ fn figures(
 }
 
 fn history(
+    seen: &SeenLoop<'_>,
     outcome: &Outcome,
     previous: &IdleConnectionPolicyStatus,
     status: &mut IdleConnectionPolicyStatus,
@@ -256,6 +287,7 @@ fn history(
     now: Timestamp,
 ) {
     let tasks = reading.and_then(|reading| reading.percentile).map(whole);
+    let said = |pressure: f64| (pressure.is_finite() && !seen.levels).then(|| percent(pressure));
     status.history.clone_from(&previous.history);
     if let Some(judged) = &outcome.judged {
         // The last tightening is the one that was judged: there is never another before it.
@@ -263,8 +295,8 @@ fn history(
             status.history.iter_mut().find(|entry| entry.to_percent < entry.from_percent && entry.verdict.is_none())
         {
             entry.verdict = Some(judged.verdict.name().into());
-            entry.pressure_before = Some(percent(judged.before));
-            entry.pressure_after = Some(percent(judged.after));
+            entry.pressure_before = said(judged.before);
+            entry.pressure_after = said(judged.after);
             entry.tasks_after = tasks;
         }
     }
@@ -274,7 +306,7 @@ fn history(
             from_percent: decision.from.into(),
             to_percent: decision.to.into(),
             reason: decision.reason.to_string(),
-            pressure_before: decision.pressure.is_finite().then(|| percent(decision.pressure)),
+            pressure_before: said(decision.pressure),
             pressure_after: None,
             tasks_before: tasks,
             tasks_after: None,
@@ -324,22 +356,16 @@ fn notices(
             ("MetricsAvailable", "True", _) if was == Some("False") => tell(false, "MetricsRestored", message.clone()),
             ("HighTaskCount", "True", _) => tell(true, "HighTaskCount", message.clone()),
             ("TighteningEffective", _, "Ineffective" | "NotAttributable") => {
-                let most = percent(seen.share.most);
-                let fell = outcome.judged.map(|judged| {
+                let fell = outcome.judged.filter(|_| !seen.levels).map(|judged| {
                     format!(" ({} % of the threshold before, {} % after)", percent(judged.before), percent(judged.after))
                 });
-                let bound = if most < 100 {
-                    format!(" Pooled connections explain at most {most} % of the tasks.")
-                } else {
-                    String::new()
-                };
-                tell(true, "Ineffective", format!("{message}{}.{bound}", fell.unwrap_or_default()));
+                tell(true, "Ineffective", format!("{message}{}", fell.unwrap_or_default()));
             }
             _ => {}
         }
     }
     if let Some(decision) = &outcome.decision {
-        let counted = reading.map(|reading| format!("; {}", counted(reading))).unwrap_or_default();
+        let counted = reading.filter(|_| !seen.levels).map(|reading| format!("; {}", counted(reading))).unwrap_or_default();
         let note = format!("{} % to {} %: {}{counted}", decision.from, decision.to, decision.reason);
         if decision.to < decision.from {
             tell(false, "Tightened", note);
@@ -376,6 +402,7 @@ mod tests {
             adapt::{Judged, Phase, Reason},
             efficacy::Verdict,
             state::{Episode, State},
+            tighten::Share,
         },
     };
 
@@ -387,6 +414,84 @@ mod tests {
             recommendation: None,
             limit: None,
             phase: Phase::AsDeclared,
+        }
+    }
+
+    fn seen<'a>(tuning: &'a Tuning, signal: &'a Signal) -> SeenLoop<'a> {
+        static FLOOR: Settings = Settings::new();
+        SeenLoop {
+            tuning,
+            floor: &FLOOR,
+            signal,
+            pause: Pause::default(),
+            unreadable: None,
+            attribution: Attribution { share: Share::UNKNOWN, bound: None },
+            levels: false,
+            moved: false,
+        }
+    }
+
+    /// Everything that a status, its Events and its history say of a look.
+    fn everything_said(signal: &Signal, outcome: &Outcome, edit: impl FnOnce(&mut SeenLoop<'_>)) -> String {
+        let tuning = Tuning::of(Some(&Adaptive { mode: Mode::Enforce, ..Adaptive::default() }));
+        let mut seen = seen(&tuning, signal);
+        edit(&mut seen);
+        let mut status = IdleConnectionPolicyStatus::default();
+        let previous = IdleConnectionPolicyStatus::default();
+        let notices = tell(&seen, outcome, &Settings::new(), &previous, &mut status, Timestamp::UNIX_EPOCH);
+        let notes: Vec<_> = notices.into_iter().map(|notice| notice.note).collect();
+        format!("{}\n{}", serde_json::to_string_pretty(&status).expect("a status"), notes.join("\n"))
+    }
+
+    #[test]
+    fn alerts_are_never_said_in_percent() {
+        let alert = Reading { fresh: 4, expected: 4, over: 4, red: true, node: "target-t1".into(), ..Reading::of(2.0) };
+        let reason = Reason::High { pressure: None, lasted: 60_000 };
+        let decided = Outcome {
+            state: State { openness: 50, episode: Some(Episode::begin(0, 100)), ..State::default() },
+            decision: Some(crate::decide::adapt::Decision { from: 100, to: 50, reason, pressure: 2.0 }),
+            judged: Some(Judged { verdict: Verdict::Ineffective, before: 2.0, after: 2.0 }),
+            phase: Phase::Tightening,
+            ..outcome()
+        };
+        let text = everything_said(&Signal::Fresh(alert), &decided, |seen| seen.levels = true);
+        assert!(text.contains("4 of 4 nodes raise an alert for their task count, and target-t1 a critical one"), "{text}");
+        assert!(text.contains("task count alert raised for 60s"), "{text}");
+        assert!(text.contains("4 of 4 nodes report their alerts"), "{text}");
+        assert!(!text.contains("of the threshold") && !text.contains("pressure") && !text.contains("counted"), "{text}");
+        let low = Reading { fresh: 4, expected: 4, ..Reading::of(0.5) };
+        let text = everything_said(&Signal::Fresh(low), &outcome(), |seen| seen.levels = true);
+        assert!(text.contains("No node raises an alert for its task count") && !text.contains('%'), "{text}");
+    }
+
+    #[test]
+    fn what_the_pools_cannot_account_for_is_said_with_its_numbers() {
+        let reading = Reading { crowd: vec![("target-t1".into(), 3019.0)], threshold: Some(1024.0), ..Reading::of(2.95) };
+        let most = [("target-t1".to_owned(), 1900.0)].into();
+        let attribution = Attribution::new(Share::UNKNOWN, Some(&most), &reading);
+        for (efficacy, limit, words) in [
+            (Efficacy::PoolsTooSmall, Some(Limit::PoolsTooSmall), "so there would be too many with empty pools as well"),
+            (Efficacy::PoolsTooSmall, None, "so emptying the pools is not enough"),
+            (Efficacy::NotAttributable, None, "look for another cause"),
+        ] {
+            let outcome = Outcome { state: State { efficacy, ..State::default() }, limit, ..outcome() };
+            let text = everything_said(&Signal::Fresh(reading.clone()), &outcome, |seen| seen.attribution = attribution.clone());
+            let bound = "Pooled connections account for at most 1900 of 3019 tasks (63%) on target-t1";
+            assert!(text.contains(bound) && text.contains(words), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_step_that_no_node_uses_yet_is_not_being_measured() {
+        let signal = Signal::Fresh(Reading::of(1.2));
+        for (limit, words) in [
+            (Some(Limit::RestartForbidden), "the nodes do not use them yet (see InEffect)"),
+            (None, "the effect is being measured"),
+        ] {
+            let outcome =
+                Outcome { state: State { openness: 50, ..State::default() }, limit, phase: Phase::Tightening, ..outcome() };
+            let text = everything_said(&signal, &outcome, |_| {});
+            assert!(text.contains(words), "{text}");
         }
     }
 
@@ -414,15 +519,7 @@ mod tests {
         at: i64,
     ) -> (IdleConnectionPolicyStatus, Vec<&'static str>) {
         let tuning = Tuning::of(Some(&Adaptive { mode: Mode::Enforce, ..Adaptive::default() }));
-        let seen = SeenLoop {
-            tuning: &tuning,
-            floor: &Settings::new(),
-            signal,
-            pause: Pause::default(),
-            unreadable: None,
-            share: Share::UNKNOWN,
-            moved,
-        };
+        let seen = SeenLoop { moved, ..seen(&tuning, signal) };
         let mut status =
             IdleConnectionPolicyStatus { observed_generation: Some(generation), ..IdleConnectionPolicyStatus::default() };
         let now = Timestamp::from_second(1_700_000_000 + at).unwrap_or_default();

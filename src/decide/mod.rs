@@ -5,6 +5,7 @@
 
 pub mod adapt;
 pub mod advice;
+pub mod attribution;
 pub mod claims;
 pub mod conditions;
 pub mod contention;
@@ -29,6 +30,7 @@ pub mod tuning;
 use std::collections::{BTreeMap, BTreeSet};
 
 use adapt::{Facts, Outcome};
+use attribution::{Attribution, MostPooled};
 pub use declare::{Capability, Declared, Traits, declare, floor};
 use jiff::Timestamp;
 pub use lives::Lives;
@@ -105,8 +107,8 @@ pub struct Adaptive<'a> {
     pub pause: Pause,
     /// What is known of the pools' part of the tasks, besides what the signal tells.
     pub share: Share,
-    /// The most tasks of one node that pooled connections can be, by the limits that the nodes may be using.
-    pub most_pooled: Option<f64>,
+    /// The most tasks of each node that pooled connections can be, by the limits that the nodes may be using.
+    pub most_pooled: Option<&'a MostPooled>,
     /// Load, in whatever unit.
     pub load: Option<f64>,
     /// Whether the source says only that there are too many.
@@ -277,7 +279,7 @@ impl<'a> Adaptive<'a> {
             in_effect: standing.in_effect,
             needs_restart: standing.needs_restart,
             rolls: self.rolls && !suspend,
-            share: self.bounded_share(),
+            share: self.attribution().share,
             load: self.load,
             levels: self.levels,
             not_before: self.not_before,
@@ -286,50 +288,12 @@ impl<'a> Adaptive<'a> {
 
     /// The pools' part of the tasks, no more than the open files and the limits themselves allow.
     #[must_use]
-    pub fn bounded_share(&self) -> Share {
-        let Signal::Fresh(signal::Reading { files_share, crowd, .. }) = self.signal else { return self.share };
-        let pooled = self.most_pooled.zip(*crowd).map(|(pooled, crowd)| pooled / crowd.max(1.0));
-        [*files_share, pooled].into_iter().flatten().fold(self.share, |share, most| share.at_most(most.min(1.0)))
-    }
-}
-
-/// The most tasks of one node that the pools can hold which tightening would shrink: by the highest value of each limit that a process may
-/// still be using, declared, stored or from before the first write. `None` where nothing bounds them, or not every node is known.
-#[must_use]
-pub fn most_pooled(
-    declared: &Settings,
-    floor: &Settings,
-    traits: &Traits,
-    saved: &BTreeMap<String, Saved>,
-    units: &[(Unit, UnitState)],
-) -> Option<f64> {
-    let mut most = declared.clone();
-    let mut raise = |knob: Knob, value: Value| {
-        let known = most.entry(knob).or_insert(value);
-        // 0 is no limit, which is more than any.
-        *known = if [*known, value].iter().any(|value| matches!(value, Value::Count(0))) {
-            Value::Count(0)
-        } else {
-            value.max(*known)
-        };
-    };
-    let mut nodes = 0;
-    for (unit, state) in units {
-        for node in &state.nodes {
-            nodes += 1;
-            for (knob, value) in node.stored.as_ref().ok()? {
-                raise(*knob, (*value)?);
-            }
-        }
-        for (site, raw) in saved.get(&unit.id).into_iter().flat_map(|saved| &saved.sites) {
-            if let Some(count) = raw.as_ref().and_then(Json::as_u64) {
-                raise(site.knob, Value::Count(u32::try_from(count).ok()?));
-            }
+    pub fn attribution(&self) -> Attribution {
+        match self.signal {
+            Signal::Fresh(reading) => Attribution::new(self.share, self.most_pooled, reading),
+            Signal::Missing { .. } => Attribution { share: self.share, bound: None },
         }
     }
-    // A pool that no floor reaches is not shrunk, whatever it holds.
-    most.retain(|knob, _| floor.contains_key(knob) || !matches!(knob, Knob::BackendIdleConnTimeout));
-    (traits.most_pooled)(&most, nodes)
 }
 
 /// How far the nodes are with what the loop wants.

@@ -9,6 +9,8 @@ pub struct Measure {
     pub tasks: Option<f64>,
     /// The node's threshold; `None` likewise.
     pub threshold: Option<f64>,
+    /// Tasks that the node has at least, where it says that without a count: an alert that begins at so many a CPU, and its CPUs.
+    pub at_least: Option<f64>,
     /// Tasks by threshold: 1 is exactly at it.
     pub pressure: f64,
     /// Whether the node itself calls it critical.
@@ -99,7 +101,7 @@ impl Gap {
         let fixed = match self {
             Self::Unasked => "has not been asked yet",
             Self::NotPermitted => {
-                "may not be asked: its address is neither in --allow-endpoints, nor a pod's of this namespace, nor its host's at a port that the pod publishes"
+                "was not asked: its address is neither in --allow-endpoints, nor of a pod of this namespace or that pod's host port, and it names no such pod"
             }
             Self::Unreachable => "cannot be reached: connection refused or no route",
             Self::TimedOut => "did not send its whole answer in time",
@@ -243,8 +245,8 @@ pub struct Reading {
     pub node: String,
     /// The most that the open files of the nodes that are over leave to pooled connections, as a share of their tasks.
     pub files_share: Option<f64>,
-    /// Tasks of a node that is over, on average; of the worst, where none is.
-    pub crowd: Option<f64>,
+    /// The nodes that are over, or the worst where none is, and the tasks that each has at least; empty where one of them does not say.
+    pub crowd: Vec<(String, f64)>,
     /// Open files in percent of what the process may have, and the node where that is highest.
     pub files: Option<(u32, String)>,
     /// How long the youngest process has run (milliseconds).
@@ -270,7 +272,7 @@ impl Reading {
             threshold: None,
             node: "n".into(),
             files_share: None,
-            crowd: None,
+            crowd: Vec::new(),
             files: None,
             youngest: None,
             mean: pressure,
@@ -339,10 +341,10 @@ pub fn read<'a>(
     // The node that counts is the one whose pressure was taken; there is none only where more are missing than the rank allows.
     let counts = valid.iter().find(|(_, m)| m.pressure.total_cmp(&up).is_eq()).map(|(_, m)| *m);
     let worst = valid.iter().max_by(|a, b| a.1.pressure.total_cmp(&b.1.pressure).then_with(|| b.0.cmp(a.0)));
-    let crowded = || valid.iter().filter(|(_, m)| m.pressure >= up.min(1.0)).map(|(_, m)| m);
-    let (crowd, tasks) = crowded().filter_map(|m| m.tasks).fold((0.0, 0.0), |(n, sum), tasks| (n + 1.0, sum + tasks));
+    let crowded = || valid.iter().filter(|(_, m)| m.pressure >= up.min(1.0));
+    let crowd = crowded().map(|(node, m)| Some(((*node).to_owned(), m.tasks.or(m.at_least)?)));
     let sums = crowded()
-        .filter_map(|m| Some((m.open_files?, m.tasks?)))
+        .filter_map(|(_, m)| Some((m.open_files?, m.tasks?)))
         .fold((0.0, 0.0), |(f, t), (files, tasks)| (f + files, t + tasks));
     #[allow(clippy::cast_precision_loss)] // Nodes.
     Signal::Fresh(Reading {
@@ -357,7 +359,7 @@ pub fn read<'a>(
         threshold: counts.and_then(|m| m.threshold),
         node: worst.map(|(node, _)| (*node).to_owned()).unwrap_or_default(),
         files_share: (sums.1 > 0.0).then(|| (TASKS_PER_CONNECTION * sums.0 / sums.1).min(1.0)),
-        crowd: (crowd > 0.0).then_some(tasks / crowd),
+        crowd: crowd.collect::<Option<_>>().unwrap_or_default(),
         files: fullest(&valid),
         youngest,
         mean: valid.iter().map(|(_, m)| m.pressure).sum::<f64>() / valid.len() as f64,
@@ -570,7 +572,7 @@ mod tests {
             ..sample(2.0)
         };
         let uncounted = fresh(&[("a", with(None))], 95, 0);
-        assert_eq!((uncounted.crowd, uncounted.files_share), (None, None));
+        assert_eq!((uncounted.crowd, uncounted.files_share), (Vec::new(), None));
         assert_eq!(fresh(&[("a", with(Some(0.0)))], 95, 0).files_share, None, "no task at all says nothing of shares");
     }
 
@@ -593,11 +595,16 @@ mod tests {
     #[test]
     fn the_crowd_is_the_nodes_that_are_over() {
         let crowd = |samples: &[(&str, NodeSample)]| fresh(samples, 95, 0).crowd;
-        let tasks = |sample: &NodeSample| sample.last.and_then(|(_, measure)| measure.tasks);
+        let named = |all: &[(&str, f64)]| all.iter().map(|(node, tasks)| ((*node).to_owned(), *tasks)).collect::<Vec<_>>();
         let (high, low) = (sample(2.0), sample(0.1));
-        assert_eq!(crowd(&[("a", high.clone()), ("b", low.clone())]), tasks(&high));
-        assert_eq!(crowd(&[("a", low.clone()), ("b", low.clone())]), tasks(&low), "the worst, where none is over");
-        let both = tasks(&high).zip(tasks(&sample(1.0))).map(|(high, over)| f64::midpoint(high, over));
-        assert_eq!(crowd(&[("a", high), ("b", sample(1.0)), ("c", low)]), both);
+        assert_eq!(crowd(&[("a", high.clone()), ("b", low.clone())]), named(&[("a", 200.0)]));
+        assert_eq!(crowd(&[("a", low.clone()), ("b", sample(0.2))]), named(&[("b", 20.0)]), "the worst, where none is over");
+        assert_eq!(crowd(&[("a", high.clone()), ("b", sample(1.0)), ("c", low)]), named(&[("a", 200.0), ("b", 100.0)]));
+        let alert = |at_least| NodeSample {
+            last: high.last.map(|(time, m)| (time, Measure { tasks: None, threshold: None, at_least, ..m })),
+            gap: None,
+        };
+        assert_eq!(crowd(&[("a", alert(Some(2048.0)))]), named(&[("a", 2048.0)]), "an alert says how many there are at least");
+        assert_eq!(crowd(&[("a", alert(None)), ("b", high)]), named(&[]), "of one of them nothing is known");
     }
 }

@@ -7,10 +7,7 @@ use serde_json::json;
 use super::*;
 use crate::{
     api::status::{Control, MESSAGE_LENGTH, RestartControl, Restarting},
-    decide::{
-        conditions::{Seen, UnitResult, report},
-        signal::Reading,
-    },
+    decide::conditions::{Seen, UnitResult, report},
 };
 
 /// A server that takes everything while it runs.
@@ -667,7 +664,7 @@ fn a_pause_stops_its_own_way_and_suspend_stops_both() {
 fn open_files_bound_the_pools_share() {
     let (tuning, state, settings) = (Tuning::of(None), State::default(), Settings::new());
     let reading = |files_share| Signal::Fresh(signal::Reading { files_share, ..signal::Reading::of(1.0) });
-    let most = |signal: &Signal| adaptive(&tuning, &settings, &state, signal).bounded_share().most;
+    let most = |signal: &Signal| adaptive(&tuning, &settings, &state, signal).attribution().share.most;
     assert!((most(&reading(Some(0.25))) - 0.25).abs() < 1e-9);
     assert!((most(&reading(None)) - 1.0).abs() < 1e-9);
 }
@@ -741,66 +738,4 @@ fn only_what_was_settled_can_drift() {
     };
     assert_eq!(drift(untouched), 0, "it was not reached then");
     assert_eq!(drift(|scene| scene.saved.clear()), 0, "it was never written");
-}
-
-#[test]
-fn pools_are_bounded_by_the_highest_limit_that_a_process_may_still_use() {
-    const PER_HOST: Knob = Knob::IntraClusterMaxIdleConnsPerHost;
-    fn value_of(value: Value) -> f64 {
-        if let Value::Count(n) = value { f64::from(n) } else { f64::NAN }
-    }
-    let bounded = Traits {
-        most_pooled: |limits, nodes| match limits.get(&PER_HOST) {
-            Some(Value::Count(0)) | None => None,
-            Some(value) if limits.len() == 1 => Some(f64::from(u32::try_from(nodes).ok()?) * value_of(*value)),
-            Some(_) => Some(-1.0),
-        },
-        ..TRAITS
-    };
-    let limits = |n| Settings::from([(PER_HOST, Value::Count(n))]);
-    let most = |declared: u32, stored: &[Option<u32>], before: Option<u32>, extra: bool| {
-        let site = Site { knob: PER_HOST, place: "x".into() };
-        let node =
-            |(at, n): (usize, &Option<u32>)| NodeState::new(format!("n{at}"), Ok([(PER_HOST, n.map(Value::Count))].into()));
-        let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None };
-        let state = UnitState { nodes: stored.iter().enumerate().map(node).collect(), ..UnitState::default() };
-        let saved = Saved {
-            name: "u".into(),
-            address: String::new(),
-            target: Json::Null,
-            sites: before.map(|n| (site, Some(n.into()))).into_iter().collect(),
-        };
-        let mut declared = limits(declared);
-        let mut floor = limits(1);
-        // Declared in any case; only a floor makes it move.
-        declared.insert(Knob::BackendIdleConnTimeout, seconds(1));
-        if extra {
-            floor.insert(Knob::BackendIdleConnTimeout, seconds(1));
-        }
-        most_pooled(&declared, &floor, &bounded, &[("u".into(), saved)].into(), &[(unit, state)])
-    };
-    assert_eq!(most(7, &[Some(5), Some(9)], None, false), Some(18.0));
-    assert_eq!(most(7, &[Some(5), Some(6)], None, false), Some(14.0));
-    assert_eq!(most(7, &[Some(5)], Some(32), false), Some(32.0), "a process may not have been started since");
-    assert_eq!(most(7, &[Some(5), None], None, false), None, "a value that is no limit bounds nothing");
-    assert_eq!(most(7, &[Some(0)], None, false), None, "no limit is more than any");
-    assert_eq!(most(0, &[Some(7)], None, false), None);
-    assert_eq!(most(7, &[Some(5)], None, true), Some(-1.0), "a floor on it makes it count");
-}
-
-#[test]
-fn the_pools_part_is_the_least_of_what_files_and_limits_allow() {
-    let (tuning, state, settings) = (Tuning::of(None), State::default(), Settings::new());
-    for (files, pooled, crowd, most) in [
-        (None, None, Some(100.0), 1.0),
-        (Some(0.5), None, None, 0.5),
-        (None, Some(20.0), Some(100.0), 0.2),
-        (Some(0.1), Some(20.0), Some(100.0), 0.1),
-        (None, Some(500.0), Some(100.0), 1.0),
-        (None, Some(20.0), None, 1.0),
-    ] {
-        let signal = Signal::Fresh(Reading { files_share: files, crowd, ..Reading::of(2.0) });
-        let input = Adaptive { most_pooled: pooled, ..adaptive(&tuning, &settings, &state, &signal) };
-        assert_eq!(input.bounded_share().most.to_string(), f64::to_string(&most), "{files:?} {pooled:?} {crowd:?}");
-    }
 }

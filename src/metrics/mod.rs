@@ -60,6 +60,17 @@ const BUCKETS: [f64; 8] = [0.000_1, 0.001, 0.005, 0.025, 0.1, 0.5, 5.0, 30.0];
 /// A policy: its namespace and name.
 type Name = (String, String);
 
+/// One evaluation of a policy's task count.
+#[derive(Clone, Copy, Debug)]
+pub struct Evaluation {
+    /// Whether enough nodes gave a sample.
+    pub is_fresh: bool,
+    /// Tasks by threshold; `None` where they could not be counted, or the source has no count.
+    pub pressure: Option<f64>,
+    /// How far open the limits are, percent.
+    pub openness: u8,
+}
+
 /// The metrics and their registry; no global one, so that several operators fit into one process.
 #[derive(Clone)]
 pub struct Metrics {
@@ -233,21 +244,21 @@ impl Metrics {
         self.statuses.inc();
     }
 
-    /// A look of a policy's loop.
-    pub fn looked(&self, namespace: &str, policy: &str, pressure: Option<f64>, openness: u8) {
+    /// A policy was evaluated.
+    pub fn looked(&self, namespace: &str, policy: &str, evaluation: Evaluation) {
         let labels = [namespace, policy];
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
         let last = counted.entry((namespace.to_owned(), policy.to_owned())).or_insert_with(Instant::now);
-        match pressure {
-            Some(pressure) => {
-                *last = Instant::now();
-                self.pressure.with_label_values(&labels).set(pressure);
-            }
+        if evaluation.is_fresh {
+            *last = Instant::now();
+        }
+        match evaluation.pressure {
+            Some(pressure) => self.pressure.with_label_values(&labels).set(pressure),
             // What is not known is not there.
             None => drop(self.pressure.remove_label_values(&labels)),
         }
         drop(counted);
-        self.openness.with_label_values(&labels).set(openness.into());
+        self.openness.with_label_values(&labels).set(evaluation.openness.into());
     }
 
     /// A step.
@@ -343,6 +354,7 @@ mod tests {
 
     use serde_json::{from_value, json};
 
+    use super::Evaluation;
     use crate::decide::adapt::{Decision, Reason};
 
     #[test]
@@ -365,11 +377,12 @@ mod tests {
             r#"idleconn_pressure_ratio{namespace="shop",policy="gw"} "#,
         );
         assert_eq!((shown(age), shown(pressure)), (None, None), "nobody looks");
-        metrics.looked("shop", "gw", None, 100);
+        let look = |is_fresh, pressure| metrics.looked("shop", "gw", Evaluation { is_fresh, pressure, openness: 100 });
+        look(false, None);
         let first = shown(age).expect("it is looked for");
         assert!(shown(age).is_some_and(|later| later > first) && shown(pressure).is_none());
         let begun = std::time::Instant::now();
-        metrics.looked("shop", "gw", Some(0.5), 100);
+        look(true, Some(0.5));
         assert!(shown(age).is_some_and(|age| age <= begun.elapsed().as_secs_f64()));
         assert_eq!(shown(pressure), Some(0.5));
         metrics.forget("shop", "gw");
@@ -379,7 +392,7 @@ mod tests {
     #[test]
     fn a_decision_is_counted_with_its_reason_until_its_policy_is_gone() {
         let metrics = super::Metrics::new().expect("metrics");
-        for (to, reason) in [(80, Reason::High { pressure: 1.2, lasted: 60_000 }), (100, Reason::Ineffective)] {
+        for (to, reason) in [(80, Reason::High { pressure: Some(1.2), lasted: 60_000 }), (100, Reason::Ineffective)] {
             metrics.decided("shop", "gw", &Decision { from: 90, to, reason, pressure: 1.0 });
         }
         let text = metrics.text().expect("text");

@@ -270,7 +270,9 @@ pub fn nodes(truths: &[Truths], samples: Option<&BTreeMap<String, NodeSample>>) 
             unit: truths.unit.clone(),
             stage: truths.stage,
             error: truths.error.clone(),
-            load: last.map_or_else(Load::default, |measure| Load::of(measure.tasks, measure.threshold, Some(measure.pressure))),
+            load: last.map_or_else(Load::default, |measure| {
+                Load::of(measure.tasks, measure.threshold, measure.threshold.map(|_| measure.pressure))
+            }),
             gap: sample.and_then(|sample| sample.gap.as_ref()).map(|gap| gap.sentence().into_owned()),
             desired: Limits::from(&truths.desired),
             programmed: Limits::from(&truths.programmed),

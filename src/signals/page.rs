@@ -12,6 +12,10 @@ use crate::decide::signal::{Gap, Measure};
 const YELLOW: u64 = 1 << 14;
 /// See above.
 const RED: u64 = 1 << 15;
+/// The goroutines a CPU at which each of them begins (`cmn/cos/node_state.go`, measured: `>=`, without hysteresis).
+const YELLOW_AT: f64 = 512.0;
+/// See above.
+const RED_AT: f64 = 1024.0;
 /// Below the first line nobody knows how far below: half of it is where relaxing sees room and tightening sees nothing.
 const BELOW: f64 = 0.5;
 
@@ -74,7 +78,7 @@ impl Probe {
     /// For AIStore's alert bits.
     #[must_use]
     pub fn flags() -> Self {
-        Self::new(FLAGS.into_iter().chain(UPTIMES), None)
+        Self::new(FLAGS.into_iter().chain(UPTIMES).chain([CPUS]), None)
     }
 
     fn new<'n>(names: impl Iterator<Item = &'n str>, threshold: Option<Threshold>) -> Self {
@@ -221,7 +225,8 @@ impl Scan<'_> {
         let uptime = either(UPTIMES).ok().map(|uptime| uptime.value);
         let Some(threshold) = probe.threshold else {
             let Value { value, time } = either(FLAGS)?;
-            return bits(value).map(|measure| Measure { uptime, time: time.map(|time| moment(time, framing)), ..measure });
+            let cpus = only(CPUS).ok().filter(|cpus| *cpus >= 1.0);
+            return bits(value, cpus).map(|measure| Measure { uptime, time: time.map(|time| moment(time, framing)), ..measure });
         };
         if let Some(Err(kind)) = *kind {
             return Err(Gap::NotGauge(kind));
@@ -234,6 +239,7 @@ impl Scan<'_> {
         Ok(Measure {
             tasks: Some(tasks),
             threshold: Some(threshold),
+            at_least: None,
             pressure: tasks / threshold,
             red: false,
             open_files: only(FILES).ok(),
@@ -262,20 +268,20 @@ fn gauge(kind: &[u8]) -> Result<(), &'static str> {
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Below 2^53, checked.
-fn bits(flags: f64) -> Result<Measure, Gap> {
+fn bits(flags: f64, cpus: Option<f64>) -> Result<Measure, Gap> {
     if flags >= 9e15 {
         return Err(Gap::NotFinite);
     }
     let flags = flags as u64;
     let red = flags & RED != 0;
-    let pressure = if red {
-        2.0
+    let (pressure, each) = if red {
+        (2.0, RED_AT)
     } else if flags & YELLOW != 0 {
-        1.0
+        (1.0, YELLOW_AT)
     } else {
-        BELOW
+        (BELOW, 0.0)
     };
-    Ok(Measure { pressure, red, ..Measure::default() })
+    Ok(Measure { pressure, red, at_least: cpus.map(|cpus| cpus * each), ..Measure::default() })
 }
 
 #[cfg(test)]
@@ -311,6 +317,7 @@ mod tests {
         assert_eq!(
             measure,
             Measure {
+                at_least: None,
                 tasks: Some(512.0),
                 threshold: Some(1024.0),
                 pressure: 0.5,
@@ -426,6 +433,10 @@ mod tests {
         assert_eq!(flags("60-metrics-target"), Ok(0.5));
         assert_eq!(flags("60b-metrics-proxy"), Ok(0.5));
         assert_eq!(flags("76c-metrics-red"), Ok(2.0));
+        let least = |name| Probe::flags().read(&page(name)).map(|m| m.at_least);
+        assert_eq!(least("76c-metrics-red"), Ok(Some(2048.0)), "1024 and more a CPU, and it has 2; there were 2517");
+        assert_eq!(least("62-metrics-target-goruntime"), Ok(Some(0.0)), "no alert");
+        assert_eq!(least("60-metrics-target"), Ok(None), "without the feature it does not say how many CPUs it has");
         let count =
             |name| Probe::gauge("go_goroutines", Threshold::PerCpu(512.0)).read(&page(name)).map(|m| (m.tasks, m.threshold));
         assert_eq!(count("76c-metrics-red"), Ok((Some(2517.0), Some(1024.0))));

@@ -317,7 +317,8 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
                 signal: &signal,
                 pause: Pause::default(),
                 unreadable: None,
-                share,
+                attribution: adaptive.attribution(),
+                levels: false,
                 moved: false,
             };
             let (next, notices) = conditions::report(&Seen {

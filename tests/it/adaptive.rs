@@ -121,6 +121,14 @@ async fn on_aistore_nothing_is_credited_before_a_restart_nor_to_it() {
     let ais = Ais::start().await;
     let load = Load { other: 200.0, arrivals: 150.0, fill: 2.0 };
     ais.load(load);
+    // Pools that can hold that many.
+    ais.set_http("idle_conns", &json!(4096));
+    ais.set_http("idle_conns_per_host", &json!(128));
+    let nodes = ["proxy-p0", "proxy-p1", "target-t0", "target-t1", "target-t2"];
+    // A process is started from its own file, which has them after its first start.
+    for node in nodes.into_iter().chain(nodes) {
+        ais.restart(node);
+    }
     ais.refresh_every("1s");
     world
         .apply(
@@ -141,7 +149,6 @@ async fn on_aistore_nothing_is_credited_before_a_restart_nor_to_it() {
     // The first step waits for what is declared to be in effect.
     world.until_condition("ais", "Limited", "True", "RestartForbidden").await;
     assert_eq!(world.status("ais").await.openness_percent, Some(100));
-    let nodes = ["proxy-p0", "proxy-p1", "target-t0", "target-t1", "target-t2"];
     // The life before: young when the operator first sees it, and full soon after.
     for node in nodes {
         ais.restart(node);
@@ -189,6 +196,80 @@ async fn what_aistores_pools_cannot_hold_is_not_looked_for_in_them() {
     assert_eq!(ais.puts(), puts, "nothing is written that could not help");
 }
 
+/// A cluster of one proxy and three targets whose processes use what is declared, and which is watched.
+async fn four_nodes(world: &World, limits: Json, signal: &Json, relax_after: &str) -> Ais {
+    let ais = Ais::start().await;
+    ais.leave("proxy-p1");
+    ais.refresh_every("1s");
+    let spec = json!({
+        "target": {"type": "AIStore", "aistore": {"endpoint": ais.proxies[0]}},
+        "limits": {"intraCluster": limits},
+        "adaptive": {
+            "mode": "Enforce",
+            "floor": {"intraCluster": {"idleConnTimeout": "5s", "maxIdleConnsPerHost": 8}},
+            "signal": signal,
+            "behavior": {"tightenAfter": "1s", "relaxAfter": relax_after, "maxChangesPerHour": 60, "maxChangesPerDay": 60},
+        },
+    });
+    world.apply("ais", &spec).await;
+    world.until_programmed("ais").await;
+    // They were seen to store it, and start with it.
+    world.until("ais", "watched", |s| find(s, "MetricsAvailable").is_some_and(|c| c.status == "True")).await;
+    for node in ["proxy-p0", "target-t0", "target-t1", "target-t2"] {
+        ais.restart(node);
+    }
+    world.until_condition("ais", "InEffect", "True", "InEffect").await;
+    ais
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_thousand_connections_of_clients_are_not_taken_for_pools() {
+    let counted = json!({"source": "Nodes", "interval": "1s"});
+    let alerts = json!({"source": "StateFlags", "interval": "1s"});
+    // Of a target: over two transports per-host connections to each of three others, two goroutines each; as many from them, one
+    // each; and those that the proxy passes on.
+    for (name, per_host, signal, numbers) in [
+        ("counted", 100, &counted, "at most 1900 of 3016 tasks (63%) on target-t1"),
+        ("alerts", 32, &alerts, "at most 608 of at least 2048 tasks (30%) on target-t1"),
+    ] {
+        let world = World::new(name).await;
+        let limits = json!({"idleConnTimeout": "20s", "maxIdleConns": 2000, "maxIdleConnsPerHost": per_host});
+        let ais = four_nodes(&world, limits, signal, "1h").await;
+        let puts = ais.puts();
+        ais.clients("target-t1", 3000.0);
+        let status = world.until_condition("ais", "Limited", "True", "PoolsTooSmall").await;
+        for (type_, reason) in [("Limited", "PoolsTooSmall"), ("TighteningEffective", "NotAttributable")] {
+            let condition = find(&status, type_).unwrap();
+            assert_eq!(condition.reason, reason, "{name}");
+            assert!(condition.message.contains(numbers), "{name}: {}", condition.message);
+        }
+        let note = world.until_event("ais", "Ineffective").await;
+        assert!(note.contains(numbers), "{name}: {note}");
+        assert_eq!((status.openness_percent, status.history.len(), ais.puts()), (Some(100), 0, puts), "{name}");
+        assert_eq!(status.pressure_percent.is_some(), name == "counted", "{name}: an alert is no percentage");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_step_that_waits_for_a_restart_is_taken_back_when_the_load_is_gone() {
+    let world = World::new("withdrawn").await;
+    let signal = json!({"source": "Nodes", "interval": "1s"});
+    let ais = four_nodes(&world, json!({"idleConnTimeout": "20s", "maxIdleConnsPerHost": 100}), &signal, "2s").await;
+    ais.clients("target-t1", 1100.0);
+    let status = world.until("ais", "tightened", |s| s.openness_percent.is_some_and(|open| open < 100)).await;
+    assert_eq!(status.history.len(), 1);
+    let status = world.until_condition("ais", "Limited", "True", "RestartForbidden").await;
+    assert!(find(&status, "Tightened").unwrap().message.contains("the nodes do not use them yet"), "{status:#?}");
+    ais.clients("target-t1", 0.0);
+    let status = world.until("ais", "taken back", |s| s.openness_percent == Some(100)).await;
+    let reasons: Vec<_> = status.history.iter().map(|step| (step.to_percent, step.reason.as_str())).collect();
+    assert_eq!(reasons[0], (100, "the task count fell before the last step was in effect"), "{reasons:?}");
+    assert_eq!((reasons.len(), status.history[1].verdict.as_deref()), (2, Some("Inconclusive")));
+    // The processes have used the declared limits all along: nothing waits for a restart.
+    world.until_condition("ais", "InEffect", "True", "InEffect").await;
+    assert_eq!(world.status("ais").await.pending_restart, None);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn aistores_own_alerts_are_what_its_policies_go_by() {
     let world = World::new("flags").await;
@@ -224,12 +305,16 @@ async fn aistores_own_alerts_are_what_its_policies_go_by() {
     }
     let status = world.until_condition("ais", "HighTaskCount", "True", "OverThreshold").await;
     let message = &find(&status, "HighTaskCount").unwrap().message;
-    assert!(message.starts_with("100 % of the threshold (most: ") && message.contains("5 nodes over it"), "{message}");
+    assert!(message.starts_with("5 of 5 nodes raise an alert for their task count, such as "), "{message}");
+    assert_eq!(find(&status, "MetricsAvailable").unwrap().message, "5 of 5 nodes report their alerts");
     world.until("ais", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
     world.until_condition("ais", "Limited", "True", "RestartForbidden").await;
     load(200.0);
     let status = world.until_condition("ais", "HighTaskCount", "False", "UnderThreshold").await;
     assert_eq!(status.history.len(), 1, "nothing more was decided while nothing was in effect: {:#?}", status.history);
+    let all = serde_json::to_string(&status).unwrap();
+    assert!(!all.contains("of the threshold") && !all.contains("pressure"), "alerts are not said in percent: {all}");
+    assert!(status.history[0].reason.starts_with("task count alert raised for "), "{:#?}", status.history);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -707,6 +707,54 @@ fn times_are_said_as_people_say_them() {
     }
 }
 
+#[test]
+fn a_step_that_no_node_uses_does_not_stand_in_the_way_of_relaxing() {
+    let waits = |in_effect, since, rolls| {
+        let mut course = Course::judged(|pending, state| {
+            (pending.since, pending.decided) = (since, START - HOUR);
+            (state.low_since, state.watched.low_for, state.dead_until) = (Some(START - HOUR), HOUR, 0);
+            (state.watched.fast, state.watched.slow, state.watched.primed) = (0.03, 0.03, true);
+        });
+        (course.in_effect, course.needs_restart, course.rolls) = (in_effect, true, rolls);
+        course.look(0.03)
+    };
+    let withdrawn = waits(false, None, false);
+    let step = withdrawn.decision.expect("a step back");
+    assert_eq!((step.from, step.to, step.reason), (50, 100, Reason::Withdrawn));
+    assert_eq!(
+        withdrawn.judged.map(|judged| judged.verdict),
+        Some(Verdict::Inconclusive),
+        "nothing is known of what it would do"
+    );
+    assert_eq!((withdrawn.state.pending, withdrawn.state.efficacy), (None, Efficacy::NotTightened));
+    // Nodes that are being restarted for the step will use it.
+    let rolling = waits(false, None, true);
+    assert!(rolling.decision.is_none() && rolling.state.pending.is_some() && rolling.limit.is_none(), "{rolling:?}");
+    // What they have begun to use is measured.
+    let using = waits(true, Some(START - MINUTE), false);
+    assert!(using.decision.is_none() && using.state.pending.is_some(), "{using:?}");
+}
+
+#[test]
+fn a_step_that_waits_for_a_restart_says_so_whatever_the_task_count() {
+    for pressure in [0.03, 0.8, 1.5] {
+        let mut course = Course::judged(|pending, _| pending.since = None);
+        (course.in_effect, course.needs_restart) = (false, true);
+        assert_eq!(course.look(pressure).limit, Some(Limit::RestartForbidden), "{pressure}");
+        course.rolls = true;
+        assert_eq!(course.look(pressure).limit, None, "{pressure}: they are being restarted");
+    }
+}
+
+#[test]
+fn an_alert_is_not_said_in_percent() {
+    let mut course = Course::due(|state| (state.watched.fast, state.watched.slow, state.watched.primed) = (2.0, 2.0, true));
+    let said = |course: &Course| course.look(2.0).decision.map(|decision| decision.reason.to_string());
+    assert_eq!(said(&course).as_deref(), Some("200 % of the threshold for 10m"));
+    course.levels = true;
+    assert_eq!(said(&course).as_deref(), Some("task count alert raised for 10m"));
+}
+
 proptest::proptest! {
     #[test]
     fn whatever_the_status_says_of_the_loop_it_decides_and_goes_on_from_what_it_wrote(

@@ -20,7 +20,10 @@ use super::{Credentials, Place, Target};
 use crate::{
     api::{GoDuration, Knob, Settings, Value},
     clock,
-    decide::{Capability, Cause, Change, Fault, NodeState, Process, Site, Sites, To, Traits, Unit, UnitState, observed::Uptime},
+    decide::{
+        Capability, Cause, Change, Fault, NodeState, Process, Site, Sites, To, Traits, Unit, UnitState, attribution::MostPooled,
+        observed::Uptime,
+    },
     pool::{Provider, Request, Response},
 };
 
@@ -108,25 +111,38 @@ fn companions(declared: &Settings, state: &UnitState, saved: Option<&Sites>) -> 
     companions
 }
 
-/// Transports of a node that keep connections to one other: control, data, and on a proxy the reverse one.
-const TRANSPORTS: f64 = 3.0;
-/// Goroutines of one idle connection, on the node that opened it and on the one that took it (one over HTTP/1.1, two over HTTP/2).
-const GOROUTINES: f64 = 2.0;
+/// Transports of every node, each of which keeps connections to every other: control and data.
+const TRANSPORTS: f64 = 2.0;
+/// Goroutines of an idle connection on the node that opened it: one reads and one writes.
+const OPENED: f64 = 2.0;
+/// Goroutines of an idle connection on the node that accepted it.
+const ACCEPTED: f64 = 1.0;
 
-/// By the count of idle connections to each of the other nodes, and as many from each of them. Connections of outside clients are not
-/// pooled by the cluster, and no limit of its own reaches them; those to backends are bounded by nothing.
-fn most_pooled(limits: &Settings, nodes: usize) -> Option<f64> {
+/// By the count of idle connections to each of the other nodes and from each of them. A proxy has a third transport, for what it passes on
+/// (`ais/prxrev.go`). Connections of outside clients are not pooled by the cluster, and no limit of its own reaches them; those to
+/// backends are bounded by nothing.
+fn most_pooled(limits: &Settings, nodes: &[&NodeState]) -> Option<MostPooled> {
     if limits.contains_key(&Knob::BackendIdleConnTimeout) {
         return None;
     }
     let Some(Value::Count(per_host @ 1..)) = limits.get(&Knob::IntraClusterMaxIdleConnsPerHost) else { return None };
-    let others = u32::try_from(nodes.saturating_sub(1)).ok()?;
-    let each = f64::from(*per_host) * f64::from(others);
-    let opened = match limits.get(&Knob::IntraClusterMaxIdleConns) {
-        Some(Value::Count(total)) if *total > 0 => each.min(f64::from(*total)),
-        _ => each,
+    let per_host = f64::from(*per_host);
+    let total = match limits.get(&Knob::IntraClusterMaxIdleConns) {
+        Some(Value::Count(total @ 1..)) => f64::from(*total),
+        _ => f64::INFINITY,
     };
-    Some(TRANSPORTS * GOROUTINES * (opened + each))
+    let count = |n: usize| u32::try_from(n).map(f64::from).ok();
+    let others = count(nodes.len().saturating_sub(1))?;
+    // Of a node that does not say, the larger figure.
+    let is_target = |node: &NodeState| node.process.as_ref().is_some_and(|process| process.drains);
+    let proxies = count(nodes.iter().filter(|node| !is_target(node)).count())?;
+    let of = |node: &&NodeState| {
+        let (transports, passed_on) = if is_target(node) { (TRANSPORTS, proxies) } else { (TRANSPORTS + 1.0, proxies - 1.0) };
+        let opened = OPENED * transports * (per_host * others).min(total);
+        let accepted = ACCEPTED * per_host * TRANSPORTS.mul_add(others, passed_on);
+        (node.name.clone(), opened + accepted)
+    };
+    Some(nodes.iter().map(of).collect())
 }
 
 /// One cluster.

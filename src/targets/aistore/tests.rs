@@ -71,15 +71,35 @@ fn pools_hold_no_more_than_their_counts_allow() {
             (Knob::IntraClusterMaxIdleConnsPerHost, Value::Count(per_host)),
         ])
     };
-    assert_eq!(most_pooled(&limits(2000, 100), 3), Some(6.0 * (200.0 + 200.0)));
-    assert_eq!(most_pooled(&limits(50, 100), 3), Some(6.0 * (50.0 + 200.0)), "what the others open is theirs to bound");
-    assert_eq!(most_pooled(&limits(0, 100), 3), most_pooled(&limits(2000, 100), 3), "no total is no bound of its own");
-    assert_eq!(most_pooled(&limits(2000, 100), 1), Some(0.0), "alone there is nobody to talk to");
-    assert_eq!(most_pooled(&limits(2000, 0), 3), None, "0 is a default of its own");
-    assert_eq!(most_pooled(&Settings::new(), 3), None);
+    let node = |name: &str, drains| {
+        let process = Some(Process { drains, ..Process::default() });
+        NodeState { process, ..NodeState::new(name, Ok(BTreeMap::new())) }
+    };
+    let three = [node("p0", false), node("t0", true), node("t1", true), node("t2", true)];
+    let most = |limits: &Settings, nodes: &[NodeState]| {
+        let most = most_pooled(limits, &nodes.iter().collect::<Vec<_>>())?;
+        Some(most.into_values().collect::<Vec<_>>())
+    };
+    // A target opens 300 over each of two transports, two goroutines each, accepts as many, one each, and 100 that the proxy passes on.
+    let (proxy, target) = (3.0 * 2.0 * 300.0 + 2.0 * 300.0, 2.0 * 2.0 * 300.0 + 2.0 * 300.0 + 100.0);
+    assert_eq!(most(&limits(2000, 100), &three), Some(vec![proxy, target, target, target]));
+    assert!((target - 1900.0).abs() < 1e-9);
+    let opened_50 = [3.0 * 2.0 * 50.0 + 600.0, 2.0 * 2.0 * 50.0 + 700.0];
+    assert_eq!(
+        most(&limits(50, 100), &three[..4]).map(|all| [all[0], all[1]]),
+        Some(opened_50),
+        "what others open is theirs to bound"
+    );
+    assert_eq!(most(&limits(0, 100), &three), most(&limits(2000, 100), &three), "no total is no bound of its own");
+    let unknown = NodeState::new("p9", Ok(BTreeMap::new()));
+    let pair = [unknown, node("t0", true)];
+    assert_eq!(most(&limits(2000, 100), &pair), Some(vec![500.0 + 300.0, 700.0]), "a node that does not say may be a proxy");
+    assert_eq!(most(&limits(2000, 100), &three[..1]), Some(vec![0.0]), "alone there is no other to talk to");
+    assert_eq!(most(&limits(2000, 0), &three), None, "0 is a default of its own");
+    assert_eq!(most(&Settings::new(), &three), None);
     let mut backend = limits(2000, 100);
     backend.insert(Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(9)));
-    assert_eq!(most_pooled(&backend, 3), None, "nothing bounds the pools towards backends");
+    assert_eq!(most(&backend, &three), None, "nothing bounds the pools towards backends");
 }
 
 #[test]

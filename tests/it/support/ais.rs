@@ -115,6 +115,8 @@ const GOMAXPROCS: f64 = 2.0;
 
 struct Shared {
     load: Mutex<Load>,
+    /// Connections of outside clients, by node.
+    clients: Mutex<BTreeMap<String, f64>>,
     pages: Mutex<BTreeMap<String, String>>,
     cluster: Mutex<Cluster>,
     resumed: watch::Sender<()>,
@@ -173,6 +175,7 @@ impl Ais {
             gets: AtomicUsize::new(0),
             refused: AtomicUsize::new(0),
             load: Mutex::default(),
+            clients: Mutex::default(),
             pages: Mutex::default(),
         });
         let mut proxies = Vec::new();
@@ -195,6 +198,16 @@ impl Ais {
     /// What keeps the nodes busy from now on.
     pub fn load(&self, load: Load) {
         *self.shared.load.lock().unwrap() = load;
+    }
+
+    /// Outside clients keep so many connections open to a node: one goroutine each, and no pool of the cluster's.
+    pub fn clients(&self, node: &str, connections: f64) {
+        self.shared.clients.lock().unwrap().insert(node.to_owned(), connections);
+    }
+
+    /// A node is gone from the cluster.
+    pub fn leave(&self, node: &str) {
+        self.cluster().nodes.remove(node).unwrap();
     }
 
     /// Goroutines of a node.
@@ -313,6 +326,9 @@ impl Cluster {
     fn map(&self, pages: &BTreeMap<String, String>) -> Json {
         let mut map = fixture("02c-smap-cluster");
         map["uuid"] = self.uuid.clone().into();
+        for kind in ["pmap", "tmap"] {
+            map[kind].as_object_mut().unwrap().retain(|name, _| self.nodes.contains_key(name));
+        }
         for (name, node) in &self.nodes {
             let kind = if name.starts_with("proxy") { "pmap" } else { "tmap" };
             if map[kind][name].is_null() {
@@ -355,7 +371,13 @@ impl Shared {
         let node = &cluster.nodes[name];
         let idle = go_duration::parse(node.in_use["idle_conn_time"].as_str().unwrap()).unwrap().as_secs_f64();
         let filled = 1.0 - (-node.started.elapsed().as_secs_f64() / fill.max(0.001)).exp();
-        (16.0 + (other + 2.0 * arrivals * idle) * filled).round()
+        let clients = self.clients.lock().unwrap().get(name).copied().unwrap_or_default();
+        // No more than the transports keep: control and data, to each of the others.
+        let limit = |key: &str| node.in_use[key].as_f64().unwrap();
+        #[allow(clippy::cast_precision_loss)] // A few nodes.
+        let others = (cluster.nodes.len() - 1) as f64;
+        let pooled = (arrivals * idle).min(2.0 * (limit("idle_conns_per_host") * others).min(limit("idle_conns")));
+        (16.0 + clients + (other + 2.0 * pooled) * filled).round()
     }
 }
 

@@ -1,0 +1,216 @@
+//! How many of the nodes' tasks pooled connections can account for at most: tightening cannot do more than that.
+
+use std::{collections::BTreeMap, fmt};
+
+use serde_json::Value as Json;
+
+use super::{NodeState, Traits, Unit, UnitState, originals::Saved, signal::Reading, tighten::Share};
+use crate::api::{Knob, Settings, Value};
+
+/// The most tasks of each node that pooled connections can be, by the node's name.
+pub type MostPooled = BTreeMap<String, f64>;
+
+/// What the limits themselves say of the nodes that have too many tasks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Bound {
+    /// Tasks of these nodes that pooled connections can be at most.
+    pub most: f64,
+    /// Tasks that these nodes have.
+    pub tasks: f64,
+    /// Whether `tasks` is a count; otherwise it is the least that there are.
+    pub is_counted: bool,
+    /// How many nodes these are.
+    pub nodes: usize,
+    /// One of them.
+    pub node: String,
+}
+
+impl Bound {
+    /// `None` where a node's pools or tasks are not known.
+    #[must_use]
+    pub fn of(most: &MostPooled, reading: &Reading) -> Option<Self> {
+        let mut bound = Self {
+            most: 0.0,
+            tasks: 0.0,
+            is_counted: reading.threshold.is_some(),
+            nodes: reading.crowd.len(),
+            node: reading.crowd.first()?.0.clone(),
+        };
+        for (node, tasks) in &reading.crowd {
+            bound.most += most.get(node)?.min(*tasks);
+            bound.tasks += tasks;
+        }
+        (bound.tasks > 0.0).then_some(bound)
+    }
+
+    /// From 0 to 1.
+    #[must_use]
+    pub fn share(&self) -> f64 {
+        (self.most / self.tasks).min(1.0)
+    }
+}
+
+/// `1900 of 3019 tasks (63%) on target-t1`.
+impl fmt::Display for Bound {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { most, tasks, is_counted, nodes, node } = self;
+        let least = if *is_counted { "" } else { "at least " };
+        write!(f, "{most:.0} of {least}{tasks:.0} tasks ({:.0}%) on ", self.share() * 100.0)?;
+        if *nodes == 1 { write!(f, "{node}") } else { write!(f, "{nodes} nodes") }
+    }
+}
+
+/// What is known of the pools' part of the tasks.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Attribution {
+    /// The part, no more than the open files and the limits allow.
+    pub share: Share,
+    /// The numbers behind it, where the limits are what bounds it.
+    pub bound: Option<Bound>,
+}
+
+impl Attribution {
+    /// From what is known otherwise, and what a reading and the limits say.
+    #[must_use]
+    pub fn new(share: Share, most_pooled: Option<&MostPooled>, reading: &Reading) -> Self {
+        let share = reading.files_share.map_or(share, |most| share.at_most(most.min(1.0)));
+        let bound = most_pooled.and_then(|most| Bound::of(most, reading)).filter(|bound| bound.share() < share.most);
+        Self { share: bound.as_ref().map_or(share, |bound| share.at_most(bound.share())), bound }
+    }
+}
+
+/// The most tasks of each node that the pools can hold which tightening would shrink: by the highest value of each limit that a process
+/// may still be using, declared, stored or from before the first write. `None` where nothing bounds them, or not every node is known.
+#[must_use]
+pub fn most_pooled(
+    declared: &Settings,
+    floor: &Settings,
+    traits: &Traits,
+    saved: &BTreeMap<String, Saved>,
+    units: &[(Unit, UnitState)],
+) -> Option<MostPooled> {
+    let mut most = declared.clone();
+    let mut raise = |knob: Knob, value: Value| {
+        let known = most.entry(knob).or_insert(value);
+        // 0 is no limit, which is more than any.
+        *known = if [*known, value].iter().any(|value| matches!(value, Value::Count(0))) {
+            Value::Count(0)
+        } else {
+            value.max(*known)
+        };
+    };
+    let mut nodes: Vec<&NodeState> = Vec::new();
+    for (unit, state) in units {
+        for node in &state.nodes {
+            nodes.push(node);
+            for (knob, value) in node.stored.as_ref().ok()? {
+                raise(*knob, (*value)?);
+            }
+        }
+        for (site, raw) in saved.get(&unit.id).into_iter().flat_map(|saved| &saved.sites) {
+            if let Some(count) = raw.as_ref().and_then(Json::as_u64) {
+                raise(site.knob, Value::Count(u32::try_from(count).ok()?));
+            }
+        }
+    }
+    // A pool that no floor reaches is not shrunk, whatever it holds.
+    most.retain(|knob, _| floor.contains_key(knob) || !matches!(knob, Knob::BackendIdleConnTimeout));
+    (traits.most_pooled)(&most, &nodes)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use serde_json::json;
+
+    use super::*;
+    use crate::decide::Site;
+
+    #[test]
+    fn pools_are_bounded_by_the_highest_limit_that_a_process_may_still_use() {
+        const PER_HOST: Knob = Knob::IntraClusterMaxIdleConnsPerHost;
+        fn value_of(value: Value) -> f64 {
+            if let Value::Count(n) = value { f64::from(n) } else { f64::NAN }
+        }
+        let bounded = Traits {
+            most_pooled: |limits, nodes| match limits.get(&PER_HOST) {
+                Some(Value::Count(0)) | None => None,
+                Some(value) if limits.len() == 1 => {
+                    Some(nodes.iter().map(|node| (node.name.clone(), value_of(*value))).collect())
+                }
+                Some(_) => Some(MostPooled::new()),
+            },
+            ..Traits::PLAIN
+        };
+        let limits = |n| Settings::from([(PER_HOST, Value::Count(n))]);
+        let most = |declared: u32, stored: &[Option<u32>], before: Option<u32>, extra: bool| {
+            let site = Site { knob: PER_HOST, place: "x".into() };
+            let node =
+                |(at, n): (usize, &Option<u32>)| NodeState::new(format!("n{at}"), Ok([(PER_HOST, n.map(Value::Count))].into()));
+            let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None };
+            let state = UnitState { nodes: stored.iter().enumerate().map(node).collect(), ..UnitState::default() };
+            let saved = Saved {
+                name: "u".into(),
+                address: String::new(),
+                target: Json::Null,
+                sites: before.map(|n| (site, Some(json!(n)))).into_iter().collect(),
+            };
+            let mut declared = limits(declared);
+            let mut floor = limits(1);
+            // Declared in any case; only a floor makes it move.
+            declared.insert(Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(1)));
+            if extra {
+                floor.insert(Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(1)));
+            }
+            let most = most_pooled(&declared, &floor, &bounded, &[("u".into(), saved)].into(), &[(unit, state)]);
+            most.map(|most| most.into_values().collect::<Vec<_>>())
+        };
+        assert_eq!(most(7, &[Some(5), Some(9)], None, false), Some(vec![9.0, 9.0]));
+        assert_eq!(most(7, &[Some(5), Some(6)], None, false), Some(vec![7.0, 7.0]));
+        assert_eq!(most(7, &[Some(5)], Some(32), false), Some(vec![32.0]), "a process may not have been started since");
+        assert_eq!(most(7, &[Some(5), None], None, false), None, "a value that is no limit bounds nothing");
+        assert_eq!(most(7, &[Some(0)], None, false), None, "no limit is more than any");
+        assert_eq!(most(0, &[Some(7)], None, false), None);
+        assert_eq!(most(7, &[Some(5)], None, true), Some(vec![]), "a floor on it makes it count");
+    }
+
+    #[test]
+    fn the_pools_part_is_the_least_of_what_files_and_limits_allow() {
+        let pooled = |most: f64| Some(MostPooled::from([("a".to_owned(), most)]));
+        let crowd = |tasks: f64| vec![("a".to_owned(), tasks)];
+        for (files, pooled, crowd, most, bounds) in [
+            (None, None, crowd(100.0), 1.0, false),
+            (Some(0.5), None, Vec::new(), 0.5, false),
+            (None, pooled(20.0), crowd(100.0), 0.2, true),
+            (Some(0.1), pooled(20.0), crowd(100.0), 0.1, false),
+            (None, pooled(500.0), crowd(100.0), 1.0, false),
+            (None, pooled(20.0), Vec::new(), 1.0, false),
+            (None, pooled(20.0), vec![("b".to_owned(), 100.0)], 1.0, false),
+            (None, pooled(20.0), vec![("a".to_owned(), 0.0)], 1.0, false),
+        ] {
+            let reading = Reading { files_share: files, crowd, ..Reading::of(2.0) };
+            let attribution = Attribution::new(Share::UNKNOWN, pooled.as_ref(), &reading);
+            assert!((attribution.share.most - most).abs() < 1e-9, "{attribution:?}");
+            assert_eq!(attribution.bound.is_some(), bounds, "{attribution:?}");
+        }
+    }
+
+    #[test]
+    fn nodes_are_bounded_each_by_its_own_pools() {
+        let most = MostPooled::from([("p0".to_owned(), 2400.0), ("t0".to_owned(), 1900.0), ("t1".to_owned(), 1900.0)]);
+        let bound = |crowd: &[(&str, f64)], threshold| {
+            let crowd = crowd.iter().map(|(node, tasks)| ((*node).to_owned(), *tasks)).collect();
+            Bound::of(&most, &Reading { threshold, crowd, ..Reading::of(2.0) }).map(|bound| bound.to_string())
+        };
+        let said = |crowd: &[(&str, f64)]| bound(crowd, Some(1024.0)).unwrap_or_default();
+        assert_eq!(said(&[("t1", 3019.0)]), "1900 of 3019 tasks (63%) on t1");
+        assert_eq!(
+            said(&[("p0", 3000.0), ("t0", 1000.0)]),
+            "3400 of 4000 tasks (85%) on 2 nodes",
+            "no node has more than it runs"
+        );
+        assert_eq!(bound(&[("t0", 2048.0)], None).as_deref(), Some("1900 of at least 2048 tasks (93%) on t0"));
+        assert_eq!(bound(&[("t0", 2048.0), ("t9", 1.0)], None), None, "a node whose pools are not known");
+    }
+}
