@@ -46,8 +46,8 @@ const WRITE: Duration = Duration::from_secs(45);
 const PATIENCE: Duration = Duration::from_secs(2);
 /// How long taking a node into maintenance and out of it may take.
 const MAINTENANCE: Duration = Duration::from_secs(10);
-/// Nodes of one cluster that are asked at the same time, through its proxy.
-const AT_ONCE: usize = 4;
+/// Nodes of one cluster that are asked at the same time, through its proxy: as many nodes that hang cost one time-out together.
+const CONCURRENCY: usize = 16;
 /// The longest that a client pool may keep a connection: the servers close theirs at 30 s.
 const LONGEST_IDLE: Duration = Duration::from_secs(29);
 
@@ -284,7 +284,7 @@ impl Target for AIStore {
             let until = Instant::now() + READS;
             let ids: Vec<String> = members.iter().map(|(id, _)| id.clone()).collect();
             let questions = stream::iter(ids).map(|id| async move { self.node_until(address, &id, until).await });
-            let mut nodes: Vec<_> = questions.buffered(AT_ONCE).collect().await;
+            let mut nodes: Vec<_> = questions.buffered(CONCURRENCY).collect().await;
             for (n, ((node, _), (id, member))) in nodes.iter_mut().zip(members).enumerate() {
                 // In maintenance the proxy answers for the node, and does not know its pod.
                 let process = node.process.get_or_insert_default();
