@@ -10,7 +10,7 @@ use super::{
     conditions::{Notice, find, shortened},
     openness,
     signal::{Reading, Signal},
-    state::Efficacy,
+    state::{Efficacy, State},
     tuning::{CLOSE, Tuning},
 };
 use crate::api::{
@@ -354,7 +354,8 @@ fn notices(
         match (*type_, *state, *reason) {
             ("MetricsAvailable", "False", _) if was != Some("False") => tell(true, "MetricsLost", message.clone()),
             ("MetricsAvailable", "True", _) if was == Some("False") => tell(false, "MetricsRestored", message.clone()),
-            ("HighTaskCount", "True", _) => tell(true, "HighTaskCount", message.clone()),
+            // One Event for one episode, also where the count was gone for a while.
+            ("HighTaskCount", "True", _) if !was_told(outcome, previous) => tell(true, "HighTaskCount", message.clone()),
             ("TighteningEffective", _, "Ineffective" | "NotAttributable") => {
                 let fell = outcome.judged.filter(|_| !seen.levels).map(|judged| {
                     format!(" ({} % of the threshold before, {} % after)", percent(judged.before), percent(judged.after))
@@ -383,6 +384,13 @@ fn notices(
     notices
 }
 
+/// Whether the status was written in the same episode of too many tasks before.
+fn was_told(outcome: &Outcome, previous: &IdleConnectionPolicyStatus) -> bool {
+    let since = |state: &State| state.episode.map(|episode| episode.since);
+    let written = previous.control.as_ref().and_then(|control| control.adaptation.as_deref()).map(State::decode);
+    since(&outcome.state).is_some() && written.is_some_and(|written| since(&written) == since(&outcome.state))
+}
+
 #[allow(clippy::cast_possible_truncation)] // Tasks of one node.
 fn whole(value: f64) -> i64 {
     value.clamp(0.0, 1e15).round() as i64
@@ -397,11 +405,11 @@ fn whole_seconds(now: Timestamp) -> Timestamp {
 mod tests {
     use super::*;
     use crate::{
-        api::adaptive::Adaptive,
+        api::{adaptive::Adaptive, status::Control},
         decide::{
             adapt::{Judged, Phase, Reason},
             efficacy::Verdict,
-            state::{Episode, State},
+            state::Episode,
             tighten::Share,
         },
     };
@@ -542,6 +550,23 @@ mod tests {
             assert_eq!(reasons, expected, "{signal:?}");
             status = next;
         }
+    }
+
+    #[test]
+    fn an_episode_is_told_once_also_where_the_target_was_away_meanwhile() {
+        let signal = Signal::Fresh(Reading::of(1.5));
+        let high =
+            |since| Outcome { state: State { episode: Some(Episode::begin(since, 100)), ..State::default() }, ..outcome() };
+        let away = |outcome: &Outcome| {
+            // While the target does not answer, its conditions are gone; what was decided is still written down.
+            let control = Control { adaptation: Some(outcome.state.encode()), ..Control::default() };
+            IdleConnectionPolicyStatus { control: Some(control), ..IdleConnectionPolicyStatus::default() }
+        };
+        let events = |previous: &IdleConnectionPolicyStatus, since| told(previous, 1, &signal, &high(since), false, 0).1;
+        assert_eq!(events(&IdleConnectionPolicyStatus::default(), 60_000), ["HighTaskCount"]);
+        assert_eq!(events(&away(&outcome()), 60_000), ["HighTaskCount"]);
+        assert_eq!(events(&away(&high(60_000)), 60_000), Vec::<&str>::new());
+        assert_eq!(events(&away(&high(60_000)), 120_000), ["HighTaskCount"], "another episode");
     }
 
     #[test]
