@@ -539,7 +539,11 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, String)
 
 fn programmed(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, String) {
     let nodes = &tally.nodes;
-    let worst = || nodes.worst.first().map_or_else(String::new, |n| format!("; {}: {}", n.name, n.cause));
+    let worst = || match nodes.worst.first() {
+        Some(node) if node.cause.contains(&node.name) => format!("; {}", node.cause),
+        Some(node) => format!("; {}: {}", node.name, node.cause),
+        None => String::new(),
+    };
     if !seen.plan.contended.is_empty() && nodes.drifted > 0 {
         return ("False", "Contended", contended(seen, tally));
     }
@@ -550,7 +554,8 @@ fn programmed(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, St
         };
     }
     if nodes.unreachable > 0 || nodes.total == 0 {
-        return ("False", "Partial", format!("{}/{} nodes{}", nodes.programmed, nodes.total, worst()));
+        let message = format!("{} of {} nodes hold the {} limits{}", nodes.programmed, nodes.total, seen.which(), worst());
+        return ("False", "Partial", message);
     }
     if !tally.governs {
         return ("False", "NothingToProgram", nothing(seen));
@@ -696,6 +701,9 @@ fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> 
             ("Programmed", "True", _) if flipped || new_generation => tell(false, "Programmed", note),
             ("Programmed", "False", "Contended") if flipped => tell(true, "Contended", note),
             ("Programmed", "False", "Drifted") if flipped => tell(true, "DriftDetected", note),
+            ("Programmed", "False", "Partial") if flipped && status.nodes.as_ref().is_some_and(|nodes| nodes.unreachable > 0) => {
+                tell(true, "Partial", note);
+            }
             ("Programmed", "False", "Contended") => {
                 // Other fields are put back all the same.
                 for drift in

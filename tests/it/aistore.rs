@@ -276,7 +276,10 @@ async fn a_hung_node_and_a_dead_one_are_named_and_the_others_are_programmed() {
         world.apply("prod", &spec(&ais, &json!({"intraCluster": {"idleConnTimeout": "20s"}}))).await;
         let status =
             world.until("prod", "four of five and the cause", |s| s.nodes.as_ref().is_some_and(|n| n.summary == "4/5")).await;
-        assert_eq!(find(&status, "Programmed").unwrap().reason, "Partial");
+        let programmed = find(&status, "Programmed").unwrap();
+        let message = format!("4 of 5 nodes hold the declared limits; {cause}");
+        assert_eq!((programmed.reason.as_str(), programmed.message.as_str()), ("Partial", message.as_str()));
+        assert_eq!(world.until_event("prod", "Partial").await, message);
         let nodes = status.nodes.clone().unwrap();
         assert_eq!(nodes.unreachable, 1, "{status:#?}");
         assert_eq!((nodes.worst[0].name.as_str(), nodes.worst[0].cause.as_str()), ("target-t1", cause));
