@@ -33,6 +33,7 @@ export function hashOf(text) {
 export class Watcher {
   #text;
   #timer;
+  #stopped = false;
 
   constructor(file, apply) {
     this.file = file;
@@ -62,11 +63,15 @@ export class Watcher {
 
   start(every) {
     // One look after the other: a slow disk must not let two overtake each other.
-    const again = () => { this.#timer = setTimeout(() => this.look().finally(again), every); };
+    const again = () => {
+      if (!this.#stopped) this.#timer = setTimeout(() => this.look().finally(again), every);
+    };
     again();
   }
 
+  // A look that is under way ends; none follows it.
   stop() {
+    this.#stopped = true;
     clearTimeout(this.#timer);
   }
 }

@@ -4,7 +4,7 @@ import { once } from 'node:events';
 import { test } from 'node:test';
 
 import { Pool } from '../pool.js';
-import { hashOf, parse } from '../settings.js';
+import { Watcher, hashOf, parse } from '../settings.js';
 
 test('a file that is not understood is refused as a whole', () => {
   for (const text of ['', '{}', '{"enabled": true, "globl": {}}', '{"enabled": true, "global": {"maxSocket": 1}}',
@@ -46,4 +46,22 @@ test('a change applies to the running pool, and no request is lost', async () =>
   await one;
   pool.destroy();
   server.close();
+});
+
+test('a watcher that is stopped during a look does not look again', async (t) => {
+  t.mock.timers.enable({ apis: ['setTimeout'] });
+  const watcher = new Watcher('/nowhere', () => {});
+  let looks = 0;
+  let finish;
+  watcher.look = () => {
+    looks += 1;
+    return new Promise((resolve) => { finish = resolve; });
+  };
+  watcher.start(100);
+  t.mock.timers.tick(100);
+  watcher.stop();
+  finish();
+  await new Promise(setImmediate);
+  t.mock.timers.tick(1000);
+  assert.equal(looks, 1);
 });
