@@ -7,7 +7,7 @@
 use std::{
     collections::{HashMap, hash_map::Entry},
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError, RwLock,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -21,7 +21,7 @@ use tokio::{
 use super::{
     connect::{Stream, rests},
     settings::Settings,
-    statistics::{Closed, Protocol, Published, Statistics, Tally},
+    statistics::{Closed, Protocol, Statistics, Tally},
 };
 
 /// Where a connection leads: `scheme://host:port`, and whom it trusts.
@@ -36,9 +36,6 @@ pub struct Agent {
     /// One permit for each idle connection of the whole pool.
     room: Arc<Semaphore>,
     state: Mutex<State>,
-    /// For readers; what requests go by is in `state`.
-    tally: Published,
-    settings: RwLock<Settings>,
     /// How large the last body was that was read whole.
     expected: AtomicUsize,
 }
@@ -72,8 +69,6 @@ impl Agent {
             turns: Arc::new(Semaphore::new(settings.max_sockets as usize)),
             room,
             state: Mutex::new(state),
-            tally: Published::default(),
-            settings: RwLock::new(settings),
             expected: AtomicUsize::new(0),
         })
     }
@@ -82,12 +77,11 @@ impl Agent {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state and publishes the counts; what it hands out is dropped after the lock.
+    /// Changes the state; what it hands out is dropped after the lock.
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state();
         let result = change(&mut state);
         state.tally.peak = state.tally.peak.max(state.tally.open());
-        self.tally.write(&state.tally);
         result
     }
 
@@ -119,12 +113,10 @@ impl Agent {
 
     /// From now on these bound it. Nothing that is under way is disturbed: what is too much ends with its request.
     pub fn configure(&self, settings: Settings) {
-        let mut shown = self.settings.write().unwrap_or_else(PoisonError::into_inner);
-        if *shown == settings {
-            return;
-        }
-        *shown = settings;
         let closed = self.change(|state| {
+            if state.settings == settings {
+                return Vec::new();
+            }
             let (before, now) = (state.settings.max_sockets as usize, settings.max_sockets as usize);
             state.settings = settings;
             if now >= before {
@@ -175,7 +167,10 @@ impl Agent {
 
     /// What it has done; `None` where it was never asked for anything.
     pub fn statistics(&self) -> Option<Statistics> {
-        let tally = self.tally.read();
+        let (tally, settings) = {
+            let state = self.state();
+            (state.tally, state.settings)
+        };
         if tally == Tally::default() {
             return None;
         }
@@ -183,7 +178,7 @@ impl Agent {
         Some(Statistics {
             provider: self.provider.clone(),
             protocol: self.protocol,
-            settings: *self.settings.read().unwrap_or_else(PoisonError::into_inner),
+            settings,
             average_age: (there > 0).then(|| Duration::from_millis(self.age().saturating_sub(tally.born / there))),
             tally,
         })

@@ -1,12 +1,6 @@
-//! What a pool's connections have done, exactly, and so published that reading it holds up no request.
+//! What a pool's connections have done, exactly.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering, fence},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use super::Settings;
 
@@ -110,9 +104,6 @@ pub struct Tally {
     pub(super) closed: [u64; Closed::ALL.len()],
 }
 
-/// Words that a [`Tally`] is published in.
-const WORDS: usize = 14 + Closed::ALL.len();
-
 impl Tally {
     /// Connections that are there: what the system counts as this process's sockets.
     #[must_use]
@@ -124,94 +115,6 @@ impl Tally {
     #[must_use]
     pub const fn closed(&self, reason: Closed) -> u64 {
         self.closed[reason as usize]
-    }
-
-    fn words(&self) -> [u64; WORDS] {
-        let Self {
-            connecting,
-            active,
-            idle,
-            waiting,
-            peak,
-            requests,
-            reuses,
-            opened,
-            handshakes,
-            refused,
-            waits,
-            given_up,
-            waited,
-            born,
-            closed,
-        } = *self;
-        let mut words = [0; WORDS];
-        words[..14].copy_from_slice(&[
-            connecting, active, idle, waiting, peak, requests, reuses, opened, handshakes, refused, waits, given_up, waited, born,
-        ]);
-        words[14..].copy_from_slice(&closed);
-        words
-    }
-
-    fn of(words: &[u64; WORDS]) -> Self {
-        let mut closed = [0; Closed::ALL.len()];
-        closed.copy_from_slice(&words[14..]);
-        Self {
-            connecting: words[0],
-            active: words[1],
-            idle: words[2],
-            waiting: words[3],
-            peak: words[4],
-            requests: words[5],
-            reuses: words[6],
-            opened: words[7],
-            handshakes: words[8],
-            refused: words[9],
-            waits: words[10],
-            given_up: words[11],
-            waited: words[12],
-            born: words[13],
-            closed,
-        }
-    }
-}
-
-/// A [`Tally`] that one writes and any number read. A sequence lock: the reader tries again where it met a writer, and the writer never waits.
-pub(super) struct Published {
-    version: AtomicU64,
-    words: [AtomicU64; WORDS],
-}
-
-impl Default for Published {
-    fn default() -> Self {
-        Self { version: AtomicU64::new(0), words: [const { AtomicU64::new(0) }; WORDS] }
-    }
-}
-
-impl Published {
-    /// The caller sees to it that there is one writer at a time.
-    pub fn write(&self, tally: &Tally) {
-        let version = self.version.load(Ordering::Relaxed);
-        self.version.store(version + 1, Ordering::Relaxed);
-        fence(Ordering::Release);
-        for (word, value) in self.words.iter().zip(tally.words()) {
-            word.store(value, Ordering::Relaxed);
-        }
-        self.version.store(version + 2, Ordering::Release);
-    }
-
-    pub fn read(&self) -> Tally {
-        loop {
-            let before = self.version.load(Ordering::Acquire);
-            let mut words = [0; WORDS];
-            for (value, word) in words.iter_mut().zip(&self.words) {
-                *value = word.load(Ordering::Relaxed);
-            }
-            fence(Ordering::Acquire);
-            if before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before {
-                return Tally::of(&words);
-            }
-            std::hint::spin_loop();
-        }
     }
 }
 
@@ -228,37 +131,4 @@ pub struct Statistics {
     pub tally: Tally,
     /// How old the open connections are, on the average; `None` where there are none.
     pub average_age: Option<Duration>,
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_read_was_written_as_one() {
-        let published = Published::default();
-        let stop = std::sync::atomic::AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                for n in 0..200_000 {
-                    published.write(&Tally { active: n, born: n, closed: [n; Closed::ALL.len()], ..Tally::default() });
-                }
-                stop.store(true, Ordering::Relaxed);
-            });
-            let mut last = 0;
-            while !stop.load(Ordering::Relaxed) {
-                let Tally { active, born, closed, .. } = published.read();
-                assert!(born == active && closed.iter().all(|n| *n == active), "{active} {born} {closed:?}");
-                assert!(active >= last, "and in the order of writing");
-                last = active;
-            }
-        });
-        assert_eq!(published.read().active, 199_999);
-    }
-
-    #[test]
-    fn every_count_comes_back() {
-        let words: [u64; WORDS] = std::array::from_fn(|n| n as u64 + 1);
-        assert_eq!(Tally::of(&words).words(), words);
-    }
 }
