@@ -61,7 +61,6 @@ soak: needs tools ## Looks for two minutes whether a steady state costs anything
 
 bench: needs needs-readers tools ## Measures how fast an edit reaches the nodes, what the pool saves, how fast pages are read, what a fleet of 5,000 costs
 	cargo bench --locked --bench latency
-	@cd tests/textparse && go build -o "$(CURDIR)/target/textparse" .
 	@cd tests/agentkeepalive && npm ci --silent --no-audit --no-fund
 	cargo bench --locked --bench pool
 	cargo bench --locked --bench signals

@@ -8,8 +8,6 @@ use std::borrow::Cow;
 use aho_corasick::{AhoCorasick, MatchKind, packed};
 use memchr::{memchr, memchr3, memrchr};
 
-use super::window::{self, Parts, WIDTH};
-
 /// One line of a page.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample<'a> {
@@ -28,8 +26,6 @@ pub struct Sample<'a> {
 #[allow(clippy::copy_iterator)] // A few words that point into the page.
 pub struct Labels<'a> {
     rest: &'a [u8],
-    /// Where each quote is in the rest, if that is known; 0 if not, or if nothing is left.
-    quotes: u128,
 }
 
 /// A label's value as it stands between the quotes.
@@ -67,17 +63,7 @@ impl<'a> LabelValue<'a> {
 impl<'a> Iterator for Labels<'a> {
     type Item = Pair<'a>;
 
-    #[inline]
     fn next(&mut self) -> Option<Self::Item> {
-        if self.quotes != 0 {
-            let open = self.quotes.trailing_zeros() as usize;
-            let rest = self.quotes & (self.quotes - 1);
-            let close = rest.trailing_zeros() as usize;
-            let pair = (self.rest.get(..open - 1)?, LabelValue(self.rest.get(open + 1..close)?));
-            self.rest = self.rest.get(close + 2..).unwrap_or_default();
-            self.quotes = (rest & rest.wrapping_sub(1)) >> close >> 2;
-            return Some(pair);
-        }
         loop {
             let (item, rest) = item(self.rest)?;
             self.rest = rest;
@@ -85,55 +71,6 @@ impl<'a> Iterator for Labels<'a> {
                 return Some(pair);
             }
         }
-    }
-}
-
-/// The lines of a page that are samples.
-pub struct Samples<'a> {
-    rest: &'a [u8],
-    malformed: u64,
-}
-
-impl<'a> Samples<'a> {
-    /// All samples of a page. `# EOF` is a comment: in Prometheus' format it is one, and in `OpenMetrics` nothing follows it.
-    #[must_use]
-    pub fn new(page: &'a [u8]) -> Self {
-        Self { rest: without_mark(page), malformed: 0 }
-    }
-
-    /// Lines so far that are neither samples nor comments.
-    #[must_use]
-    pub const fn malformed(&self) -> u64 {
-        self.malformed
-    }
-}
-
-impl<'a> Iterator for Samples<'a> {
-    type Item = Sample<'a>;
-
-    #[inline]
-    fn next(&mut self) -> Option<Sample<'a>> {
-        loop {
-            match self.rest.first()? {
-                b'\n' | b' ' | b'\t' | b'\r' => self.rest = &self.rest[1..],
-                b'#' => self.skip_line(),
-                _ => {
-                    if let Some((sample, rest)) = sample(self.rest) {
-                        self.rest = rest;
-                        return Some(sample);
-                    }
-                    self.malformed += 1;
-                    self.skip_line();
-                }
-            }
-        }
-    }
-}
-
-impl Samples<'_> {
-    #[inline]
-    fn skip_line(&mut self) {
-        self.rest = memchr(b'\n', self.rest).map_or(&[], |end| &self.rest[end + 1..]);
     }
 }
 
@@ -165,32 +102,7 @@ fn name(text: &[u8]) -> usize {
 }
 
 /// Reads one line; the rest begins after its end.
-#[inline]
 fn sample(line: &[u8]) -> Option<(Sample<'_>, &[u8])> {
-    plain(line).or_else(|| careful(line))
-}
-
-/// Reads one line of the kind that most are.
-#[inline]
-fn plain(line: &[u8]) -> Option<(Sample<'_>, &[u8])> {
-    let window: &[u8; WIDTH] = line.first_chunk()?;
-    let Parts { name, labels, quotes, value, end } = window::read(window)?;
-    let number = window::whole(window, value, end).or_else(|| match number(&line[value..]) {
-        Some((number, [b'\n', ..])) => Some(number),
-        _ => None,
-    })?;
-    let text = line.get(name + 1..labels).unwrap_or_default();
-    let sample = Sample {
-        name: &line[..name],
-        labels: Labels { rest: text, quotes: quotes >> name >> 1 },
-        value: number,
-        timestamp: None,
-    };
-    Some((sample, &line[end + 1..]))
-}
-
-/// Reads any line, a byte after the other.
-fn careful(line: &[u8]) -> Option<(Sample<'_>, &[u8])> {
     let end = name(line);
     let mut named = (end > 0).then_some(&line[..end]);
     let mut rest = blank(&line[end..]);
@@ -208,7 +120,7 @@ fn careful(line: &[u8]) -> Option<(Sample<'_>, &[u8])> {
         }
         let at = blank(at);
         rest = at.strip_prefix(b"}")?;
-        labels = Labels { rest: &inner[..inner.len() - at.len()], quotes: 0 };
+        labels = Labels { rest: &inner[..inner.len() - at.len()] };
     } else if rest.len() == line.len() - end {
         return None;
     }
@@ -333,8 +245,8 @@ fn number(text: &[u8]) -> Option<(f64, &[u8])> {
     Some((value, &text[at..]))
 }
 
-/// Finds a few families in a page in one go, without reading the rest of it: only lines in which one of the names stands are read, by the
-/// same reader as [`Samples`].
+/// Finds a few families in a page in one go, without reading the rest of it: only lines in which one of the names stands are
+/// read.
 #[derive(Clone, Debug)]
 pub struct Families {
     search: Search,
@@ -425,24 +337,44 @@ fn word<'a>(text: &'a [u8], word: &[u8]) -> Option<&'a [u8]> {
     matches!(rest.first(), Some(b' ' | b'\t')).then(|| blank(rest))
 }
 
+/// Each line of a page that is neither empty nor a comment, as a sample where it is one.
+#[cfg(test)]
+pub(super) fn lines(page: &[u8]) -> Vec<Option<Sample<'_>>> {
+    let (mut rest, mut all) = (without_mark(page), Vec::new());
+    while !rest.is_empty() {
+        let line = blank(rest);
+        let end = memchr(b'\n', line).map_or(line.len(), |end| end + 1);
+        let is_sample = !line.starts_with(b"#") && !line[..end].trim_ascii().is_empty();
+        let read = if is_sample { sample(line) } else { None };
+        rest = read.map_or(&line[end..], |(_, next)| next);
+        if is_sample {
+            all.push(read.map(|(sample, _)| sample));
+        }
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
 
-    fn read(page: &str) -> (Vec<String>, u64) {
-        let mut samples = Samples::new(page.as_bytes());
-        let mut seen = Vec::new();
-        for sample in &mut samples {
-            let labels: Vec<_> = sample
-                .labels
-                .map(|(key, value)| format!("{}={}", String::from_utf8_lossy(key), String::from_utf8_lossy(&value.text())))
-                .collect();
-            let time = sample.timestamp.map(|t| format!(" @{t}")).unwrap_or_default();
-            seen.push(format!("{}[{}] {}{time}", String::from_utf8_lossy(sample.name), labels.join(";"), sample.value));
-        }
-        (seen, samples.malformed())
+    /// Every line of a page that is a sample, and how many are neither a sample nor a comment.
+    fn read(page: &str) -> (Vec<String>, usize) {
+        let all = lines(page.as_bytes());
+        let seen: Vec<_> = all.iter().flatten().map(shown).collect();
+        let malformed = all.len() - seen.len();
+        (seen, malformed)
+    }
+
+    fn shown(sample: &Sample<'_>) -> String {
+        let labels: Vec<_> = sample
+            .labels
+            .map(|(key, value)| format!("{}={}", String::from_utf8_lossy(key), String::from_utf8_lossy(&value.text())))
+            .collect();
+        let time = sample.timestamp.map(|t| format!(" @{t}")).unwrap_or_default();
+        format!("{}[{}] {}{time}", String::from_utf8_lossy(sample.name), labels.join(";"), sample.value)
     }
 
     #[test]
@@ -514,14 +446,6 @@ mod tests {
     }
 
     #[test]
-    fn lines_as_most_are_go_the_short_way() {
-        for line in ["a 1\n", "a:b_c{d=\"e\"} 12345678\n", "a{b=\"c\",d=\"/e f\",g=\"\"} 2.5e+07\n", "a{b=\"c\"} NaN\n"] {
-            let page = line.to_owned() + &"x".repeat(WIDTH);
-            assert!(plain(page.as_bytes()).is_some(), "{line}");
-        }
-    }
-
-    #[test]
     fn families_are_found_by_their_whole_names_at_the_beginning_of_a_line() {
         let page = "# HELP go_goroutines go_goroutines 7\n# TYPE go_goroutines gauge\nx_go_goroutines 1\ngo_goroutines_total 2\ny{a=\"go_goroutines 3\"} 4\ngo_goroutines{n=\"1\"} 5\ngo_goroutines x\ngo_goroutines 6";
         let families = Families::new(["go_goroutines", "y", "go"], true);
@@ -555,8 +479,7 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_makes_it_stumble(page in proptest::collection::vec(any::<u8>(), 0..300)) {
-            let mut samples = Samples::new(&page);
-            while samples.next().is_some() {}
+            let _ = sample(&page);
             let families = Families::new(["a", "b"], true);
             let _ = families.find(&page).count();
         }
@@ -564,33 +487,15 @@ mod tests {
         #[test]
         fn lines_of_likely_bytes_neither(page in "[a{}=\"\\\\ ,1.#\n]{0,60}") {
             let lines = page.lines().filter(|line| !line.trim().is_empty() && !line.trim_start().starts_with('#')).count();
-            let mut samples = Samples::new(page.as_bytes());
-            let read = samples.by_ref().count();
-            prop_assert!(read + usize::try_from(samples.malformed()).unwrap() <= lines.max(1) * 2);
-        }
-
-        #[test]
-        fn the_short_way_reads_what_the_long_one_reads(
-            line in "[a-c_:0-9]{0,6}(\\{([a-c0-2]{0,3}=\"[a-z/ ,=}\\\\]{0,60}\",?){0,4}\\})?[ \t]{1,2}[0-9a.+eN-]{0,10}[ 0-9#\r]{0,3}\n",
-        ) {
-            let page = line.clone() + &"x".repeat(WIDTH);
-            let all = |found: Option<(Sample<'_>, &[u8])>| {
-                found.map(|(s, rest)| {
-                    let labels: Vec<_> = s.labels.map(|(k, v)| (k.to_vec(), v.0.to_vec())).collect();
-                    (s.name.to_vec(), labels, s.value.to_bits(), rest.len())
-                })
-            };
-            let short = plain(page.as_bytes());
-            if short.is_some() {
-                prop_assert_eq!(all(short), all(careful(page.as_bytes())), "{}", line);
-            }
+            let (seen, malformed) = read(&page);
+            prop_assert!(seen.len() + malformed <= lines.max(1) * 2);
         }
 
         #[test]
         fn what_is_written_is_read_back(name in "[a-z_:][a-z0-9_:]{0,20}", value in any::<f64>(), label in "[ -~]{0,40}") {
             let escaped = label.replace('\\', "\\\\").replace('"', "\\\"");
             let page = format!("{name}{{l=\"{escaped}\"}} {value:?}\n");
-            let sample = Samples::new(page.as_bytes()).next().expect("a sample");
+            let (sample, _) = sample(page.as_bytes()).expect("a sample");
             prop_assert_eq!(sample.name, name.as_bytes());
             prop_assert!(sample.value.to_bits() == value.to_bits() || (sample.value.is_nan() && value.is_nan()));
             let mut labels = sample.labels;

@@ -10,6 +10,5 @@ mod sampler;
 pub mod series;
 #[cfg(test)]
 mod simple;
-mod window;
 
 pub use sampler::{Node, Permit, Sampler, Samples, Source, Watch};

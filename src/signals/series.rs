@@ -152,13 +152,13 @@ fn identity(sample: &Sample<'_>) -> u64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::exposition::Samples, *};
+    use super::{super::exposition, *};
 
     fn tell(page: &str, labels: &[(&str, &str)], aggregation: Aggregation) -> Result<(f64, Option<f64>), Gap> {
         let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let selection = Selection::new(labels, aggregation);
         let mut tally = Tally::default();
-        Samples::new(page.as_bytes()).for_each(|sample| tally.add(&sample, &selection));
+        exposition::lines(page.as_bytes()).iter().flatten().for_each(|sample| tally.add(sample, &selection));
         tally.value(&selection).map(|value| (value.value, value.time))
     }
 

@@ -1,5 +1,5 @@
-// Textparse reads a page with Prometheus' own text parser, labels included, again and again, and prints bytes a second: the
-// median of seven. With a second argument it prints the samples instead, one a line: name, labels, the value's bits and the timestamp.
+// Textparse reads a page with Prometheus' own text parser and prints its samples, one a line: name, labels, the value's bits and the
+// timestamp.
 package main
 
 import (
@@ -8,8 +8,6 @@ import (
 	"io"
 	"math"
 	"os"
-	"sort"
-	"time"
 
 	"github.com/prometheus/prometheus/model/labels"
 	"github.com/prometheus/prometheus/model/textparse"
@@ -20,39 +18,7 @@ func main() {
 	if err != nil {
 		panic(err)
 	}
-	if len(os.Args) > 2 {
-		show(page)
-		return
-	}
-	var rates []float64
-	for range 7 {
-		began, rounds := time.Now(), 0
-		for time.Since(began) < 600*time.Millisecond {
-			read(page)
-			rounds++
-		}
-		rates = append(rates, float64(rounds*len(page))/time.Since(began).Seconds())
-	}
-	sort.Float64s(rates)
-	fmt.Printf("%.0f\n", rates[3])
-}
-
-func read(page []byte) {
-	parser := textparse.NewPromParser(page, labels.NewSymbolTable(), false)
-	var lset labels.Labels
-	for {
-		entry, err := parser.Next()
-		if errors.Is(err, io.EOF) {
-			return
-		}
-		if err != nil {
-			panic(err)
-		}
-		if entry == textparse.EntrySeries {
-			_, _, _ = parser.Series()
-			parser.Labels(&lset)
-		}
-	}
+	show(page)
 }
 
 func show(page []byte) {
