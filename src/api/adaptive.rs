@@ -56,6 +56,8 @@ pub enum Mode {
         .message("adaptive.signal: source Prometheus needs threshold.value; a query has no CPU count"),
     validation = Rule::new("!has(self.source) || self.source != 'StateFlags' || !has(self.threshold)")
         .message("adaptive.signal: StateFlags has no threshold; the nodes' own is 512 tasks a CPU"),
+    validation = Rule::new("!has(self.idleConnections) || !has(self.source) || self.source == 'Nodes'")
+        .message("adaptive.signal.idleConnections needs source Nodes: it is read from each node's page"),
     validation = Rule::new("(!has(self.matchLabels) && (!has(self.aggregation) || self.aggregation == 'ExactlyOne')) || !has(self.source) || self.source == 'Nodes'")
         .message("adaptive.signal: matchLabels and aggregation need source Nodes; with source Prometheus, select and aggregate in the query"),
 )]
@@ -80,6 +82,10 @@ pub struct Signal {
     // still at work when the CRD is upgraded, would refuse a field that it does not know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aggregation: Option<Aggregation>,
+    /// The gauge in which a node says how many idle connections it holds, for source Nodes. With it the operator knows what part of the
+    /// tasks tightening can take away: it takes steps of the right size, and does not tighten where connections are not the cause.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_connections: Option<IdleConnections>,
     /// How many tasks are too many on one node. Without it, 512 a CPU, which is where AIStore begins to warn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<Threshold>,
@@ -114,6 +120,33 @@ const fn ninety_five() -> u32 {
 
 fn ten_seconds() -> GoDuration {
     std::time::Duration::from_secs(10).into()
+}
+
+/// The gauge in which a node says how many idle connections it holds.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct IdleConnections {
+    /// The gauge's name, such as `idleconn_server_connections`.
+    #[schemars(length(min = 1, max = 200), regex(pattern = r"^[a-zA-Z_:][a-zA-Z0-9_:]*$"))]
+    pub metric: String,
+    /// The labels that a series of the gauge must have to count, such as `state: idle`: at most 8, each with exactly this value.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 8))]
+    #[x_kube(validation = Rule::new("self.all(name, size(name) >= 1 && size(name) <= 128 && size(self[name]) <= 256)")
+        .message("adaptive.signal.idleConnections.matchLabels: a label name has 1 to 128 characters, and a value at most 256"))]
+    pub match_labels: BTreeMap<String, String>,
+    /// What to do with several series of the gauge on one node: as `signal.aggregation`. Default: `ExactlyOne`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub aggregation: Option<Aggregation>,
+    /// How many tasks one idle connection costs: 2 in a Go client's pool (one reads, one writes), 1 in a Go server. Default: 2.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 8), extend("format" = "int32"))]
+    pub tasks_per_connection: Option<u32>,
+}
+
+impl IdleConnections {
+    /// Tasks of one idle connection where the policy does not say: the goroutines of one in a Go client's pool.
+    pub const TASKS_PER_CONNECTION: u32 = 2;
 }
 
 /// How several series of one node become one number.

@@ -189,6 +189,12 @@ fn floor_rules() -> Vec<(String, String)> {
             .into(),
         "adaptive.signal: matchLabels and aggregation need source: Nodes; AIStore's default is StateFlags".into(),
     );
+    let idle = (
+        "!has(self.adaptive) || !has(self.adaptive.signal) || !has(self.adaptive.signal.idleConnections) || \
+         has(self.adaptive.signal.source) || self.target.type != 'AIStore'"
+            .into(),
+        "adaptive.signal.idleConnections needs source: Nodes; AIStore's default is StateFlags".into(),
+    );
     let pages = (
         "!has(self.target.configMap) || has(self.target.configMap.metrics) || !has(self.adaptive) || self.adaptive.mode == 'Disabled' || \
          (has(self.adaptive.signal) && has(self.adaptive.signal.source) && self.adaptive.signal.source != 'Nodes')"
@@ -210,7 +216,7 @@ fn floor_rules() -> Vec<(String, String)> {
             .into(),
         "overrides: a role or provider may be named once only".into(),
     );
-    under.chain(pools).chain([pair, flags, series, pages, places, once]).collect()
+    under.chain(pools).chain([pair, flags, series, idle, pages, places, once]).collect()
 }
 
 /// AIStore's own ranges; it takes 0 for a default of its own, so 0 would not mean what it says.

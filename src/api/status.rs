@@ -259,7 +259,8 @@ pub struct Control {
     /// Which processes were seen to use what their nodes store, of fields that need a restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Confirmed>,
-    /// Fields that somebody else put back: `[times, first seen, left alone until]` (Unix seconds).
+    /// Limits that another client keeps changing: `[10 x the time-outs so far + corrections since, first seen, left alone until]`, the last
+    /// two in Unix seconds.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, Vec<i64>>")]
     pub contended: BTreeMap<Knob, [i64; 3]>,
@@ -269,7 +270,7 @@ pub struct Control {
     /// The generation for which advice was given: it is given once.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advised: Option<i64>,
-    /// Where tightening and relaxing stand; see docs/control-law.md for its parts.
+    /// The state of adaptive control, as a text that only the operator reads; `kubectl idleconn explain` says what it means.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "loop")]
     pub adaptation: Option<String>,
 }

@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use crate::{
     api::{IdleConnectionPolicy, IdleConnectionPolicyStatus, adaptive::Mode, restart::RestartPolicy},
-    decide::{adapt::spoken, conditions::reason},
+    decide::{adapt::spoken, conditions::reason, state::State},
 };
 
 /// The story of a policy.
@@ -85,6 +85,10 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
     if let Some((state, _, message)) = message("TighteningEffective").filter(|(_, reason, _)| *reason != "NotTightened") {
         say(&format!("{}: {message}.", if state == "True" { "It helped" } else { "Whether it helped" }));
     }
+    let locked = adaptive_state(status).lockout.map(|lockout| lockout.until).filter(|until| *until > now.as_millisecond());
+    if let Some(until) = locked.and_then(|until| Timestamp::from_millisecond(until).ok()) {
+        say(&format!("Nothing is tightened until {until}, because the last attempt could not help."));
+    }
     if let Some(("True", _, message)) = message("Limited") {
         say(&format!("It would do more and may not: {message}."));
     }
@@ -98,10 +102,18 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
     text
 }
 
+/// What adaptive control has written down; as at the beginning where it has not.
+fn adaptive_state(status: &IdleConnectionPolicyStatus) -> State {
+    let text = status.control.as_ref().and_then(|control| control.adaptation.as_deref());
+    text.map_or_else(State::default, State::decode)
+}
+
 /// What to do now.
 fn next(status: &IdleConnectionPolicyStatus) -> &'static str {
     let is = |type_: &str| reason(status, type_).unwrap_or_default();
-    match (is("Ready"), is("MetricsAvailable"), is("Limited"), is("TighteningEffective")) {
+    // Tasks are counted in both cases.
+    let metrics = if is("MetricsAvailable") == "IdleConnectionsMissing" { "Fresh" } else { is("MetricsAvailable") };
+    match (is("Ready"), metrics, is("Limited"), is("TighteningEffective")) {
         ("Succeeded" | "Suspended", "Fresh", _, "Ineffective") | ("Succeeded", "Fresh", "PoolsTooSmall", _) => {
             "look for what else runs tasks: requests in flight, slow backends, a leak. A goroutine profile of the node named above tells."
         }
@@ -201,6 +213,18 @@ mod tests {
             let text = told(false, &[READY, ("InEffect", "False", reason, "m")], &json!({}));
             assert!(text.contains(&format!("What is stored is not yet what the processes use: {next}")), "{text}");
         }
+    }
+
+    #[test]
+    fn until_when_nothing_is_tightened_is_said() {
+        let locked = |hours: i64| {
+            let until = "2026-01-01T00:00:00Z".parse::<Timestamp>().expect("a time").as_millisecond() + hours * 3_600_000;
+            let state = State { lockout: Some(crate::decide::state::Lockout { until, times: 0 }), ..State::default() };
+            told(true, &[READY, FRESH], &json!({"control": {"loop": state.encode()}}))
+        };
+        let sentence = "Nothing is tightened until 2026-01-01T04:00:00Z, because the last attempt could not help.";
+        assert!(locked(4).contains(sentence), "{}", locked(4));
+        assert!(!locked(0).contains("Nothing is tightened until"), "it is over");
     }
 
     #[test]

@@ -12,7 +12,7 @@ use super::{Context, PolicyRef, Subject, live::Point, memory::Memory, places, pl
 use crate::{
     api::{
         self, IdleConnectionPolicyStatus, Settings,
-        adaptive::{Mode, Signal as SignalSpec, Source as SourceName},
+        adaptive::{IdleConnections, Mode, Signal as SignalSpec, Source as SourceName},
         policy::TargetType,
         restart::{RestartFor, RestartPolicy},
     },
@@ -300,8 +300,8 @@ pub async fn prepare(
         permit: Some(permit(ctx, subject)),
         headers: Vec::new(),
         key: format!(
-            "{source:?} {} {:?} {:?} {threshold:?} {:?}",
-            signal.metric, signal.match_labels, signal.aggregation, signal.prometheus
+            "{source:?} {} {:?} {:?} {:?} {threshold:?} {:?}",
+            signal.metric, signal.match_labels, signal.aggregation, signal.idle_connections, signal.prometheus
         ),
     };
     match (source, &signal.prometheus, threshold) {
@@ -324,8 +324,7 @@ pub async fn prepare(
             watch.source = Source::Prometheus { query: prometheus.query.clone(), threshold };
         }
         (SourceName::Nodes, ..) => {
-            let selection = Selection::new(signal.match_labels.clone(), signal.aggregation.unwrap_or_default());
-            let probe = Probe::gauge(&signal.metric, threshold).of_series(selection);
+            let probe = probe(signal, threshold);
             watch.source = Source::Nodes(std::sync::Arc::new(probe));
             watch.nodes = nodes(subject, units, answered);
         }
@@ -391,6 +390,16 @@ pub async fn prepare(
         moved_since: None,
         moved: false,
     });
+}
+
+/// What is looked for in each node's page.
+fn probe(signal: &SignalSpec, threshold: Threshold) -> Probe {
+    let selection = Selection::new(signal.match_labels.clone(), signal.aggregation.unwrap_or_default());
+    let probe = Probe::gauge(&signal.metric, threshold).of_series(selection);
+    let Some(idle) = &signal.idle_connections else { return probe };
+    let selection = Selection::new(idle.match_labels.clone(), idle.aggregation.unwrap_or_default());
+    let tasks = idle.tasks_per_connection.unwrap_or(IdleConnections::TASKS_PER_CONNECTION);
+    probe.with_idle(&idle.metric, selection, tasks.into())
 }
 
 /// From what was written down; where that is lost, from what the nodes hold.

@@ -70,9 +70,10 @@ pub struct Attribution {
 }
 
 impl Attribution {
-    /// From what is known otherwise, and what a reading and the limits say.
+    /// From what the nodes themselves count, or what is known otherwise; no more than their open files and the limits allow.
     #[must_use]
     pub fn new(share: Share, most_pooled: Option<&MostPooled>, reading: &Reading) -> Self {
+        let share = reading.idle_share.map_or(share, Share::estimated);
         let share = reading.files_share.map_or(share, |most| share.at_most(most.min(1.0)));
         let bound = most_pooled.and_then(|most| Bound::of(most, reading)).filter(|bound| bound.share() < share.most);
         Self { share: bound.as_ref().map_or(share, |bound| share.at_most(bound.share())), bound }
@@ -194,6 +195,15 @@ mod tests {
             assert!((attribution.share.most - most).abs() < 1e-9, "{attribution:?}");
             assert_eq!(attribution.bound.is_some(), bounds, "{attribution:?}");
         }
+    }
+
+    #[test]
+    fn what_the_nodes_count_themselves_is_the_estimate() {
+        let reading = |idle_share, files_share| Reading { idle_share, files_share, ..Reading::of(2.0) };
+        let share = |reading: &Reading| Attribution::new(Share::UNKNOWN, None, reading).share;
+        assert_eq!(share(&reading(Some(0.2), None)), Share::estimated(0.2));
+        assert_eq!(share(&reading(Some(0.2), Some(0.1))), Share { estimate: Some(0.1), most: 0.1 }, "files bound it still");
+        assert_eq!(share(&reading(None, None)), Share::UNKNOWN);
     }
 
     #[test]

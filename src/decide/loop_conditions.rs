@@ -5,7 +5,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
     Pause,
-    adapt::{Limit, Outcome, Phase, percent},
+    adapt::{Limit, Outcome, Phase, TOO_SOON, percent, spoken},
     attribution::Attribution,
     conditions::{Notice, find, shortened},
     openness,
@@ -103,6 +103,13 @@ fn metrics(seen: &SeenLoop<'_>) -> Said {
     match seen.signal {
         Signal::Fresh(Reading { fresh, expected, .. }) if seen.levels => {
             ("MetricsAvailable", "True", "Fresh", format!("{fresh} of {expected} nodes report their alerts"))
+        }
+        Signal::Fresh(Reading { fresh, expected, idle_missing: Some(node), .. }) => {
+            let message = format!(
+                "The tasks of {fresh} of {expected} nodes are counted, but not their idle connections: {node} has no such gauge \
+                 (see adaptive.signal.idleConnections)"
+            );
+            ("MetricsAvailable", "True", "IdleConnectionsMissing", message)
         }
         Signal::Fresh(Reading { fresh, expected, .. }) => {
             ("MetricsAvailable", "True", "Fresh", format!("The tasks of {fresh} of {expected} nodes are counted"))
@@ -236,7 +243,8 @@ fn limited(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
             ("PoolsTooSmall", format!("{}, so there would be too many with empty pools as well", pooled(&seen.attribution)))
         }
         Some(Limit::Flapping) => {
-            ("Flapping", "The limits went up and down within an hour; it waits longer before it relaxes".into())
+            let within = spoken(TOO_SOON);
+            ("Flapping", format!("The limits had to be tightened again within {within} of relaxing; relaxing is delayed"))
         }
         Some(Limit::Paused) => {
             let by = seen.unreadable.map_or_else(

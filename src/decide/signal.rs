@@ -2,6 +2,18 @@
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
+/// The tasks of a node that are idle connections, by its own gauge.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum IdleTasks {
+    /// The policy names no gauge for it.
+    #[default]
+    NotRequested,
+    /// The gauge is not on the page, or not as one number.
+    Missing,
+    /// So many.
+    Counted(f64),
+}
+
 /// What one node ran when it was asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Measure {
@@ -15,6 +27,8 @@ pub struct Measure {
     pub pressure: f64,
     /// Whether the node itself calls it critical.
     pub red: bool,
+    /// How many of the tasks are idle connections.
+    pub idle: IdleTasks,
     /// Open files, where it says: no pool can hold more connections.
     pub open_files: Option<f64>,
     /// How many it may have open.
@@ -243,6 +257,10 @@ pub struct Reading {
     pub threshold: Option<f64>,
     /// The node with the highest pressure.
     pub node: String,
+    /// What part of the tasks of the nodes that are over is idle connections, 0 to 1; `None` where one of them does not say.
+    pub idle_share: Option<f64>,
+    /// A node that does not say how many idle connections it holds, although it is asked.
+    pub idle_missing: Option<String>,
     /// The most that the open files of the nodes that are over leave to pooled connections, as a share of their tasks.
     pub files_share: Option<f64>,
     /// The nodes that are over, or the worst where none is, and the tasks that each has at least; empty where one of them does not say.
@@ -271,6 +289,8 @@ impl Reading {
             percentile: None,
             threshold: None,
             node: "n".into(),
+            idle_share: None,
+            idle_missing: None,
             files_share: None,
             crowd: Vec::new(),
             files: None,
@@ -346,8 +366,12 @@ pub fn read<'a>(
     let sums = crowded()
         .filter_map(|(_, m)| Some((m.open_files?, m.tasks?)))
         .fold((0.0, 0.0), |(f, t), (files, tasks)| (f + files, t + tasks));
+    let idle_missing = valid.iter().find(|(_, m)| m.idle == IdleTasks::Missing).map(|(node, _)| (*node).to_owned());
+    let idle_share = idle_share(crowded().map(|(_, m)| m));
     #[allow(clippy::cast_precision_loss)] // Nodes.
     Signal::Fresh(Reading {
+        idle_share,
+        idle_missing,
         up,
         down,
         fresh: count(valid.len()),
@@ -364,6 +388,15 @@ pub fn read<'a>(
         youngest,
         mean: valid.iter().map(|(_, m)| m.pressure).sum::<f64>() / valid.len() as f64,
     })
+}
+
+/// What part of the tasks is idle connections, where each of the nodes says so.
+fn idle_share<'a>(mut nodes: impl Iterator<Item = &'a Measure>) -> Option<f64> {
+    let (idle, tasks) = nodes.try_fold((0.0, 0.0), |(idle, tasks), measure| match (measure.idle, measure.tasks) {
+        (IdleTasks::Counted(of_them), Some(all)) => Some((idle + of_them.min(all), tasks + all)),
+        _ => None,
+    })?;
+    (tasks > 0.0).then(|| idle / tasks)
 }
 
 /// The node that has most of its files open.
@@ -546,6 +579,26 @@ mod tests {
         let mut full = sample(2.0);
         full.last = full.last.map(|(t, m)| (t, Measure { open_files: Some(10.0), ..m }));
         assert_eq!(fresh(&[("a", full), ("b", sample(0.1))], 95, 0).files_share, Some(0.1));
+    }
+
+    #[test]
+    fn a_share_is_known_where_every_node_that_is_over_says_how_many_connections_idle() {
+        let with = |pressure: f64, idle| {
+            let base = sample(pressure);
+            NodeSample { last: base.last.map(|(t, m)| (t, Measure { idle, ..m })), ..base }
+        };
+        let share = |samples: &[(&str, NodeSample)]| {
+            let reading = fresh(samples, 95, 0);
+            (reading.idle_share, reading.idle_missing)
+        };
+        let counted = IdleTasks::Counted;
+        assert_eq!(share(&[("a", with(2.0, counted(50.0))), ("b", with(0.1, counted(10.0)))]), (Some(0.25), None));
+        assert_eq!(share(&[("a", with(2.0, counted(900.0)))]), (Some(1.0), None), "no more than there are tasks");
+        assert_eq!(share(&[("a", with(2.0, counted(0.0)))]), (Some(0.0), None), "none is a number as well");
+        let missing = share(&[("a", with(2.0, counted(50.0))), ("b", with(2.0, IdleTasks::Missing))]);
+        assert_eq!(missing, (None, Some("b".into())), "a missing gauge is no zero");
+        assert_eq!(share(&[("a", with(2.0, IdleTasks::NotRequested))]), (None, None));
+        assert_eq!(share(&[("a", with(0.0, counted(0.0)))]), (None, None), "no task at all says nothing of shares");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use super::{
     exposition::{Families, Found, without_mark},
     series::{Selection, Tally, Value},
 };
-use crate::decide::signal::{Gap, Measure};
+use crate::decide::signal::{Gap, IdleTasks, Measure};
 
 /// AIStore's alert bits (`cmn/cos/node_state.go`): 512 goroutines a CPU and more, and 1024 and more.
 const YELLOW: u64 = 1 << 14;
@@ -59,6 +59,18 @@ pub struct Probe {
     threshold: Option<Threshold>,
     /// Which of the gauge's series count.
     selection: Selection,
+    /// The gauge of idle connections, if there is one.
+    idle: Option<Idle>,
+}
+
+/// A gauge of idle connections.
+#[derive(Clone, Debug)]
+struct Idle {
+    /// Which of the names it is.
+    which: usize,
+    selection: Selection,
+    /// Tasks of one idle connection.
+    tasks: f64,
 }
 
 impl Probe {
@@ -75,6 +87,20 @@ impl Probe {
         Self { selection, ..self }
     }
 
+    /// Reads how many connections idle as well, of which each costs so many tasks.
+    #[must_use]
+    pub fn with_idle(mut self, name: &str, selection: Selection, tasks: f64) -> Self {
+        // It may be another series of the very gauge that counts the tasks.
+        let known = self.names.iter().position(|known| known == name);
+        let which = known.unwrap_or(self.names.len());
+        if known.is_none() {
+            self.names.push(name.to_owned());
+            self.families = Families::new(self.names.iter().map(String::as_str), self.threshold.is_some());
+        }
+        self.idle = Some(Idle { which, selection, tasks });
+        self
+    }
+
     /// For AIStore's alert bits.
     #[must_use]
     pub fn flags() -> Self {
@@ -84,7 +110,7 @@ impl Probe {
     fn new<'n>(names: impl Iterator<Item = &'n str>, threshold: Option<Threshold>) -> Self {
         let names: Vec<String> = names.map(str::to_owned).collect();
         let families = Families::new(names.iter().map(String::as_str), threshold.is_some());
-        Self { families, names, threshold, selection: Selection::default() }
+        Self { families, names, threshold, selection: Selection::default(), idle: None }
     }
 
     /// Reads a whole page in Prometheus' format.
@@ -100,6 +126,7 @@ impl Probe {
         Scan {
             probe: self,
             found: vec![Tally::default(); self.names.len()],
+            idle: Tally::default(),
             kind: None,
             line: Vec::new(),
             taken: 0,
@@ -114,6 +141,8 @@ impl Probe {
 pub struct Scan<'p> {
     probe: &'p Probe,
     found: Vec<Tally>,
+    /// Of the gauge of idle connections.
+    idle: Tally,
     /// What is wrong with the gauge's type, once the page has said it.
     kind: Option<Result<(), &'static str>>,
     line: Vec<u8>,
@@ -176,6 +205,9 @@ impl Scan<'_> {
         self.taken = self.taken.saturating_add(lines.len());
         for (which, found) in self.probe.families.find(lines) {
             self.is_quiet = false;
+            if let (Found::Sample(sample), Some(idle)) = (&found, self.probe.idle.as_ref().filter(|idle| idle.which == which)) {
+                self.idle.add(sample, &idle.selection);
+            }
             match found {
                 Found::Type(said) => self.kind = self.kind.or_else(|| Some(gauge(said))),
                 Found::Sample(sample) if which == 0 => self.found[which].add(&sample, &self.probe.selection),
@@ -210,7 +242,7 @@ impl Scan<'_> {
     }
 
     fn tell(&self, framing: Framing) -> Result<Measure, Gap> {
-        let Self { probe, found, kind, .. } = self;
+        let Self { probe, found, idle: idles, kind, .. } = self;
         let value = |name: &str| match probe.names.iter().position(|known| known == name) {
             Some(0) => found[0].value(&probe.selection),
             Some(which) => found[which].value(&Selection::default()),
@@ -236,7 +268,11 @@ impl Scan<'_> {
             Threshold::Value(value) => value,
             Threshold::PerCpu(each) => each * only(CPUS).ok().filter(|cpus| *cpus >= 1.0).ok_or(Gap::NoCpus)?,
         };
+        let idle = probe.idle.as_ref().map_or(IdleTasks::NotRequested, |idle| {
+            idles.value(&idle.selection).map_or(IdleTasks::Missing, |count| IdleTasks::Counted(count.value * idle.tasks))
+        });
         Ok(Measure {
+            idle,
             tasks: Some(tasks),
             threshold: Some(threshold),
             at_least: None,
@@ -287,6 +323,7 @@ fn bits(flags: f64, cpus: Option<f64>) -> Result<Measure, Gap> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::adaptive::Aggregation;
 
     fn read(page: &str, threshold: Threshold) -> Result<(f64, f64), Gap> {
         Probe::gauge("tasks", threshold).read(page.as_bytes()).map(|m| (m.tasks.unwrap_or(-1.0), m.pressure))
@@ -317,6 +354,7 @@ mod tests {
         assert_eq!(
             measure,
             Measure {
+                idle: IdleTasks::NotRequested,
                 at_least: None,
                 tasks: Some(512.0),
                 threshold: Some(1024.0),
@@ -421,6 +459,25 @@ mod tests {
         assert!(!scan.is_complete(), "more of the last one may come");
         scan.push(b"other 1\n");
         assert!(scan.is_complete());
+    }
+
+    #[test]
+    fn idle_connections_are_read_beside_the_tasks() {
+        let page = "connections{state=\"active\"} 7\nconnections{state=\"idle\",listener=\"a\"} 30\n\
+            connections{state=\"idle\",listener=\"b\"} 12\ntasks 512\n";
+        let of = |metric: &str, labels: &[(&str, &str)], aggregation| {
+            let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+            let probe =
+                Probe::gauge("tasks", Threshold::Value(1024.0)).with_idle(metric, Selection::new(labels, aggregation), 2.0);
+            probe.read(page.as_bytes()).map(|measure| (measure.tasks, measure.idle))
+        };
+        let (idle, one) = ([("state", "idle")], Aggregation::ExactlyOne);
+        assert_eq!(of("connections", &idle, Aggregation::Sum), Ok((Some(512.0), IdleTasks::Counted(84.0))));
+        assert_eq!(of("connections", &[("state", "active")], one), Ok((Some(512.0), IdleTasks::Counted(14.0))));
+        for (metric, labels) in [("connections", &idle[..]), ("connections", &[("state", "none")]), ("nothing", &[])] {
+            assert_eq!(of(metric, labels, one), Ok((Some(512.0), IdleTasks::Missing)), "{metric} {labels:?}");
+        }
+        assert_eq!(of("tasks", &[], one), Ok((Some(512.0), IdleTasks::Counted(1024.0))), "the gauge of tasks itself");
     }
 
     #[test]

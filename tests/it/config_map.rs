@@ -76,6 +76,43 @@ async fn a_running_process_takes_the_file_and_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_leak_costs_no_step_where_idle_connections_are_counted() {
+    let world = World::new("leak").await;
+    let mut service = Service::start(&world, "gw-0", &[]).await;
+    service.mount(&world, "gateway-http", "http.yaml");
+    let policy = |signal: Json| {
+        let mut policy = limits(&json!({
+            "limits": {"server": {"idleTimeout": "60s"}},
+            "adaptive": {
+                "mode": "Enforce",
+                "floor": {"server": {"idleTimeout": "1s"}},
+                "signal": {"threshold": {"value": 500}, "interval": "1s"},
+                "behavior": {"tightenAfter": "1s", "relaxAfter": "1h", "maxChangesPerHour": 60, "maxChangesPerDay": 60},
+            },
+        }));
+        policy["adaptive"]["signal"].as_object_mut().unwrap().extend(signal.as_object().unwrap().clone());
+        policy
+    };
+    let gauge =
+        |metric: &str| json!({"idleConnections": {"metric": metric, "matchLabels": {"state": "idle"}, "tasksPerConnection": 1}});
+    world.apply("gw", &policy(gauge("idleconn_server_connections"))).await;
+    world.until_condition("gw", "InEffect", "True", "InEffect").await;
+    // Requests that never end: tasks that no limit of idle connections reaches.
+    let _requests = Clients::asking(service.listen(), "/?after=1h", 600, 0);
+    let status = world.until_condition("gw", "TighteningEffective", "Unknown", "NotAttributable").await;
+    assert_eq!((status.openness_percent, status.history.len()), (Some(100), 0), "a step was wasted: {:#?}", status.history);
+    assert_eq!(find(&status, "HighTaskCount").unwrap().status, "True");
+    assert!(world.until_event("gw", "Ineffective").await.starts_with("Pooled connections account for at most"));
+
+    // Without the gauge nothing is known of them, and it is tried; a gauge that is not there is named and is no zero.
+    world.apply("gw", &policy(gauge("no_such_gauge"))).await;
+    let status = world.until_condition("gw", "MetricsAvailable", "True", "IdleConnectionsMissing").await;
+    let message = &find(&status, "MetricsAvailable").unwrap().message;
+    assert!(message.contains("gw-0 has no such gauge"), "{message}");
+    world.until("gw", "a step is tried", |s| s.openness_percent.is_some_and(|open| open < 100)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn three_thousand_idle_connections_are_tightened_away_through_the_file() {
     let world = World::new("file-loop").await;
     let mut service = Service::start(&world, "gw-0", &[]).await;

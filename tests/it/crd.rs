@@ -376,6 +376,15 @@ fn adaptive_cases() -> Vec<(Json, &'static str)> {
         (signal(json!({"threshold": {"value": 1, "perCPU": 1}})), "adaptive.signal.threshold: set exactly one of value, perCPU"),
         (signal(json!({"threshold": {}})), "adaptive.signal.threshold: set exactly one of value, perCPU"),
         (signal(json!({"metric": "go goroutines"})), "spec.adaptive.signal.metric in body should match"),
+        (signal(json!({"idleConnections": {"metric": "connections", "matchLabels": {"state": "idle"}, "tasksPerConnection": 1}})), OK),
+        (
+            signal(json!({"idleConnections": {"metric": "connections", "tasksPerConnection": 9}})),
+            "spec.adaptive.signal.idleConnections.tasksPerConnection in body should be less than or equal to 8",
+        ),
+        (
+            signal(json!({"source": "Prometheus", "threshold": {"value": 1}, "prometheus": prometheus(), "idleConnections": {"metric": "c"}})),
+            "adaptive.signal.idleConnections needs source Nodes",
+        ),
         (signal(json!({"percentile": 0})), "spec.adaptive.signal.percentile in body should be greater than or equal to 1"),
         (signal(json!({"interval": "500ms"})), "adaptive.signal.interval must be between 1s and 10m"),
         (signal(json!({"source": "StateFlags"})), "adaptive.signal.source: only AIStore has StateFlags; use Nodes or Prometheus"),

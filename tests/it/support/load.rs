@@ -24,19 +24,28 @@ pub struct Clients {
 impl Clients {
     /// So many at the beginning, and so many a second from then on.
     pub fn start(server: SocketAddr, first: usize, a_second: usize) -> Self {
+        Self::asking(server, "/", first, a_second)
+    }
+
+    /// The same, with a request for this path.
+    pub fn asking(server: SocketAddr, path: &str, first: usize, a_second: usize) -> Self {
+        let request = Arc::<str>::from(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
         let open = Arc::new(AtomicUsize::new(0));
         let count = open.clone();
         let task = tokio::spawn(async move {
             let mut clients = JoinSet::new();
-            let client = |count: Arc<AtomicUsize>| async move {
-                let Ok(mut stream) = TcpStream::connect(server).await else { return };
-                if stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.is_err() {
-                    return;
+            let client = |count: Arc<AtomicUsize>| {
+                let request = request.clone();
+                async move {
+                    let Ok(mut stream) = TcpStream::connect(server).await else { return };
+                    if stream.write_all(request.as_bytes()).await.is_err() {
+                        return;
+                    }
+                    count.fetch_add(1, Ordering::Relaxed);
+                    let mut buffer = [0; 512];
+                    while matches!(stream.read(&mut buffer).await, Ok(1..)) {}
+                    count.fetch_sub(1, Ordering::Relaxed);
                 }
-                count.fetch_add(1, Ordering::Relaxed);
-                let mut buffer = [0; 512];
-                while matches!(stream.read(&mut buffer).await, Ok(1..)) {}
-                count.fetch_sub(1, Ordering::Relaxed);
             };
             for _ in 0..first {
                 clients.spawn(client(count.clone()));
