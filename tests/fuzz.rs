@@ -174,16 +174,12 @@ const READERS: [Reader; 8] = [
     Reader {
         name: "traces",
         read: traces,
-        seeds: &[
-            "time,node,tasks,pooledShare,load\n0,a,100,0.5,1\n10,a,200,,\n",
-            "time,node,tasks\n2026-01-01T00:00:00Z,a,1e3\n",
-        ],
+        seeds: &["time,node,tasks,pooled_share\n0,a,100,0.5\n10,a,200,\n", "time,node,tasks\n2026-01-01T00:00:00Z,a,1e3\n"],
         words: &[
             "time",
             "node",
             "tasks",
-            "pooledShare",
-            "load",
+            "pooled_share",
             ",",
             "\n",
             "\r\n",

@@ -152,7 +152,6 @@ impl World {
             0 => Share::estimated(self.random.f64()),
             _ => Share::UNKNOWN,
         };
-        let load = (self.random.u8(0..4) == 0).then(|| self.random.f64() * 100.0);
         let levels = self.seed.is_multiple_of(7);
         let units = [(self.nodes.unit.clone(), self.nodes.state.clone())];
         let plan = |state: &State| -> Plan {
@@ -176,7 +175,6 @@ impl World {
                     pause,
                     share,
                     most_pooled: None,
-                    load,
                     levels,
                     rolls: false,
                     not_before: 0,

@@ -227,62 +227,34 @@ fn restarts_and_another_controller_do_not_make_it_swing() {
     }
 }
 
-/// A standby that has watched goes on, 20 s later, from what was written down.
+/// A new leader goes on from the status and begins to watch: a decision may come later, by up to its own window, and none that goes the
+/// wrong way is added.
 #[test]
-fn a_change_of_leader_changes_no_decision() {
-    let (mut alike, mut all, mut next_same, mut next_all) = (0, 0, 0, 0);
+fn a_new_leader_decides_later_and_never_the_wrong_way() {
+    const GAP: i64 = 60;
     for kind in Kind::ALL {
-        let mut same = 0;
+        let (mut misled, mut same, mut latest) = (0, 0, 0);
         for seed in 0..SEEDS {
             let at = 1800 + i64::try_from(seed).unwrap() * 450;
-            let plain = one(kind, seed, false, None).decisions;
-            let handed = one(kind, seed, false, Some(Handover { at, gap: 20, standby: true })).decisions;
-            let before = plain.iter().filter(|d| d.time < at).count();
-            assert_eq!(plain[..before.min(handed.len())], handed[..before.min(handed.len())], "the past changed");
-            // The very next decision is the same one, at most as much later as a new process watches before it acts.
-            if let Some(next) = plain.get(before) {
-                let close = handed.get(before).is_some_and(|other| {
-                    next.tightens() == other.tightens()
-                        && next.to_percent.abs_diff(other.to_percent) <= 5
-                        && (-60..=300).contains(&(other.time - next.time))
-                });
-                if !close {
-                    println!("{} seed {seed} at {at}: {next:?} became {:?}", kind.name(), handed.get(before));
-                }
-                next_same += usize::from(close);
-                next_all += 1;
-            }
-            same += usize::from(
-                plain.len() == handed.len()
-                    && plain.iter().zip(&handed).all(|(a, b)| {
-                        a.tightens() == b.tightens() && a.verdict == b.verdict && a.to_percent.abs_diff(b.to_percent) <= 5
-                    }),
-            );
-        }
-        let row = format!("| {} | {same} of {SEEDS} |", kind.name());
-        println!("change of leader {row}");
-        generated("handover", kind.name(), &row);
-        alike += same;
-        all += usize::try_from(SEEDS).unwrap();
-    }
-    println!("change of leader: {next_same} of {next_all} next decisions the same");
-    assert_eq!(next_same, next_all);
-    println!("change of leader: {alike} of {all} runs decision by decision the same");
-    assert_eq!(alike, all);
-}
-
-/// Without a lease nobody knows whether anybody watched: windows begin anew, so a decision may come later by its own window and
-/// never earlier, and none is added in the wrong direction.
-#[test]
-fn a_crash_delays_and_does_not_mislead() {
-    for kind in [Kind::Burst, Kind::Gap, Kind::Outage] {
-        for seed in 0..SEEDS {
-            let at = 1800 + i64::try_from(seed).unwrap() * 450;
-            let run = one(kind, seed, false, Some(Handover { at, gap: 60, standby: false }));
-            assert_eq!(wrong(&run), [].as_slice(), "{} seed {seed}", kind.name());
+            let plain = one(kind, seed, false, None);
+            let run = one(kind, seed, false, Some(Handover { at, gap: GAP }));
+            let before = plain.decisions.iter().filter(|d| d.time < at).count();
+            assert_eq!(plain.decisions[..before], run.decisions[..before], "the past changed");
             assert_eq!(run.blind, 0, "{} seed {seed}", kind.name());
-            assert!(run.summary.reversals <= 1, "{} seed {seed}", kind.name());
+            misled += usize::from(wrong(&run).len() > wrong(&plain).len());
+            let next = plain.decisions.get(before).zip(run.decisions.get(before));
+            let same_way = next.filter(|(a, b)| a.tightens() == b.tightens());
+            same += usize::from(same_way.is_some() || plain.decisions.len() == before);
+            latest = latest.max(same_way.map_or(0, |(a, b)| b.time - a.time));
+            if matches!(kind, Kind::Burst | Kind::Gap | Kind::Outage) {
+                assert_eq!(wrong(&run), [].as_slice(), "{} seed {seed}", kind.name());
+                assert!(run.summary.reversals <= 1, "{} seed {seed}", kind.name());
+            }
         }
+        let row = format!("| {} | {same} of {SEEDS} | {latest} s | {misled} |", kind.name());
+        println!("new leader {row}");
+        generated("handover", kind.name(), &row);
+        assert_eq!(misled, 0, "{}", kind.name());
     }
 }
 

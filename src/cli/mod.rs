@@ -182,7 +182,7 @@ pub struct Simulate {
     /// The policy, as YAML.
     #[arg(short, long)]
     pub file: PathBuf,
-    /// CSV with `time,node,tasks` and optionally `load,pooled_share`; an empty cell is a missing sample.
+    /// CSV with `time,node,tasks` and optionally `pooled_share`; an empty cell is a missing sample.
     #[arg(long, conflicts_with = "plant", required_unless_present = "plant")]
     pub trace: Option<PathBuf>,
     /// A built-in model instead.

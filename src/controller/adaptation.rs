@@ -133,7 +133,6 @@ impl Adaptation {
             pause: self.pause,
             share: Share::UNKNOWN,
             most_pooled: self.most_pooled.as_ref(),
-            load: None,
             levels: self.levels,
             rolls: self.rolls,
             not_before: self.not_before,

@@ -25,8 +25,8 @@ const RED: i64 = MINUTE;
 const BACK: i64 = 2 * MINUTE;
 /// The first lock-out; it doubles up to a day.
 const LOCKOUT: i64 = 4 * HOUR;
-/// Having to tighten within this after relaxing makes it patient.
-const TOO_SOON: i64 = 2 * HOUR;
+/// Having to tighten within this after relaxing makes it patient (milliseconds).
+pub const TOO_SOON: i64 = 2 * HOUR;
 /// The part of the window for relaxing after which there is said to be room.
 const WORTH_SAYING: i64 = 5;
 /// The most patience, from which on it is said.
@@ -58,8 +58,6 @@ pub struct Facts<'a> {
     pub rolls: bool,
     /// The pools' part of the tasks.
     pub share: Share,
-    /// Load, in whatever unit.
-    pub load: Option<f64>,
     /// Whether the source says only that there are too many, not how many there are.
     pub levels: bool,
     /// Nothing is decided before this: the process has just begun to watch.
@@ -79,7 +77,6 @@ impl<'a> Facts<'a> {
             needs_restart: false,
             rolls: false,
             share: Share::UNKNOWN,
-            load: None,
             levels: false,
             not_before: 0,
         }
@@ -194,6 +191,7 @@ impl Outcome {
     #[must_use]
     pub fn digest(&self, signal: &Signal) -> String {
         let reason = match signal {
+            Signal::Fresh(Reading { idle_missing: Some(_), .. }) => "IdleConnectionsMissing",
             Signal::Fresh(_) => "Fresh",
             Signal::Missing { reason, .. } => reason,
         };
@@ -214,17 +212,6 @@ pub fn step(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal,
         Signal::Missing { .. } => look.missing(elapsed),
     }
     look.finish()
-}
-
-/// Looks once without deciding anything: what a standby does, so that the averages and the windows are there when it has to act.
-#[must_use]
-pub fn watch(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal, now: i64) -> State {
-    let Some((mut look, elapsed)) = Look::begin(tuning, facts, before, now) else { return before.clone() };
-    match signal {
-        Signal::Fresh(reading) => look.observe(reading, elapsed),
-        Signal::Missing { .. } => look.unseen(elapsed),
-    }
-    look.state
 }
 
 /// A clock that was set back must not make the past lie ahead: what would be later than now, was now.
@@ -430,11 +417,11 @@ impl<'a> Look<'a> {
         let over = Episode { base: Some(pending.before), steps: 1, ..Episode::begin(pending.decided, pending.from) };
         let mut episode = self.state.episode.unwrap_or(over);
         let left = openness::remaining(self.facts.declared, self.facts.floor, pending.from, pending.to);
-        episode.learned = efficacy::learned(&pending, after, self.facts.load, left);
+        episode.learned = efficacy::learned(&pending, after, left);
         let verdict = if restarted && pending.life.is_none() {
             Verdict::Inconclusive
         } else {
-            efficacy::judge(&pending, &mut episode, after, self.facts.load, self.now)
+            efficacy::judge(&pending, &mut episode, after, self.now)
         };
         if self.state.episode.is_some() {
             self.state.episode = Some(episode);
@@ -558,7 +545,6 @@ impl<'a> Look<'a> {
             wait,
             before: rounded(fast),
             slope: rounded_slope(((fast - self.state.watched.slow) / lag).max(0.0)),
-            load: facts.load.map(rounded),
             from,
             to,
             expected: facts

@@ -1,5 +1,5 @@
-//! Did it help? A step is judged after the pools have had time to drain, at equal load where that is known and at equal uptime where
-//! a restart came in between.
+//! Did it help? A step is judged after the pools have had time to drain, and at equal uptime where a restart came in
+//! between.
 
 use super::{
     openness::Percent,
@@ -26,7 +26,7 @@ pub enum Verdict {
     Effective,
     /// They did not, and will not.
     Ineffective,
-    /// Nothing can be said: the load rose meanwhile, a process was restarted, or it takes another step to tell.
+    /// Nothing can be said: the tasks were rising anyway, a process was restarted, or it takes another step to tell.
     Inconclusive,
 }
 
@@ -42,16 +42,15 @@ impl Verdict {
     }
 }
 
-/// By how much the tasks fell, as a share; negative where they rose. With a load, tasks are taken in proportion to it.
+/// By how much the tasks fell, as a share; negative where they rose.
 #[must_use]
-pub fn fall(before: f64, after: f64, load: Option<(f64, f64)>) -> f64 {
-    let load = load.filter(|(before, after)| *before > 0.0 && *after > 0.0).map_or(1.0, |(before, after)| before / after);
-    if before > 0.0 { 1.0 - after / before * load } else { 0.0 }
+pub fn fall(before: f64, after: f64) -> f64 {
+    if before > 0.0 { 1.0 - after / before } else { 0.0 }
 }
 
 /// Judges a step in an episode; counts in the episode what it finds.
-pub fn judge(pending: &Pending, episode: &mut Episode, after: f64, load: Option<f64>, now: i64) -> Verdict {
-    let fallen = fall(pending.before, after, pending.load.zip(load));
+pub fn judge(pending: &Pending, episode: &mut Episode, after: f64, now: i64) -> Verdict {
+    let fallen = fall(pending.before, after);
     let enough = |fall: f64| fall >= HELP || pending.expected.is_some_and(|expected| fall >= NOISE && fall >= PART * expected);
     if enough(fallen) {
         episode.helped = Some(pending.to);
@@ -61,7 +60,7 @@ pub fn judge(pending: &Pending, episode: &mut Episode, after: f64, load: Option<
     // What would have come without the step, had the pressure gone on to rise as before: good for a doubt, not for a claim.
     #[allow(clippy::cast_precision_loss)] // Minutes.
     let risen = pending.before + pending.slope * ((now - pending.decided) as f64 / 1000.0);
-    if pending.load.zip(load).is_none() && enough(fall(risen, after, None)) {
+    if enough(fall(risen, after)) {
         return Verdict::Inconclusive;
     }
     if pending.expected.is_some_and(|expected| expected < NOISE) {
@@ -77,8 +76,8 @@ pub fn judge(pending: &Pending, episode: &mut Episode, after: f64, load: Option<
 /// What part of the remaining tasks is pooled, by what the step took away; `None` where that cannot be told. For the size
 /// of the next step only: it is too rough to give up by.
 #[must_use]
-pub fn learned(pending: &Pending, after: f64, load: Option<f64>, left: f64) -> Option<f64> {
-    let fallen = fall(pending.before, after, pending.load.zip(load));
+pub fn learned(pending: &Pending, after: f64, left: f64) -> Option<f64> {
+    let fallen = fall(pending.before, after);
     if left >= 1.0 || fallen <= 0.0 || fallen >= 1.0 {
         return None;
     }
@@ -89,7 +88,7 @@ pub fn learned(pending: &Pending, after: f64, load: Option<f64>, left: f64) -> O
 /// Whether the tasks are down over the whole episode.
 #[must_use]
 pub fn helped_overall(episode: &Episode, now: f64) -> bool {
-    episode.base.is_some_and(|base| fall(base, now, None) >= EPISODE_HELP)
+    episode.base.is_some_and(|base| fall(base, now) >= EPISODE_HELP)
 }
 
 /// Where to go back to: the last openness that helped, or where the episode began.
@@ -137,49 +136,36 @@ mod tests {
     use super::*;
 
     fn pending(before: f64, expected: Option<f64>) -> Pending {
-        Pending { decided: 0, since: Some(0), wait: 0, before, slope: 0.0, load: None, from: 100, to: 50, expected, life: None }
+        Pending { decided: 0, since: Some(0), wait: 0, before, slope: 0.0, from: 100, to: 50, expected, life: None }
     }
 
     const EPISODE: Episode = Episode { since: 0, from: 100, base: Some(1.2), steps: 1, helped: None, failed: 0, learned: None };
 
     #[test]
-    fn a_fall_is_taken_in_proportion_to_the_load() {
-        assert!((fall(2.0, 1.0, None) - 0.5).abs() < 1e-9);
-        assert!(fall(1.0, 2.0, Some((10.0, 20.0))).abs() < 1e-9);
-        assert!((fall(1.0, 1.0, Some((10.0, 20.0))) - 0.5).abs() < 1e-9);
-        assert!(fall(0.0, 1.0, None).abs() < 1e-9);
-        assert!(fall(1.0, 1.0, Some((0.0, 20.0))).abs() < 1e-9);
-        assert!(fall(1.0, 1.0, Some((20.0, 0.0))).abs() < 1e-9, "no load at all is no measure");
+    fn a_fall_is_a_share_of_what_was_there() {
+        assert!((fall(2.0, 1.0) - 0.5).abs() < 1e-9);
+        assert!((fall(1.0, 2.0) + 1.0).abs() < 1e-9, "a rise is a negative fall");
+        assert!(fall(0.0, 1.0).abs() < 1e-9);
     }
 
     #[test]
     fn the_rules_one_by_one() {
         let cases = [
-            // what, pending, steps so far, failed so far, after, load after, verdict
-            ("five per cent is a help", pending(1.2, None), 1, 0, 1.14, None, Verdict::Effective),
-            ("less is not, and one step tells nothing", pending(1.2, None), 1, 0, 1.15, None, Verdict::Inconclusive),
-            ("two steps do", pending(1.2, None), 2, 0, 1.15, None, Verdict::Ineffective),
-            ("half of what was expected is a help", pending(1.2, Some(0.06)), 1, 0, 1.164, None, Verdict::Effective),
-            ("less is one failure", pending(1.2, Some(0.06)), 1, 0, 1.18, None, Verdict::Inconclusive),
-            ("and two are enough", pending(1.2, Some(0.06)), 1, 1, 1.18, None, Verdict::Ineffective),
-            ("what is just not within the noise does", pending(1.2, Some(NOISE)), 1, 1, 1.18, None, Verdict::Ineffective),
-            ("what is within the noise tells nothing", pending(1.2, Some(0.02)), 1, 1, 1.18, None, Verdict::Inconclusive),
-            (
-                "at twice the load the same tasks are half as many",
-                Pending { load: Some(1.0), ..pending(1.2, None) },
-                2,
-                0,
-                1.2,
-                Some(2.0),
-                Verdict::Effective,
-            ),
+            // what, pending, steps so far, failed so far, after, verdict
+            ("five per cent is a help", pending(1.2, None), 1, 0, 1.14, Verdict::Effective),
+            ("less is not, and one step tells nothing", pending(1.2, None), 1, 0, 1.15, Verdict::Inconclusive),
+            ("two steps do", pending(1.2, None), 2, 0, 1.15, Verdict::Ineffective),
+            ("half of what was expected is a help", pending(1.2, Some(0.06)), 1, 0, 1.164, Verdict::Effective),
+            ("less is one failure", pending(1.2, Some(0.06)), 1, 0, 1.18, Verdict::Inconclusive),
+            ("and two are enough", pending(1.2, Some(0.06)), 1, 1, 1.18, Verdict::Ineffective),
+            ("what is just not within the noise does", pending(1.2, Some(NOISE)), 1, 1, 1.18, Verdict::Ineffective),
+            ("what is within the noise tells nothing", pending(1.2, Some(0.02)), 1, 1, 1.18, Verdict::Inconclusive),
             (
                 "a rise that slowed down is a doubt",
                 Pending { slope: 0.002, ..pending(1.2, Some(0.1)) },
                 3,
                 1,
                 1.25,
-                None,
                 Verdict::Inconclusive,
             ),
             (
@@ -188,20 +174,19 @@ mod tests {
                 3,
                 1,
                 1.4,
-                None,
                 Verdict::Ineffective,
             ),
         ];
-        for (what, pending, steps, failed, after, load, verdict) in cases {
+        for (what, pending, steps, failed, after, verdict) in cases {
             let mut episode = Episode { steps, failed, ..EPISODE };
-            assert_eq!(judge(&pending, &mut episode, after, load, 100_000), verdict, "{what}");
+            assert_eq!(judge(&pending, &mut episode, after, 100_000), verdict, "{what}");
         }
     }
 
     #[test]
     fn a_help_is_remembered_and_ends_a_row_of_failures() {
         let mut episode = Episode { failed: 1, ..EPISODE };
-        judge(&pending(1.2, None), &mut episode, 1.0, None, 0);
+        judge(&pending(1.2, None), &mut episode, 1.0, 0);
         assert_eq!((episode.helped, episode.failed), (Some(50), 0));
         assert_eq!(back_to(Some(&episode), 30), 50);
         assert_eq!(back_to(Some(&EPISODE), 30), 100);

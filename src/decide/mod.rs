@@ -109,8 +109,6 @@ pub struct Adaptive<'a> {
     pub share: Share,
     /// The most tasks of each node that pooled connections can be, by the limits that the nodes may be using.
     pub most_pooled: Option<&'a MostPooled>,
-    /// Load, in whatever unit.
-    pub load: Option<f64>,
     /// Whether the source says only that there are too many.
     pub levels: bool,
     /// Whether nodes are restarted for every step.
@@ -280,7 +278,6 @@ impl<'a> Adaptive<'a> {
             needs_restart: standing.needs_restart,
             rolls: self.rolls && !suspend,
             share: self.attribution().share,
-            load: self.load,
             levels: self.levels,
             not_before: self.not_before,
         }

@@ -88,8 +88,6 @@ pub struct Pending {
     pub before: f64,
     /// How fast the pressure rose before, a second.
     pub slope: f64,
-    /// Load before, where it is known.
-    pub load: Option<f64>,
     /// Openness before.
     pub from: Percent,
     /// Openness after.
@@ -234,7 +232,7 @@ impl State {
                 ],
             );
         }
-        if let Some(Pending { decided, since, wait, before, slope, load, from, to, expected, life }) = pending {
+        if let Some(Pending { decided, since, wait, before, slope, from, to, expected, life }) = pending {
             text.optional(
                 'p',
                 &[
@@ -243,7 +241,8 @@ impl State {
                     Some(*wait),
                     Some(thousandths(*before)),
                     Some(millionths(*slope)),
-                    load.map(thousandths),
+                    // A load, in the texts of former versions.
+                    None,
                     Some((*from).into()),
                     Some((*to).into()),
                     expected.map(thousandths),
@@ -316,7 +315,6 @@ impl State {
                         wait: at(2).unwrap_or(0),
                         before: at(3).map_or(1.0, of_thousandths),
                         slope: at(4).map_or(0.0, of_millionths),
-                        load: at(5).map(of_thousandths),
                         from: percent(6).unwrap_or(100),
                         to: percent(7).unwrap_or(100),
                         expected: at(8).map(of_thousandths),
@@ -350,17 +348,6 @@ impl State {
             }
         }
         state
-    }
-
-    /// Goes on from what somebody else wrote down, with one's own view of the signal: what a standby does that watched all the time.
-    #[must_use]
-    pub fn follow(self, text: &str) -> Self {
-        let mut next = Self { watched: self.watched, ..Self::decode(text) };
-        if next.changes.last() != self.changes.last() {
-            // Every change begins the window for relaxing anew.
-            next.watched.low_for = 0;
-        }
-        next
     }
 }
 
@@ -487,21 +474,14 @@ mod tests {
             .prop_map(|(curve, last)| Life { curve, last });
         let pending = (
             (time.clone(), proptest::option::of(time.clone()), 0i64..600_000, 0i64..9000, -9000i64..9000),
-            (
-                proptest::option::of(0i64..1_000_000),
-                0u8..=100,
-                0u8..=100,
-                proptest::option::of(0i64..1000),
-                proptest::option::of(life),
-            ),
+            (0u8..=100, 0u8..=100, proptest::option::of(0i64..1000), proptest::option::of(life)),
         )
-            .prop_map(|((decided, since, wait, before, slope), (load, from, to, expected, life))| Pending {
+            .prop_map(|((decided, since, wait, before, slope), (from, to, expected, life))| Pending {
                 decided,
                 since,
                 wait,
                 before: of_thousandths(before),
                 slope: of_millionths(slope),
-                load: load.map(of_thousandths),
                 from,
                 to,
                 expected: expected.map(of_thousandths),
@@ -585,17 +565,6 @@ mod tests {
         fn it_is_small(state in state()) {
             prop_assert!(state.encode().len() <= 440, "{}", state.encode());
         }
-    }
-
-    #[test]
-    fn a_standby_goes_on_with_its_own_view_until_something_was_changed() {
-        let seen = |low_for| Watched { low_for, ..Watched::default() };
-        let written = State { openness: 40, changes: vec![(1_700_000_000_000, Way::Tighten)], ..State::default() };
-        let mine = State { watched: seen(7_000), ..written.clone() };
-        let next = mine.clone().follow(&written.encode());
-        assert_eq!((next.openness, next.watched.low_for), (40, 7_000));
-        let moved = State { changes: vec![(1_700_000_060_000, Way::Tighten)], ..written };
-        assert_eq!(mine.follow(&moved.encode()).watched.low_for, 0, "a change begins the window anew");
     }
 
     #[test]

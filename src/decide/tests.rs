@@ -633,7 +633,6 @@ fn adaptive<'a>(tuning: &'a Tuning, floor: &'a Settings, state: &'a State, signa
         pause: Pause::default(),
         share: Share::UNKNOWN,
         most_pooled: None,
-        load: None,
         levels: false,
         rolls: true,
         not_before: 0,

@@ -17,7 +17,6 @@ use crate::{
     api::{IdleConnectionPolicyStatus, Knob, Settings, policy::DriftPolicy},
     decide::{
         self, Adaptive, Change, Declared, Input, NodeState, Pause, Site, Stored, To, Traits, Unit, UnitState,
-        adapt::{self, Facts},
         conditions::{self, Seen, UnitResult},
         loop_conditions::SeenLoop,
         openness::{self, Percent},
@@ -44,15 +43,13 @@ pub struct Setup {
     pub percentile: u32,
 }
 
-/// When the process that decides is replaced by another.
+/// When the process that decides is replaced by another: it goes on from what is in the status, and begins to watch.
 #[derive(Clone, Copy, Debug)]
 pub struct Handover {
     /// Seconds from the start.
     pub at: i64,
-    /// Seconds in which nobody watches.
+    /// Seconds in which no process decides.
     pub gap: i64,
-    /// Whether the other one has watched all the time (a standby), or begins to (after a crash).
-    pub standby: bool,
 }
 
 /// One step, as it is printed.
@@ -233,20 +230,14 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
         }
         let handed = handover.filter(|handover| time >= handover.at);
         let nobody_decides = handed.is_some_and(|handover| time < handover.at + handover.gap);
-        if nobody_decides && handed.is_some_and(|handover| !handover.standby) {
+        if nobody_decides {
             time += interval;
             continue;
         }
-        if let Some(Handover { at, gap, standby }) = handed.filter(|_| !nobody_decides)
-            && time < at + gap + interval
-        {
-            if standby {
-                state = state.follow(&written);
-            } else {
-                state = State::decode(&written);
-                samples.clear();
-                not_before = now + setup.tuning.tighten_after.min(120_000);
-            }
+        if handed.is_some_and(|Handover { at, gap }| time < at + gap + interval) {
+            state = State::decode(&written);
+            samples.clear();
+            not_before = now + setup.tuning.tighten_after.min(120_000);
         }
         for (n, name) in names.iter().enumerate() {
             let sample = samples.entry(name.to_string()).or_default();
@@ -257,12 +248,6 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
         }
         let signal =
             decide::signal::read(&samples, names.iter().map(AsRef::as_ref), setup.percentile, setup.tuning.most_age(), now);
-        if nobody_decides {
-            state = adapt::watch(&setup.tuning, &Facts::undisturbed(&setup.declared, &setup.floor), &state, &signal, now)
-                .follow(&written);
-            time += interval;
-            continue;
-        }
         let stamp = Timestamp::from_millisecond(now).unwrap_or_default();
         let share = plant.share().unwrap_or(Share::UNKNOWN);
         let adaptive = Adaptive {
@@ -273,7 +258,6 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
             pause: Pause::default(),
             share,
             most_pooled: None,
-            load: plant.load(),
             levels: false,
             rolls: false,
             not_before,

@@ -31,10 +31,6 @@ pub trait Plant {
     fn share(&self) -> Option<Share> {
         None
     }
-    /// Load, if it is known.
-    fn load(&self) -> Option<f64> {
-        None
-    }
 }
 
 /// The plants there are by name.

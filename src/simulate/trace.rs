@@ -1,4 +1,4 @@
-//! A recorded task count as a plant: CSV with `time,node,tasks` and, if known, `load` and `pooled_share`.
+//! A recorded task count as a plant: CSV with `time,node,tasks` and, if known, `pooled_share`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -19,7 +19,7 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// It is no CSV, or a column is missing.
-    #[error("the trace cannot be read: {0}; its header must be time,node,tasks and optionally load,pooled_share")]
+    #[error("the trace cannot be read: {0}; its header must be time,node,tasks and optionally pooled_share")]
     Csv(#[from] csv::Error),
     /// A cell is not what it should be.
     #[error("line {line} of the trace: {cell:?} is not {what}")]
@@ -46,8 +46,6 @@ struct Row {
     #[serde(default)]
     tasks: String,
     #[serde(default)]
-    load: String,
-    #[serde(default)]
     pooled_share: String,
 }
 
@@ -64,7 +62,6 @@ struct Cell {
 /// not, the tasks are as they were recorded, whatever is decided.
 pub struct Trace {
     rows: BTreeMap<i64, BTreeMap<usize, Cell>>,
-    loads: BTreeMap<i64, f64>,
     names: Vec<String>,
     threshold: f64,
     declared: Settings,
@@ -72,7 +69,6 @@ pub struct Trace {
     /// How much of the pools is left.
     left: f64,
     time: i64,
-    load: Option<f64>,
     shares: bool,
 }
 
@@ -84,7 +80,6 @@ impl Trace {
     pub fn read(from: impl std::io::Read, threshold: f64, declared: &Settings) -> Result<Self, Error> {
         let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(from);
         let mut rows: BTreeMap<i64, Vec<(String, Cell)>> = BTreeMap::new();
-        let mut loads = BTreeMap::new();
         let mut names = BTreeSet::new();
         for (n, row) in reader.deserialize().enumerate() {
             let row: Row = row?;
@@ -105,9 +100,6 @@ impl Trace {
             if share.is_some_and(|share| share > 1.0) {
                 return Err(Error::Cell { line, cell: row.pooled_share, what: "a share from 0 to 1" });
             }
-            if let Some(load) = number(&row.load, "a load")? {
-                *loads.entry(time).or_insert(0.0) += load;
-            }
             let cell = Cell { tasks: number(&row.tasks, "a number of tasks")?, share };
             names.insert(row.node.clone());
             rows.entry(time).or_default().push((row.node, cell));
@@ -125,18 +117,7 @@ impl Trace {
             .into_iter()
             .map(|(time, cells)| (time - first, cells.into_iter().map(|(node, cell)| (index(&node), cell)).collect()))
             .collect();
-        Ok(Self {
-            rows,
-            loads: loads.into_iter().map(|(time, load)| (time - first, load)).collect(),
-            now: vec![None; names.len()],
-            names,
-            threshold,
-            declared: declared.clone(),
-            left: 1.0,
-            time: -1,
-            load: None,
-            shares,
-        })
+        Ok(Self { rows, now: vec![None; names.len()], names, threshold, declared: declared.clone(), left: 1.0, time: -1, shares })
     }
 
     /// How long it is (seconds).
@@ -172,9 +153,6 @@ impl Plant for Trace {
                 self.now[*node] = Some((*at, *cell));
             }
         }
-        if let Some((_, load)) = self.loads.range(..=time).next_back() {
-            self.load = Some(*load);
-        }
         self.time = time;
         let longest = |settings: &Settings| openness::longest_idle(settings, settings, 100).as_secs_f64();
         let full = longest(&self.declared);
@@ -209,10 +187,6 @@ impl Plant for Trace {
         });
         (all > 0.0).then(|| Share::estimated(pooled / all))
     }
-
-    fn load(&self) -> Option<f64> {
-        self.load
-    }
 }
 
 #[cfg(test)]
@@ -234,7 +208,7 @@ mod tests {
 
     #[test]
     fn times_may_be_dates() {
-        let trace = read("time,node,tasks,load\n2026-01-01T00:00:00Z,a,50,7\n2026-01-01T00:01:00Z,b,50,8\n").expect("a trace");
+        let trace = read("time,node,tasks\n2026-01-01T00:00:00Z,a,50\n2026-01-01T00:01:00Z,b,50\n").expect("a trace");
         assert_eq!((trace.seconds(), trace.nodes()), (61, 2));
     }
 

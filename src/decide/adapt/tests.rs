@@ -93,7 +93,6 @@ impl Course {
                 wait: DEAD,
                 before: 1.5,
                 slope: 0.0,
-                load: None,
                 from: 100,
                 to: 50,
                 expected: None,
@@ -566,20 +565,7 @@ fn without_a_mode_or_a_floor_nothing_is_decided_and_the_limits_are_as_declared()
     for course in [disabled, floorless] {
         let outcome = course.look(1.5);
         assert_eq!((outcome.state.openness, outcome.phase, outcome.decision), (100, Phase::AsDeclared, None));
-        let signal = Signal::Fresh(course.reading.clone());
-        assert_eq!(watch(&course.tuning, &course.facts(), &course.state, &signal, START), course.state);
     }
-}
-
-#[test]
-fn a_standby_sees_what_a_leader_sees_and_decides_nothing() {
-    let mut course = Course::due(|_| {});
-    let signal = |course: &Course| Signal::Fresh(Reading { up: 1.5, down: 1.5, mean: 1.5, ..course.reading.clone() });
-    let watched = watch(&course.tuning, &course.facts(), &course.state, &signal(&course), START);
-    course.no_tightening = true;
-    let leader = course.look(1.5).state;
-    assert_eq!((watched.openness, watched.pending.clone(), watched.watched.high_for), (100, None, leader.watched.high_for));
-    assert_eq!((watched.watched.fast, watched.watched.slow), (leader.watched.fast, leader.watched.slow));
 }
 
 #[test]
