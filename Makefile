@@ -2,7 +2,7 @@
 SHELL := /usr/bin/env bash
 CLUSTER_DIR ?= $(or $(IDLECONN_CLUSTER_DIR),$(HOME)/.cache/idleconn-operator/cluster)
 
-.PHONY: arm64 image-all attack upgrade fuzz advisories scale image plugin chart e2e mutants needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
+.PHONY: arm64 image-all attack upgrade fuzz advisories scale image plugin chart e2e mutants probe needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
 
 help: ## Lists the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -55,6 +55,9 @@ chart: needs needs-prometheus ## Renders the chart under every set of values and
 
 e2e: needs needs-prometheus ## The whole story on a real node with real pods; needs root
 	@tests/e2e/run
+
+probe: needs needs-readers tools ## Measures idle timeouts of up to a minute of real servers, twenty times each
+	cargo test --locked --test it -- --ignored long_idle_timeouts
 
 soak: needs tools ## Looks for two minutes whether a steady state costs anything, and kills the replica that acts 20 times
 	IDLECONN_STEADY_SECONDS=120 cargo test --locked --test it -- --nocapture steady soak

@@ -14,6 +14,7 @@
 //! - [`targets`]: the kinds of server that can be governed, behind one trait.
 //! - [`signals`]: where task counts come from.
 //! - [`pool`]: the one place from which requests to nodes leave.
+//! - [`probe`]: how long servers keep idle connections, measured from outside.
 //! - [`controller`]: the shell: watch, gather, apply, report.
 //! - [`leader`]: which of several processes acts.
 //! - [`cli`]: the commands of `kubectl idleconn`.
@@ -29,6 +30,7 @@ pub mod decide;
 pub mod leader;
 pub mod metrics;
 pub mod pool;
+pub mod probe;
 pub mod serve;
 pub mod signals;
 pub mod simulate;

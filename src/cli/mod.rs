@@ -6,9 +6,12 @@ mod cluster;
 mod explain;
 mod history;
 pub mod lint;
+mod measure;
 mod nodes;
 mod pause;
 mod plot;
+mod probe;
+mod progress;
 mod status;
 mod table;
 
@@ -63,6 +66,8 @@ pub enum Command {
     Resume(Resume),
     /// Says what the API server would refuse in a file, and what there is to advise; without a cluster. Fails on an error.
     Lint(Lint),
+    /// Measures how long servers keep idle connections, from here; without a cluster. Fails where a server cannot be measured.
+    Probe(probe::Probe),
     /// Replays a task count through the code that decides, and prints each decision with its reason.
     Simulate(Simulate),
     /// Prints what a shell needs to complete these commands.
@@ -337,6 +342,7 @@ pub async fn run(cli: Cli) -> Result<Answer, Error> {
             Ok(format!("{} goes on\n", options.name).into())
         }
         Command::Lint(options) => linted(&options),
+        Command::Probe(options) => probe::run(&options).await,
         Command::Simulate(options) => Ok(simulate(&options)?.into()),
         Command::Completion { shell } => {
             let mut script = Vec::new();

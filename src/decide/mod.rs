@@ -15,6 +15,7 @@ pub mod hash;
 pub mod lease;
 pub mod lives;
 pub mod loop_conditions;
+pub mod measured;
 pub mod observed;
 pub mod openness;
 pub mod order;

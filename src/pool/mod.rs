@@ -31,6 +31,7 @@ pub use answer::Following;
 use answer::{Answer, Sink};
 use bytes::Bytes;
 use connect::Names;
+pub(crate) use connect::tls as client_tls;
 use exchange::{Failure, Message, begin};
 use http::{
     HeaderMap, Method,

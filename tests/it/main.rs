@@ -24,6 +24,7 @@ mod generated;
 mod leader;
 mod page;
 mod plugin;
+mod probe;
 mod references;
 mod replay;
 mod restart;

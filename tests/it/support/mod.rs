@@ -11,6 +11,10 @@ pub mod load;
 pub mod operator;
 pub mod proxy;
 pub mod replica;
+#[allow(dead_code)] // Only the probes use it.
+pub mod scripted;
+#[allow(dead_code)]
+pub mod servers;
 pub mod service;
 pub mod slow_link;
 

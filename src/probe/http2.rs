@@ -1,0 +1,55 @@
+//! Probes over HTTP/2. GOAWAY counts as the close: a client must not begin another request after it. Only the plugin calls this.
+
+use std::{pin::Pin, time::Duration};
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use h2::client::{Builder, SendRequest};
+use http::{Request, response::Parts};
+use tokio_util::either::Either;
+
+use super::{Ask, Error, Exchange, MAX_BODY, MAX_HEAD, Observation, Opened, Server, Session, dial};
+use crate::decide::measured::Requests;
+
+type Closed = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+
+impl Exchange for SendRequest<Bytes> {
+    async fn exchange(&mut self, request: Request<()>) -> Result<Parts, Error> {
+        std::future::poll_fn(|cx| self.poll_ready(cx)).await?;
+        let (response, _) = self.send_request(request, true)?;
+        let (head, mut body) = response.await?.into_parts();
+        let mut read = 0;
+        while let Some(piece) = body.data().await {
+            let length = piece?.len();
+            read += length;
+            if read > MAX_BODY {
+                return Err(Error::TooLong);
+            }
+            body.flow_control().release_capacity(length)?;
+        }
+        Ok(head)
+    }
+}
+
+/// See [`super::http1::idle`].
+pub async fn idle(server: &Server, ask: &Ask, max_wait: Duration, opened: impl FnOnce(&Opened)) -> Result<Observation, Error> {
+    super::idle(open(server), ask, &ask.uri, max_wait, opened).await
+}
+
+/// See [`super::http1::requests`].
+pub async fn requests(server: &Server, ask: &Ask, most: u32) -> Result<Requests, Error> {
+    super::requests(open(server), ask, &ask.uri, most).await
+}
+
+async fn open(server: &Server) -> Result<Session<SendRequest<Bytes>, Closed>, Error> {
+    let (stream, dialed) = dial(server, "h2").await?;
+    if let Either::Right(tls) = &stream
+        && tls.get_ref().1.alpn_protocol() != Some(b"h2")
+    {
+        return Err(Error::NotOffered("HTTP/2"));
+    }
+    let mut builder = Builder::new();
+    builder.enable_push(false).max_header_list_size(u32::try_from(MAX_HEAD).unwrap_or(u32::MAX));
+    let (sender, connection) = builder.handshake(stream).await?;
+    Ok(Session { dialed, sender, closed: connection.map(|end| Ok(end?)).boxed() })
+}
