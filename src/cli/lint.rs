@@ -83,7 +83,7 @@ impl Linter {
 }
 
 /// The objects in a document: those of a List, as `kubectl get -o yaml` writes one, or the document itself.
-fn items(mut document: Json) -> Vec<Json> {
+pub(super) fn items(mut document: Json) -> Vec<Json> {
     let is_list = document["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
     match document.get_mut("items").filter(|_| is_list).map(Json::take) {
         Some(Json::Array(all)) => all.into_iter().flat_map(items).collect(),

@@ -147,12 +147,13 @@ impl Prober {
         self.max_wait
     }
 
-    /// Measures one server in one HTTP version. The error is the reason of the first connection, where all failed.
+    /// Measures one server in one HTTP version, leaving connections idle for `max_wait` at most. The error is the reason of the first connection, where all failed.
     pub async fn measure(
         &self,
         url: &Url,
         version: Version,
         requests: Option<u32>,
+        max_wait: Duration,
         progress: &Progress,
     ) -> Result<Measured, probe::Error> {
         let (server, ask) = self.target(url).await?;
@@ -162,8 +163,8 @@ impl Prober {
             let mut waiting = progress.connection();
             let opened = |_: &Opened| waiting.begin();
             match version {
-                Version::Http1 => http1::idle(server, ask, self.max_wait, opened).await,
-                Version::Http2 => http2::idle(server, ask, self.max_wait, opened).await,
+                Version::Http1 => http1::idle(server, ask, max_wait, opened).await,
+                Version::Http2 => http2::idle(server, ask, max_wait, opened).await,
             }
         });
         let counted = async {

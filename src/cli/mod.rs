@@ -8,6 +8,7 @@ mod history;
 pub mod lint;
 mod measure;
 mod nodes;
+mod path;
 mod pause;
 mod plot;
 mod probe;
@@ -68,6 +69,8 @@ pub enum Command {
     Lint(Lint),
     /// Measures how long servers keep idle connections, from here; without a cluster. Fails where a server cannot be measured.
     Probe(probe::Probe),
+    /// Compares how long clients keep idle connections with how long their servers do, hop by hop, and names the first at which requests are lost.
+    Path(path::Path),
     /// Replays a task count through the code that decides, and prints each decision with its reason.
     Simulate(Simulate),
     /// Prints what a shell needs to complete these commands.
@@ -343,6 +346,7 @@ pub async fn run(cli: Cli) -> Result<Answer, Error> {
         }
         Command::Lint(options) => linted(&options),
         Command::Probe(options) => probe::run(&options).await,
+        Command::Path(options) => path::run(&options).await,
         Command::Simulate(options) => Ok(simulate(&options)?.into()),
         Command::Completion { shell } => {
             let mut script = Vec::new();

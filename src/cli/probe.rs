@@ -166,7 +166,7 @@ pub async fn run(options: &Probe) -> Result<Answer, Error> {
 /// `None` where HTTP/2 was only tried, and the server does not offer it.
 async fn row(options: &Probe, prober: &Prober, progress: &Progress, url: &Url, version: Version) -> Option<Row> {
     let expect = options.expect.as_ref().and_then(GoDuration::get);
-    let measured = prober.measure(url, version, options.requests, progress).await;
+    let measured = prober.measure(url, version, options.requests, prober.max_wait(), progress).await;
     if options.protocol == Protocol::Auto && version == Version::Http2 && matches!(measured, Err(probe::Error::NotOffered(_))) {
         return None;
     }

@@ -39,10 +39,11 @@ impl Idled {
 }
 
 impl fmt::Display for Idled {
-    /// `5.002s`, or `longer than 6m`.
+    /// `5.002s`, or `longer than 6m`; `never` where there is no limit to wait for.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Closed(after) => f.write_str(&time(*after)),
+            Self::Open(Duration::MAX) => f.write_str("never"),
             Self::Open(after) => write!(f, "longer than {}", time(*after)),
         }
     }

@@ -20,6 +20,7 @@ pub mod observed;
 pub mod openness;
 pub mod order;
 pub mod originals;
+pub mod path;
 pub mod restart;
 pub mod rollout;
 pub mod signal;

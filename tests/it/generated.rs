@@ -9,7 +9,7 @@ use std::{
 
 use idleconn_operator::{
     api::{Format, Knob, Settings, crd, preset},
-    decide::Capability,
+    decide::{Capability, path::KNOWN_CLIENTS},
     targets::{aistore, caddy},
 };
 use serde_json::Value as Json;
@@ -166,6 +166,15 @@ fn the_presets() {
         );
     }
     check_between("docs/presets.md", "presets", &format!("{table}\n"));
+}
+
+#[test]
+fn how_long_known_clients_keep_idle_connections() {
+    let mut table = String::from("\n| software | setting | default | source |\n|---|---|---|---|\n");
+    for client in KNOWN_CLIENTS {
+        let _ = writeln!(table, "| `{}` | {} | {} | <{}> |", client.name, client.setting, client.idle, client.source);
+    }
+    check_between("docs/measured.md", "clients", &format!("{table}\n"));
 }
 
 #[test]

@@ -23,6 +23,7 @@ mod formats;
 mod generated;
 mod leader;
 mod page;
+mod path;
 mod plugin;
 mod probe;
 mod references;

@@ -1,0 +1,133 @@
+//! `kubectl idleconn path` on a real chain: a Go client, nginx, and Node, whose short idle timeout is the trap.
+
+use std::{net::SocketAddr, time::Duration};
+
+use futures::future::join_all;
+use serde_json::{Value as Json, json};
+use tokio::{process::Command, time::Instant};
+
+use crate::support::{caddy::address, scripted::Scripted, servers::Server, service::Service, slow_link::SlowLink};
+
+/// Requests at the same time: each needs a connection of its own.
+const BURST: usize = 500;
+/// How long a packet takes from nginx to Node: what Node closes, nginx learns so much later.
+const DELAY: Duration = Duration::from_millis(40);
+/// What Node does: `keepAliveTimeout` 2 s, and its own second.
+const NODE_CLOSES: Duration = Duration::from_secs(3);
+
+async fn path(arguments: &[&str]) -> (bool, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_kubectl-idleconn")).arg("path").args(arguments).output().await.unwrap();
+    (output.status.success(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
+}
+
+/// A Go client that keeps idle connections for a second, and an nginx in front of what `api` leads to.
+struct Chain {
+    go: Service,
+    nginx: Server,
+}
+
+impl Chain {
+    async fn start(api: SocketAddr, nginx_keeps: Duration) -> Self {
+        let upstream = format!(
+            "upstream api {{ server {api}; keepalive {}; keepalive_timeout {}ms; }}",
+            BURST + 100,
+            nginx_keeps.as_millis()
+        );
+        let location = "location = /api { proxy_pass http://api/; proxy_http_version 1.1; proxy_set_header Connection \"\"; }";
+        let nginx = Server::nginx("", &upstream, location).await;
+        let mut go = Service::alone(&[&format!("-upstream={}api", nginx.url())]).await;
+        go.write(&format!("backend: {{IdleConnTimeout: 1s, MaxIdleConns: {0}, MaxIdleConnsPerHost: {0}}}\n", BURST + 100));
+        go.restart().await;
+        Self { go, nginx }
+    }
+
+    /// How many of as many POSTs at once are lost.
+    async fn burst(&self) -> usize {
+        let (client, url) = (reqwest::Client::new(), format!("http://{}/upstream", self.go.listen()));
+        let each = (0..BURST).map(|_| client.post(&url).send());
+        join_all(each).await.into_iter().filter(|answer| !answer.as_ref().is_ok_and(|answer| answer.status() == 200)).count()
+    }
+
+    /// How many of a thousand POSTs are lost that come when connections have been idle for as long as Node keeps them.
+    async fn lost(&self) -> usize {
+        assert_eq!(self.burst().await, 0, "over new connections");
+        let mut lost = 0;
+        for _ in 0..2 {
+            // A pace, not a wait for something: connections are as old as they have to be then.
+            tokio::time::sleep_until(Instant::now() + NODE_CLOSES.checked_sub(DELAY * 3).unwrap()).await;
+            lost += self.burst().await;
+        }
+        lost
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_hop_is_named_and_what_is_advised_ends_the_losses() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    // As slow as it has to be for a burst to need a connection for each request.
+    let slow =
+        "server.removeAllListeners('request'); server.on('request', (_, answer) => setTimeout(() => answer.end('ok'), 400));";
+    let node = Server::node(Duration::from_secs(2), slow).await;
+    let link = SlowLink::start(SocketAddr::from((address(), 0)), node.listen, DELAY).await;
+    let before = Chain::start(link.address, Duration::from_secs(60)).await;
+    let (nginx, api) = (format!("nginx={}", before.nginx.url()), format!("api=http://{}/", link.address));
+
+    let (in_words, in_json, changed) = (
+        ["--client-idle", "1s", &nginx, &api],
+        ["-o", "json", "--client-idle", "1s", &nginx, &api],
+        ["--client-idle", "1s", "--client-idle", "nginx=2s", &nginx, &api],
+    );
+    let ((ok, said), (_, hops), (fixed, says)) = tokio::join!(path(&in_words), path(&in_json), path(&changed));
+    let lost = "Requests are lost between nginx and api: nginx keeps idle connections for 1m, and api closes them after ";
+    assert!(!ok && said.contains(lost), "{said}");
+    assert!(
+        said.contains("lower the idle time of nginx from 1m to 2s or less, or raise the idle timeout of api from "),
+        "{said}"
+    );
+    assert!(fixed && !says.contains("lost"), "{says}");
+    let hops: Json = serde_json::from_str(hops.lines().next().unwrap()).unwrap();
+    let verdicts: Vec<_> = hops.as_array().unwrap().iter().map(|hop| hop["verdict"].as_str().unwrap()).collect();
+    assert_eq!(verdicts, ["Safe", "Trap"], "{hops}");
+    let measured = Duration::from_millis(hops[1]["serverIdleMillis"].as_u64().unwrap());
+    assert!(measured.abs_diff(NODE_CLOSES) < Duration::from_millis(250), "{hops}");
+
+    let advised = &hops[1]["changes"][0];
+    assert_eq!((&advised["side"], &advised["name"]), (&"client".into(), &"nginx".into()), "{hops}");
+    let after = Chain::start(link.address, Duration::from_millis(advised["toMillis"].as_u64().unwrap())).await;
+    let (lost_before, lost_after) = tokio::join!(before.lost(), after.lost());
+    println!("of 1,000 requests {lost_before} were lost before, and {lost_after} after");
+    assert!(lost_before > 0, "before, some are lost");
+    assert_eq!(lost_after, 0, "after, none is");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_is_known_by_its_policy_its_name_or_what_is_given() {
+    let server = Scripted::idle(Duration::from_secs(2), "").await;
+    let file = std::env::temp_dir().join(format!("idleconn-path-{}.yaml", std::process::id()));
+    let policy = json!({"apiVersion": "idleconn.io/v1alpha1", "kind": "IdleConnectionPolicy", "metadata": {"name": "gateway"}, "spec": {
+        "target": {"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "gateway"}}}},
+        "limits": {"server": {"idleTimeout": "5s"}, "backend": {"idleConnTimeout": "500ms"}}}});
+    std::fs::write(&file, policy.to_string()).unwrap();
+    let (file_, api, other) = (file.to_str().unwrap(), format!("api={}", server.url()), format!("other={}", server.url()));
+
+    let (ok, said) = path(&["-f", file_, "--client-idle", "httpx", "gateway", &api]).await;
+    let lines: Vec<_> = said.lines().collect();
+    assert!(!ok && lines[1].contains("5s (default of httpx)") && lines[1].contains("5s (declared in the policy)"), "{said}");
+    assert!(lines[2].contains("500ms (declared in the policy)") && lines[2].ends_with("Safe"), "{said}");
+    assert!(said.contains("raise the idle timeout of gateway from 5s to 6s or more"), "{said}");
+
+    let (ok, said) = path(&["--client-idle", "1s", &api, &other, "--max-wait", "3s"]).await;
+    assert!(!ok && said.contains("the idle time of api is not known; give --client-idle api=TIME, or its software"), "{said}");
+    let (ok, said) = path(&["--client-idle", "envoy", &api, "--max-wait", "100ms"]).await;
+    assert!(!ok && said.contains("api keeps connections longer than 100ms; give a longer --max-wait"), "{said}");
+    for (arguments, problem) in [
+        (&["--client-idle", "pony", api.as_str()][..], "pony is neither a time nor one of agentkeepalive"),
+        (&["--client-idle", "nope=1s", &api], "--client-idle nope=… names no hop"),
+        (&["ftp://x"], "is neither NAME=URL"),
+        (&["x=ftp://x"], "is neither NAME=URL"),
+    ] {
+        let (ok, said) = path(arguments).await;
+        assert!(!ok && said.contains(problem), "{said}");
+    }
+    std::fs::remove_file(file).unwrap();
+}
