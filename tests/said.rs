@@ -17,8 +17,10 @@ use idleconn_operator::{
         Capability, Cause, Declared, Drift, Fault, Lives, NodeState, Plan, Site, Stored, Traits, Unit, UnitState,
         conditions::{Problem, Seen, UnitResult, report},
         lives,
+        measured::Idled,
         observed::Uptime,
         restart::{Outcome, Said},
+        verify::{Probe, Probes},
     },
 };
 use jiff::Timestamp;
@@ -46,6 +48,7 @@ struct Scene {
     units: Vec<UnitResult>,
     plan: Plan,
     lives: Lives,
+    probes: Option<Probes>,
     previous: IdleConnectionPolicyStatus,
 }
 
@@ -71,6 +74,7 @@ impl Scene {
             problem: None,
             units: ["gw-1", "gw-2", "gw-3"].map(|name| holding(name, &[(SERVER, seconds(30))])).into(),
             lives: Lives::new(),
+            probes: None,
             previous: IdleConnectionPolicyStatus::default(),
         }
     }
@@ -90,10 +94,20 @@ impl Scene {
             adaptive: None,
             advice: &[],
             shared: None,
+            probes: self.probes.as_ref(),
             previous: &self.previous,
             now: Timestamp::from_second(1_800_000_000 + now).unwrap(),
         });
         (status, notices.iter().map(ToString::to_string).collect())
+    }
+
+    /// What the servers of gw-1 and so on do, in seconds; or why that was not measured.
+    fn measure(&mut self, outcomes: &[Result<u64, &str>]) {
+        let probe = |outcome: &Result<u64, &str>| Probe {
+            programmed: Some(Duration::from_secs(30)),
+            outcome: outcome.map(|n| Idled::Closed(Duration::from_secs(n))).map_err(str::to_owned),
+        };
+        self.probes = Some((1..).zip(outcomes).map(|(n, outcome)| (format!("gw-{n} gw-{n}"), probe(outcome))).collect());
     }
 
     /// Goes on from what was said before this.
@@ -356,6 +370,13 @@ fn every_situation_is_said_as_it_was_reviewed() {
                 let state = scene.units[1].state.as_mut().unwrap();
                 state.nodes[0].stored = Err(Fault::new(Cause::Unreachable, "the proxy cannot reach gw-2"));
             }),
+        ),
+        ("the servers do what is programmed", after(&|scene| scene.measure(&[Ok(30), Ok(30), Ok(30)]))),
+        ("one server does something else", after(&|scene| scene.measure(&[Ok(300), Ok(30), Ok(30)]))),
+        ("one server cannot be measured", after(&|scene| scene.measure(&[Ok(30), Err("cannot connect: refused"), Ok(30)]))),
+        (
+            "a new leader has not measured yet",
+            after(&|scene| scene.measure(&[Ok(300), Ok(30), Ok(30)])).then(|scene| scene.probes = Some(Probes::new())),
         ),
     ];
     let text: String = situations.iter().map(|(title, scene)| told(title, scene)).collect();

@@ -16,6 +16,7 @@ mod rules;
 pub mod schema;
 pub mod status;
 pub mod stored;
+pub mod verify;
 
 pub use duration::GoDuration;
 pub use formats::Format;

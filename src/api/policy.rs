@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     GoDuration, Limits, Preset, adaptive::Adaptive, config_map::ConfigMap, overrides::Override, restart::Restart,
-    status::IdleConnectionPolicyStatus,
+    status::IdleConnectionPolicyStatus, verify::Verify,
 };
 
 /// Declares how HTTP connections may idle on the nodes of one target.
@@ -36,6 +36,7 @@ use super::{
     printcolumn(name = "Reason", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].reason", priority = 1),
     printcolumn(name = "Programmed", type_ = "string", json_path = ".status.conditions[?(@.type==\"Programmed\")].status", priority = 1),
     printcolumn(name = "InEffect", type_ = "string", json_path = ".status.conditions[?(@.type==\"InEffect\")].status", priority = 1),
+    printcolumn(name = "Measured", type_ = "string", json_path = ".status.limits.measured.server.idleTimeout", priority = 1),
     printcolumn(name = "Worst-Node", type_ = "string", json_path = ".status.tasks.node", priority = 1),
     printcolumn(name = "Last-Change", type_ = "date", json_path = ".status.history[0].time", priority = 1),
     validation = Rule::new("size(self.metadata.name) <= 63").message("metadata.name must be at most 63 characters: it becomes a label value; choose a shorter one"),
@@ -62,6 +63,9 @@ pub struct IdleConnectionPolicySpec {
     /// Whether nodes are restarted for limits that they read only when they start. Absent is the same as policy: Never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<Restart>,
+    /// Measures what the nodes' servers do with idle connections. Absent: nothing is measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<Verify>,
     /// What to do when a node was changed by somebody else: Correct puts the declared value back, Report only says so.
     #[serde(default)]
     pub drift_policy: DriftPolicy,
@@ -136,7 +140,7 @@ impl IdleConnectionPolicySpec {
     pub fn names_addresses(&self) -> bool {
         let prometheus = self.adaptive.as_ref().and_then(|adaptive| adaptive.signal.as_ref()?.prometheus.as_ref());
         self.target.service().is_some()
-            || (self.target.aistore.is_some() && self.adaptive.is_some())
+            || (self.target.aistore.is_some() && (self.adaptive.is_some() || self.verify.is_some()))
             || prometheus.is_some_and(|prometheus| prometheus.service.is_some())
     }
 }

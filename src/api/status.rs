@@ -91,6 +91,10 @@ pub struct StatusLimits {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "reported")]
     pub in_effect: Option<Limits>,
+    /// What the servers of all nodes were measured to do, with `spec.verify`; a field on which they differ is absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "reported")]
+    pub measured: Option<Limits>,
 }
 
 /// Limits as they are reported: the same fields as in the spec, without its ranges. Nodes hold whatever they were given, and the status

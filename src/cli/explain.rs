@@ -47,6 +47,14 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         };
         say(&format!("What is stored is not yet what the processes use: {message}. {next}"));
     }
+    if let Some(("False", "MeasuredDifferently", message)) = message("InEffect") {
+        say(&format!(
+            "A server does not do what is programmed: {message}. Check that spec.verify probes the right port, and look for a proxy in front of it."
+        ));
+    }
+    if let Some((_, "NotMeasured", message)) = message("InEffect") {
+        say(&format!("{message}."));
+    }
     if !status.unsupported.is_empty() {
         say(&format!(
             "Not governed, because the target has no place for it or no way to say it: {}.",

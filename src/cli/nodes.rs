@@ -163,11 +163,12 @@ pub fn rows(list: &NodeList) -> String {
         return "No nodes were seen.\n".to_owned();
     }
     let rows: Vec<_> = list.nodes.iter().flat_map(of_node).collect();
-    table(["NODE", "TASKS", "LIMIT", "DESIRED", "PROGRAMMED", "IN EFFECT", "STATE", "ERROR"], &rows)
+    table(["NODE", "TASKS", "LIMIT", "DESIRED", "PROGRAMMED", "IN EFFECT", "MEASURED", "STATE", "ERROR"], &rows)
 }
 
-fn of_node(node: &Node) -> Vec<[String; 8]> {
-    let [desired, programmed, in_effect] = [&node.desired, &node.programmed, &node.in_effect].map(Limits::settings);
+fn of_node(node: &Node) -> Vec<[String; 9]> {
+    let [desired, programmed, in_effect, measured] =
+        [&node.desired, &node.programmed, &node.in_effect, &node.measured].map(Limits::settings);
     let tasks = match (node.load.tasks, node.load.threshold, &node.gap) {
         (Some(tasks), Some(threshold), _) => format!("{tasks}/{threshold}"),
         (Some(tasks), None, _) => tasks.to_string(),
@@ -175,21 +176,25 @@ fn of_node(node: &Node) -> Vec<[String; 8]> {
         (None, _, Some(_)) => "unknown".to_owned(),
         (None, _, None) => "-".to_owned(),
     };
-    let row = |limit: String, desired: String, programmed: String, in_effect: String| {
+    let row = |limit: String, desired: String, programmed: String, in_effect: String, measured: String| {
         let error = node.error.clone().or_else(|| node.gap.clone()).unwrap_or_else(|| "-".to_owned());
-        [node.name.clone(), tasks.clone(), limit, desired, programmed, in_effect, format!("{:?}", node.stage), error]
+        [node.name.clone(), tasks.clone(), limit, desired, programmed, in_effect, measured, format!("{:?}", node.stage), error]
     };
-    if desired.is_empty() {
-        return vec![row("-".to_owned(), "-".to_owned(), "-".to_owned(), "-".to_owned())];
+    let or = |value: Option<&crate::api::Value>, otherwise: &str| value.map_or_else(|| otherwise.to_owned(), ToString::to_string);
+    let none = || "-".to_owned();
+    // What the target has no setting for can be measured all the same.
+    let beside = measured.iter().filter(|(knob, _)| !desired.contains_key(*knob));
+    let beside = beside.map(|(knob, value)| row(knob.to_string(), none(), none(), none(), value.to_string()));
+    if desired.is_empty() && measured.is_empty() {
+        return vec![row(none(), none(), none(), none(), none())];
     }
     desired
         .iter()
         .map(|(knob, value)| {
-            let or = |value: Option<&crate::api::Value>, otherwise: &str| {
-                value.map_or_else(|| otherwise.to_owned(), ToString::to_string)
-            };
-            row(knob.to_string(), value.to_string(), or(programmed.get(knob), "nothing"), or(in_effect.get(knob), "unknown"))
+            let (programmed, in_effect) = (or(programmed.get(knob), "nothing"), or(in_effect.get(knob), "unknown"));
+            row(knob.to_string(), value.to_string(), programmed, in_effect, or(measured.get(knob), "-"))
         })
+        .chain(beside)
         .collect()
 }
 
@@ -204,17 +209,20 @@ mod tests {
         let body = json!({"success": true, "data": {"seen": "2026-11-22T01:00:00Z", "nodes": [
             {"name": "gw-1", "unit": "gw-1", "stage": "Programmed", "tasks": 90, "threshold": 100, "pressurePercent": 90,
              "desired": {"server": {"idleTimeout": "30s", "readHeaderTimeout": "5s"}}, "programmed": {"server": {"idleTimeout": "30s"}},
-             "inEffect": {}},
+             "inEffect": {}, "measured": {"server": {"idleTimeout": "5m"}}},
             {"name": "gw-2", "unit": "gw-2", "stage": "Unreachable", "error": "gw-2 did not answer", "gap": "does not answer",
              "desired": {}, "programmed": {}, "inEffect": {}},
+            {"name": "t-1", "unit": "ais", "stage": "InEffect", "desired": {}, "programmed": {}, "inEffect": {},
+             "measured": {"server": {"idleTimeout": "30s"}}},
         ]}});
         let list = read(body.to_string().as_bytes()).expect("a list");
         assert_eq!(
             rows(&list),
-            "NODE   TASKS     LIMIT                      DESIRED   PROGRAMMED   IN EFFECT   STATE         ERROR\n\
-             gw-1   90/100    server.idleTimeout         30s       30s          unknown     Programmed    -\n\
-             gw-1   90/100    server.readHeaderTimeout   5s        nothing      unknown     Programmed    -\n\
-             gw-2   unknown   -                          -         -            -           Unreachable   gw-2 did not answer\n"
+            "NODE   TASKS     LIMIT                      DESIRED   PROGRAMMED   IN EFFECT   MEASURED   STATE         ERROR\n\
+             gw-1   90/100    server.idleTimeout         30s       30s          unknown     5m         Programmed    -\n\
+             gw-1   90/100    server.readHeaderTimeout   5s        nothing      unknown     -          Programmed    -\n\
+             gw-2   unknown   -                          -         -            -           -          Unreachable   gw-2 did not answer\n\
+             t-1    -         server.idleTimeout         -         -            -           30s        InEffect      -\n"
         );
     }
 

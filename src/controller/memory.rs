@@ -7,7 +7,7 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::adaptation::Adaptation;
+use super::{adaptation::Adaptation, verify::Verifier};
 use crate::{
     decide::{
         Cause, Change, Fault, Lives, NodeState, Unit, lives,
@@ -54,6 +54,8 @@ pub struct Memory {
     pub nodes: BTreeSet<String>,
     /// What their processes are known to use.
     pub lives: Lives,
+    /// What measures their servers, if anything does.
+    pub verifier: Option<Verifier>,
 }
 
 /// A unit that fails.

@@ -20,6 +20,7 @@ mod restore;
 mod rollout;
 pub mod scheduler;
 pub mod served;
+mod verify;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -150,6 +151,8 @@ pub struct Context {
     board: claims::Board,
     /// Which visits run.
     pub scheduler: Arc<scheduler::Scheduler>,
+    /// Bounds the probes of all policies.
+    probes: Arc<verify::Slots>,
     /// Memory for what nodes answered, by namespace.
     kept: Budget,
     nudges: mpsc::UnboundedSender<PolicyRef>,
@@ -237,6 +240,7 @@ impl Operator {
             metrics,
             board: claims::Board::default(),
             scheduler: Arc::default(),
+            probes: Arc::default(),
             kept: Budget::new(KEPT, KEPT_FLOOR),
             nudges,
             memories: Mutex::default(),

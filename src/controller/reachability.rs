@@ -91,6 +91,23 @@ pub async fn of_its_pod(ctx: &Context, namespace: &str, pod: &str, text: &str) -
     Some(Origin { host, ..origin }.to_string())
 }
 
+/// The same, as socket addresses: a name is looked up in DNS only where `--allow-endpoints` lists it.
+pub async fn addresses(ctx: &Context, namespace: &str, provider: &Provider, text: &str) -> Option<Vec<SocketAddr>> {
+    let permitted = Origin::parse(&named_by_a_node(ctx, namespace, provider, text).await?)?;
+    let port = permitted.port;
+    match &permitted.host {
+        Host::Ipv4(ip) => Some(vec![SocketAddr::from((*ip, port))]),
+        Host::Ipv6(ip) => Some(vec![SocketAddr::from((*ip, port))]),
+        Host::Domain(host) if ctx.settings.allow_endpoints.check(&permitted.to_string()).is_ok() => {
+            Some(tokio::net::lookup_host((host.as_str(), port)).await.ok()?.collect())
+        }
+        Host::Domain(host) => {
+            let pod = ctx.pods.named(namespace, host.split('.').next()?).await.ok()??;
+            Some(addresses_of(&pod).into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
+        }
+    }
+}
+
 /// What an endpoint of a Service is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {

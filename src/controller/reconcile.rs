@@ -28,6 +28,7 @@ use super::{
     pods::Interest,
     report, restart, restore, scheduler,
     served::Served,
+    verify,
 };
 use crate::{
     api::{
@@ -487,6 +488,7 @@ async fn finish(job: &Job<'_>, subject: &mut Subject, memory: &mut Memory, done:
     plan_changed(&mut plan, &results, traits, stamp);
     log_faults(subject, memory, &results);
 
+    let probe = verify::look(ctx, subject, memory, &results, all);
     let departed = restore::departed(ctx, subject, memory, units).await?;
     let written_down = plan.control.restart.clone();
     restart::look(ctx, subject, memory, &mut plan, traits, &results).await?;
@@ -504,7 +506,7 @@ async fn finish(job: &Job<'_>, subject: &mut Subject, memory: &mut Memory, done:
     if departed {
         next = next.min(wait(2));
     }
-    Ok(Action::requeue(next))
+    Ok(Action::requeue(probe.map_or(next, |probe| next.min(probe))))
 }
 
 /// Sizes the policy's own connections: for the nodes that are read, and those that are scraped.
@@ -642,6 +644,9 @@ async fn say(
         cut_streams: cut_streams(results),
         ..Observed::default()
     };
+    let probes = memory.verifier.as_ref().map(verify::Verifier::found);
+    let verified = probes.as_ref().map(|probes| decide::verify::verified(results, probes));
+    let observed = Observed { server_idle: verified.as_ref().and_then(|verified| verified.shared), ..observed };
     let advice = advice::advice(subject.spec(), declared, traits, observed);
     let mut plan = plan.clone();
     plan.control.events = previous.control.as_ref().map_or(0, |control| control.events);
@@ -659,6 +664,7 @@ async fn say(
         adaptive: memory.adaptation.as_ref().zip(look).map(|(adaptation, look)| adaptation.seen(look)),
         advice: &advice,
         shared: subject.shared.then_some(SHARED),
+        probes: probes.as_ref(),
         previous: &previous,
         now: clock::now(),
     };

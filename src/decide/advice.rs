@@ -1,8 +1,12 @@
 //! What a policy would better say: the rules of tuning HTTP connection pools, each with its fix in one sentence. docs/advice.md has the reasons.
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
-use super::{Capability, Declared, Traits};
+use super::{
+    Capability, Declared, Traits,
+    measured::Idled,
+    path::{ClientIdle, Verdict, verdict},
+};
 use crate::api::{Format, IdleConnectionPolicySpec, Knob, Preset, Value};
 
 /// One piece of advice.
@@ -29,6 +33,8 @@ pub struct Observed<'a> {
     pub open_files: Option<(u32, &'a str)>,
     /// A node that ends streams, such as those of `WebSocket`, at once when its configuration is changed.
     pub cut_streams: Option<&'a str>,
+    /// How long the servers of all nodes were measured to keep idle connections.
+    pub server_idle: Option<Duration>,
 }
 
 /// `http.DefaultMaxIdleConnsPerHost`.
@@ -53,7 +59,7 @@ pub fn advice(spec: &IdleConnectionPolicySpec, declared: &Declared, traits: &Tra
     let mut rules = Rules { spec, declared, traits, said: Vec::new() };
     rules.per_host();
     rules.unlimited();
-    rules.outlives();
+    rules.outlives(observed.server_idle);
     rules.concurrency(observed.concurrency);
     rules.free();
     rules.streams(observed.cut_streams);
@@ -118,7 +124,7 @@ impl Rules<'_> {
         }
     }
 
-    fn outlives(&mut self) {
+    fn outlives(&mut self, measured: Option<Duration>) {
         let time = |knob| match self.declared.settings.get(&knob) {
             Some(Value::Duration(time)) => Some(*time),
             _ => None,
@@ -127,7 +133,10 @@ impl Rules<'_> {
         let backend = Knob::BackendIdleConnTimeout;
         let unset = |knob| self.is_go() && time(knob).is_none();
         let (client_unset, backend_unset) = (unset(client), unset(backend) && self.governs("backend"));
-        let short = time(server).is_some_and(|server| !server.is_zero() && server.as_secs() <= GO_IDLE);
+        if let Some(measured) = measured {
+            self.outlives_measured(time(client).or_else(|| client_unset.then_some(Duration::from_secs(GO_IDLE))), measured);
+        }
+        let short = measured.is_none() && time(server).is_some_and(|server| !server.is_zero() && server.as_secs() <= GO_IDLE);
         if short && client_unset {
             self.say(
                 "client-outlives-server",
@@ -140,6 +149,20 @@ impl Rules<'_> {
                 format!("{backend} is Go's {GO_IDLE}s, longer than many servers and load balancers wait: set it shorter than what is behind it does"),
             );
         }
+    }
+
+    /// What was measured counts, whatever is declared.
+    fn outlives_measured(&mut self, client: Option<Duration>, measured: Duration) {
+        let knob = Knob::IntraClusterIdleConnTimeout;
+        let Some(client) = client.filter(|client| verdict(ClientIdle::After(*client), Idled::Closed(measured)) != Verdict::Safe)
+        else {
+            return;
+        };
+        let (client, server) = (Value::Duration(client), Value::Duration(measured));
+        self.say(
+            "client-outlives-server",
+            format!("{knob} is {client}, and the servers were measured to close idle connections after {server}: set it at least 1s shorter, or requests are lost on closed connections"),
+        );
     }
 
     /// Caddy ends streams when it is given another configuration, unless a proxy has a `stream_close_delay` (caddyserver/caddy#5471).
@@ -301,6 +324,18 @@ mod tests {
         for (percent, full) in [(80, false), (81, true)] {
             let observed = Observed { open_files: Some((percent, "gw-0")), ..Observed::default() };
             assert_eq!(said("yaml", &spec, observed), if full { vec!["open-files"] } else { vec![] }, "{percent}");
+        }
+    }
+
+    #[test]
+    fn what_was_measured_counts_and_not_what_is_declared() {
+        let spec = json!({"limits": {"server": {"idleTimeout": "100s"}, "intraCluster": {"idleConnTimeout": "20s"}}});
+        for (measured, told) in [(None, false), (Some(30), false), (Some(21), false), (Some(20), true), (Some(5), true)] {
+            let observed = Observed { server_idle: measured.map(Duration::from_secs), ..Observed::default() };
+            let all = advised("yaml", &spec, observed);
+            let found: Vec<_> = all.iter().filter(|advice| advice.sentence.contains("were measured to close")).collect();
+            assert_eq!(found.len(), usize::from(told), "{measured:?}: {all:?}");
+            assert!(found.iter().all(|advice| advice.rule == "client-outlives-server"));
         }
     }
 }

@@ -13,6 +13,7 @@ use super::{
     observed::{Cause, Fault, NodeState},
     originals::Saved,
     restart::{self, Said},
+    verify::{Probes, refined, verified},
 };
 use crate::api::{
     IdleConnectionPolicyStatus, Knob, Limits, Settings, Value,
@@ -76,6 +77,8 @@ pub struct Seen<'a> {
     pub advice: &'a [Advice],
     /// What to say of Accepted where a policy of another namespace governs a target that says the same of itself.
     pub shared: Option<&'a str>,
+    /// What probes of the nodes found; `None` where nothing is to be measured.
+    pub probes: Option<&'a Probes>,
     /// The status as it stands.
     pub previous: &'a IdleConnectionPolicyStatus,
     /// The time.
@@ -185,6 +188,7 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
         limits.desired = (*desired != seen.declared.settings).then(|| Limits::from(desired));
         limits.programmed = (!tally.programmed.is_empty()).then(|| Limits::from(&tally.programmed));
         limits.in_effect = (!tally.in_effect.is_empty()).then(|| Limits::from(&tally.in_effect));
+        limits.measured = measured(seen);
         status.nodes = Some(tally.nodes.clone());
     }
     status.limits = (limits != StatusLimits::default()).then_some(limits);
@@ -215,6 +219,21 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
     control.events = control.events.wrapping_add(count(notices.len())) & 0x7fff_ffff;
     status.control = (control != crate::api::status::Control::default()).then_some(control);
     (status, notices)
+}
+
+/// What was measured before, as long as this process has not measured a node yet: a new leader knows nothing.
+fn carried<'a>(seen: &Seen<'a>) -> Option<&'a Condition> {
+    let is_same = seen.previous.observed_generation == seen.generation;
+    let before = find(seen.previous, "InEffect").filter(|_| is_same && seen.probes.is_some_and(Probes::is_empty))?;
+    ["Measured", "MeasuredDifferently", "NotMeasured"].contains(&before.reason.as_str()).then_some(before)
+}
+
+fn measured(seen: &Seen<'_>) -> Option<Limits> {
+    if seen.probes.is_some_and(Probes::is_empty) && seen.previous.observed_generation == seen.generation {
+        return seen.previous.limits.as_ref().and_then(|limits| limits.measured.clone());
+    }
+    let shared = verified(seen.units, seen.probes?).shared?;
+    Some(Limits::from(&Settings::from([(Knob::ServerIdleTimeout, Value::Duration(shared))])))
 }
 
 /// What is written down of processes that read their settings when they start.
@@ -612,7 +631,22 @@ fn drifted(drift: &Drift) -> String {
     format!("{}{restarted}: {} was {found}, declared {}", drift.unit, drift.knob, drift.declared)
 }
 
+/// What configurations and processes say, and what probes add to it.
 fn in_effect(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, String) {
+    let said = in_effect_said(seen, tally);
+    let Some(probes) = seen.probes else { return said };
+    if let Some(before) = carried(seen).filter(|_| said.0 == "True") {
+        let (status, reason) = match before.reason.as_str() {
+            "Measured" => ("True", "Measured"),
+            "NotMeasured" => ("True", "NotMeasured"),
+            _ => ("False", "MeasuredDifferently"),
+        };
+        return (status, reason, before.message.clone());
+    }
+    refined(said, &verified(seen.units, probes))
+}
+
+fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, String) {
     let nodes = &tally.nodes;
     if tally.answered == 0 {
         return ("Unknown", "Unknown", "No node answered".into());
@@ -713,6 +747,7 @@ fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> 
                 }
             }
             ("InEffect", "False", "RestartRequired") if flipped || new_generation => tell(true, "RestartRequired", note),
+            ("InEffect", "False", "MeasuredDifferently") if flipped => tell(true, "MeasuredDifferently", note),
             ("InEffect", "False", "RestartStalled") if flipped => tell(true, "RestartStalled", note),
             ("Stalled", "True", "Rejected") if flipped || new_generation => tell(true, "Rejected", note),
             _ => {}

@@ -28,6 +28,7 @@ pub mod state;
 pub mod tighten;
 pub mod truths;
 pub mod tuning;
+pub mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -36,7 +37,7 @@ use attribution::{Attribution, MostPooled};
 pub use declare::{Capability, Declared, Traits, declare, floor};
 use jiff::Timestamp;
 pub use lives::Lives;
-pub use observed::{Cause, Fault, Moved, NodeState, Process, Site, Sites, Stored, Unit, UnitState};
+pub use observed::{Cause, Fault, Moved, NodeState, Process, Serves, Site, Sites, Stored, Unit, UnitState};
 use originals::Saved;
 use serde_json::Value as Json;
 use signal::Signal;

@@ -106,13 +106,41 @@ pub struct NodeState {
     pub uses: Option<bool>,
     /// Where its process runs, by its cluster's word; `None` where a restart is never needed.
     pub process: Option<Process>,
+    /// Where it serves its clients; `None` where that is not known.
+    pub serves: Option<Serves>,
 }
 
 impl NodeState {
     /// A node of which nothing is known but what it stores, or why it did not say.
     #[must_use]
     pub fn new(name: impl Into<String>, stored: Result<BTreeMap<Knob, Option<Value>>, Fault>) -> Self {
-        Self { name: name.into(), stored, uptime: None, metrics: None, uses: None, process: None }
+        Self { name: name.into(), stored, uptime: None, metrics: None, uses: None, process: None, serves: None }
+    }
+}
+
+/// Where a node serves its clients. It is a foreign word: an address is used only where it may be reached.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Serves {
+    /// A host name or an IP address, an IPv6 address in brackets.
+    pub host: String,
+    /// The port; `None` where the node does not say.
+    pub port: Option<u16>,
+    /// Whether it speaks TLS there.
+    pub tls: bool,
+}
+
+impl Serves {
+    /// Of an address such as `https://host:port`.
+    #[must_use]
+    pub fn parse(address: &str) -> Option<Self> {
+        let (scheme, rest) = address.split_once("://")?;
+        let tls = scheme == "https";
+        let rest = rest.split('/').next()?;
+        let (host, port) = match rest.rsplit_once(':').filter(|(_, port)| !port.contains(']')) {
+            Some((host, port)) => (host, port.parse().ok()?),
+            None => (rest, if tls { 443 } else { 80 }),
+        };
+        (!host.is_empty()).then(|| Self { host: host.to_owned(), port: Some(port), tls })
     }
 }
 
@@ -232,5 +260,21 @@ mod tests {
     #[test]
     fn a_fault_is_said_by_its_sentence() {
         assert_eq!(Fault::new(Cause::Busy, "it was changed meanwhile").to_string(), "it was changed meanwhile");
+    }
+
+    #[test]
+    fn where_a_node_serves_is_read_from_its_address() {
+        let of = |text| Serves::parse(text).map(|serves| (serves.host, serves.port, serves.tls));
+        for (text, found) in [
+            ("http://10.0.0.1:51081", Some(("10.0.0.1", 51081, false))),
+            ("https://[fd00::7]:8443/v1", Some(("[fd00::7]", 8443, true))),
+            ("https://gateway", Some(("gateway", 443, true))),
+            ("http://[fd00::7]", Some(("[fd00::7]", 80, false))),
+            ("http://:80", None),
+            ("http://a:b", None),
+            ("", None),
+        ] {
+            assert_eq!(of(text), found.map(|(host, port, tls)| (host.to_owned(), Some(port), tls)), "{text}");
+        }
     }
 }

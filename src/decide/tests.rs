@@ -115,6 +115,7 @@ impl Scene {
             adaptive: None,
             advice: &[],
             shared: None,
+            probes: None,
             previous: &self.previous,
             now: self.now,
         })
@@ -235,6 +236,7 @@ fn a_file_is_in_effect_when_every_pod_has_said_so() {
             adaptive: None,
             advice: &[],
             shared: None,
+            probes: None,
             previous: &scene.previous,
             now: scene.now,
         };
@@ -389,6 +391,7 @@ fn news_is_told_once_and_again_only_when_it_is_another() {
                 adaptive: None,
                 advice: &[],
                 shared: None,
+                probes: None,
                 previous: &scene.previous,
                 now: scene.now,
             });
@@ -430,6 +433,7 @@ fn advice_is_given_once_for_a_generation_and_not_while_something_stands_in_the_w
             adaptive: None,
             advice: &advice(n),
             shared: None,
+            probes: None,
             previous: &scene.previous,
             now: scene.now,
         };

@@ -3,10 +3,12 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Cause,
+    Cause, NodeState, Unit,
     conditions::{Seen, in_use},
+    measured::Idled,
+    verify::probe_of,
 };
-use crate::api::{IdleConnectionPolicyStatus, Settings};
+use crate::api::{IdleConnectionPolicyStatus, Knob, Settings, Value};
 
 /// One node, by its own word.
 #[derive(Clone, Debug, PartialEq)]
@@ -21,6 +23,8 @@ pub struct Truths {
     pub programmed: Settings,
     /// What its process is known to use of these.
     pub in_effect: Settings,
+    /// What its server was measured to do, with `spec.verify`.
+    pub measured: Settings,
     /// How far that has come.
     pub stage: Stage,
     /// What stands in the way, where something does.
@@ -58,6 +62,7 @@ pub fn truths(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Truth
             desired: Settings::new(),
             programmed: Settings::new(),
             in_effect: Settings::new(),
+            measured: Settings::new(),
             stage: Stage::Unreachable,
             error: None,
         };
@@ -84,6 +89,7 @@ pub fn truths(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Truth
                 }
             };
             let mut truths = blank(&node.name);
+            truths.measured = measured(seen, &result.unit, node);
             let mut used = true;
             for (&knob, &value) in desired.iter().filter(|(knob, _)| stored.contains_key(knob)) {
                 truths.desired.insert(knob, value);
@@ -106,6 +112,15 @@ pub fn truths(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Truth
     }
     all.sort_by(|a, b| (&a.unit, &a.name).cmp(&(&b.unit, &b.name)));
     all
+}
+
+/// How long the node's server kept an idle connection.
+fn measured(seen: &Seen<'_>, unit: &Unit, node: &NodeState) -> Settings {
+    let probe = seen.probes.and_then(|probes| probe_of(probes, unit, node));
+    match probe.map(|probe| &probe.outcome) {
+        Some(Ok(Idled::Closed(after))) => [(Knob::ServerIdleTimeout, Value::Duration(*after))].into(),
+        _ => Settings::new(),
+    }
 }
 
 #[cfg(test)]
@@ -150,6 +165,7 @@ mod tests {
             adaptive: None,
             advice: &[],
             shared: None,
+            probes: None,
             previous: &status,
             now: Timestamp::UNIX_EPOCH,
         };

@@ -190,6 +190,9 @@ pub struct Node {
     pub programmed: Limits,
     /// What its process is known to use of these.
     pub in_effect: Limits,
+    /// What its server was measured to do, with `spec.verify`.
+    #[serde(default)]
+    pub measured: Limits,
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A task count is neither negative nor beyond 2^53.
@@ -277,6 +280,7 @@ pub fn nodes(truths: &[Truths], samples: Option<&BTreeMap<String, NodeSample>>) 
             desired: Limits::from(&truths.desired),
             programmed: Limits::from(&truths.programmed),
             in_effect: Limits::from(&truths.in_effect),
+            measured: Limits::from(&truths.measured),
         }
     };
     truths.iter().map(each).collect()

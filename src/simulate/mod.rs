@@ -319,6 +319,7 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
                 adaptive: Some(seen),
                 advice: &[],
                 shared: None,
+                probes: None,
                 previous: &status,
                 now: stamp,
             });

@@ -32,4 +32,5 @@ mod restart;
 mod rights;
 mod signals;
 mod steady;
+mod verify;
 mod versions;

@@ -41,10 +41,18 @@ impl Chain {
         Self { go, nginx }
     }
 
-    /// How many of as many POSTs at once are lost.
+    /// How many of as many POSTs are lost, which come one each millisecond. nginx takes the connection that was used last, so that the ages of the
+    /// connections of the next burst are spread over a second.
     async fn burst(&self) -> usize {
         let (client, url) = (reqwest::Client::new(), format!("http://{}/upstream", self.go.listen()));
-        let each = (0..BURST).map(|_| client.post(&url).send());
+        let begin = Instant::now();
+        let each = (0..BURST).map(|n| {
+            let request = client.post(&url);
+            async move {
+                tokio::time::sleep_until(begin + Duration::from_millis(n as u64)).await;
+                request.send().await
+            }
+        });
         join_all(each).await.into_iter().filter(|answer| !answer.as_ref().is_ok_and(|answer| answer.status() == 200)).count()
     }
 
@@ -54,7 +62,7 @@ impl Chain {
         let mut lost = 0;
         for _ in 0..2 {
             // A pace, not a wait for something: connections are as old as they have to be then.
-            tokio::time::sleep_until(Instant::now() + NODE_CLOSES.checked_sub(DELAY * 3).unwrap()).await;
+            tokio::time::sleep_until(Instant::now() + NODE_CLOSES.checked_sub(Duration::from_millis(400)).unwrap()).await;
             lost += self.burst().await;
         }
         lost
@@ -66,7 +74,7 @@ async fn the_hop_is_named_and_what_is_advised_ends_the_losses() {
     let _ = rustls::crypto::ring::default_provider().install_default();
     // As slow as it has to be for a burst to need a connection for each request.
     let slow =
-        "server.removeAllListeners('request'); server.on('request', (_, answer) => setTimeout(() => answer.end('ok'), 400));";
+        "server.removeAllListeners('request'); server.on('request', (_, answer) => setTimeout(() => answer.end('ok'), 700));";
     let node = Server::node(Duration::from_secs(2), slow).await;
     let link = SlowLink::start(SocketAddr::from((address(), 0)), node.listen, DELAY).await;
     let before = Chain::start(link.address, Duration::from_secs(60)).await;

@@ -247,21 +247,25 @@ async function showNodes({ namespace, name }) {
   say($("nodes-note"), `As they were at ${new Date(seen).toLocaleTimeString()}.`);
   const flat = (limits) => Object.fromEntries(Object.entries(limits).flatMap(([group, fields]) => Object.entries(fields).map(([field, value]) => [`${group}.${field}`, String(value)])));
   const items = nodes.flatMap((node) => {
-    const [desired, programmed, inEffect] = [node.desired, node.programmed, node.inEffect].map(flat);
-    const limits = Object.keys(desired);
-    return (limits.length ? limits : [""]).map((limit, at) => ({ node, limit, first: at === 0, desired: desired[limit], programmed: programmed[limit], inEffect: inEffect[limit] }));
+    const [desired, programmed, inEffect, measured] = [node.desired, node.programmed, node.inEffect, node.measured].map(flat);
+    const limits = [...new Set([...Object.keys(desired), ...Object.keys(measured)])];
+    return (limits.length ? limits : [""]).map((limit, at) => ({ node, limit, first: at === 0, desired: desired[limit], programmed: programmed[limit], inEffect: inEffect[limit], measured: measured[limit] }));
   });
-  rows($("nodes"), items, (item) => `${item.node.unit} ${item.node.name} ${item.limit}`, () => cells(7, [1]), (row, { node, limit, desired, programmed, inEffect }) => {
+  rows($("nodes"), items, (item) => `${item.node.unit} ${item.node.name} ${item.limit}`, () => cells(8, [1]), (row, { node, limit, desired, programmed, inEffect, measured }) => {
     say(row.cells[0], node.name);
     say(row.cells[1], node.tasks === undefined ? (node.gap ? "not known" : "–") : String(node.tasks));
     row.cells[1].title = node.gap ?? "";
     say(row.cells[2], limit || "–");
     say(row.cells[3], desired ?? "–");
-    say(row.cells[4], limit ? programmed ?? "nothing" : "–");
-    say(row.cells[5], limit ? inEffect ?? "not known" : "–");
-    row.cells[4].className = limit && programmed !== desired ? "bad" : "";
-    row.cells[5].className = limit && inEffect !== desired ? "wait" : "";
-    say(row.cells[6], node.error ? `${node.stage}: ${node.error}` : node.stage);
+    // What the target has no setting for can be measured all the same.
+    const governed = desired !== undefined;
+    say(row.cells[4], governed ? programmed ?? "nothing" : "–");
+    say(row.cells[5], governed ? inEffect ?? "not known" : "–");
+    say(row.cells[6], measured ?? "–");
+    row.cells[4].className = governed && programmed !== desired ? "bad" : "";
+    row.cells[5].className = governed && inEffect !== desired ? "wait" : "";
+    row.cells[6].className = governed && measured !== undefined && measured !== programmed ? "bad" : "";
+    say(row.cells[7], node.error ? `${node.stage}: ${node.error}` : node.stage);
   });
 }
 

@@ -21,8 +21,8 @@ use crate::{
     api::{GoDuration, Knob, Settings, Value},
     clock,
     decide::{
-        Capability, Cause, Change, Fault, NodeState, Process, Site, Sites, To, Traits, Unit, UnitState, attribution::MostPooled,
-        observed::Uptime,
+        Capability, Cause, Change, Fault, NodeState, Process, Serves, Site, Sites, To, Traits, Unit, UnitState,
+        attribution::MostPooled, observed::Uptime,
     },
     pool::{Provider, Request, Response},
 };
@@ -294,6 +294,7 @@ impl Target for AIStore {
                 process.drains = n < targets;
                 process.rank = if process.drains { 0 } else { 1 + u8::from(id == primary) };
                 // An empty address is one that cannot be asked: the cluster's own, a proxy's, would be another node's.
+                node.serves = Serves::parse(&member.public_net.direct_url);
                 node.metrics = Some(member.public_net.direct_url);
             }
             let sites = PLACES.iter().filter_map(|(knob, key)| {

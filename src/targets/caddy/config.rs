@@ -60,6 +60,8 @@ const MAX_SERVERS: usize = 500;
 const MAX_TEXT: usize = 256;
 /// Most bytes of all names and values that are kept.
 const MAX_KEPT: usize = 1024 * 1024;
+/// Most bytes of a list of listeners that is looked into.
+const MAX_LISTEN: usize = 4096;
 /// How often the bytes of a configuration may be gone through: proxies in proxies are read again for each of them.
 const MAX_ROUNDS: usize = 64;
 
@@ -89,6 +91,8 @@ pub struct Seen {
     pub former: BTreeMap<String, String>,
     /// Whether a reverse proxy has no `stream_close_delay`.
     pub cuts_streams: bool,
+    /// The first TCP port that a server listens on, and whether with TLS.
+    pub listens: Option<(u16, bool)>,
 }
 
 /// Reads a configuration. `servers` is valid JSON.
@@ -101,6 +105,9 @@ pub fn see(servers: &str) -> Result<Seen, TooMuch> {
             seen.former.insert(name, object.place.clone());
         }
         let is_proxy = object.knobs.len() == PROXY_KNOBS.len();
+        if !is_proxy && seen.listens.is_none() {
+            seen.listens = listens(servers, object.span.start);
+        }
         seen.cuts_streams |= is_proxy && text::at(servers, object.span.start, &["stream_close_delay"]).is_none();
         for &knob in object.knobs {
             if !has_place(servers, object.span.start, knob) {
@@ -120,6 +127,25 @@ pub fn see(servers: &str) -> Result<Seen, TooMuch> {
         }
     }
     Ok(seen)
+}
+
+/// The first TCP port of a server, and whether it speaks TLS there: on port 443, and where it has connection policies.
+fn listens(servers: &str, server: usize) -> Option<(u16, bool)> {
+    let list = text::at(servers, server, &["listen"]).filter(|list| list.len() <= MAX_LISTEN)?;
+    let port = text::elements(servers, list.start).into_iter().find_map(|span| tcp_port(&text::unescaped(&servers[span])))?;
+    let policies = text::at(servers, server, &["tls_connection_policies"]);
+    Some((port, port == 443 || policies.is_some_and(|span| servers[span].starts_with('['))))
+}
+
+/// The port of `:443`, `tcp/host:8080` or, of a range, the first.
+fn tcp_port(listen: &str) -> Option<u16> {
+    let address = match listen.split_once('/') {
+        Some((network, address)) if network.starts_with("tcp") => address,
+        Some(_) => return None,
+        None => listen,
+    };
+    let port = address.rsplit_once(':')?.1.split('-').next()?;
+    port.parse().ok().filter(|port| *port > 0)
 }
 
 /// One word for each limit: the value where all its places agree.

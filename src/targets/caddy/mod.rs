@@ -18,7 +18,7 @@ use serde::{Deserialize, de::IgnoredAny};
 use super::{Credentials, Place, Target};
 use crate::{
     api::{Knob, Value},
-    decide::{Capability, Cause, Change, Fault, NodeState, Traits, Unit, UnitState},
+    decide::{Capability, Cause, Change, Fault, NodeState, Serves, Traits, Unit, UnitState},
     pool::{Provider, Request, Response},
 };
 
@@ -259,11 +259,13 @@ impl Target for Caddy {
 
     fn read<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<UnitState, Fault>> {
         async move {
-            let config::Seen { sites, former, cuts_streams } = {
+            let config::Seen { sites, former, cuts_streams, listens } = {
                 let servers = self.servers(&unit.address).await?;
                 config::see(&servers).map_err(|error| too_much(&unit.address, &error))?
             };
-            let node = NodeState::new(&unit.name, Ok(config::stored(&sites)));
+            let serves = listens.and_then(|(port, tls)| Some(Serves { port: Some(port), tls, ..Serves::parse(&unit.address)? }));
+            let serves = serves.or_else(|| Some(Serves { port: None, tls: false, ..Serves::parse(&unit.address)? }));
+            let node = NodeState { serves, ..NodeState::new(&unit.name, Ok(config::stored(&sites))) };
             Ok(UnitState { sites, nodes: vec![node], former, cuts_streams, ..UnitState::default() })
         }
         .boxed()

@@ -176,6 +176,7 @@ impl ConfigMap {
         NodeState {
             // Nowhere, rather than the unit's own address, which is the API server's.
             metrics: Some(page.map(|page| reported::address(page, &place.address)).unwrap_or_default()),
+            serves: reported::serves(&place.address),
             uses: match written {
                 Some(written) => self.uses(place, written).await,
                 None => None,

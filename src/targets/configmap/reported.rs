@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ring::digest;
 
-use crate::api::config_map::Page;
+use crate::{api::config_map::Page, decide::Serves};
 
 /// The gauge by which a process tells it.
 const METRIC: &[u8] = b"idleconn_config_info{";
@@ -29,6 +29,16 @@ pub fn address(page: &Page, host: &str) -> String {
         Ok(IpAddr::V6(ip)) => format!("{}://[{ip}]:{}", page.scheme.name(), page.port),
         Err(_) => String::new(),
     }
+}
+
+/// Where a pod serves: its port is the user's to say.
+#[must_use]
+pub fn serves(host: &str) -> Option<Serves> {
+    let host = match host.parse::<IpAddr>().ok()? {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    };
+    Some(Serves { host, port: None, tls: false })
 }
 
 /// A page that is nothing but the hash.

@@ -220,6 +220,13 @@ impl Ais {
     }
 
     /// Changes of the configuration that were asked for.
+    /// The hosts of the addresses that the cluster map has of its nodes.
+    pub fn hosts(&self) -> std::collections::BTreeSet<std::net::IpAddr> {
+        let pages = self.shared.pages.lock().unwrap();
+        let host = |page: &String| page.parse::<axum::http::Uri>().ok()?.host()?.parse().ok();
+        pages.values().filter_map(host).collect()
+    }
+
     pub fn puts(&self) -> usize {
         self.shared.puts.load(Ordering::Relaxed)
     }

@@ -83,8 +83,25 @@ impl Scripted {
         at: SocketAddr,
         each: impl Fn(Connection) -> F + Send + 'static,
     ) -> Self {
+        Self::counted(at, Arc::default(), each).await
+    }
+
+    /// The same behaviour at another address, counted together with this one.
+    pub async fn beside<F: Future<Output = ()> + Send + 'static>(
+        &self,
+        at: SocketAddr,
+        each: impl Fn(Connection) -> F + Send + 'static,
+    ) -> Self {
+        Self::counted(at, self.counts.clone(), each).await
+    }
+
+    async fn counted<F: Future<Output = ()> + Send + 'static>(
+        at: SocketAddr,
+        counts: Arc<Counts>,
+        each: impl Fn(Connection) -> F + Send + 'static,
+    ) -> Self {
         let listener = TcpListener::bind(at).await.unwrap();
-        let (listen, counts) = (listener.local_addr().unwrap(), Arc::<Counts>::default());
+        let listen = listener.local_addr().unwrap();
         let counted = counts.clone();
         let task = tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {

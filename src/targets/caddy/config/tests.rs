@@ -214,6 +214,24 @@ fn a_configuration_beyond_all_measure_is_refused() {
 }
 
 #[test]
+fn the_first_tcp_port_of_a_server_is_where_it_serves() {
+    let of = |server: &str| see(&format!(r#"{{"web":{server}}}"#)).map(|seen| seen.listens);
+    for (listen, more, found) in [
+        (r#"[":8080"]"#, "", Some((8080, false))),
+        (r#"[":443"]"#, "", Some((443, true))),
+        (r#"["unix//run/web", "udp/:53", "tcp4/10.0.0.1:8443-8450"]"#, r#","tls_connection_policies":[{}]"#, Some((8443, true))),
+        (r#"["[::]:9090"]"#, r#","tls_connection_policies":null"#, Some((9090, false))),
+        (r#"[":0", 7, "web", ":x"]"#, "", None),
+        (r#"{"a": ":8080"}"#, "", None),
+    ] {
+        assert_eq!(of(&format!(r#"{{"listen":{listen}{more}}}"#)), Ok(found), "{listen}");
+    }
+    let long = format!("[{}\":8080\"]", "0,".repeat(4096));
+    assert_eq!(of(&format!(r#"{{"listen":{long}}}"#)), Ok(None), "what is longer than any real list is not looked into");
+    assert_eq!(see(r#"{"a":{},"b":{"listen":[":81"]}}"#).map(|seen| seen.listens), Ok(Some((81, false))));
+}
+
+#[test]
 fn eight_mebibytes_made_to_take_long_take_little() {
     const SIZE: usize = 8 * 1024 * 1024;
     let filled = |piece: &str| piece.repeat(SIZE / piece.len());

@@ -1,0 +1,286 @@
+//! `spec.verify`: one connection to each node in each interval, over a dialer of its own. What it shows is judged in `decide::verify`.
+//!
+//! The common pool closes idle connections itself, so probes do not use it. Their number is bounded for the whole operator and for each namespace,
+//! because a node may keep a connection as long as it likes.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::{Arc, LazyLock, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use http::{HeaderMap, Uri};
+use rustls::{ClientConfig, pki_types::ServerName};
+use tokio::{
+    sync::{OwnedSemaphorePermit, Semaphore},
+    task::AbortHandle,
+};
+
+use super::{Context, PolicyRef, Subject, memory::Memory, reachability};
+use crate::{
+    api::{policy::Scheme, verify::HttpGet},
+    clock,
+    decide::{
+        NodeState, Serves, Unit,
+        conditions::UnitResult,
+        hash::fnv1a,
+        measured::tolerance,
+        verify::{Probe, Probes, key, programmed, steady},
+    },
+    pool::Provider,
+    probe::{Ask, Server, http1, trust},
+};
+
+/// Probes of all policies that are open at the same time.
+const MAX_OPEN: usize = 64;
+/// Probes of one namespace.
+const MAX_OPEN_OF_NAMESPACE: usize = 16;
+/// How long a connection is left idle at least, before a server counts as one that does not close.
+const MIN_WAIT: Duration = Duration::from_secs(360);
+/// How long a connection is left idle at most.
+const MAX_WAIT: Duration = Duration::from_secs(3600);
+/// How much longer than a tolerated idle timeout a connection is watched.
+const MARGIN: Duration = Duration::from_secs(1);
+/// Which part of the interval the first probes of nodes are spread over.
+const FIRST_PART: u32 = 60;
+
+/// How a probe speaks TLS. As with a kubelet's probes, no certificate is checked: nothing secret is sent.
+static TLS: LazyLock<Result<Arc<ClientConfig>, String>> =
+    LazyLock::new(|| trust::any().map_err(|error| format!("TLS cannot be used: {error}")));
+
+/// Bounds the probes that are open.
+pub struct Slots {
+    all: Arc<Semaphore>,
+    namespaces: Mutex<HashMap<String, Arc<Semaphore>>>,
+}
+
+impl Default for Slots {
+    fn default() -> Self {
+        Self { all: Arc::new(Semaphore::new(MAX_OPEN)), namespaces: Mutex::default() }
+    }
+}
+
+impl Slots {
+    /// Waits for a turn: first among the namespace's own probes, then among all. `None` only if the process ends.
+    async fn turn(&self, namespace: &str) -> Option<[OwnedSemaphorePermit; 2]> {
+        let own = {
+            let mut namespaces = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner);
+            namespaces
+                .retain(|_, semaphore| Arc::strong_count(semaphore) > 1 || semaphore.available_permits() < MAX_OPEN_OF_NAMESPACE);
+            namespaces.entry(namespace.to_owned()).or_insert_with(|| Arc::new(Semaphore::new(MAX_OPEN_OF_NAMESPACE))).clone()
+        };
+        let own = own.acquire_owned().await.ok()?;
+        Some([own, self.all.clone().acquire_owned().await.ok()?])
+    }
+}
+
+/// The probes of one policy. They end when this is dropped.
+#[derive(Default)]
+pub struct Verifier {
+    nodes: BTreeMap<String, Node>,
+    found: Arc<Mutex<Probes>>,
+    /// What the probes were asked to do; another request makes what was found worthless.
+    asks: Option<HttpGet>,
+}
+
+/// When a node is probed.
+struct Node {
+    due: Instant,
+    running: Option<AbortHandle>,
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(running) = &self.running {
+            running.abort();
+        }
+    }
+}
+
+impl Verifier {
+    /// What was found, by node.
+    pub fn found(&self) -> Probes {
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Forgets nodes that are gone.
+    fn keep_only(&mut self, there: &[String]) {
+        self.nodes.retain(|key, _| there.contains(key));
+        self.found.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| there.contains(key));
+    }
+}
+
+/// Begins the probes that are due. Answers when the next one is; `None` where nothing is to be measured.
+pub fn look(ctx: &Context, subject: &Subject, memory: &mut Memory, results: &[UnitResult], all: bool) -> Option<Duration> {
+    let Some(spec) = subject.spec().verify.as_ref().map(|verify| &verify.server) else {
+        memory.verifier = None;
+        return None;
+    };
+    let verifier = memory.verifier.get_or_insert_default();
+    if verifier.asks.as_ref() != Some(&spec.http_get) {
+        *verifier = Verifier { asks: Some(spec.http_get.clone()), ..Verifier::default() };
+    }
+    let interval = spec.interval.get().unwrap_or(MAX_WAIT);
+    let nodes: Vec<_> = results
+        .iter()
+        .filter_map(|result| Some((&result.unit, result.state.as_ref().ok()?)))
+        .flat_map(|(unit, state)| state.nodes.iter().filter(|node| node.stored.is_ok()).map(move |node| (unit, node)))
+        .collect();
+    if all {
+        verifier.keep_only(&nodes.iter().map(|(unit, node)| key(unit, node)).collect::<Vec<_>>());
+    }
+    let now = Instant::now();
+    for (unit, node) in nodes {
+        let key = key(unit, node);
+        let first = || Node { due: now + interval / FIRST_PART * share(&key) / 1000, running: None };
+        let known = verifier.nodes.entry(key.clone()).or_insert_with(first);
+        let runs = known.running.as_ref().is_some_and(|running| !running.is_finished());
+        if runs || known.due > now {
+            continue;
+        }
+        known.due = now + until_slot(clock::now().as_millisecond(), interval, &key);
+        known.running = Some(begin(ctx, subject, &spec.http_get, unit, node, verifier.found.clone()));
+    }
+    let next = verifier.nodes.values().map(|node| node.due.saturating_duration_since(now)).min();
+    next.map(|next| next.max(Duration::from_millis(100)))
+}
+
+/// A node's own place in an interval, in thousandths of it. The low bits of FNV alone are alike for names that differ in their last digit.
+fn share(key: &str) -> u32 {
+    let hash = fnv1a(key).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    u32::try_from((hash >> 32) % 1000).unwrap_or_default()
+}
+
+/// The time until the node's own moment in the interval after this one: at least an interval from now, and less than two.
+fn until_slot(now: i64, interval: Duration, key: &str) -> Duration {
+    let length = i64::try_from(interval.as_millis()).unwrap_or(i64::MAX).max(1);
+    let own = i64::from(share(key)) * (length / 1000);
+    interval + Duration::from_millis(u64::try_from((own - now).rem_euclid(length)).unwrap_or_default())
+}
+
+/// Probes one node in the background, and has the policy looked at where the result is new.
+fn begin(
+    ctx: &Context,
+    subject: &Subject,
+    http_get: &HttpGet,
+    unit: &Unit,
+    node: &NodeState,
+    found: Arc<Mutex<Probes>>,
+) -> AbortHandle {
+    let job = Job {
+        namespace: subject.namespace.clone(),
+        policy: subject.reference.clone(),
+        provider: ctx.pool.provider(&subject.path),
+        http_get: http_get.clone(),
+        serves: node.serves.clone(),
+        programmed: programmed(node),
+        key: key(unit, node),
+    };
+    let me = ctx.me.clone();
+    let task = tokio::spawn(async move {
+        let Some(slots) = me.upgrade().map(|ctx| ctx.probes.clone()) else { return };
+        let Some(_turn) = slots.turn(&job.namespace).await else { return };
+        // The turn may have come long after; the context is not held while the connection is idle.
+        let Some(ctx) = me.upgrade().filter(|ctx| ctx.leadership.holds()) else { return };
+        let target = job.target(&ctx).await;
+        drop(ctx);
+        let outcome = match target {
+            Ok((server, ask)) => http1::idle(&server, &ask, job.wait(), |_| {}).await.map_err(|error| error.to_string()),
+            Err(reason) => Err(reason),
+        };
+        let is_new = {
+            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = found.get(&job.key).and_then(|probe| probe.outcome.as_ref().ok().copied());
+            let outcome = outcome.map(|observed| steady(observed.idled, job.programmed, before));
+            let probe = Probe { programmed: job.programmed, outcome };
+            found.insert(job.key.clone(), probe.clone()) != Some(probe)
+        };
+        if let Some(ctx) = me.upgrade().filter(|_| is_new) {
+            // The receiver ends with the controller.
+            let _ = ctx.nudges.send(job.policy);
+        }
+    });
+    task.abort_handle()
+}
+
+/// One probe.
+struct Job {
+    namespace: String,
+    policy: PolicyRef,
+    provider: Provider,
+    http_get: HttpGet,
+    serves: Option<Serves>,
+    programmed: Option<Duration>,
+    key: String,
+}
+
+impl Job {
+    /// How long the connection is left idle at most: long enough to see what the server does instead.
+    fn wait(&self) -> Duration {
+        let needed = self.programmed.map(|time| time + tolerance(time) + MARGIN).unwrap_or_default();
+        needed.clamp(MIN_WAIT, MAX_WAIT)
+    }
+
+    /// Where the node is, by the same rules as every other address that a node names.
+    async fn target(&self, ctx: &Context) -> Result<(Server, Ask), String> {
+        let serves = self.serves.as_ref().ok_or("the node's address is not known")?;
+        let port = self.http_get.port.or(serves.port).ok_or("the port is not known; set spec.verify.server.httpGet.port")?;
+        let tls = self.http_get.scheme.map_or(serves.tls, |scheme| scheme == Scheme::Https);
+        let scheme = if tls { "https" } else { "http" };
+        let origin = format!("{scheme}://{}:{port}", serves.host);
+        let addresses = reachability::addresses(ctx, &self.namespace, &self.provider, &origin).await;
+        let addresses = addresses.ok_or_else(|| {
+            format!("{origin} is neither an address of a pod of this namespace nor in the operator's --allow-endpoints")
+        })?;
+        let host = self.http_get.host.clone().unwrap_or_else(|| serves.host.clone());
+        let unusable = || format!("{host} cannot be a host name");
+        let tls = if tls {
+            let name =
+                ServerName::try_from(host.trim_start_matches('[').trim_end_matches(']').to_owned()).map_err(|_| unusable())?;
+            Some((TLS.clone()?, name))
+        } else {
+            None
+        };
+        let authority = if self.http_get.host.is_some() { host.clone() } else { format!("{host}:{port}") };
+        let uri = Uri::builder().scheme(scheme).authority(authority).path_and_query(&*self.http_get.path).build();
+        Ok((Server { addresses, tls }, Ask { uri: uri.map_err(|_| unusable())?, headers: HeaderMap::new() }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_keeps_its_moment_in_the_interval() {
+        let hour = Duration::from_secs(3600);
+        let mut now = 1_790_000_123_456;
+        let mut moments = Vec::new();
+        for _ in 0..4 {
+            let wait = until_slot(now, hour, "u1 gateway-1");
+            assert!(wait >= hour && wait < hour * 2, "{wait:?}");
+            now += i64::try_from(wait.as_millis()).expect("a time");
+            moments.push(now % 3_600_000);
+        }
+        assert!(moments.windows(2).all(|pair| pair[0] == pair[1]), "{moments:?}");
+        let places: std::collections::BTreeSet<_> = (0..1000).map(|n| share(&format!("u{n} gateway-{n}"))).collect();
+        assert!(places.len() > 500, "nodes are spread: {}", places.len());
+    }
+
+    #[tokio::test]
+    async fn a_namespace_has_a_part_of_the_turns() {
+        let slots = Slots::default();
+        let mut held = Vec::new();
+        for namespace in ["a", "b", "c", "d", "e"] {
+            for _ in 0..MAX_OPEN_OF_NAMESPACE {
+                let turn = tokio::time::timeout(Duration::from_millis(50), slots.turn(namespace)).await;
+                held.extend(turn.ok().flatten());
+            }
+            if namespace == "a" {
+                let more = tokio::time::timeout(Duration::from_millis(50), slots.turn("a")).await;
+                assert!(more.is_err(), "its part is used");
+            }
+        }
+        assert_eq!(held.len(), MAX_OPEN);
+    }
+}

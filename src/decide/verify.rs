@@ -1,0 +1,257 @@
+//! What the probes of a policy's nodes say together, and what InEffect says of them.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{
+    NodeState, Unit,
+    conditions::{UnitResult, shortened, shortened_to_bytes},
+    measured::{Idled, time},
+};
+use crate::api::{Knob, Value};
+
+/// Most bytes of a node's name, and most characters of a reason, that a condition repeats.
+const MAX_NAME: usize = 80;
+const MAX_REASON: usize = 300;
+/// The smallest step in which a measured time is reported: a hundredth of a second more or less is no news.
+const STEP: Duration = Duration::from_millis(100);
+
+/// How the last probe of a node ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// The idle timeout that the node stored when the probe began. A probe says nothing of another one.
+    pub programmed: Option<Duration>,
+    /// How long the connection stayed open, see [`steady`]; or why that was not measured.
+    pub outcome: Result<Idled, String>,
+}
+
+/// The last probe of each node, by [`key`]. A node that has not been probed is absent.
+pub type Probes = BTreeMap<String, Probe>;
+
+/// A node's name among all of a policy.
+#[must_use]
+pub fn key(unit: &Unit, node: &NodeState) -> String {
+    format!("{} {}", unit.id, node.name)
+}
+
+/// The idle timeout of the server side that a node stores; `None` where it stores none, or no limit.
+#[must_use]
+pub fn programmed(node: &NodeState) -> Option<Duration> {
+    match node.stored.as_ref().ok()?.get(&Knob::ServerIdleTimeout)? {
+        Some(Value::Duration(time)) if !time.is_zero() => Some(*time),
+        _ => None,
+    }
+}
+
+/// A measured time as it is reported: the programmed time where it is that, the one before where it is still that, otherwise rounded.
+#[must_use]
+pub fn steady(measured: Idled, programmed: Option<Duration>, before: Option<Idled>) -> Idled {
+    let Idled::Closed(after) = measured else { return measured };
+    let near = |other: &Duration| after.abs_diff(*other) <= (*other / 100).max(Duration::from_millis(250));
+    let before = before.and_then(|before| if let Idled::Closed(before) = before { Some(before) } else { None });
+    if let Some(same) = programmed.filter(near).or_else(|| before.filter(near)) {
+        return Idled::Closed(same);
+    }
+    let steps = (after.as_millis() + STEP.as_millis() / 2) / STEP.as_millis();
+    Idled::Closed(STEP * u32::try_from(steps).unwrap_or(u32::MAX))
+}
+
+/// What is known of all nodes that answered.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Nodes that were to be measured.
+    nodes: usize,
+    /// Nodes that do what they store.
+    agree: usize,
+    /// A node that does something else: its name, what it does, and what it stores. The first by name.
+    differs: Option<(String, Idled, Duration)>,
+    /// How many nodes do.
+    different: usize,
+    /// A node that could not be measured, and why. The first by name.
+    failed: Option<(String, String)>,
+    /// The idle timeout that every node was measured to have; `None` where one was not measured or differs.
+    pub shared: Option<Duration>,
+}
+
+/// The probe of a node, unless the node has stored another value since.
+#[must_use]
+pub fn probe_of<'a>(probes: &'a Probes, unit: &Unit, node: &NodeState) -> Option<&'a Probe> {
+    probes.get(&key(unit, node)).filter(|probe| probe.programmed == programmed(node))
+}
+
+/// Counts the probes of the nodes that answered.
+#[must_use]
+pub fn verified(units: &[UnitResult], probes: &Probes) -> Verified {
+    let mut found = Verified::default();
+    let mut times = Vec::new();
+    for (unit, node) in units
+        .iter()
+        .filter_map(|result| Some((&result.unit, result.state.as_ref().ok()?)))
+        .flat_map(|(unit, state)| state.nodes.iter().filter(|node| node.stored.is_ok()).map(move |node| (unit, node)))
+    {
+        found.nodes += 1;
+        let Some(probe) = probe_of(probes, unit, node) else { continue };
+        let name = || shortened_to_bytes(&node.name, MAX_NAME);
+        let first = |seen: Option<&String>| seen.is_none_or(|seen| *seen > node.name);
+        match (&probe.outcome, probe.programmed) {
+            (Ok(idled), Some(expected)) if idled.meets(expected) == Some(false) => {
+                found.different += 1;
+                if first(found.differs.as_ref().map(|(name, ..)| name)) {
+                    found.differs = Some((name(), *idled, expected));
+                }
+            }
+            (Ok(Idled::Open(after)), Some(_)) => {
+                let reason = format!("its connection was still open after {}, when the probe ended", time(*after));
+                found.failed = found.failed.take().or_else(|| Some((name(), reason)));
+            }
+            (Ok(_), expected) => found.agree += usize::from(expected.is_some()),
+            (Err(reason), _) => {
+                if first(found.failed.as_ref().map(|(name, _)| name)) {
+                    found.failed = Some((name(), shortened(reason, MAX_REASON)));
+                }
+            }
+        }
+        if let Ok(Idled::Closed(after)) = probe.outcome {
+            times.push(after);
+        }
+    }
+    let same = times.windows(2).all(|pair| pair[0] == pair[1]);
+    found.shared = times.first().copied().filter(|_| same && times.len() == found.nodes);
+    found
+}
+
+/// A condition's status, reason and message.
+pub type Said = (&'static str, &'static str, String);
+
+/// What InEffect says with the probes. What a process is known not to use is said first: a probe adds to what configurations say.
+#[must_use]
+pub fn refined(base: Said, verified: &Verified) -> Said {
+    if base.0 == "False" {
+        return base;
+    }
+    if let Some((name, idled, expected)) = &verified.differs {
+        let did = match idled {
+            Idled::Closed(after) => format!("closed an idle connection after {}", time(*after)),
+            Idled::Open(after) => format!("kept an idle connection open for more than {}", time(*after)),
+        };
+        let more = match verified.different - 1 {
+            0 => String::new(),
+            1 => "; 1 more node differs".to_owned(),
+            more => format!("; {more} more nodes differ"),
+        };
+        return ("False", "MeasuredDifferently", format!("{name} {did}; {} is programmed{more}", time(*expected)));
+    }
+    if base.0 != "True" {
+        return base;
+    }
+    if let Some((name, reason)) = &verified.failed {
+        return ("True", "NotMeasured", format!("{}; {name} was not measured: {reason}", base.2));
+    }
+    if verified.nodes > 0 && verified.agree == verified.nodes {
+        let message = match verified.nodes {
+            1 => "The server of the node closes idle connections when it is programmed to".to_owned(),
+            nodes => format!("The servers of all {nodes} nodes close idle connections when they are programmed to"),
+        };
+        return ("True", "Measured", message);
+    }
+    base
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::decide::UnitState;
+
+    const fn ms(n: u64) -> Duration {
+        Duration::from_millis(n)
+    }
+
+    fn base() -> Said {
+        ("True", "InEffect", "The processes of all nodes use the declared limits".to_owned())
+    }
+
+    /// Nodes that store 30 s, each with what its probe came to.
+    fn of(outcomes: &[Option<Result<Idled, &str>>]) -> Verified {
+        let unit = |n: usize| Unit { id: format!("u{n}"), name: format!("gateway-{n}"), address: String::new(), role: None };
+        let node = |n: usize| {
+            let stored = [(Knob::ServerIdleTimeout, Some(Value::Duration(ms(30_000))))];
+            NodeState::new(format!("gateway-{n}"), Ok(stored.into()))
+        };
+        let state = |n| Ok(UnitState { nodes: vec![node(n)], ..UnitState::default() });
+        let units: Vec<_> = (0..outcomes.len()).map(|n| UnitResult { unit: unit(n), state: state(n), write: None }).collect();
+        let probe =
+            |outcome: Result<Idled, &str>| Probe { programmed: Some(ms(30_000)), outcome: outcome.map_err(str::to_owned) };
+        let probes = outcomes.iter().enumerate().filter_map(|(n, outcome)| Some((key(&unit(n), &node(n)), probe((*outcome)?))));
+        verified(&units, &probes.collect())
+    }
+
+    const AGREES: Option<Result<Idled, &str>> = Some(Ok(Idled::Closed(ms(30_000))));
+
+    #[test]
+    fn in_effect_says_what_was_measured_and_never_a_guess() {
+        let late = Some(Ok(Idled::Closed(ms(300_000))));
+        let open = Some(Ok(Idled::Open(ms(360_000))));
+        for (outcomes, status, reason, part) in [
+            (&[AGREES, AGREES][..], "True", "Measured", "all 2 nodes"),
+            (&[AGREES, None], "True", "InEffect", "use the declared"),
+            (&[AGREES, late], "False", "MeasuredDifferently", "gateway-1 closed an idle connection after 5m; 30s is programmed"),
+            (
+                &[late, open, late],
+                "False",
+                "MeasuredDifferently",
+                "gateway-0 closed an idle connection after 5m; 30s is programmed; 2 more nodes differ",
+            ),
+            (
+                &[open],
+                "False",
+                "MeasuredDifferently",
+                "gateway-0 kept an idle connection open for more than 6m; 30s is programmed",
+            ),
+            (&[AGREES, Some(Err("cannot connect"))], "True", "NotMeasured", "gateway-1 was not measured: cannot connect"),
+            (&[Some(Err("cannot connect")), late], "False", "MeasuredDifferently", "gateway-1"),
+            (&[Some(Ok(Idled::Open(ms(20_000))))], "True", "NotMeasured", "still open after 20s"),
+            (&[], "True", "InEffect", "use the declared"),
+        ] {
+            let said = refined(base(), &of(outcomes));
+            assert_eq!((said.0, said.1), (status, reason), "{outcomes:?}");
+            assert!(said.2.contains(part), "{}", said.2);
+        }
+        let pending = || ("False", "RestartRequired", "2 of 2 nodes".to_owned());
+        assert_eq!(refined(pending(), &of(&[late])), pending(), "known first");
+        let unknown = || ("Unknown", "NotObserved", "m".to_owned());
+        assert_eq!(refined(unknown(), &of(&[AGREES])), unknown());
+        assert_eq!(refined(unknown(), &of(&[late])).1, "MeasuredDifferently");
+    }
+
+    #[test]
+    fn one_time_is_reported_where_all_nodes_have_it() {
+        assert_eq!(of(&[AGREES, AGREES]).shared, Some(ms(30_000)));
+        assert_eq!(of(&[AGREES, None]).shared, None);
+        assert_eq!(of(&[AGREES, Some(Ok(Idled::Closed(ms(9_000))))]).shared, None);
+    }
+
+    #[test]
+    fn a_probe_says_nothing_of_another_value() {
+        let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None };
+        let node = NodeState::new("n", Ok([(Knob::ServerIdleTimeout, Some(Value::Duration(ms(9_000))))].into()));
+        let probe = Probe { programmed: Some(ms(30_000)), outcome: Ok(Idled::Closed(ms(30_000))) };
+        assert_eq!(probe_of(&[(key(&unit, &node), probe)].into(), &unit, &node), None);
+    }
+
+    #[test]
+    fn a_little_more_or_less_is_no_news() {
+        let closed = |n| Idled::Closed(ms(n));
+        for (measured, programmed, before, reported) in [
+            (30_004, Some(30_000), None, 30_000),
+            (30_290, Some(30_000), None, 30_000),
+            (30_310, Some(30_000), None, 30_300),
+            (30_310, Some(30_000), Some(30_200), 30_200),
+            (29_987, None, None, 30_000),
+            (30_049, None, Some(30_000), 30_000),
+            (300_012, Some(30_000), None, 300_000),
+        ] {
+            let found = steady(closed(measured), programmed.map(ms), before.map(closed));
+            assert_eq!(found, closed(reported), "{measured} {programmed:?} {before:?}");
+        }
+        assert_eq!(steady(Idled::Open(ms(7)), None, None), Idled::Open(ms(7)));
+    }
+}
