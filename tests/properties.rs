@@ -11,11 +11,12 @@ use idleconn_operator::{
     api::{
         IdleConnectionPolicyStatus, Knob, Settings, Value,
         adaptive::{Adaptive as Spec, Behavior, Fallback, FallbackBehavior, Mode, Profile},
+        limits::WITHIN,
         policy::DriftPolicy,
     },
     decide::{
         self, Adaptive, Declared, Input, Lives, Pause, Plan, To,
-        openness::{self, MARGIN, WITHIN},
+        openness::{self, MARGIN},
         order,
         originals::Saved,
         signal::{Reading, Signal},

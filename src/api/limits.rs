@@ -1,4 +1,10 @@
-//! The knobs: every limit a policy can set, as the user writes it and as one flat table.
+//! The limits: every one that a policy can set, in one table.
+//!
+//! A limit is one row of [`limits!`] below. The fields of the CRD, [`Knob`], its predicates, the names that Go readers use and the conversions
+//! between [`Limits`] and [`Settings`] all come from the row, so none of them can miss one. docs/extending.md shows a row being added.
+
+#[macro_use]
+mod table;
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
@@ -23,165 +29,130 @@ pub struct Limits {
     pub backend: Option<Backend>,
 }
 
-/// Limits of the server side of a connection.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct Server {
-    /// How long a client's keep-alive connection may be idle before the server closes it (Go: `http.Server.IdleTimeout`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub idle_timeout: Option<GoDuration>,
-    /// How long a client may take to send a request's headers (Go: `http.Server.ReadHeaderTimeout`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub read_header_timeout: Option<GoDuration>,
-    /// Requests over one client connection before the server closes it (nginx: `keepalive_requests`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 1_000_000), extend("format" = "int32"))]
-    pub max_requests_per_conn: Option<u32>,
+/// What the number of a limit is a number of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Measure {
+    /// Time for which a connection may be idle.
+    IdleTime,
+    /// Any other time.
+    Time,
+    /// Connections.
+    Connections,
+    /// Requests.
+    Requests,
 }
 
-/// Limits of the pools between the nodes of one cluster.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct IntraCluster {
-    /// How long an idle connection stays in the pool (Go: `http.Transport.IdleConnTimeout`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub idle_conn_timeout: Option<GoDuration>,
-    /// Idle connections to all hosts together (Go: `http.Transport.MaxIdleConns`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 1_000_000), extend("format" = "int32"))]
-    pub max_idle_conns: Option<u32>,
-    /// Idle connections to one host (Go: `http.Transport.MaxIdleConnsPerHost`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 1_000_000), extend("format" = "int32"))]
-    pub max_idle_conns_per_host: Option<u32>,
+/// The side of a connection that a limit is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Side {
+    /// The side that accepts connections.
+    Server,
+    /// The side that opens them and keeps them in a pool.
+    Client,
 }
 
-/// Limits of the pools towards backends.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct Backend {
-    /// How long an idle connection stays in the pool (Go: `http.Transport.IdleConnTimeout`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub idle_conn_timeout: Option<GoDuration>,
-    /// Idle connections to all hosts together (Go: `http.Transport.MaxIdleConns`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 1_000_000), extend("format" = "int32"))]
-    pub max_idle_conns: Option<u32>,
-    /// Idle connections to one host (Go: `http.Transport.MaxIdleConnsPerHost`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 1_000_000), extend("format" = "int32"))]
-    pub max_idle_conns_per_host: Option<u32>,
-    /// Connections to one host, idle or not; 0 is no limit (Go: `http.Transport.MaxConnsPerHost`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(range(min = 0, max = 1_000_000), extend("format" = "int32"))]
-    pub max_conns_per_host: Option<u32>,
-    /// How long a connection may live, busy or not, before it is replaced (agentkeepalive: `socketActiveTTL`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub max_conn_lifetime: Option<GoDuration>,
-    /// Time between TCP keep-alive probes (Go: `net.Dialer.KeepAlive`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tcp_keep_alive: Option<GoDuration>,
-    /// How long a TLS handshake may take (Go: `http.Transport.TLSHandshakeTimeout`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub tls_handshake_timeout: Option<GoDuration>,
-    /// How long to wait for `100 Continue` (Go: `http.Transport.ExpectContinueTimeout`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub expect_continue_timeout: Option<GoDuration>,
-    /// How long to wait for a response's headers (Go: `http.Transport.ResponseHeaderTimeout`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub response_header_timeout: Option<GoDuration>,
-    /// How long a whole request may take (Go: `http.Client.Timeout`).
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub request_timeout: Option<GoDuration>,
+/// One row of the table.
+#[derive(Clone, Copy, Debug)]
+pub struct Row {
+    /// Its place under `spec.limits`.
+    pub path: &'static str,
+    /// The member of `spec.limits` that it is in.
+    pub pool: &'static str,
+    /// The side of a connection that it is about.
+    pub side: Side,
+    /// What it measures or counts.
+    pub measure: Measure,
+    /// The name of the field that Go's `net/http` or `net` has for it.
+    pub go: Option<&'static str>,
 }
 
-/// One limit, by its place in [`Limits`]. The order is the order of the documentation.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs)] // Each is the field of the same name, documented there.
-pub enum Knob {
-    ServerIdleTimeout,
-    ServerReadHeaderTimeout,
-    ServerMaxRequestsPerConn,
-    IntraClusterIdleConnTimeout,
-    IntraClusterMaxIdleConns,
-    IntraClusterMaxIdleConnsPerHost,
-    BackendIdleConnTimeout,
-    BackendMaxIdleConns,
-    BackendMaxIdleConnsPerHost,
-    BackendMaxConnsPerHost,
-    BackendMaxConnLifetime,
-    BackendTcpKeepAlive,
-    BackendTlsHandshakeTimeout,
-    BackendExpectContinueTimeout,
-    BackendResponseHeaderTimeout,
-    BackendRequestTimeout,
+// A pool is: its type, its field, its name in YAML and its side. A limit is: its name here, its field, its name in YAML, what it measures, and the
+// name of Go's field where Go has one. Its comment is what `kubectl explain` shows.
+limits! {
+    /// Limits of the server side of a connection.
+    Server server "server" Server {
+        /// How long a client's keep-alive connection may be idle before the server closes it (Go: `http.Server.IdleTimeout`).
+        ServerIdleTimeout idle_timeout "idleTimeout" IdleTime "IdleTimeout";
+        /// How long a client may take to send a request's headers (Go: `http.Server.ReadHeaderTimeout`).
+        ServerReadHeaderTimeout read_header_timeout "readHeaderTimeout" Time "ReadHeaderTimeout";
+        /// Requests over one client connection before the server closes it (nginx: `keepalive_requests`).
+        ServerMaxRequestsPerConn max_requests_per_conn "maxRequestsPerConn" Requests;
+    }
+    /// Limits of the pools between the nodes of one cluster.
+    IntraCluster intra_cluster "intraCluster" Client {
+        /// How long an idle connection stays in the pool (Go: `http.Transport.IdleConnTimeout`).
+        IntraClusterIdleConnTimeout idle_conn_timeout "idleConnTimeout" IdleTime "IdleConnTimeout";
+        /// Idle connections to all hosts together (Go: `http.Transport.MaxIdleConns`).
+        IntraClusterMaxIdleConns max_idle_conns "maxIdleConns" Connections "MaxIdleConns";
+        /// Idle connections to one host (Go: `http.Transport.MaxIdleConnsPerHost`).
+        IntraClusterMaxIdleConnsPerHost max_idle_conns_per_host "maxIdleConnsPerHost" Connections "MaxIdleConnsPerHost";
+    }
+    /// Limits of the pools towards backends.
+    Backend backend "backend" Client {
+        /// How long an idle connection stays in the pool (Go: `http.Transport.IdleConnTimeout`).
+        BackendIdleConnTimeout idle_conn_timeout "idleConnTimeout" IdleTime "IdleConnTimeout";
+        /// Idle connections to all hosts together (Go: `http.Transport.MaxIdleConns`).
+        BackendMaxIdleConns max_idle_conns "maxIdleConns" Connections "MaxIdleConns";
+        /// Idle connections to one host (Go: `http.Transport.MaxIdleConnsPerHost`).
+        BackendMaxIdleConnsPerHost max_idle_conns_per_host "maxIdleConnsPerHost" Connections "MaxIdleConnsPerHost";
+        /// Connections to one host, idle or not; 0 is no limit (Go: `http.Transport.MaxConnsPerHost`).
+        BackendMaxConnsPerHost max_conns_per_host "maxConnsPerHost" Connections "MaxConnsPerHost";
+        /// How long a connection may live, busy or not, before it is replaced (agentkeepalive: `socketActiveTTL`).
+        BackendMaxConnLifetime max_conn_lifetime "maxConnLifetime" Time;
+        /// Time between TCP keep-alive probes (Go: `net.Dialer.KeepAlive`).
+        BackendTcpKeepAlive tcp_keep_alive "tcpKeepAlive" Time "KeepAlive";
+        /// How long a TLS handshake may take (Go: `http.Transport.TLSHandshakeTimeout`).
+        BackendTlsHandshakeTimeout tls_handshake_timeout "tlsHandshakeTimeout" Time "TLSHandshakeTimeout";
+        /// How long to wait for `100 Continue` (Go: `http.Transport.ExpectContinueTimeout`).
+        BackendExpectContinueTimeout expect_continue_timeout "expectContinueTimeout" Time "ExpectContinueTimeout";
+        /// How long to wait for a response's headers (Go: `http.Transport.ResponseHeaderTimeout`).
+        BackendResponseHeaderTimeout response_header_timeout "responseHeaderTimeout" Time "ResponseHeaderTimeout";
+        /// How long a whole request may take (Go: `http.Client.Timeout`).
+        BackendRequestTimeout request_timeout "requestTimeout" Time "Timeout";
+    }
 }
 
 impl Knob {
-    /// Every knob there is.
-    pub const ALL: [Self; 16] = [
-        Self::ServerIdleTimeout,
-        Self::ServerReadHeaderTimeout,
-        Self::ServerMaxRequestsPerConn,
-        Self::IntraClusterIdleConnTimeout,
-        Self::IntraClusterMaxIdleConns,
-        Self::IntraClusterMaxIdleConnsPerHost,
-        Self::BackendIdleConnTimeout,
-        Self::BackendMaxIdleConns,
-        Self::BackendMaxIdleConnsPerHost,
-        Self::BackendMaxConnsPerHost,
-        Self::BackendMaxConnLifetime,
-        Self::BackendTcpKeepAlive,
-        Self::BackendTlsHandshakeTimeout,
-        Self::BackendExpectContinueTimeout,
-        Self::BackendResponseHeaderTimeout,
-        Self::BackendRequestTimeout,
-    ];
+    /// Its row of the table.
+    #[must_use]
+    pub const fn row(self) -> &'static Row {
+        &TABLE[self as usize]
+    }
 
     /// Its place under `spec.limits`, such as `server.idleTimeout`.
     #[must_use]
     pub const fn path(self) -> &'static str {
-        match self {
-            Self::ServerIdleTimeout => "server.idleTimeout",
-            Self::ServerReadHeaderTimeout => "server.readHeaderTimeout",
-            Self::ServerMaxRequestsPerConn => "server.maxRequestsPerConn",
-            Self::IntraClusterIdleConnTimeout => "intraCluster.idleConnTimeout",
-            Self::IntraClusterMaxIdleConns => "intraCluster.maxIdleConns",
-            Self::IntraClusterMaxIdleConnsPerHost => "intraCluster.maxIdleConnsPerHost",
-            Self::BackendIdleConnTimeout => "backend.idleConnTimeout",
-            Self::BackendMaxIdleConns => "backend.maxIdleConns",
-            Self::BackendMaxIdleConnsPerHost => "backend.maxIdleConnsPerHost",
-            Self::BackendMaxConnsPerHost => "backend.maxConnsPerHost",
-            Self::BackendMaxConnLifetime => "backend.maxConnLifetime",
-            Self::BackendTcpKeepAlive => "backend.tcpKeepAlive",
-            Self::BackendTlsHandshakeTimeout => "backend.tlsHandshakeTimeout",
-            Self::BackendExpectContinueTimeout => "backend.expectContinueTimeout",
-            Self::BackendResponseHeaderTimeout => "backend.responseHeaderTimeout",
-            Self::BackendRequestTimeout => "backend.requestTimeout",
-        }
+        self.row().path
+    }
+
+    /// The member of `spec.limits` that it is in, such as `server`.
+    #[must_use]
+    pub const fn pool(self) -> &'static str {
+        self.row().pool
     }
 
     /// Whether it is a number of connections or requests, rather than a length of time.
     #[must_use]
     pub const fn is_count(self) -> bool {
-        match self {
-            Self::ServerMaxRequestsPerConn
-            | Self::IntraClusterMaxIdleConns
-            | Self::IntraClusterMaxIdleConnsPerHost
-            | Self::BackendMaxIdleConns
-            | Self::BackendMaxIdleConnsPerHost
-            | Self::BackendMaxConnsPerHost => true,
-            Self::ServerIdleTimeout
-            | Self::ServerReadHeaderTimeout
-            | Self::IntraClusterIdleConnTimeout
-            | Self::BackendIdleConnTimeout
-            | Self::BackendMaxConnLifetime
-            | Self::BackendTcpKeepAlive
-            | Self::BackendTlsHandshakeTimeout
-            | Self::BackendExpectContinueTimeout
-            | Self::BackendResponseHeaderTimeout
-            | Self::BackendRequestTimeout => false,
-        }
+        matches!(self.row().measure, Measure::Connections | Measure::Requests)
+    }
+
+    /// Whether it is a number of connections.
+    #[must_use]
+    pub const fn is_of_connections(self) -> bool {
+        matches!(self.row().measure, Measure::Connections)
+    }
+
+    /// Whether it is a time for which a connection may be idle.
+    #[must_use]
+    pub const fn is_idle_time(self) -> bool {
+        matches!(self.row().measure, Measure::IdleTime)
+    }
+
+    /// Whether it is on the side that opens connections.
+    #[must_use]
+    pub const fn is_client(self) -> bool {
+        matches!(self.row().side, Side::Client)
     }
 
     /// The knob at a path, if there is one.
@@ -190,6 +161,13 @@ impl Knob {
         Self::ALL.into_iter().find(|knob| knob.path() == path)
     }
 }
+
+/// Pairs of which the first may not exceed the second.
+pub const WITHIN: [(Knob, Knob); 3] = [
+    (Knob::IntraClusterMaxIdleConnsPerHost, Knob::IntraClusterMaxIdleConns),
+    (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxIdleConns),
+    (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxConnsPerHost),
+];
 
 impl fmt::Display for Knob {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -243,96 +221,32 @@ impl fmt::Display for Value {
 /// The knobs that are set, and to what.
 pub type Settings = BTreeMap<Knob, Value>;
 
-impl Limits {
-    /// The fields that are set, flat. A text that is no duration is left out: the API server refuses it.
-    #[must_use]
-    pub fn settings(&self) -> Settings {
-        // Destructured without `..`, so that a new field cannot be forgotten here.
-        let Self { server, intra_cluster, backend } = self;
-        let time = |d: Option<&GoDuration>| d.and_then(GoDuration::get).map(Value::Duration);
-        let count = |n: Option<u32>| n.map(Value::Count);
-        let mut all = Vec::new();
-        if let Some(Server { idle_timeout, read_header_timeout, max_requests_per_conn }) = server {
-            all.extend([
-                (Knob::ServerIdleTimeout, time(idle_timeout.as_ref())),
-                (Knob::ServerReadHeaderTimeout, time(read_header_timeout.as_ref())),
-                (Knob::ServerMaxRequestsPerConn, count(*max_requests_per_conn)),
-            ]);
-        }
-        if let Some(IntraCluster { idle_conn_timeout, max_idle_conns, max_idle_conns_per_host }) = intra_cluster {
-            all.extend([
-                (Knob::IntraClusterIdleConnTimeout, time(idle_conn_timeout.as_ref())),
-                (Knob::IntraClusterMaxIdleConns, count(*max_idle_conns)),
-                (Knob::IntraClusterMaxIdleConnsPerHost, count(*max_idle_conns_per_host)),
-            ]);
-        }
-        if let Some(Backend {
-            idle_conn_timeout,
-            max_idle_conns,
-            max_idle_conns_per_host,
-            max_conns_per_host,
-            max_conn_lifetime,
-            tcp_keep_alive,
-            tls_handshake_timeout,
-            expect_continue_timeout,
-            response_header_timeout,
-            request_timeout,
-        }) = backend
-        {
-            all.extend([
-                (Knob::BackendIdleConnTimeout, time(idle_conn_timeout.as_ref())),
-                (Knob::BackendMaxIdleConns, count(*max_idle_conns)),
-                (Knob::BackendMaxIdleConnsPerHost, count(*max_idle_conns_per_host)),
-                (Knob::BackendMaxConnsPerHost, count(*max_conns_per_host)),
-                (Knob::BackendMaxConnLifetime, time(max_conn_lifetime.as_ref())),
-                (Knob::BackendTcpKeepAlive, time(tcp_keep_alive.as_ref())),
-                (Knob::BackendTlsHandshakeTimeout, time(tls_handshake_timeout.as_ref())),
-                (Knob::BackendExpectContinueTimeout, time(expect_continue_timeout.as_ref())),
-                (Knob::BackendResponseHeaderTimeout, time(response_header_timeout.as_ref())),
-                (Knob::BackendRequestTimeout, time(request_timeout.as_ref())),
-            ]);
-        }
-        all.into_iter().filter_map(|(knob, value)| Some((knob, value?))).collect()
+/// The type of a field of [`Limits`].
+trait Field: Sized {
+    /// As a value; `None` for a text that is no duration, which the API server refuses.
+    fn value(&self) -> Option<Value>;
+
+    /// From a value of its own kind.
+    fn of(value: Value) -> Option<Self>;
+}
+
+impl Field for GoDuration {
+    fn value(&self) -> Option<Value> {
+        self.get().map(Value::Duration)
+    }
+
+    fn of(value: Value) -> Option<Self> {
+        if let Value::Duration(time) = value { Some(time.into()) } else { None }
     }
 }
 
-impl From<&Settings> for Limits {
-    fn from(settings: &Settings) -> Self {
-        let time = |knob| match settings.get(&knob) {
-            Some(Value::Duration(d)) => Some(GoDuration::from(*d)),
-            _ => None,
-        };
-        let count = |knob| match settings.get(&knob) {
-            Some(Value::Count(n)) => Some(*n),
-            _ => None,
-        };
-        let server = Server {
-            idle_timeout: time(Knob::ServerIdleTimeout),
-            read_header_timeout: time(Knob::ServerReadHeaderTimeout),
-            max_requests_per_conn: count(Knob::ServerMaxRequestsPerConn),
-        };
-        let intra_cluster = IntraCluster {
-            idle_conn_timeout: time(Knob::IntraClusterIdleConnTimeout),
-            max_idle_conns: count(Knob::IntraClusterMaxIdleConns),
-            max_idle_conns_per_host: count(Knob::IntraClusterMaxIdleConnsPerHost),
-        };
-        let backend = Backend {
-            idle_conn_timeout: time(Knob::BackendIdleConnTimeout),
-            max_idle_conns: count(Knob::BackendMaxIdleConns),
-            max_idle_conns_per_host: count(Knob::BackendMaxIdleConnsPerHost),
-            max_conns_per_host: count(Knob::BackendMaxConnsPerHost),
-            max_conn_lifetime: time(Knob::BackendMaxConnLifetime),
-            tcp_keep_alive: time(Knob::BackendTcpKeepAlive),
-            tls_handshake_timeout: time(Knob::BackendTlsHandshakeTimeout),
-            expect_continue_timeout: time(Knob::BackendExpectContinueTimeout),
-            response_header_timeout: time(Knob::BackendResponseHeaderTimeout),
-            request_timeout: time(Knob::BackendRequestTimeout),
-        };
-        Self {
-            server: (server != Server::default()).then_some(server),
-            intra_cluster: (intra_cluster != IntraCluster::default()).then_some(intra_cluster),
-            backend: (backend != Backend::default()).then_some(backend),
-        }
+impl Field for u32 {
+    fn value(&self) -> Option<Value> {
+        Some(Value::Count(*self))
+    }
+
+    fn of(value: Value) -> Option<Self> {
+        if let Value::Count(n) = value { Some(n) } else { None }
     }
 }
 
@@ -360,6 +274,27 @@ mod tests {
             let limits: Limits = serde_json::from_str(&format!("{{\"{pool}\":{{\"{field}\":{value}}}}}")).expect("limits");
             assert_eq!(limits.settings().keys().copied().collect::<Vec<_>>(), [knob]);
             assert_eq!(Knob::at(knob.path()), Some(knob));
+        }
+    }
+
+    #[test]
+    fn what_a_limit_is_follows_from_its_row() {
+        let of = |is: fn(Knob) -> bool| Knob::ALL.into_iter().filter(|knob| is(*knob)).map(Knob::path).collect::<Vec<_>>();
+        assert_eq!(of(Knob::is_idle_time), ["server.idleTimeout", "intraCluster.idleConnTimeout", "backend.idleConnTimeout"]);
+        assert_eq!(of(|knob| !knob.is_client()), ["server.idleTimeout", "server.readHeaderTimeout", "server.maxRequestsPerConn"]);
+        assert_eq!(of(|knob| knob.is_count() && !knob.is_of_connections()), ["server.maxRequestsPerConn"]);
+    }
+
+    #[test]
+    fn a_description_names_gos_field_where_the_row_does() {
+        let schema = crate::api::schema::own();
+        for knob in Knob::ALL {
+            let at = format!("/properties/spec/properties/limits/properties/{}", knob.path().replace('.', "/properties/"));
+            let about = schema.pointer(&at).and_then(|field| field["description"].as_str()).expect("a description");
+            match knob.row().go {
+                Some(name) => assert!(about.contains("(Go: `") && about.ends_with(&format!(".{name}`).")), "{knob}: {about}"),
+                None => assert!(!about.contains("Go:"), "{knob}: {about}"),
+            }
         }
     }
 }

@@ -153,14 +153,7 @@ impl Row {
                 Some(n) => Some(Value::Count(n)),
                 None => None,
             },
-            Knob::ServerReadHeaderTimeout
-            | Knob::ServerMaxRequestsPerConn
-            | Knob::BackendMaxConnLifetime
-            | Knob::BackendTcpKeepAlive
-            | Knob::BackendTlsHandshakeTimeout
-            | Knob::BackendExpectContinueTimeout
-            | Knob::BackendResponseHeaderTimeout
-            | Knob::BackendRequestTimeout => None,
+            _ => None,
         }
     }
 }

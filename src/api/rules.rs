@@ -4,7 +4,7 @@
 
 use serde_json::json;
 
-use super::{Knob, Value, adaptive, preset};
+use super::{Knob, Value, adaptive, limits::WITHIN, preset};
 
 /// Beyond every duration that the schema lets through (four parts of 99999 hours).
 const FOREVER: &str = "duration('2000000h')";
@@ -108,20 +108,14 @@ fn effective(knob: Knob, unset: &str) -> String {
 
 /// A pool cannot keep more idle connections to one host than in total, nor than it may open to that host.
 fn pool_rules() -> Vec<(String, String)> {
-    [
-        (Knob::IntraClusterMaxIdleConnsPerHost, Knob::IntraClusterMaxIdleConns),
-        (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxIdleConns),
-        (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxConnsPerHost),
-    ]
-    .into_iter()
-    .map(|(part, whole)| {
+    let rule = |(part, whole)| {
         let limit = effective(whole, COUNTLESS);
         (
             format!("{limit} == 0 || {} <= {limit}", effective(part, "0")),
             format!("limits.{part} must not exceed limits.{whole}: lower the first or raise the second (preset may set either)"),
         )
-    })
-    .collect()
+    };
+    WITHIN.into_iter().map(rule).collect()
 }
 
 /// A client must let go of a connection before its server closes it, or it sends a request into a closed one.
@@ -152,13 +146,7 @@ fn floor_rules() -> Vec<(String, String)> {
             ),
         )
     });
-    let pools = [
-        (Knob::IntraClusterMaxIdleConnsPerHost, Knob::IntraClusterMaxIdleConns),
-        (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxIdleConns),
-        (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxConnsPerHost),
-    ]
-    .into_iter()
-    .map(|(part, whole)| {
+    let pools = WITHIN.into_iter().map(|(part, whole)| {
         let limit = effective_floor(whole, COUNTLESS);
         (
             format!("!({}) || {limit} == 0 || {} <= {limit}", floored(whole), effective_floor(part, "0")),

@@ -93,17 +93,16 @@ impl Rules<'_> {
 
     /// Whether the policy is about a pool at all.
     fn governs(&self, pool: &str) -> bool {
-        self.declared.settings.keys().any(|knob| knob.path().split_once('.').is_some_and(|(of, _)| of == pool))
+        self.declared.settings.keys().any(|knob| knob.pool() == pool)
     }
 
     fn per_host(&mut self) {
         for knob in [Knob::IntraClusterMaxIdleConnsPerHost, Knob::BackendMaxIdleConnsPerHost] {
-            let pool = knob.path().split_once('.').map_or("", |(pool, _)| pool);
             let two = match self.count(knob) {
                 Some(n) => {
                     n == GO_PER_HOST && (self.declared.written.contains(&knob) || self.spec.preset == Some(Preset::GoDefault))
                 }
-                None => self.is_go() && self.governs(pool),
+                None => self.is_go() && self.governs(knob.pool()),
             };
             if two && self.has_place(knob) {
                 self.say(

@@ -5,7 +5,7 @@
 
 use std::time::Duration;
 
-use crate::api::{Knob, Settings, Value};
+use crate::api::{Knob, Settings, Value, limits::WITHIN};
 
 /// Openness in percent: 100 is as declared, 0 is the floor.
 pub type Percent = u8;
@@ -14,13 +14,6 @@ pub type Percent = u8;
 pub const MARGIN: Duration = Duration::from_secs(1);
 /// Beyond this ratio of limit to floor the way between is geometric.
 const GEOMETRIC: f64 = 20.0;
-
-/// Pairs in which the first may not exceed the second.
-pub const WITHIN: [(Knob, Knob); 3] = [
-    (Knob::IntraClusterMaxIdleConnsPerHost, Knob::IntraClusterMaxIdleConns),
-    (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxIdleConns),
-    (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxConnsPerHost),
-];
 
 /// What is declared at an openness. A limit without a floor stays.
 #[must_use]
@@ -132,8 +125,8 @@ pub fn remaining(declared: &Settings, floor: &Settings, from: Percent, to: Perce
             let values = settings.iter().filter(|(knob, _)| floor.contains_key(knob));
             values
                 .filter_map(|(knob, value)| match value {
-                    Value::Duration(d) if timeouts && idles(*knob) => Some(millis(*d)),
-                    Value::Count(n) if !timeouts && *knob != Knob::ServerMaxRequestsPerConn => Some(f64::from(*n)),
+                    Value::Duration(d) if timeouts && knob.is_idle_time() => Some(millis(*d)),
+                    Value::Count(n) if !timeouts && knob.is_of_connections() => Some(f64::from(*n)),
                     _ => None,
                 })
                 .fold(None, |most: Option<f64>, value| Some(most.map_or(value, |most| most.max(value))))
@@ -156,18 +149,12 @@ pub fn infer(declared: &Settings, floor: &Settings, stored: &Settings) -> Percen
     (0..=100).rev().find(fits).unwrap_or(100)
 }
 
-/// Whether a limit is a time for which a connection may idle.
-#[must_use]
-pub const fn idles(knob: Knob) -> bool {
-    matches!(knob, Knob::ServerIdleTimeout | Knob::IntraClusterIdleConnTimeout | Knob::BackendIdleConnTimeout)
-}
-
 /// The longest time that a connection may idle, of the limits that have a floor: how long a pool takes to drain.
 #[must_use]
 pub fn longest_idle(declared: &Settings, floor: &Settings, openness: Percent) -> Duration {
     at(declared, floor, openness)
         .into_iter()
-        .filter(|(knob, _)| idles(*knob) && floor.contains_key(knob))
+        .filter(|(knob, _)| knob.is_idle_time() && floor.contains_key(knob))
         .filter_map(|(_, value)| if let Value::Duration(d) = value { Some(d) } else { None })
         .max()
         .unwrap_or_default()

@@ -1,16 +1,11 @@
 //! Which write goes first. A client must let go of a connection before its server does; while both are being changed too.
 
-use super::{Change, To, UnitState, openness};
+use super::{Change, To, UnitState};
 use crate::api::{Knob, Value};
-
-/// Whether a limit is on the side that opens connections.
-const fn is_client(knob: Knob) -> bool {
-    !matches!(knob, Knob::ServerIdleTimeout | Knob::ServerReadHeaderTimeout | Knob::ServerMaxRequestsPerConn)
-}
 
 /// Whether a limit is an idle time of the client's side, or of the server's.
 const fn is_time_of(knob: Knob, client: bool) -> bool {
-    openness::idles(knob) && is_client(knob) == client
+    knob.is_idle_time() && knob.is_client() == client
 }
 
 /// The changes of one unit in the order they are written: each part is read back before the next. First what widens the

@@ -5,7 +5,6 @@ use std::time::Duration;
 use crate::{
     api::{Knob, Settings, Value},
     decide::{
-        openness,
         signal::{Gap, Measure},
         tighten::Share,
     },
@@ -209,7 +208,7 @@ fn gauss(random: &mut fastrand::Rng) -> f64 {
 }
 
 fn idle(settings: &Settings) -> f64 {
-    let longest = settings.iter().filter(|(knob, _)| openness::idles(**knob)).filter_map(|(_, value)| match value {
+    let longest = settings.iter().filter(|(knob, _)| knob.is_idle_time()).filter_map(|(_, value)| match value {
         Value::Duration(d) => Some(d.as_secs_f64()),
         Value::Count(_) => None,
     });

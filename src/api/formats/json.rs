@@ -1,6 +1,7 @@
 //! The same as `yaml`, as JSON.
 
-use super::{GO, Spec, inexpressible_in_go, tree};
+use super::super::limits::GO;
+use super::{Spec, inexpressible_in_go, tree};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: GO,

@@ -112,24 +112,6 @@ impl Format {
 /// First line of every file that can have one.
 const HEADER: &str = "Written by idleconn-operator; what is changed here by hand is not kept.";
 
-/// The names of Go's own fields, by the pool they are of.
-const GO: &[(Knob, &str)] = &[
-    (Knob::ServerIdleTimeout, "server.IdleTimeout"),
-    (Knob::ServerReadHeaderTimeout, "server.ReadHeaderTimeout"),
-    (Knob::IntraClusterIdleConnTimeout, "intraCluster.IdleConnTimeout"),
-    (Knob::IntraClusterMaxIdleConns, "intraCluster.MaxIdleConns"),
-    (Knob::IntraClusterMaxIdleConnsPerHost, "intraCluster.MaxIdleConnsPerHost"),
-    (Knob::BackendIdleConnTimeout, "backend.IdleConnTimeout"),
-    (Knob::BackendMaxIdleConns, "backend.MaxIdleConns"),
-    (Knob::BackendMaxIdleConnsPerHost, "backend.MaxIdleConnsPerHost"),
-    (Knob::BackendMaxConnsPerHost, "backend.MaxConnsPerHost"),
-    (Knob::BackendTcpKeepAlive, "backend.KeepAlive"),
-    (Knob::BackendTlsHandshakeTimeout, "backend.TLSHandshakeTimeout"),
-    (Knob::BackendExpectContinueTimeout, "backend.ExpectContinueTimeout"),
-    (Knob::BackendResponseHeaderTimeout, "backend.ResponseHeaderTimeout"),
-    (Knob::BackendRequestTimeout, "backend.Timeout"),
-];
-
 /// The longest time that a reader with signed 32-bit milliseconds has: 24 days, 20 hours, 31 minutes.
 const MAX_MILLISECONDS: Duration = Duration::from_millis(i32::MAX as u64);
 

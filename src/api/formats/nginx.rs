@@ -21,8 +21,7 @@ pub(super) const FORMAT: Spec = Spec {
                 Value::Duration(time) => format!("{}ms", milliseconds(*time)),
                 Value::Count(n) => n.to_string(),
             };
-            let server = matches!(knob, Knob::ServerIdleTimeout | Knob::ServerReadHeaderTimeout | Knob::ServerMaxRequestsPerConn);
-            files[usize::from(!server)].push(format!("{name} {value};"));
+            files[usize::from(knob.is_client())].push(format!("{name} {value};"));
         }
         let [http, upstream] = files.map(|lines| lines.join("\n") + "\n");
         vec![("", http), (".upstream", upstream)]

@@ -1,6 +1,7 @@
 //! YAML with the names of Go's `http.Server`, `http.Transport`, `net.Dialer` and `http.Client`; durations as Go writes them.
 
-use super::{GO, HEADER, Spec, inexpressible_in_go, tree};
+use super::super::limits::GO;
+use super::{HEADER, Spec, inexpressible_in_go, tree};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: GO,

@@ -59,26 +59,9 @@ const PLACES: [(Knob, &str); 4] = [
     (Knob::BackendIdleConnTimeout, "backend_idle_conn_time"),
 ];
 
-const fn capability(knob: Knob) -> Capability {
-    match knob {
-        // The transports are made when the process starts and keep what they were made with.
-        Knob::IntraClusterIdleConnTimeout
-        | Knob::IntraClusterMaxIdleConns
-        | Knob::IntraClusterMaxIdleConnsPerHost
-        | Knob::BackendIdleConnTimeout => Capability::AfterRestart,
-        Knob::ServerIdleTimeout
-        | Knob::ServerReadHeaderTimeout
-        | Knob::ServerMaxRequestsPerConn
-        | Knob::BackendMaxIdleConns
-        | Knob::BackendMaxIdleConnsPerHost
-        | Knob::BackendMaxConnsPerHost
-        | Knob::BackendMaxConnLifetime
-        | Knob::BackendTcpKeepAlive
-        | Knob::BackendTlsHandshakeTimeout
-        | Knob::BackendExpectContinueTimeout
-        | Knob::BackendResponseHeaderTimeout
-        | Knob::BackendRequestTimeout => Capability::Unsupported,
-    }
+/// The transports are made when the process starts and keep what they were made with.
+fn capability(knob: Knob) -> Capability {
+    if PLACES.iter().any(|(limit, _)| *limit == knob) { Capability::AfterRestart } else { Capability::Unsupported }
 }
 
 fn cap(knob: Knob, value: Value) -> Value {

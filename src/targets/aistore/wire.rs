@@ -241,12 +241,10 @@ impl NodeStatus {
 
 /// A field of `net.http` as a limit; `None` for what no limit can be, such as -1.
 pub fn value(knob: Knob, raw: &Json) -> Option<Value> {
-    match knob {
-        Knob::IntraClusterMaxIdleConns | Knob::IntraClusterMaxIdleConnsPerHost => {
-            raw.as_u64().and_then(|n| u32::try_from(n).ok()).map(Value::Count)
-        }
-        _ => raw.as_str().and_then(go_duration::parse).map(Value::Duration),
+    if knob.is_count() {
+        return raw.as_u64().and_then(|n| u32::try_from(n).ok()).map(Value::Count);
     }
+    raw.as_str().and_then(go_duration::parse).map(Value::Duration)
 }
 
 /// The server's own message in an error, without line breaks and cut.

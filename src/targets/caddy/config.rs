@@ -19,38 +19,23 @@ use crate::{
     targets::go_duration,
 };
 
-const SERVER_KNOBS: [Knob; 2] = [Knob::ServerIdleTimeout, Knob::ServerReadHeaderTimeout];
-const PROXY_KNOBS: [Knob; 8] = [
-    Knob::BackendIdleConnTimeout,
-    Knob::BackendMaxIdleConns,
-    Knob::BackendMaxIdleConnsPerHost,
-    Knob::BackendMaxConnsPerHost,
-    Knob::BackendTcpKeepAlive,
-    Knob::BackendTlsHandshakeTimeout,
-    Knob::BackendExpectContinueTimeout,
-    Knob::BackendResponseHeaderTimeout,
+/// The limits that Caddy has, and the way to each: from a server to its own, from a `reverse_proxy` handler to those of its pool.
+pub const LIMITS: [(Knob, &[&str]); 10] = [
+    (Knob::ServerIdleTimeout, &["idle_timeout"]),
+    (Knob::ServerReadHeaderTimeout, &["read_header_timeout"]),
+    (Knob::BackendIdleConnTimeout, &["transport", "keep_alive", "idle_timeout"]),
+    (Knob::BackendMaxIdleConns, &["transport", "keep_alive", "max_idle_conns"]),
+    (Knob::BackendMaxIdleConnsPerHost, &["transport", "keep_alive", "max_idle_conns_per_host"]),
+    (Knob::BackendMaxConnsPerHost, &["transport", "max_conns_per_host"]),
+    (Knob::BackendTcpKeepAlive, &["transport", "keep_alive", "probe_interval"]),
+    (Knob::BackendTlsHandshakeTimeout, &["transport", "tls", "handshake_timeout"]),
+    (Knob::BackendExpectContinueTimeout, &["transport", "expect_continue_timeout"]),
+    (Knob::BackendResponseHeaderTimeout, &["transport", "response_header_timeout"]),
 ];
 
-/// The way to a knob from a server or from a `reverse_proxy` handler.
-const fn way(knob: Knob) -> &'static [&'static str] {
-    match knob {
-        Knob::ServerIdleTimeout => &["idle_timeout"],
-        Knob::ServerReadHeaderTimeout => &["read_header_timeout"],
-        Knob::BackendIdleConnTimeout => &["transport", "keep_alive", "idle_timeout"],
-        Knob::BackendMaxIdleConns => &["transport", "keep_alive", "max_idle_conns"],
-        Knob::BackendMaxIdleConnsPerHost => &["transport", "keep_alive", "max_idle_conns_per_host"],
-        Knob::BackendTcpKeepAlive => &["transport", "keep_alive", "probe_interval"],
-        Knob::BackendMaxConnsPerHost => &["transport", "max_conns_per_host"],
-        Knob::BackendTlsHandshakeTimeout => &["transport", "tls", "handshake_timeout"],
-        Knob::BackendExpectContinueTimeout => &["transport", "expect_continue_timeout"],
-        Knob::BackendResponseHeaderTimeout => &["transport", "response_header_timeout"],
-        Knob::ServerMaxRequestsPerConn
-        | Knob::IntraClusterIdleConnTimeout
-        | Knob::IntraClusterMaxIdleConns
-        | Knob::IntraClusterMaxIdleConnsPerHost
-        | Knob::BackendMaxConnLifetime
-        | Knob::BackendRequestTimeout => &[],
-    }
+/// The way to a limit; none to one that Caddy does not have.
+fn way(knob: Knob) -> &'static [&'static str] {
+    LIMITS.iter().find(|(limit, _)| *limit == knob).map_or(&[], |(_, way)| *way)
 }
 
 /// Most reverse proxies of one configuration, and most servers.
@@ -78,7 +63,8 @@ struct Object {
     place: String,
     /// What it was called before matchers counted, where others have the same upstreams.
     former: Option<String>,
-    knobs: &'static [Knob],
+    /// Whether it is a reverse proxy, rather than a server.
+    is_proxy: bool,
     span: Range<usize>,
 }
 
@@ -104,16 +90,15 @@ pub fn see(servers: &str) -> Result<Seen, TooMuch> {
             kept += name.len() + object.place.len();
             seen.former.insert(name, object.place.clone());
         }
-        let is_proxy = object.knobs.len() == PROXY_KNOBS.len();
-        if !is_proxy && seen.listens.is_none() {
+        if !object.is_proxy && seen.listens.is_none() {
             seen.listens = listens(servers, object.span.start);
         }
-        seen.cuts_streams |= is_proxy && text::at(servers, object.span.start, &["stream_close_delay"]).is_none();
-        for &knob in object.knobs {
+        seen.cuts_streams |= object.is_proxy && text::at(servers, object.span.start, &["stream_close_delay"]).is_none();
+        for (knob, way) in LIMITS.into_iter().filter(|(knob, _)| knob.is_client() == object.is_proxy) {
             if !has_place(servers, object.span.start, knob) {
                 continue;
             }
-            let raw = text::at(servers, object.span.start, way(knob)).map(|span| &servers[span]).filter(|raw| *raw != "null");
+            let raw = text::at(servers, object.span.start, way).map(|span| &servers[span]).filter(|raw| *raw != "null");
             if raw.is_some_and(|raw| raw.len() > MAX_TEXT) {
                 return Err(TooMuch);
             }
@@ -250,7 +235,7 @@ fn objects(servers: &str) -> Result<Vec<Object>, TooMuch> {
             return Err(TooMuch);
         }
         let name = bounded(&name);
-        objects.push(Object { place: name.clone(), former: None, knobs: &SERVER_KNOBS, span: span.clone() });
+        objects.push(Object { place: name.clone(), former: None, is_proxy: false, span: span.clone() });
         let proxies = walk.value(span.start)?.1;
         let families: Vec<_> =
             proxies.iter().map(|proxy| format!("{name}/{}", handler_name(servers, proxy.span.start))).collect();
@@ -270,7 +255,7 @@ fn objects(servers: &str) -> Result<Vec<Object>, TooMuch> {
                 all => format!("{key}#{}of{all}", copy + 1),
             };
             let former = (same.of[family] > 1).then(|| if nth == 0 { family.clone() } else { format!("{family}#{nth}") });
-            objects.push(Object { place, former, knobs: &PROXY_KNOBS, span: proxy.span });
+            objects.push(Object { place, former, is_proxy: true, span: proxy.span });
         }
     }
     Ok(objects)
@@ -410,8 +395,7 @@ fn write(value: Value) -> Json {
 }
 
 fn parse(knob: Knob, raw: &Json) -> Option<Value> {
-    let counted = matches!(knob, Knob::BackendMaxIdleConns | Knob::BackendMaxIdleConnsPerHost | Knob::BackendMaxConnsPerHost);
-    if counted {
+    if knob.is_count() {
         return raw.as_u64().and_then(|n| u32::try_from(n).ok()).map(Value::Count);
     }
     match raw {

@@ -54,25 +54,8 @@ const WRITE: Duration = Duration::from_secs(10);
 /// How often a write is tried again when somebody else was faster.
 const RACES: usize = 5;
 
-const fn capability(knob: Knob) -> Capability {
-    match knob {
-        Knob::ServerMaxRequestsPerConn
-        | Knob::IntraClusterIdleConnTimeout
-        | Knob::IntraClusterMaxIdleConns
-        | Knob::IntraClusterMaxIdleConnsPerHost
-        | Knob::BackendMaxConnLifetime
-        | Knob::BackendRequestTimeout => Capability::Unsupported,
-        Knob::ServerIdleTimeout
-        | Knob::ServerReadHeaderTimeout
-        | Knob::BackendIdleConnTimeout
-        | Knob::BackendMaxIdleConns
-        | Knob::BackendMaxIdleConnsPerHost
-        | Knob::BackendMaxConnsPerHost
-        | Knob::BackendTcpKeepAlive
-        | Knob::BackendTlsHandshakeTimeout
-        | Knob::BackendExpectContinueTimeout
-        | Knob::BackendResponseHeaderTimeout => Capability::Hot,
-    }
+fn capability(knob: Knob) -> Capability {
+    if config::LIMITS.iter().any(|(limit, _)| *limit == knob) { Capability::Hot } else { Capability::Unsupported }
 }
 
 /// Some Caddy servers.
