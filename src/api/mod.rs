@@ -6,6 +6,7 @@ pub mod adaptive;
 pub mod config_map;
 pub mod crd;
 pub mod duration;
+pub mod flush;
 pub mod formats;
 pub mod limits;
 pub mod overrides;

@@ -170,7 +170,7 @@ pub async fn write(
             let changes = plan.units.get(&unit.id).map(|plan| &plan.changes[..]).unwrap_or_default();
             let held_back = memory.held_back(&unit.id, changes, Instant::now());
             async move {
-                let changes = if traits.fields.is_some() { &order::due(changes, &state)[..] } else { changes };
+                let changes = if traits.file.is_some() { &order::due(changes, &state)[..] } else { changes };
                 if changes.is_empty() {
                     return UnitResult { unit, state: Ok(state), write: None };
                 }

@@ -225,8 +225,8 @@ mod tests {
         }}});
         whole.as_object_mut().expect("an object").extend(spec.as_object().cloned().expect("an object"));
         let spec: IdleConnectionPolicySpec = from_value(whole).expect("a spec");
-        let fields = spec.target.config_map.as_ref().map(|config_map| config_map.format.fields());
-        let traits = Traits { fields, ..Traits::PLAIN };
+        let file = spec.target.config_map.as_ref().map(|config_map| config_map.format);
+        let traits = Traits { file, ..Traits::PLAIN };
         advice(&spec, &declare(&spec, &traits), &traits, observed)
     }
 

@@ -313,7 +313,7 @@ fn tally(seen: &Seen<'_>) -> Tally {
                 programmed.entry(knob).or_default().insert(stored);
                 let in_use = in_use(knob, traits, &changed, seen.lives, node);
                 match in_use {
-                    Some(false) if stored == Some(value) && traits.capability(knob) == Capability::Reported => {
+                    Some(false) if stored == Some(value) && matches!(traits.capability(knob), Capability::Reported(_)) => {
                         tally.behind.insert(node.name.clone());
                     }
                     Some(false) if stored == Some(value) => {
@@ -387,8 +387,8 @@ pub(super) fn in_use(
     node: &NodeState,
 ) -> Option<bool> {
     match traits.capability(knob) {
-        Capability::Hot => Some(true),
-        Capability::Reported => node.uses,
+        Capability::Hot | Capability::Flush(_) => Some(true),
+        Capability::Reported(_) => node.uses,
         Capability::AfterRestart | Capability::Unsupported => {
             let stored = node.stored.as_ref().ok()?.get(&knob).copied()??;
             lives.get(&node.name)?.uses(knob, stored, changed.get(&knob).copied())
@@ -698,7 +698,7 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str
     if nodes.drifted > 0 || nodes.unreachable > 0 {
         return ("Unknown", "Unknown", format!("Not every node is known to hold the {} limits", seen.which()));
     }
-    if !tally.unknown.is_empty() && seen.traits.fields.is_some() {
+    if !tally.unknown.is_empty() && seen.traits.file.is_some() {
         let message = format!("{using}; the others do not say what they use, and are older than the file");
         return ("Unknown", "Unknown", message);
     }

@@ -7,19 +7,35 @@ use super::{
     observed::{Moved, NodeState, Sites, Unit, UnitState},
     openness::{self, Percent},
 };
-use crate::api::{IdleConnectionPolicySpec, Knob, Limits, Settings, Value};
+use crate::api::{
+    Format, IdleConnectionPolicySpec, Knob, Limits, Settings, Value,
+    flush::{Flush, Reload},
+};
 
 /// What a target does with a field.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capability {
-    /// A running process uses a new value at once.
+    /// A running process uses a new value at once, and nothing is closed.
     Hot,
+    /// A running process uses a new value at once, and the write itself closes connections.
+    Flush(Flush),
     /// A new value is stored, and used after the next start of the process.
     AfterRestart,
-    /// A process that is told may use a new value while it runs. Whether it does is known by its own word only, or by its start.
-    Reported,
+    /// A process may read a new value while it runs. Whether it uses the value is known only from its own report, or from its start.
+    Reported(Reload),
     /// There is no such setting.
     Unsupported,
+}
+
+impl Capability {
+    /// What each change of the limit closes, where it closes connections.
+    #[must_use]
+    pub const fn flush(self) -> Option<Flush> {
+        match self {
+            Self::Flush(flush) | Self::Reported(Reload::Flush(flush)) => Some(flush),
+            Self::Hot | Self::AfterRestart | Self::Reported(Reload::Hot | Reload::AtStart) | Self::Unsupported => None,
+        }
+    }
 }
 
 /// What was saved of a unit under the names that its places have now; see [`Traits::moved`].
@@ -30,8 +46,8 @@ pub type Follow = fn(&Sites, &UnitState, &BTreeSet<(Knob, Value)>) -> Option<Mov
 pub struct Traits {
     /// What it does with a field.
     pub capability: fn(Knob) -> Capability,
-    /// The fields that a file has a place for, where it is a file: all of them [`Capability::Reported`], whatever `capability` says.
-    pub fields: Option<&'static [(Knob, &'static str)]>,
+    /// The format, where the target is a file: its limits are [`Capability::Reported`], whatever `capability` says.
+    pub file: Option<Format>,
     /// Whether its nodes are started anew for what they read only then, by the policy's own word (`restart.policy: Rolling`).
     pub rolling: bool,
     /// Why a value cannot be said to the target, as the end of a sentence; `None` where it can. Mostly it is 0, "no limit", where the
@@ -52,7 +68,7 @@ impl Traits {
     /// A server that takes every value while it runs, of which nothing else is known: what a kind has of its own is said on top of it.
     pub const PLAIN: Self = Self {
         capability: |_| Capability::Hot,
-        fields: None,
+        file: None,
         rolling: false,
         inexpressible: |_, _| None,
         cap: |_, value| value,
@@ -70,8 +86,8 @@ impl Traits {
     /// What the target does with a field.
     #[must_use]
     pub fn capability(&self, knob: Knob) -> Capability {
-        match self.fields {
-            Some(fields) if fields.iter().any(|(field, _)| *field == knob) => Capability::Reported,
+        match self.file {
+            Some(format) if format.has(knob) => Capability::Reported(format.reload(knob)),
             Some(_) => Capability::Unsupported,
             None => (self.capability)(knob),
         }
@@ -339,9 +355,9 @@ mod tests {
 
     #[test]
     fn a_file_has_the_fields_that_it_has_a_place_for() {
-        let traits = Traits { fields: Some(&[(Knob::ServerIdleTimeout, "x")]), ..TRAITS };
-        assert_eq!(traits.capability(Knob::ServerIdleTimeout), Capability::Reported);
-        assert_eq!(traits.capability(Knob::BackendMaxIdleConns), Capability::Unsupported);
+        let traits = Traits { file: Some(Format::ThanosObjstore), ..TRAITS };
+        assert_eq!(traits.capability(Knob::BackendMaxIdleConns), Capability::Reported(Reload::AtStart));
+        assert_eq!(traits.capability(Knob::ServerIdleTimeout), Capability::Unsupported);
         assert_eq!(TRAITS.capability(Knob::BackendMaxIdleConns), Capability::Hot);
     }
 

@@ -11,6 +11,7 @@ pub mod conditions;
 pub mod contention;
 pub mod declare;
 pub mod efficacy;
+pub mod flushes;
 pub mod hash;
 pub mod lease;
 pub mod lives;
@@ -336,8 +337,8 @@ pub fn standing<'a>(
         needs_restart: floor.keys().filter(|knob| desired.settings.contains_key(knob)).any(|knob| {
             match traits.capability(*knob) {
                 Capability::AfterRestart => true,
-                Capability::Reported => traits.rolling,
-                Capability::Hot | Capability::Unsupported => false,
+                Capability::Reported(_) => traits.rolling,
+                Capability::Hot | Capability::Flush(_) | Capability::Unsupported => false,
             }
         }),
     }

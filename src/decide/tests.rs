@@ -6,7 +6,10 @@ use serde_json::json;
 
 use super::*;
 use crate::{
-    api::status::{Control, MESSAGE_LENGTH, RestartControl, Restarting},
+    api::{
+        Format,
+        status::{Control, MESSAGE_LENGTH, RestartControl, Restarting},
+    },
     decide::conditions::{Seen, UnitResult, report},
 };
 
@@ -211,7 +214,7 @@ fn file(uses: [Option<bool>; 3]) -> (Scene, Traits) {
         .map(|(uses, name)| NodeState { name: name.into(), uses: *uses, ..node.clone() })
         .collect();
     state.changed = Some(scene.now);
-    (scene, Traits { fields: Some(&[(KNOB, "IdleTimeout")]), ..TRAITS })
+    (scene, Traits { file: Some(Format::Yaml), ..TRAITS })
 }
 
 #[test]

@@ -28,19 +28,30 @@ pub fn no_limit() -> Settings {
 }
 
 /// A folder of the test's own with the files in it.
-struct Files(PathBuf);
+pub struct Files(PathBuf);
 
 impl Files {
-    fn new(about: &str, files: &BTreeMap<&str, String>, name: &str) -> Self {
+    pub fn new(about: &str, files: &BTreeMap<&str, String>, name: &str) -> Self {
         let dir = std::env::temp_dir().join(format!("idleconn-formats-{about}-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
-        for (suffix, text) in files {
-            std::fs::write(dir.join(format!("{name}{suffix}")), text).unwrap();
-        }
-        Self(dir)
+        let at = Self(dir);
+        at.write(files, name);
+        at
     }
 
-    fn add(&self, name: &str, text: &str) -> PathBuf {
+    /// Replaces them, each as a whole.
+    pub fn write(&self, files: &BTreeMap<&str, String>, name: &str) {
+        for (suffix, text) in files {
+            let fresh = self.add("fresh", text);
+            std::fs::rename(fresh, self.0.join(format!("{name}{suffix}"))).unwrap();
+        }
+    }
+
+    pub fn dir(&self) -> &Path {
+        &self.0
+    }
+
+    pub fn add(&self, name: &str, text: &str) -> PathBuf {
         let at = self.0.join(name);
         std::fs::write(&at, text).unwrap();
         at

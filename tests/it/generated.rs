@@ -8,9 +8,13 @@ use std::{
 };
 
 use idleconn_operator::{
-    api::{Format, Knob, Settings, crd, preset},
-    decide::{Capability, path::KNOWN_CLIENTS},
-    targets::{aistore, caddy},
+    api::{
+        Format, GoDuration, Knob, Settings, crd,
+        flush::{Closes, Flush, Reload},
+        preset,
+    },
+    decide::{Capability, Traits, path::KNOWN_CLIENTS},
+    targets::{aistore, caddy, configmap},
 };
 use serde_json::Value as Json;
 
@@ -47,6 +51,12 @@ fn the_reference_of_the_crd() {
         let _ = write!(page, "\n## {part}\n\n| field | type | default | meaning |\n|---|---|---|---|\n");
         fields(&mut page, part, &schema["properties"][part]);
     }
+    page.push_str(
+        "\n## What a change closes\n\nSome servers close idle connections at each change of a limit, whatever the new value is: *all* of the server's, or those of the limit's \
+         *own pool*. *Nothing*: connections stay open. *At a start*: the value is used after the next start. Tests count the closed connections of the real servers.\n",
+    );
+    let servers = [("AIStore".to_owned(), aistore::TRAITS), ("Caddy".to_owned(), caddy::TRAITS)];
+    page.push_str(&closings(servers.into_iter().chain(formats()).collect()));
     page.push_str("\n## Rules\n\nWhat the API server refuses, with the sentence that it says.\n\n");
     let mut rules = Vec::new();
     sentences(schema, &mut rules);
@@ -87,18 +97,52 @@ fn sentences(schema: &Json, into: &mut Vec<String>) {
     }
 }
 
+/// The formats of a file and what is true of them.
+fn formats() -> Vec<(String, Traits)> {
+    Format::ALL.iter().map(|format| (format.name(), configmap::traits(*format))).collect()
+}
+
+/// What a change of each limit closes on each of these.
+fn closings(servers: Vec<(String, Traits)>) -> String {
+    let (names, traits): (Vec<_>, Vec<_>) = servers.into_iter().unzip();
+    let mut table = format!("\n| field | {} |\n|---|{}\n", names.join(" | "), "---|".repeat(names.len()));
+    for knob in Knob::ALL {
+        let cells: Vec<_> = traits.iter().map(|traits| closed(traits.capability(knob))).collect();
+        let _ = writeln!(table, "| `{knob}` | {} |", cells.join(" | "));
+    }
+    table
+}
+
+fn closed(capability: Capability) -> String {
+    match capability {
+        Capability::Hot | Capability::Reported(Reload::Hot) => "nothing".into(),
+        Capability::AfterRestart | Capability::Reported(Reload::AtStart) => "at a start".into(),
+        Capability::Unsupported => "–".into(),
+        Capability::Flush(flush) | Capability::Reported(Reload::Flush(flush)) => {
+            let Flush { closes, settle } = flush;
+            let which = match closes {
+                Closes::AllPools => "all",
+                Closes::OwnPool => "own pool",
+            };
+            if settle.is_zero() { which.into() } else { format!("{which}, during {}", GoDuration::from(settle)) }
+        }
+    }
+}
+
 #[test]
 fn what_each_target_does_with_each_field() {
     for (traits, page) in [(aistore::TRAITS, "docs/targets/aistore.md"), (caddy::TRAITS, "docs/targets/caddy.md")] {
-        let mut table = String::from("\n| field | a new value is used |\n|---|---|\n");
+        let mut table =
+            String::from("\n| field | a new value is used | idle connections that a change closes |\n|---|---|---|\n");
         for knob in Knob::ALL {
             let used = match traits.capability(knob) {
                 Capability::Hot => "at once (Hot)",
                 Capability::AfterRestart => "after the node's next start (AfterRestart)",
-                Capability::Reported => "when the node says so (Reported)",
+                Capability::Flush(_) => "at once (Flush)",
+                Capability::Reported(_) => "when the node says so (Reported)",
                 Capability::Unsupported => "never: there is no such setting (Unsupported)",
             };
-            let _ = writeln!(table, "| `{knob}` | {used} |");
+            let _ = writeln!(table, "| `{knob}` | {used} | {} |", closed(traits.capability(knob)));
         }
         check_between(page, "capabilities", &format!("{table}\n"));
     }
@@ -118,6 +162,7 @@ fn where_each_field_goes_in_each_format() {
     let readers: Vec<_> = Format::ALL.iter().map(|format| format.reader()).collect();
     let _ = writeln!(table, "| read by | {} |", readers.join(" | "));
     check_between("docs/targets/configmap.md", "formats", &format!("{table}\n"));
+    check_between("docs/targets/configmap.md", "closings", &format!("{}\n", closings(formats())));
 }
 
 /// A format is a file and a line: shown with one that is in use.

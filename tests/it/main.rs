@@ -19,6 +19,7 @@ mod crash;
 mod crd;
 mod extremes;
 mod faults;
+mod flushes;
 mod formats;
 mod generated;
 mod leader;

@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptrace"
+	"reflect"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 
 // Client counts what its connections do.
 type Client struct {
+	wanted  *settings.Pool
 	current atomic.Pointer[http.Client]
 	open    atomic.Int64
 	active  atomic.Int64
@@ -49,8 +51,13 @@ func New(registry *prometheus.Registry, pool string) *Client {
 	return c
 }
 
-// Apply changes the pool; a request that is under way goes on.
+// Apply changes the pool, unless it has these settings already: a new Transport costs the idle connections of the old one. A request that is
+// under way goes on. It is not called twice at the same time.
 func (c *Client) Apply(wanted settings.Pool) {
+	if c.wanted != nil && reflect.DeepEqual(*c.wanted, wanted) {
+		return
+	}
+	c.wanted = &wanted
 	dialer := &net.Dialer{Timeout: 10 * time.Second}
 	duration(&dialer.KeepAlive, wanted.KeepAlive)
 	transport := http.DefaultTransport.(*http.Transport).Clone()

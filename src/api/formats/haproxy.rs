@@ -2,7 +2,7 @@
 //!
 //! A time-out that is not set is none at all to HAProxy, which is what 0 means here too; a pool's size of -1 is no limit.
 
-use super::super::{Knob, Value};
+use super::super::{Knob, Value, flush::Reload};
 use super::{HEADER, MAX_MILLISECONDS, Spec, milliseconds};
 
 pub(super) const FORMAT: Spec = Spec {
@@ -40,6 +40,7 @@ pub(super) const FORMAT: Spec = Spec {
         vec![("", lines.join("\n") + "\n")]
     },
     reader: "HAProxy",
+    reload: |_| Reload::ALL_POOLS,
     inexpressible: |knob, value| match value {
         Value::Duration(time) if time > MAX_MILLISECONDS => Some("HAProxy refuses times of more than 24 days"),
         _ if knob == Knob::BackendIdleConnTimeout && value.is_zero() => Some("HAProxy keeps no idle connection for 0"),

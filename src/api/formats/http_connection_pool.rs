@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::super::{Knob, Value};
+use super::super::{Knob, Value, flush::Reload};
 use super::{MAX_MILLISECONDS, Named, Spec, milliseconds};
 
 pub(super) const FORMAT: Spec = Spec {
@@ -29,6 +29,7 @@ pub(super) const FORMAT: Spec = Spec {
         vec![("", format!("{:#}\n", json!({"enabled": true, "global": global, "providers": providers})))]
     },
     reader: "Node services (examples/node-service, agentkeepalive)",
+    reload: |_| Reload::OWN_POOL,
     inexpressible: |knob, value| match value {
         Value::Duration(time) if time > MAX_MILLISECONDS => Some("Node cuts times of more than 24 days"),
         _ if knob == Knob::BackendMaxIdleConnsPerHost && value.is_zero() => {

@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
-use super::{Knob, Settings, Value};
+use super::{Knob, Settings, Value, flush::Reload};
 
 /// What a format can say, and how.
 pub struct Spec {
@@ -19,6 +19,8 @@ pub struct Spec {
     pub render: fn(&Named, &Providers) -> Files,
     /// Who reads it.
     pub reader: &'static str,
+    /// What its reader does with each of `fields` when the file changes; tests/it/flushes.rs measures it.
+    pub reload: fn(Knob) -> Reload,
     /// Why its reader cannot be told a value, as the end of a sentence that begins with the value; `None` where it can.
     pub inexpressible: fn(Knob, Value) -> Option<&'static str>,
 }
@@ -80,6 +82,18 @@ impl Format {
         self.spec().fields
     }
 
+    /// Whether it has a place for a limit.
+    #[must_use]
+    pub fn has(self, knob: Knob) -> bool {
+        self.fields().iter().any(|(field, _)| *field == knob)
+    }
+
+    /// What its reader does with a limit when the file changes.
+    #[must_use]
+    pub fn reload(self, knob: Knob) -> Reload {
+        (self.spec().reload)(knob)
+    }
+
     /// Why its reader cannot be told a value; see [`Spec::inexpressible`].
     #[must_use]
     pub const fn inexpressible(self) -> fn(Knob, Value) -> Option<&'static str> {
@@ -111,6 +125,11 @@ impl Format {
 
 /// First line of every file that can have one.
 const HEADER: &str = "Written by idleconn-operator; what is changed here by hand is not kept.";
+
+/// What examples/go-service does: a server takes its limits as it runs, and a pool whose limits change is replaced.
+const fn reload_in_go(knob: Knob) -> Reload {
+    if knob.is_client() { Reload::OWN_POOL } else { Reload::Hot }
+}
 
 /// The longest time that a reader with signed 32-bit milliseconds has: 24 days, 20 hours, 31 minutes.
 const MAX_MILLISECONDS: Duration = Duration::from_millis(i32::MAX as u64);

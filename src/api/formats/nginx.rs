@@ -2,7 +2,7 @@
 //!
 //! nginx has no value for "no limit": 0 closes each connection at once, or is refused.
 
-use super::super::{Knob, Value};
+use super::super::{Knob, Value, flush::Reload};
 use super::{HEADER, Spec, milliseconds};
 
 pub(super) const FORMAT: Spec = Spec {
@@ -27,5 +27,6 @@ pub(super) const FORMAT: Spec = Spec {
         vec![("", http), (".upstream", upstream)]
     },
     reader: "nginx",
+    reload: |_| Reload::ALL_POOLS,
     inexpressible: |_, value| value.is_zero().then_some("nginx has no value for no limit"),
 };

@@ -3,7 +3,7 @@
 
 use serde_json::{Map, json};
 
-use super::super::Knob;
+use super::super::{Knob, flush::Reload};
 use super::{HEADER, Spec, inexpressible_in_go, plain};
 
 pub(super) const FORMAT: Spec = Spec {
@@ -22,5 +22,6 @@ pub(super) const FORMAT: Spec = Spec {
         vec![("", format!("# {HEADER}\n{}\n", text.trim_end()))]
     },
     reader: "object-store clients of Thanos",
+    reload: |_| Reload::AtStart,
     inexpressible: inexpressible_in_go,
 };

@@ -1,7 +1,7 @@
 //! YAML with the names of Go's `http.Server`, `http.Transport`, `net.Dialer` and `http.Client`; durations as Go writes them.
 
 use super::super::limits::GO;
-use super::{HEADER, Spec, inexpressible_in_go, tree};
+use super::{HEADER, Spec, inexpressible_in_go, reload_in_go, tree};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: GO,
@@ -10,5 +10,6 @@ pub(super) const FORMAT: Spec = Spec {
         vec![("", format!("# {HEADER}\n{}\n", text.trim_end()))]
     },
     reader: "Go services (examples/go-service)",
+    reload: reload_in_go,
     inexpressible: inexpressible_in_go,
 };

@@ -1,4 +1,4 @@
-//! Caddy servers, through their admin API. Every setting is used at once: a change is a graceful reload.
+//! Caddy servers, through their admin API. Every setting is used at once: a change is a graceful reload, which closes all idle connections.
 
 pub mod config;
 mod moved;
@@ -17,7 +17,10 @@ use serde::{Deserialize, de::IgnoredAny};
 
 use super::{Credentials, Place, Target};
 use crate::{
-    api::{Knob, Value},
+    api::{
+        Knob, Value,
+        flush::{Closes, Flush},
+    },
     decide::{Capability, Cause, Change, Fault, NodeState, Serves, Traits, Unit, UnitState},
     pool::{Provider, Request, Response},
 };
@@ -54,8 +57,11 @@ const WRITE: Duration = Duration::from_secs(10);
 /// How often a write is tried again when somebody else was faster.
 const RACES: usize = 5;
 
+/// A write is a reload: Caddy closes all idle connections, of its servers and of its proxies, and replaces the pools, whatever was changed.
+const RELOAD: Flush = Flush { closes: Closes::AllPools, settle: Duration::ZERO };
+
 fn capability(knob: Knob) -> Capability {
-    if config::LIMITS.iter().any(|(limit, _)| *limit == knob) { Capability::Hot } else { Capability::Unsupported }
+    if config::LIMITS.iter().any(|(limit, _)| *limit == knob) { Capability::Flush(RELOAD) } else { Capability::Unsupported }
 }
 
 /// Some Caddy servers.

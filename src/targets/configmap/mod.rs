@@ -37,7 +37,7 @@ const AT_ONCE: usize = 32;
 /// What is true of every file of a format.
 #[must_use]
 pub fn traits(format: Format) -> Traits {
-    Traits { fields: Some(format.fields()), inexpressible: format.inexpressible(), ..Traits::PLAIN }
+    Traits { file: Some(format), inexpressible: format.inexpressible(), ..Traits::PLAIN }
 }
 
 /// One key of a `ConfigMap`.

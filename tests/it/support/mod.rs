@@ -7,6 +7,8 @@ pub mod caddy;
 pub mod cluster;
 #[allow(dead_code)] // Only the attacks use it.
 pub mod hostile;
+#[allow(dead_code)] // Only the tests of flushes use it.
+pub mod idle;
 pub mod load;
 pub mod operator;
 pub mod proxy;

@@ -1,0 +1,283 @@
+//! What a change of each limit closes, counted on the real servers: idle connections of their clients, and of the pools behind them.
+//!
+//! A change is made as the operator makes it, or as the reader takes up its file. All idle times are far longer than the tests wait, so what is
+//! closed is closed by the change.
+
+use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
+
+use idleconn_operator::{
+    api::{
+        Format, Knob, Limits, Settings, Value,
+        flush::{Closes, Flush},
+        limits::WITHIN,
+    },
+    decide::{Capability, Traits},
+    targets::{caddy, configmap},
+};
+use serde_json::{Value as Json, json};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::UnixStream,
+};
+
+use crate::{
+    formats::Files,
+    support::{
+        self,
+        caddy::address,
+        cluster::ROOT,
+        eventually,
+        idle::{CONNECTIONS, Clients, Upstream},
+        leashed,
+        operator::{World, endpoints},
+        service::Service,
+    },
+};
+
+/// The limits that there are, each of which ends no idle connection within the test.
+fn limits(traits: &Traits) -> Settings {
+    let is_part = |knob: Knob| WITHIN.iter().any(|(part, _)| *part == knob);
+    let count = |knob: Knob| Value::Count(if is_part(knob) { 40 } else { 50 });
+    let value = |knob: Knob| if knob.is_count() { count(knob) } else { Value::Duration(Duration::from_secs(200)) };
+    let has = |knob: &Knob| traits.capability(*knob) != Capability::Unsupported;
+    Knob::ALL.into_iter().filter(has).map(|knob| (knob, value(knob))).collect()
+}
+
+/// The same with one of them larger: a relaxation, which a server has no reason to close connections for.
+fn relaxed(limits: &Settings, knob: Knob) -> Settings {
+    let mut limits = limits.clone();
+    let value = match limits[&knob] {
+        Value::Count(n) => Value::Count(n + 1),
+        Value::Duration(time) => Value::Duration(time + Duration::from_secs(1)),
+    };
+    limits.insert(knob, value);
+    limits
+}
+
+/// The way through a server to one that is behind it, by the pool that leads there.
+struct Route {
+    path: String,
+    pool: &'static str,
+    upstream: Upstream,
+}
+
+impl Route {
+    async fn new(path: &str, pool: &'static str) -> Self {
+        Self { path: path.into(), pool, upstream: Upstream::start().await }
+    }
+}
+
+/// Idle connections: clients', and those that the server keeps behind each route.
+struct Idle<'a> {
+    clients: Clients,
+    routes: &'a [Route],
+    accepted: Vec<usize>,
+}
+
+impl<'a> Idle<'a> {
+    async fn open(ip: std::net::Ipv4Addr, port: u16, routes: &'a [Route]) -> Self {
+        let mut clients = Clients::connect(ip, port).await;
+        for route in routes {
+            assert_eq!(clients.ask(&route.path).await, CONNECTIONS, "all clients are answered");
+            assert_eq!(route.upstream.open(), CONNECTIONS, "each over its own connection to the upstream");
+        }
+        Self { clients, routes, accepted: routes.iter().map(|route| route.upstream.accepted()).collect() }
+    }
+
+    /// After a change of a limit: exactly what the flush says has been closed.
+    async fn holds(mut self, knob: Knob, flush: Option<Flush>) {
+        let closed = |pool: &str| match flush.map(|flush| flush.closes) {
+            Some(Closes::AllPools) => true,
+            Some(Closes::OwnPool) => pool == knob.pool(),
+            None => false,
+        };
+        for route in self.routes.iter().filter(|route| closed(route.pool)) {
+            route.upstream.is_left().await;
+        }
+        if closed("server") {
+            self.clients.are_left().await;
+            return;
+        }
+        for (route, before) in self.routes.iter().zip(self.accepted) {
+            assert_eq!(self.clients.ask(&route.path).await, CONNECTIONS, "{knob}: the clients' connections are open");
+            let fresh = route.upstream.accepted() - before;
+            assert_eq!(fresh, if closed(route.pool) { CONNECTIONS } else { 0 }, "{knob}: connections of the {} pool", route.pool);
+        }
+    }
+}
+
+/// Files of a format with these limits.
+fn files(format: Format, limits: &Settings, about: &str, name: &str) -> Files {
+    Files::new(about, &format.render(limits, &BTreeMap::new()), name)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_nginx_closes_all_idle_connections() {
+    let traits = configmap::traits(Format::Nginx);
+    let limits = limits(&traits);
+    for &knob in limits.keys() {
+        let route = Route::new("/", "backend").await;
+        let files = files(Format::Nginx, &limits, &format!("flush-{knob}"), "http.conf");
+        let (ip, dir) = (address(), files.dir().display());
+        let main = files.add(
+            "nginx.conf",
+            &format!(
+                "daemon off; pid {dir}/pid; error_log stderr; worker_processes 1; events {{}}\nhttp {{\n access_log off; client_body_temp_path {dir}/b; \
+                 proxy_temp_path {dir}/p; fastcgi_temp_path {dir}/f; uwsgi_temp_path {dir}/u; scgi_temp_path {dir}/s;\n include {dir}/http.conf;\n \
+                 upstream back {{ server {}; include {dir}/http.conf.upstream; }}\n \
+                 server {{ listen {ip}:8080; location / {{ proxy_pass http://back; proxy_http_version 1.1; proxy_set_header Connection \"\"; }} }}\n}}\n",
+                route.upstream.address
+            ),
+        );
+        let mut nginx = leashed("nginx").arg("-c").arg(&main).arg("-p").arg(files.dir()).spawn().unwrap();
+        let routes = [route];
+        let idle = Idle::open(ip, 8080, &routes).await;
+        files.write(&Format::Nginx.render(&relaxed(&limits, knob), &BTreeMap::new()), "http.conf");
+        let reload = Command::new("nginx").args(["-s", "reload", "-c"]).arg(&main).arg("-p").arg(files.dir()).status();
+        assert!(reload.unwrap().success());
+        idle.holds(knob, traits.capability(knob).flush()).await;
+        drop(nginx.stdin.take());
+        nginx.wait().unwrap();
+    }
+}
+
+/// Whether HAProxy's master answers at its socket.
+async fn answers(socket: &Path) -> Option<()> {
+    let mut stream = UnixStream::connect(socket).await.ok()?;
+    stream.write_all(b"show proc\n").await.ok()?;
+    stream.read(&mut [0; 16]).await.ok().filter(|n| *n > 0).map(|_| ())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_haproxy_closes_all_idle_connections() {
+    let traits = configmap::traits(Format::Haproxy);
+    let limits = limits(&traits);
+    for &knob in limits.keys() {
+        let route = Route::new("/", "backend").await;
+        let files = files(Format::Haproxy, &limits, &format!("flush-{knob}"), "http.cfg");
+        let ip = address();
+        let user = files.add(
+            "user.cfg",
+            &format!(
+                "defaults mine from idleconn\n timeout connect 5s\nfrontend in from mine\n bind {ip}:8080\n default_backend out\nbackend out from mine\n server a {}\n",
+                route.upstream.address
+            ),
+        );
+        let (pid, cli) = (files.dir().join("pid"), files.dir().join("cli"));
+        let mut haproxy = leashed("haproxy");
+        haproxy
+            .arg("-W")
+            .arg("-S")
+            .arg(&cli)
+            .arg("-p")
+            .arg(&pid)
+            .arg("-f")
+            .arg(files.dir().join("http.cfg"))
+            .arg("-f")
+            .arg(&user);
+        let mut haproxy = haproxy.spawn().unwrap();
+        // Before that the master loses signals, while its worker serves already.
+        eventually("HAProxy's master answers", || answers(&cli)).await;
+        let routes = [route];
+        let idle = Idle::open(ip, 8080, &routes).await;
+        files.write(&Format::Haproxy.render(&relaxed(&limits, knob), &BTreeMap::new()), "http.cfg");
+        let master = std::fs::read_to_string(&pid).unwrap();
+        assert!(Command::new("kill").args(["-USR2", master.trim()]).status().unwrap().success());
+        idle.holds(knob, traits.capability(knob).flush()).await;
+        drop(haproxy.stdin.take());
+        haproxy.wait().unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_the_go_service_closes_the_connections_of_its_own_pool() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    for format in [Format::Yaml, Format::Json, Format::Env] {
+        let traits = configmap::traits(format);
+        let limits = limits(&traits);
+        let name = format!("http.{}", format.name());
+        let files = files(format, &limits, &format!("flush-{}", format.name()), &name);
+        let routes = [Route::new("/upstream", "backend").await, Route::new("/peer", "intraCluster").await];
+        let [upstream, peer] = &routes;
+        let service = Service::alone(&[
+            &format!("-upstream=http://{}", upstream.upstream.address),
+            &format!("-peer=http://{}", peer.upstream.address),
+            &format!("-config={}", files.dir().join(&name).display()),
+        ])
+        .await;
+        for &knob in limits.keys() {
+            let idle = Idle::open(service.ip, 8080, &routes).await;
+            let old = service.hash().await;
+            files.write(&format.render(&relaxed(&limits, knob), &BTreeMap::new()), &name);
+            eventually("the service uses the change", || async { (service.hash().await != old).then_some(()) }).await;
+            idle.holds(knob, traits.capability(knob).flush()).await;
+            let changed = service.hash().await;
+            files.write(&format.render(&limits, &BTreeMap::new()), &name);
+            eventually("the service uses the old file", || async { (service.hash().await != changed).then_some(()) }).await;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_the_node_service_closes_the_connections_of_its_pool() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let format = Format::HttpConnectionPool;
+    let traits = configmap::traits(format);
+    let limits = limits(&traits);
+    let files = files(format, &limits, "flush-node", "http.json");
+    let ip = address();
+    let mut node = leashed(Path::new("node"))
+        .arg("main.js")
+        .current_dir(Path::new(ROOT).join("examples/node-service"))
+        .args(["--host", &ip.to_string(), "--port", "8080", "--every", "20", "--config"])
+        .arg(files.dir().join("http.json"))
+        .spawn()
+        .unwrap();
+    let mut route = Route::new("", "backend").await;
+    route.path = format!("/ask?url=http://{}/&provider=any", route.upstream.address);
+    let routes = [route];
+    let hash = async || reqwest::get(format!("http://{ip}:8080/config-hash")).await.ok()?.text().await.ok();
+    let mut known = eventually("the service has read its file", hash).await;
+    for &knob in limits.keys() {
+        for limits in [relaxed(&limits, knob), limits.clone()] {
+            let idle = Idle::open(ip, 8080, &routes).await;
+            files.write(&format.render(&limits, &BTreeMap::new()), "http.json");
+            known = eventually("the service uses the change", async || hash().await.filter(|hash| *hash != known)).await;
+            idle.holds(knob, traits.capability(knob).flush()).await;
+        }
+    }
+    drop(node.stdin.take());
+    node.wait().unwrap();
+}
+
+/// A server with a proxy, and another proxy with TLS, which nobody asks: only that has a place for the time-out of a handshake.
+fn servers(upstream: &Upstream) -> Json {
+    let proxy =
+        |transport: Json| json!({"handler": "reverse_proxy", "upstreams": [{"dial": upstream.address}], "transport": transport});
+    json!({"web": {"listen": ["IP:8080"], "routes": [
+        {"match": [{"path": ["/tls/*"]}], "handle": [proxy(json!({"protocol": "http", "tls": {}}))]},
+        {"handle": [proxy(json!({"protocol": "http"}))]},
+    ]}})
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_change_of_caddy_closes_all_idle_connections() {
+    let world = World::new("flush").await;
+    let routes = [Route::new("/", "backend").await];
+    let node = support::caddy::Caddy::start(servers(&routes[0].upstream)).await;
+    let target = endpoints([node.admin().as_str()]);
+    let limits = limits(&caddy::TRAITS);
+    let declare = async |limits: &Settings| {
+        let limits = serde_json::to_value(Limits::from(limits)).unwrap();
+        world.apply("gw", &json!({"target": target, "limits": limits})).await;
+        world.until_programmed("gw").await;
+    };
+    declare(&limits).await;
+    for &knob in limits.keys() {
+        for limits in [relaxed(&limits, knob), limits.clone()] {
+            let idle = Idle::open(node.ip, 8080, &routes).await;
+            declare(&limits).await;
+            idle.holds(knob, caddy::TRAITS.capability(knob).flush()).await;
+        }
+    }
+}
