@@ -6,7 +6,8 @@ use jiff::Timestamp;
 
 use crate::{
     api::{IdleConnectionPolicy, IdleConnectionPolicyStatus, adaptive::Mode, restart::RestartPolicy},
-    decide::{adapt::spoken, conditions::reason, state::State},
+    decide::{self, adapt::spoken, conditions::reason, flushes, state::State},
+    targets,
 };
 
 /// The story of a policy.
@@ -60,6 +61,10 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
             "Not governed, because the target has no place for it or no way to say it: {}.",
             status.unsupported.join(", ")
         ));
+    }
+    let traits = targets::traits(&policy.spec.target);
+    for flushes in flushes::flushes(&decide::declare(&policy.spec, &traits), &traits) {
+        say(&format!("{}.", flushes.sentence()));
     }
     let mode = policy.spec.adaptive.as_ref().map_or(Mode::Disabled, |adaptive| adaptive.mode);
     if mode == Mode::Disabled {
@@ -177,6 +182,18 @@ mod tests {
             told(false, &[READY], &json!({})),
             "gw is in order on 3/3 nodes.\nThe limits are what Git declares; nothing moves them (spec.adaptive is absent or Disabled).\n"
         );
+    }
+
+    #[test]
+    fn a_policy_of_a_server_that_reloads_says_so() {
+        let spec = json!({
+            "target": {"type": "Caddy", "caddy": {"endpoints": ["http://10.0.0.1:2019"]}},
+            "limits": {"server": {"idleTimeout": "30s"}},
+        });
+        let status = json!({"observedGeneration": 1, "conditions": []});
+        let policy = json!({"apiVersion": "idleconn.io/v1alpha1", "kind": "IdleConnectionPolicy", "metadata": {"name": "gw", "generation": 1}, "spec": spec, "status": status});
+        let text = sentences(&serde_json::from_value(policy).expect("a policy"), Timestamp::UNIX_EPOCH);
+        assert!(text.contains("\nEach change of these limits closes all idle connections of the server.\n"), "{text}");
     }
 
     #[test]

@@ -24,6 +24,7 @@ use super::{
 use crate::{
     api::{
         IdleConnectionPolicy, Limits, StoredPolicy,
+        flush::Closes,
         status::{Decision, Nodes, PendingRestart, Recommendation, StatusLimits, Tasks},
     },
     clock,
@@ -32,10 +33,13 @@ use crate::{
         live::{Live, Point},
     },
     decide::{
+        self,
         adapt::percent,
+        flushes::Flushes,
         signal::NodeSample,
         truths::{Stage, Truths},
     },
+    targets,
 };
 
 /// How old a live figure may be before the status's is shown instead (milliseconds).
@@ -101,6 +105,33 @@ pub struct Summary {
     /// The last decision.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_decision: Option<Decision>,
+    /// What each change of the limits closes; empty where a change closes no connection.
+    pub flushes: Vec<FlushingLimits>,
+}
+
+/// Limits of which each change closes idle connections, whatever the new value is.
+#[derive(Serialize, JsonSchema, Clone, Debug, PartialEq)]
+#[serde(rename_all = "camelCase")]
+pub struct FlushingLimits {
+    /// The limits, such as `server.idleTimeout`.
+    pub limits: Vec<String>,
+    /// Which idle connections a change closes.
+    pub closes: Closes,
+    /// How long after a change the server goes on closing them (seconds).
+    pub settle_seconds: u64,
+    /// The same as a sentence.
+    pub message: String,
+}
+
+impl From<Flushes> for FlushingLimits {
+    fn from(flushes: Flushes) -> Self {
+        Self {
+            message: flushes.sentence(),
+            limits: flushes.limits.iter().map(ToString::to_string).collect(),
+            closes: flushes.flush.closes,
+            settle_seconds: flushes.flush.settle.as_secs(),
+        }
+    }
 }
 
 /// A condition, as the status has it.
@@ -209,6 +240,8 @@ fn time(millis: i64) -> Time {
 pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, now: Timestamp) -> Summary {
     let status = policy.status.clone().unwrap_or_default();
     let point = point.filter(|point| now.as_millisecond() - point.time < FRESH);
+    let traits = targets::traits(&policy.spec.target);
+    let flushes = decide::flushes::flushes(&decide::declare(&policy.spec, &traits), &traits);
     let (load, openness) = if let Some(point) = &point {
         (Load::from(point), Some(u32::from(point.openness)))
     } else {
@@ -239,6 +272,7 @@ pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, now: Timesta
         sampled: point.map(|point| time(point.time)),
         nodes: status.nodes,
         last_decision: status.history.into_iter().next(),
+        flushes: flushes.into_iter().map(Into::into).collect(),
     }
 }
 

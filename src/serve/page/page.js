@@ -198,7 +198,8 @@ function showPolicies(snapshot) {
     else row.cells[0].firstChild.removeAttribute("aria-current");
     const ready = condition(policy, "Ready");
     const tightened = condition(policy, "Tightened");
-    say(row.cells[1], policy.target);
+    say(row.cells[1], policy.flushes.length ? `${policy.target}, flushes` : policy.target);
+    row.cells[1].title = policy.flushes.map(({ message }) => message).join("; ");
     say(row.cells[2], policy.suspended ? `${policy.mode}, suspended` : policy.mode);
     say(row.cells[3], policy.mode === "Disabled" ? "–" : percent(policy.pressurePercent));
     row.cells[3].classList.toggle("bad", policy.pressurePercent >= 100);
@@ -219,6 +220,7 @@ function showPolicy(policy) {
     chosen = false;
     $("policy-title").focus();
   }
+  say($("flushes"), policy.flushes.map(({ message }) => `${message}.`).join(" "));
   chart(policy);
   const list = $("conditions");
   const said = policy.conditions.map((one) => [`${one.type}: ${one.status}`, `${one.reason}. ${one.message}`]);
