@@ -310,10 +310,13 @@ fn text(hops: &[Hop]) -> String {
     let rows: Vec<_> = hops.iter().map(cells).collect();
     let mut text = table(["CLIENT", "KEEPS-IDLE", "SERVER", "CLOSES-AFTER", "VERDICT"], &rows);
     if let Some(trap) = hops.iter().find(|hop| hop.verdict == "Trap") {
-        text += &format!("\n{}", sentences(trap));
+        text.push('\n');
+        text.push_str(&sentences(trap));
     }
     for reason in hops.iter().filter_map(|hop| hop.reason.as_ref()) {
-        text += &format!("\n{reason}\n");
+        for part in ["\n", reason, "\n"] {
+            text.push_str(part);
+        }
     }
     text
 }

@@ -707,7 +707,7 @@ async fn problem_report(
     if memory.news("problem", &problem.message) {
         tracing::warn!(policy = subject.path, reason = problem.reason, "{}", problem.message);
     }
-    say(ctx, subject, memory, declared, traits, Some(problem), &plan, &[], None).await?;
+    Box::pin(say(ctx, subject, memory, declared, traits, Some(problem), &plan, &[], None)).await?;
     let times = memory.failing.get("").map_or(0, |failing| failing.times);
     memory.ended("", Some(&decide::Fault::new(Cause::Unreachable, problem.message.clone())), Instant::now());
     // References and clusters may come at any moment and nobody tells: asked again, ever more seldom.

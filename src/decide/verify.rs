@@ -1,4 +1,4 @@
-//! What the probes of a policy's nodes say together, and what InEffect says of them.
+//! What the probes of a policy's nodes say together, and what `InEffect` says of them.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -122,7 +122,7 @@ pub fn verified(units: &[UnitResult], probes: &Probes) -> Verified {
 /// A condition's status, reason and message.
 pub type Said = (&'static str, &'static str, String);
 
-/// What InEffect says with the probes. What a process is known not to use is said first: a probe adds to what configurations say.
+/// What `InEffect` says with the probes. What a process is known not to use is said first: a probe adds to what configurations say.
 #[must_use]
 pub fn refined(base: Said, verified: &Verified) -> Said {
     if base.0 == "False" {
