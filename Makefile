@@ -57,7 +57,7 @@ e2e: needs needs-prometheus ## The whole story on a real node with real pods; ne
 	@tests/e2e/run
 
 probe: needs needs-readers tools ## Measures idle timeouts of up to a minute of real servers, twenty times each
-	cargo test --locked --test it -- --ignored long_idle_timeouts
+	cargo test --locked --test it -- --ignored long_idle_timeout
 
 soak: needs tools ## Looks for two minutes whether a steady state costs anything, and kills the replica that acts 20 times
 	IDLECONN_STEADY_SECONDS=120 cargo test --locked --test it -- --nocapture steady soak

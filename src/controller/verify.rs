@@ -5,7 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::{Arc, LazyLock, Mutex, PoisonError},
+    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
 
@@ -41,6 +41,8 @@ const MIN_WAIT: Duration = Duration::from_secs(360);
 const MAX_WAIT: Duration = Duration::from_secs(3600);
 /// How much longer than a tolerated idle timeout a connection is watched.
 const MARGIN: Duration = Duration::from_secs(1);
+/// How soon a pass is made for a probe that is due.
+const MIN_REQUEUE: Duration = Duration::from_millis(100);
 /// Which part of the interval the first probes of nodes are spread over.
 const FIRST_PART: u32 = 60;
 
@@ -89,6 +91,12 @@ struct Node {
     running: Option<AbortHandle>,
 }
 
+impl Node {
+    fn runs(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| !running.is_finished())
+    }
+}
+
 impl Drop for Node {
     fn drop(&mut self) {
         if let Some(running) = &self.running {
@@ -134,15 +142,14 @@ pub fn look(ctx: &Context, subject: &Subject, memory: &mut Memory, results: &[Un
         let key = key(unit, node);
         let first = || Node { due: now + interval / FIRST_PART * share(&key) / 1000, running: None };
         let known = verifier.nodes.entry(key.clone()).or_insert_with(first);
-        let runs = known.running.as_ref().is_some_and(|running| !running.is_finished());
-        if runs || known.due > now {
+        if known.runs() || known.due > now {
             continue;
         }
         known.due = now + until_slot(clock::now().as_millisecond(), interval, &key);
         known.running = Some(begin(ctx, subject, &spec.http_get, unit, node, verifier.found.clone()));
     }
-    let next = verifier.nodes.values().map(|node| node.due.saturating_duration_since(now)).min();
-    next.map(|next| next.max(Duration::from_millis(100)))
+    let waiting = verifier.nodes.values().filter(|node| !node.runs());
+    waiting.map(|node| node.due.saturating_duration_since(now).max(MIN_REQUEUE)).min()
 }
 
 /// A node's own place in an interval, in thousandths of it. The low bits of FNV alone are alike for names that differ in their last digit.
@@ -180,25 +187,8 @@ fn begin(
     let task = tokio::spawn(async move {
         let Some(slots) = me.upgrade().map(|ctx| ctx.probes.clone()) else { return };
         let Some(_turn) = slots.turn(&job.namespace).await else { return };
-        // The turn may have come long after; the context is not held while the connection is idle.
-        let Some(ctx) = me.upgrade().filter(|ctx| ctx.leadership.holds()) else { return };
-        let target = job.target(&ctx).await;
-        drop(ctx);
-        let outcome = match target {
-            Ok((server, ask)) => http1::idle(&server, &ask, job.wait(), |_| {}).await.map_err(|error| error.to_string()),
-            Err(reason) => Err(reason),
-        };
-        let is_new = {
-            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
-            let before = found.get(&job.key).and_then(|probe| probe.outcome.as_ref().ok().copied());
-            let outcome = outcome.map(|observed| steady(observed.idled, job.programmed, before));
-            let probe = Probe { programmed: job.programmed, outcome };
-            found.insert(job.key.clone(), probe.clone()) != Some(probe)
-        };
-        if let Some(ctx) = me.upgrade().filter(|_| is_new) {
-            // The receiver ends with the controller.
-            let _ = ctx.nudges.send(job.policy);
-        }
+        // In a box, because thousands of nodes may wait for their turn.
+        Box::pin(job.run(me, &found)).await;
     });
     task.abort_handle()
 }
@@ -215,6 +205,29 @@ struct Job {
 }
 
 impl Job {
+    /// Probes the node, and notes what it showed. The context is not held while the connection is idle.
+    async fn run(self, me: Weak<Context>, found: &Mutex<Probes>) {
+        // The turn may have come long after the pass.
+        let Some(ctx) = me.upgrade().filter(|ctx| ctx.leadership.holds()) else { return };
+        let target = self.target(&ctx).await;
+        drop(ctx);
+        let outcome = match target {
+            Ok((server, ask)) => http1::idle(&server, &ask, self.wait(), |_| {}).await.map_err(|error| error.to_string()),
+            Err(reason) => Err(reason),
+        };
+        let is_new = {
+            let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
+            let before = found.get(&self.key).and_then(|probe| probe.outcome.as_ref().ok().copied());
+            let outcome = outcome.map(|observed| steady(observed.idled, self.programmed, before));
+            let probe = Probe { programmed: self.programmed, outcome };
+            found.insert(self.key.clone(), probe.clone()) != Some(probe)
+        };
+        if let Some(ctx) = me.upgrade().filter(|_| is_new) {
+            // The receiver ends with the controller.
+            let _ = ctx.nudges.send(self.policy);
+        }
+    }
+
     /// How long the connection is left idle at most: long enough to see what the server does instead.
     fn wait(&self) -> Duration {
         let needed = self.programmed.map(|time| time + tolerance(time) + MARGIN).unwrap_or_default();

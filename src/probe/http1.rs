@@ -5,7 +5,7 @@ use std::{pin::Pin, time::Duration};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use http::{HeaderValue, Request, Uri, header, response::Parts};
-use http_body_util::{BodyExt as _, Empty};
+use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 
@@ -14,10 +14,10 @@ use crate::decide::measured::Requests;
 
 type Closed = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 
-impl Exchange for SendRequest<Empty<Bytes>> {
+impl Exchange for SendRequest<Full<Bytes>> {
     async fn exchange(&mut self, request: Request<()>) -> Result<Parts, Error> {
         self.ready().await?;
-        let (head, mut body) = self.send_request(request.map(|()| Empty::new())).await?.into_parts();
+        let (head, mut body) = self.send_request(request.map(|()| Full::default())).await?.into_parts();
         let mut read = 0;
         while let Some(piece) = body.frame().await {
             read += piece?.data_ref().map_or(0, Bytes::len);
@@ -42,7 +42,7 @@ pub async fn requests(server: &Server, ask: &Ask, most: u32) -> Result<Requests,
     super::requests(open(server), &ask, &uri, most).await
 }
 
-async fn open(server: &Server) -> Result<Session<SendRequest<Empty<Bytes>>, Closed>, Error> {
+async fn open(server: &Server) -> Result<Session<SendRequest<Full<Bytes>>, Closed>, Error> {
     let (stream, dialed) = dial(server, "http/1.1").await?;
     let (sender, connection) = Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await?;
     Ok(Session { dialed, sender, closed: connection.map(|end| Ok(end?)).boxed() })
