@@ -32,7 +32,7 @@ fn balanced() -> Adaptive {
 /// One run, told from its beginning to its end.
 fn course(title: &str, kind: Kind, adaptive: &Adaptive, informed: bool, handover: Option<Handover>) -> String {
     let (declared, floor) = policy();
-    let setup = Setup { declared, floor, tuning: Tuning::of(Some(adaptive)), percentile: 95 };
+    let setup = Setup { declared, floor, tuning: Tuning::of(Some(adaptive)), percentile: 95, disturbance: None };
     let hours = if kind == Kind::Daily { 24 } else { 6 };
     let run = simulate::run(&setup, &mut Model::new(kind, SEED, NODES, informed, &setup.declared), hours * 3600, handover);
     let mut text = format!("# {title}\n");

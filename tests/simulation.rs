@@ -8,10 +8,10 @@ use std::{collections::BTreeMap, fmt::Write as _, path::Path, sync::Mutex};
 
 use idleconn_operator::{
     api::adaptive::{Adaptive, Mode},
-    decide::tuning::Tuning,
+    decide::{adapt::Disturbance, tuning::Tuning},
     simulate::{
         self, Decided, Handover, Run, Setup, Summary,
-        plant::{Kind, Model, policy},
+        plant::{Kind, Model, UNMANAGED_IDLE, policy},
     },
 };
 
@@ -21,7 +21,20 @@ const NODES: usize = 8;
 fn setup() -> Setup {
     let (declared, floor) = policy();
     let adaptive = Adaptive { mode: Mode::Enforce, ..Adaptive::default() };
-    Setup { declared, floor, tuning: Tuning::of(Some(&adaptive)), percentile: 95 }
+    Setup { declared, floor, tuning: Tuning::of(Some(&adaptive)), percentile: 95, disturbance: None }
+}
+
+/// On a server whose writes close all idle connections, also those of pools that the policy leaves alone; `knows` says whether the law is
+/// told so.
+fn reloads(kind: Kind, knows: bool) -> Vec<Run> {
+    #[allow(clippy::cast_possible_truncation)] // Minutes.
+    let longest_idle = (UNMANAGED_IDLE * 1000.0) as i64;
+    let setup = Setup { disturbance: knows.then_some(Disturbance { settle: 0, longest_idle }), ..setup() };
+    let run = |seed| {
+        let mut plant = Model::new(kind, seed, NODES, false, &setup.declared).flushing();
+        simulate::run(&setup, &mut plant, hours(kind) * 3600, None)
+    };
+    (0..SEEDS).map(run).collect()
 }
 
 const fn hours(kind: Kind) -> i64 {
@@ -223,6 +236,46 @@ fn restarts_and_another_controller_do_not_make_it_swing() {
             let batch = Batch::of(kind, informed);
             assert!(batch.most(|s| s.changes) <= 10);
             assert!(batch.most(|s| s.reversals) <= 1);
+        }
+    }
+}
+
+/// Runs with a step that was judged like this.
+fn judged(runs: &[Run], verdict: &str) -> usize {
+    runs.iter().filter(|run| run.decisions.iter().any(|d| d.verdict.as_deref() == Some(verdict))).count()
+}
+
+#[test]
+fn a_reload_is_not_taken_for_an_effect() {
+    for kind in [Kind::Busy, Kind::Leak, Kind::Mixed, Kind::MixedHalf, Kind::Burst, Kind::Ramp] {
+        let (told, untold) = (reloads(kind, true), reloads(kind, false));
+        let (effective, given_up) = (judged(&told, "Effective"), judged(&told, "Ineffective"));
+        let most = |value: fn(&Summary) -> usize| told.iter().map(|run| value(&run.summary)).max().unwrap();
+        let over = mean(told.iter().map(|run| run.summary.minutes_over_threshold));
+        let row = format!(
+            "| {} | {effective} of {SEEDS} | {given_up} of {SEEDS} | {} | {} | {over:.0} | {} of {SEEDS} |",
+            kind.name(),
+            most(|s| s.changes),
+            most(|s| s.reversals),
+            judged(&untold, "Effective"),
+        );
+        println!("reload {row}");
+        generated("reload", kind.name(), &row);
+        let back = told.iter().filter(|run| run.summary.final_openness_percent == 100).count();
+        match kind {
+            // Tightening has no lasting effect: it is never claimed, and the limits go back.
+            Kind::Busy | Kind::Leak => assert_eq!((effective, given_up, back), (0, 40, 40), "{}", kind.name()),
+            Kind::Mixed | Kind::MixedHalf => {
+                assert!(effective >= 39 && given_up == 0 && over < 15.0 && most(|s| s.changes) <= 12, "{}", kind.name());
+            }
+            Kind::Burst => {
+                assert!(effective >= 39 && given_up == 0 && back == 40 && over < 10.0);
+                assert!(most(|s| s.changes) <= 10 && most(|s| s.reversals) <= 1);
+            }
+            _ => {
+                assert!(given_up == 0 && over < 15.0);
+                assert!(most(|s| s.changes) <= 12 && most(|s| s.reversals) <= 3);
+            }
         }
     }
 }

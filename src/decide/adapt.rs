@@ -37,6 +37,23 @@ const LONGEST_RELAX: i64 = 2 * HOUR;
 const LONGEST_LIFE: i64 = MARKS[MARKS.len() - 1];
 /// A relaxing step at less pressure than this proves nothing: the pools are hardly used.
 const IDLE: f64 = 0.5;
+/// A count that moves by less than this share of the threshold is level.
+const PLATEAU: f64 = 0.02;
+/// Points that one tightening step takes at least where a change costs all idle connections.
+const FLUSH_CUT: Percent = 30;
+/// The step of an episode that goes to the floor there: each costs all idle connections.
+const FLUSH_STEPS: u8 = 3;
+
+/// What a change of settings does by itself on a target that closes idle connections whenever its settings are written
+/// (facts measured on Caddy, nginx and HAProxy: docs/control-law.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Disturbance {
+    /// How long the target keeps closing connections after the write (milliseconds).
+    pub settle: i64,
+    /// The longest idle time of any pool of the target, managed by the policy or not (milliseconds): so long its connections may take to
+    /// come back.
+    pub longest_idle: i64,
+}
 
 /// What is true around the loop, besides the signal.
 #[derive(Clone, Copy, Debug)]
@@ -60,6 +77,8 @@ pub struct Facts<'a> {
     pub share: Share,
     /// Whether the source says only that there are too many, not how many there are.
     pub levels: bool,
+    /// What a change does by itself; `None` where it closes nothing.
+    pub disturbance: Option<Disturbance>,
     /// Nothing is decided before this: the process has just begun to watch.
     pub not_before: i64,
 }
@@ -78,6 +97,7 @@ impl<'a> Facts<'a> {
             rolls: false,
             share: Share::UNKNOWN,
             levels: false,
+            disturbance: None,
             not_before: 0,
         }
     }
@@ -184,9 +204,17 @@ pub struct Outcome {
     pub limit: Option<Limit>,
     /// What it is at.
     pub phase: Phase,
+    /// Whether there are few tasks now because the last step's write closed connections, which may come back.
+    pub has_dipped: bool,
 }
 
 impl Outcome {
+    /// When the last step can be judged at the earliest (Unix milliseconds); `None` without a step that is in effect and not judged.
+    #[must_use]
+    pub fn due(&self) -> Option<i64> {
+        self.state.pending.as_ref().and_then(|pending| Some(pending.since? + pending.wait))
+    }
+
     /// What is worth a report when it changes, decisions and verdicts apart.
     #[must_use]
     pub fn digest(&self, signal: &Signal) -> String {
@@ -196,7 +224,7 @@ impl Outcome {
             Signal::Missing { reason, .. } => reason,
         };
         let recommended = self.recommendation.as_ref().map(|decision| decision.to / 10);
-        format!("{} {:?} {:?} {reason} {recommended:?}", self.state.encode(), self.phase, self.limit)
+        format!("{} {:?} {:?} {} {reason} {recommended:?}", self.state.encode(), self.phase, self.limit, self.has_dipped)
     }
 }
 
@@ -205,7 +233,15 @@ impl Outcome {
 pub fn step(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal, now: i64) -> Outcome {
     let Some((mut look, elapsed)) = Look::begin(tuning, facts, before, now) else {
         let state = State { changes: before.changes.clone(), ..State::default() };
-        return Outcome { state, decision: None, judged: None, recommendation: None, limit: None, phase: Phase::AsDeclared };
+        return Outcome {
+            state,
+            decision: None,
+            judged: None,
+            recommendation: None,
+            limit: None,
+            phase: Phase::AsDeclared,
+            has_dipped: false,
+        };
     };
     match signal {
         Signal::Fresh(reading) => look.fresh(reading, elapsed),
@@ -336,6 +372,7 @@ impl<'a> Look<'a> {
 
     /// Opens and closes what runs.
     fn windows(&mut self, passed: i64) {
+        let is_disturbed = self.is_disturbed();
         let State { episode, low_since, watched, openness, .. } = &mut self.state;
         let Watched { fast, slow, high_for, low_for, floor_for, red_for, .. } = watched;
         let red = *red_for >= RED;
@@ -344,6 +381,8 @@ impl<'a> Look<'a> {
                 *episode = Some(Episode::begin(self.now, *openness));
                 *high_for = 0;
             }
+            // What fell because a write closed connections is not over.
+            Some(_) if *fast < CLOSE && !red && is_disturbed => *high_for = 0,
             Some(_) if *fast < CLOSE && !red => {
                 *episode = None;
                 *high_for = 0;
@@ -362,6 +401,12 @@ impl<'a> Look<'a> {
         } else {
             (*low_since, *low_for) = (None, 0);
         }
+    }
+
+    /// Whether connections that the last step closed by its write can still be coming back.
+    fn is_disturbed(&self) -> bool {
+        let Some(pending) = self.state.pending.as_ref().filter(|_| self.facts.disturbance.is_some()) else { return false };
+        pending.since.is_none_or(|since| self.now < since + pending.wait)
     }
 
     /// A day without a change makes it forget what made it careful.
@@ -389,14 +434,14 @@ impl<'a> Look<'a> {
         }
         let since = *pending.since.get_or_insert(self.now);
         // The effect is measured from when it could begin.
-        self.state.dead_until = self.state.dead_until.max(since + pending.wait);
-        if self.now < since + pending.wait || self.state.watched.fresh_for < self.tuning.interval {
+        self.state.dead_until = self.state.dead_until.max(since + self.acting_time(&pending));
+        if !self.is_due(&mut pending, since) {
             self.state.efficacy = Efficacy::Measuring;
             self.state.pending = Some(pending);
             return;
         }
         let restarted = reading.youngest.is_some_and(|uptime| uptime < self.now - pending.decided);
-        let mut after = self.state.watched.fast;
+        let mut after = self.level();
         if let Some(life) = &pending.life {
             // A restart empties the pools by itself: only the same age compares.
             let Some((was, is)) = efficacy::at_equal_uptime(life, &self.state.watched.life, pending.wait) else {
@@ -421,7 +466,7 @@ impl<'a> Look<'a> {
         let verdict = if restarted && pending.life.is_none() {
             Verdict::Inconclusive
         } else {
-            efficacy::judge(&pending, &mut episode, after, self.now)
+            efficacy::judge(&pending, &mut episode, after, self.facts.disturbance.is_some(), self.now)
         };
         if self.state.episode.is_some() {
             self.state.episode = Some(episode);
@@ -439,6 +484,40 @@ impl<'a> Look<'a> {
             Verdict::Inconclusive => self.state.efficacy = Efficacy::Measuring,
             Verdict::Ineffective => self.give_up(Efficacy::Ineffective),
         }
+    }
+
+    /// How long after a step is in effect the next one may follow.
+    fn acting_time(&self, pending: &Pending) -> i64 {
+        if self.facts.disturbance.is_some() { self.dead_time() } else { pending.wait }
+    }
+
+    /// The pressure that a verdict goes by. Where a change closes connections they come back for a while, and what wanders must not pass
+    /// for an effect: the higher of the two averages.
+    fn level(&self) -> f64 {
+        let Watched { fast, slow, .. } = self.state.watched;
+        if self.facts.disturbance.is_some() { fast.max(slow) } else { fast }
+    }
+
+    /// Whether a step may be judged. Where a change closes connections, they must have had the time to come back, and the count must be
+    /// level: for a quarter of that time, and a minute at least, it has moved by less than [`PLATEAU`]. After twice that time more it is
+    /// judged all the same.
+    fn is_due(&mut self, pending: &mut Pending, since: i64) -> bool {
+        if self.now < since + pending.wait || self.state.watched.fresh_for < self.tuning.interval {
+            return false;
+        }
+        if self.facts.disturbance.is_none() {
+            return true;
+        }
+        let slow = self.state.watched.slow;
+        let (began, level) = *self.state.watched.plateau.get_or_insert((self.now, slow));
+        if (slow - level).abs() >= PLATEAU {
+            self.state.watched.plateau = Some((self.now, slow));
+        } else if self.now - began >= (pending.wait / 4).max(MINUTE) {
+            // What was rising before is not rising any more.
+            pending.slope = 0.0;
+            return true;
+        }
+        self.now >= since + 3 * pending.wait
     }
 
     /// Nothing that pools do helps: back, and no more for a while.
@@ -513,7 +592,7 @@ impl<'a> Look<'a> {
             },
             proved: first.then_some(self.state.proved),
         };
-        let (from, to) = (self.state.openness, step.target());
+        let (from, to) = (self.state.openness, self.coarse(step.target()));
         let reason = Reason::High { pressure: self.counted(fast), lasted: self.state.watched.high_for };
         if tuning.mode != Mode::Enforce || facts.no_tightening {
             self.recommendation = Some(Decision { from, to, reason, pressure: fast });
@@ -529,28 +608,34 @@ impl<'a> Look<'a> {
             };
             return;
         }
-        if self.state.pending.is_some() || now < self.state.dead_until {
+        // Where a verdict takes as long as connections take to come back, steps do not wait for it: they share one.
+        let waits = self.state.pending.is_some() && facts.disturbance.is_none();
+        if waits || now < self.state.dead_until {
             return;
         }
         if !self.may_change() {
             self.limit = Some(Limit::BudgetExhausted);
             return;
         }
-        let wait = self.dead_time();
+        let wait = self.claim_time();
         #[allow(clippy::cast_precision_loss)] // Seconds.
         let lag = ((tuning.slow - tuning.fast) / 1000.0).max(1.0);
+        let shared = self.state.pending.take();
+        let first = shared.as_ref().map_or(from, |pending| pending.from);
+        let before = rounded(if facts.disturbance.is_some() { fast.min(self.state.watched.slow) } else { fast });
+        self.state.watched.plateau = None;
         self.state.pending = Some(Pending {
-            decided: now,
+            decided: shared.as_ref().map_or(now, |pending| pending.decided),
             since: None,
             wait,
-            before: rounded(fast),
+            before: shared.as_ref().map_or(before, |pending| pending.before),
             slope: rounded_slope(((fast - self.state.watched.slow) / lag).max(0.0)),
-            from,
+            from: first,
             to,
             expected: facts
                 .share
                 .estimate
-                .map(|share| rounded(share * (1.0 - openness::remaining(facts.declared, facts.floor, from, to)))),
+                .map(|share| rounded(share * (1.0 - openness::remaining(facts.declared, facts.floor, first, to)))),
             life: facts.needs_restart.then(|| self.state.watched.life.clone()),
         });
         if let Some(episode) = &mut self.state.episode {
@@ -584,8 +669,14 @@ impl<'a> Look<'a> {
         if let Some(pending) = &self.state.pending {
             if let (false, false, None) = (facts.in_effect, facts.rolls, pending.since) {
                 self.withdraw(pending.from, slow);
+                return;
             }
-            return;
+            if facts.disturbance.is_none() || !facts.in_effect {
+                return;
+            }
+            // There is room, whatever the step did: it is not known any more.
+            self.judged = Some(Judged { verdict: Verdict::Inconclusive, before: pending.before, after: self.level() });
+            self.state.pending = None;
         }
         if !facts.in_effect {
             self.limit = (facts.needs_restart && !facts.rolls).then_some(Limit::RestartForbidden);
@@ -681,7 +772,24 @@ impl<'a> Look<'a> {
     /// Pools drain at the time-out they had: twice that, and the time to write and to look.
     fn dead_time(&self) -> i64 {
         let idle = openness::longest_idle(self.facts.declared, self.facts.floor, self.state.openness);
-        2 * i64::try_from(idle.as_millis()).unwrap_or(DAY).min(DAY) + self.tuning.interval + APPLY
+        let settle = self.facts.disturbance.map_or(0, |disturbance| disturbance.settle);
+        settle + 2 * i64::try_from(idle.as_millis()).unwrap_or(DAY).min(DAY) + self.tuning.interval + APPLY
+    }
+
+    /// When a step may be judged: where a change closes connections, once those of every pool can have come back.
+    fn claim_time(&self) -> i64 {
+        self.facts
+            .disturbance
+            .map_or_else(|| self.dead_time(), |disturbance| disturbance.settle + disturbance.longest_idle * 5 / 4)
+    }
+
+    /// Fewer and larger steps where each costs all idle connections.
+    fn coarse(&self, to: Percent) -> Percent {
+        if self.facts.disturbance.is_none() {
+            return to;
+        }
+        let steps = self.state.episode.map_or(0, |episode| episode.steps);
+        if steps + 1 >= FLUSH_STEPS { 0 } else { to.min(self.state.openness.saturating_sub(FLUSH_CUT)) }
     }
 
     fn may_change(&self) -> bool {
@@ -709,6 +817,7 @@ impl<'a> Look<'a> {
     }
 
     fn finish(self) -> Outcome {
+        let has_dipped = self.state.watched.fast < CLOSE && self.is_disturbed();
         let Self { state, judged, decision, recommendation, mut limit, tuning, .. } = self;
         if limit.is_none() && state.patience >= MOST_PATIENCE {
             limit = Some(Limit::Flapping);
@@ -721,7 +830,7 @@ impl<'a> Look<'a> {
             (state, _) if state.low_since.is_some() && tuning.mode == Mode::Enforce => Phase::Relaxing,
             _ => Phase::Holding,
         };
-        Outcome { state, decision, judged, recommendation, limit, phase }
+        Outcome { state, decision, judged, recommendation, limit, phase, has_dipped }
     }
 }
 

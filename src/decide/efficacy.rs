@@ -8,6 +8,9 @@ use super::{
 
 /// A fall by this share of the tasks is a help, whatever was expected.
 const HELP: f64 = 0.05;
+/// The same where every change closes connections: steps are larger there, and what wanders over the minutes that a verdict takes is
+/// more (docs/control-law.md has the runs).
+const FLUSH_HELP: f64 = 0.1;
 /// So is a fall by this part of what was expected.
 const PART: f64 = 0.5;
 /// Less than this cannot be told from noise.
@@ -49,9 +52,11 @@ pub fn fall(before: f64, after: f64) -> f64 {
 }
 
 /// Judges a step in an episode; counts in the episode what it finds.
-pub fn judge(pending: &Pending, episode: &mut Episode, after: f64, now: i64) -> Verdict {
+/// `flushes`: whether every change closes connections.
+pub fn judge(pending: &Pending, episode: &mut Episode, after: f64, flushes: bool, now: i64) -> Verdict {
+    let help = if flushes { FLUSH_HELP } else { HELP };
     let fallen = fall(pending.before, after);
-    let enough = |fall: f64| fall >= HELP || pending.expected.is_some_and(|expected| fall >= NOISE && fall >= PART * expected);
+    let enough = |fall: f64| fall >= help || pending.expected.is_some_and(|expected| fall >= NOISE && fall >= PART * expected);
     if enough(fallen) {
         episode.helped = Some(pending.to);
         episode.failed = 0;
@@ -179,14 +184,14 @@ mod tests {
         ];
         for (what, pending, steps, failed, after, verdict) in cases {
             let mut episode = Episode { steps, failed, ..EPISODE };
-            assert_eq!(judge(&pending, &mut episode, after, 100_000), verdict, "{what}");
+            assert_eq!(judge(&pending, &mut episode, after, false, 100_000), verdict, "{what}");
         }
     }
 
     #[test]
     fn a_help_is_remembered_and_ends_a_row_of_failures() {
         let mut episode = Episode { failed: 1, ..EPISODE };
-        judge(&pending(1.2, None), &mut episode, 1.0, 0);
+        judge(&pending(1.2, None), &mut episode, 1.0, false, 0);
         assert_eq!((episode.helped, episode.failed), (Some(50), 0));
         assert_eq!(back_to(Some(&episode), 30), 50);
         assert_eq!(back_to(Some(&EPISODE), 30), 100);

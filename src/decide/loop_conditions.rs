@@ -68,8 +68,10 @@ pub fn tell(
         effective(outcome, &seen.attribution),
         limited(seen, outcome),
     ];
-    let flips = |(type_, state, reason, _): &(&str, &str, &str, String)| {
-        find(previous, type_).is_none_or(|old| old.status != *state || old.reason != *reason)
+    let flips = |(type_, state, reason, message): &(&str, &str, &str, String)| {
+        // When a step is due to be judged is known once it is in effect.
+        let is_due = |old: &Condition| *reason == "Measuring" && outcome.due().is_some() && old.message != *message;
+        find(previous, type_).is_none_or(|old| old.status != *state || old.reason != *reason || is_due(old))
     };
     let new_generation = previous.observed_generation != status.observed_generation;
     let refresh =
@@ -125,7 +127,8 @@ fn high(seen: &SeenLoop<'_>, outcome: &Outcome, reading: Option<&Reading>) -> Sa
     };
     let over = if reading.over > 0 { format!("; {} nodes over it", reading.over) } else { String::new() };
     let message = if seen.levels { alerts(reading) } else { format!("{}{over}", counted(reading)) };
-    match outcome.state.episode {
+    // An episode is kept while connections that a write closed come back: what is said is what is there now.
+    match outcome.state.episode.filter(|_| !outcome.has_dipped) {
         Some(_) if seen.levels => ("HighTaskCount", "True", "OverThreshold", message),
         Some(_) => ("HighTaskCount", "True", "OverThreshold", format!("{message}; until it is under {} %", percent(CLOSE))),
         None => ("HighTaskCount", "False", "UnderThreshold", message),
@@ -183,7 +186,11 @@ fn effective(outcome: &Outcome, attribution: &Attribution) -> Said {
             "Ineffective",
             "Tightening did not lower the task count; look elsewhere than at idle connections".into(),
         ),
-        Efficacy::Measuring => (type_, "Unknown", "Measuring", "The last tightening has not been judged yet".into()),
+        Efficacy::Measuring => {
+            let due = outcome.due().and_then(|due| Timestamp::from_millisecond(due).ok()).map(whole_seconds);
+            let due = due.map_or_else(String::new, |due| format!("; it is judged at {due} at the earliest"));
+            (type_, "Unknown", "Measuring", format!("The last tightening has not been judged yet{due}"))
+        }
         Efficacy::AwaitingUptimeMatch => (
             type_,
             "Unknown",
@@ -430,6 +437,7 @@ mod tests {
             recommendation: None,
             limit: None,
             phase: Phase::AsDeclared,
+            has_dipped: false,
         }
     }
 

@@ -117,6 +117,8 @@ pub struct Adaptive<'a> {
     pub levels: bool,
     /// Whether nodes are restarted for every step.
     pub rolls: bool,
+    /// What a change does by itself; `None` where it closes nothing.
+    pub disturbance: Option<adapt::Disturbance>,
     /// Nothing is decided before this (Unix milliseconds).
     pub not_before: i64,
     /// The loop's own clock (Unix milliseconds), which does not jump.
@@ -283,6 +285,7 @@ impl<'a> Adaptive<'a> {
             rolls: self.rolls && !suspend,
             share: self.attribution().share,
             levels: self.levels,
+            disturbance: self.disturbance,
             not_before: self.not_before,
         }
     }

@@ -125,6 +125,8 @@ pub struct Watched {
     pub fast: f64,
     /// Pressure for relaxing, smoothed over a longer one.
     pub slow: f64,
+    /// Since when the count has been level, and at what (see `adapt`).
+    pub plateau: Option<(i64, f64)>,
     /// Whether the averages have had a sample since this process began.
     pub primed: bool,
     /// How long the windows have run (milliseconds).

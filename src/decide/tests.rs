@@ -326,6 +326,7 @@ fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
             judged: None,
             recommendation: None,
             limit: None,
+            has_dipped: false,
             phase: adapt::Phase::Holding,
         });
         if drift {
@@ -641,6 +642,7 @@ fn adaptive<'a>(tuning: &'a Tuning, floor: &'a Settings, state: &'a State, signa
         share: Share::UNKNOWN,
         most_pooled: None,
         levels: false,
+        disturbance: None,
         rolls: true,
         not_before: 0,
         now: 0,

@@ -16,7 +16,7 @@ use serde::Serialize;
 use crate::{
     api::{IdleConnectionPolicyStatus, Knob, Settings, policy::DriftPolicy},
     decide::{
-        self, Adaptive, Change, Declared, Input, NodeState, Pause, Site, Stored, To, Traits, Unit, UnitState,
+        self, Adaptive, Change, Declared, Input, NodeState, Pause, Site, Stored, To, Traits, Unit, UnitState, adapt,
         conditions::{self, Seen, UnitResult},
         loop_conditions::SeenLoop,
         openness::{self, Percent},
@@ -41,6 +41,8 @@ pub struct Setup {
     pub tuning: Tuning,
     /// Which of the nodes counts.
     pub percentile: u32,
+    /// What a change does by itself; `None` where it closes nothing.
+    pub disturbance: Option<adapt::Disturbance>,
 }
 
 /// When the process that decides is replaced by another: it goes on from what is in the status, and begins to watch.
@@ -259,6 +261,7 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
             share,
             most_pooled: None,
             levels: false,
+            disturbance: setup.disturbance,
             rolls: false,
             not_before,
             now,
@@ -436,6 +439,7 @@ pub fn setup(spec: &crate::api::IdleConnectionPolicySpec, traits: &Traits) -> Re
         floor,
         tuning: Tuning::of(Some(adaptive)),
         percentile: adaptive.signal.as_ref().map_or(95, |signal| signal.percentile),
+        disturbance: None,
     })
 }
 

@@ -57,11 +57,13 @@ pub enum Kind {
     Storm,
     /// Somebody else keeps writing the declared values back.
     Controllers,
+    /// Too many connections, none of which is ever idle for as long as any limit.
+    Busy,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::Burst,
         Self::Ramp,
         Self::Noise,
@@ -73,6 +75,7 @@ impl Kind {
         Self::Outage,
         Self::Storm,
         Self::Controllers,
+        Self::Busy,
     ];
 
     /// As it is written on the command line.
@@ -90,11 +93,18 @@ impl Kind {
             Self::Outage => "outage",
             Self::Storm => "storm",
             Self::Controllers => "controllers",
+            Self::Busy => "busy",
         }
     }
 }
 
 const HOUR: f64 = 3600.0;
+/// The part of the other tasks that are connections of pools which the policy leaves alone, where writes close those as well.
+const UNMANAGED: f64 = 0.5;
+/// How long these may idle (seconds): Caddy's clients, by default.
+pub const UNMANAGED_IDLE: f64 = 300.0;
+/// How often busy clients ask (seconds).
+const ASKED_EVERY: f64 = 2.0;
 /// Tasks that fill a node.
 const THRESHOLD: f64 = 10_000.0;
 
@@ -110,6 +120,8 @@ pub struct Model {
     time: f64,
     known_share: Option<f64>,
     dark: Vec<bool>,
+    /// Where each write closes all idle connections: the settings last seen, and when they changed.
+    flushes: Option<(Settings, f64)>,
 }
 
 #[derive(Clone)]
@@ -144,12 +156,25 @@ impl Model {
             time: 0.0,
             known_share,
             dark: vec![false; nodes],
+            flushes: None,
         };
         let (pool, other) = model.wanted();
         for node in &mut model.nodes {
             (node.pool, node.other) = (pool, other);
         }
         model
+    }
+
+    /// The same server, where each write of its settings closes all idle connections, of the pools that the policy manages and of others.
+    #[must_use]
+    pub fn flushing(mut self) -> Self {
+        self.flushes = Some((self.declared.clone(), -10.0 * HOUR));
+        self
+    }
+
+    /// What part of the connections of pools with this idle time has come back since the last write.
+    fn returned(&self, idle: f64) -> f64 {
+        self.flushes.as_ref().map_or(1.0, |(_, at)| ((self.time - at) / idle).clamp(0.0, 1.0))
     }
 
     /// Pressure of pools at full openness, and of everything else.
@@ -165,6 +190,7 @@ impl Model {
             Kind::Noise => (0.64, 0.15),
             Kind::Daily => (0.7 - 0.7 * (t / 24.0 * std::f64::consts::TAU).cos(), 0.1),
             Kind::Leak => (0.1, 0.5 + 0.42 * t),
+            Kind::Busy => (between(0.5, 99.0, 0.9, 0.3), between(0.5, 99.0, 0.3, 0.2)),
             Kind::Mixed => (between(0.5, 99.0, 0.47, 0.2), between(0.5, 99.0, 0.83, 0.4)),
             Kind::MixedHalf => (between(0.5, 99.0, 0.65, 0.2), between(0.5, 99.0, 0.65, 0.4)),
             Kind::Storm => (between(1.0, 3.0, 1.3, 0.4), 0.2),
@@ -237,14 +263,24 @@ impl Plant for Model {
         let push = gauss(&mut self.random) * spread * (1.0 - keep * keep).sqrt();
         self.wander = (1.0 + (self.wander - 1.0) * keep + push).max(0.05);
         let (pool, other) = self.wanted();
-        let open = (idle(settings) / idle(&self.declared)).min(1.0);
+        if let Some((known, at)) = self.flushes.as_mut().filter(|(known, _)| known != settings) {
+            (*known, *at) = (settings.clone(), time as f64);
+            for node in &mut self.nodes {
+                (node.pool, node.other) = (0.0, node.other * (1.0 - UNMANAGED));
+            }
+        }
+        // Clients that ask again and again keep their connections whatever the limits say.
+        let open = if self.kind == Kind::Busy { 1.0 } else { (idle(settings) / idle(&self.declared)).min(1.0) };
+        let back = self.returned(if self.kind == Kind::Busy { ASKED_EVERY } else { idle(settings) });
+        let others = if self.flushes.is_some() { 1.0 - UNMANAGED * (1.0 - self.returned(UNMANAGED_IDLE)) } else { 1.0 };
         let drain = (-passed_s / idle(settings).max(1.0)).exp();
         for node in &mut self.nodes {
-            let wanted = pool * node.weight * self.wander * open;
-            node.pool = wanted + (node.pool - wanted) * drain;
+            let wanted = pool * node.weight * self.wander * open * back;
+            // What comes back after a write comes at the pace of the clients, and not of what drains.
+            node.pool = if back < 1.0 { wanted } else { wanted + (node.pool - wanted) * drain };
             let recover = (-passed_s / 240.0).exp();
             let fast = if time as f64 - node.restarted < HOUR { recover } else { (-passed_s / 30.0).exp() };
-            let wanted = other * node.weight * (if self.kind == Kind::Noise { self.wander } else { 1.0 });
+            let wanted = other * others * node.weight * (if self.kind == Kind::Noise { self.wander } else { 1.0 });
             node.other = wanted + (node.other - wanted) * fast;
         }
         self.darken();

@@ -29,6 +29,7 @@ struct Course {
     in_effect: bool,
     needs_restart: bool,
     rolls: bool,
+    disturbance: Option<Disturbance>,
     not_before: i64,
     reading: Reading,
 }
@@ -52,6 +53,7 @@ impl Course {
             in_effect: true,
             needs_restart: false,
             rolls: false,
+            disturbance: None,
             not_before: 0,
             reading,
         }
@@ -114,6 +116,7 @@ impl Course {
             in_effect: self.in_effect,
             needs_restart: self.needs_restart,
             rolls: self.rolls,
+            disturbance: self.disturbance,
             not_before: self.not_before,
             ..Facts::undisturbed(&self.declared, &self.floor)
         }
@@ -739,6 +742,97 @@ fn an_alert_is_not_said_in_percent() {
     assert_eq!(said(&course).as_deref(), Some("200 % of the threshold for 10m"));
     course.levels = true;
     assert_eq!(said(&course).as_deref(), Some("task count alert raised for 10m"));
+}
+
+/// Caddy: its servers' connections idle for up to 5 min by default.
+const RELOAD: Disturbance = Disturbance { settle: 0, longest_idle: 5 * MINUTE };
+/// How long a verdict waits there.
+const CLAIM: i64 = 375_000;
+
+/// A step on a target whose writes close connections, in effect for so long; the count before was 1.5.
+fn reloaded(in_effect_for: i64, edit: impl FnOnce(&mut Pending, &mut State)) -> Course {
+    let mut course = Course::judged(|pending, state| {
+        (pending.since, pending.wait, pending.decided) = (Some(START - in_effect_for), CLAIM, START - in_effect_for - MINUTE);
+        (state.watched.primed, state.watched.fast, state.watched.slow) = (true, 1.5, 1.5);
+        state.watched.fresh_for = HOUR;
+        edit(pending, state);
+    });
+    course.disturbance = Some(RELOAD);
+    course
+}
+
+#[test]
+fn where_a_write_closes_connections_a_verdict_waits_until_they_can_be_back_and_the_count_is_level() {
+    let verdict = |course: &Course, pressure| course.look(pressure).judged.map(|judged| judged.verdict);
+    let level = |since: i64, at: f64| {
+        move |_: &mut Pending, state: &mut State| {
+            (state.watched.fast, state.watched.slow, state.watched.plateau) = (at, at, Some((START - since, at)));
+        }
+    };
+    let quarter = CLAIM / 4;
+    assert_eq!(verdict(&reloaded(CLAIM - 1, level(quarter, 1.0)), 1.0), None, "connections may still come back");
+    assert_eq!(verdict(&reloaded(CLAIM, level(quarter - 1, 1.0)), 1.0), None, "it has not been level for long");
+    assert_eq!(verdict(&reloaded(CLAIM, level(quarter, 1.0)), 1.0), Some(Verdict::Effective));
+    assert_eq!(
+        verdict(&reloaded(CLAIM, level(quarter, 1.4)), 1.4),
+        Some(Verdict::Inconclusive),
+        "less than a tenth is no effect"
+    );
+    let rising = |_: &mut Pending, state: &mut State| {
+        (state.watched.fast, state.watched.slow, state.watched.plateau) = (1.0, 1.0, Some((START - HOUR, 0.97)));
+    };
+    assert_eq!(verdict(&reloaded(CLAIM, rising), 1.0), None, "it still rises");
+    assert_eq!(verdict(&reloaded(3 * CLAIM, rising), 1.0), Some(Verdict::Effective), "but not forever");
+}
+
+#[test]
+fn what_fell_because_of_a_write_ends_no_episode_and_is_no_high_count() {
+    let mut course = reloaded(MINUTE, |_, state| {
+        state.episode = Some(Episode { steps: 1, base: Some(1.5), ..Episode::begin(START - HOUR, 100) });
+        (state.watched.fast, state.watched.slow) = (0.2, 0.9);
+    });
+    let kept = |course: &Course| course.look(0.2).state.episode.is_some();
+    assert!(kept(&course) && course.look(0.2).has_dipped, "connections come back");
+    if let Some(pending) = &mut course.state.pending {
+        pending.since = Some(START - CLAIM);
+    }
+    assert!(!kept(&course), "they are back, or will not be");
+    course.disturbance = None;
+    assert!(!kept(&course));
+}
+
+#[test]
+fn where_a_write_closes_connections_steps_are_few_and_share_a_verdict() {
+    let due = |steps, openness, pending: Option<Pending>| {
+        let mut course = Course::due(|state| {
+            state.episode = Some(Episode { steps, ..Episode::begin(START - HOUR, 100) });
+            (state.openness, state.pending) = (openness, pending);
+        });
+        course.disturbance = Some(RELOAD);
+        course
+    };
+    assert_eq!(due(0, 100, None).look(1.05).decision.map(|step| step.to), Some(70), "30 points at least");
+    assert_eq!(due(2, 40, None).look(1.05).decision.map(|step| step.to), Some(0), "the third goes to the floor");
+    let first = reloaded(10 * MINUTE, |_, _| {}).state.pending.expect("a step");
+    let second = due(1, 50, Some(Pending { since: Some(START - 4 * MINUTE), ..first.clone() }));
+    let outcome = second.look(1.5);
+    assert_eq!(outcome.decision.map(|step| (step.from, step.to <= 20)), Some((50, true)), "it does not wait for the verdict");
+    let shared = outcome.state.pending.expect("one verdict for both");
+    assert_eq!((shared.decided, shared.before, shared.from, shared.since), (first.decided, first.before, 100, None));
+}
+
+#[test]
+fn a_verdict_that_is_due_later_does_not_block_relaxing() {
+    let mut course = reloaded(10 * MINUTE, |_, state| {
+        (state.low_since, state.watched.low_for, state.dead_until) = (Some(START - HOUR), HOUR, 0);
+        (state.watched.fast, state.watched.slow) = (0.1, 0.1);
+    });
+    if let Some(pending) = &mut course.state.pending {
+        pending.since = Some(START - 4 * MINUTE);
+    }
+    let outcome = course.look(0.1);
+    assert!(outcome.decision.is_some_and(|step| step.to > step.from), "{outcome:?}");
+    assert_eq!((outcome.judged.map(|judged| judged.verdict), outcome.state.pending), (Some(Verdict::Inconclusive), None));
 }
 
 proptest::proptest! {
