@@ -16,6 +16,7 @@ use idleconn_operator::{
     },
     decide::{
         self, Adaptive, Declared, Input, Lives, Pause, Plan, To,
+        adapt::Disturbance,
         openness::{self, MARGIN},
         order,
         originals::Saved,
@@ -154,6 +155,7 @@ impl World {
             _ => Share::UNKNOWN,
         };
         let levels = self.seed.is_multiple_of(7);
+        let disturbance = self.seed.is_multiple_of(3).then_some(Disturbance { settle: 2_000, longest_idle: 300_000 });
         let units = [(self.nodes.unit.clone(), self.nodes.state.clone())];
         let plan = |state: &State| -> Plan {
             decide::decide(&Input {
@@ -177,6 +179,7 @@ impl World {
                     share,
                     most_pooled: None,
                     levels,
+                    disturbance,
                     rolls: false,
                     not_before: 0,
                     now: self.now,

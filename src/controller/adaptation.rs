@@ -19,9 +19,9 @@ use crate::{
     clock,
     decide::{
         self, Adaptive, Declared, Lives, Pause, Standing, Traits, Unit, UnitState,
-        adapt::{self, Outcome, percent},
+        adapt::{self, Disturbance, Outcome, percent},
         attribution::{self, MostPooled},
-        loop_conditions::SeenLoop,
+        loop_conditions::{Closes, SeenLoop},
         openness,
         originals::Saved,
         signal::Signal,
@@ -62,6 +62,8 @@ pub struct Adaptation {
     levels: bool,
     rolls: bool,
     most_pooled: Option<MostPooled>,
+    disturbance: Option<Disturbance>,
+    tasks_per_connection: u32,
     not_before: i64,
     obstacle: Option<Signal>,
     digest: String,
@@ -134,10 +136,17 @@ impl Adaptation {
             share: Share::UNKNOWN,
             most_pooled: self.most_pooled.as_ref(),
             levels: self.levels,
+            disturbance: self.disturbance,
             rolls: self.rolls,
             not_before: self.not_before,
             now: look.now,
         }
+    }
+
+    /// How many connections idle on all nodes, where they say so.
+    fn idle_connections(&self, look: &Look) -> Option<f64> {
+        let Signal::Fresh(reading) = &look.signal else { return None };
+        Some(reading.idle_tasks? / f64::from(self.tasks_per_connection))
     }
 
     /// For the report.
@@ -149,6 +158,7 @@ impl Adaptation {
             pause: self.pause,
             unreadable: self.unreadable,
             attribution: self.input(look).attribution(),
+            closes: self.disturbance.map(|_| Closes { connections: self.idle_connections(look) }),
             levels: self.levels,
             moved: self.moved,
         }
@@ -345,7 +355,9 @@ pub async fn prepare(
     let levels = source == SourceName::StateFlags;
     let restart = spec.restart.clone().unwrap_or_default();
     let rolls = restart.policy == RestartPolicy::Rolling && restart.for_ == RestartFor::Any;
+    let disturbance = disturbance(&declared.settings, &floor, traits, answered);
     if let Some(old) = &mut memory.adaptation {
+        (old.disturbance, old.tasks_per_connection) = (disturbance, tasks_per_connection(signal));
         old.sampler.set(watch);
         let same = old.tuning.mode == tuning.mode;
         (old.tuning, old.declared, old.floor) = (tuning, declared.clone(), floor);
@@ -382,6 +394,8 @@ pub async fn prepare(
         levels,
         rolls,
         most_pooled: None,
+        disturbance,
+        tasks_per_connection: tasks_per_connection(signal),
         not_before,
         obstacle,
         digest: String::new(),
@@ -397,8 +411,21 @@ fn probe(signal: &SignalSpec, threshold: Threshold) -> Probe {
     let probe = Probe::gauge(&signal.metric, threshold).of_series(selection);
     let Some(idle) = &signal.idle_connections else { return probe };
     let selection = Selection::new(idle.match_labels.clone(), idle.aggregation.unwrap_or_default());
-    let tasks = idle.tasks_per_connection.unwrap_or(IdleConnections::TASKS_PER_CONNECTION);
-    probe.with_idle(&idle.metric, selection, tasks.into())
+    probe.with_idle(&idle.metric, selection, tasks_per_connection(signal).into())
+}
+
+/// What a step does by itself to the target as it answered.
+fn disturbance(declared: &Settings, floor: &Settings, traits: &Traits, answered: &[(Unit, UnitState)]) -> Option<Disturbance> {
+    decide::disturbance(declared, floor, traits, |knob| {
+        let has = |(_, state): &(Unit, UnitState)| state.sites.keys().any(|site| site.knob == knob);
+        // A file has a place for every limit of its format; of a server that did not answer it is not known.
+        traits.file.is_some() || answered.is_empty() || answered.iter().any(has)
+    })
+}
+
+fn tasks_per_connection(signal: &SignalSpec) -> u32 {
+    let declared = signal.idle_connections.as_ref().and_then(|idle| idle.tasks_per_connection);
+    declared.unwrap_or(IdleConnections::TASKS_PER_CONNECTION).max(1)
 }
 
 /// From what was written down; where that is lost, from what the nodes hold.

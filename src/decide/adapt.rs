@@ -499,8 +499,8 @@ impl<'a> Look<'a> {
     }
 
     /// Whether a step may be judged. Where a change closes connections, they must have had the time to come back, and the count must be
-    /// level: for a quarter of that time, and a minute at least, it has moved by less than [`PLATEAU`]. After twice that time more it is
-    /// judged all the same.
+    /// level: for a quarter of that time, and as long as the average that is looked at takes to follow, it has moved by less than
+    /// [`PLATEAU`]. After twice that time more it is judged all the same.
     fn is_due(&mut self, pending: &mut Pending, since: i64) -> bool {
         if self.now < since + pending.wait || self.state.watched.fresh_for < self.tuning.interval {
             return false;
@@ -508,11 +508,13 @@ impl<'a> Look<'a> {
         if self.facts.disturbance.is_none() {
             return true;
         }
+        #[allow(clippy::cast_possible_truncation)] // At most minutes.
+        let least = (pending.wait / 4).max(self.tuning.slow as i64);
         let slow = self.state.watched.slow;
         let (began, level) = *self.state.watched.plateau.get_or_insert((self.now, slow));
         if (slow - level).abs() >= PLATEAU {
             self.state.watched.plateau = Some((self.now, slow));
-        } else if self.now - began >= (pending.wait / 4).max(MINUTE) {
+        } else if self.now - began >= least {
             // What was rising before is not rising any more.
             pending.slope = 0.0;
             return true;

@@ -1,6 +1,9 @@
 //! From a spec to the values that a target can take: preset, limits, caps, and what has no place.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use super::{
     attribution::MostPooled,
@@ -60,6 +63,8 @@ pub struct Traits {
     /// What was saved of a unit, under the names that its places have now, where names changed; the last are the values that the operator
     /// may have written.
     pub moved: Follow,
+    /// How long a pool idles whose limit is not set, where that is known.
+    pub default_idle: fn(Knob) -> Option<Duration>,
     /// The most tasks of each of these nodes that pools with these limits can hold; `None` where nothing bounds them.
     pub most_pooled: fn(&Settings, &[&NodeState]) -> Option<MostPooled>,
 }
@@ -74,6 +79,7 @@ impl Traits {
         cap: |_, value| value,
         companions: |_, _, _| Settings::new(),
         moved: |_, _, _| None,
+        default_idle: |_| None,
         most_pooled: |_, _| None,
     };
 
@@ -81,6 +87,21 @@ impl Traits {
     #[must_use]
     pub fn takes(&self, knob: Knob, value: Value) -> bool {
         self.capability(knob) != Capability::Unsupported && (self.inexpressible)(knob, value).is_none()
+    }
+
+    /// How long a pool idles whose limit is not set, where that is known.
+    #[must_use]
+    pub fn default_idle(&self, knob: Knob) -> Option<Duration> {
+        match self.file {
+            Some(format) => format.default_idle(knob),
+            None => (self.default_idle)(knob),
+        }
+    }
+
+    /// Whether targets of this kind have a place for a limit.
+    #[must_use]
+    pub fn supports(&self, knob: Knob) -> bool {
+        self.capability(knob) != Capability::Unsupported
     }
 
     /// What the target does with a field.
@@ -236,8 +257,6 @@ pub fn floor(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Settings {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use serde_json::{Value as Json, from_value, json};
 
     use super::*;

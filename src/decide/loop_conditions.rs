@@ -1,5 +1,7 @@
 //! What is said of the loop: its conditions, figures, history and Events. Figures are said when something happens, not as they move.
 
+use std::fmt;
+
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -39,10 +41,28 @@ pub struct SeenLoop<'a> {
     pub unreadable: Option<&'a str>,
     /// What was known of the pools' part of the tasks.
     pub attribution: Attribution,
+    /// What a step costs: the idle connections that its write closes. `None` where a write closes none.
+    pub closes: Option<Closes>,
     /// Whether the source says only whether there are too many.
     pub levels: bool,
     /// Whether the pressure has been elsewhere for a while than where the status says.
     pub moved: bool,
+}
+
+/// The idle connections that a step's write closes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Closes {
+    /// How many there are, on all nodes; `None` where the nodes do not say.
+    pub connections: Option<f64>,
+}
+
+impl fmt::Display for Closes {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.connections {
+            Some(connections) => write!(f, "closes about {connections:.0} idle connections, and clients reconnect"),
+            None => write!(f, "closes all idle connections of the target, and clients reconnect"),
+        }
+    }
 }
 
 /// Writes what is to be said of the loop into a status whose other conditions are in place.
@@ -382,7 +402,8 @@ fn notices(
     }
     if let Some(decision) = &outcome.decision {
         let counted = reading.filter(|_| !seen.levels).map(|reading| format!("; {}", counted(reading))).unwrap_or_default();
-        let note = format!("{} % to {} %: {}{counted}", decision.from, decision.to, decision.reason);
+        let cost = seen.closes.map(|closes| format!("; {closes}")).unwrap_or_default();
+        let note = format!("{} % to {} %: {}{counted}{cost}", decision.from, decision.to, decision.reason);
         if decision.to < decision.from {
             tell(false, "Tightened", note);
             if decision.to == 0 {
@@ -450,6 +471,7 @@ mod tests {
             pause: Pause::default(),
             unreadable: None,
             attribution: Attribution { share: Share::UNKNOWN, bound: None },
+            closes: None,
             levels: false,
             moved: false,
         }
@@ -465,6 +487,24 @@ mod tests {
         let notices = tell(&seen, outcome, &Settings::new(), &previous, &mut status, Timestamp::UNIX_EPOCH);
         let notes: Vec<_> = notices.into_iter().map(|notice| notice.note).collect();
         format!("{}\n{}", serde_json::to_string_pretty(&status).expect("a status"), notes.join("\n"))
+    }
+
+    #[test]
+    fn what_a_step_costs_is_said_with_it() {
+        let signal = Signal::Fresh(Reading::of(1.2));
+        let said = |closes| {
+            let text = everything_said(&signal, &decided(100, 70), |seen| seen.closes = closes);
+            text.lines().find_map(|line| line.strip_prefix("100 % to 70 %: ")).map(str::to_owned).unwrap_or_default()
+        };
+        assert!(
+            said(Some(Closes { connections: Some(4300.4) }))
+                .ends_with("; closes about 4300 idle connections, and clients reconnect")
+        );
+        assert!(
+            said(Some(Closes { connections: None }))
+                .ends_with("; closes all idle connections of the target, and clients reconnect")
+        );
+        assert!(!said(None).contains("closes"));
     }
 
     #[test]

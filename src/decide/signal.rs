@@ -259,6 +259,8 @@ pub struct Reading {
     pub node: String,
     /// What part of the tasks of the nodes that are over is idle connections, 0 to 1; `None` where one of them does not say.
     pub idle_share: Option<f64>,
+    /// Tasks of all valid nodes that are idle connections; `None` where one of them does not say.
+    pub idle_tasks: Option<f64>,
     /// A node that does not say how many idle connections it holds, although it is asked.
     pub idle_missing: Option<String>,
     /// The most that the open files of the nodes that are over leave to pooled connections, as a share of their tasks.
@@ -290,6 +292,7 @@ impl Reading {
             threshold: None,
             node: "n".into(),
             idle_share: None,
+            idle_tasks: None,
             idle_missing: None,
             files_share: None,
             crowd: Vec::new(),
@@ -302,6 +305,7 @@ impl Reading {
 
 /// What the samples say.
 #[derive(Clone, Debug, PartialEq)]
+#[allow(clippy::large_enum_variant)] // One at a time.
 pub enum Signal {
     /// Enough of them to decide.
     Fresh(Reading),
@@ -371,6 +375,7 @@ pub fn read<'a>(
     #[allow(clippy::cast_precision_loss)] // Nodes.
     Signal::Fresh(Reading {
         idle_share,
+        idle_tasks: valid.iter().map(|(_, m)| if let IdleTasks::Counted(tasks) = m.idle { Some(tasks) } else { None }).sum(),
         idle_missing,
         up,
         down,

@@ -18,7 +18,7 @@ use crate::{
     decide::{
         self, Adaptive, Change, Declared, Input, NodeState, Pause, Site, Stored, To, Traits, Unit, UnitState, adapt,
         conditions::{self, Seen, UnitResult},
-        loop_conditions::SeenLoop,
+        loop_conditions::{Closes, SeenLoop},
         openness::{self, Percent},
         order,
         originals::Saved,
@@ -305,6 +305,7 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
                 pause: Pause::default(),
                 unreadable: None,
                 attribution: adaptive.attribution(),
+                closes: setup.disturbance.map(|_| Closes { connections: None }),
                 levels: false,
                 moved: false,
             };
@@ -435,11 +436,11 @@ pub fn setup(spec: &crate::api::IdleConnectionPolicySpec, traits: &Traits) -> Re
         return Err(sentence);
     }
     Ok(Setup {
+        disturbance: decide::disturbance(&declared, &floor, traits, |_| true),
         declared,
         floor,
         tuning: Tuning::of(Some(adaptive)),
         percentile: adaptive.signal.as_ref().map_or(95, |signal| signal.percentile),
-        disturbance: None,
     })
 }
 

@@ -94,7 +94,10 @@ async fn requests_in_flight_are_not_idle_connections_which_is_named_and_taken_ba
     let (caddy, listen) = gateway(Some(silent.address)).await;
     let _clients = Clients::start(listen, 300, 0);
     eventually("requests are in flight", || async { (tasks(&caddy).await > 600.0).then_some(()) }).await;
-    world.apply("gw", &policy(&caddy, "Enforce", 500, "2s", "500ms")).await;
+    let mut spec = policy(&caddy, "Enforce", 500, "2s", "500ms");
+    // A verdict waits for the connections of every pool, also of those that the policy leaves alone: two minutes by default.
+    spec["limits"]["backend"] = json!({"idleConnTimeout": "2s"});
+    world.apply("gw", &spec).await;
     world.until("gw", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
     let status = world.until_condition("gw", "TighteningEffective", "False", "Ineffective").await;
     let status = if status.openness_percent == Some(100) {

@@ -94,6 +94,17 @@ impl Format {
         (self.spec().reload)(knob)
     }
 
+    /// How long its reader keeps an idle connection where the limit is not set; `None` where that is not known.
+    /// nginx: `keepalive_timeout` 75 s, and 60 s in an `upstream` (`ngx_http_core_module`, `ngx_http_upstream_module`).
+    #[must_use]
+    pub const fn default_idle(self, knob: Knob) -> Option<Duration> {
+        match (self, knob) {
+            (Self::Nginx, Knob::ServerIdleTimeout) => Some(Duration::from_secs(75)),
+            (Self::Nginx, Knob::BackendIdleConnTimeout) => Some(Duration::from_secs(60)),
+            _ => None,
+        }
+    }
+
     /// Why its reader cannot be told a value; see [`Spec::inexpressible`].
     #[must_use]
     pub const fn inexpressible(self) -> fn(Knob, Value) -> Option<&'static str> {

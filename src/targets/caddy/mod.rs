@@ -26,7 +26,7 @@ use crate::{
 };
 
 /// What is true of every Caddy.
-pub const TRAITS: Traits = Traits { capability, inexpressible, moved: moved::moved, ..Traits::PLAIN };
+pub const TRAITS: Traits = Traits { capability, inexpressible, default_idle, moved: moved::moved, ..Traits::PLAIN };
 
 /// What Caddy 2.11 takes for something else than no limit (`caddyhttp/app.go`, `reverseproxy/httptransport.go`).
 fn inexpressible(knob: Knob, value: Value) -> Option<&'static str> {
@@ -59,6 +59,15 @@ const RACES: usize = 5;
 
 /// A write is a reload: Caddy closes all idle connections, of its servers and of its proxies, and replaces the pools, whatever was changed.
 const RELOAD: Flush = Flush { closes: Closes::AllPools, settle: Duration::ZERO };
+
+/// Caddy's own (`caddyhttp.Server.IdleTimeout`, `reverseproxy.KeepAlive.IdleConnTimeout`).
+const fn default_idle(knob: Knob) -> Option<Duration> {
+    match knob {
+        Knob::ServerIdleTimeout => Some(Duration::from_secs(300)),
+        Knob::BackendIdleConnTimeout => Some(Duration::from_secs(120)),
+        _ => None,
+    }
+}
 
 fn capability(knob: Knob) -> Capability {
     if config::LIMITS.iter().any(|(limit, _)| *limit == knob) { Capability::Flush(RELOAD) } else { Capability::Unsupported }
