@@ -4,7 +4,11 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{formats::Format, policy::Scheme};
+use super::{
+    formats::Format,
+    lookup::{Lookup, Member},
+    policy::Scheme,
+};
 
 /// Any server that reads a file: the limits are written into one key of a ConfigMap that its pods mount.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
@@ -30,6 +34,16 @@ pub struct ConfigMap {
     /// Where a pod tells the hash of the settings that its process uses, as bare text. Without it, its metrics are asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<Page>,
+}
+
+impl Member for ConfigMap {
+    fn lookup(&self) -> Option<Lookup<'_>> {
+        Some(Lookup::Mounting(&self.selector))
+    }
+
+    fn metrics_path(&self) -> Option<&str> {
+        self.metrics.as_ref().map(|page| page.path.as_str())
+    }
 }
 
 /// A page of a pod.

@@ -9,6 +9,7 @@ pub mod duration;
 pub mod flush;
 pub mod formats;
 pub mod limits;
+pub mod lookup;
 pub mod overrides;
 pub mod policy;
 pub mod preset;

@@ -6,8 +6,14 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    GoDuration, Limits, Preset, adaptive::Adaptive, config_map::ConfigMap, overrides::Override, restart::Restart,
-    status::IdleConnectionPolicyStatus, verify::Verify,
+    GoDuration, Limits, Preset,
+    adaptive::Adaptive,
+    config_map::ConfigMap,
+    lookup::{Lookup, Member, References},
+    overrides::Override,
+    restart::Restart,
+    status::IdleConnectionPolicyStatus,
+    verify::Verify,
 };
 
 /// Declares how HTTP connections may idle on the nodes of one target.
@@ -85,51 +91,93 @@ fn five_minutes() -> GoDuration {
     std::time::Duration::from_secs(300).into()
 }
 
-/// What the policy governs.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-#[serde(rename_all = "camelCase")]
-#[x_kube(
-    validation = Rule::new("(has(self.aistore) ? 1 : 0) + (has(self.caddy) ? 1 : 0) + (has(self.configMap) ? 1 : 0) == 1")
-        .message("target: set exactly one of aistore, caddy, configMap"),
-    validation = Rule::new("has(self.aistore) == (self.type == 'AIStore') && has(self.caddy) == (self.type == 'Caddy') && has(self.configMap) == (self.type == 'ConfigMap')")
-        .message("target.type must name the member that is set: AIStore with aistore, Caddy with caddy, ConfigMap with configMap"),
-    validation = Rule::new("self.type == oldSelf.type")
-        .message("target.type is immutable: delete the policy and create another").reason(Reason::FieldValueForbidden),
-)]
-pub struct Target {
-    /// Names the member that is set: AIStore, Caddy or ConfigMap. Immutable.
-    #[serde(rename = "type")]
-    pub type_: TargetType,
+macro_rules! kinds {
+    ($($(#[$doc:meta])* $Kind:ident $field:ident $name:tt;)*) => {
+        /// The kinds of target.
+        #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[allow(missing_docs)] // Described by the members of Target.
+        pub enum TargetType {
+            $($Kind,)*
+        }
+
+        impl TargetType {
+            /// Every kind, with the member of `spec.target` that it has.
+            pub(super) const MEMBERS: &[(Self, &str)] = &[$((Self::$Kind, $name),)*];
+
+            /// The name a user writes.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self {
+                    $(Self::$Kind => stringify!($Kind),)*
+                }
+            }
+        }
+
+        /// What the policy governs.
+        #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
+        #[schemars(transform = super::rules::target)]
+        pub struct Target {
+            /// The kind of server; names the member that is set. Immutable.
+            #[serde(rename = "type")]
+            pub type_: TargetType,
+            $(
+                $(#[$doc])*
+                #[serde(rename = $name, default, skip_serializing_if = "Option::is_none")]
+                pub $field: Option<$Kind>,
+            )*
+        }
+
+        impl Target {
+            /// The member that is set.
+            #[must_use]
+            pub fn member(&self) -> Option<&dyn Member> {
+                let members: [Option<&dyn Member>; TargetType::MEMBERS.len()] =
+                    [$(self.$field.as_ref().map(|member| member as &dyn Member),)*];
+                members.into_iter().flatten().next()
+            }
+        }
+    };
+}
+
+// A kind is: its type, which is also the name of its spec, its field, and the name of the field in YAML.
+kinds! {
     /// An AIStore cluster, through its REST API.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub aistore: Option<AIStore>,
+    AIStore aistore "aistore";
     /// Caddy servers, through their admin API.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub caddy: Option<Caddy>,
+    Caddy caddy "caddy";
     /// Any server that reads a file, through a ConfigMap that it mounts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub config_map: Option<ConfigMap>,
+    ConfigMap config_map "configMap";
 }
 
 impl Target {
+    /// Where its nodes are looked for; `None` where the spec does not say, which the API server refuses.
+    #[must_use]
+    pub fn lookup(&self) -> Option<Lookup<'_>> {
+        self.member()?.lookup()
+    }
+
     /// The pods that it is, where it is pods.
     #[must_use]
     pub fn selector(&self) -> Option<&LabelSelector> {
-        let caddy = self.caddy.as_ref().and_then(|caddy| caddy.selector.as_ref());
-        caddy.or_else(|| self.config_map.as_ref().map(|config_map| &config_map.selector))
+        match self.lookup()? {
+            Lookup::Pods { selector, .. } | Lookup::Mounting(selector) => Some(selector),
+            Lookup::Endpoints(_) | Lookup::Behind(_) | Lookup::EachBehind(_) => None,
+        }
     }
 
     /// The Service that it is behind, where it is behind one.
     #[must_use]
     pub fn service(&self) -> Option<&ServiceRef> {
-        let caddy = self.caddy.as_ref().and_then(|caddy| caddy.service.as_ref());
-        caddy.or_else(|| self.aistore.as_ref().and_then(|ais| ais.service.as_ref()))
+        match self.lookup()? {
+            Lookup::Behind(service) | Lookup::EachBehind(service) => Some(service),
+            Lookup::Endpoints(_) | Lookup::Pods { .. } | Lookup::Mounting(_) => None,
+        }
     }
 
     /// How its pods are asked.
     #[must_use]
     pub fn scheme(&self) -> Scheme {
-        let selected = self.caddy.as_ref().map(|caddy| caddy.scheme).unwrap_or_default();
+        let selected = self.member().map(Member::pod_scheme).unwrap_or_default();
         self.service().map_or(selected, |service| service.scheme)
     }
 }
@@ -140,29 +188,8 @@ impl IdleConnectionPolicySpec {
     pub fn names_addresses(&self) -> bool {
         let prometheus = self.adaptive.as_ref().and_then(|adaptive| adaptive.signal.as_ref()?.prometheus.as_ref());
         self.target.service().is_some()
-            || (self.target.aistore.is_some() && (self.adaptive.is_some() || self.verify.is_some()))
+            || (self.target.member().is_some_and(Member::names_its_nodes) && (self.adaptive.is_some() || self.verify.is_some()))
             || prometheus.is_some_and(|prometheus| prometheus.service.is_some())
-    }
-}
-
-/// The kinds of target.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-#[allow(missing_docs)]
-pub enum TargetType {
-    AIStore,
-    Caddy,
-    ConfigMap,
-}
-
-impl TargetType {
-    /// The name a user writes.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::AIStore => "AIStore",
-            Self::Caddy => "Caddy",
-            Self::ConfigMap => "ConfigMap",
-        }
     }
 }
 
@@ -194,6 +221,27 @@ pub struct AIStore {
     /// A Secret's key with the certificates, in PEM, that sign the cluster's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<KeyRef>,
+}
+
+impl Member for AIStore {
+    fn lookup(&self) -> Option<Lookup<'_>> {
+        match &self.endpoint {
+            Some(endpoint) => Some(Lookup::Endpoints(vec![endpoint])),
+            None => self.service.as_ref().map(Lookup::Behind),
+        }
+    }
+
+    fn references(&self) -> References<'_> {
+        References {
+            token: self.token_secret_ref.as_ref(),
+            ca_config_map: self.ca_config_map_ref.as_ref(),
+            ca_secret: self.ca_secret_ref.as_ref(),
+        }
+    }
+
+    fn names_its_nodes(&self) -> bool {
+        true
+    }
 }
 
 /// Caddy servers.
@@ -232,6 +280,30 @@ pub struct Caddy {
     /// A Secret's key with the certificates, in PEM, that sign the admin API's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<KeyRef>,
+}
+
+impl Member for Caddy {
+    fn lookup(&self) -> Option<Lookup<'_>> {
+        if let Some(endpoints) = &self.endpoints {
+            return Some(Lookup::Endpoints(endpoints.iter().map(|endpoint| endpoint.0.as_str()).collect()));
+        }
+        if let Some(service) = &self.service {
+            return Some(Lookup::EachBehind(service));
+        }
+        Some(Lookup::Pods { selector: self.selector.as_ref()?, scheme: self.scheme, port: self.admin_port })
+    }
+
+    fn pod_scheme(&self) -> Scheme {
+        self.scheme
+    }
+
+    fn references(&self) -> References<'_> {
+        References {
+            ca_config_map: self.ca_config_map_ref.as_ref(),
+            ca_secret: self.ca_secret_ref.as_ref(),
+            ..References::default()
+        }
+    }
 }
 
 const fn admin_port() -> u16 {

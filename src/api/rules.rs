@@ -4,7 +4,7 @@
 
 use serde_json::json;
 
-use super::{Knob, Value, adaptive, limits::WITHIN, preset};
+use super::{Knob, Value, adaptive, limits::WITHIN, policy::TargetType, preset};
 
 /// Beyond every duration that the schema lets through (four parts of 99999 hours).
 const FOREVER: &str = "duration('2000000h')";
@@ -56,6 +56,23 @@ pub(super) fn spec(schema: &mut schemars::Schema) {
     if let Some(profile) = schema.pointer_mut("/properties/adaptive/properties/behavior/properties/profile") {
         profile["description"] = format!("Where the numbers come from that are not given here. {}.", table.join(". ")).into();
     }
+}
+
+/// Appends the rules to the schema of the target: its type and its one member belong together.
+pub(super) fn target(schema: &mut schemars::Schema) {
+    let members = TargetType::MEMBERS;
+    let joined = |of: &dyn Fn(&(TargetType, &str)) -> String, by: &str| members.iter().map(of).collect::<Vec<_>>().join(by);
+    let count = joined(&|(_, member)| format!("(has(self.{member}) ? 1 : 0)"), " + ");
+    let names = joined(&|(_, member)| (*member).to_owned(), ", ");
+    let same = joined(&|(kind, member)| format!("has(self.{member}) == (self.type == '{}')", kind.name()), " && ");
+    let pairs = joined(&|(kind, member)| format!("{} with {member}", kind.name()), ", ");
+    let rules = json!([
+        {"rule": format!("{count} == 1"), "message": format!("target: set exactly one of {names}")},
+        {"rule": same, "message": format!("target.type must name the member that is set: {pairs}")},
+        {"rule": "self.type == oldSelf.type", "message": "target.type is immutable: delete the policy and create another",
+         "reason": "FieldValueForbidden"},
+    ]);
+    schema.insert("x-kubernetes-validations".into(), rules);
 }
 
 /// `has(self.limits) && has(self.limits.backend) && …` for a knob.

@@ -13,7 +13,7 @@ use crate::{
     api::{
         self, IdleConnectionPolicyStatus, Settings,
         adaptive::{IdleConnections, Mode, Signal as SignalSpec, Source as SourceName},
-        policy::TargetType,
+        lookup::Member,
         restart::{RestartFor, RestartPolicy},
     },
     clock,
@@ -35,6 +35,7 @@ use crate::{
         page::{Probe, Threshold},
         series::Selection,
     },
+    targets,
 };
 
 /// A threshold where the user gives none: AIStore's own first line, 512 goroutines a CPU.
@@ -291,8 +292,7 @@ pub async fn prepare(
     let floor = decide::floor(spec, traits);
     let unset = SignalSpec::unset();
     let signal = adaptive.signal.as_ref().unwrap_or(&unset);
-    let kind = spec.target.type_;
-    let source = signal.source.unwrap_or(if kind == TargetType::AIStore { SourceName::StateFlags } else { SourceName::Nodes });
+    let source = signal.source.unwrap_or(targets::kind(spec.target.type_).source);
     let tuning = Tuning::of(Some(adaptive));
     let threshold =
         signal.threshold.as_ref().map_or(Threshold::PerCpu(PER_CPU), |threshold| match (threshold.value, threshold.per_cpu) {
@@ -452,12 +452,12 @@ fn resume(subject: &Subject, memory: &Memory, declared: &Declared, floor: &Setti
 /// The nodes and where their pages are. An address that a node's own cluster names needs a permit each time that it is asked.
 fn nodes(subject: &Subject, units: &[Unit], answered: &[(Unit, UnitState)]) -> Vec<Node> {
     let states: BTreeMap<&str, &UnitState> = answered.iter().map(|(unit, state)| (unit.id.as_str(), state)).collect();
-    let page = subject.spec().target.config_map.as_ref().and_then(|config_map| config_map.metrics.as_ref());
-    let path = page.map_or_else(|| "/metrics".to_owned(), |page| page.path.clone());
+    let target = &subject.spec().target;
+    let path = target.member().and_then(Member::metrics_path).unwrap_or("/metrics").to_owned();
     let mut nodes = Vec::new();
     for unit in units {
         let Some(state) = states.get(unit.id.as_str()) else {
-            if subject.spec().target.type_ == TargetType::Caddy {
+            if targets::kind(target.type_).units_are_nodes {
                 let (name, address) = (unit.name.clone(), unit.address.clone());
                 nodes.push(Node { name, address, named: false, pod: String::new(), path: path.clone() });
             }
@@ -466,7 +466,7 @@ fn nodes(subject: &Subject, units: &[Unit], answered: &[(Unit, UnitState)]) -> V
         for node in &state.nodes {
             let address = node.metrics.as_ref().unwrap_or(&unit.address).clone();
             // Where a ConfigMap's pod is, the API server says.
-            let named = node.metrics.is_some() && subject.spec().target.type_ == TargetType::AIStore;
+            let named = node.metrics.is_some() && target.member().is_some_and(Member::names_its_nodes);
             let pod = node.process.as_ref().map(|process| process.pod.clone()).unwrap_or_default();
             nodes.push(Node { name: node.name.clone(), address, named, pod, path: path.clone() });
         }

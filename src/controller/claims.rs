@@ -12,6 +12,7 @@ use crate::{
         claims::{Claim, Claimant, Claims, Queue},
         originals::Log,
     },
+    targets,
 };
 
 /// What an older policy has to be looked at for before a younger one goes on.
@@ -70,7 +71,7 @@ impl Board {
         self.with(|inner| {
             if inner.claims.get(claimant).is_none() {
                 inner.queue.add(Scope::Places(kind), claimant.clone());
-                if kind == TargetType::AIStore {
+                if targets::kind(kind).states_identity {
                     inner.queue.add(Scope::Stated(claimant.namespace.clone()), claimant.clone());
                 }
             }

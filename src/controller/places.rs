@@ -20,6 +20,7 @@ use crate::{
     api::{
         CONFIG_HASH,
         adaptive::{Header, Prometheus},
+        lookup::{Lookup, Member, References},
         policy::{KeyRef, Scheme, ServiceRef, Target},
         stored::some,
     },
@@ -65,12 +66,7 @@ fn problem(reason: &'static str, refused: bool, stalled: bool, message: String) 
 
 /// What the target's references hold, read anew.
 pub async fn credentials(ctx: &Context, namespace: &str, target: &Target) -> Result<Credentials, Failure> {
-    let references = match (&target.aistore, &target.caddy) {
-        (Some(ais), _) => (ais.token_secret_ref.as_ref(), ais.ca_config_map_ref.as_ref(), ais.ca_secret_ref.as_ref()),
-        (None, Some(caddy)) => (None, caddy.ca_config_map_ref.as_ref(), caddy.ca_secret_ref.as_ref()),
-        // A ConfigMap is reached with the operator's own rights.
-        (None, None) => (None, None, None),
-    };
+    let references = target.member().map(Member::references).unwrap_or_default();
     referred(ctx, namespace, references).await
 }
 
@@ -92,7 +88,11 @@ pub async fn prometheus(ctx: &Context, subject: &Subject, spec: &Prometheus) -> 
         (None, Some(service)) => behind(ctx, subject, service).await?,
         (None, None) => return Err(invalid()),
     };
-    let references = (spec.token_secret_ref.as_ref(), spec.ca_config_map_ref.as_ref(), spec.ca_secret_ref.as_ref());
+    let references = References {
+        token: spec.token_secret_ref.as_ref(),
+        ca_config_map: spec.ca_config_map_ref.as_ref(),
+        ca_secret: spec.ca_secret_ref.as_ref(),
+    };
     let credentials = referred(ctx, namespace, references).await?;
     let mut headers = Vec::new();
     for Header { name, secret_ref } in spec.headers.iter().flatten() {
@@ -102,18 +102,15 @@ pub async fn prometheus(ctx: &Context, subject: &Subject, spec: &Prometheus) -> 
     Ok(PrometheusServer { address: place.address, credentials, headers })
 }
 
-/// Token, CA from a ConfigMap, CA from a Secret.
-type References<'a> = (Option<&'a KeyRef>, Option<&'a KeyRef>, Option<&'a KeyRef>);
-
-async fn referred(ctx: &Context, namespace: &str, (token, config_map, secret): References<'_>) -> Result<Credentials, Failure> {
+async fn referred(ctx: &Context, namespace: &str, references: References<'_>) -> Result<Credentials, Failure> {
     let mut credentials = Credentials::default();
-    if let Some(reference) = token {
+    if let Some(reference) = references.token {
         credentials.token = Some(secret_text(ctx, namespace, reference, "tokenSecretRef", "token").await?);
     }
-    if let Some(reference) = secret {
+    if let Some(reference) = references.ca_secret {
         credentials.ca = Some(secret_key(ctx, namespace, reference, "caSecretRef").await?);
     }
-    if let Some(KeyRef { name, key }) = config_map {
+    if let Some(KeyRef { name, key }) = references.ca_config_map {
         let api = Api::<ConfigMap>::namespaced(ctx.client.clone(), namespace);
         let object = readable(in_time(api.get_opt(name)).await, "ConfigMap", name, "caConfigMapRef")?;
         let text = object.data.and_then(|mut data| data.remove(key));
@@ -154,30 +151,24 @@ fn readable<T>(answer: Result<Option<T>, Error>, kind: &str, name: &str, field: 
 /// Where the target is now.
 pub async fn places(ctx: &Context, subject: &Subject, target: &Target) -> Result<Vec<Place>, Failure> {
     let namespace = &subject.namespace;
-    if let Some(ais) = &target.aistore {
-        return match (&ais.endpoint, &ais.service) {
-            (Some(endpoint), _) => Ok(vec![allowed(ctx, subject, endpoint)?]),
-            (None, Some(service)) => Ok(vec![behind(ctx, subject, service).await?]),
-            (None, None) => Err(invalid()),
-        };
+    match target.lookup().ok_or_else(invalid)? {
+        Lookup::Endpoints(endpoints) => endpoints.into_iter().map(|endpoint| allowed(ctx, subject, endpoint)).collect(),
+        Lookup::Behind(service) => Ok(vec![behind(ctx, subject, service).await?]),
+        Lookup::EachBehind(service) => {
+            let (object, slices) = service_and_slices(ctx, namespace, service).await?;
+            Ok(endpoints_of(reachable(ctx, namespace, service, addresses(&object, &slices, service)).await?, service))
+        }
+        Lookup::Pods { selector, scheme, port } => {
+            let pods = ctx.pods.list(namespace, selector).await?;
+            Ok(pods.iter().filter_map(|pod| place(pod, scheme, port)).collect())
+        }
+        Lookup::Mounting(selector) => {
+            let pods = ctx.pods.list(namespace, selector).await?;
+            let pods: Vec<_> = pods.iter().filter(|pod| !is_over(pod)).collect();
+            one_workload(&pods)?;
+            Ok(pods.into_iter().filter_map(|pod| mounting(pod)).collect())
+        }
     }
-    if let Some(config_map) = &target.config_map {
-        let pods = ctx.pods.list(namespace, &config_map.selector).await?;
-        let pods: Vec<_> = pods.iter().filter(|pod| !is_over(pod)).collect();
-        one_workload(&pods)?;
-        return Ok(pods.into_iter().filter_map(|pod| mounting(pod)).collect());
-    }
-    let Some(caddy) = &target.caddy else { return Err(invalid()) };
-    if let Some(endpoints) = &caddy.endpoints {
-        return endpoints.iter().map(|endpoint| allowed(ctx, subject, &endpoint.0)).collect();
-    }
-    if let Some(service) = &caddy.service {
-        let (object, slices) = service_and_slices(ctx, namespace, service).await?;
-        return Ok(endpoints_of(reachable(ctx, namespace, service, addresses(&object, &slices, service)).await?, service));
-    }
-    let Some(selector) = &caddy.selector else { return Err(invalid()) };
-    let pods = ctx.pods.list(namespace, selector).await?;
-    Ok(pods.iter().filter_map(|pod| place(pod, caddy.scheme, caddy.admin_port)).collect())
 }
 
 fn invalid() -> Failure {

@@ -22,6 +22,7 @@ use super::{
 use crate::{
     api::{
         FINALIZER, StoredPolicy,
+        lookup::Lookup,
         policy::{DeletionPolicy, Target},
     },
     decide::{
@@ -64,7 +65,11 @@ pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
             }
             return Ok(Action::requeue(NEXT_TRY.min(timeout.saturating_sub(waited))));
         }
-        let what = if subject.spec().target.aistore.is_some() { "The cluster was".into() } else { nodes(left.unrestored.len()) };
+        let what = if targets::kind(subject.spec().target.type_).states_identity {
+            "The cluster was".into()
+        } else {
+            nodes(left.unrestored.len())
+        };
         let note = format!("{what} not restored within {}: {name}: {fault}", subject.spec().restore_timeout);
         let notice = Notice { warning: true, reason: "RestoreAbandoned", note };
         report::event(ctx, subject, &notice, "restore").await?;
@@ -337,7 +342,7 @@ async fn restore_at(
 /// Where a saved unit is now, by the word of the API server or of `--allow-endpoints`; `None` where it is gone. The address that was saved is
 /// not used: whoever may write `ControllerRevisions` could have put any address there.
 async fn present(ctx: &Context, subject: &Subject, id: &str, saved: &Saved, spec: &Target) -> Result<Option<Vec<Place>>, Fault> {
-    if spec.config_map.is_some() {
+    if matches!(spec.lookup(), Some(Lookup::Mounting(_))) {
         return Ok(Some(vec![Place::new(id, &saved.name, "")]));
     }
     if let Some((uid, port)) = id.strip_prefix("pod/").and_then(|id| id.rsplit_once(':')) {
@@ -362,7 +367,7 @@ async fn present(ctx: &Context, subject: &Subject, id: &str, saved: &Saved, spec
         }
         Err(places::Failure::Error(error)) => return Err(Fault::new(Cause::Unreachable, shortened(&error.to_string(), 200))),
     };
-    if spec.aistore.is_some() {
+    if targets::kind(spec.type_).states_identity {
         // A cluster is known by what it answers.
         return Ok(Some(places));
     }

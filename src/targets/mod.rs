@@ -1,13 +1,14 @@
 //! What can be governed: one folder a kind of server, all behind one trait.
 //!
 //! A target finds its units, reads them, writes them and reads them back. What is written is decided elsewhere.
-//! A new kind is a folder and a line in [`traits`] and [`connect`]; a new format of a file is a file in `api/formats`.
+//! A new kind is a folder with a [`Kind`] and a line in [`kind()`]; a new format of a file is a file in `api/formats`. docs/extending.md shows both.
 
 pub mod aistore;
 pub mod caddy;
 pub mod configmap;
 pub mod endpoint;
 pub mod go_duration;
+pub mod kind;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,10 +17,13 @@ use std::{
 
 use futures::future::BoxFuture;
 
-pub use self::endpoint::{AllowList, Place, PodFacts};
+pub use self::{
+    endpoint::{AllowList, Place, PodFacts},
+    kind::{Connection, Kind},
+};
 use crate::{
     api::{
-        Format, Settings,
+        Settings,
         policy::{Target as Spec, TargetType},
     },
     decide::{Cause, Change, Fault, Traits, Unit, UnitState},
@@ -73,29 +77,26 @@ pub struct Reach {
     pub hurry: bool,
 }
 
+/// The registration of each kind: one that has none does not compile.
+#[must_use]
+pub const fn kind(type_: TargetType) -> &'static Kind {
+    match type_ {
+        TargetType::AIStore => &aistore::KIND,
+        TargetType::Caddy => &caddy::KIND,
+        TargetType::ConfigMap => &configmap::KIND,
+    }
+}
+
 /// What is true of a target.
 #[must_use]
 pub fn traits(spec: &Spec) -> Traits {
-    match (spec.type_, &spec.config_map) {
-        (TargetType::AIStore, _) => aistore::TRAITS,
-        (TargetType::Caddy, _) => caddy::TRAITS,
-        (TargetType::ConfigMap, spec) => configmap::traits(spec.as_ref().map_or(Format::Yaml, |spec| spec.format)),
-    }
+    (kind(spec.type_).traits)(spec)
 }
 
 /// What the API server, or the policy's own text, says of where a spec's target is. Equal ones are the same target.
 #[must_use]
 pub fn identities(spec: &Spec, namespace: &str, places: &[Place]) -> BTreeSet<String> {
-    match (spec.type_, &spec.config_map) {
-        (TargetType::ConfigMap, Some(spec)) => [configmap::id(namespace, spec)].into(),
-        (TargetType::ConfigMap, None) => BTreeSet::new(),
-        (TargetType::Caddy, _) => places.iter().flat_map(|place| [place.id.clone(), place.address.clone()]).collect(),
-        // A cluster is one target, whichever of its proxies is asked.
-        (TargetType::AIStore, _) => {
-            let addresses = places.iter().flat_map(|place| place.aliases.iter().chain([&place.address]));
-            addresses.map(|address| format!("aistore at {address}")).collect()
-        }
-    }
+    (kind(spec.type_).identities)(spec, namespace, places)
 }
 
 /// Connects a spec's target; `places` are the addresses it was found at, and `providers` what a file says of them.
@@ -109,14 +110,7 @@ pub fn connect(
     credentials: Credentials,
     reach: Reach,
 ) -> Result<Arc<dyn Target>, Fault> {
-    Ok(match spec.type_ {
-        TargetType::AIStore => Arc::new(aistore::AIStore::new(places, credentials, reach.provider, reach.hurry)),
-        TargetType::Caddy => Arc::new(caddy::Caddy::new(places, credentials, reach.provider)),
-        TargetType::ConfigMap => {
-            let unset = || Fault::new(Cause::NotFound, "spec.target.configMap is not set");
-            Arc::new(configmap::ConfigMap::new(spec.config_map.clone().ok_or_else(unset)?, providers.clone(), places, reach))
-        }
-    })
+    (kind(spec.type_).connect)(Connection { spec, providers, places, credentials, reach })
 }
 
 impl From<pool::Error> for Fault {

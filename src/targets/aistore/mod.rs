@@ -6,7 +6,10 @@ pub mod wire;
 
 use std::{
     collections::BTreeSet,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::Duration,
 };
 
@@ -16,9 +19,9 @@ use jiff::Timestamp;
 use serde_json::{Map, Value as Json, json};
 use tokio::time::Instant;
 
-use super::{Credentials, Place, Target};
+use super::{Connection, Credentials, Kind, Place, Target};
 use crate::{
-    api::{GoDuration, Knob, Settings, Value},
+    api::{GoDuration, Knob, Settings, Value, adaptive::Source},
     clock,
     decide::{
         Capability, Cause, Change, Fault, NodeState, Process, Serves, Site, Sites, To, Traits, Unit, UnitState,
@@ -29,6 +32,22 @@ use crate::{
 
 /// What is true of every AIStore cluster.
 pub const TRAITS: Traits = Traits { capability, cap, companions, most_pooled, ..Traits::PLAIN };
+
+/// How the operator finds and reaches one.
+pub const KIND: Kind = Kind {
+    traits: |_| TRAITS,
+    // A cluster is one target, whichever of its proxies is asked.
+    identities: |_, _, places| {
+        let addresses = places.iter().flat_map(|place| place.aliases.iter().chain([&place.address]));
+        addresses.map(|address| format!("aistore at {address}")).collect()
+    },
+    connect: |Connection { places, credentials, reach, .. }| {
+        Ok(Arc::new(AIStore::new(places, credentials, reach.provider, reach.hurry)))
+    },
+    source: Source::StateFlags,
+    units_are_nodes: false,
+    states_identity: true,
+};
 
 /// Where the cluster map is.
 const MAP: &str = "/v1/cluster?what=smap";

@@ -7,7 +7,7 @@ mod text;
 use std::{
     collections::BTreeSet,
     ops::Deref,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -15,10 +15,11 @@ use futures::{FutureExt as _, future::BoxFuture};
 use http::Method;
 use serde::{Deserialize, de::IgnoredAny};
 
-use super::{Credentials, Place, Target};
+use super::{Connection, Credentials, Kind, Place, Target};
 use crate::{
     api::{
         Knob, Value,
+        adaptive::Source,
         flush::{Closes, Flush},
     },
     decide::{Capability, Cause, Change, Fault, NodeState, Serves, Traits, Unit, UnitState},
@@ -27,6 +28,16 @@ use crate::{
 
 /// What is true of every Caddy.
 pub const TRAITS: Traits = Traits { capability, inexpressible, default_idle, moved: moved::moved, ..Traits::PLAIN };
+
+/// How the operator finds and reaches them.
+pub const KIND: Kind = Kind {
+    traits: |_| TRAITS,
+    identities: |_, _, places| places.iter().flat_map(|place| [place.id.clone(), place.address.clone()]).collect(),
+    connect: |Connection { places, credentials, reach, .. }| Ok(Arc::new(Caddy::new(places, credentials, reach.provider))),
+    source: Source::Nodes,
+    units_are_nodes: true,
+    states_identity: false,
+};
 
 /// What Caddy 2.11 takes for something else than no limit (`caddyhttp/app.go`, `reverseproxy/httptransport.go`).
 fn inexpressible(knob: Knob, value: Value) -> Option<&'static str> {

@@ -17,10 +17,11 @@ use kube::{
 };
 use serde_json::{Value as Json, json};
 
-use super::{Place, Reach, Target, go_duration};
+use super::{Connection, Kind, Place, Reach, Target, go_duration};
 use crate::{
     api::{
         CREATED, Format, GoDuration, Knob, MANAGER, SETTINGS_PREFIX, Settings, Value,
+        adaptive::Source,
         config_map::{ConfigMap as Spec, Page},
     },
     decide::{Cause, Change, Fault, NodeState, Site, Stored, To, Traits, Unit, UnitState},
@@ -39,6 +40,20 @@ const AT_ONCE: usize = 32;
 pub fn traits(format: Format) -> Traits {
     Traits { file: Some(format), inexpressible: format.inexpressible(), ..Traits::PLAIN }
 }
+
+/// How the operator finds and reaches one.
+pub const KIND: Kind = Kind {
+    traits: |spec| traits(spec.config_map.as_ref().map_or(Format::Yaml, |spec| spec.format)),
+    identities: |spec, namespace, _| spec.config_map.iter().map(|spec| id(namespace, spec)).collect(),
+    connect: |Connection { spec, providers, places, reach, .. }| {
+        let unset = || Fault::new(Cause::NotFound, "spec.target.configMap is not set");
+        let spec = spec.config_map.clone().ok_or_else(unset)?;
+        Ok(Arc::new(ConfigMap::new(spec, providers.clone(), places, reach)))
+    },
+    source: Source::Nodes,
+    units_are_nodes: false,
+    states_identity: false,
+};
 
 /// One key of a `ConfigMap`.
 pub struct ConfigMap {
