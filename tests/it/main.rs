@@ -17,6 +17,7 @@ mod conflicts;
 mod connections;
 mod crash;
 mod crd;
+mod extending;
 mod extremes;
 mod faults;
 mod flushes;
