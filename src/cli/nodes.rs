@@ -181,12 +181,12 @@ fn of_node(node: &Node) -> Vec<[String; 9]> {
         [node.name.clone(), tasks.clone(), limit, desired, programmed, in_effect, measured, format!("{:?}", node.stage), error]
     };
     let or = |value: Option<&crate::api::Value>, otherwise: &str| value.map_or_else(|| otherwise.to_owned(), ToString::to_string);
-    let unset = || "-".to_owned();
+    let dash = || "-".to_owned();
     // What the target has no setting for can be measured all the same.
     let beside = measured.iter().filter(|(knob, _)| !desired.contains_key(*knob));
-    let beside = beside.map(|(knob, value)| row(knob.to_string(), unset(), unset(), unset(), value.to_string()));
+    let beside = beside.map(|(knob, value)| row(knob.to_string(), dash(), dash(), dash(), value.to_string()));
     if desired.is_empty() && measured.is_empty() {
-        return vec![row(unset(), unset(), unset(), unset(), unset())];
+        return vec![row(dash(), dash(), dash(), dash(), dash())];
     }
     desired
         .iter()

@@ -17,7 +17,7 @@ use super::{
     texts,
 };
 use crate::{
-    api::{GoDuration, IdleConnectionPolicy, Knob, Settings, Value},
+    api::{GoDuration, IdleConnectionPolicy, Knob, Limits, Settings, Value},
     decide::{
         self,
         measured::{Idled, time},
@@ -204,7 +204,7 @@ fn from_policy(policy: &IdleConnectionPolicy) -> Option<Known<ClientIdle>> {
     Some(Known { value: client_idle(time), source: format!("{source} in the policy") })
 }
 
-/// The server's side: measured here, or what its policy says.
+/// The server's side: measured here, measured by the operator, or what its policy says.
 async fn server_side(
     prober: &Prober,
     progress: &Progress,
@@ -223,6 +223,11 @@ async fn server_side(
         };
     }
     let policy = server.policy.as_ref().ok_or("the hop has neither a URL nor a policy")?;
+    let limits = policy.status.as_ref().and_then(|status| status.limits.as_ref());
+    let measured = limits.and_then(|limits| limits.measured.as_ref()).map(Limits::settings);
+    if let Some(time) = measured.and_then(|measured| duration(&measured, Knob::ServerIdleTimeout)) {
+        return Ok(Known { value: Idled::Closed(time), source: "measured by the operator".into() });
+    }
     let (settings, source) = settings(policy);
     match duration(&settings, Knob::ServerIdleTimeout) {
         Some(time) if time.is_zero() => {
@@ -310,13 +315,10 @@ fn text(hops: &[Hop]) -> String {
     let rows: Vec<_> = hops.iter().map(cells).collect();
     let mut text = table(["CLIENT", "KEEPS-IDLE", "SERVER", "CLOSES-AFTER", "VERDICT"], &rows);
     if let Some(trap) = hops.iter().find(|hop| hop.verdict == "Trap") {
-        text.push('\n');
-        text.push_str(&sentences(trap));
+        text = text + "\n" + &sentences(trap);
     }
     for reason in hops.iter().filter_map(|hop| hop.reason.as_ref()) {
-        for part in ["\n", reason, "\n"] {
-            text.push_str(part);
-        }
+        text = text + "\n" + reason + "\n";
     }
     text
 }

@@ -46,7 +46,7 @@ pub fn programmed(node: &NodeState) -> Option<Duration> {
 #[must_use]
 pub fn steady(measured: Idled, programmed: Option<Duration>, before: Option<Idled>) -> Idled {
     let Idled::Closed(after) = measured else { return measured };
-    let near = |other: &Duration| after.abs_diff(*other) <= (*other / 100).max(Duration::from_millis(250));
+    let near = |other: &Duration| is_same(after, *other);
     let before = before.and_then(|before| if let Idled::Closed(before) = before { Some(before) } else { None });
     if let Some(same) = programmed.filter(near).or_else(|| before.filter(near)) {
         return Idled::Closed(same);
@@ -68,7 +68,7 @@ pub struct Verified {
     different: usize,
     /// A node that could not be measured, and why. The first by name.
     failed: Option<(String, String)>,
-    /// The idle timeout that every node was measured to have; `None` where one was not measured or differs.
+    /// The idle timeout that every node was measured to have, within 1% or 250 ms; `None` where one was not measured or differs.
     pub shared: Option<Duration>,
 }
 
@@ -114,9 +114,21 @@ pub fn verified(units: &[UnitResult], probes: &Probes) -> Verified {
             times.push(after);
         }
     }
-    let same = times.windows(2).all(|pair| pair[0] == pair[1]);
-    found.shared = times.first().copied().filter(|_| same && times.len() == found.nodes);
+    let answered = times.len();
+    found.shared = shared(times).filter(|_| answered == found.nodes);
     found
+}
+
+/// The middle one of times that differ by no more than a measurement may be off.
+fn shared(mut times: Vec<Duration>) -> Option<Duration> {
+    times.sort_unstable();
+    let (first, last) = (times.first()?, times.last()?);
+    is_same(*last, *first).then(|| times[(times.len() - 1) / 2])
+}
+
+/// Whether a measured time is another one, as far as a measurement can say: 1% or 250 ms.
+fn is_same(measured: Duration, other: Duration) -> bool {
+    measured.abs_diff(other) <= (other / 100).max(Duration::from_millis(250))
 }
 
 /// A condition's status, reason and message.
@@ -226,6 +238,8 @@ mod tests {
     fn one_time_is_reported_where_all_nodes_have_it() {
         assert_eq!(of(&[AGREES, AGREES]).shared, Some(ms(30_000)));
         assert_eq!(of(&[AGREES, None]).shared, None);
+        assert_eq!(of(&[AGREES, Some(Ok(Idled::Closed(ms(30_300)))), AGREES]).shared, Some(ms(30_000)), "no more than an error");
+        assert_eq!(of(&[AGREES, Some(Ok(Idled::Closed(ms(30_301))))]).shared, None);
         assert_eq!(of(&[AGREES, Some(Ok(Idled::Closed(ms(9_000))))]).shared, None);
     }
 

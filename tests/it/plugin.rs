@@ -80,7 +80,7 @@ async fn the_operator_itself_says_what_each_node_has() {
     let said = idleconn(&world, &["nodes", "gw", "--operator", &open.address]).await.unwrap();
     let words: Vec<_> = said.lines().nth(1).unwrap().split_whitespace().collect();
     let host = node.address.trim_start_matches("http://");
-    assert_eq!(words, [host, "250/1000", "server.idleTimeout", "4s", "4s", "4s", "InEffect", "-"]);
+    assert_eq!(words, [host, "250/1000", "server.idleTimeout", "4s", "4s", "4s", "-", "InEffect", "-"]);
     let list: Json =
         serde_json::from_str(&idleconn(&world, &["nodes", "gw", "-o", "json", "--operator", &open.address]).await.unwrap())
             .unwrap();
