@@ -249,7 +249,8 @@ fn judged(runs: &[Run], verdict: &str) -> usize {
 fn a_reload_is_not_taken_for_an_effect() {
     for kind in [Kind::Busy, Kind::Leak, Kind::Mixed, Kind::MixedHalf, Kind::Burst, Kind::Ramp] {
         let (told, untold) = (reloads(kind, true), reloads(kind, false));
-        let (effective, given_up) = (judged(&told, "Effective"), judged(&told, "Ineffective"));
+        let effective = judged(&told, "Effective");
+        let given_up = told.iter().filter(|run| ["Ineffective", "PoolsTooSmall"].contains(&run.summary.verdict.as_str())).count();
         let most = |value: fn(&Summary) -> usize| told.iter().map(|run| value(&run.summary)).max().unwrap();
         let over = mean(told.iter().map(|run| run.summary.minutes_over_threshold));
         let row = format!(
@@ -263,8 +264,11 @@ fn a_reload_is_not_taken_for_an_effect() {
         generated("reload", kind.name(), &row);
         let back = told.iter().filter(|run| run.summary.final_openness_percent == 100).count();
         match kind {
-            // Tightening has no lasting effect: it is never claimed, and the limits go back.
-            Kind::Busy | Kind::Leak => assert_eq!((effective, given_up, back), (0, 40, 40), "{}", kind.name()),
+            // Tightening has no lasting effect: it is never claimed, and the limits go back. It is tried again hours later.
+            Kind::Busy | Kind::Leak => {
+                let undone = |run: &&Run| run.decisions.iter().any(|d| d.to_percent == 100);
+                assert_eq!((effective, given_up, told.iter().filter(undone).count()), (0, 40, 40), "{}", kind.name());
+            }
             Kind::Mixed | Kind::MixedHalf => {
                 assert!(effective >= 39 && given_up == 0 && over < 15.0 && most(|s| s.changes) <= 12, "{}", kind.name());
             }
