@@ -1,6 +1,6 @@
 //! The loop on real servers: it tightens, measures whether that helped, and relaxes; or says that it did not help.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use serde_json::{Value as Json, json};
 
@@ -8,7 +8,7 @@ use crate::support::{
     ais::{Ais, Load},
     caddy::Caddy,
     eventually, leashed,
-    load::{Clients, Silent},
+    load::{Busy, Clients, Silent},
     operator::{World, endpoints, find},
 };
 
@@ -116,6 +116,24 @@ async fn requests_in_flight_are_not_idle_connections_which_is_named_and_taken_ba
     tokio::time::sleep(std::time::Duration::from_secs(4)).await;
     assert_eq!(world.status("gw").await.history, before);
     assert!(tasks(&caddy).await > 500.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_reload_closes_is_not_credited_to_a_limit_that_no_connection_reaches() {
+    let world = World::new("busy").await;
+    let (caddy, listen) = gateway(None).await;
+    // None of these connections is ever idle for as long as any of the limits.
+    let _clients = Busy::start(listen, 400, Duration::from_millis(300));
+    eventually("400 clients are served", || async { (tasks(&caddy).await > 400.0).then_some(()) }).await;
+    world.apply("gw", &policy(&caddy, "Enforce", 300, "4s", "1s")).await;
+    let status = world.until("gw", "tightened", |s| s.openness_percent.is_some_and(|open| open < 100)).await;
+    let note = world.until_event("gw", "Tightened").await;
+    assert!(note.ends_with("closes all idle connections of the target, and clients reconnect"), "{note}");
+    assert!(status.history[0].to_percent <= 70, "fewer and larger steps, for each closes all connections: {:#?}", status.history);
+    world.until_condition("gw", "TighteningEffective", "False", "Ineffective").await;
+    let status = world.until("gw", "rolled back", |s| s.openness_percent == Some(100)).await;
+    assert!(status.history.iter().all(|step| step.verdict.as_deref() != Some("Effective")), "{:#?}", status.history);
+    caddy.shows("/web/idle_timeout", &json!("4s")).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -100,3 +100,35 @@ impl Drop for Silent {
         self.task.abort();
     }
 }
+
+/// Clients that ask again and again over connections that they keep, and come back at once when theirs is closed. End with the test.
+pub struct Busy {
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl Busy {
+    /// So many, each of which asks this often.
+    pub fn start(server: SocketAddr, clients: usize, every: Duration) -> Self {
+        Self { tasks: (0..clients).map(|_| tokio::spawn(Self::ask(server, every))).collect() }
+    }
+
+    async fn ask(server: SocketAddr, every: Duration) {
+        let mut tick = tokio::time::interval(every);
+        let mut buffer = [0; 1024];
+        loop {
+            tick.tick().await;
+            let Ok(mut stream) = TcpStream::connect(server).await else { continue };
+            while stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.is_ok()
+                && matches!(stream.read(&mut buffer).await, Ok(1..))
+            {
+                tick.tick().await;
+            }
+        }
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.tasks.iter().for_each(JoinHandle::abort);
+    }
+}
