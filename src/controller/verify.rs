@@ -4,7 +4,7 @@
 //! because a node may keep a connection as long as it likes.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
     time::{Duration, Instant},
 };
@@ -112,7 +112,7 @@ impl Verifier {
     }
 
     /// Forgets nodes that are gone.
-    fn keep_only(&mut self, there: &[String]) {
+    fn keep_only(&mut self, there: &BTreeSet<String>) {
         self.nodes.retain(|key, _| there.contains(key));
         self.found.lock().unwrap_or_else(PoisonError::into_inner).retain(|key, _| there.contains(key));
     }
@@ -135,7 +135,7 @@ pub fn look(ctx: &Context, subject: &Subject, memory: &mut Memory, results: &[Un
         .flat_map(|(unit, state)| state.nodes.iter().filter(|node| node.stored.is_ok()).map(move |node| (unit, node)))
         .collect();
     if all {
-        verifier.keep_only(&nodes.iter().map(|(unit, node)| key(unit, node)).collect::<Vec<_>>());
+        verifier.keep_only(&nodes.iter().map(|(unit, node)| key(unit, node)).collect());
     }
     let now = Instant::now();
     for (unit, node) in nodes {
