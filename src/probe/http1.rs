@@ -6,7 +6,10 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use http::{HeaderValue, Request, Uri, header, response::Parts};
 use http_body_util::{BodyExt as _, Full};
-use hyper::client::conn::http1::{Builder, SendRequest};
+use hyper::client::conn::{
+    TrySendError,
+    http1::{Builder, SendRequest},
+};
 use hyper_util::rt::TokioIo;
 
 use super::{Ask, Error, Exchange, MAX_BODY, MAX_HEAD, Observation, Opened, Server, Session, dial};
@@ -17,7 +20,8 @@ type Closed = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 impl Exchange for SendRequest<Full<Bytes>> {
     async fn exchange(&mut self, request: Request<()>) -> Result<Parts, Error> {
         self.ready().await?;
-        let (head, mut body) = self.send_request(request.map(|()| Full::default())).await?.into_parts();
+        let (head, mut body) =
+            self.try_send_request(request.map(|()| Full::default())).await.map_err(TrySendError::into_error)?.into_parts();
         let mut read = 0;
         while let Some(piece) = body.frame().await {
             read += piece?.data_ref().map_or(0, Bytes::len);
@@ -45,7 +49,7 @@ pub async fn requests(server: &Server, ask: &Ask, most: u32) -> Result<Requests,
 async fn open(server: &Server) -> Result<Session<SendRequest<Full<Bytes>>, Closed>, Error> {
     let (stream, dialed) = dial(server, "http/1.1").await?;
     let (sender, connection) = Builder::new().max_buf_size(MAX_HEAD).handshake(TokioIo::new(stream)).await?;
-    Ok(Session { dialed, sender, closed: connection.map(|end| Ok(end?)).boxed() })
+    Ok(Session { dialed, sender, closed: connection.without_shutdown().map(|end| end.map(drop).map_err(Error::from)).boxed() })
 }
 
 /// The request as HTTP/1.1 writes it: the authority in `Host`.
