@@ -346,7 +346,7 @@ impl<'a> Look<'a> {
         self.held();
         if self.state.rollback.is_some() {
             self.roll_back();
-        } else if self.state.episode.is_some() {
+        } else if self.state.episode.is_some() && !self.has_dipped() {
             self.tighten();
         } else {
             self.maybe_relax();
@@ -401,6 +401,11 @@ impl<'a> Look<'a> {
         } else {
             (*low_since, *low_for) = (None, 0);
         }
+    }
+
+    /// Whether there are few tasks now because the last step's write closed connections, which may come back.
+    fn has_dipped(&self) -> bool {
+        self.state.watched.fast < CLOSE && self.is_disturbed()
     }
 
     /// Whether connections that the last step closed by its write can still be coming back.
@@ -819,7 +824,7 @@ impl<'a> Look<'a> {
     }
 
     fn finish(self) -> Outcome {
-        let has_dipped = self.state.watched.fast < CLOSE && self.is_disturbed();
+        let has_dipped = self.has_dipped();
         let Self { state, judged, decision, recommendation, mut limit, tuning, .. } = self;
         if limit.is_none() && state.patience >= MOST_PATIENCE {
             limit = Some(Limit::Flapping);

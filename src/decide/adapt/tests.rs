@@ -827,6 +827,8 @@ fn a_verdict_that_is_due_later_does_not_block_relaxing() {
     let mut course = reloaded(10 * MINUTE, |_, state| {
         (state.low_since, state.watched.low_for, state.dead_until) = (Some(START - HOUR), HOUR, 0);
         (state.watched.fast, state.watched.slow) = (0.1, 0.1);
+        // Kept, because the fall may be the write's.
+        state.episode = Some(Episode { steps: 1, base: Some(1.5), ..Episode::begin(START - HOUR, 100) });
     });
     if let Some(pending) = &mut course.state.pending {
         pending.since = Some(START - 4 * MINUTE);
