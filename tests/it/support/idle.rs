@@ -6,6 +6,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
+    time::Duration,
 };
 
 use futures::future::join_all;
@@ -105,15 +106,17 @@ impl Clients {
 
     /// Asks once on each connection, all at the same time: says how many of them answered and stay open.
     pub async fn ask(&mut self, path: &str) -> usize {
-        let answers = join_all(self.0.iter_mut().map(|stream| ask(stream, path))).await;
+        let all = join_all(self.0.iter_mut().map(|stream| ask(stream, path)));
+        // The upstream waits for all of them: where some connections are closed, the others get no answer.
+        let answers = tokio::time::timeout(super::PATIENCE, all).await.expect("all clients are answered");
         answers.into_iter().flatten().count()
     }
 
-    /// Waits until the server has closed each of them.
+    /// Waits until the server has closed each of them. Not for long: Node closes idle connections after 5 s anyway.
     pub async fn are_left(&mut self) {
         let ended = async |stream: &mut TcpStream| while let Ok(1..) = stream.read(&mut [0; 64]).await {};
         let all = join_all(self.0.iter_mut().map(ended));
-        tokio::time::timeout(super::PATIENCE, all).await.expect("the server closes its idle connections");
+        tokio::time::timeout(Duration::from_secs(4), all).await.expect("the server closes its idle connections");
     }
 }
 
