@@ -13,6 +13,12 @@ use crate::decide::measured::Requests;
 
 type Closed = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
 
+impl From<h2::Error> for Error {
+    fn from(error: h2::Error) -> Self {
+        Self::Http2(Box::new(error))
+    }
+}
+
 impl Exchange for SendRequest<Bytes> {
     async fn exchange(&mut self, request: Request<()>) -> Result<Parts, Error> {
         std::future::poll_fn(|cx| self.poll_ready(cx)).await?;

@@ -49,7 +49,8 @@ pub enum Error {
     Http1(#[from] hyper::Error),
     /// The connection broke, or what came is not HTTP/2.
     #[error("the server does not answer in HTTP/2: {0}")]
-    Http2(#[from] h2::Error),
+    // Boxed, so that the operator, which speaks HTTP/1.1 only, has nothing of h2 in it.
+    Http2(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The server closed the connection before its answer was complete.
     #[error("the server closed the connection without an answer")]
     Closed,
