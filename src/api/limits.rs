@@ -287,7 +287,7 @@ mod tests {
 
     #[test]
     fn a_description_names_gos_field_where_the_row_does() {
-        let schema = crate::api::schema::own();
+        let schema = super::super::schema::own();
         for knob in Knob::ALL {
             let at = format!("/properties/spec/properties/limits/properties/{}", knob.path().replace('.', "/properties/"));
             let about = schema.pointer(&at).and_then(|field| field["description"].as_str()).expect("a description");
