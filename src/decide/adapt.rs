@@ -674,7 +674,10 @@ impl<'a> Look<'a> {
             return;
         }
         if let Some(pending) = &self.state.pending {
-            if let (false, false, None) = (facts.in_effect, facts.rolls, pending.since) {
+            // Of steps that share a verdict the nodes may use all but the last.
+            let is_shared =
+                facts.disturbance.is_some() && self.state.changes.last().is_some_and(|(time, _)| *time > pending.decided);
+            if let (false, false, None, false) = (facts.in_effect, facts.rolls, pending.since, is_shared) {
                 self.withdraw(pending.from, slow);
                 return;
             }

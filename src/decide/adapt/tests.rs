@@ -823,6 +823,23 @@ fn where_a_write_closes_connections_steps_are_few_and_share_a_verdict() {
 }
 
 #[test]
+fn a_step_is_not_taken_back_past_one_that_shares_its_verdict_and_is_in_use() {
+    // From 100 to 75, which the nodes use, and to 50, which they do not use yet.
+    let waits = |last_change: i64| {
+        let mut course = reloaded(MINUTE, |pending, state| {
+            (pending.since, pending.decided) = (None, START - HOUR);
+            state.changes = vec![(START - HOUR, Way::Tighten), (START - last_change, Way::Tighten)];
+            (state.low_since, state.watched.low_for, state.dead_until) = (Some(START - HOUR), HOUR, 0);
+            (state.watched.fast, state.watched.slow) = (0.1, 0.1);
+        });
+        course.in_effect = false;
+        course.look(0.1).decision.map(|step| step.to)
+    };
+    assert_eq!(waits(30 * MINUTE), None, "100 would be more than the nodes use");
+    assert_eq!(waits(HOUR), Some(100), "a single step is taken back");
+}
+
+#[test]
 fn a_verdict_that_is_due_later_does_not_block_relaxing() {
     let mut course = reloaded(10 * MINUTE, |_, state| {
         (state.low_since, state.watched.low_for, state.dead_until) = (Some(START - HOUR), HOUR, 0);
