@@ -92,7 +92,7 @@ pub struct Look {
 impl Look {
     /// Open files in percent of what a process may have, and the node where that is highest.
     pub fn files(&self) -> Option<(u32, String)> {
-        if let Signal::Fresh(reading) = &self.signal { reading.files.clone() } else { None }
+        self.signal.reading()?.files.clone()
     }
 }
 
@@ -146,8 +146,7 @@ impl Adaptation {
 
     /// How many connections idle on all nodes, where they say so.
     fn idle_connections(&self, look: &Look) -> Option<f64> {
-        let Signal::Fresh(reading) = &look.signal else { return None };
-        Some(reading.idle_tasks? / f64::from(self.tasks_per_connection))
+        Some(look.signal.reading()?.idle_tasks? / f64::from(self.tasks_per_connection))
     }
 
     /// For the report.
@@ -190,8 +189,8 @@ impl Adaptation {
         let outcome = adapt::step(&self.tuning, &facts, &self.state, &look.signal, look.now);
         let news = outcome.decision.is_some() || outcome.judged.is_some() || outcome.digest(&look.signal) != self.digest;
         // While samples are missing the window stands still, and asking sooner would not bring its end nearer.
-        let fresh = matches!(look.signal, Signal::Fresh(_));
-        let end = if fresh { adapt::next_end(&self.tuning, &outcome.state, look.now) } else { None };
+        let reading = look.signal.reading();
+        let end = if reading.is_some() { adapt::next_end(&self.tuning, &outcome.state, look.now) } else { None };
         if let Some(wait) = end.filter(|wait| *wait < self.tuning.interval) {
             self.sampler.ask_in(Duration::from_millis(u64::try_from(wait).unwrap_or(0) + 1));
         }
@@ -200,7 +199,6 @@ impl Adaptation {
         if !news {
             self.state = outcome.state;
         }
-        let reading = if let Signal::Fresh(reading) = &look.signal { Some(reading) } else { None };
         let point = Point {
             time: look.now,
             tasks: reading.and_then(|reading| reading.percentile),
@@ -208,14 +206,12 @@ impl Adaptation {
             pressure: reading.filter(|_| !self.levels).map(|reading| reading.up),
             openness: self.state.openness,
         };
-        Tick { news, fresh, point }
+        Tick { news, fresh: reading.is_some(), point }
     }
 
     fn has_moved(&mut self, look: &Look) -> bool {
         // An alert is either raised or not: there is no figure that could move.
-        let Some(reading) =
-            (if let Signal::Fresh(reading) = &look.signal { Some(reading) } else { None }).filter(|_| !self.levels)
-        else {
+        let Some(reading) = look.signal.reading().filter(|_| !self.levels) else {
             self.moved_since = None;
             return false;
         };

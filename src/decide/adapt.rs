@@ -209,6 +209,20 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Nothing was decided, and the limits are as declared.
+    #[must_use]
+    pub const fn unmoved(state: State) -> Self {
+        Self {
+            state,
+            decision: None,
+            judged: None,
+            recommendation: None,
+            limit: None,
+            phase: Phase::AsDeclared,
+            has_dipped: false,
+        }
+    }
+
     /// When the last step can be judged at the earliest (Unix milliseconds); `None` without a step that is in effect and not judged.
     #[must_use]
     pub fn due(&self) -> Option<i64> {
@@ -233,15 +247,7 @@ impl Outcome {
 pub fn step(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal, now: i64) -> Outcome {
     let Some((mut look, elapsed)) = Look::begin(tuning, facts, before, now) else {
         let state = State { changes: before.changes.clone(), ..State::default() };
-        return Outcome {
-            state,
-            decision: None,
-            judged: None,
-            recommendation: None,
-            limit: None,
-            phase: Phase::AsDeclared,
-            has_dipped: false,
-        };
+        return Outcome::unmoved(state);
     };
     match signal {
         Signal::Fresh(reading) => look.fresh(reading, elapsed),

@@ -77,10 +77,7 @@ pub fn tell(
     if seen.tuning.mode == Mode::Disabled {
         return Vec::new();
     }
-    let reading = match seen.signal {
-        Signal::Fresh(reading) => Some(reading),
-        Signal::Missing { .. } => None,
-    };
+    let reading = seen.signal.reading();
     let conditions = [
         metrics(seen),
         high(seen, outcome, reading),
@@ -451,15 +448,7 @@ mod tests {
     };
 
     fn outcome() -> Outcome {
-        Outcome {
-            state: State::default(),
-            decision: None,
-            judged: None,
-            recommendation: None,
-            limit: None,
-            phase: Phase::AsDeclared,
-            has_dipped: false,
-        }
+        Outcome::unmoved(State::default())
     }
 
     fn seen<'a>(tuning: &'a Tuning, signal: &'a Signal) -> SeenLoop<'a> {

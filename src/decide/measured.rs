@@ -99,6 +99,12 @@ impl Spread {
     }
 }
 
+/// How far a measurement of `actual` may be off: 1%, or 250 ms where that is more.
+#[must_use]
+pub fn error(actual: Duration) -> Duration {
+    (actual / 100).max(MIN_ERROR)
+}
+
 /// How far a measurement may be from an expectation: 5%, or 1 s where that is more.
 #[must_use]
 pub fn tolerance(expected: Duration) -> Duration {
@@ -136,7 +142,7 @@ impl Advertised {
     #[must_use]
     pub fn keeps_time(&self, measured: &Spread) -> Option<bool> {
         let timeout = self.timeout?;
-        let least = timeout.saturating_sub((timeout / 100).max(MIN_ERROR));
+        let least = timeout.saturating_sub(error(timeout));
         match measured.min {
             Idled::Closed(after) => Some(after >= least),
             Idled::Open(after) => (after >= least).then_some(true),

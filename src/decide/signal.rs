@@ -318,6 +318,17 @@ pub enum Signal {
     },
 }
 
+impl Signal {
+    /// What the samples say, where there are enough of them.
+    #[must_use]
+    pub const fn reading(&self) -> Option<&Reading> {
+        match self {
+            Self::Fresh(reading) => Some(reading),
+            Self::Missing { .. } => None,
+        }
+    }
+}
+
 /// Tasks that one connection may cost on one node: a Go client connection has two goroutines.
 const TASKS_PER_CONNECTION: f64 = 2.0;
 

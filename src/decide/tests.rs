@@ -320,15 +320,7 @@ fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
         let changes = if moving { vec![(1_700_000_000_000, state::Way::Tighten)] } else { Vec::new() };
         let state = State { changes, ..State::default() };
         let mut plan = Plan { desired: scene.declared.clone(), ..Plan::default() };
-        plan.outcome = Some(Outcome {
-            state,
-            decision: None,
-            judged: None,
-            recommendation: None,
-            limit: None,
-            has_dipped: false,
-            phase: adapt::Phase::Holding,
-        });
+        plan.outcome = Some(Outcome { phase: adapt::Phase::Holding, ..Outcome::unmoved(state) });
         if drift {
             let (id, unit) = ("u".to_owned(), "u".to_owned());
             plan.drift.push(Drift { knob: KNOB, id, unit, restarted: false, found: None, declared: seconds(30) });

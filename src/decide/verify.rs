@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     NodeState, Unit,
     conditions::{UnitResult, shortened, shortened_to_bytes},
-    measured::{Idled, time},
+    measured::{Idled, error, time},
 };
 use crate::api::{Knob, Value};
 
@@ -126,9 +126,9 @@ fn shared(mut times: Vec<Duration>) -> Option<Duration> {
     is_same(*last, *first).then(|| times[(times.len() - 1) / 2])
 }
 
-/// Whether a measured time is another one, as far as a measurement can say: 1% or 250 ms.
+/// Whether a measured time is another one, as far as a measurement can say.
 fn is_same(measured: Duration, other: Duration) -> bool {
-    measured.abs_diff(other) <= (other / 100).max(Duration::from_millis(250))
+    measured.abs_diff(other) <= error(other)
 }
 
 /// A condition's status, reason and message.

@@ -22,7 +22,7 @@ use crate::{
         openness::{self, Percent},
         order,
         originals::Saved,
-        signal::{Measure, NodeSample, Reading, Signal},
+        signal::{Measure, NodeSample, Reading},
         state::State,
         tighten::Share,
         tuning::Tuning,
@@ -288,7 +288,7 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
             }
         }
         let Some(outcome) = plan.outcome.clone() else { break };
-        let reading = if let Signal::Fresh(reading) = &signal { Some(reading) } else { None };
+        let reading = signal.reading();
         let now_written = outcome.state.encode();
         let now_digest = outcome.digest(&signal);
         let news = outcome.decision.is_some()
