@@ -226,7 +226,7 @@ trait Field: Sized {
     /// As a value; `None` for a text that is no duration, which the API server refuses.
     fn value(&self) -> Option<Value>;
 
-    /// From a value of its own kind.
+    /// From a value of the same type.
     fn of(value: Value) -> Option<Self>;
 }
 

@@ -414,7 +414,7 @@ fn probe(signal: &SignalSpec, threshold: Threshold) -> Probe {
 fn disturbance(declared: &Settings, floor: &Settings, traits: &Traits, answered: &[(Unit, UnitState)]) -> Option<Disturbance> {
     decide::disturbance(declared, floor, traits, |knob| {
         let has = |(_, state): &(Unit, UnitState)| state.sites.keys().any(|site| site.knob == knob);
-        // A file has a place for every limit of its format; of a server that did not answer it is not known.
+        // A file has every limit of its format. Until a server has answered, assume that it has the pool.
         traits.file.is_some() || answered.is_empty() || answered.iter().any(has)
     })
 }

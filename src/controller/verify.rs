@@ -1,4 +1,4 @@
-//! `spec.verify`: one connection to each node in each interval, over a dialer of its own. What it shows is judged in `decide::verify`.
+//! `spec.verify`: one connection to each node in each interval, over a separate dialer. `decide::verify` judges the result.
 //!
 //! The common pool closes idle connections itself, so probes do not use it. Their number is bounded for the whole operator and for each namespace,
 //! because a node may keep a connection as long as it likes.

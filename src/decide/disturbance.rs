@@ -73,7 +73,7 @@ mod tests {
         assert_eq!(of(&flushing, &[(server, 30), (backend, 20)], &[(server, 5)]), Some((7, 30)));
         assert_eq!(of(&flushing, &[(backend, 20)], &[(backend, 5)]), Some((7, 100)), "an unmanaged pool with its default");
         assert_eq!(of(&flushing, &[(server, 30)], &[(server, 5)]), Some((7, 300)), "and one whose default is not known");
-        assert_eq!(of(&own, &[(server, 900), (backend, 20)], &[(backend, 5)]), Some((0, 20)), "a pool of its own");
+        assert_eq!(of(&own, &[(server, 900), (backend, 20)], &[(backend, 5)]), Some((0, 20)), "only the pool that is changed");
         assert_eq!(of(&Traits::PLAIN, &[(server, 30)], &[(server, 5)]), None, "nothing is closed");
         assert_eq!(of(&flushing, &[(server, 30)], &[]), None, "nothing moves");
         let alone = disturbance(&seconds(&[(server, 30)]), &seconds(&[(server, 5)]), &flushing, |knob| knob == server);

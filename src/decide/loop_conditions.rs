@@ -144,7 +144,7 @@ fn high(seen: &SeenLoop<'_>, outcome: &Outcome, reading: Option<&Reading>) -> Sa
     };
     let over = if reading.over > 0 { format!("; {} nodes over it", reading.over) } else { String::new() };
     let message = if seen.levels { alerts(reading) } else { format!("{}{over}", counted(reading)) };
-    // An episode is kept while connections that a write closed come back: what is said is what is there now.
+    // The episode stays open while connections that a write closed come back. The condition describes the present count.
     match outcome.state.episode.filter(|_| !outcome.has_dipped) {
         Some(_) if seen.levels => ("HighTaskCount", "True", "OverThreshold", message),
         Some(_) => ("HighTaskCount", "True", "OverThreshold", format!("{message}; until it is under {} %", percent(CLOSE))),

@@ -108,7 +108,7 @@ pub struct Observation {
 
 /// Sends requests over one connection, in either protocol.
 trait Exchange {
-    /// Sends a request and reads the whole answer, which is thrown away as it comes.
+    /// Sends a request, reads the whole answer and discards its body.
     async fn exchange(&mut self, request: Request<()>) -> Result<Parts, Error>;
 }
 

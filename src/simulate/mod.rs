@@ -231,8 +231,8 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
             );
         }
         let handed = handover.filter(|handover| time >= handover.at);
-        let nobody_decides = handed.is_some_and(|handover| time < handover.at + handover.gap);
-        if nobody_decides {
+        let is_between_leaders = handed.is_some_and(|handover| time < handover.at + handover.gap);
+        if is_between_leaders {
             time += interval;
             continue;
         }

@@ -23,7 +23,7 @@ pub struct Kind {
     pub source: Source,
     /// Whether each unit is a node, so that it has a metrics page even when it cannot be read.
     pub units_are_nodes: bool,
-    /// Whether it is one whole that states an identity of its own, wherever it is reached.
+    /// Whether the target is one unit that reports the same identity at every address.
     pub states_identity: bool,
 }
 

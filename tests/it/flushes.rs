@@ -250,7 +250,7 @@ async fn a_change_of_the_node_service_closes_the_connections_of_its_pool() {
     node.wait().unwrap();
 }
 
-/// A server with a proxy, and another proxy with TLS, which nobody asks: only that has a place for the time-out of a handshake.
+/// A server with a proxy, and another proxy with TLS, which gets no requests: only a proxy with TLS has a handshake timeout.
 fn servers(upstream: &Upstream) -> Json {
     let proxy =
         |transport: Json| json!({"handler": "reverse_proxy", "upstreams": [{"dial": upstream.address}], "transport": transport});

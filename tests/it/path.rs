@@ -8,7 +8,7 @@ use tokio::{process::Command, time::Instant};
 
 use crate::support::{caddy::address, scripted::Scripted, servers::Server, service::Service, slow_link::SlowLink};
 
-/// Requests at the same time: each needs a connection of its own.
+/// Requests at the same time: each needs a separate connection.
 const BURST: usize = 500;
 /// How long a packet takes from nginx to Node: what Node closes, nginx learns so much later.
 const DELAY: Duration = Duration::from_millis(40);

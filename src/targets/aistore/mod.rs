@@ -121,7 +121,7 @@ const OPENED: f64 = 2.0;
 const ACCEPTED: f64 = 1.0;
 
 /// By the count of idle connections to each of the other nodes and from each of them. A proxy has a third transport, for what it passes on
-/// (`ais/prxrev.go`). Connections of outside clients are not pooled by the cluster, and no limit of its own reaches them; those to
+/// (`ais/prxrev.go`). The cluster does not pool the connections of outside clients, and none of its limits applies to them; those to
 /// backends are bounded by nothing.
 fn most_pooled(limits: &Settings, nodes: &[&NodeState]) -> Option<MostPooled> {
     if limits.contains_key(&Knob::BackendIdleConnTimeout) {

@@ -90,12 +90,12 @@ fn pools_hold_no_more_than_their_counts_allow() {
         Some(opened_50),
         "what others open is theirs to bound"
     );
-    assert_eq!(most(&limits(0, 100), &three), most(&limits(2000, 100), &three), "no total is no bound of its own");
+    assert_eq!(most(&limits(0, 100), &three), most(&limits(2000, 100), &three), "no total bounds nothing more");
     let unknown = NodeState::new("p9", Ok(BTreeMap::new()));
     let pair = [unknown, node("t0", true)];
     assert_eq!(most(&limits(2000, 100), &pair), Some(vec![500.0 + 300.0, 700.0]), "a node that does not say may be a proxy");
     assert_eq!(most(&limits(2000, 100), &three[..1]), Some(vec![0.0]), "alone there is no other to talk to");
-    assert_eq!(most(&limits(2000, 0), &three), None, "0 is a default of its own");
+    assert_eq!(most(&limits(2000, 0), &three), None, "0 selects the server's default");
     assert_eq!(most(&Settings::new(), &three), None);
     let mut backend = limits(2000, 100);
     backend.insert(Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(9)));

@@ -22,7 +22,7 @@ use super::{caddy::address, eventually};
 /// Clients of a server, and connections that it keeps to each server behind it.
 pub const CONNECTIONS: usize = 4;
 
-/// A server that answers when it has [`CONNECTIONS`] requests at a time, so that each has a connection of its own.
+/// A server that answers when it has [`CONNECTIONS`] requests at a time, so that each has a separate connection.
 pub struct Upstream {
     pub address: SocketAddr,
     counts: Arc<Counts>,
