@@ -11,6 +11,7 @@ use idleconn_operator::{
     api::{
         IdleConnectionPolicyStatus, Knob, Settings, Value,
         adaptive::{Adaptive as Spec, Behavior, Fallback, FallbackBehavior, Mode, Profile},
+        conditions::Reason,
         limits::WITHIN,
         policy::DriftPolicy,
     },
@@ -125,7 +126,7 @@ impl World {
             _ => (self.pressure + 0.2 * (step - 0.5)).clamp(0.0, 3.0),
         };
         if self.random.u8(0..20) == 0 {
-            return Signal::Missing { reason: "BelowQuorum", message: String::new() };
+            return Signal::Missing { reason: Reason::BelowQuorum, message: String::new() };
         }
         let down = if self.random.u8(0..5) == 0 { self.pressure.max(1.0) } else { self.pressure };
         Signal::Fresh(Reading {

@@ -12,7 +12,7 @@ use std::{
 };
 
 use idleconn_operator::{
-    api::{IdleConnectionPolicyStatus, Knob, Value},
+    api::{IdleConnectionPolicyStatus, Knob, Value, conditions::Reason},
     decide::{
         Capability, Cause, Declared, Drift, Fault, Lives, NodeState, Plan, Site, Stored, Traits, Unit, UnitState,
         conditions::{Problem, Seen, UnitResult, report},
@@ -174,7 +174,7 @@ impl Scene {
         self.plan.restart = Some((Outcome { said: Some(said), finished, ..Outcome::default() }, why.map(str::to_owned)));
     }
 
-    fn problem(&mut self, reason: &'static str, refused: bool, stalled: bool) {
+    fn problem(&mut self, reason: Reason, refused: bool, stalled: bool) {
         self.problem = Some(Problem { reason, message: "What happened, to what, and what to do".into(), refused, stalled });
         self.units.clear();
     }
@@ -289,11 +289,11 @@ fn every_situation_is_said_as_it_was_reviewed() {
             }),
         ),
         ("somebody insisted, and is right", after(&|scene| scene.plan.contended = [SERVER].into())),
-        ("the policy is not valid", after(&|scene| scene.problem("Invalid", true, true))),
-        ("another policy was first", after(&|scene| scene.problem("Conflicted", true, true))),
-        ("nothing is there", after(&|scene| scene.problem("TargetNotFound", true, false))),
-        ("a Secret is missing", after(&|scene| scene.problem("RefNotFound", false, false))),
-        ("the cluster does not let anybody in", after(&|scene| scene.problem("Forbidden", false, true))),
+        ("the policy is not valid", after(&|scene| scene.problem(Reason::Invalid, true, true))),
+        ("another policy was first", after(&|scene| scene.problem(Reason::Conflicted, true, true))),
+        ("nothing is there", after(&|scene| scene.problem(Reason::TargetNotFound, true, false))),
+        ("a Secret is missing", after(&|scene| scene.problem(Reason::RefNotFound, false, false))),
+        ("the cluster does not let anybody in", after(&|scene| scene.problem(Reason::Forbidden, false, true))),
         ("a restart is needed", after(&|scene| scene.pools(&[("gw-1", true), ("gw-2", false)]))),
         ("all were restarted", after(&|scene| scene.pools(&[("gw-1", true), ("gw-2", true), ("gw-3", true)]))),
         (

@@ -3,6 +3,7 @@
 //! Pure: no kube client, no HTTP, no tokio, no clock. What lives here is what `kubectl explain` shows.
 
 pub mod adaptive;
+pub mod conditions;
 pub mod config_map;
 pub mod crd;
 pub mod duration;

@@ -5,8 +5,19 @@ use std::fmt::Write as _;
 use jiff::Timestamp;
 
 use crate::{
-    api::{IdleConnectionPolicy, IdleConnectionPolicyStatus, adaptive::Mode, restart::RestartPolicy},
-    decide::{self, adapt::spoken, conditions::reason, flushes, state::State},
+    api::{
+        IdleConnectionPolicy, IdleConnectionPolicyStatus,
+        adaptive::Mode,
+        conditions::{ConditionType, Reason, State},
+        restart::RestartPolicy,
+    },
+    decide::{
+        self,
+        adapt::spoken,
+        condition::{find, reason},
+        flushes,
+        state::State as AdaptiveState,
+    },
     targets,
 };
 
@@ -26,35 +37,34 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         ));
         return text;
     }
-    let message = |type_: &str| {
-        status.conditions.iter().find(|c| c.type_ == type_).map(|c| (c.status.as_str(), c.reason.as_str(), c.message.as_str()))
-    };
+    let message =
+        |type_| find(status, type_).map(|condition| (state_of(status, type_), reason(status, type_), &condition.message));
     let nodes = status.nodes.as_ref().map(|nodes| format!(" on {} nodes", nodes.summary)).unwrap_or_default();
-    match (message("Ready"), message("Programmed")) {
-        (Some(("True", "Succeeded", _)), Some(("False", reason, message))) => {
+    match (message(ConditionType::Ready), message(ConditionType::Programmed)) {
+        (Some((Some(State::True), Some(Reason::Succeeded), _)), Some((Some(State::False), Some(reason), message))) => {
             say(&format!("{name} was written, and is held{nodes} now ({reason}): {message}."));
         }
-        (Some(("True", ..)), _) => say(&format!("{name} is in order{nodes}.")),
-        (Some((_, reason, message)), _) => say(&format!("{name} is not in order ({reason}): {message}.")),
-        (None, _) => say(&format!("{name}: nothing is known yet.")),
+        (Some((Some(State::True), ..)), _) => say(&format!("{name} is in order{nodes}.")),
+        (Some((_, Some(reason), message)), _) => say(&format!("{name} is not in order ({reason}): {message}.")),
+        _ => say(&format!("{name}: nothing is known yet.")),
     }
-    if let Some(("False", reason @ ("RestartRequired" | "RollingOut" | "RestartStalled"), message)) = message("InEffect") {
+    if let Some((_, Some(reason), message)) = message(ConditionType::InEffect) {
         let rolls = policy.spec.restart.as_ref().is_some_and(|restart| restart.policy == RestartPolicy::Rolling);
         let next = match reason {
-            "RollingOut" => "The operator goes on by itself.",
-            "RestartStalled" => "Mend that node; the operator goes on when it is back.",
-            _ if rolls => "The operator restarts them when it may.",
-            _ => "Restart those nodes, or set spec.restart.policy to Rolling.",
+            Reason::RollingOut => Some("The operator goes on by itself."),
+            Reason::RestartStalled => Some("Mend that node; the operator goes on when it is back."),
+            Reason::RestartRequired if rolls => Some("The operator restarts them when it may."),
+            Reason::RestartRequired => Some("Restart those nodes, or set spec.restart.policy to Rolling."),
+            _ => None,
         };
-        say(&format!("What is stored is not yet what the processes use: {message}. {next}"));
-    }
-    if let Some(("False", "MeasuredDifferently", message)) = message("InEffect") {
-        say(&format!(
-            "A server does not do what is programmed: {message}. Check that spec.verify probes the right port, and look for a proxy in front of it."
-        ));
-    }
-    if let Some((_, "NotMeasured", message)) = message("InEffect") {
-        say(&format!("{message}."));
+        match (next, reason) {
+            (Some(next), _) => say(&format!("What is stored is not yet what the processes use: {message}. {next}")),
+            (None, Reason::MeasuredDifferently) => say(&format!(
+                "A server does not do what is programmed: {message}. Check that spec.verify probes the right port, and look for a proxy in front of it."
+            )),
+            (None, Reason::NotMeasured) => say(&format!("{message}.")),
+            _ => {}
+        }
     }
     if !status.unsupported.is_empty() {
         say(&format!(
@@ -71,17 +81,17 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         say("The limits are what Git declares; nothing moves them (spec.adaptive is absent or Disabled).");
         return text;
     }
-    if let Some(("False" | "Unknown", reason, message)) = message("MetricsAvailable") {
+    if let Some((Some(State::False | State::Unknown), Some(reason), message)) = message(ConditionType::MetricsAvailable) {
         say(&format!("The tasks cannot be counted ({reason}): {message}. Until they can, nothing is tightened."));
     }
-    if let Some((state, _, message)) = message("HighTaskCount") {
+    if let Some((state, _, message)) = message(ConditionType::HighTaskCount) {
         match state {
-            "True" => say(&format!("There are too many tasks: {message}.")),
-            "False" => say(&format!("The task count is fine: {message}.")),
+            Some(State::True) => say(&format!("There are too many tasks: {message}.")),
+            Some(State::False) => say(&format!("The task count is fine: {message}.")),
             _ => {}
         }
     }
-    if let Some((_, _, message)) = message("Tightened") {
+    if let Some((_, _, message)) = message(ConditionType::Tightened) {
         say(&format!("{message}."));
     }
     if let Some(last) = status.history.first() {
@@ -95,14 +105,16 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
             last.reason
         ));
     }
-    if let Some((state, _, message)) = message("TighteningEffective").filter(|(_, reason, _)| *reason != "NotTightened") {
-        say(&format!("{}: {message}.", if state == "True" { "It helped" } else { "Whether it helped" }));
+    if let Some((state, _, message)) =
+        message(ConditionType::TighteningEffective).filter(|(_, reason, _)| *reason != Some(Reason::NotTightened))
+    {
+        say(&format!("{}: {message}.", if state == Some(State::True) { "It helped" } else { "Whether it helped" }));
     }
     let locked = adaptive_state(status).lockout.map(|lockout| lockout.until).filter(|until| *until > now.as_millisecond());
     if let Some(until) = locked.and_then(|until| Timestamp::from_millisecond(until).ok()) {
         say(&format!("Nothing is tightened until {until}, because the last attempt could not help."));
     }
-    if let Some(("True", _, message)) = message("Limited") {
+    if let Some((Some(State::True), _, message)) = message(ConditionType::Limited) {
         say(&format!("It would do more and may not: {message}."));
     }
     if let Some(recommended) = &status.recommendation {
@@ -116,38 +128,43 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
 }
 
 /// What adaptive control has written down; as at the beginning where it has not.
-fn adaptive_state(status: &IdleConnectionPolicyStatus) -> State {
+fn adaptive_state(status: &IdleConnectionPolicyStatus) -> AdaptiveState {
     let text = status.control.as_ref().and_then(|control| control.adaptation.as_deref());
-    text.map_or_else(State::default, State::decode)
+    text.map_or_else(AdaptiveState::default, AdaptiveState::decode)
+}
+
+/// The status of a condition as this version knows its reason.
+fn state_of(status: &IdleConnectionPolicyStatus, type_: ConditionType) -> Option<State> {
+    type_.state(reason(status, type_)?)
 }
 
 /// What to do now.
 fn next(status: &IdleConnectionPolicyStatus) -> &'static str {
-    let is = |type_: &str| reason(status, type_).unwrap_or_default();
-    // Tasks are counted in both cases.
-    let metrics = if is("MetricsAvailable") == "IdleConnectionsMissing" { "Fresh" } else { is("MetricsAvailable") };
-    match (is("Ready"), metrics, is("Limited"), is("TighteningEffective")) {
-        ("Succeeded" | "Suspended", "Fresh", _, "Ineffective") | ("Succeeded", "Fresh", "PoolsTooSmall", _) => {
-            "look for what else runs tasks: requests in flight, slow backends, a leak. A goroutine profile of the node named above tells."
-        }
-        ("Succeeded" | "Suspended", "Fresh", "AtFloor", _) => {
-            "lower adaptive.floor, add nodes, or find who opens so many connections."
-        }
-        ("Succeeded" | "Suspended", "Fresh", "BudgetExhausted", _) => "wait, or raise adaptive.behavior.maxChangesPerHour.",
+    let is = |type_| reason(status, type_);
+    let (ready, metrics) = (is(ConditionType::Ready), state_of(status, ConditionType::MetricsAvailable));
+    if !matches!(ready, Some(Reason::Succeeded | Reason::Suspended)) {
+        return "mend what the first sentence names; the operator tries again by itself.";
+    }
+    if metrics != Some(State::True) {
+        return "make the task count available again: see adaptive.signal and the sentence above.";
+    }
+    let (limited, effective) = (is(ConditionType::Limited), is(ConditionType::TighteningEffective));
+    if effective == Some(Reason::Ineffective) || (ready, limited) == (Some(Reason::Succeeded), Some(Reason::PoolsTooSmall)) {
+        return "look for what else runs tasks: requests in flight, slow backends, a leak. A goroutine profile of the node named above tells.";
+    }
+    match limited {
+        Some(Reason::AtFloor) => "lower adaptive.floor, add nodes, or find who opens so many connections.",
+        Some(Reason::BudgetExhausted) => "wait, or raise adaptive.behavior.maxChangesPerHour.",
         // What is declared may be more than what the processes use: a restart is no remedy for too many tasks then.
-        ("Succeeded" | "Suspended", "Fresh", "RestartForbidden", "NotTightened") => {
+        Some(Reason::RestartForbidden) if effective == Some(Reason::NotTightened) => {
             "compare limits.desired with what the processes were started with; a restart brings the declared limits into effect, lower or higher."
         }
-        ("Succeeded" | "Suspended", "Fresh", "RestartForbidden", _) => "restart the nodes, one after the other.",
-        ("Succeeded" | "Suspended", "Fresh", "NotInEffect", _) => {
+        Some(Reason::RestartForbidden) => "restart the nodes, one after the other.",
+        Some(Reason::NotInEffect) => {
             "let the nodes say what they use (target.configMap.hash), or restart them, one after the other."
         }
-        ("Succeeded" | "Suspended", "Fresh", "Paused", _) => {
-            "resume it by removing the annotation (or spec.suspend) when you are done."
-        }
-        ("Succeeded" | "Suspended", "Fresh", ..) => "nothing; it looks after itself.",
-        ("Succeeded" | "Suspended", ..) => "make the task count available again: see adaptive.signal and the sentence above.",
-        _ => "mend what the first sentence names; the operator tries again by itself.",
+        Some(Reason::Paused) => "resume it by removing the annotation (or spec.suspend) when you are done.",
+        _ => "nothing; it looks after itself.",
     }
 }
 
@@ -244,7 +261,8 @@ mod tests {
     fn until_when_nothing_is_tightened_is_said() {
         let locked = |hours: i64| {
             let until = "2026-01-01T00:00:00Z".parse::<Timestamp>().expect("a time").as_millisecond() + hours * 3_600_000;
-            let state = State { lockout: Some(crate::decide::state::Lockout { until, times: 0 }), ..State::default() };
+            let state =
+                AdaptiveState { lockout: Some(crate::decide::state::Lockout { until, times: 0 }), ..AdaptiveState::default() };
             told(true, &[READY, FRESH], &json!({"control": {"loop": state.encode()}}))
         };
         let sentence = "Nothing is tightened until 2026-01-01T04:00:00Z, because the last attempt could not help.";

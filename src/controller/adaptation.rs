@@ -13,6 +13,7 @@ use crate::{
     api::{
         self, IdleConnectionPolicyStatus, Settings,
         adaptive::{IdleConnections, Mode, Signal as SignalSpec, Source as SourceName},
+        conditions::Reason,
         lookup::Member,
         restart::{RestartFor, RestartPolicy},
     },
@@ -323,7 +324,7 @@ pub async fn prepare(
                     obstacle = Some(Signal::Missing { reason: problem.reason, message: problem.message });
                 }
                 Err(places::Failure::Error(error)) => {
-                    obstacle = Some(Signal::Missing { reason: "QueryFailed", message: error.to_string() });
+                    obstacle = Some(Signal::Missing { reason: Reason::QueryFailed, message: error.to_string() });
                 }
             }
             watch.source = Source::Prometheus { query: prometheus.query.clone(), threshold };
@@ -336,7 +337,7 @@ pub async fn prepare(
         (SourceName::StateFlags, ..) => watch.nodes = nodes(subject, units, answered),
         (SourceName::Prometheus, ..) => {
             obstacle = Some(Signal::Missing {
-                reason: "QueryFailed",
+                reason: Reason::QueryFailed,
                 message: "adaptive.signal.prometheus has no query or no threshold".into(),
             });
         }

@@ -12,10 +12,11 @@ use kube::Api;
 
 use super::{Context, Error, Subject, memory::Memory, originals, report};
 use crate::{
-    api::{Knob, Limits, Value},
+    api::{Knob, Limits, Value, conditions::EventReason},
     decide::{
         Cause, Change, Declared, Fault, Moved, Plan, To, Traits, Unit, UnitPlan, UnitState,
-        conditions::{Notice, UnitResult, shortened_to_bytes},
+        condition::{Notice, shortened_to_bytes},
+        conditions::UnitResult,
         order,
         originals::Saved,
     },
@@ -71,7 +72,7 @@ pub async fn tell_lost(ctx: &Context, subject: &Subject, unit: &str, moved: &Mov
         "{unit}: the routes of {}{more} were changed so that it is not known which reverse proxy held which settings before the policy; they keep those that they have now; give each an @id to avoid this",
         named.join(", ")
     );
-    report::event(ctx, subject, &Notice { warning: true, reason: "RestoreAbandoned", note }, "moved").await
+    report::event(ctx, subject, &Notice { reason: EventReason::RestoreAbandoned, note }, "moved").await
 }
 
 /// Saves what the planned writes would overwrite; nothing may be written before this has succeeded.

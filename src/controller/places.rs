@@ -20,6 +20,7 @@ use crate::{
     api::{
         CONFIG_HASH,
         adaptive::{Header, Prometheus},
+        conditions::Reason,
         lookup::{Lookup, Member, References},
         policy::{KeyRef, Scheme, ServiceRef, Target},
         stored::some,
@@ -42,9 +43,12 @@ pub enum Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
-            Error::PodsForbidden => {
-                problem("Forbidden", false, true, "The operator may not list and watch pods; grant it in this namespace".into())
-            }
+            Error::PodsForbidden => problem(
+                Reason::Forbidden,
+                false,
+                true,
+                "The operator may not list and watch pods; grant it in this namespace".into(),
+            ),
             error => Self::Error(error),
         }
     }
@@ -53,14 +57,17 @@ impl From<Error> for Failure {
 /// An answer of the API server; without the right to it, that is what the status says.
 fn permitted<T>(answer: Result<T, Error>, verb: &str, what: &str) -> Result<T, Failure> {
     match answer {
-        Err(Error::Kube(kube::Error::Api(status))) if status.is_forbidden() => {
-            Err(problem("Forbidden", false, true, format!("The operator may not {verb} {what}; grant it in this namespace")))
-        }
+        Err(Error::Kube(kube::Error::Api(status))) if status.is_forbidden() => Err(problem(
+            Reason::Forbidden,
+            false,
+            true,
+            format!("The operator may not {verb} {what}; grant it in this namespace"),
+        )),
         answer => Ok(answer?),
     }
 }
 
-fn problem(reason: &'static str, refused: bool, stalled: bool, message: String) -> Failure {
+fn problem(reason: Reason, refused: bool, stalled: bool, message: String) -> Failure {
     Failure::Problem(Problem { reason, message, refused, stalled })
 }
 
@@ -126,7 +133,7 @@ async fn secret_text(ctx: &Context, namespace: &str, reference: &KeyRef, field: 
     if text.is_empty() || !text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         let KeyRef { name, key } = reference;
         let message = format!("Secret {name}: key {key} holds no {what}; put the bare {what} there");
-        return Err(problem("RefKeyNotFound", false, false, message));
+        return Err(problem(Reason::RefKeyNotFound, false, false, message));
     }
     Ok(text)
 }
@@ -139,12 +146,12 @@ async fn secret_key(ctx: &Context, namespace: &str, KeyRef { name, key }: &KeyRe
 }
 
 fn no_key(kind: &str, name: &str, key: &str, field: &str) -> Failure {
-    problem("RefKeyNotFound", false, false, format!("{kind} {name} has no key {key}; add it, or correct {field}.key"))
+    problem(Reason::RefKeyNotFound, false, false, format!("{kind} {name} has no key {key}; add it, or correct {field}.key"))
 }
 
 fn readable<T>(answer: Result<Option<T>, Error>, kind: &str, name: &str, field: &str) -> Result<T, Failure> {
     permitted(answer, "get", &format!("{kind} {name}"))?.ok_or_else(|| {
-        problem("RefNotFound", false, false, format!("{kind} {name} does not exist; create it, or correct {field}"))
+        problem(Reason::RefNotFound, false, false, format!("{kind} {name} does not exist; create it, or correct {field}"))
     })
 }
 
@@ -172,7 +179,7 @@ pub async fn places(ctx: &Context, subject: &Subject, target: &Target) -> Result
 }
 
 fn invalid() -> Failure {
-    problem("Invalid", true, true, "spec.target says nowhere to look; set one of its members".into())
+    problem(Reason::Invalid, true, true, "spec.target says nowhere to look; set one of its members".into())
 }
 
 fn allowed(ctx: &Context, subject: &Subject, endpoint: &str) -> Result<Place, Failure> {
@@ -184,8 +191,8 @@ fn allowed(ctx: &Context, subject: &Subject, endpoint: &str) -> Result<Place, Fa
             }
             Ok(Place::new(&address, address.split("://").nth(1).unwrap_or(&address), &address))
         }
-        Err(error @ endpoint::Error::NotAllowed(_)) => Err(problem("RefNotPermitted", true, true, error.to_string())),
-        Err(error) => Err(problem("Invalid", true, true, error.to_string())),
+        Err(error @ endpoint::Error::NotAllowed(_)) => Err(problem(Reason::RefNotPermitted, true, true, error.to_string())),
+        Err(error) => Err(problem(Reason::Invalid, true, true, error.to_string())),
     }
 }
 
@@ -246,7 +253,7 @@ fn one_workload(pods: &[&Arc<Pod>]) -> Result<(), Failure> {
     let names: Vec<_> = workloads.iter().take(3).map(name).collect();
     let message =
         format!("The selector matches pods of several workloads ({}); a policy is for one: narrow it down", names.join(", "));
-    Err(problem("Invalid", true, true, message))
+    Err(problem(Reason::Invalid, true, true, message))
 }
 
 fn place(pod: &Pod, scheme: Scheme, port: u16) -> Option<Place> {
@@ -269,12 +276,12 @@ async fn service_and_slices(
     let api = Api::<Service>::namespaced(ctx.client.clone(), namespace);
     let object = permitted(in_time(api.get_opt(name)).await, "get", &format!("Service {name}"))?;
     let object = object.ok_or_else(|| {
-        problem("TargetNotFound", true, false, format!("Service {name} does not exist; create it, or correct spec.target"))
+        problem(Reason::TargetNotFound, true, false, format!("Service {name} does not exist; create it, or correct spec.target"))
     })?;
     if object.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("ExternalName")) {
         // Its name could stand for any address; the allow-list is for those.
         return Err(problem(
-            "RefNotPermitted",
+            Reason::RefNotPermitted,
             true,
             true,
             format!("Service {name} is an ExternalName; use an endpoint that --allow-endpoints lists"),
@@ -287,7 +294,7 @@ async fn service_and_slices(
         .is_some_and(|ports| ports.iter().any(|p| p.port == i32::from(service.port)));
     if !has_port {
         return Err(problem(
-            "TargetNotFound",
+            Reason::TargetNotFound,
             true,
             false,
             format!("Service {name} has no port {}; correct spec.target", service.port),
@@ -315,7 +322,7 @@ async fn behind(ctx: &Context, subject: &Subject, service: &ServiceRef) -> Resul
     };
     if addresses.is_empty() {
         return Err(problem(
-            "TargetNotFound",
+            Reason::TargetNotFound,
             true,
             false,
             format!("Service {} has no endpoints; is anything running behind it?", service.name),
@@ -361,7 +368,7 @@ async fn reachable(ctx: &Context, namespace: &str, service: &ServiceRef, found: 
         service.name,
         some(&foreign)
     );
-    Err(problem("RefNotPermitted", true, true, message))
+    Err(problem(Reason::RefNotPermitted, true, true, message))
 }
 
 fn addresses(object: &Service, slices: &[EndpointSlice], service: &ServiceRef) -> Vec<Found> {

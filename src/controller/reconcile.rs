@@ -32,7 +32,8 @@ use super::{
 };
 use crate::{
     api::{
-        FINALIZER, IdleConnectionPolicyStatus, StoredPolicy, policy::DriftPolicy, restart::RestartPolicy, status::RestartControl,
+        FINALIZER, IdleConnectionPolicyStatus, StoredPolicy, conditions::Reason, policy::DriftPolicy, restart::RestartPolicy,
+        status::RestartControl,
     },
     clock,
     decide::{
@@ -173,7 +174,7 @@ async fn place(ctx: &Context, subject: &mut Subject, memory: &mut Memory) -> Res
     if let Some(message) = subject.refusal.clone().or_else(|| declared.invalid(&decide::floor(subject.spec(), &traits))) {
         ctx.enqueue(ctx.board.give_up(&subject.claimant));
         memory.adaptation = None;
-        let problem = Problem { reason: "Invalid", message, refused: true, stalled: true };
+        let problem = Problem { reason: Reason::Invalid, message, refused: true, stalled: true };
         return problem_report(ctx, subject, memory, &declared, &traits, &problem).await.map(Placed::Done);
     }
     let kind = subject.spec().target.type_;
@@ -251,7 +252,7 @@ async fn conflicted(
     // Policies that wait for this one need not: what it points at is known.
     ctx.enqueue(ctx.board.keep(&subject.claimant));
     let message = sentence(winner, &subject.claimant);
-    let problem = Problem { reason: "Conflicted", message, refused: true, stalled: true };
+    let problem = Problem { reason: Reason::Conflicted, message, refused: true, stalled: true };
     problem_report(ctx, subject, memory, declared, traits, &problem).await
 }
 
@@ -705,7 +706,7 @@ async fn problem_report(
     let control = subject.object.status.as_ref().and_then(|status| status.control.clone()).unwrap_or_default();
     let plan = Plan { control, desired: declared.clone(), ..Plan::default() };
     if memory.news("problem", &problem.message) {
-        tracing::warn!(policy = subject.path, reason = problem.reason, "{}", problem.message);
+        tracing::warn!(policy = subject.path, reason = %problem.reason, "{}", problem.message);
     }
     Box::pin(say(ctx, subject, memory, declared, traits, Some(problem), &plan, &[], None)).await?;
     let times = memory.failing.get("").map_or(0, |failing| failing.times);

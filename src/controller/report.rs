@@ -2,7 +2,7 @@
 
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},
-    apimachinery::pkg::apis::meta::v1::{Condition, MicroTime, Time},
+    apimachinery::pkg::apis::meta::v1::MicroTime,
 };
 use kube::{
     Api, Resource as _, ResourceExt as _,
@@ -12,10 +12,13 @@ use serde_json::json;
 
 use super::{Context, Error, PolicyRef, Subject, in_time};
 use crate::{
-    api::{IdleConnectionPolicy, IdleConnectionPolicyStatus, MANAGER, StoredPolicy},
+    api::{
+        IdleConnectionPolicy, IdleConnectionPolicyStatus, MANAGER, StoredPolicy,
+        conditions::{ConditionType, EventReason, Reason},
+    },
     clock,
     decide::{
-        conditions::{Notice, shortened_to_bytes},
+        condition::{self, Notice, reason, said, shortened_to_bytes},
         hash::fnv1a,
     },
     metrics::Step,
@@ -26,7 +29,7 @@ const NOTE_LENGTH: usize = 900;
 
 /// What is told of a decision. It is the same news as long as no decision has been written down since: a process that died between the
 /// telling and the writing left a step that the next one takes instead, with other words and perhaps other news beside it.
-const STEPS: [&str; 3] = ["Tightened", "Relaxed", "ReachedFloor"];
+const STEPS: [EventReason; 3] = [EventReason::Tightened, EventReason::Relaxed, EventReason::ReachedFloor];
 
 /// Tells what is new. Events go first: a status that was written would make them old news after a crash.
 pub async fn report(
@@ -86,20 +89,16 @@ pub async fn internal_error(ctx: &Context, policy: &PolicyRef) -> Result<(), Err
     let generation = object.meta().generation;
     let mut status = object.read().map_err(Error::Unreadable)?.0.status.unwrap_or_default();
     let message = "The operator failed on this policy with an internal error and tries again; report it with the operator's log";
-    let is_said = status.conditions.iter().any(|condition| condition.type_ == "Ready" && condition.reason == "InternalError");
-    if is_said && status.observed_generation == generation {
+    if reason(&status, ConditionType::Ready) == Some(Reason::InternalError) && status.observed_generation == generation {
         return Ok(());
     }
     status.observed_generation = generation;
-    status.conditions.retain(|condition| condition.type_ != "Ready");
-    status.conditions.push(Condition {
-        type_: "Ready".into(),
-        status: "False".into(),
-        reason: "InternalError".into(),
-        message: message.into(),
-        observed_generation: generation,
-        last_transition_time: Time(clock::now()),
-    });
+    let ready =
+        condition::condition(ConditionType::Ready, &said(Reason::InternalError, message), generation, &status, clock::now());
+    match status.conditions.iter_mut().find(|condition| condition.type_ == ready.type_) {
+        Some(old) => *old = ready,
+        None => status.conditions.push(ready),
+    }
     let body = json!({
         "apiVersion": IdleConnectionPolicy::api_version(&()),
         "kind": IdleConnectionPolicy::kind(&()),
@@ -133,7 +132,7 @@ pub async fn event(ctx: &Context, subject: &Subject, notice: &Notice, seed: &str
         Err(error) => return Err(error),
         Ok(_) => {}
     }
-    tracing::info!(policy = subject.path, reason = notice.reason, "{}", notice.note);
+    tracing::info!(policy = subject.path, reason = %notice.reason, "{}", notice.note);
     Ok(())
 }
 
@@ -151,8 +150,8 @@ fn told(ctx: &Context, subject: &Subject, notice: &Notice, name: String) -> Even
         reporting_controller: Some(MANAGER.into()),
         reporting_instance: Some(shortened_to_bytes(&ctx.settings.instance, 128)),
         action: Some("Reconcile".into()),
-        reason: Some(notice.reason.into()),
-        type_: Some(if notice.warning { "Warning" } else { "Normal" }.into()),
+        reason: Some(notice.reason.to_string()),
+        type_: Some(if notice.reason.is_warning() { "Warning" } else { "Normal" }.into()),
         note: Some(shortened_to_bytes(&notice.note, NOTE_LENGTH)),
         regarding: Some(ObjectReference {
             api_version: Some(IdleConnectionPolicy::api_version(&()).into_owned()),

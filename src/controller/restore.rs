@@ -22,13 +22,14 @@ use super::{
 use crate::{
     api::{
         FINALIZER, StoredPolicy,
+        conditions::{EventReason, Reason},
         lookup::Lookup,
         policy::{DeletionPolicy, Target},
     },
     decide::{
         self, Cause, Fault, Unit,
         claims::Claim,
-        conditions::{Notice, shortened},
+        condition::{Notice, shortened},
         originals::Saved,
     },
     targets::{self, Credentials, Place},
@@ -71,7 +72,7 @@ pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
             nodes(left.unrestored.len())
         };
         let note = format!("{what} not restored within {}: {name}: {fault}", subject.spec().restore_timeout);
-        let notice = Notice { warning: true, reason: "RestoreAbandoned", note };
+        let notice = Notice { reason: EventReason::RestoreAbandoned, note };
         report::event(ctx, subject, &notice, "restore").await?;
     }
     finish(ctx, subject, memory, &left).await?;
@@ -178,7 +179,7 @@ enum Restored {
 async fn finish(ctx: &Context, subject: &Subject, memory: &mut Memory, left: &Left) -> Result<(), Error> {
     let restored = left.unrestored.is_empty();
     if restored && let Some(note) = left.note() {
-        report::event(ctx, subject, &Notice { warning: false, reason: "Restored", note }, "restore").await?;
+        report::event(ctx, subject, &Notice { reason: EventReason::Restored, note }, "restore").await?;
     }
     if restored {
         let api = Api::<ControllerRevision>::namespaced(ctx.client.clone(), &subject.namespace);
@@ -233,7 +234,7 @@ pub async fn departed(ctx: &Context, subject: &Subject, memory: &mut Memory, uni
                 gone[&id].name,
                 subject.spec().restore_timeout
             );
-            report::event(ctx, subject, &Notice { warning: true, reason: "RestoreAbandoned", note }, &id).await?;
+            report::event(ctx, subject, &Notice { reason: EventReason::RestoreAbandoned, note }, &id).await?;
         }
         memory.departed.remove(&id);
         memory.failing.remove(&id);
@@ -362,7 +363,7 @@ async fn present(ctx: &Context, subject: &Subject, id: &str, saved: &Saved, spec
     let places = match places::places(ctx, subject, spec).await {
         Ok(places) => places,
         Err(places::Failure::Problem(problem)) => {
-            let cause = if problem.reason == "RefNotPermitted" { Cause::NotPermitted } else { Cause::Unreachable };
+            let cause = if problem.reason == Reason::RefNotPermitted { Cause::NotPermitted } else { Cause::Unreachable };
             return Err(Fault::new(cause, problem.message));
         }
         Err(places::Failure::Error(error)) => return Err(Fault::new(Cause::Unreachable, shortened(&error.to_string(), 200))),

@@ -10,7 +10,7 @@ use super::{
     tighten::{Share, Step},
     tuning::{CLOSE, DOUBT, NEARLY_OPEN, OPEN, ROOM, SAFE, Tuning},
 };
-use crate::api::{Settings, adaptive::Mode};
+use crate::api::{self, Settings, adaptive::Mode};
 
 const MINUTE: i64 = 60_000;
 const HOUR: i64 = 60 * MINUTE;
@@ -233,9 +233,9 @@ impl Outcome {
     #[must_use]
     pub fn digest(&self, signal: &Signal) -> String {
         let reason = match signal {
-            Signal::Fresh(Reading { idle_missing: Some(_), .. }) => "IdleConnectionsMissing",
-            Signal::Fresh(_) => "Fresh",
-            Signal::Missing { reason, .. } => reason,
+            Signal::Fresh(Reading { idle_missing: Some(_), .. }) => api::conditions::Reason::IdleConnectionsMissing,
+            Signal::Fresh(_) => api::conditions::Reason::Fresh,
+            Signal::Missing { reason, .. } => *reason,
         };
         let recommended = self.recommendation.as_ref().map(|decision| decision.to / 10);
         format!("{} {:?} {:?} {} {reason} {recommended:?}", self.state.encode(), self.phase, self.limit, self.has_dipped)

@@ -3,23 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
     Capability, Declared, Drift, Plan, Sites, Traits, Unit, UnitState,
     advice::Advice,
+    condition::{Notice, Said, condition, find, reason, said, shortened, shortened_to_bytes, state},
     lives::{self, Lives},
     loop_conditions::{self, SeenLoop},
     observed::{Cause, Fault, NodeState},
     originals::Saved,
-    restart::{self, Said},
+    restart::{self, Said as RestartState},
     verify::{Probes, refined, verified},
 };
 use crate::api::{
     IdleConnectionPolicyStatus, Knob, Limits, Settings, Value,
-    status::{
-        Confirmed, MESSAGE_LENGTH, MOST_NODES_NAMED, NAME_LENGTH, NodeCause, Nodes, ObjectName, PendingRestart, StatusLimits,
-    },
+    conditions::{ConditionType, EventReason, Reason, State},
+    status::{Confirmed, MOST_NODES_NAMED, NAME_LENGTH, NodeCause, Nodes, ObjectName, PendingRestart, StatusLimits},
 };
 
 /// How long a changed file may take to a pod: the kubelet looks each minute, and its cache may be as old again.
@@ -29,7 +29,7 @@ pub const PROPAGATION: SignedDuration = SignedDuration::from_secs(180);
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The reason of Ready.
-    pub reason: &'static str,
+    pub reason: Reason,
     /// What happened, to what, and what to do.
     pub message: String,
     /// Whether Accepted is False: the policy is not valid or did not win its target.
@@ -97,33 +97,6 @@ impl Seen<'_> {
     }
 }
 
-/// Something that people are told once.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Notice {
-    /// Warning, or Normal.
-    pub warning: bool,
-    /// The Event's reason.
-    pub reason: &'static str,
-    /// The Event's note.
-    pub note: String,
-}
-
-impl std::fmt::Display for Notice {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{} {}: {}", if self.warning { "Warning" } else { "Normal" }, self.reason, self.note)
-    }
-}
-
-/// The reason of a condition in a status.
-#[must_use]
-pub fn reason<'a>(status: &'a IdleConnectionPolicyStatus, type_: &str) -> Option<&'a str> {
-    find(status, type_).map(|c| c.reason.as_str())
-}
-
-pub(super) fn find<'a>(status: &'a IdleConnectionPolicyStatus, type_: &str) -> Option<&'a Condition> {
-    status.conditions.iter().find(|c| c.type_ == type_)
-}
-
 /// What the nodes say, counted.
 #[derive(Debug, Default)]
 struct Tally {
@@ -145,15 +118,15 @@ struct Tally {
 
 /// The reason of Ready=False for a fault that stands in the way of everything.
 #[must_use]
-pub const fn failure(cause: Cause) -> &'static str {
+pub const fn failure(cause: Cause) -> Reason {
     match cause {
-        Cause::Unauthorized => "Unauthorized",
-        Cause::Forbidden => "Forbidden",
-        Cause::Certificate => "CertificateInvalid",
-        Cause::NotPermitted => "RefNotPermitted",
-        Cause::NotFound => "TargetNotFound",
-        Cause::Conflict => "Conflicted",
-        Cause::Unreachable | Cause::NotReady | Cause::Busy | Cause::Rejected => "ProgrammingFailed",
+        Cause::Unauthorized => Reason::Unauthorized,
+        Cause::Forbidden => Reason::Forbidden,
+        Cause::Certificate => Reason::CertificateInvalid,
+        Cause::NotPermitted => Reason::RefNotPermitted,
+        Cause::NotFound => Reason::TargetNotFound,
+        Cause::Conflict => Reason::Conflicted,
+        Cause::Unreachable | Cause::NotReady | Cause::Busy | Cause::Rejected => Reason::ProgrammingFailed,
     }
 }
 
@@ -214,7 +187,7 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
             0 => String::new(),
             more => format!("; {more} more: kubectl idleconn lint"),
         };
-        notices.push(Notice { warning: true, reason: "Advice", note: format!("{first}{more}") });
+        notices.push(Notice { reason: EventReason::Advice, note: format!("{first}{more}") });
     }
     control.events = control.events.wrapping_add(count(notices.len())) & 0x7fff_ffff;
     status.control = (control != crate::api::status::Control::default()).then_some(control);
@@ -222,10 +195,12 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
 }
 
 /// What was measured before, as long as this process has not measured a node yet: a new leader knows nothing.
-fn carried<'a>(seen: &Seen<'a>) -> Option<&'a Condition> {
+fn carried(seen: &Seen<'_>) -> Option<Said> {
     let is_same = seen.previous.observed_generation == seen.generation;
-    let before = find(seen.previous, "InEffect").filter(|_| is_same && seen.probes.is_some_and(Probes::is_empty))?;
-    ["Measured", "MeasuredDifferently", "NotMeasured"].contains(&before.reason.as_str()).then_some(before)
+    let before = find(seen.previous, ConditionType::InEffect).filter(|_| is_same && seen.probes.is_some_and(Probes::is_empty))?;
+    let measured = [Reason::Measured, Reason::MeasuredDifferently, Reason::NotMeasured];
+    let reason = before.reason.parse().ok().filter(|reason| measured.contains(reason))?;
+    Some(said(reason, &before.message))
 }
 
 fn measured(seen: &Seen<'_>) -> Option<Limits> {
@@ -446,57 +421,35 @@ fn holds(
 }
 
 fn conditions(seen: &Seen<'_>, tally: &Tally) -> Vec<Condition> {
-    let mut all: Vec<(&str, &str, &str, String)> = Vec::new();
-    all.push(match seen.problem {
-        Some(problem) if problem.refused => ("Accepted", "False", problem.reason, problem.message.clone()),
-        None if seen.shared.is_some() => ("Accepted", "True", "SharedIdentity", seen.shared.unwrap_or_default().to_owned()),
-        _ => ("Accepted", "True", "Accepted", accepted_message(seen)),
-    });
-    let (programmed, in_effect) = (programmed(seen, tally), in_effect(seen, tally));
-    let rejected = tally.write_fault.as_ref().filter(|f| f.cause == Cause::Rejected);
+    let mut all: Vec<(ConditionType, Said)> = Vec::new();
+    let accepted = match seen.problem {
+        Some(problem) if problem.refused => said(problem.reason, &problem.message),
+        None if seen.shared.is_some() => said(Reason::SharedIdentity, seen.shared.unwrap_or_default()),
+        _ => said(Reason::Accepted, accepted_message(seen)),
+    };
+    all.push((ConditionType::Accepted, accepted));
+    let rejected = tally.write_fault.as_ref().filter(|fault| fault.cause == Cause::Rejected);
     let ready = ready(seen, tally);
-    let (ready_true, ready_reason, ready_message) = (ready.0 == "True", ready.1, ready.2.clone());
-    all.push(("Ready", ready.0, ready.1, ready.2));
-    let stalled = match seen.problem {
-        Some(problem) => problem.stalled.then(|| (problem.reason, problem.message.clone())),
-        None => match rejected {
-            Some(fault) => Some(("Rejected", fault.message.clone())),
-            None => (ready_reason == "Forbidden").then(|| (ready_reason, ready_message.clone())),
-        },
+    all.push((ConditionType::Ready, ready.clone()));
+    let is_ready = state(ConditionType::Ready, ready.reason) == State::True;
+    let stalled = match (seen.problem, rejected) {
+        (Some(problem), _) => problem.stalled.then(|| said(problem.reason, &problem.message)),
+        (None, Some(fault)) => Some(said(Reason::Rejected, &fault.message)),
+        (None, None) => (ready.reason == Reason::Forbidden).then(|| ready.clone()),
     };
     match stalled {
-        Some((reason, message)) => all.push(("Stalled", "True", reason, message)),
-        None if !ready_true => {
-            let reason = if ready_reason == "Progressing" { "Progressing" } else { "Retrying" };
-            all.push(("Reconciling", "True", reason, ready_message));
+        Some(stalled) => all.push((ConditionType::Stalled, stalled)),
+        None if !is_ready => {
+            let reason = if ready.reason == Reason::Progressing { Reason::Progressing } else { Reason::Retrying };
+            all.push((ConditionType::Reconciling, said(reason, ready.message)));
         }
         None => {}
     }
     if seen.problem.is_none() {
-        all.push(("Programmed", programmed.0, programmed.1, programmed.2));
-        all.push(("InEffect", in_effect.0, in_effect.1, in_effect.2));
+        all.push((ConditionType::Programmed, programmed(seen, tally)));
+        all.push((ConditionType::InEffect, in_effect(seen, tally)));
     }
-    all.into_iter()
-        .map(|(type_, status, reason, message)| {
-            let old = find(seen.previous, type_);
-            Condition {
-                type_: type_.into(),
-                status: status.into(),
-                reason: reason.into(),
-                message: shortened(&message, MESSAGE_LENGTH),
-                observed_generation: seen.generation,
-                last_transition_time: match old {
-                    Some(old) if old.status == status => old.last_transition_time.clone(),
-                    _ => Time(whole_seconds(seen.now)),
-                },
-            }
-        })
-        .collect()
-}
-
-/// As the API server stores times, so that what is read back equals what was written.
-fn whole_seconds(now: Timestamp) -> Timestamp {
-    Timestamp::from_second(now.as_second()).unwrap_or(now)
+    all.iter().map(|(type_, said)| condition(*type_, said, seen.generation, seen.previous, seen.now)).collect()
 }
 
 fn accepted_message(seen: &Seen<'_>) -> String {
@@ -508,28 +461,28 @@ fn accepted_message(seen: &Seen<'_>) -> String {
     format!("The preset is capped at the target's own maximum: {knob} {value}{others}")
 }
 
-fn ready(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, String) {
+fn ready(seen: &Seen<'_>, tally: &Tally) -> Said {
     if let Some(problem) = seen.problem {
-        return ("False", problem.reason, problem.message.clone());
+        return said(problem.reason, &problem.message);
     }
     let nodes = &tally.nodes;
     if seen.suspend {
-        return ("True", "Suspended", "spec.suspend is true: nothing is written to the nodes".into());
+        return said(Reason::Suspended, "spec.suspend is true: nothing is written to the nodes");
     }
     if tally.answered > 0 && !tally.governs {
-        return ("False", "NothingToProgram", nothing(seen));
+        return said(Reason::NothingToProgram, nothing(seen));
     }
     if tally.answered == 0 {
         let cause = nodes.worst.first().map_or_else(|| "there are none".into(), |n| format!("{}: {}", n.name, n.cause));
         let fault = seen.units.iter().find_map(|result| result.state.as_ref().err());
-        let reason = fault.map_or("ProgrammingFailed", |fault| failure(fault.cause));
-        return ("False", reason, format!("No node answered; {cause}"));
+        let reason = fault.map_or(Reason::ProgrammingFailed, |fault| failure(fault.cause));
+        return said(reason, format!("No node answered; {cause}"));
     }
     match &tally.write_fault {
-        Some(fault) if fault.cause == Cause::Forbidden => return ("False", "Forbidden", fault.message.clone()),
-        Some(fault) if fault.cause == Cause::Unauthorized => return ("False", "Unauthorized", fault.message.clone()),
+        Some(fault) if fault.cause == Cause::Forbidden => return said(Reason::Forbidden, fault.message.clone()),
+        Some(fault) if fault.cause == Cause::Unauthorized => return said(Reason::Unauthorized, fault.message.clone()),
         Some(fault) if matches!(fault.cause, Cause::NotReady | Cause::Unreachable | Cause::Busy) && nodes.drifted == 0 => {}
-        Some(fault) => return ("False", "ProgrammingFailed", fault.message.clone()),
+        Some(fault) => return said(Reason::ProgrammingFailed, fault.message.clone()),
         None => {}
     }
     let which = seen.which();
@@ -543,20 +496,20 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, String)
         let known = !seen.plan.drift.is_empty() || !seen.plan.contended.is_empty();
         // What the operator moves by itself was written once as declared: that stays true.
         let was_ready = seen.previous.observed_generation == seen.generation
-            && find(seen.previous, "Ready").is_some_and(|old| old.status == "True" && old.reason == "Succeeded");
+            && reason(seen.previous, ConditionType::Ready) == Some(Reason::Succeeded);
         let moving = seen.plan.outcome.as_ref().is_some_and(|outcome| !outcome.state.changes.is_empty());
         return if was_ready && moving && !known {
-            ("True", "Succeeded", "Written as declared; the limits are being moved since, see Tightened".into())
+            said(Reason::Succeeded, "Written as declared; the limits are being moved since, see Tightened")
         } else if known {
-            ("True", "Succeeded", "Written; somebody else has changed a node since, see Programmed".into())
+            said(Reason::Succeeded, "Written; somebody else has changed a node since, see Programmed")
         } else {
-            ("False", "Progressing", format!("{} of {} nodes hold the {which} limits", nodes.programmed, nodes.total))
+            said(Reason::Progressing, format!("{} of {} nodes hold the {which} limits", nodes.programmed, nodes.total))
         };
     }
-    ("True", "Succeeded", message)
+    said(Reason::Succeeded, message)
 }
 
-fn programmed(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, String) {
+fn programmed(seen: &Seen<'_>, tally: &Tally) -> Said {
     let nodes = &tally.nodes;
     let worst = || match nodes.worst.first() {
         Some(node) if node.cause.contains(&node.name) => format!("; {}", node.cause),
@@ -564,26 +517,26 @@ fn programmed(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, St
         None => String::new(),
     };
     if !seen.plan.contended.is_empty() && nodes.drifted > 0 {
-        return ("False", "Contended", contended(seen, tally));
+        return said(Reason::Contended, contended(seen, tally));
     }
     if nodes.drifted > 0 {
         return match seen.plan.drift.first() {
-            Some(drift) => ("False", "Drifted", drifted(drift)),
-            None => ("False", "Progressing", format!("{}/{} nodes{}", nodes.programmed, nodes.total, worst())),
+            Some(drift) => said(Reason::Drifted, drifted(drift)),
+            None => said(Reason::Progressing, format!("{}/{} nodes{}", nodes.programmed, nodes.total, worst())),
         };
     }
     if nodes.unreachable > 0 || nodes.total == 0 {
         let message = format!("{} of {} nodes hold the {} limits{}", nodes.programmed, nodes.total, seen.which(), worst());
-        return ("False", "Partial", message);
+        return said(Reason::Partial, message);
     }
     if !tally.governs {
-        return ("False", "NothingToProgram", nothing(seen));
+        return said(Reason::NothingToProgram, nothing(seen));
     }
     match tally.companions.iter().next() {
         Some((knob, value)) => {
-            ("True", "Programmed", format!("All {} nodes; {knob} was lowered to {value} with maxIdleConns", nodes.total))
+            said(Reason::Programmed, format!("All {} nodes; {knob} was lowered to {value} with maxIdleConns", nodes.total))
         }
-        None => ("True", "Programmed", format!("All {} nodes store and read back the {} limits", nodes.total, seen.which())),
+        None => said(Reason::Programmed, format!("All {} nodes store and read back the {} limits", nodes.total, seen.which())),
     }
 }
 
@@ -632,43 +585,39 @@ fn drifted(drift: &Drift) -> String {
 }
 
 /// What configurations and processes say, and what probes add to it.
-fn in_effect(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, String) {
+fn in_effect(seen: &Seen<'_>, tally: &Tally) -> Said {
     let said = in_effect_said(seen, tally);
     let Some(probes) = seen.probes else { return said };
-    if let Some(before) = carried(seen).filter(|_| said.0 == "True") {
-        let (status, reason) = match before.reason.as_str() {
-            "Measured" => ("True", "Measured"),
-            "NotMeasured" => ("True", "NotMeasured"),
-            _ => ("False", "MeasuredDifferently"),
-        };
-        return (status, reason, before.message.clone());
+    if let Some(before) = carried(seen).filter(|_| state(ConditionType::InEffect, said.reason) == State::True) {
+        return before;
     }
     refined(said, &verified(seen.units, probes))
 }
 
-fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str, String) {
+fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
     let nodes = &tally.nodes;
     if tally.answered == 0 {
-        return ("Unknown", "Unknown", "No node answered".into());
+        return said(Reason::Unknown, "No node answered");
     }
     if !tally.governs {
-        return ("Unknown", "NothingToProgram", "None of the declared limits can be written to the target".into());
+        return said(Reason::NothingToProgram, "None of the declared limits can be written to the target");
     }
-    let (said, why) = seen.plan.restart.as_ref().map_or((None, None), |(restart, why)| (restart.said.as_ref(), why.as_ref()));
+    let (restarting, why) =
+        seen.plan.restart.as_ref().map_or((None, None), |(restart, why)| (restart.said.as_ref(), why.as_ref()));
     let why = why.map_or_else(String::new, |why| format!(": {why}"));
     let using = format!("{} of {} nodes use them", nodes.in_effect, nodes.total);
-    match said {
-        Some(Said::Rolling(node)) => return ("False", "RollingOut", format!("{using}; restarting {node}{why}")),
-        Some(Said::Stalled(node)) => {
+    match restarting {
+        Some(RestartState::Rolling(node)) => return said(Reason::RollingOut, format!("{using}; restarting {node}{why}")),
+        Some(RestartState::Stalled(node)) => {
             let message = format!("{using}; {node} has not come back in time, no other is restarted{why}");
-            return ("False", "RestartStalled", message);
+            return said(Reason::RestartStalled, message);
         }
-        Some(Said::Unavailable(node)) => {
-            return ("False", "RestartRequired", format!("{using}; no restart while {node} is out of service{why}"));
+        Some(RestartState::Unavailable(node)) => {
+            return said(Reason::RestartRequired, format!("{using}; no restart while {node} is out of service{why}"));
         }
-        Some(Said::Budget) => return ("False", "RestartRequired", format!("{using}; restart.maxPerDay is used up")),
-        Some(Said::NoPod(node)) => {
-            return ("False", "RestartRequired", format!("{using}; the pod of {node} is not known{why}"));
+        Some(RestartState::Budget) => return said(Reason::RestartRequired, format!("{using}; restart.maxPerDay is used up")),
+        Some(RestartState::NoPod(node)) => {
+            return said(Reason::RestartRequired, format!("{using}; the pod of {node} is not known{why}"));
         }
         None => {}
     }
@@ -683,100 +632,82 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> (&'static str, &'static str
             named.join(", "),
             knobs.join(", ")
         );
-        return ("False", "RestartRequired", message);
+        return said(Reason::RestartRequired, message);
     }
     if let Some(behind) = tally.behind.first() {
         let written = seen.units.iter().filter_map(|result| result.state.as_ref().ok()?.changed).max();
         let fresh = written.is_some_and(|at| seen.now.duration_since(at) < PROPAGATION);
         let message = format!("{using}; {} say that they do not, {behind} for one", tally.behind.len());
         return if fresh {
-            ("False", "Propagating", format!("{message}; a file takes a minute or two to reach a pod"))
+            said(Reason::Propagating, format!("{message}; a file takes a minute or two to reach a pod"))
         } else {
-            ("False", "RestartRequired", format!("{message}; do they read the file again, or only when they start?"))
+            said(Reason::RestartRequired, format!("{message}; do they read the file again, or only when they start?"))
         };
     }
     if nodes.drifted > 0 || nodes.unreachable > 0 {
-        return ("Unknown", "Unknown", format!("Not every node is known to hold the {} limits", seen.which()));
+        return said(Reason::Unknown, format!("Not every node is known to hold the {} limits", seen.which()));
     }
     if !tally.unknown.is_empty() && seen.traits.file.is_some() {
         let message = format!("{using}; the others do not say what they use, and are older than the file");
-        return ("Unknown", "Unknown", message);
+        return said(Reason::Unknown, message);
     }
     if !tally.unknown.is_empty() {
         let message = format!(
             "{using}; the others were not seen to start with these values: a restart would show it, and is not needed if their own files have them"
         );
-        return ("Unknown", "NotObserved", message);
+        return said(Reason::NotObserved, message);
     }
-    ("True", "InEffect", format!("The processes of all {} nodes use the {} limits", nodes.total, seen.which()))
+    said(Reason::InEffect, format!("The processes of all {} nodes use the {} limits", nodes.total, seen.which()))
 }
 
 fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> {
     let mut notices = Vec::new();
-    let mut tell = |warning, reason, note: &str| notices.push(Notice { warning, reason, note: note.to_owned() });
+    let mut tell = |reason, note: &str| notices.push(Notice { reason, note: note.to_owned() });
     let new_generation = seen.previous.observed_generation != seen.generation;
     for node in seen.plan.restart.iter().flat_map(|(restart, _)| &restart.finished) {
-        tell(false, "NodeRestarted", &format!("{node} was restarted and uses the {} limits", seen.which()));
+        tell(EventReason::NodeRestarted, &format!("{node} was restarted and uses the {} limits", seen.which()));
     }
-    for type_ in ["Accepted", "Programmed", "InEffect", "Stalled"] {
-        let Some(new) = find(status, type_) else { continue };
+    for type_ in [ConditionType::Accepted, ConditionType::Programmed, ConditionType::InEffect, ConditionType::Stalled] {
+        let (Some(new), Some(reason)) = (find(status, type_), reason(status, type_)) else { continue };
         let old = find(seen.previous, type_);
         let flipped = old.is_none_or(|old| old.status != new.status || old.reason != new.reason);
-        let was = old.map(|old| old.reason.as_str());
+        let was = self::reason(seen.previous, type_);
         let note = new.message.as_str();
-        match (type_, new.status.as_str(), new.reason.as_str()) {
-            ("Accepted", "True", _) if old.is_none_or(|old| old.status != "True") => tell(false, "Accepted", note),
-            ("Accepted", "False", "Conflicted") if flipped => tell(true, "Conflicted", note),
-            ("Programmed", _, reason)
-                if was == Some("Drifted") && !new_generation && reason != "Drifted" && reason != "Contended" =>
+        match (type_, state(type_, reason), reason) {
+            (ConditionType::Accepted, State::True, _) if old.is_none_or(|old| old.status != new.status) => {
+                tell(EventReason::Accepted, note);
+            }
+            (ConditionType::Accepted, _, Reason::Conflicted) if flipped => tell(EventReason::Conflicted, note),
+            (ConditionType::Programmed, _, reason)
+                if was == Some(Reason::Drifted) && !new_generation && !matches!(reason, Reason::Drifted | Reason::Contended) =>
             {
-                tell(false, "DriftCorrected", &format!("Put back; {}", old.map_or("", |old| old.message.as_str())));
+                tell(EventReason::DriftCorrected, &format!("Put back; {}", old.map_or("", |old| old.message.as_str())));
             }
-            ("Programmed", "True", _) if flipped || new_generation => tell(false, "Programmed", note),
-            ("Programmed", "False", "Contended") if flipped => tell(true, "Contended", note),
-            ("Programmed", "False", "Drifted") if flipped => tell(true, "DriftDetected", note),
-            ("Programmed", "False", "Partial") if flipped && status.nodes.as_ref().is_some_and(|nodes| nodes.unreachable > 0) => {
-                tell(true, "Partial", note);
+            (ConditionType::Programmed, State::True, _) if flipped || new_generation => tell(EventReason::Programmed, note),
+            (ConditionType::Programmed, _, Reason::Contended) if flipped => tell(EventReason::Contended, note),
+            (ConditionType::Programmed, _, Reason::Drifted) if flipped => tell(EventReason::DriftDetected, note),
+            (ConditionType::Programmed, _, Reason::Partial)
+                if flipped && status.nodes.as_ref().is_some_and(|nodes| nodes.unreachable > 0) =>
+            {
+                tell(EventReason::Partial, note);
             }
-            ("Programmed", "False", "Contended") => {
+            (ConditionType::Programmed, _, Reason::Contended) => {
                 // Other fields are put back all the same.
-                for drift in
-                    seen.plan.drift.iter().filter(|drift| !seen.plan.contended.contains(&drift.knob) && holds_now(seen, drift))
-                {
-                    tell(false, "DriftCorrected", &format!("Put back; {}", drifted(drift)));
+                let back = |drift: &&Drift| !seen.plan.contended.contains(&drift.knob) && holds_now(seen, drift);
+                for drift in seen.plan.drift.iter().filter(back) {
+                    tell(EventReason::DriftCorrected, &format!("Put back; {}", drifted(drift)));
                 }
             }
-            ("InEffect", "False", "RestartRequired") if flipped || new_generation => tell(true, "RestartRequired", note),
-            ("InEffect", "False", "MeasuredDifferently") if flipped => tell(true, "MeasuredDifferently", note),
-            ("InEffect", "False", "RestartStalled") if flipped => tell(true, "RestartStalled", note),
-            ("Stalled", "True", "Rejected") if flipped || new_generation => tell(true, "Rejected", note),
+            (ConditionType::InEffect, _, Reason::RestartRequired) if flipped || new_generation => {
+                tell(EventReason::RestartRequired, note);
+            }
+            (ConditionType::InEffect, _, Reason::MeasuredDifferently) if flipped => tell(EventReason::MeasuredDifferently, note),
+            (ConditionType::InEffect, _, Reason::RestartStalled) if flipped => tell(EventReason::RestartStalled, note),
+            (ConditionType::Stalled, _, Reason::Rejected) if flipped || new_generation => tell(EventReason::Rejected, note),
             _ => {}
         }
     }
     notices
-}
-
-/// Cuts at a character boundary and says so.
-#[must_use]
-pub fn shortened(text: &str, most: usize) -> String {
-    if text.chars().count() <= most {
-        return text.to_owned();
-    }
-    text.chars().take(most - 1).chain(['…']).collect()
-}
-
-/// The same by bytes, as the API server counts them.
-#[must_use]
-pub fn shortened_to_bytes(text: &str, most: usize) -> String {
-    if text.len() <= most {
-        return text.to_owned();
-    }
-    let mark = '…';
-    let mut end = most.saturating_sub(mark.len_utf8());
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].chars().chain([mark]).collect()
 }
 
 fn count(n: usize) -> u32 {

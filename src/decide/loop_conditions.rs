@@ -9,7 +9,7 @@ use super::{
     Pause,
     adapt::{Limit, Outcome, Phase, TOO_SOON, percent, spoken},
     attribution::Attribution,
-    conditions::{Notice, find, shortened},
+    condition::{Notice, Said, condition, find, said, shortened, state, whole_seconds},
     openness,
     signal::{Reading, Signal},
     state::{Efficacy, State},
@@ -18,7 +18,8 @@ use super::{
 use crate::api::{
     IdleConnectionPolicyStatus, Limits, Settings,
     adaptive::Mode,
-    status::{Decision, MESSAGE_LENGTH, Recommendation, Tasks},
+    conditions::{ConditionType, EventReason, Reason, State as ConditionState},
+    status::{Decision, Recommendation, Tasks},
 };
 
 /// Most decisions in the history.
@@ -79,35 +80,26 @@ pub fn tell(
     }
     let reading = seen.signal.reading();
     let conditions = [
-        metrics(seen),
-        high(seen, outcome, reading),
-        tightened(seen, outcome),
-        effective(outcome, &seen.attribution),
-        limited(seen, outcome),
+        (ConditionType::MetricsAvailable, metrics(seen)),
+        (ConditionType::HighTaskCount, high(seen, outcome, reading)),
+        (ConditionType::Tightened, tightened(seen, outcome)),
+        (ConditionType::TighteningEffective, effective(outcome, &seen.attribution)),
+        (ConditionType::Limited, limited(seen, outcome)),
     ];
-    let flips = |(type_, state, reason, message): &(&str, &str, &str, String)| {
+    let flips = |(type_, said): &(ConditionType, Said)| {
         // When a step is due to be judged is known once it is in effect.
-        let is_due = |old: &Condition| *reason == "Measuring" && outcome.due().is_some() && old.message != *message;
-        find(previous, type_).is_none_or(|old| old.status != *state || old.reason != *reason || is_due(old))
+        let is_due = |old: &Condition| said.reason == Reason::Measuring && outcome.due().is_some() && old.message != said.message;
+        has_flipped(previous, *type_, said.reason) || find(previous, *type_).is_some_and(is_due)
     };
     let new_generation = previous.observed_generation != status.observed_generation;
     let refresh =
         seen.moved || outcome.decision.is_some() || outcome.judged.is_some() || conditions.iter().any(flips) || new_generation;
     let notices = notices(seen, outcome, previous, &conditions, reading);
-    for condition in conditions {
-        let (type_, state, reason, message) = condition;
-        let old = find(previous, type_);
-        status.conditions.push(Condition {
-            type_: type_.into(),
-            status: state.into(),
-            reason: reason.into(),
-            message: old.filter(|_| !refresh).map_or_else(|| shortened(&message, MESSAGE_LENGTH), |old| old.message.clone()),
-            observed_generation: status.observed_generation,
-            last_transition_time: match old {
-                Some(old) if old.status == state => old.last_transition_time.clone(),
-                _ => Time(whole_seconds(now)),
-            },
-        });
+    for (type_, mut said) in conditions {
+        if let Some(old) = find(previous, type_).filter(|_| !refresh) {
+            said.message.clone_from(&old.message);
+        }
+        status.conditions.push(condition(type_, &said, status.observed_generation, previous, now));
     }
     status.openness_percent = Some(outcome.state.openness.into());
     figures(seen, previous, status, reading, refresh, now);
@@ -116,39 +108,42 @@ pub fn tell(
     notices
 }
 
-type Said = (&'static str, &'static str, &'static str, String);
+/// Whether a condition gets another status or another reason.
+fn has_flipped(previous: &IdleConnectionPolicyStatus, type_: ConditionType, reason: Reason) -> bool {
+    let is_same = |old: &Condition| old.status == state(type_, reason).to_string() && old.reason == reason.to_string();
+    !find(previous, type_).is_some_and(is_same)
+}
 
 fn metrics(seen: &SeenLoop<'_>) -> Said {
     match seen.signal {
         Signal::Fresh(Reading { fresh, expected, .. }) if seen.levels => {
-            ("MetricsAvailable", "True", "Fresh", format!("{fresh} of {expected} nodes report their alerts"))
+            said(Reason::Fresh, format!("{fresh} of {expected} nodes report their alerts"))
         }
         Signal::Fresh(Reading { fresh, expected, idle_missing: Some(node), .. }) => {
             let message = format!(
                 "The tasks of {fresh} of {expected} nodes are counted, but not their idle connections: {node} has no such gauge \
                  (see adaptive.signal.idleConnections)"
             );
-            ("MetricsAvailable", "True", "IdleConnectionsMissing", message)
+            said(Reason::IdleConnectionsMissing, message)
         }
         Signal::Fresh(Reading { fresh, expected, .. }) => {
-            ("MetricsAvailable", "True", "Fresh", format!("The tasks of {fresh} of {expected} nodes are counted"))
+            said(Reason::Fresh, format!("The tasks of {fresh} of {expected} nodes are counted"))
         }
-        Signal::Missing { reason: reason @ "Pending", message } => ("MetricsAvailable", "Unknown", reason, message.clone()),
-        Signal::Missing { reason, message } => ("MetricsAvailable", "False", reason, message.clone()),
+        Signal::Missing { reason, message } => said(*reason, message),
     }
 }
 
 fn high(seen: &SeenLoop<'_>, outcome: &Outcome, reading: Option<&Reading>) -> Said {
     let Some(reading) = reading else {
-        return ("HighTaskCount", "Unknown", "Unknown", "The tasks cannot be counted, see MetricsAvailable".into());
+        return said(Reason::Unknown, "The tasks cannot be counted, see MetricsAvailable");
     };
     let over = if reading.over > 0 { format!("; {} nodes over it", reading.over) } else { String::new() };
     let message = if seen.levels { alerts(reading) } else { format!("{}{over}", counted(reading)) };
     // The episode stays open while connections that a write closed come back. The condition describes the present count.
     match outcome.state.episode.filter(|_| !outcome.has_dipped) {
-        Some(_) if seen.levels => ("HighTaskCount", "True", "OverThreshold", message),
-        Some(_) => ("HighTaskCount", "True", "OverThreshold", format!("{message}; until it is under {} %", percent(CLOSE))),
-        None => ("HighTaskCount", "False", "UnderThreshold", message),
+        Some(_) if seen.levels => said(Reason::OverThreshold, message),
+        Some(_) => said(Reason::OverThreshold, format!("{message}; until it is under {} %", percent(CLOSE))),
+        None => said(Reason::UnderThreshold, message),
     }
 }
 
@@ -179,57 +174,47 @@ fn tightened(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
     let at = format!("The limits are {openness} % open");
     match outcome.phase {
         Phase::AsDeclared if seen.tuning.mode == Mode::Recommend => {
-            ("Tightened", "False", "AsDeclared", "The limits are as declared; mode Recommend writes nothing else".into())
+            said(Reason::AsDeclared, "The limits are as declared; mode Recommend writes nothing else")
         }
-        Phase::AsDeclared => ("Tightened", "False", "AsDeclared", "The limits are as declared".into()),
+        Phase::AsDeclared => said(Reason::AsDeclared, "The limits are as declared"),
         Phase::Tightening if outcome.limit == Some(Limit::RestartForbidden) => {
-            ("Tightened", "True", "Tightening", format!("{at}; the nodes do not use them yet (see InEffect)"))
+            said(Reason::Tightening, format!("{at}; the nodes do not use them yet (see InEffect)"))
         }
-        Phase::Tightening => ("Tightened", "True", "Tightening", format!("{at}; the effect is being measured")),
-        Phase::Holding => ("Tightened", "True", "Holding", format!("{at}, and stay so until there is room")),
-        Phase::Relaxing => ("Tightened", "True", "Relaxing", format!("{at}; there is room, and they open if it lasts")),
-        Phase::AtFloor => ("Tightened", "True", "AtFloor", "The limits are at their floor".into()),
-        Phase::FallbackHold => ("Tightened", "True", "FallbackHold", format!("{at}; the tasks cannot be counted")),
+        Phase::Tightening => said(Reason::Tightening, format!("{at}; the effect is being measured")),
+        Phase::Holding => said(Reason::Holding, format!("{at}, and stay so until there is room")),
+        Phase::Relaxing => said(Reason::Relaxing, format!("{at}; there is room, and they open if it lasts")),
+        Phase::AtFloor => said(Reason::AtFloor, "The limits are at their floor"),
+        Phase::FallbackHold => said(Reason::FallbackHold, format!("{at}; the tasks cannot be counted")),
     }
 }
 
 fn effective(outcome: &Outcome, attribution: &Attribution) -> Said {
-    let type_ = "TighteningEffective";
     match outcome.state.efficacy {
-        Efficacy::Effective => (type_, "True", "Effective", "The last tightening lowered the task count".into()),
-        Efficacy::Ineffective => (
-            type_,
-            "False",
-            "Ineffective",
-            "Tightening did not lower the task count; look elsewhere than at idle connections".into(),
-        ),
+        Efficacy::Effective => said(Reason::Effective, "The last tightening lowered the task count"),
+        Efficacy::Ineffective => {
+            said(Reason::Ineffective, "Tightening did not lower the task count; look elsewhere than at idle connections")
+        }
         Efficacy::Measuring => {
             let due = outcome.due().and_then(|due| Timestamp::from_millisecond(due).ok()).map(whole_seconds);
             let due = due.map_or_else(String::new, |due| format!("; it is judged at {due} at the earliest"));
-            (type_, "Unknown", "Measuring", format!("The last tightening has not been judged yet{due}"))
+            said(Reason::Measuring, format!("The last tightening has not been judged yet{due}"))
         }
-        Efficacy::AwaitingUptimeMatch => (
-            type_,
-            "Unknown",
-            "AwaitingUptimeMatch",
-            "A restart lowers the count by itself; judged when the processes are as old as before".into(),
+        Efficacy::AwaitingUptimeMatch => said(
+            Reason::AwaitingUptimeMatch,
+            "A restart lowers the count by itself; judged when the processes are as old as before",
         ),
-        Efficacy::NotAttributable => (
-            type_,
-            "Unknown",
-            "NotAttributable",
+        Efficacy::NotAttributable => said(
+            Reason::NotAttributable,
             format!("{}; look for another cause, such as connections of clients", pooled(attribution)),
         ),
-        Efficacy::PoolsTooSmall => (
-            type_,
-            "Unknown",
-            "NotAttributable",
+        Efficacy::PoolsTooSmall => said(
+            Reason::NotAttributable,
             format!(
                 "{}, so emptying the pools is not enough; look for another cause, such as connections of clients",
                 pooled(attribution)
             ),
         ),
-        Efficacy::NotTightened => (type_, "Unknown", "NotTightened", "Nothing has been tightened".into()),
+        Efficacy::NotTightened => said(Reason::NotTightened, "Nothing has been tightened"),
     }
 }
 
@@ -242,43 +227,46 @@ fn pooled(attribution: &Attribution) -> String {
 }
 
 fn limited(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
-    let (reason, message): (&str, String) = match outcome.limit {
-        None => return ("Limited", "False", "NotLimited", "The operator does what it wants to".into()),
+    match outcome.limit {
+        None => said(Reason::NotLimited, "The operator does what it wants to"),
         Some(Limit::AtFloor) => {
-            ("AtFloor", "There are too many tasks, and the limits are at their floor: lower it, or look elsewhere".into())
+            said(Reason::AtFloor, "There are too many tasks, and the limits are at their floor: lower it, or look elsewhere")
         }
         Some(Limit::BudgetExhausted) => {
             let Tuning { per_hour, per_day, .. } = seen.tuning;
-            ("BudgetExhausted", format!("{per_hour} changes an hour or {per_day} a day have been made; the next waits"))
+            said(Reason::BudgetExhausted, format!("{per_hour} changes an hour or {per_day} a day have been made; the next waits"))
         }
-        Some(Limit::RestartForbidden) if outcome.state.openness == 100 => (
-            "RestartForbidden",
-            "Most nodes use the declared limits only after a restart, which may also raise them (see InEffect); tightening waits for it".into(),
+        Some(Limit::RestartForbidden) if outcome.state.openness == 100 => said(
+            Reason::RestartForbidden,
+            "Most nodes use the declared limits only after a restart, which may also raise them (see InEffect); tightening waits for it",
         ),
-        Some(Limit::RestartForbidden) => (
-            "RestartForbidden",
-            "Most nodes use the tightened limits only after a restart; nothing more is decided until then, unless the task count falls".into(),
+        Some(Limit::RestartForbidden) => said(
+            Reason::RestartForbidden,
+            "Most nodes use the tightened limits only after a restart; nothing more is decided until then, unless the task count falls",
         ),
-        Some(Limit::NotInEffect) => (
-            "NotInEffect",
-            "Most nodes are not known to use what is declared, so tightening it could not be seen to help: see InEffect".into(),
+        Some(Limit::NotInEffect) => said(
+            Reason::NotInEffect,
+            "Most nodes are not known to use what is declared, so tightening it could not be seen to help: see InEffect",
         ),
-        Some(Limit::PoolsTooSmall) => {
-            ("PoolsTooSmall", format!("{}, so there would be too many with empty pools as well", pooled(&seen.attribution)))
-        }
+        Some(Limit::PoolsTooSmall) => said(
+            Reason::PoolsTooSmall,
+            format!("{}, so there would be too many with empty pools as well", pooled(&seen.attribution)),
+        ),
         Some(Limit::Flapping) => {
             let within = spoken(TOO_SOON);
-            ("Flapping", format!("The limits had to be tightened again within {within} of relaxing; relaxing is delayed"))
+            said(
+                Reason::Flapping,
+                format!("The limits had to be tightened again within {within} of relaxing; relaxing is delayed"),
+            )
         }
         Some(Limit::Paused) => {
             let by = seen.unreadable.map_or_else(
                 || "An annotation or spec.suspend stops it".to_owned(),
                 |name| format!("{name} is neither true nor a time, so it pauses"),
             );
-            ("Paused", by)
+            said(Reason::Paused, by)
         }
-    };
-    ("Limited", "True", reason, message)
+    }
 }
 
 fn figures(
@@ -372,27 +360,29 @@ fn notices(
     seen: &SeenLoop<'_>,
     outcome: &Outcome,
     previous: &IdleConnectionPolicyStatus,
-    conditions: &[Said; 5],
+    conditions: &[(ConditionType, Said)],
     reading: Option<&Reading>,
 ) -> Vec<Notice> {
     let mut notices = Vec::new();
-    let mut tell = |warning, reason, note: String| notices.push(Notice { warning, reason, note });
-    for (type_, state, reason, message) in conditions {
-        let old = find(previous, type_);
-        let was = old.map(|old| old.status.as_str());
-        if was == Some(state) && old.is_none_or(|old| old.reason == *reason) {
-            continue;
-        }
-        match (*type_, *state, *reason) {
-            ("MetricsAvailable", "False", _) if was != Some("False") => tell(true, "MetricsLost", message.clone()),
-            ("MetricsAvailable", "True", _) if was == Some("False") => tell(false, "MetricsRestored", message.clone()),
+    let mut tell = |reason, note: String| notices.push(Notice { reason, note });
+    for (type_, said) in conditions.iter().filter(|(type_, said)| has_flipped(previous, *type_, said.reason)) {
+        let was_lost = find(previous, *type_).is_some_and(|old| old.status == ConditionState::False.to_string());
+        match (type_, state(*type_, said.reason), said.reason) {
+            (ConditionType::MetricsAvailable, ConditionState::False, _) if !was_lost => {
+                tell(EventReason::MetricsLost, said.message.clone());
+            }
+            (ConditionType::MetricsAvailable, ConditionState::True, _) if was_lost => {
+                tell(EventReason::MetricsRestored, said.message.clone());
+            }
             // One Event for one episode, also where the count was gone for a while.
-            ("HighTaskCount", "True", _) if !was_told(outcome, previous) => tell(true, "HighTaskCount", message.clone()),
-            ("TighteningEffective", _, "Ineffective" | "NotAttributable") => {
+            (ConditionType::HighTaskCount, ConditionState::True, _) if !was_told(outcome, previous) => {
+                tell(EventReason::HighTaskCount, said.message.clone());
+            }
+            (ConditionType::TighteningEffective, _, Reason::Ineffective | Reason::NotAttributable) => {
                 let fell = outcome.judged.filter(|_| !seen.levels).map(|judged| {
                     format!(" ({} % of the threshold before, {} % after)", percent(judged.before), percent(judged.after))
                 });
-                tell(true, "Ineffective", format!("{message}{}", fell.unwrap_or_default()));
+                tell(EventReason::Ineffective, format!("{}{}", said.message, fell.unwrap_or_default()));
             }
             _ => {}
         }
@@ -402,16 +392,15 @@ fn notices(
         let cost = seen.closes.map(|closes| format!("; {closes}")).unwrap_or_default();
         let note = format!("{} % to {} %: {}{counted}{cost}", decision.from, decision.to, decision.reason);
         if decision.to < decision.from {
-            tell(false, "Tightened", note);
+            tell(EventReason::Tightened, note);
             if decision.to == 0 {
                 tell(
-                    true,
-                    "ReachedFloor",
+                    EventReason::ReachedFloor,
                     "The limits are at their floor; if that is not enough, lower it or look elsewhere".into(),
                 );
             }
         } else {
-            tell(false, "Relaxed", note);
+            tell(EventReason::Relaxed, note);
         }
     }
     notices
@@ -429,18 +418,13 @@ fn whole(value: f64) -> i64 {
     value.clamp(0.0, 1e15).round() as i64
 }
 
-/// As the API server stores times.
-fn whole_seconds(now: Timestamp) -> Timestamp {
-    Timestamp::from_second(now.as_second()).unwrap_or(now)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
         api::{adaptive::Adaptive, status::Control},
         decide::{
-            adapt::{Judged, Phase, Reason},
+            adapt::{Judged, Phase, Reason as Cause},
             efficacy::Verdict,
             state::Episode,
             tighten::Share,
@@ -499,7 +483,7 @@ mod tests {
     #[test]
     fn alerts_are_never_said_in_percent() {
         let alert = Reading { fresh: 4, expected: 4, over: 4, red: true, node: "target-t1".into(), ..Reading::of(2.0) };
-        let reason = Reason::High { pressure: None, lasted: 60_000 };
+        let reason = Cause::High { pressure: None, lasted: 60_000 };
         let decided = Outcome {
             state: State { openness: 50, episode: Some(Episode::begin(0, 100)), ..State::default() },
             decision: Some(crate::decide::adapt::Decision { from: 100, to: 50, reason, pressure: 2.0 }),
@@ -570,7 +554,7 @@ mod tests {
         outcome: &Outcome,
         moved: bool,
         at: i64,
-    ) -> (IdleConnectionPolicyStatus, Vec<&'static str>) {
+    ) -> (IdleConnectionPolicyStatus, Vec<EventReason>) {
         let tuning = Tuning::of(Some(&Adaptive { mode: Mode::Enforce, ..Adaptive::default() }));
         let seen = SeenLoop { moved, ..seen(&tuning, signal) };
         let mut status =
@@ -587,9 +571,9 @@ mod tests {
         let mut status = IdleConnectionPolicyStatus::default();
         for (signal, expected) in [
             (fresh.clone(), &[][..]),
-            (missing("Stale"), &["MetricsLost"]),
-            (missing("NoSeries"), &[]),
-            (fresh, &["MetricsRestored"]),
+            (missing(Reason::Stale), &[EventReason::MetricsLost]),
+            (missing(Reason::NoSeries), &[]),
+            (fresh, &[EventReason::MetricsRestored]),
         ] {
             let (next, reasons) = told(&status, 1, &signal, &outcome(), false, 0);
             assert_eq!(reasons, expected, "{signal:?}");
@@ -608,10 +592,10 @@ mod tests {
             IdleConnectionPolicyStatus { control: Some(control), ..IdleConnectionPolicyStatus::default() }
         };
         let events = |previous: &IdleConnectionPolicyStatus, since| told(previous, 1, &signal, &high(since), false, 0).1;
-        assert_eq!(events(&IdleConnectionPolicyStatus::default(), 60_000), ["HighTaskCount"]);
-        assert_eq!(events(&away(&outcome()), 60_000), ["HighTaskCount"]);
-        assert_eq!(events(&away(&high(60_000)), 60_000), Vec::<&str>::new());
-        assert_eq!(events(&away(&high(60_000)), 120_000), ["HighTaskCount"], "another episode");
+        assert_eq!(events(&IdleConnectionPolicyStatus::default(), 60_000), [EventReason::HighTaskCount]);
+        assert_eq!(events(&away(&outcome()), 60_000), [EventReason::HighTaskCount]);
+        assert_eq!(events(&away(&high(60_000)), 60_000), Vec::<EventReason>::new());
+        assert_eq!(events(&away(&high(60_000)), 120_000), [EventReason::HighTaskCount], "another episode");
     }
 
     #[test]
@@ -638,8 +622,8 @@ mod tests {
         ] {
             let then = said(&first, generation, 0.5, &outcome, moved, 60);
             assert_eq!(then.pressure_percent, Some(50), "{what}");
-            let high = find(&then, "HighTaskCount").cloned();
-            let before = find(&first, "HighTaskCount").cloned();
+            let high = find(&then, ConditionType::HighTaskCount).cloned();
+            let before = find(&first, ConditionType::HighTaskCount).cloned();
             assert_ne!(high.as_ref().map(|c| &c.message), before.as_ref().map(|c| &c.message), "{what}");
             assert_eq!(high.map(|c| c.last_transition_time), before.map(|c| c.last_transition_time), "it is as it was since");
         }
@@ -650,17 +634,20 @@ mod tests {
         let then = said(&first, 1, 1.5, &over, false, 60);
         assert_eq!(then.pressure_percent, Some(150));
         let since = |status: &IdleConnectionPolicyStatus, type_| find(status, type_).map(|c| c.last_transition_time.clone());
-        assert_ne!(since(&then, "HighTaskCount"), since(&first, "HighTaskCount"));
-        assert_eq!(since(&then, "Tightened"), since(&first, "Tightened"));
+        assert_ne!(since(&then, ConditionType::HighTaskCount), since(&first, ConditionType::HighTaskCount));
+        assert_eq!(since(&then, ConditionType::Tightened), since(&first, ConditionType::Tightened));
         // The same status for another reason is a flip too, and no new time.
         let floor = said(&then, 1, 1.6, &Outcome { limit: Some(Limit::BudgetExhausted), ..over.clone() }, false, 120);
         assert_eq!(floor.pressure_percent, Some(160));
         let other = said(&floor, 1, 1.7, &Outcome { limit: Some(Limit::AtFloor), ..over }, false, 180);
-        assert_eq!((other.pressure_percent, since(&other, "Limited")), (Some(170), since(&floor, "Limited")));
+        assert_eq!(
+            (other.pressure_percent, since(&other, ConditionType::Limited)),
+            (Some(170), since(&floor, ConditionType::Limited))
+        );
     }
 
     fn decided(from: u8, to: u8) -> Outcome {
-        let decision = crate::decide::adapt::Decision { from, to, reason: Reason::Ineffective, pressure: 1.2 };
+        let decision = crate::decide::adapt::Decision { from, to, reason: Cause::Ineffective, pressure: 1.2 };
         Outcome { decision: Some(decision), ..outcome() }
     }
 

@@ -7,6 +7,7 @@ pub mod adapt;
 pub mod advice;
 pub mod attribution;
 pub mod claims;
+pub mod condition;
 pub mod conditions;
 pub mod contention;
 pub mod declare;
@@ -48,7 +49,12 @@ use state::State;
 use tighten::Share;
 use tuning::Tuning;
 
-use crate::api::{IdleConnectionPolicyStatus, Knob, Settings, Value, policy::DriftPolicy, status::Control};
+use crate::api::{
+    IdleConnectionPolicyStatus, Knob, Settings, Value,
+    conditions::{ConditionType, Reason},
+    policy::DriftPolicy,
+    status::Control,
+};
 
 /// What a site is to hold.
 #[derive(Clone, Debug, PartialEq)]
@@ -201,9 +207,9 @@ pub struct UnitPlan {
 pub fn decide(input: &Input<'_>) -> Plan {
     let settled = input.generation.is_some()
         && input.previous.observed_generation == input.generation
-        && conditions::reason(input.previous, "Programmed").is_some_and(|reason| reason != "Progressing");
-    let partial = conditions::reason(input.previous, "Programmed") == Some("Partial");
-    let correcting = conditions::reason(input.previous, "Programmed") == Some("Drifted");
+        && condition::reason(input.previous, ConditionType::Programmed).is_some_and(|reason| reason != Reason::Progressing);
+    let partial = condition::reason(input.previous, ConditionType::Programmed) == Some(Reason::Partial);
+    let correcting = condition::reason(input.previous, ConditionType::Programmed) == Some(Reason::Drifted);
 
     let mut plan = Plan { control: input.previous.control.clone().unwrap_or_default(), ..Plan::default() };
     if input.previous.observed_generation != input.generation {

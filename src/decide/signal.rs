@@ -2,6 +2,8 @@
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
+use crate::api::conditions::Reason;
+
 /// The tasks of a node that are idle connections, by its own gauge.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum IdleTasks {
@@ -161,26 +163,26 @@ impl Gap {
     }
 
     /// The reason of MetricsAvailable=False where all nodes have this gap.
-    const fn reason(&self) -> &'static str {
+    const fn reason(&self) -> Reason {
         match self {
-            Self::Unauthorized(_) => "Unauthorized",
+            Self::Unauthorized(_) => Reason::Unauthorized,
             Self::NoSeries
             | Self::NoMatch
             | Self::Malformed
             | Self::NotGauge(_)
             | Self::NoCpus
             | Self::NotFinite
-            | Self::Contradiction => "NoSeries",
-            Self::SeveralSeries | Self::TooManySeries(_) => "SeveralSeries",
+            | Self::Contradiction => Reason::NoSeries,
+            Self::SeveralSeries | Self::TooManySeries(_) => Reason::SeveralSeries,
             Self::QueryFailed(_)
             | Self::QueryError
             | Self::QueryStatus(_)
             | Self::NotAnAnswer
             | Self::NotANumber(_)
-            | Self::SeveralResults => "QueryFailed",
-            Self::Stale | Self::Outdated => "Stale",
-            Self::Unasked => "Pending",
-            _ => "BelowQuorum",
+            | Self::SeveralResults => Reason::QueryFailed,
+            Self::Stale | Self::Outdated => Reason::Stale,
+            Self::Unasked => Reason::Pending,
+            _ => Reason::BelowQuorum,
         }
     }
 
@@ -312,7 +314,7 @@ pub enum Signal {
     /// Too few.
     Missing {
         /// The reason of `MetricsAvailable`.
-        reason: &'static str,
+        reason: Reason,
         /// What happened, to which node.
         message: String,
     },
@@ -433,10 +435,10 @@ fn rank(percentile: u32, total: usize) -> usize {
 
 fn missing(gaps: &[(&str, Gap, f64)], valid: usize, total: usize) -> Signal {
     let Some((node, gap, _)) = gaps.first() else {
-        return Signal::Missing { reason: "Pending", message: "No node is known yet whose tasks could be counted".into() };
+        return Signal::Missing { reason: Reason::Pending, message: "No node is known yet whose tasks could be counted".into() };
     };
     let same = valid == 0 && gaps.iter().all(|(_, other, _)| other.reason() == gap.reason());
-    let reason = if same { gap.reason() } else { "BelowQuorum" };
+    let reason = if same { gap.reason() } else { Reason::BelowQuorum };
     Signal::Missing { reason, message: format!("{valid} of {total} nodes counted; {node} {}", gap.sentence()) }
 }
 
@@ -467,7 +469,7 @@ mod tests {
         }
     }
 
-    fn gap(samples: &[(&str, NodeSample)], now: i64) -> (&'static str, String) {
+    fn gap(samples: &[(&str, NodeSample)], now: i64) -> (Reason, String) {
         let all = nodes(samples);
         match read(&all, samples.iter().map(|(name, _)| *name), 95, 90_000, now) {
             Signal::Missing { reason, message } => (reason, message),
@@ -518,7 +520,7 @@ mod tests {
         assert_eq!(ran(Measure { started: Some(6_000.0), ..full }, 5_060_000), Some(0), "a clock ahead of ours");
         let (young, old) = (Measure { uptime: Some(2.0), ..full }, Measure { uptime: Some(900.0), ..full });
         assert_eq!(fresh(&[("a", at(old)), ("b", at(young))], 95, 5_000_000).youngest, Some(2_000));
-        assert_eq!(gap(&[("a", at(full))], 5_090_001).0, "Stale");
+        assert_eq!(gap(&[("a", at(full))], 5_090_001).0, Reason::Stale);
     }
 
     #[test]
@@ -528,35 +530,35 @@ mod tests {
         let (reason, message) = gap(&[("a", sample(0.4)), ("b", lost.clone()), ("c", lost)], 0);
         assert_eq!(
             (reason, message.as_str()),
-            ("BelowQuorum", "1 of 3 nodes counted; b cannot be reached: connection refused or no route")
+            (Reason::BelowQuorum, "1 of 3 nodes counted; b cannot be reached: connection refused or no route")
         );
     }
 
     #[test]
     fn an_old_sample_is_none_and_one_from_the_future_neither() {
         assert!((fresh(&[("a", sample(0.4))], 95, 90_000).up - 0.4).abs() < 1e-9);
-        assert_eq!(gap(&[("a", sample(0.4))], 90_001).0, "Stale");
-        assert_eq!(gap(&[("a", sample(0.4))], -1).0, "Stale");
+        assert_eq!(gap(&[("a", sample(0.4))], 90_001).0, Reason::Stale);
+        assert_eq!(gap(&[("a", sample(0.4))], -1).0, Reason::Stale);
     }
 
     #[test]
     fn each_gap_has_its_reason() {
         for (kind, reason) in [
-            (Gap::Unauthorized(401), "Unauthorized"),
-            (Gap::NoSeries, "NoSeries"),
-            (Gap::NotGauge("counter"), "NoSeries"),
-            (Gap::NoCpus, "NoSeries"),
-            (Gap::NotFinite, "NoSeries"),
-            (Gap::SeveralSeries, "SeveralSeries"),
-            (Gap::SeveralResults, "QueryFailed"),
-            (Gap::QueryFailed(400), "QueryFailed"),
-            (Gap::QueryStatus(503), "QueryFailed"),
-            (Gap::Stale, "Stale"),
-            (Gap::Outdated, "Stale"),
-            (Gap::Unasked, "Pending"),
-            (Gap::Unreachable, "BelowQuorum"),
-            (Gap::Status(404), "BelowQuorum"),
-            (Gap::Redirect(307, Some("/metrics/".into())), "BelowQuorum"),
+            (Gap::Unauthorized(401), Reason::Unauthorized),
+            (Gap::NoSeries, Reason::NoSeries),
+            (Gap::NotGauge("counter"), Reason::NoSeries),
+            (Gap::NoCpus, Reason::NoSeries),
+            (Gap::NotFinite, Reason::NoSeries),
+            (Gap::SeveralSeries, Reason::SeveralSeries),
+            (Gap::SeveralResults, Reason::QueryFailed),
+            (Gap::QueryFailed(400), Reason::QueryFailed),
+            (Gap::QueryStatus(503), Reason::QueryFailed),
+            (Gap::Stale, Reason::Stale),
+            (Gap::Outdated, Reason::Stale),
+            (Gap::Unasked, Reason::Pending),
+            (Gap::Unreachable, Reason::BelowQuorum),
+            (Gap::Status(404), Reason::BelowQuorum),
+            (Gap::Redirect(307, Some("/metrics/".into())), Reason::BelowQuorum),
         ] {
             let sentence = kind.sentence();
             let (seen, message) = gap(&[("a", NodeSample { gap: Some(kind), last: None })], 0);
@@ -570,7 +572,7 @@ mod tests {
     fn a_good_sample_outlives_a_moments_silence_but_not_an_answer_without_one() {
         let silent = NodeSample { gap: Some(Gap::Unreachable), ..sample(0.4) };
         assert!((fresh(&[("a", silent)], 95, 60_000).up - 0.4).abs() < 1e-9);
-        assert_eq!(gap(&[("a", NodeSample { gap: Some(Gap::NotFinite), ..sample(0.4) })], 1).0, "NoSeries");
+        assert_eq!(gap(&[("a", NodeSample { gap: Some(Gap::NotFinite), ..sample(0.4) })], 1).0, Reason::NoSeries);
     }
 
     #[test]
@@ -582,11 +584,11 @@ mod tests {
         let seen = |time| gap(&[("a", at(time))], 1_000_000);
         assert_eq!(fresh(&[("a", at(910_000))], 95, 1_000_000).fresh, 1);
         assert_eq!(fresh(&[("a", at(1_000_200))], 95, 1_000_000).fresh, 1, "a clock a little ahead of ours");
-        assert_eq!(seen(909_999).0, "Stale");
+        assert_eq!(seen(909_999).0, Reason::Stale);
         assert!(seen(909_999).1.ends_with("a sample whose own timestamp is too old, or too far ahead"), "{}", seen(909_999).1);
-        assert_eq!(seen(1_090_001).0, "Stale");
+        assert_eq!(seen(1_090_001).0, Reason::Stale);
         for time in [i64::MIN, i64::MAX] {
-            assert_eq!(seen(time).0, "Stale");
+            assert_eq!(seen(time).0, Reason::Stale);
         }
     }
 
@@ -621,9 +623,13 @@ mod tests {
     fn one_cause_is_named_only_where_it_is_everybodys() {
         let refused = NodeSample { gap: Some(Gap::Unauthorized(401)), last: None };
         let silent = NodeSample { gap: Some(Gap::NoSeries), last: None };
-        assert_eq!(gap(&[("a", refused.clone()), ("b", refused.clone())], 0).0, "Unauthorized");
-        assert_eq!(gap(&[("a", refused.clone()), ("b", silent)], 0).0, "BelowQuorum");
-        assert_eq!(gap(&[("a", sample(0.1)), ("b", refused.clone()), ("c", refused)], 0).0, "BelowQuorum", "one of them counts");
+        assert_eq!(gap(&[("a", refused.clone()), ("b", refused.clone())], 0).0, Reason::Unauthorized);
+        assert_eq!(gap(&[("a", refused.clone()), ("b", silent)], 0).0, Reason::BelowQuorum);
+        assert_eq!(
+            gap(&[("a", sample(0.1)), ("b", refused.clone()), ("c", refused)], 0).0,
+            Reason::BelowQuorum,
+            "one of them counts"
+        );
     }
 
     #[test]

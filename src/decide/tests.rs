@@ -8,6 +8,7 @@ use super::*;
 use crate::{
     api::{
         Format,
+        conditions::{ConditionType, EventReason, Reason},
         status::{Control, MESSAGE_LENGTH, RestartControl, Restarting},
     },
     decide::conditions::{Seen, UnitResult, report},
@@ -101,7 +102,7 @@ impl Scene {
         })
     }
 
-    fn report(&self, plan: &Plan) -> (IdleConnectionPolicyStatus, Vec<conditions::Notice>) {
+    fn report(&self, plan: &Plan) -> (IdleConnectionPolicyStatus, Vec<condition::Notice>) {
         let results: Vec<_> =
             self.units.iter().map(|(u, s)| UnitResult { unit: u.clone(), state: Ok(s.clone()), write: None }).collect();
         report(&Seen {
@@ -244,7 +245,7 @@ fn a_file_is_in_effect_when_every_pod_has_said_so() {
             now: scene.now,
         };
         let status = report(&seen).0;
-        let condition = conditions::find(&status, "InEffect").expect("a condition").clone();
+        let condition = condition::find(&status, ConditionType::InEffect).expect("a condition").clone();
         let in_effect = status.limits.is_some_and(|limits| limits.in_effect.is_some());
         (condition.reason, condition.message, in_effect, status.nodes.map_or(0, |nodes| nodes.in_effect))
     };
@@ -326,7 +327,7 @@ fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
             plan.drift.push(Drift { knob: KNOB, id, unit, restarted: false, found: None, declared: seconds(30) });
         }
         plan.contended.extend(contended.then_some(KNOB));
-        let ready = conditions::find(&scene.report(&plan).0, "Ready").expect("a condition").clone();
+        let ready = condition::find(&scene.report(&plan).0, ConditionType::Ready).expect("a condition").clone();
         (ready.status == "True", ready.message.split(';').next().unwrap_or_default().to_owned())
     };
     let progressing = (false, "0 of 1 nodes hold the declared limits".to_owned());
@@ -346,7 +347,8 @@ fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
 #[test]
 fn news_is_told_once_and_again_only_when_it_is_another() {
     let scene = |held| Scene::new(Some(held));
-    let problem = conditions::Problem { reason: "Conflicted", message: "an older one".into(), refused: true, stalled: true };
+    let problem =
+        conditions::Problem { reason: Reason::Conflicted, message: "an older one".into(), refused: true, stalled: true };
     let plan = |drift: bool, contended: bool, said: Option<restart::Said>| {
         let mut plan = Plan { desired: scene(30).declared, ..Plan::default() };
         if drift {
@@ -358,15 +360,15 @@ fn news_is_told_once_and_again_only_when_it_is_another() {
         plan
     };
     let cases = vec![
-        ("Conflicted", scene(30), plan(false, false, None), Some(&problem)),
-        ("DriftDetected", scene(77), plan(true, false, None), None),
-        ("Contended", scene(77), plan(true, true, None), None),
-        ("RestartStalled", scene(30), plan(false, false, Some(restart::Said::Stalled("n".into()))), None),
-        ("RestartRequired", scene(30), plan(false, false, Some(restart::Said::Budget)), None),
-        ("Rejected", scene(77), plan(false, false, None), None),
+        (EventReason::Conflicted, scene(30), plan(false, false, None), Some(&problem)),
+        (EventReason::DriftDetected, scene(77), plan(true, false, None), None),
+        (EventReason::Contended, scene(77), plan(true, true, None), None),
+        (EventReason::RestartStalled, scene(30), plan(false, false, Some(restart::Said::Stalled("n".into()))), None),
+        (EventReason::RestartRequired, scene(30), plan(false, false, Some(restart::Said::Budget)), None),
+        (EventReason::Rejected, scene(77), plan(false, false, None), None),
     ];
     for (reason, mut scene, plan, problem) in cases {
-        let refused = (reason == "Rejected").then(|| Fault::new(Cause::Rejected, "no"));
+        let refused = (reason == EventReason::Rejected).then(|| Fault::new(Cause::Rejected, "no"));
         let told = |scene: &Scene| {
             let results: Vec<_> = scene
                 .units
@@ -405,7 +407,7 @@ fn news_is_told_once_and_again_only_when_it_is_another() {
 
 #[test]
 fn a_long_message_is_cut_and_says_so() {
-    assert_eq!(["abcd", "abcde", "äöüßé"].map(|text| conditions::shortened(text, 4)), ["abcd", "abc…", "äöü…"]);
+    assert_eq!(["abcd", "abcde", "äöüßé"].map(|text| condition::shortened(text, 4)), ["abcd", "abc…", "äöü…"]);
 }
 
 #[test]
@@ -413,7 +415,7 @@ fn advice_is_given_once_for_a_generation_and_not_while_something_stands_in_the_w
     let advice = |n: usize| vec![advice::Advice { rule: "free-share", sentence: "too many are free".into() }; n];
     let told = |n, advised, problem: bool| {
         let scene = Scene::new(Some(30));
-        let obstacle = conditions::Problem { reason: "Invalid", message: "x".into(), refused: true, stalled: true };
+        let obstacle = conditions::Problem { reason: Reason::Invalid, message: "x".into(), refused: true, stalled: true };
         let plan = Plan { control: Control { advised, ..Control::default() }, ..Plan::default() };
         let seen = Seen {
             generation: Some(7),
@@ -434,8 +436,8 @@ fn advice_is_given_once_for_a_generation_and_not_while_something_stands_in_the_w
             now: scene.now,
         };
         let (status, notices) = report(&seen);
-        let notes: Vec<_> = notices.into_iter().filter(|notice| notice.reason == "Advice").collect();
-        assert!(notes.iter().all(|notice| notice.warning));
+        let notes: Vec<_> = notices.into_iter().filter(|notice| notice.reason == EventReason::Advice).collect();
+        assert!(notes.iter().all(|notice| notice.reason.is_warning()));
         (notes.into_iter().map(|notice| notice.note).collect::<Vec<_>>(), status.control.and_then(|control| control.advised))
     };
     assert_eq!(told(1, None, false), (vec!["too many are free (free-share)".to_owned()], Some(7)));
@@ -460,14 +462,14 @@ fn a_node_is_programmed_only_once_a_field_that_is_no_longer_declared_is_back() {
     scene.declared = Declared::default();
     let plan = scene.decide();
     let of = |status: &IdleConnectionPolicyStatus, type_| {
-        let condition = conditions::find(status, type_).expect("the condition");
+        let condition = condition::find(status, type_).expect("the condition");
         (condition.status.clone(), condition.reason.clone())
     };
     // The write was not carried out, whatever came of it.
     let (before, notices) = scene.report(&plan);
-    assert_eq!(of(&before, "Programmed"), ("False".into(), "Progressing".into()));
-    assert_eq!(of(&before, "Ready"), ("False".into(), "Progressing".into()));
-    assert_eq!(of(&before, "InEffect"), ("Unknown".into(), "Unknown".into()));
+    assert_eq!(of(&before, ConditionType::Programmed), ("False".into(), "Progressing".into()));
+    assert_eq!(of(&before, ConditionType::Ready), ("False".into(), "Progressing".into()));
+    assert_eq!(of(&before, ConditionType::InEffect), ("Unknown".into(), "Unknown".into()));
     let nodes = before.nodes.as_ref().expect("nodes");
     assert_eq!((&*nodes.summary, nodes.drifted), ("0/1", 1));
     assert_eq!(nodes.worst[0].cause, "server.idleTimeout is no longer declared and has not got its old value back yet");
@@ -476,15 +478,15 @@ fn a_node_is_programmed_only_once_a_field_that_is_no_longer_declared_is_back() {
     scene.units = vec![(unit("u"), holding(Some(300)))];
     scene.saved.clear();
     let (after, _) = scene.report(&plan);
-    assert_eq!(of(&after, "Programmed"), ("True".into(), "Programmed".into()));
-    assert_eq!(of(&after, "Ready"), ("True".into(), "Succeeded".into()));
+    assert_eq!(of(&after, ConditionType::Programmed), ("True".into(), "Programmed".into()));
+    assert_eq!(of(&after, ConditionType::Ready), ("True".into(), "Succeeded".into()));
 }
 
 #[test]
 fn the_second_report_of_the_same_is_the_same_and_says_nothing() {
     let mut scene = Scene::new(Some(30));
     let (first, notices) = scene.report(&scene.decide());
-    assert_eq!(notices.iter().map(|n| n.reason).collect::<Vec<_>>(), ["Accepted", "Programmed"]);
+    assert_eq!(notices.iter().map(|n| n.reason).collect::<Vec<_>>(), [EventReason::Accepted, EventReason::Programmed]);
     scene.previous = first.clone();
     scene.now = scene.now.checked_add(Duration::from_secs(3600)).expect("a time");
     let plan = scene.decide();
@@ -644,7 +646,7 @@ fn adaptive<'a>(tuning: &'a Tuning, floor: &'a Settings, state: &'a State, signa
 #[test]
 fn a_pause_stops_its_own_way_and_suspend_stops_both() {
     let (tuning, state) = (Tuning::of(None), State::default());
-    let signal = Signal::Missing { reason: "Stale", message: String::new() };
+    let signal = Signal::Missing { reason: Reason::Stale, message: String::new() };
     let settings = Settings::new();
     let cases = [
         (Pause { tighten: false, relax: false }, false, (false, false, true)),

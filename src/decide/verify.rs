@@ -4,10 +4,14 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     NodeState, Unit,
-    conditions::{UnitResult, shortened, shortened_to_bytes},
+    condition::{Said, said, shortened, shortened_to_bytes, state},
+    conditions::UnitResult,
     measured::{Idled, error, time},
 };
-use crate::api::{Knob, Value};
+use crate::api::{
+    Knob, Value,
+    conditions::{ConditionType, Reason, State},
+};
 
 /// Most bytes of a node's name, and most characters of a reason, that a condition repeats.
 const MAX_NAME: usize = 80;
@@ -131,13 +135,10 @@ fn is_same(measured: Duration, other: Duration) -> bool {
     measured.abs_diff(other) <= error(other)
 }
 
-/// A condition's status, reason and message.
-pub type Said = (&'static str, &'static str, String);
-
 /// What `InEffect` says with the probes. What a process is known not to use is said first: a probe adds to what configurations say.
 #[must_use]
 pub fn refined(base: Said, verified: &Verified) -> Said {
-    if base.0 == "False" {
+    if state(ConditionType::InEffect, base.reason) == State::False {
         return base;
     }
     if let Some((name, idled, expected)) = &verified.differs {
@@ -150,20 +151,20 @@ pub fn refined(base: Said, verified: &Verified) -> Said {
             1 => "; 1 more node differs".to_owned(),
             more => format!("; {more} more nodes differ"),
         };
-        return ("False", "MeasuredDifferently", format!("{name} {did}; {} is programmed{more}", time(*expected)));
+        return said(Reason::MeasuredDifferently, format!("{name} {did}; {} is programmed{more}", time(*expected)));
     }
-    if base.0 != "True" {
+    if state(ConditionType::InEffect, base.reason) != State::True {
         return base;
     }
     if let Some((name, reason)) = &verified.failed {
-        return ("True", "NotMeasured", format!("{}; {name} was not measured: {reason}", base.2));
+        return said(Reason::NotMeasured, format!("{}; {name} was not measured: {reason}", base.message));
     }
     if verified.nodes > 0 && verified.agree == verified.nodes {
         let message = match verified.nodes {
             1 => "The server of the node closes idle connections when it is programmed to".to_owned(),
             nodes => format!("The servers of all {nodes} nodes close idle connections when they are programmed to"),
         };
-        return ("True", "Measured", message);
+        return said(Reason::Measured, message);
     }
     base
 }
@@ -178,7 +179,7 @@ mod tests {
     }
 
     fn base() -> Said {
-        ("True", "InEffect", "The processes of all nodes use the declared limits".to_owned())
+        said(Reason::InEffect, "The processes of all nodes use the declared limits".to_owned())
     }
 
     /// Nodes that store 30 s, each with what its probe came to.
@@ -202,36 +203,30 @@ mod tests {
     fn in_effect_says_what_was_measured_and_never_a_guess() {
         let late = Some(Ok(Idled::Closed(ms(300_000))));
         let open = Some(Ok(Idled::Open(ms(360_000))));
-        for (outcomes, status, reason, part) in [
-            (&[AGREES, AGREES][..], "True", "Measured", "all 2 nodes"),
-            (&[AGREES, None], "True", "InEffect", "use the declared"),
-            (&[AGREES, late], "False", "MeasuredDifferently", "gateway-1 closed an idle connection after 5m; 30s is programmed"),
+        for (outcomes, reason, part) in [
+            (&[AGREES, AGREES][..], Reason::Measured, "all 2 nodes"),
+            (&[AGREES, None], Reason::InEffect, "use the declared"),
+            (&[AGREES, late], Reason::MeasuredDifferently, "gateway-1 closed an idle connection after 5m; 30s is programmed"),
             (
                 &[late, open, late],
-                "False",
-                "MeasuredDifferently",
+                Reason::MeasuredDifferently,
                 "gateway-0 closed an idle connection after 5m; 30s is programmed; 2 more nodes differ",
             ),
-            (
-                &[open],
-                "False",
-                "MeasuredDifferently",
-                "gateway-0 kept an idle connection open for more than 6m; 30s is programmed",
-            ),
-            (&[AGREES, Some(Err("cannot connect"))], "True", "NotMeasured", "gateway-1 was not measured: cannot connect"),
-            (&[Some(Err("cannot connect")), late], "False", "MeasuredDifferently", "gateway-1"),
-            (&[Some(Ok(Idled::Open(ms(20_000))))], "True", "NotMeasured", "still open after 20s"),
-            (&[], "True", "InEffect", "use the declared"),
+            (&[open], Reason::MeasuredDifferently, "gateway-0 kept an idle connection open for more than 6m; 30s is programmed"),
+            (&[AGREES, Some(Err("cannot connect"))], Reason::NotMeasured, "gateway-1 was not measured: cannot connect"),
+            (&[Some(Err("cannot connect")), late], Reason::MeasuredDifferently, "gateway-1"),
+            (&[Some(Ok(Idled::Open(ms(20_000))))], Reason::NotMeasured, "still open after 20s"),
+            (&[], Reason::InEffect, "use the declared"),
         ] {
             let said = refined(base(), &of(outcomes));
-            assert_eq!((said.0, said.1), (status, reason), "{outcomes:?}");
-            assert!(said.2.contains(part), "{}", said.2);
+            assert_eq!(said.reason, reason, "{outcomes:?}");
+            assert!(said.message.contains(part), "{}", said.message);
         }
-        let pending = || ("False", "RestartRequired", "2 of 2 nodes".to_owned());
+        let pending = || said(Reason::RestartRequired, "2 of 2 nodes".to_owned());
         assert_eq!(refined(pending(), &of(&[late])), pending(), "known first");
-        let unknown = || ("Unknown", "NotObserved", "m".to_owned());
+        let unknown = || said(Reason::NotObserved, "m".to_owned());
         assert_eq!(refined(unknown(), &of(&[AGREES])), unknown());
-        assert_eq!(refined(unknown(), &of(&[late])).1, "MeasuredDifferently");
+        assert_eq!(refined(unknown(), &of(&[late])).reason, Reason::MeasuredDifferently);
     }
 
     #[test]

@@ -14,9 +14,13 @@ use jiff::Timestamp;
 use serde::Serialize;
 
 use crate::{
-    api::{IdleConnectionPolicyStatus, Knob, Settings, policy::DriftPolicy},
+    api::{
+        IdleConnectionPolicyStatus, Knob, Settings,
+        conditions::{ConditionType, Reason},
+        policy::DriftPolicy,
+    },
     decide::{
-        self, Adaptive, Change, Declared, Input, NodeState, Pause, Site, Stored, To, Traits, Unit, UnitState, adapt,
+        self, Adaptive, Change, Declared, Input, NodeState, Pause, Site, Stored, To, Traits, Unit, UnitState, adapt, condition,
         conditions::{self, Seen, UnitResult},
         loop_conditions::{Closes, SeenLoop},
         openness::{self, Percent},
@@ -345,14 +349,13 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
                 verdict: None,
             });
         }
-        let efficacy = conditions::reason(&status, "TighteningEffective").unwrap_or_default().to_owned();
-        let limit = conditions::reason(&status, "Limited").unwrap_or_default();
-        if limit == "PoolsTooSmall" {
-            worst.get_or_insert("PoolsTooSmall".to_owned());
-        } else if efficacy == "Ineffective" {
-            worst.get_or_insert(efficacy.clone());
+        let efficacy = condition::reason(&status, ConditionType::TighteningEffective);
+        if condition::reason(&status, ConditionType::Limited) == Some(Reason::PoolsTooSmall) {
+            worst.get_or_insert(Reason::PoolsTooSmall);
+        } else if efficacy == Some(Reason::Ineffective) {
+            worst.get_or_insert(Reason::Ineffective);
         }
-        run.summary.verdict = worst.clone().unwrap_or(efficacy);
+        run.summary.verdict = worst.or(efficacy).map(|reason| reason.to_string()).unwrap_or_default();
         run.written = run.written.max(now_written.len());
         run.points.push(point(time, reading, outcome.state.openness, plant.pressure()));
         state = outcome.state;

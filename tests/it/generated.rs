@@ -9,7 +9,9 @@ use std::{
 
 use idleconn_operator::{
     api::{
-        Format, GoDuration, Knob, Settings, crd,
+        Format, GoDuration, Knob, Settings,
+        conditions::{ConditionType, EventReason, REASONS, Reason, State},
+        crd,
         flush::{Closes, Flush, Reload},
         preset,
     },
@@ -17,6 +19,7 @@ use idleconn_operator::{
     targets::{aistore, caddy, configmap},
 };
 use serde_json::Value as Json;
+use strum::IntoEnumIterator as _;
 
 use crate::{
     formats::{every_limit, expressible, no_limit},
@@ -220,6 +223,84 @@ fn how_long_known_clients_keep_idle_connections() {
         let _ = writeln!(table, "| `{}` | {} | {} | <{}> |", client.name, client.setting, client.idle, client.source);
     }
     check_between("docs/measured.md", "clients", &format!("{table}\n"));
+}
+
+#[test]
+fn the_page_about_the_status_has_the_tables_of_the_code() {
+    let mut types = String::from("| condition | True means |\n|---|---|\n");
+    for type_ in ConditionType::iter() {
+        let _ = writeln!(types, "| {type_} | {} |", type_.meaning());
+    }
+    check_between("docs/status.md", "conditions", &types);
+    let mut reasons = String::from("| condition | status | reason | what happened | what to do |\n|---|---|---|---|---|\n");
+    for type_ in ConditionType::iter() {
+        for row in REASONS {
+            let Some(state) = row.on.iter().find(|(of, _)| *of == type_).map(|(_, state)| state) else { continue };
+            let _ = writeln!(reasons, "| {type_} | {state} | {} | {} | {} |", row.reason, row.happened, row.fix);
+        }
+    }
+    check_between("docs/status.md", "reasons", &reasons);
+    let mut events = String::from("| Event | type | what happened |\n|---|---|---|\n");
+    for reason in EventReason::iter() {
+        let kind = if reason.is_warning() { "Warning" } else { "Normal" };
+        let _ = writeln!(events, "| {reason} | {kind} | {} |", reason.meaning());
+    }
+    check_between("docs/status.md", "events", &events);
+}
+
+/// Each `name="value"` of the selectors of a metric, and what the selector is compared with.
+fn selectors<'a>(text: &'a str, metric: &str) -> Vec<(BTreeMap<&'a str, &'a str>, &'a str)> {
+    let mut found = Vec::new();
+    for rest in text.split(&format!("{metric}{{")).skip(1) {
+        let (labels, after) = rest.split_once('}').unwrap();
+        let labels = labels.split(',').filter_map(|label| label.trim().split_once('='));
+        let labels = labels.map(|(name, value)| (name, value.trim_matches(['"', '\\'])));
+        found.push((labels.collect(), after.trim_start().get(..4).unwrap_or_default()));
+    }
+    found
+}
+
+#[test]
+fn alerts_the_dashboard_and_health_checks_name_conditions_and_reasons_that_exist() {
+    let read = |path: &str| fs::read_to_string(Path::new(ROOT).join(path)).unwrap();
+    let type_of = |name: &str| ConditionType::iter().find(|type_| type_.to_string() == name);
+    let mut wrong = BTreeSet::new();
+    let mut looked_at = 0;
+    for path in ["charts/idleconn-operator/files/alerts.yaml", "charts/idleconn-operator/files/dashboard.json"] {
+        let text = read(path);
+        for (labels, compared) in selectors(&text, "idleconn_condition") {
+            looked_at += 1;
+            let type_ = labels.get("type").map(|name| (name, type_of(name)));
+            if let Some((name, None)) = type_ {
+                wrong.insert(format!("{path}: no condition {name}"));
+            }
+            let (Some(reason), Some((_, Some(type_)))) = (labels.get("reason"), type_) else { continue };
+            // The metric is 1 for True, 0 for False and -1 for Unknown.
+            let value = reason.parse::<Reason>().ok().and_then(|reason| type_.state(reason)).map(|state| match state {
+                State::True => "== 1",
+                State::False => "== 0",
+                State::Unknown => "== -",
+            });
+            if value != Some(compared) {
+                wrong.insert(format!("{path}: {type_} is never {compared} with reason {reason}"));
+            }
+        }
+    }
+    let health = read("deploy/argocd/health.lua");
+    for name in health.split("found[\"").skip(1).filter_map(|rest| rest.split('"').next()) {
+        looked_at += 1;
+        if type_of(name).is_none() {
+            wrong.insert(format!("health.lua: no condition {name}"));
+        }
+    }
+    for name in health.split("reason == \"").skip(1).filter_map(|rest| rest.split('"').next()) {
+        looked_at += 1;
+        if name.parse::<Reason>().is_err() {
+            wrong.insert(format!("health.lua: no reason {name}"));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(looked_at > 15, "only {looked_at} names were found");
 }
 
 #[test]

@@ -2,7 +2,10 @@
 
 use super::*;
 use crate::{
-    api::adaptive::{Adaptive, FallbackBehavior},
+    api::{
+        adaptive::{Adaptive, FallbackBehavior},
+        conditions,
+    },
     decide::state::Life,
     simulate::plant::policy,
 };
@@ -394,7 +397,7 @@ fn a_recommendation_is_news_when_its_tens_change() {
     let digest = |to| {
         let decision = Decision { from: 100, to, reason: Reason::Ineffective, pressure: 1.0 };
         let outcome = Outcome { recommendation: Some(decision), ..Course::new().look(0.5) };
-        outcome.digest(&Signal::Missing { reason: "Stale", message: String::new() })
+        outcome.digest(&Signal::Missing { reason: conditions::Reason::Stale, message: String::new() })
     };
     assert_eq!(digest(61), digest(69));
     assert_ne!(digest(61), digest(71));
@@ -611,7 +614,7 @@ fn a_clock_that_was_set_back_leaves_nothing_in_the_future() {
 
 #[test]
 fn in_the_dark_the_limits_go_back_only_if_that_is_wanted_and_not_paused() {
-    let missing = Signal::Missing { reason: "Stale", message: String::new() };
+    let missing = Signal::Missing { reason: conditions::Reason::Stale, message: String::new() };
     let mut course = Course::at(50, |state| {
         state.fallback = true;
         state.changes = vec![(START - HOUR, Way::Tighten)];
@@ -636,7 +639,7 @@ fn in_the_dark_the_limits_go_back_only_if_that_is_wanted_and_not_paused() {
 
 #[test]
 fn the_fallback_begins_after_its_time_in_the_dark_and_ends_after_two_minutes_of_light() {
-    let missing = Signal::Missing { reason: "Stale", message: String::new() };
+    let missing = Signal::Missing { reason: conditions::Reason::Stale, message: String::new() };
     let course = |missing_for| {
         let course = Course::at(50, |state| state.watched.missing_for = missing_for - TICK);
         let state = course.signal(&missing).state;

@@ -14,7 +14,7 @@ use serde_json::{Value as Json, value::RawValue};
 
 use crate::{
     api::{Knob, Value},
-    decide::conditions::shortened,
+    decide::condition::shortened,
     targets::go_duration,
 };
 

@@ -15,7 +15,7 @@ use serde_json::Value as Json;
 use super::text;
 use crate::{
     api::{GoDuration, Knob, Value},
-    decide::{Change, Site, Stored, To, conditions::shortened_to_bytes, hash::fnv1a},
+    decide::{Change, Site, Stored, To, condition::shortened_to_bytes, hash::fnv1a},
     targets::go_duration,
 };
 

@@ -1,0 +1,114 @@
+//! One condition and one Event: how they are made and read back.
+
+use std::fmt;
+
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
+use crate::api::{
+    IdleConnectionPolicyStatus,
+    conditions::{ConditionType, EventReason, Reason, State},
+    status::MESSAGE_LENGTH,
+};
+
+/// What a condition is to say. Its status follows from its type and reason.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Said {
+    /// The reason.
+    pub reason: Reason,
+    /// What happened, to which object, and what to do.
+    pub message: String,
+}
+
+/// A [`Said`] of these two.
+pub fn said(reason: Reason, message: impl Into<String>) -> Said {
+    Said { reason, message: message.into() }
+}
+
+/// The status of a condition for a reason. A reason that the table does not have for this condition says nothing, so it is Unknown.
+#[must_use]
+pub fn state(type_: ConditionType, reason: Reason) -> State {
+    let state = type_.state(reason);
+    debug_assert!(state.is_some(), "{type_} has no reason {reason}");
+    state.unwrap_or(State::Unknown)
+}
+
+/// A condition. The transition time stays the one of the `previous` status as long as the condition's status is the same.
+#[must_use]
+pub fn condition(
+    type_: ConditionType,
+    said: &Said,
+    generation: Option<i64>,
+    previous: &IdleConnectionPolicyStatus,
+    now: Timestamp,
+) -> Condition {
+    let status = state(type_, said.reason).to_string();
+    let since = find(previous, type_).filter(|old| old.status == status).map(|old| old.last_transition_time.clone());
+    Condition {
+        type_: type_.to_string(),
+        status,
+        reason: said.reason.to_string(),
+        message: shortened(&said.message, MESSAGE_LENGTH),
+        observed_generation: generation,
+        last_transition_time: since.unwrap_or_else(|| Time(whole_seconds(now))),
+    }
+}
+
+/// The condition of a type in a status.
+#[must_use]
+pub fn find(status: &IdleConnectionPolicyStatus, type_: ConditionType) -> Option<&Condition> {
+    status.conditions.iter().find(|condition| condition.type_ == <&str>::from(type_))
+}
+
+/// The reason of a condition in a status; `None` also where another version wrote one that this version does not know, or that has another
+/// status in this version.
+#[must_use]
+pub fn reason(status: &IdleConnectionPolicyStatus, type_: ConditionType) -> Option<Reason> {
+    let condition = find(status, type_)?;
+    let reason = condition.reason.parse().ok()?;
+    type_.state(reason).filter(|state| condition.status == <&str>::from(state)).map(|_| reason)
+}
+
+/// An Event that is to be published once.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Notice {
+    /// The Event's reason, from which its type follows.
+    pub reason: EventReason,
+    /// The Event's note.
+    pub note: String,
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}: {}", if self.reason.is_warning() { "Warning" } else { "Normal" }, self.reason, self.note)
+    }
+}
+
+/// As the API server stores times, so that what is read back equals what was written.
+#[must_use]
+pub fn whole_seconds(now: Timestamp) -> Timestamp {
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
+/// Cuts at a character boundary and says so.
+#[must_use]
+pub fn shortened(text: &str, most: usize) -> String {
+    if text.chars().count() <= most {
+        return text.to_owned();
+    }
+    text.chars().take(most - 1).chain(['…']).collect()
+}
+
+/// The same by bytes, as the API server counts them.
+#[must_use]
+pub fn shortened_to_bytes(text: &str, most: usize) -> String {
+    if text.len() <= most {
+        return text.to_owned();
+    }
+    let mark = '…';
+    let mut end = most.saturating_sub(mark.len_utf8());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].chars().chain([mark]).collect()
+}
