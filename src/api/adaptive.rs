@@ -1,4 +1,4 @@
-//! `spec.adaptive`: how the operator tightens and relaxes by itself.
+//! `spec.adaptive`: adaptive control, which tightens and relaxes the limits automatically.
 
 use std::collections::BTreeMap;
 
@@ -11,32 +11,34 @@ use super::{
     policy::{KeyRef, ServiceRef},
 };
 
-/// Tightens the limits towards a floor while nodes run too many tasks, and relaxes them again.
+/// Adaptive control: tightens the limits towards a floor while nodes run too many tasks, and relaxes them again afterwards.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
     validation = Rule::new("self.mode == 'Disabled' || has(self.floor)")
-        .message("adaptive: set floor; only a limit with a floor is ever tightened (or set mode: Disabled)"),
+        .message("adaptive: set adaptive.floor, because only a limit with a floor is tightened (or set mode: Disabled)"),
 )]
 pub struct Adaptive {
-    /// Enforce writes, Recommend only says in the status what it would do, Disabled does neither.
+    /// Mode of adaptive control. Enforce writes its decisions to the nodes. Recommend only shows them in `status.recommendation`.
+    /// Disabled does neither.
     #[serde(default)]
     pub mode: Mode,
-    /// How far tightening may go, never below. Only a limit that has a floor moves.
+    /// Lowest value of each limit. Tightening never goes below it, and never changes a limit without a floor. A floor must be
+    /// more than 0 and must not exceed its limit. Required unless `mode` is Disabled.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub floor: Option<Limits>,
-    /// Where the task count comes from and how high it may be.
+    /// Source of the task count and its threshold. Absent: the defaults of its fields apply.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub signal: Option<Signal>,
-    /// What happens when the task count cannot be had.
+    /// Behavior while the task count is not available. Absent: the limits stay as they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fallback: Option<Fallback>,
-    /// How fast it moves. Each number overrides the profile's.
+    /// Speed of adaptive control. A field that is set overrides the value of the profile. Absent: the profile Balanced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub behavior: Option<Behavior>,
 }
 
-/// What the operator does with what it decides.
+/// Mode of adaptive control.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Mode {
@@ -46,7 +48,7 @@ pub enum Mode {
     Disabled,
 }
 
-/// Where the task count comes from.
+/// Source of the task count and its threshold.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -55,55 +57,59 @@ pub enum Mode {
     validation = Rule::new("!has(self.source) || self.source != 'Prometheus' || (has(self.threshold) && has(self.threshold.value))")
         .message("adaptive.signal: source Prometheus needs threshold.value; a query has no CPU count"),
     validation = Rule::new("!has(self.source) || self.source != 'StateFlags' || !has(self.threshold)")
-        .message("adaptive.signal: StateFlags has no threshold; the nodes' own is 512 tasks a CPU"),
+        .message("adaptive.signal: StateFlags has no threshold, because the nodes use their own of 512 tasks per CPU; remove threshold"),
     validation = Rule::new("!has(self.idleConnections) || !has(self.source) || self.source == 'Nodes'")
-        .message("adaptive.signal.idleConnections needs source Nodes: it is read from each node's page"),
+        .message("adaptive.signal.idleConnections needs source Nodes: the gauge is read from the metrics page of each node"),
     validation = Rule::new("(!has(self.matchLabels) && (!has(self.aggregation) || self.aggregation == 'ExactlyOne')) || !has(self.source) || self.source == 'Nodes'")
         .message("adaptive.signal: matchLabels and aggregation need source Nodes; with source Prometheus, select and aggregate in the query"),
 )]
 pub struct Signal {
-    /// Nodes scrapes each node, Prometheus asks a query, `StateFlags` reads AIStore's own alerts. AIStore's default is `StateFlags`,
-    /// every other target's Nodes.
+    /// Source of the task count. Nodes scrapes the metrics page of each node. Prometheus runs a query. `StateFlags` reads the
+    /// alerts of AIStore. Absent: `StateFlags` for AIStore, Nodes for every other target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<Source>,
-    /// The gauge that counts tasks, for source Nodes: goroutines, tokio tasks, threads.
+    /// Name of the gauge that counts tasks (goroutines, tokio tasks, threads). Only used with source Nodes.
     #[serde(default = "goroutines")]
     #[schemars(length(min = 1, max = 200), regex(pattern = r"^[a-zA-Z_:][a-zA-Z0-9_:]*$"))]
     pub metric: String,
-    /// The labels that a series of the gauge must have to count, for source Nodes: at most 8, each with exactly this value.
+    /// Labels that select series of the gauge: a series counts only if it has every label with exactly this value. At most 8.
+    /// Absent: every series counts. Only used with source Nodes.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 8))]
     #[x_kube(validation = Rule::new("self.all(name, size(name) >= 1 && size(name) <= 128 && size(self[name]) <= 256)")
         .message("adaptive.signal.matchLabels: a label name has 1 to 128 characters, and a value at most 256"))]
     pub match_labels: BTreeMap<String, String>,
-    /// What to do with several series of the gauge on one node, for source Nodes. `ExactlyOne` takes more than one for an error, Sum adds
-    /// them, Max takes the highest. Default: `ExactlyOne`.
-    // No default in the schema: the API server would write it into every policy, and the operator of the version before, which is
-    // still at work when the CRD is upgraded, would refuse a field that it does not know.
+    /// Aggregation of several series of the gauge on one node. `ExactlyOne` treats more than one series as an error, Sum adds
+    /// them, Max takes the highest. Absent: `ExactlyOne`. Only used with source Nodes.
+    // The schema has no default: the API server would write it into every policy. During an upgrade of the CRD the previous
+    // version of the operator is still running, and it would refuse a field that it does not know.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aggregation: Option<Aggregation>,
-    /// The gauge in which a node says how many idle connections it holds, for source Nodes. With it the operator knows what part of the
-    /// tasks tightening can take away: it takes steps of the right size, and does not tighten where connections are not the cause.
+    /// Gauge in which a node reports its number of idle connections. With it the operator knows which part of the tasks
+    /// tightening can remove: it chooses steps of the right size, and does not tighten if connections are not the cause. Absent:
+    /// that part is not known. Only used with source Nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_connections: Option<IdleConnections>,
-    /// How many tasks are too many on one node. Without it, 512 a CPU, which is where AIStore begins to warn.
+    /// Task count at which a node runs too many tasks. Source Prometheus requires `value`, and `StateFlags` allows no threshold.
+    /// Absent: 512 tasks per CPU, the value at which AIStore begins to warn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<Threshold>,
-    /// Which of the nodes is looked at, nearest rank; the highest when there are three or fewer.
+    /// Percentile of the nodes' utilization that decides, 1 to 100, by nearest rank. With three nodes or fewer, the node with the
+    /// highest utilization decides.
     #[serde(default = "ninety_five")]
     #[schemars(range(min = 1, max = 100), extend("format" = "int32"))]
     pub percentile: u32,
-    /// How often each node is asked.
+    /// Interval between two readings of the task count, 1s to 10m.
     #[serde(default = "ten_seconds")]
     #[x_kube(validation = Rule::new("self >= duration('1s') && self <= duration('10m')").message("adaptive.signal.interval must be between 1s and 10m"))]
     pub interval: GoDuration,
-    /// The server to ask, for source Prometheus.
+    /// Prometheus server and query. Set exactly when `source` is Prometheus.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prometheus: Option<Prometheus>,
 }
 
 impl Signal {
-    /// As if nothing had been written.
+    /// Returns a signal with the default of every field.
     #[must_use]
     pub fn unset() -> Self {
         Self { metric: goroutines(), percentile: ninety_five(), interval: ten_seconds(), ..Self::default() }
@@ -122,34 +128,37 @@ fn ten_seconds() -> GoDuration {
     std::time::Duration::from_secs(10).into()
 }
 
-/// The gauge in which a node says how many idle connections it holds.
+/// Gauge in which a node reports its number of idle connections.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct IdleConnections {
-    /// The gauge's name, such as `idleconn_server_connections`.
+    /// Name of the gauge, such as `idleconn_server_connections`.
     #[schemars(length(min = 1, max = 200), regex(pattern = r"^[a-zA-Z_:][a-zA-Z0-9_:]*$"))]
     pub metric: String,
-    /// The labels that a series of the gauge must have to count, such as `state: idle`: at most 8, each with exactly this value.
+    /// Labels that select series of the gauge, such as `state: idle`: a series counts only if it has every label with exactly
+    /// this value. At most 8. Absent: every series counts.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 8))]
     #[x_kube(validation = Rule::new("self.all(name, size(name) >= 1 && size(name) <= 128 && size(self[name]) <= 256)")
         .message("adaptive.signal.idleConnections.matchLabels: a label name has 1 to 128 characters, and a value at most 256"))]
     pub match_labels: BTreeMap<String, String>,
-    /// What to do with several series of the gauge on one node: as `signal.aggregation`. Default: `ExactlyOne`.
+    /// Aggregation of several series of the gauge on one node, with the same values as `signal.aggregation`. Absent:
+    /// `ExactlyOne`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub aggregation: Option<Aggregation>,
-    /// How many tasks one idle connection costs: 2 in a Go client's pool (one reads, one writes), 1 in a Go server. Default: 2.
+    /// Number of tasks that one idle connection costs, 1 to 8: 2 in the pool of a Go client (one reads, one writes), 1 in a Go
+    /// server. Absent: 2.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 8), extend("format" = "int32"))]
     pub tasks_per_connection: Option<u32>,
 }
 
 impl IdleConnections {
-    /// Tasks of one idle connection where the policy does not say: the goroutines of one in a Go client's pool.
+    /// Tasks of one idle connection if the policy does not set them: the goroutines of a connection in the pool of a Go client.
     pub const TASKS_PER_CONNECTION: u32 = 2;
 }
 
-/// How several series of one node become one number.
+/// Aggregation of several series of one node.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Aggregation {
@@ -159,7 +168,7 @@ pub enum Aggregation {
     Max,
 }
 
-/// The sources of a task count.
+/// Source of the task count.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Source {
@@ -168,22 +177,22 @@ pub enum Source {
     StateFlags,
 }
 
-/// How many tasks are too many on one node: set exactly one.
+/// Task count at which a node runs too many tasks. Exactly one of `value` and `perCPU` is set.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("has(self.value) != has(self.perCPU)").message("adaptive.signal.threshold: set exactly one of value, perCPU"))]
 pub struct Threshold {
-    /// A number of tasks.
+    /// Number of tasks of one node, 1 to 1000000000.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000_000), extend("format" = "int32"))]
     pub value: Option<u32>,
-    /// A number of tasks for each CPU that the node's process may use (`go_sched_gomaxprocs_threads`).
+    /// Number of tasks for each CPU that the process of the node may use (`go_sched_gomaxprocs_threads`), 1 to 1000000.
     #[serde(default, rename = "perCPU", skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 1_000_000), extend("format" = "int32"))]
     pub per_cpu: Option<u32>,
 }
 
-/// A Prometheus server and what to ask it.
+/// Prometheus server and query. Exactly one of `service` and `endpoint` is set.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -193,67 +202,70 @@ pub struct Threshold {
         .message("adaptive.signal.prometheus: set at most one of caConfigMapRef, caSecretRef"),
 )]
 pub struct Prometheus {
-    /// Its Service, in the policy's namespace.
+    /// Service of the Prometheus server, in the namespace of the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceRef>,
-    /// Its URL, where there is no Service; the operator's `--allow-endpoints` must list its host.
+    /// URL of a Prometheus server without a Service: `http://host:port` or `https://host:port`. The operator's flag
+    /// `--allow-endpoints` must list the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@]+$')")
         .message("adaptive.signal.prometheus.endpoint must be http://host:port or https://host:port, without path, query or credentials"))]
     pub endpoint: Option<String>,
-    /// The path before `/api/v1/query`, such as `/prometheus`.
+    /// Path in front of `/api/v1/query`, such as `/prometheus`. Absent: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 512))]
     #[x_kube(validation = Rule::new("self.matches('^(/[A-Za-z0-9._~!$&()*+,;=:@%-]+)+/?$')")
         .message("adaptive.signal.prometheus.pathPrefix must be a path such as /prometheus, without query or fragment"))]
     pub path_prefix: Option<String>,
-    /// HTTP headers that each query carries, with values from Secrets: a tenant, for example.
+    /// HTTP headers of each query, with values from Secrets; for example the header that names a tenant. 1 to 8 entries.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 8))]
     #[x_kube(
         merge_strategy = ListMerge::Map(vec!["name".to_string()]),
         validation = Rule::new("self.all(h, self.exists_one(o, o.name.matches('(?i)^' + h.name + '$')))")
-            .message("adaptive.signal.prometheus.headers: a header may be named once only, in upper or lower case"),
+            .message("adaptive.signal.prometheus.headers: a header may occur only once, regardless of upper and lower case"),
     )]
     pub headers: Option<Vec<Header>>,
-    /// A Secret's key with a bearer token.
+    /// Secret key with a bearer token. Absent: queries carry no token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_secret_ref: Option<KeyRef>,
-    /// A ConfigMap's key with the certificates, in PEM, that sign the server's.
+    /// ConfigMap key with the CA certificates of the Prometheus server, in PEM. At most one of `caConfigMapRef` and `caSecretRef`
+    /// is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_config_map_ref: Option<KeyRef>,
-    /// A Secret's key with the certificates, in PEM, that sign the server's.
+    /// Secret key with the CA certificates of the Prometheus server, in PEM. At most one of `caConfigMapRef` and `caSecretRef` is
+    /// set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<KeyRef>,
-    /// A query whose answer is one number: the tasks of the fullest node, or whether an alert fires, such as
+    /// Query that returns one number: the task count of the node with the most tasks, or whether an alert fires, such as
     /// `max(ALERTS{alertname="AISNumGoroutinesHigh",alertstate="firing"}) or vector(0)` with a threshold of 1.
     #[schemars(length(min = 1, max = 4096))]
     pub query: String,
 }
 
-/// An HTTP header whose value is in a Secret.
+/// HTTP header with a value from a Secret.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!self.name.matches('(?i)^(accept-encoding|authorization|connection|content-length|content-type|expect|host|keep-alive|proxy-authorization|proxy-connection|te|trailer|transfer-encoding|upgrade)$')")
     .message("adaptive.signal.prometheus.headers: Host, Authorization and headers of the connection cannot be set; a bearer token goes into tokenSecretRef"))]
 pub struct Header {
-    /// The header's name, such as `X-Scope-OrgID`.
+    /// Name of the header, such as `X-Scope-OrgID`.
     #[schemars(length(min = 1, max = 64), regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9_-]*$"))]
     pub name: String,
-    /// The Secret's key with the header's value.
+    /// Secret key with the value of the header.
     pub secret_ref: KeyRef,
 }
 
-/// What happens when the task count cannot be had.
+/// Behavior while the task count is not available. Absent: the limits stay as they are.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Fallback {
-    /// After how long without a quorum of nodes.
+    /// Time without a quorum (a fresh task count from at least half of the nodes) after which the fallback begins, 3m to 24h.
     #[serde(default = "five_minutes")]
     #[x_kube(validation = Rule::new("self >= duration('3m') && self <= duration('24h')").message("adaptive.fallback.after must be between 3m and 24h"))]
     pub after: GoDuration,
-    /// Hold keeps the limits where they are, Declared relaxes them step by step.
+    /// Behavior of the fallback. Hold keeps the limits as they are. Declared relaxes them step by step to the declared values.
     #[serde(default)]
     pub behavior: FallbackBehavior,
 }
@@ -268,7 +280,7 @@ impl Default for Fallback {
     }
 }
 
-/// Where the limits go when the task count is gone.
+/// Behavior of the fallback.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum FallbackBehavior {
@@ -277,38 +289,41 @@ pub enum FallbackBehavior {
     Declared,
 }
 
-/// How fast the limits move.
+/// Speed of adaptive control.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(validation = Rule::new("!has(self.maxChangesPerHour) || !has(self.maxChangesPerDay) || self.maxChangesPerHour <= self.maxChangesPerDay")
     .message("adaptive.behavior.maxChangesPerHour must not exceed maxChangesPerDay"))]
 pub struct Behavior {
-    /// Where the numbers come from that are not given here. See the table in the documentation.
+    /// Profile that supplies the value of each field that is absent here.
     #[serde(default)]
     pub profile: Profile,
-    /// How long there must be too many tasks, without a break, before the limits are tightened.
+    /// Time that the task count must be at or above the threshold, without a break, before the limits are tightened, 1s to 24h.
+    /// Absent: the value of the profile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self >= duration('1s') && self <= duration('24h')").message("adaptive.behavior.tightenAfter must be between 1s and 24h"))]
     pub tighten_after: Option<GoDuration>,
-    /// How long there must be room, without a break, before the limits are relaxed by one step.
+    /// Time that the task count must be at or below 75% of the threshold, without a break, before the limits are relaxed by one
+    /// step, 1s to 24h. Absent: the value of the profile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[x_kube(validation = Rule::new("self >= duration('1s') && self <= duration('24h')").message("adaptive.behavior.relaxAfter must be between 1s and 24h"))]
     pub relax_after: Option<GoDuration>,
-    /// How many changes there may be in any hour.
+    /// Maximum number of changes in any hour, 1 to 60. It must not exceed `maxChangesPerDay`. Absent: the value of the profile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 60), extend("format" = "int32"))]
     pub max_changes_per_hour: Option<u32>,
-    /// How many changes there may be in any 24 hours.
+    /// Maximum number of changes in any 24 hours, 1 to 60. Absent: the value of the profile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 60), extend("format" = "int32"))]
     pub max_changes_per_day: Option<u32>,
-    /// How many percentage points of openness one relaxing step gives back.
+    /// Size of one relaxing step, in percentage points of openness (100% = as declared, 0% = at the floor), 1 to 100. Absent: the
+    /// value of the profile.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100), extend("format" = "int32"))]
     pub relax_step_percent: Option<u32>,
 }
 
-/// Sets of numbers.
+/// Named set of values for `behavior`.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum Profile {
@@ -318,14 +333,14 @@ pub enum Profile {
     Aggressive,
 }
 
-/// One line of the table of profiles: what `behavior` means where it says nothing.
+/// Row of the table of profiles: the values for absent fields of `behavior`.
 #[derive(Clone, Copy, Debug)]
 pub struct ProfileRow {
-    /// Its name.
+    /// The profile.
     pub profile: Profile,
-    /// As in `behavior`, seconds.
+    /// As in `behavior`, in seconds.
     pub tighten_after: u32,
-    /// As in `behavior`, seconds.
+    /// As in `behavior`, in seconds.
     pub relax_after: u32,
     /// As in `behavior`.
     pub max_changes_per_hour: u32,
@@ -333,13 +348,13 @@ pub struct ProfileRow {
     pub max_changes_per_day: u32,
     /// As in `behavior`.
     pub relax_step_percent: u32,
-    /// The most of the openness that one tightening step takes away, in percent of it.
+    /// Largest part of the current openness that one tightening step removes, in percent.
     pub most_cut_percent: u32,
-    /// What it is for.
+    /// Purpose of the profile.
     pub purpose: &'static str,
 }
 
-/// The profiles: one table for the code, the documentation and `kubectl explain`.
+/// Profiles. The code and the descriptions of the CRD use this table.
 pub const PROFILES: [ProfileRow; 3] = [
     ProfileRow {
         profile: Profile::Conservative,
@@ -349,7 +364,7 @@ pub const PROFILES: [ProfileRow; 3] = [
         max_changes_per_day: 12,
         relax_step_percent: 5,
         most_cut_percent: 30,
-        purpose: "a change costs more than a late one",
+        purpose: "for nodes where a change costs more than a delay",
     },
     ProfileRow {
         profile: Profile::Balanced,
@@ -369,12 +384,12 @@ pub const PROFILES: [ProfileRow; 3] = [
         max_changes_per_day: 48,
         relax_step_percent: 20,
         most_cut_percent: 50,
-        purpose: "nodes that fall over quickly",
+        purpose: "for nodes that fail quickly under too many tasks",
     },
 ];
 
 impl Profile {
-    /// Its line.
+    /// Returns the row of the profile.
     #[must_use]
     pub const fn row(self) -> &'static ProfileRow {
         match self {
@@ -384,7 +399,7 @@ impl Profile {
         }
     }
 
-    /// The name a user writes.
+    /// Name of the profile in a policy.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {

@@ -1,4 +1,4 @@
-//! The target `configMap`: one key of a ConfigMap that servers mount, and the pods that do.
+//! The target `configMap`: one key of a ConfigMap, and the pods that mount it.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::KubeSchema;
@@ -10,7 +10,7 @@ use super::{
     policy::Scheme,
 };
 
-/// Any server that reads a file: the limits are written into one key of a ConfigMap that its pods mount.
+/// Servers that read a file. The operator writes the limits into one key of a ConfigMap that the pods mount.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -18,20 +18,24 @@ use super::{
         .message("target.configMap.selector must not be empty: it would match every pod of the namespace"),
 )]
 pub struct ConfigMap {
-    /// The ConfigMap's name, in the policy's namespace. It is created where it does not exist.
+    /// Name of the ConfigMap, in the namespace of the policy. The operator creates the ConfigMap if it does not exist.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// The key in its data. All of it is the operator's; other keys are never touched.
+    /// Key in the data of the ConfigMap, at most 54 characters. The operator owns the whole value of this key and never changes
+    /// other keys.
     #[schemars(length(min = 1, max = 54), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
     pub key: String,
-    /// How the key is written.
+    /// Format of the file. docs/targets/configmap.md lists the limits that each format has.
     pub format: Format,
-    /// Selects the pods that mount it, in the policy's namespace: those of one workload.
+    /// Label selector of the pods that mount the ConfigMap, in the namespace of the policy. All pods must belong to one workload.
+    /// It must not be empty.
     pub selector: LabelSelector,
-    /// Where the pods have their metrics; a gauge `idleconn_config_info{hash="..."}` there tells which settings a process uses.
+    /// Metrics page of the pods. A gauge `idleconn_config_info{hash="..."}` on the page reports which settings a process uses.
+    /// `spec.adaptive` with source Nodes needs this page for the task count.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub metrics: Option<Page>,
-    /// Where a pod tells the hash of the settings that its process uses, as bare text. Without it, its metrics are asked.
+    /// Page on which a pod reports the hash of the settings that its process uses, as plain text. Absent: the operator reads the
+    /// hash from `metrics`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hash: Option<Page>,
 }
@@ -46,20 +50,20 @@ impl Member for ConfigMap {
     }
 }
 
-/// A page of a pod.
+/// HTTP page of a pod.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Page {
-    /// The port.
+    /// Port of the page, 1 to 65535.
     #[schemars(range(min = 1, max = 65535), extend("format" = "int32"))]
     pub port: u16,
-    /// The path, and a query where the page needs one, such as `/v1/metrics?format=prometheus`.
+    /// Path of the page, with a query if the page needs one, such as `/v1/metrics?format=prometheus`. At most 256 characters.
     #[serde(default = "metrics")]
     #[schemars(length(max = 256))]
     #[x_kube(validation = Rule::new("self.matches('^/[^#[:space:]]*$')")
-        .message("target.configMap: a page's path must start with / and must not have blanks or a fragment (#)"))]
+        .message("target.configMap: the path of metrics or hash must start with / and must not have blanks or a fragment (#)"))]
     pub path: String,
-    /// What it speaks.
+    /// Scheme of the page: http or https.
     #[serde(default)]
     pub scheme: Scheme,
 }

@@ -1,15 +1,15 @@
-//! The `CustomResourceDefinition` as the API server gets it: kube's, cleaned.
+//! `CustomResourceDefinition` that the API server gets: the output of kube, with corrections.
 
 use kube::CustomResourceExt as _;
 use serde_json::{Value, json};
 
 use super::IdleConnectionPolicy;
 
-/// The CRD. `crds/` holds it as YAML.
+/// Returns the CRD. `crds/` contains it as YAML.
 ///
-/// kube's output is changed in three ways: no `nullable` (an empty Helm value must not become a null that
-/// passes here and fails elsewhere), no unsigned `format` (unknown to the API server), and a default status, so that
-/// a policy nobody has looked at is not taken for healthy by kstatus.
+/// The output of kube is changed in three ways. `nullable` is removed, so that an empty Helm value does not become a null that is
+/// accepted here and fails elsewhere. Unsigned values of `format` are removed, because the API server does not know them. A
+/// default status is added, so that kstatus does not report a policy as healthy before the operator has observed it.
 #[must_use]
 pub fn crd() -> Value {
     let mut crd = serde_json::to_value(IdleConnectionPolicy::crd()).unwrap_or_default();
@@ -29,10 +29,10 @@ pub fn crd() -> Value {
     crd
 }
 
-/// The CRD as YAML.
+/// Returns the CRD as YAML.
 ///
 /// # Errors
-/// Where it cannot be written as YAML, which a test excludes.
+/// The CRD cannot be written as YAML; a test excludes this.
 pub fn yaml() -> Result<String, serde_saphyr::ser::Error> {
     serde_saphyr::to_string(&crd())
 }

@@ -1,14 +1,14 @@
-//! Durations as users write them: GEP-2257 strings, kept as written and compared as time.
+//! Durations as users write them: GEP-2257 strings, which keep their text and compare as times.
 
 use std::{fmt, str::FromStr, time::Duration};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A duration such as `30s`, `1m30s` or `500ms`: up to four numbers with a unit of h, m, s or ms.
+/// Duration such as `30s`, `1m30s` or `500ms`: one to four numbers, each with the unit h, m, s or ms.
 ///
-/// Source of the grammar: Kubernetes Gateway API, GEP-2257. The text is kept as written, so that the
-/// status and `kubectl diff` show what the user typed; two values are compared with [`GoDuration::get`].
+/// The grammar is the one of GEP-2257 (Kubernetes Gateway API). The text stays as written, so that the status and `kubectl diff`
+/// show the user's own spelling. To compare two values, use [`GoDuration::get`].
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[schemars(transparent)]
 pub struct GoDuration(
@@ -20,7 +20,7 @@ pub struct GoDuration(
     String,
 );
 
-/// Why a text is no duration.
+/// Error of a text that is not a duration.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
     /// The text does not follow the grammar.
@@ -29,7 +29,7 @@ pub enum Error {
 }
 
 impl GoDuration {
-    /// The time it stands for; `None` where the text does not follow the grammar, which the API server refuses.
+    /// Returns the time; `None` if the text does not follow the grammar, which the API server refuses.
     #[must_use]
     pub fn get(&self) -> Option<Duration> {
         parse(&self.0)
@@ -45,8 +45,8 @@ impl FromStr for GoDuration {
 }
 
 impl From<Duration> for GoDuration {
-    /// The canonical spelling, largest unit first: 90 s is `1m30s`. Below a millisecond it has Go's `us` and `ns`, which no user can write
-    /// and a node can hold.
+    /// Canonical spelling with the largest unit first: 90 s is `1m30s`. Times below a millisecond have Go's units `us` and `ns`,
+    /// which a user cannot write and a node can store.
     fn from(duration: Duration) -> Self {
         let ns = duration.as_nanos();
         let ms = ns / 1_000_000;

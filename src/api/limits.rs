@@ -1,7 +1,8 @@
-//! The limits: every one that a policy can set, in one table.
+//! Limits that a policy can set, in one table.
 //!
-//! A limit is one row of [`limits!`] below. The fields of the CRD, [`Knob`], its predicates, the names that Go readers use and the conversions
-//! between [`Limits`] and [`Settings`] all come from the row, so none of them can miss one. docs/extending.md shows a row being added.
+//! Each limit is one row of [`limits!`] below. The fields of the CRD, [`Knob`] and its predicates, the names for Go readers and
+//! the conversions between [`Limits`] and [`Settings`] are generated from the row, so none of them can miss a limit.
+//! docs/extending.md shows how to add a row.
 
 #[macro_use]
 mod table;
@@ -14,25 +15,25 @@ use serde::{Deserialize, Serialize};
 
 use super::GoDuration;
 
-/// The limits of the three kinds of pool. A field that is absent is not managed.
+/// Limits of the three kinds of pool. A limit that is absent is not managed.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
-    /// Connections that clients hold open to this server.
+    /// Connections that clients keep open to this server.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub server: Option<Server>,
-    /// Connections that the nodes of one cluster hold open to each other.
+    /// Connections that the nodes of one cluster keep open to each other.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub intra_cluster: Option<IntraCluster>,
-    /// Connections that a node holds open to what is behind it: upstreams, object stores, other services.
+    /// Connections that a node keeps open to its backends: upstreams, object stores, other services.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub backend: Option<Backend>,
 }
 
-/// What the number of a limit is a number of.
+/// Quantity that a limit measures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Measure {
-    /// Time for which a connection may be idle.
+    /// Time that a connection may be idle.
     IdleTime,
     /// Any other time.
     Time,
@@ -42,127 +43,128 @@ pub enum Measure {
     Requests,
 }
 
-/// The side of a connection that a limit is about.
+/// Side of a connection to which a limit applies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
-    /// The side that accepts connections.
+    /// Side that accepts connections.
     Server,
-    /// The side that opens them and keeps them in a pool.
+    /// Side that opens connections and keeps them in a pool.
     Client,
 }
 
-/// One row of the table.
+/// Row of the table of limits.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// Its place under `spec.limits`.
+    /// Path under `spec.limits`.
     pub path: &'static str,
-    /// The member of `spec.limits` that it is in.
+    /// Member of `spec.limits` that contains the limit.
     pub pool: &'static str,
-    /// The side of a connection that it is about.
+    /// Side of a connection to which the limit applies.
     pub side: Side,
-    /// What it measures or counts.
+    /// Quantity that the limit measures.
     pub measure: Measure,
-    /// The name of the field that Go's `net/http` or `net` has for it.
+    /// Name of the field in Go's `net/http` or `net`, if there is one.
     pub go: Option<&'static str>,
 }
 
-// A pool is: its type, its field, its name in YAML and its side. A limit is: its name here, its field, its name in YAML, what it measures, and the
-// name of Go's field where Go has one. Its comment is what `kubectl explain` shows.
+// A pool has: its type, its field, its name in YAML and its side. A limit has: its name here, its field, its name in YAML, its
+// quantity, and the name of Go's field if there is one. Its comment is the description in `kubectl explain`.
 limits! {
     /// Limits of the server side of a connection.
     Server server "server" Server {
-        /// How long a client's keep-alive connection may be idle before the server closes it (Go: `http.Server.IdleTimeout`).
+        /// Maximum time that a client's keep-alive connection may be idle before the server closes it (Go:
+        /// `http.Server.IdleTimeout`).
         ServerIdleTimeout idle_timeout "idleTimeout" IdleTime "IdleTimeout";
-        /// How long a client may take to send a request's headers (Go: `http.Server.ReadHeaderTimeout`).
+        /// Maximum time that a client may take to send the headers of a request (Go: `http.Server.ReadHeaderTimeout`).
         ServerReadHeaderTimeout read_header_timeout "readHeaderTimeout" Time "ReadHeaderTimeout";
-        /// Requests over one client connection before the server closes it (nginx: `keepalive_requests`).
+        /// Maximum number of requests over one client connection before the server closes it (nginx: `keepalive_requests`).
         ServerMaxRequestsPerConn max_requests_per_conn "maxRequestsPerConn" Requests;
     }
-    /// Limits of the pools between the nodes of one cluster.
+    /// Limits of the connection pools between the nodes of one cluster.
     IntraCluster intra_cluster "intraCluster" Client {
-        /// How long an idle connection stays in the pool (Go: `http.Transport.IdleConnTimeout`).
+        /// Maximum time that an idle connection stays in the pool (Go: `http.Transport.IdleConnTimeout`).
         IntraClusterIdleConnTimeout idle_conn_timeout "idleConnTimeout" IdleTime "IdleConnTimeout";
-        /// Idle connections to all hosts together (Go: `http.Transport.MaxIdleConns`).
+        /// Maximum number of idle connections in the pool, to all hosts together (Go: `http.Transport.MaxIdleConns`).
         IntraClusterMaxIdleConns max_idle_conns "maxIdleConns" Connections "MaxIdleConns";
-        /// Idle connections to one host (Go: `http.Transport.MaxIdleConnsPerHost`).
+        /// Maximum number of idle connections in the pool to one host (Go: `http.Transport.MaxIdleConnsPerHost`).
         IntraClusterMaxIdleConnsPerHost max_idle_conns_per_host "maxIdleConnsPerHost" Connections "MaxIdleConnsPerHost";
     }
-    /// Limits of the pools towards backends.
+    /// Limits of the connection pools to backends.
     Backend backend "backend" Client {
-        /// How long an idle connection stays in the pool (Go: `http.Transport.IdleConnTimeout`).
+        /// Maximum time that an idle connection stays in the pool (Go: `http.Transport.IdleConnTimeout`).
         BackendIdleConnTimeout idle_conn_timeout "idleConnTimeout" IdleTime "IdleConnTimeout";
-        /// Idle connections to all hosts together (Go: `http.Transport.MaxIdleConns`).
+        /// Maximum number of idle connections in the pool, to all hosts together (Go: `http.Transport.MaxIdleConns`).
         BackendMaxIdleConns max_idle_conns "maxIdleConns" Connections "MaxIdleConns";
-        /// Idle connections to one host (Go: `http.Transport.MaxIdleConnsPerHost`).
+        /// Maximum number of idle connections in the pool to one host (Go: `http.Transport.MaxIdleConnsPerHost`).
         BackendMaxIdleConnsPerHost max_idle_conns_per_host "maxIdleConnsPerHost" Connections "MaxIdleConnsPerHost";
-        /// Connections to one host, idle or not; 0 is no limit (Go: `http.Transport.MaxConnsPerHost`).
+        /// Maximum number of connections to one host, idle and active together (Go: `http.Transport.MaxConnsPerHost`).
         BackendMaxConnsPerHost max_conns_per_host "maxConnsPerHost" Connections "MaxConnsPerHost";
-        /// How long a connection may live, busy or not, before it is replaced (agentkeepalive: `socketActiveTTL`).
+        /// Maximum age of a connection, idle or active, before it is replaced (agentkeepalive: `socketActiveTTL`).
         BackendMaxConnLifetime max_conn_lifetime "maxConnLifetime" Time;
         /// Time between TCP keep-alive probes (Go: `net.Dialer.KeepAlive`).
         BackendTcpKeepAlive tcp_keep_alive "tcpKeepAlive" Time "KeepAlive";
-        /// How long a TLS handshake may take (Go: `http.Transport.TLSHandshakeTimeout`).
+        /// Maximum time of a TLS handshake (Go: `http.Transport.TLSHandshakeTimeout`).
         BackendTlsHandshakeTimeout tls_handshake_timeout "tlsHandshakeTimeout" Time "TLSHandshakeTimeout";
-        /// How long to wait for `100 Continue` (Go: `http.Transport.ExpectContinueTimeout`).
+        /// Maximum time to wait for `100 Continue` (Go: `http.Transport.ExpectContinueTimeout`).
         BackendExpectContinueTimeout expect_continue_timeout "expectContinueTimeout" Time "ExpectContinueTimeout";
-        /// How long to wait for a response's headers (Go: `http.Transport.ResponseHeaderTimeout`).
+        /// Maximum time to wait for the headers of a response (Go: `http.Transport.ResponseHeaderTimeout`).
         BackendResponseHeaderTimeout response_header_timeout "responseHeaderTimeout" Time "ResponseHeaderTimeout";
-        /// How long a whole request may take (Go: `http.Client.Timeout`).
+        /// Maximum time of a whole request (Go: `http.Client.Timeout`).
         BackendRequestTimeout request_timeout "requestTimeout" Time "Timeout";
     }
 }
 
 impl Knob {
-    /// Its row of the table.
+    /// Returns the row of the limit.
     #[must_use]
     pub const fn row(self) -> &'static Row {
         &TABLE[self as usize]
     }
 
-    /// Its place under `spec.limits`, such as `server.idleTimeout`.
+    /// Returns the path under `spec.limits`, such as `server.idleTimeout`.
     #[must_use]
     pub const fn path(self) -> &'static str {
         self.row().path
     }
 
-    /// The member of `spec.limits` that it is in, such as `server`.
+    /// Returns the member of `spec.limits` that contains the limit, such as `server`.
     #[must_use]
     pub const fn pool(self) -> &'static str {
         self.row().pool
     }
 
-    /// Whether it is a number of connections or requests, rather than a length of time.
+    /// Reports whether the limit is a number of connections or requests, and not a time.
     #[must_use]
     pub const fn is_count(self) -> bool {
         matches!(self.row().measure, Measure::Connections | Measure::Requests)
     }
 
-    /// Whether it is a number of connections.
+    /// Reports whether the limit is a number of connections.
     #[must_use]
     pub const fn is_of_connections(self) -> bool {
         matches!(self.row().measure, Measure::Connections)
     }
 
-    /// Whether it is a time for which a connection may be idle.
+    /// Reports whether the limit is a time that a connection may be idle.
     #[must_use]
     pub const fn is_idle_time(self) -> bool {
         matches!(self.row().measure, Measure::IdleTime)
     }
 
-    /// Whether it is on the side that opens connections.
+    /// Reports whether the limit applies to the side that opens connections.
     #[must_use]
     pub const fn is_client(self) -> bool {
         matches!(self.row().side, Side::Client)
     }
 
-    /// The knob at a path, if there is one.
+    /// Returns the limit at a path, if there is one.
     #[must_use]
     pub fn at(path: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|knob| knob.path() == path)
     }
 }
 
-/// Pairs of which the first may not exceed the second.
+/// Pairs of limits of which the first must not exceed the second.
 pub const WITHIN: [(Knob, Knob); 3] = [
     (Knob::IntraClusterMaxIdleConnsPerHost, Knob::IntraClusterMaxIdleConns),
     (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxIdleConns),
@@ -175,7 +177,7 @@ impl fmt::Display for Knob {
     }
 }
 
-// As a path, so that what is stored stays readable and survives a reordering of the enum.
+// A limit is serialized as its path, so that stored data is readable and independent of the order of the enum.
 impl Serialize for Knob {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.path())
@@ -189,17 +191,17 @@ impl<'de> Deserialize<'de> for Knob {
     }
 }
 
-/// What a knob is set to.
+/// Value of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Value {
-    /// A length of time.
+    /// Time.
     Duration(Duration),
-    /// A number of connections.
+    /// Number of connections or requests.
     Count(u32),
 }
 
 impl Value {
-    /// Whether it is 0, "no limit".
+    /// Reports whether the value is 0, which means "no limit".
     #[must_use]
     pub const fn is_zero(self) -> bool {
         match self {
@@ -218,15 +220,15 @@ impl fmt::Display for Value {
     }
 }
 
-/// The knobs that are set, and to what.
+/// Limits that are set, with their values.
 pub type Settings = BTreeMap<Knob, Value>;
 
-/// The type of a field of [`Limits`].
+/// Type of a field of [`Limits`].
 trait Field: Sized {
-    /// As a value; `None` for a text that is no duration, which the API server refuses.
+    /// Converts the field to a value; `None` for a text that is not a duration, which the API server refuses.
     fn value(&self) -> Option<Value>;
 
-    /// From a value of the same type.
+    /// Converts a value of the same type to a field.
     fn of(value: Value) -> Option<Self>;
 }
 

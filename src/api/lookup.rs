@@ -1,63 +1,63 @@
-//! What each kind of target says of where it is and how it is reached, in terms that all kinds share.
+//! Location and credentials of a target, in terms that all kinds share.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
 use super::policy::{KeyRef, Scheme, ServiceRef};
 
-/// Where a target's nodes are looked for.
+/// Place where the operator looks for the nodes of a target.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Lookup<'a> {
-    /// At these URLs, which `--allow-endpoints` must list.
+    /// The nodes are at these URLs, which `--allow-endpoints` must list.
     Endpoints(Vec<&'a str>),
-    /// Behind a Service as a whole: any endpoint speaks for all of them.
+    /// The target is behind a Service: any endpoint can answer for all nodes.
     Behind(&'a ServiceRef),
-    /// Behind a Service, each endpoint a node.
+    /// Each endpoint of a Service is a node.
     EachBehind(&'a ServiceRef),
-    /// At this port of the selected pods.
+    /// The nodes are at this port of the selected pods.
     Pods {
-        /// Selects them.
+        /// Selector of the pods.
         selector: &'a LabelSelector,
-        /// What they speak there.
+        /// Scheme of the port.
         scheme: Scheme,
-        /// The port.
+        /// Port number.
         port: u16,
     },
-    /// In the selected pods of one workload, which mount a file. They are not connected to.
+    /// The nodes are the selected pods of one workload, which mount a file. The operator does not connect to them.
     Mounting(&'a LabelSelector),
 }
 
-/// The keys that hold what a target is reached with.
+/// Keys, in a Secret or ConfigMap, with the credentials of a target.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct References<'a> {
-    /// A Secret's key with a bearer token.
+    /// Secret key with a bearer token.
     pub token: Option<&'a KeyRef>,
-    /// A ConfigMap's key with certificates.
+    /// ConfigMap key with CA certificates.
     pub ca_config_map: Option<&'a KeyRef>,
-    /// A Secret's key with certificates.
+    /// Secret key with CA certificates.
     pub ca_secret: Option<&'a KeyRef>,
 }
 
-/// The spec of one kind of target: a member of `spec.target`.
+/// Spec of one kind of target: a member of `spec.target`.
 pub trait Member {
-    /// Where its nodes are looked for; `None` where it does not say, which the API server refuses.
+    /// Returns where the operator looks for nodes; `None` if the spec does not say, which the API server refuses.
     fn lookup(&self) -> Option<Lookup<'_>>;
 
-    /// What it is reached with, beyond the operator's own rights.
+    /// Returns the credentials of the target, in addition to the operator's own rights.
     fn references(&self) -> References<'_> {
         References::default()
     }
 
-    /// What pods speak that it has ever selected, also where it now selects none.
+    /// Returns the scheme of pods that the target has ever selected, even if it selects none now.
     fn pod_scheme(&self) -> Scheme {
         Scheme::default()
     }
 
-    /// Where on a node its metrics page is, if it says so; otherwise it is `/metrics`.
+    /// Returns the path of the metrics page on a node; `None` means `/metrics`.
     fn metrics_path(&self) -> Option<&str> {
         None
     }
 
-    /// Whether the target itself names the addresses of its nodes. Each is then checked every time that it is used.
+    /// Reports whether the target itself supplies the addresses of its nodes. Each address is then checked at every use.
     fn names_its_nodes(&self) -> bool {
         false
     }

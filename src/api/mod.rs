@@ -1,6 +1,6 @@
-//! The public types: `IdleConnectionPolicy`, its limits, presets, rules and status.
+//! Public types: `IdleConnectionPolicy`, its limits, presets, rules and status.
 //!
-//! Pure: no kube client, no HTTP, no tokio, no clock. What lives here is what `kubectl explain` shows.
+//! Pure: no kube client, no HTTP, no tokio, no clock. The doc comments in this folder are the texts of `kubectl explain`.
 
 pub mod adaptive;
 pub mod conditions;
@@ -29,23 +29,23 @@ pub use preset::Preset;
 pub use status::IdleConnectionPolicyStatus;
 pub use stored::StoredPolicy;
 
-/// Label on what the operator keeps for a policy: the policy's name.
+/// Label of objects that the operator keeps for a policy; its value is the policy's name.
 pub const POLICY_LABEL: &str = "idleconn.io/policy";
-/// Finalizer that holds a policy until the nodes have their old settings back.
+/// Finalizer that keeps a policy until its nodes are restored.
 pub const FINALIZER: &str = "idleconn.io/restore";
-/// Annotation that stops tightening and relaxing: `"true"`, or an RFC 3339 time until when.
+/// Annotation that pauses tightening and relaxing. Its value is `"true"` or an RFC 3339 time at which the pause ends.
 pub const PAUSED: &str = "idleconn.io/paused";
-/// Annotation that stops tightening.
+/// Annotation that pauses tightening.
 pub const PAUSED_TIGHTEN: &str = "idleconn.io/paused-tighten";
-/// Annotation that stops relaxing.
+/// Annotation that pauses relaxing.
 pub const PAUSED_RELAX: &str = "idleconn.io/paused-relax";
-/// All of these.
+/// All annotations that pause adaptive control.
 pub const PAUSES: [&str; 3] = [PAUSED, PAUSED_TIGHTEN, PAUSED_RELAX];
-/// Prefix of the annotations, one for each key, in which a ConfigMap holds what was written into the key.
+/// Prefix of the annotations of a ConfigMap that record, for each key, the settings written into it.
 pub const SETTINGS_PREFIX: &str = "settings.idleconn.io/";
-/// Annotation of a ConfigMap that did not exist before a policy came.
+/// Annotation of a ConfigMap that the operator created.
 pub const CREATED: &str = "idleconn.io/created";
-/// Annotation of a pod template: the hash of the settings that its pods have been started for.
+/// Annotation of a pod template: hash of the settings for which its pods were started.
 pub const CONFIG_HASH: &str = "idleconn.io/config-hash";
 /// Field manager of every write to the API server, and the reporting controller of every Event.
 pub const MANAGER: &str = "idleconn-operator";

@@ -1,11 +1,12 @@
-//! `spec.overrides`: other limits for some of the nodes, or for one provider.
+//! `spec.overrides`: limits that differ for some of the nodes, or towards one provider.
 
 use kube::KubeSchema;
 use serde::{Deserialize, Serialize};
 
 use super::Limits;
 
-/// Limits that hold instead of the policy's for some of its nodes, or towards one provider. An override of nodes beats one of a role.
+/// Limits that replace those of the policy for some of its nodes, or towards one provider. Exactly one of `role`, `nodes` and
+/// `provider` is set. An override by `nodes` takes precedence over one by `role`.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -13,22 +14,24 @@ use super::Limits;
         .message("overrides: set exactly one of role, nodes, provider"),
 )]
 pub struct Override {
-    /// Names it; the order of overrides means nothing.
+    /// Name of the override, unique in the list, 1 to 63 characters. The order of overrides has no meaning.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
-    /// The nodes whose pods have this label `app.kubernetes.io/component`.
+    /// Value of the label `app.kubernetes.io/component` of the pods to which the override applies. Only for Caddy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63))]
     pub role: Option<String>,
-    /// The nodes by name: a pod's, or `host:port` of an endpoint.
+    /// Names of the nodes to which the override applies, 1 to 32: the name of a pod, or `host:port` of an endpoint. Only for
+    /// Caddy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32), inner(length(min = 1, max = 253)))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub nodes: Option<Vec<String>>,
-    /// The provider, by the name that the service has for it (format http-connection-pool).
+    /// Name of the provider to which the override applies, as the service calls it. Only for a ConfigMap in the format
+    /// http-connection-pool.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 63), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
     pub provider: Option<String>,
-    /// The limits, field by field; what is not set here is the policy's.
+    /// Limits of the override. A limit that is absent here has the value of the policy.
     pub limits: Limits,
 }

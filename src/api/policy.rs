@@ -1,4 +1,4 @@
-//! `IdleConnectionPolicy`: what Git declares for one target.
+//! `IdleConnectionPolicy`: the limits of idle connections that a user declares for one target.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 use kube::{CustomResource, KubeSchema};
@@ -16,7 +16,7 @@ use super::{
     verify::Verify,
 };
 
-/// Declares how HTTP connections may idle on the nodes of one target.
+/// Limits of idle HTTP connections for the nodes of one target.
 #[derive(CustomResource, KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[kube(
     group = "idleconn.io",
@@ -28,7 +28,7 @@ use super::{
     namespaced,
     status = "IdleConnectionPolicyStatus",
     derive = "PartialEq",
-    doc = "Declares how HTTP connections may idle on the nodes of one target.",
+    doc = "Limits of idle HTTP connections for the nodes of one target.",
     selectable = ".spec.target.type",
     printcolumn(name = "Target", type_ = "string", json_path = ".spec.target.type"),
     printcolumn(name = "Mode", type_ = "string", json_path = ".spec.adaptive.mode"),
@@ -50,39 +50,47 @@ use super::{
 #[serde(rename_all = "camelCase")]
 #[schemars(transform = super::rules::spec)]
 pub struct IdleConnectionPolicySpec {
-    /// What the policy governs: one kind of server, whose `type` cannot be changed later.
+    /// Servers that this policy governs. Exactly one member is set, and `type` names it. `type` cannot be changed later.
     pub target: Target,
-    /// Starting values by name; `limits` overrides them field by field. See the table of presets in the documentation.
+    /// Named set of starting values. A limit that is set in `limits` overrides the value of the preset. Absent: no starting
+    /// values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub preset: Option<Preset>,
-    /// What Git declares. A field that neither `limits` nor `preset` sets is left as found.
+    /// Declared limits. 0 means no limit. A limit that neither `limits` nor `preset` sets is not managed, and the nodes keep
+    /// their own value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<Limits>,
-    /// Other limits for some of the nodes, or for one provider.
+    /// Limits that differ for some of the nodes, or towards one provider. At most 32 entries. Absent: all nodes have the same
+    /// limits.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 32))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["name".to_string()]))]
     pub overrides: Option<Vec<Override>>,
-    /// Tightens the limits by itself while nodes run too many tasks. Absent is the same as mode: Disabled.
+    /// Adaptive control: tightens the limits towards a floor while nodes run too many tasks, and relaxes them again afterwards.
+    /// Absent: the same as `mode: Disabled`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub adaptive: Option<Adaptive>,
-    /// Whether nodes are restarted for limits that they read only when they start. Absent is the same as policy: Never.
+    /// Restarts of nodes whose processes read a limit only when they start. Absent: the same as `policy: Never`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restart: Option<Restart>,
-    /// Measures what the nodes' servers do with idle connections. Absent: nothing is measured.
+    /// Measurement of how long the servers of the nodes really keep idle connections. Absent: nothing is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<Verify>,
-    /// What to do when a node was changed by somebody else: Correct puts the declared value back, Report only says so.
+    /// Reaction to a value that another client changed on a node. Correct writes the desired value again. Report leaves the value
+    /// and shows the difference in the status.
     #[serde(default)]
     pub drift_policy: DriftPolicy,
-    /// What happens to the nodes when the policy is deleted: Restore puts back what was there before the first write, Retain leaves them.
+    /// Handling of the nodes when the policy is deleted. Restore writes the values from before the first write. Retain leaves the
+    /// current values.
     #[serde(default)]
     pub deletion_policy: DeletionPolicy,
-    /// How long a deletion waits for nodes that cannot be restored; then the finalizer goes, with Event `RestoreAbandoned`.
+    /// Time that a deletion waits for nodes that cannot be restored, 1s to 24h. After that the operator removes the finalizer and
+    /// records the Event `RestoreAbandoned`.
     #[serde(default = "five_minutes")]
     #[x_kube(validation = Rule::new("self >= duration('1s') && self <= duration('24h')").message("restoreTimeout must be between 1s and 24h"))]
     pub restore_timeout: GoDuration,
-    /// Writes nothing at all to the nodes while true, drift included. Deletion still restores.
+    /// Suspends the policy: while true, the operator writes nothing to the nodes and does not correct drift. A deletion still
+    /// restores the nodes.
     #[serde(default)]
     pub suspend: bool,
 }
@@ -93,18 +101,18 @@ fn five_minutes() -> GoDuration {
 
 macro_rules! kinds {
     ($($(#[$doc:meta])* $Kind:ident $field:ident $name:tt;)*) => {
-        /// The kinds of target.
+        /// Kinds of target.
         #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        #[allow(missing_docs)] // Described by the members of Target.
+        #[allow(missing_docs)] // The members of Target describe them.
         pub enum TargetType {
             $($Kind,)*
         }
 
         impl TargetType {
-            /// Every kind, with the member of `spec.target` that it has.
+            /// Every kind, with the name of its member of `spec.target`.
             pub(super) const MEMBERS: &[(Self, &str)] = &[$((Self::$Kind, $name),)*];
 
-            /// The name a user writes.
+            /// Name of the kind in a policy.
             #[must_use]
             pub const fn name(self) -> &'static str {
                 match self {
@@ -113,11 +121,11 @@ macro_rules! kinds {
             }
         }
 
-        /// What the policy governs.
+        /// Servers that a policy governs.
         #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
         #[schemars(transform = super::rules::target)]
         pub struct Target {
-            /// The kind of server; names the member that is set. Immutable.
+            /// Kind of the target. It must name the member that is set, and cannot be changed.
             #[serde(rename = "type")]
             pub type_: TargetType,
             $(
@@ -128,7 +136,7 @@ macro_rules! kinds {
         }
 
         impl Target {
-            /// The member that is set.
+            /// Returns the member that is set.
             #[must_use]
             pub fn member(&self) -> Option<&dyn Member> {
                 let members: [Option<&dyn Member>; TargetType::MEMBERS.len()] =
@@ -141,22 +149,22 @@ macro_rules! kinds {
 
 // A kind is: its type, which is also the name of its spec, its field, and the name of the field in YAML.
 kinds! {
-    /// An AIStore cluster, through its REST API.
+    /// AIStore cluster, which the operator configures through its REST API.
     AIStore aistore "aistore";
-    /// Caddy servers, through their admin API.
+    /// Caddy servers, which the operator configures through their admin API.
     Caddy caddy "caddy";
-    /// Any server that reads a file, through a ConfigMap that it mounts.
+    /// Servers that read a file. The operator writes the file into a ConfigMap that the pods mount.
     ConfigMap config_map "configMap";
 }
 
 impl Target {
-    /// Where its nodes are looked for; `None` where the spec does not say, which the API server refuses.
+    /// Returns where the operator looks for nodes; `None` if the spec does not say, which the API server refuses.
     #[must_use]
     pub fn lookup(&self) -> Option<Lookup<'_>> {
         self.member()?.lookup()
     }
 
-    /// The pods that it is, where it is pods.
+    /// Returns the selector of the target's pods; `None` if the target is not found by a selector.
     #[must_use]
     pub fn selector(&self) -> Option<&LabelSelector> {
         match self.lookup()? {
@@ -165,7 +173,7 @@ impl Target {
         }
     }
 
-    /// The Service that it is behind, where it is behind one.
+    /// Returns the Service in front of the target, if there is one.
     #[must_use]
     pub fn service(&self) -> Option<&ServiceRef> {
         match self.lookup()? {
@@ -174,7 +182,7 @@ impl Target {
         }
     }
 
-    /// How its pods are asked.
+    /// Returns the scheme of requests to the target's pods.
     #[must_use]
     pub fn scheme(&self) -> Scheme {
         let selected = self.member().map(Member::pod_scheme).unwrap_or_default();
@@ -183,7 +191,7 @@ impl Target {
 }
 
 impl IdleConnectionPolicySpec {
-    /// Whether an object in the cluster or a node names addresses for it, beyond the pods that it selects.
+    /// Reports whether a cluster object or a node supplies addresses, in addition to the selected pods.
     #[must_use]
     pub fn names_addresses(&self) -> bool {
         let prometheus = self.adaptive.as_ref().and_then(|adaptive| adaptive.signal.as_ref()?.prometheus.as_ref());
@@ -193,7 +201,7 @@ impl IdleConnectionPolicySpec {
     }
 }
 
-/// An AIStore cluster.
+/// AIStore cluster. Exactly one of `service` and `endpoint` is set.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -203,22 +211,26 @@ impl IdleConnectionPolicySpec {
         .message("target.aistore: set at most one of caConfigMapRef, caSecretRef"),
 )]
 pub struct AIStore {
-    /// The Service of its proxies, in the policy's namespace.
+    /// Service of the AIStore proxies, in the namespace of the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceRef>,
-    /// The URL of a proxy, where there is no Service; the operator's `--allow-endpoints` must list its host.
+    /// URL of one AIStore proxy, for a cluster without a Service: `http://host:port` or `https://host:port`. The operator's flag
+    /// `--allow-endpoints` must list the host.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 2048))]
     #[x_kube(validation = Rule::new("self.matches('^https?://[^/?#@]+$')")
         .message("target.aistore.endpoint must be http://host:port or https://host:port, without path, query or credentials"))]
     pub endpoint: Option<String>,
-    /// A Secret's key with a bearer token that may read and change the cluster's configuration.
+    /// Secret key with a bearer token that may read and change the configuration of the AIStore cluster. Absent: requests carry
+    /// no token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token_secret_ref: Option<KeyRef>,
-    /// A ConfigMap's key with the certificates, in PEM, that sign the cluster's.
+    /// ConfigMap key with the CA certificates of the AIStore cluster, in PEM. At most one of `caConfigMapRef` and `caSecretRef`
+    /// is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_config_map_ref: Option<KeyRef>,
-    /// A Secret's key with the certificates, in PEM, that sign the cluster's.
+    /// Secret key with the CA certificates of the AIStore cluster, in PEM. At most one of `caConfigMapRef` and `caSecretRef` is
+    /// set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<KeyRef>,
 }
@@ -244,7 +256,7 @@ impl Member for AIStore {
     }
 }
 
-/// Caddy servers.
+/// Caddy servers. Exactly one of `selector`, `service` and `endpoints` is set.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
@@ -256,28 +268,30 @@ impl Member for AIStore {
         .message("target.caddy.selector must not be empty: it would match every pod of the namespace"),
 )]
 pub struct Caddy {
-    /// Selects the pods, in the policy's namespace.
+    /// Label selector of the Caddy pods, in the namespace of the policy. Each selected pod is a node. It must not be empty.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub selector: Option<LabelSelector>,
-    /// The Service in front of them, in the policy's namespace; each of its endpoints is a node. Its port is the admin port.
+    /// Service in front of the Caddy servers, in the namespace of the policy. Each endpoint of the Service is a node. The port
+    /// must be the port of the admin API.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<ServiceRef>,
-    /// The URLs of the admin APIs; the operator's `--allow-endpoints` must list their hosts.
+    /// URLs of the admin APIs, 1 to 64. Each URL is a node. The operator's flag `--allow-endpoints` must list the hosts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 64))]
     #[x_kube(merge_strategy = ListMerge::Set)]
     pub endpoints: Option<Vec<Endpoint>>,
-    /// The port of the admin API on the selected pods.
+    /// Port of the admin API on the pods that `selector` selects, 1 to 65535.
     #[serde(default = "admin_port")]
     #[schemars(range(min = 1, max = 65535), extend("format" = "int32"))]
     pub admin_port: u16,
-    /// The scheme of the admin API on the selected pods.
+    /// Scheme of the admin API on the pods that `selector` selects: http or https.
     #[serde(default)]
     pub scheme: Scheme,
-    /// A ConfigMap's key with the certificates, in PEM, that sign the admin API's.
+    /// ConfigMap key with the CA certificates of the admin APIs, in PEM. At most one of `caConfigMapRef` and `caSecretRef` is
+    /// set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_config_map_ref: Option<KeyRef>,
-    /// A Secret's key with the certificates, in PEM, that sign the admin API's.
+    /// Secret key with the CA certificates of the admin APIs, in PEM. At most one of `caConfigMapRef` and `caSecretRef` is set.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_secret_ref: Option<KeyRef>,
 }
@@ -310,7 +324,7 @@ const fn admin_port() -> u16 {
     2019
 }
 
-/// `http://host:port` or `https://host:port`, without path, query or credentials.
+/// URL of an admin API: `http://host:port` or `https://host:port`, without path, query or credentials.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq, Eq)]
 #[schemars(transparent)]
 pub struct Endpoint(
@@ -318,22 +332,22 @@ pub struct Endpoint(
     pub String,
 );
 
-/// A Service in the policy's namespace.
+/// Service in the namespace of the policy.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct ServiceRef {
-    /// Its name.
+    /// Name of the Service.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
-    /// One of its ports, by number.
+    /// Port number of the Service, 1 to 65535.
     #[schemars(range(min = 1, max = 65535), extend("format" = "int32"))]
     pub port: u16,
-    /// What it speaks.
+    /// Scheme of requests to the Service: http or https.
     #[serde(default)]
     pub scheme: Scheme,
 }
 
-/// http or https.
+/// Scheme of requests: http or https.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "lowercase")]
 #[allow(missing_docs)]
@@ -344,7 +358,7 @@ pub enum Scheme {
 }
 
 impl Scheme {
-    /// As in a URL.
+    /// Name of the scheme in a URL.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -354,18 +368,18 @@ impl Scheme {
     }
 }
 
-/// One key of a Secret or ConfigMap in the policy's namespace.
+/// Key of a Secret or ConfigMap in the namespace of the policy.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
 pub struct KeyRef {
-    /// The object's name.
+    /// Name of the Secret or ConfigMap.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
-    /// The key in its data.
+    /// Key in the data of the Secret or ConfigMap.
     #[schemars(length(min = 1, max = 253))]
     pub key: String,
 }
 
-/// What to do when a node was changed by somebody else.
+/// Reaction to a value that another client changed on a node.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum DriftPolicy {
@@ -374,7 +388,7 @@ pub enum DriftPolicy {
     Report,
 }
 
-/// What happens to the nodes when the policy is deleted.
+/// Handling of the nodes when the policy is deleted.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum DeletionPolicy {

@@ -1,4 +1,4 @@
-//! Presets: starting values by name. This one table serves the code, the CEL rules, the docs and `kubectl explain`.
+//! Presets: named sets of starting values. The code, the CEL rules, the documentation and `kubectl explain` all use this table.
 
 use std::time::Duration;
 
@@ -7,9 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{Knob, Settings, Value};
 
-/// Starting values by name.
+/// Named set of starting values.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // Described by TABLE, which the schema's description repeats.
+#[allow(missing_docs)] // TABLE describes them, and the description in the schema repeats it.
 pub enum Preset {
     Production,
     Constrained,
@@ -22,29 +22,29 @@ pub enum Preset {
     Batch,
 }
 
-/// One row of the preset table. Times are in seconds.
+/// Row of the table of presets.
 #[derive(Clone, Copy, Debug)]
 pub struct Row {
-    /// The preset.
+    /// Preset.
     pub preset: Preset,
-    /// The name a user writes.
+    /// Name of the preset in a policy.
     pub name: &'static str,
-    /// `server.idleTimeout`, seconds.
+    /// `server.idleTimeout`, in seconds.
     pub server_idle: u32,
-    /// `idleConnTimeout` of both client pools, seconds.
+    /// `idleConnTimeout` of both client pools, in seconds.
     pub client_idle: u32,
     /// `maxIdleConns` of both client pools.
     pub total_idle: u32,
     /// `maxIdleConnsPerHost` of both client pools.
     pub idle_per_host: u32,
-    /// `backend.maxConnsPerHost`, where the preset sets it.
+    /// `backend.maxConnsPerHost`, if the preset sets it.
     pub conns_per_host: Option<u32>,
-    /// What it is for.
+    /// Purpose of the preset.
     pub purpose: &'static str,
 }
 
-/// The presets. Production is AIStore's production advice; GoDefault is what `net/http` does by itself
-/// (`http.DefaultTransport`: 90 s, 100, and `DefaultMaxIdleConnsPerHost` 2).
+/// Presets. Production is AIStore's advice for production. GoDefault is the default of `net/http` (`http.DefaultTransport`: 90 s,
+/// 100, and `DefaultMaxIdleConnsPerHost` 2).
 pub const TABLE: [Row; 9] = [
     Row {
         preset: Preset::Production,
@@ -74,7 +74,7 @@ pub const TABLE: [Row; 9] = [
         total_idle: 100,
         idle_per_host: 2,
         conns_per_host: None,
-        purpose: "what net/http does by itself",
+        purpose: "defaults of net/http",
     },
     Row {
         preset: Preset::LowTraffic,
@@ -84,7 +84,7 @@ pub const TABLE: [Row; 9] = [
         total_idle: 100,
         idle_per_host: 4,
         conns_per_host: Some(20),
-        purpose: "few requests; a fifth of the connections may idle",
+        purpose: "few requests; one fifth of the connections may be idle",
     },
     Row {
         preset: Preset::MediumTraffic,
@@ -94,7 +94,7 @@ pub const TABLE: [Row; 9] = [
         total_idle: 250,
         idle_per_host: 10,
         conns_per_host: Some(50),
-        purpose: "some requests; a fifth of the connections may idle",
+        purpose: "some requests; one fifth of the connections may be idle",
     },
     Row {
         preset: Preset::HighTraffic,
@@ -104,7 +104,7 @@ pub const TABLE: [Row; 9] = [
         total_idle: 500,
         idle_per_host: 20,
         conns_per_host: Some(100),
-        purpose: "many requests; a fifth of the connections may idle",
+        purpose: "many requests; one fifth of the connections may be idle",
     },
     Row {
         preset: Preset::HighThroughput,
@@ -124,7 +124,7 @@ pub const TABLE: [Row; 9] = [
         total_idle: 100,
         idle_per_host: 3,
         conns_per_host: Some(10),
-        purpose: "few connections that are kept",
+        purpose: "few connections that stay open",
     },
     Row {
         preset: Preset::Batch,
@@ -134,12 +134,12 @@ pub const TABLE: [Row; 9] = [
         total_idle: 100,
         idle_per_host: 2,
         conns_per_host: Some(5),
-        purpose: "jobs that come back within minutes",
+        purpose: "jobs that repeat within minutes",
     },
 ];
 
 impl Row {
-    /// What the preset sets a knob to.
+    /// Returns the value of a limit in the preset; `None` if the preset does not set it.
     #[must_use]
     pub const fn value(&self, knob: Knob) -> Option<Value> {
         match knob {
@@ -159,7 +159,7 @@ impl Row {
 }
 
 impl Preset {
-    /// Every knob the preset sets.
+    /// Returns all limits that the preset sets.
     #[must_use]
     pub fn settings(self) -> Settings {
         TABLE

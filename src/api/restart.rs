@@ -1,4 +1,4 @@
-//! `spec.restart`: whether nodes are restarted for settings that they read only when they start.
+//! `spec.restart`: restarts of nodes for limits that their processes read only when they start.
 
 use kube::KubeSchema;
 use schemars::JsonSchema;
@@ -6,25 +6,30 @@ use serde::{Deserialize, Serialize};
 
 use super::GoDuration;
 
-/// Whether and how nodes are restarted for limits that their processes read only when they start. Absent is the same as policy: Never.
+/// Restarts of nodes whose processes read a limit only when they start. Absent: the same as `policy: Never`.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Restart {
-    /// Never only says which nodes wait for a restart; Rolling restarts them one after the other, by evicting their pods.
+    /// Policy of restarts. Never only reports the nodes that wait for a restart, in `status.pendingRestart`. Rolling restarts
+    /// them one after the other by evicting their pods.
     #[serde(default)]
     pub policy: RestartPolicy,
-    /// What is worth a restart: Declared, what is declared here; Any, every step of spec.adaptive as well.
+    /// Changes for which nodes are restarted. Declared: only a change of the declared limits. Any: also every step of
+    /// `spec.adaptive`.
     #[serde(default, rename = "for")]
     pub for_: RestartFor,
-    /// How many nodes may be out of service at the same time, those included that are so for another reason.
+    /// Maximum number of nodes out of service at the same time, 1 to 3. Nodes that are out of service for another reason count
+    /// too.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 3), extend("format" = "int32"))]
     pub max_unavailable: u32,
-    /// How many times in any 24 hours the nodes may be restarted for a change; each node restarts at most once for one change.
+    /// Maximum number of changes in any 24 hours for which the nodes are restarted, 1 to 24. Each node restarts at most once for
+    /// one change.
     #[serde(default = "one")]
     #[schemars(range(min = 1, max = 24), extend("format" = "int32"))]
     pub max_per_day: u32,
-    /// How long a node may take until it is back and uses the new limits. No other is restarted before it is.
+    /// Time that a restarted node may take until it is back and uses the new limits, 1s to 24h. The operator restarts no other
+    /// node before that.
     #[serde(default = "ten_minutes")]
     #[x_kube(validation = Rule::new("self >= duration('1s') && self <= duration('24h')").message("restart.timeout must be between 1s and 24h"))]
     pub timeout: GoDuration,
@@ -50,7 +55,7 @@ impl Default for Restart {
     }
 }
 
-/// Whether nodes are restarted.
+/// Policy of restarts.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum RestartPolicy {
@@ -59,7 +64,7 @@ pub enum RestartPolicy {
     Rolling,
 }
 
-/// What nodes are restarted for.
+/// Changes for which nodes are restarted.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub enum RestartFor {

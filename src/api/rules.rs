@@ -1,14 +1,14 @@
-//! The CEL rules that need more than one field, generated so that presets take part in them.
+//! CEL rules about more than one field, generated so that they include the presets.
 //!
-//! Every sentence names the fields and the fix: it is all that a user of `kubectl apply` sees.
+//! Every message names the fields and the fix, because a user of `kubectl apply` sees nothing else.
 
 use serde_json::json;
 
 use super::{Knob, Value, adaptive, limits::WITHIN, policy::TargetType, preset};
 
-/// Beyond every duration that the schema lets through (four parts of 99999 hours).
+/// Longer than every duration that the schema accepts (four parts of 99999 hours).
 const FOREVER: &str = "duration('2000000h')";
-/// Beyond every count that the schema lets through.
+/// Larger than every count that the schema accepts.
 const COUNTLESS: &str = "2000000";
 
 /// Appends the rules to the schema of the spec.
@@ -21,7 +21,7 @@ pub(super) fn spec(schema: &mut schemars::Schema) {
         .map(|(rule, message)| json!({"rule": rule, "message": message, "reason": "FieldValueInvalid"}))
         .collect();
     schema.insert("x-kubernetes-validations".into(), rules.into());
-    // So that `kubectl explain` shows the table that the rules are made from.
+    // `kubectl explain` shows the table from which the rules are made.
     let row = |row: &preset::Row| {
         let preset::Row { preset: _, name, server_idle, client_idle, total_idle, idle_per_host, conns_per_host, purpose } = row;
         let conns = conns_per_host.map(|most| format!(", connections per host {most}")).unwrap_or_default();
@@ -32,8 +32,8 @@ pub(super) fn spec(schema: &mut schemars::Schema) {
     };
     let table: Vec<_> = preset::TABLE.iter().map(row).collect();
     if let Some(preset) = schema.pointer_mut("/properties/preset") {
-        preset["description"] =
-            format!("Starting values by name; `limits` overrides them field by field. {}.", table.join(". ")).into();
+        let about = "Named set of starting values. A limit in `limits` overrides the value of the preset. Absent: none";
+        preset["description"] = format!("{about}. {}.", table.join(". ")).into();
     }
     let row = |row: &adaptive::ProfileRow| {
         let adaptive::ProfileRow {
@@ -47,18 +47,20 @@ pub(super) fn spec(schema: &mut schemars::Schema) {
             purpose,
         } = row;
         format!(
-            "{}: tightens after {tighten_after}s by at most {most_cut_percent} %, relaxes after {relax_after}s by {relax_step_percent} \
-             points, {max_changes_per_hour} changes an hour, {max_changes_per_day} a day ({purpose})",
+            "{}: tightens after {tighten_after}s by at most {most_cut_percent}% of the openness, relaxes after {relax_after}s by \
+             {relax_step_percent} percentage points, {max_changes_per_hour} changes per hour, {max_changes_per_day} per day \
+             ({purpose})",
             profile.name()
         )
     };
     let table: Vec<_> = adaptive::PROFILES.iter().map(row).collect();
     if let Some(profile) = schema.pointer_mut("/properties/adaptive/properties/behavior/properties/profile") {
-        profile["description"] = format!("Where the numbers come from that are not given here. {}.", table.join(". ")).into();
+        profile["description"] =
+            format!("Profile that supplies the value of each field that is absent here. {}.", table.join(". ")).into();
     }
 }
 
-/// Appends the rules to the schema of the target: its type and its one member belong together.
+/// Appends the rules to the schema of the target: exactly one member is set, and the type names it.
 pub(super) fn target(schema: &mut schemars::Schema) {
     let members = TargetType::MEMBERS;
     let joined = |of: &dyn Fn(&(TargetType, &str)) -> String, by: &str| members.iter().map(of).collect::<Vec<_>>().join(by);
@@ -75,12 +77,12 @@ pub(super) fn target(schema: &mut schemars::Schema) {
     schema.insert("x-kubernetes-validations".into(), rules);
 }
 
-/// `has(self.limits) && has(self.limits.backend) && …` for a knob.
+/// Returns `has(self.limits) && has(self.limits.backend) && …` for a limit.
 fn present(knob: Knob) -> String {
     present_in("self.limits", vec!["has(self.limits)".into()], knob)
 }
 
-/// The same for a floor.
+/// Returns the same expression for the floor of a limit.
 fn floored(knob: Knob) -> String {
     present_in("self.adaptive.floor", vec!["has(self.adaptive)".into(), "has(self.adaptive.floor)".into()], knob)
 }
@@ -94,7 +96,7 @@ fn present_in(base: &str, mut parts: Vec<String>, knob: Knob) -> String {
     parts.join(" && ")
 }
 
-/// The floor, or where there is none what limits and preset give, or `unset`.
+/// Returns an expression for the floor; without a floor, for the value of limits and preset; without either, `unset`.
 fn effective_floor(knob: Knob, unset: &str) -> String {
     format!("({} ? self.adaptive.floor.{} : {})", floored(knob), knob.path(), effective(knob, unset))
 }
@@ -110,7 +112,7 @@ fn literal(value: Value) -> String {
     }
 }
 
-/// What limits and preset give for a knob, or `unset`.
+/// Returns an expression for the value of a limit from limits and preset; without one, `unset`.
 fn effective(knob: Knob, unset: &str) -> String {
     let rows: Vec<_> =
         preset::TABLE.iter().filter_map(|row| Some(format!("'{}': {}", row.name, literal(row.value(knob)?)))).collect();
@@ -123,7 +125,7 @@ fn effective(knob: Knob, unset: &str) -> String {
     format!("({} ? {} : {otherwise})", present(knob), field(knob))
 }
 
-/// A pool cannot keep more idle connections to one host than in total, nor than it may open to that host.
+/// A pool cannot keep more idle connections to one host than in total, or than it may open to that host.
 fn pool_rules() -> Vec<(String, String)> {
     let rule = |(part, whole)| {
         let limit = effective(whole, COUNTLESS);
@@ -135,7 +137,8 @@ fn pool_rules() -> Vec<(String, String)> {
     WITHIN.into_iter().map(rule).collect()
 }
 
-/// A client must let go of a connection before its server closes it, or it sends a request into a closed one.
+/// A client must close an idle connection before its server does. Otherwise it sends requests on connections that the server has
+/// closed.
 fn pair_rule() -> (String, String) {
     let client = effective(Knob::IntraClusterIdleConnTimeout, "duration('1ms')");
     let server = effective(Knob::ServerIdleTimeout, FOREVER);
@@ -144,13 +147,13 @@ fn pair_rule() -> (String, String) {
             "{server} == duration('0s') || {server} == {FOREVER} || ({client} > duration('0s') && {client} + duration('1s') <= {server})"
         ),
         "limits.intraCluster.idleConnTimeout must be at least 1s shorter than limits.server.idleTimeout: \
-         a client must let go before its server does (preset may set either)"
+         a client must close an idle connection before its server does (preset may set either)"
             .into(),
     )
 }
 
-/// A floor is under a limit that is set, and the rules that hold for the limits hold for the floors too: then they hold all
-/// the way between.
+/// A floor must not exceed its limit, and the rules for limits also apply to floors. They then hold for every openness in
+/// between.
 fn floor_rules() -> Vec<(String, String)> {
     let zero = |knob: Knob| if knob.is_count() { "0" } else { "duration('0s')" };
     let under = Knob::ALL.into_iter().map(|knob| {
@@ -167,7 +170,10 @@ fn floor_rules() -> Vec<(String, String)> {
         let limit = effective_floor(whole, COUNTLESS);
         (
             format!("!({}) || {limit} == 0 || {} <= {limit}", floored(whole), effective_floor(part, "0")),
-            format!("adaptive.floor.{whole} must not be less than adaptive.floor.{part}: give the latter a floor as low"),
+            format!(
+                "adaptive.floor.{whole} must not be less than adaptive.floor.{part} (or than limits.{part} without a floor): \
+                 raise the first or set the second as low"
+            ),
         )
     });
     let server = Knob::ServerIdleTimeout;
@@ -179,7 +185,7 @@ fn floor_rules() -> Vec<(String, String)> {
             effective_floor(server, FOREVER)
         ),
         "adaptive.floor.intraCluster.idleConnTimeout must be at least 1s shorter than adaptive.floor.server.idleTimeout: \
-         a client must let go before its server does, all the way down"
+         a client must close an idle connection before its server does, at every openness"
             .into(),
     );
     let flags = (
@@ -192,19 +198,19 @@ fn floor_rules() -> Vec<(String, String)> {
         "!has(self.adaptive) || !has(self.adaptive.signal) || has(self.adaptive.signal.source) || self.target.type != 'AIStore' || \
          (!has(self.adaptive.signal.matchLabels) && (!has(self.adaptive.signal.aggregation) || self.adaptive.signal.aggregation == 'ExactlyOne'))"
             .into(),
-        "adaptive.signal: matchLabels and aggregation need source: Nodes; AIStore's default is StateFlags".into(),
+        "adaptive.signal: matchLabels and aggregation need source: Nodes; set it, because AIStore's default is StateFlags".into(),
     );
     let idle = (
         "!has(self.adaptive) || !has(self.adaptive.signal) || !has(self.adaptive.signal.idleConnections) || \
          has(self.adaptive.signal.source) || self.target.type != 'AIStore'"
             .into(),
-        "adaptive.signal.idleConnections needs source: Nodes; AIStore's default is StateFlags".into(),
+        "adaptive.signal.idleConnections needs source: Nodes; set it, because AIStore's default is StateFlags".into(),
     );
     let pages = (
         "!has(self.target.configMap) || has(self.target.configMap.metrics) || !has(self.adaptive) || self.adaptive.mode == 'Disabled' || \
          (has(self.adaptive.signal) && has(self.adaptive.signal.source) && self.adaptive.signal.source != 'Nodes')"
             .into(),
-        "target.configMap.metrics must say where the pods have their metrics: adaptive reads their task count there \
+        "target.configMap.metrics must be set: adaptive control reads the task count from the pods' metrics page \
          (or use adaptive.signal.source: Prometheus)"
             .into(),
     );
@@ -212,34 +218,35 @@ fn floor_rules() -> Vec<(String, String)> {
         "!has(self.overrides) || self.overrides.all(o, has(o.provider) ? \
          (has(self.target.configMap) && self.target.configMap.format == 'http-connection-pool') : self.target.type == 'Caddy')"
             .into(),
-        "overrides: role and nodes are for Caddy, provider for a ConfigMap in the format http-connection-pool; other targets take none"
+        "overrides: role and nodes need target Caddy, and provider needs a ConfigMap in the format http-connection-pool; other \
+         targets have no overrides"
             .into(),
     );
     let once = (
         "!has(self.overrides) || self.overrides.all(o, !has(o.role) || self.overrides.exists_one(p, has(p.role) && p.role == o.role)) && \
          self.overrides.all(o, !has(o.provider) || self.overrides.exists_one(p, has(p.provider) && p.provider == o.provider))"
             .into(),
-        "overrides: a role or provider may be named once only".into(),
+        "overrides: each role and each provider may occur only once; merge the overrides".into(),
     );
     under.chain(pools).chain([pair, flags, series, idle, pages, places, once]).collect()
 }
 
-/// AIStore's own ranges; it takes 0 for a default of its own, so 0 would not mean what it says.
+/// Ranges of AIStore. AIStore replaces 0 by a default, so 0 would not mean "no limit".
 fn aistore_rules() -> Vec<(String, String)> {
     let only_aistore = |knob, test: &str, range: &str| {
         (
             format!("self.target.type != 'AIStore' || !({}) || ({})", present(knob), test.replace('X', &field(knob))),
-            format!("limits.{knob}: AIStore takes {range}"),
+            format!("limits.{knob}: AIStore accepts {range}"),
         )
     };
     vec![
         only_aistore(
             Knob::IntraClusterIdleConnTimeout,
             "X > duration('0s') && X <= duration('29s')",
-            "1ms to 29s: its servers close at 30s, and 0 would mean its default of 6s",
+            "1ms to 29s; its servers close at 30s, and 0 would mean its default of 6s",
         ),
         only_aistore(Knob::IntraClusterMaxIdleConns, "X >= 1 && X <= 4096", "1 to 4096"),
-        only_aistore(Knob::IntraClusterMaxIdleConnsPerHost, "X >= 1 && X <= 128", "1 to 128: 0 would mean its default of 32"),
-        only_aistore(Knob::BackendIdleConnTimeout, "X > duration('0s')", "more than 0s: 0 would mean its default of 6s"),
+        only_aistore(Knob::IntraClusterMaxIdleConnsPerHost, "X >= 1 && X <= 128", "1 to 128; 0 would mean its default of 32"),
+        only_aistore(Knob::BackendIdleConnTimeout, "X > duration('0s')", "more than 0s; 0 would mean its default of 6s"),
     ]
 }

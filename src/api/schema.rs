@@ -1,4 +1,5 @@
-//! Whether the API server's idea of a policy is this program's: a CRD may be older or newer than the operator that meets it.
+//! Comparison of the CRD in the cluster with the CRD of this program: the CRD in the cluster may be older or newer than the
+//! operator.
 
 use std::sync::LazyLock;
 
@@ -6,16 +7,16 @@ use serde_json::Value as Json;
 
 use super::crd;
 
-/// How a CRD differs from this program's own: paths of fields, and of choices as `path=choice`.
+/// Differences between the CRD in the cluster and that of this program: paths of fields, and enum values as `path=value`.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Difference {
-    /// What the CRD lacks: it is older, and the API server would drop what is written there.
+    /// Fields and values that the CRD lacks. The CRD is older, and the API server would drop data in these fields.
     pub missing: Vec<String>,
-    /// What this program does not know: the CRD is newer.
+    /// Fields and values that this program does not know. The CRD is newer.
     pub unknown: Vec<String>,
 }
 
-/// Holds what is served, the kind's schema as the API server publishes it, against this program's own.
+/// Compares the schema that the API server publishes with the schema of this program.
 #[must_use]
 pub fn difference(served: &Json) -> Difference {
     let own = own();
@@ -26,7 +27,8 @@ pub fn difference(served: &Json) -> Difference {
     difference
 }
 
-/// Takes out of an object's spec what this program does not know, and names it: the fields, and the choices as `path=choice`.
+/// Removes from the spec of an object the fields and enum values that this program does not know. Returns their paths, with
+/// values as `path=value`.
 #[must_use]
 pub fn take_unknown(object: &mut Json) -> Vec<String> {
     let mut unknown = Vec::new();
@@ -36,7 +38,7 @@ pub fn take_unknown(object: &mut Json) -> Vec<String> {
     unknown
 }
 
-/// The kind's schema, as this program's CRD has it. Made once: the CRD is put together from the types each time it is asked for.
+/// Returns the schema of the kind in this program's CRD. It is cached, because every call of `crd` builds the CRD from the types.
 #[must_use]
 pub fn own() -> &'static Json {
     static OWN: LazyLock<Json> = LazyLock::new(|| crd::crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"].take());
@@ -66,7 +68,7 @@ fn compare(path: &str, own: &Json, served: &Json, difference: &mut Difference) {
     }
 }
 
-/// Whether the value itself is known; what is not is taken out of it.
+/// Reports whether the value is known, and removes unknown parts of it.
 fn take(path: &str, own: &Json, value: &mut Json, unknown: &mut Vec<String>) -> bool {
     match value {
         Json::Object(fields) => fields.retain(|name, value| {

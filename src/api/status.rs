@@ -1,4 +1,4 @@
-//! The status: what was seen, never more. Bounded whatever the size of the cluster.
+//! Status: only what the operator has observed. Its size is bounded, whatever the size of the cluster.
 
 use std::collections::BTreeMap;
 
@@ -12,93 +12,96 @@ use serde::{Deserialize, Serialize};
 
 use super::{Knob, Limits};
 
-/// Most names that a list of nodes in the status holds.
+/// Maximum number of names in a list of nodes in the status.
 pub const MOST_NODES_NAMED: usize = 5;
-/// Most bytes of a name that the status repeats, as of a pod's.
+/// Maximum length of a name in the status, such as the name of a pod, in bytes.
 pub const NAME_LENGTH: usize = 253;
-/// Most characters of a condition's message.
+/// Maximum length of the message of a condition, in characters.
 pub const MESSAGE_LENGTH: usize = 1024;
 
-/// What the operator last saw.
+/// Last observed state of the policy and its nodes.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct IdleConnectionPolicyStatus {
-    /// The `metadata.generation` that this status speaks of; -1 until the operator has looked.
+    /// Value of `metadata.generation` to which this status belongs; -1 until the operator has observed the policy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Accepted, Programmed, `InEffect`; with `spec.adaptive` also `MetricsAvailable`, `HighTaskCount`, Tightened,
-    /// `TighteningEffective` and Limited; Reconciling and Stalled only while True.
+    /// Conditions of the policy: Ready, Accepted, Programmed and `InEffect`; with `spec.adaptive` also `MetricsAvailable`,
+    /// `HighTaskCount`, Tightened, `TighteningEffective` and `TighteningLimited`. Reconciling and Stalled are present only while
+    /// they are True.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     #[x_kube(merge_strategy = ListMerge::Map(vec!["type".into()]))]
     pub conditions: Vec<Condition>,
-    /// The three truths of every limit.
+    /// Declared, desired, programmed, in-effect and measured value of each limit, for all nodes together.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limits: Option<StatusLimits>,
-    /// How far open the limits are that have a floor: 100 is as declared, 0 is the floor. Absent without `spec.adaptive`.
+    /// Openness of the limits that have a floor, in percent: 100 = as declared, 0 = at the floor. Absent without `spec.adaptive`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "int32"))]
     pub openness_percent: Option<u32>,
-    /// The task count in percent of its threshold, when it last mattered; live figures are in the metrics.
+    /// Utilization: the task count in percent of its threshold, as of the last relevant change. The metric
+    /// `idleconn_utilization_ratio` has the current value. Absent without `spec.adaptive`, and with source `StateFlags`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "int32"))]
     pub pressure_percent: Option<u32>,
-    /// The task count, when it last mattered.
+    /// Task count, as of the last relevant change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tasks: Option<Tasks>,
-    /// How many nodes hold the declared limits.
+    /// Number of nodes in each state.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub nodes: Option<Nodes>,
-    /// Declared fields that this target has no place for.
+    /// Paths of declared limits that the target does not have, or whose value it cannot represent. The operator does not manage
+    /// them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub unsupported: Vec<String>,
-    /// Nodes that hold the declared limits and use them only after their next restart.
+    /// Nodes that store the desired limits and use them only after their next restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending_restart: Option<PendingRestart>,
-    /// What the operator would do, where it may not: mode Recommend, or a pause.
+    /// Change that adaptive control would make if it were allowed to. Present with mode Recommend or during a pause.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recommendation: Option<Recommendation>,
-    /// The last decisions, newest first.
+    /// Last decisions of adaptive control, newest first. At most 6.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 6))]
     pub history: Vec<Decision>,
-    /// The newest ControllerRevision with what the nodes held before the first write.
+    /// Newest ControllerRevision with the values of the nodes from before the first write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original_ref: Option<ObjectName>,
-    /// What the operator needs to resume; not for people.
+    /// Internal state with which the operator continues after a restart or a change of leader. Do not edit it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<Control>,
 }
 
-/// The three truths of every limit.
+/// Declared, desired, programmed, in-effect and measured value of each limit, for all nodes together.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct StatusLimits {
-    /// What limits and preset ask for, capped at what the target can take.
+    /// Values from `spec.limits` and `spec.preset`, capped at the maximum of the target.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "reported")]
     pub declared: Option<Limits>,
-    /// What is declared at the present openness; only where that is something else.
+    /// Declared values at the current openness. Present only if they differ from the declared values.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "reported")]
     pub desired: Option<Limits>,
-    /// What all reachable nodes store; a field on which they differ is absent.
+    /// Values that all reachable nodes store. A limit is absent if the nodes differ.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "reported")]
     pub programmed: Option<Limits>,
-    /// What all reachable processes use, as far as it is known.
+    /// Values that the processes of all reachable nodes use. A limit is absent if that is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "reported")]
     pub in_effect: Option<Limits>,
-    /// What the servers of all nodes were measured to do, with `spec.verify`; a field on which they differ is absent.
+    /// Values that `spec.verify` measured on the servers of all nodes. A limit is absent if the nodes differ.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "reported")]
     pub measured: Option<Limits>,
 }
 
-/// Limits as they are reported: the same fields as in the spec, without its ranges. Nodes hold whatever they were given, and the status
-/// has to be able to say so.
+/// Schema of reported limits: the fields of the spec without its ranges, because a node may store any value and the status must
+/// be able to show it.
 fn reported(generator: &mut SchemaGenerator) -> Schema {
     let mut schema = <Option<Limits>>::json_schema(generator);
     let mut widen = RecursiveTransform(|schema: &mut Schema| {
@@ -107,7 +110,7 @@ fn reported(generator: &mut SchemaGenerator) -> Schema {
         }
         match schema.get("format").and_then(|format| format.as_str()) {
             Some("int32") => drop(schema.insert("format".into(), "int64".into())),
-            // The API server refuses one that Go cannot hold.
+            // The API server refuses a duration that Go cannot represent.
             Some("duration") => drop(schema.remove("format")),
             _ => {}
         }
@@ -116,204 +119,204 @@ fn reported(generator: &mut SchemaGenerator) -> Schema {
     schema
 }
 
-/// How many nodes hold the declared limits.
+/// Number of nodes in each state.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Nodes {
-    /// `programmed/total`.
+    /// Text `programmed/total`, for `kubectl get`.
     pub summary: String,
-    /// Nodes of the target.
+    /// Number of nodes of the target.
     #[schemars(extend("format" = "int32"))]
     pub total: u32,
-    /// Nodes that store every supported field as declared.
+    /// Number of nodes that store every supported limit as desired.
     #[schemars(extend("format" = "int32"))]
     pub programmed: u32,
-    /// Nodes whose processes are known to use them.
+    /// Number of nodes whose processes are known to use the desired limits.
     #[schemars(extend("format" = "int32"))]
     pub in_effect: u32,
-    /// Nodes that did not answer, or not as their kind does.
+    /// Number of nodes that did not answer, or whose answer was not one of this kind of server.
     #[schemars(extend("format" = "int32"))]
     pub unreachable: u32,
-    /// Nodes that answered and hold something else.
+    /// Number of nodes that answered and store other values.
     #[schemars(extend("format" = "int32"))]
     pub drifted: u32,
-    /// Nodes with more tasks than their threshold, when that last mattered.
+    /// Number of nodes at or above their task threshold, as of the last relevant change. Absent while it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "int32"))]
     pub over_threshold: Option<u32>,
-    /// Up to five nodes that are not as declared, each with its cause.
+    /// Nodes that do not have the desired limits, with the cause. At most 5.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 5))]
     pub worst: Vec<NodeCause>,
 }
 
-/// A node that is not as declared.
+/// Node that does not have the desired limits.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 pub struct NodeCause {
-    /// Its name.
+    /// Name of the node.
     pub name: String,
-    /// Why, in a sentence.
+    /// Cause, as a sentence.
     pub cause: String,
 }
 
-/// The task count of the nodes. Where the source has no counts (`StateFlags`), the counts are absent.
+/// Task count of the nodes. The counts are absent if the source has none (`StateFlags`).
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 #[serde(rename_all = "camelCase")]
 pub struct Tasks {
-    /// Of the fullest node.
+    /// Task count of the node with the most tasks.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "int64"))]
     pub max: Option<i64>,
-    /// Of the node that counts (`signal.percentile`).
+    /// Task count of the node at `signal.percentile`, which decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "int64"))]
     pub percentile: Option<i64>,
-    /// Its threshold.
+    /// Threshold of the node that decides.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "int64"))]
     pub threshold: Option<i64>,
-    /// The node with the highest share of its threshold.
+    /// Name of the node with the highest utilization.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
-    /// When they were counted.
+    /// Time at which the tasks were counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<Time>,
 }
 
-/// What the operator would do.
+/// Change that adaptive control would make if it were allowed to.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Recommendation {
-    /// The openness it would choose.
+    /// Openness that adaptive control would choose, in percent: 100 = as declared, 0 = at the floor.
     #[schemars(extend("format" = "int32"))]
     pub openness_percent: u32,
-    /// The limits at that openness.
+    /// Limits at that openness.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "reported")]
     pub limits: Option<Limits>,
-    /// Why.
+    /// Reason of the decision.
     pub reason: String,
 }
 
-/// One step of the limits, by the operator's own decision.
+/// One change of the limits by adaptive control.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Decision {
-    /// When.
+    /// Time of the decision.
     pub time: Time,
-    /// Openness before.
+    /// Openness before the change, in percent: 100 = as declared, 0 = at the floor.
     #[schemars(extend("format" = "int32"))]
     pub from_percent: u32,
-    /// Openness after.
+    /// Openness after the change, in percent.
     #[schemars(extend("format" = "int32"))]
     pub to_percent: u32,
-    /// Why.
+    /// Reason of the decision.
     pub reason: String,
-    /// Pressure (percent of the threshold) when it was decided.
+    /// Utilization at the time of the decision, in percent of the threshold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "int32"))]
     pub pressure_before: Option<u32>,
-    /// Pressure (percent of the threshold) when it was judged.
+    /// Utilization at the time of the verdict, in percent of the threshold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "int32"))]
     pub pressure_after: Option<u32>,
-    /// Tasks of the node that counts when it was decided.
+    /// Task count of the node that decides, at the time of the decision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "int64"))]
     pub tasks_before: Option<i64>,
-    /// The same when it was judged.
+    /// Task count of the node that decides, at the time of the verdict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "int64"))]
     pub tasks_after: Option<i64>,
-    /// Whether it helped: Effective, Ineffective, Inconclusive; absent until it has been judged, and on relaxing.
+    /// Verdict on a tightening: Effective, Ineffective or Inconclusive. Absent until the verdict, and for a relaxing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<String>,
 }
 
-/// Nodes that wait for a restart.
+/// Nodes that use their limits only after a restart.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 pub struct PendingRestart {
-    /// How many.
+    /// Number of nodes.
     #[schemars(extend("format" = "int32"))]
     pub count: u32,
-    /// Up to five of them.
+    /// Names of the nodes. At most 5.
     #[schemars(length(max = 5))]
     pub nodes: Vec<String>,
 }
 
-/// An object in the policy's namespace.
+/// Object in the namespace of the policy.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 pub struct ObjectName {
-    /// Its name.
+    /// Name of the object.
     pub name: String,
 }
 
-/// What the operator needs to resume after a crash or a change of leader. At most 1,024 bytes.
+/// Internal state with which the operator continues after a restart or a change of leader. At most 1,024 bytes.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Control {
-    /// Transitions reported so far; names the next Event, so that one told twice is one Event.
+    /// Number of transitions reported so far. It names the next Event, so that a repeated report gives the same Event.
     #[serde(default, skip_serializing_if = "is_default")]
     #[schemars(extend("format" = "int32"))]
     pub events: u32,
-    /// When the stored value of a field last changed (Unix milliseconds), for fields that need a restart.
+    /// Time of the last change of the stored value, in Unix milliseconds, for each limit that needs a restart.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, i64>")]
     pub changed: BTreeMap<Knob, i64>,
-    /// Which processes were seen to use what their nodes store, of fields that need a restart.
+    /// Processes that were observed to use the stored values of limits that need a restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Confirmed>,
-    /// Limits that another client keeps changing: `[10 x the time-outs so far + corrections since, first seen, left alone until]`, the last
-    /// two in Unix seconds.
+    /// Limits that another client keeps changing: `[10 x the timeouts so far + corrections since, first seen, left alone until]`,
+    /// the last two in Unix seconds.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, Vec<i64>>")]
     pub contended: BTreeMap<Knob, [i64; 3]>,
-    /// Nodes that are being restarted, and when restarts began.
+    /// Nodes that are restarting, and the times at which restarts began.
     #[serde(default, skip_serializing_if = "is_default")]
     pub restart: RestartControl,
-    /// The generation for which advice was given: it is given once.
+    /// Generation for which the operator has given advice; it gives advice once for each generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advised: Option<i64>,
-    /// The state of adaptive control, as a text that only the operator reads; `kubectl idleconn explain` says what it means.
+    /// State of adaptive control, in an internal text format. `kubectl idleconn explain` explains it.
     #[serde(default, skip_serializing_if = "Option::is_none", rename = "loop")]
     pub adaptation: Option<String>,
 }
 
-/// Which processes were seen to use which values.
+/// Processes that were observed to use certain values.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Confirmed {
-    /// A hash of the values.
+    /// Hash of the values.
     pub values: String,
-    /// The nodes: one hash of all their names, or a hash of each name for up to 32 of them.
+    /// Hash of the names of all nodes, or one hash of each name for up to 32 nodes.
     pub nodes: String,
-    /// When the nodes' configuration was last changed before that, by their own word (Unix milliseconds).
+    /// Time of the last configuration change before that, as the nodes report it, in Unix milliseconds.
     pub changed: i64,
 }
 
-/// What has been begun with restarts, so that it is seen through.
+/// Restarts that have begun, so that the operator completes them.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 pub struct RestartControl {
-    /// The change that nodes were last restarted for (Unix milliseconds).
+    /// Time of the change for which nodes were last restarted, in Unix milliseconds.
     #[serde(default, skip_serializing_if = "is_default")]
     pub change: i64,
-    /// When restarting for a change began, in the last 24 hours (Unix seconds).
+    /// Times at which restarts for a change began in the last 24 hours, in Unix seconds.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub begun: Vec<i64>,
-    /// The nodes that are being restarted.
+    /// Nodes that are restarting.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nodes: Vec<Restarting>,
 }
 
-/// A node that is being restarted.
+/// Node that is restarting.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
 pub struct Restarting {
-    /// Its name.
+    /// Name of the node.
     pub node: String,
-    /// The name of its pod.
+    /// Name of the pod of the node.
     pub pod: String,
-    /// The UID of the pod that is to go.
+    /// UID of the pod to evict.
     pub uid: String,
-    /// Since when (Unix seconds).
+    /// Start of the restart, in Unix seconds.
     pub since: i64,
 }
 

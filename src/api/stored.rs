@@ -1,4 +1,4 @@
-//! A policy as the API server keeps it: under a newer CRD it may say more than this program understands.
+//! Policy as the API server stores it: under a newer CRD it may contain fields that this program does not know.
 
 use std::borrow::Cow;
 
@@ -9,35 +9,36 @@ use serde_json::Value as Json;
 
 use super::{IdleConnectionPolicy, IdleConnectionPolicyStatus, schema};
 
-/// Most fields and choices that a sentence names.
+/// Maximum number of fields and values that a message names.
 const MOST_NAMED: usize = 3;
 
-/// What is understood of a policy, and the names of what is not. Whether something is not understood is seen in the policy itself: the CRD
-/// may have been upgraded a moment ago, and the API server publishes its schemas some time after it follows them.
+/// The readable part of a policy, and the names of the unknown fields and values. They are found in the policy itself, because
+/// the CRD may have been upgraded a moment ago and the API server publishes its schemas with a delay.
 #[derive(Clone, Debug)]
 pub struct StoredPolicy {
-    /// Without the choices that are not understood; an error where it cannot do without.
+    /// Policy without the unknown fields and values; an error if it cannot be read without them.
     pub policy: Result<IdleConnectionPolicy, Unreadable>,
-    /// Paths of the fields in its spec that are not understood, and of the choices as `path=choice`.
+    /// Paths of the unknown fields in the spec, and unknown enum values as `path=value`.
     pub unknown: Vec<String>,
-    /// Whether its status, or a member of it, cannot be read, and is left out of the policy.
+    /// Reports whether the status, or a member of it, cannot be read and is left out of the policy.
     pub lost: bool,
 }
 
-/// A policy that cannot do without what is not understood.
+/// Policy that cannot be read without its unknown fields and values.
 #[derive(Clone, Debug)]
 pub struct Unreadable {
-    /// Why it cannot be read.
+    /// Reason why the policy cannot be read.
     pub error: String,
-    /// Which policy it is.
+    /// Metadata of the policy.
     pub metadata: ObjectMeta,
 }
 
 impl StoredPolicy {
-    /// What is understood, and what is not, as the beginning of a sentence that goes on with what to do; `None` where everything is.
+    /// Returns the policy, and the beginning of a sentence that names the unknown parts; the caller completes it with the fix.
+    /// `None` if everything is known.
     ///
     /// # Errors
-    /// That beginning alone, where the policy cannot do without what is not understood.
+    /// The beginning of that sentence, if the policy cannot be read without its unknown parts.
     pub fn read(self) -> Result<(IdleConnectionPolicy, Option<String>), String> {
         let foreign = (!self.unknown.is_empty()).then(|| format!("{} is of a newer version", some(&self.unknown)));
         match self.policy {
@@ -47,7 +48,7 @@ impl StoredPolicy {
     }
 }
 
-/// The first few.
+/// Joins the first few names, and counts the others.
 #[must_use]
 pub fn some(fields: &[String]) -> String {
     let named = fields.iter().take(MOST_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
@@ -77,8 +78,8 @@ impl<'de> Deserialize<'de> for StoredPolicy {
     }
 }
 
-/// The policy, where only its status cannot be read: such a status, or what cannot be read of it, counts as lost. Another version wrote it, or
-/// somebody with the right to; neither may stand in the way of what the spec says, or of a deletion.
+/// Returns the policy without the unreadable members of its status, which count as lost. Another version of the operator, or
+/// another client with the right to, wrote them. An unreadable status must not block the spec or a deletion.
 fn without_status(object: &mut Json) -> Option<IdleConnectionPolicy> {
     let status = object.get_mut("status")?;
     if let Some(members) = status.as_object_mut() {

@@ -164,13 +164,13 @@ fn table() -> Vec<(Json, &'static str)> {
         (file(&json!({"format": "toml"}), &json!({})), "supported values: \"yaml\", \"json\", \"env\""),
         (file(&json!({"selector": {}}), &json!({})), "target.configMap.selector must not be empty"),
         (file(&json!({"metrics": {"port": 0}}), &json!({})), "metrics.port"),
-        (file(&json!({"metrics": {"port": 80, "path": "metrics"}}), &json!({})), "a page's path must start with /"),
+        (file(&json!({"metrics": {"port": 80, "path": "metrics"}}), &json!({})), "the path of metrics or hash must start with /"),
         (
             file(
                 &json!({}),
                 &json!({"limits": {"server": {"idleTimeout": "9s"}}, "adaptive": {"floor": {"server": {"idleTimeout": "1s"}}}}),
             ),
-            "target.configMap.metrics must say where the pods have their metrics",
+            "target.configMap.metrics must be set: adaptive control reads the task count",
         ),
         (
             file(
@@ -202,12 +202,12 @@ fn table() -> Vec<(Json, &'static str)> {
         ),
         (
             caddy(&json!({"overrides": [{"name": "a", "provider": "anthropic", "limits": {}}]})),
-            "provider for a ConfigMap in the format http-connection-pool",
+            "provider needs a ConfigMap in the format http-connection-pool",
         ),
-        (ais(&json!({"overrides": [{"name": "a", "nodes": ["t1"], "limits": {}}]})), "other targets take none"),
+        (ais(&json!({"overrides": [{"name": "a", "nodes": ["t1"], "limits": {}}]})), "other targets have no overrides"),
         (
             file(&json!({}), &json!({"overrides": [{"name": "a", "provider": "anthropic", "limits": {}}]})),
-            "role and nodes are for Caddy",
+            "role and nodes need target Caddy",
         ),
         (
             file(
@@ -220,7 +220,7 @@ fn table() -> Vec<(Json, &'static str)> {
             caddy(
                 &json!({"overrides": [{"name": "a", "role": "edge", "limits": {}}, {"name": "b", "role": "edge", "limits": {}}]}),
             ),
-            "overrides: a role or provider may be named once only",
+            "overrides: each role and each provider may occur only once",
         ),
         (
             caddy(
@@ -259,7 +259,7 @@ fn table() -> Vec<(Json, &'static str)> {
         (caddy(&json!({"limits": {"server": {"idleTimeout": "21s"}, "intraCluster": {"idleConnTimeout": "20s"}}})), OK),
         (
             caddy(&json!({"limits": {"server": {"idleTimeout": "20s"}, "intraCluster": {"idleConnTimeout": "20s"}}})),
-            "limits.intraCluster.idleConnTimeout must be at least 1s shorter than limits.server.idleTimeout: a client must let go before its server does",
+            "limits.intraCluster.idleConnTimeout must be at least 1s shorter than limits.server.idleTimeout: a client must close an idle connection before its server does",
         ),
         (caddy(&json!({"limits": {"server": {"idleTimeout": "0s"}, "intraCluster": {"idleConnTimeout": "20s"}}})), OK),
         (
@@ -275,15 +275,15 @@ fn table() -> Vec<(Json, &'static str)> {
         (ais(&intra(&json!({"idleConnTimeout": "29s", "maxIdleConns": 4096, "maxIdleConnsPerHost": 128}))), OK),
         (
             ais(&intra(&json!({"idleConnTimeout": "30s"}))),
-            "limits.intraCluster.idleConnTimeout: AIStore takes 1ms to 29s: its servers close at 30s",
+            "limits.intraCluster.idleConnTimeout: AIStore accepts 1ms to 29s; its servers close at 30s",
         ),
-        (ais(&intra(&json!({"idleConnTimeout": "0s"}))), "limits.intraCluster.idleConnTimeout: AIStore takes 1ms to 29s"),
-        (ais(&intra(&json!({"maxIdleConns": 0}))), "limits.intraCluster.maxIdleConns: AIStore takes 1 to 4096"),
-        (ais(&intra(&json!({"maxIdleConns": 4097}))), "limits.intraCluster.maxIdleConns: AIStore takes 1 to 4096"),
-        (ais(&intra(&json!({"maxIdleConnsPerHost": 0}))), "limits.intraCluster.maxIdleConnsPerHost: AIStore takes 1 to 128"),
-        (ais(&intra(&json!({"maxIdleConnsPerHost": 129}))), "limits.intraCluster.maxIdleConnsPerHost: AIStore takes 1 to 128"),
+        (ais(&intra(&json!({"idleConnTimeout": "0s"}))), "limits.intraCluster.idleConnTimeout: AIStore accepts 1ms to 29s"),
+        (ais(&intra(&json!({"maxIdleConns": 0}))), "limits.intraCluster.maxIdleConns: AIStore accepts 1 to 4096"),
+        (ais(&intra(&json!({"maxIdleConns": 4097}))), "limits.intraCluster.maxIdleConns: AIStore accepts 1 to 4096"),
+        (ais(&intra(&json!({"maxIdleConnsPerHost": 0}))), "limits.intraCluster.maxIdleConnsPerHost: AIStore accepts 1 to 128"),
+        (ais(&intra(&json!({"maxIdleConnsPerHost": 129}))), "limits.intraCluster.maxIdleConnsPerHost: AIStore accepts 1 to 128"),
         (ais(&backend(&json!({"idleConnTimeout": "1h"}))), OK),
-        (ais(&backend(&json!({"idleConnTimeout": "0s"}))), "limits.backend.idleConnTimeout: AIStore takes more than 0s"),
+        (ais(&backend(&json!({"idleConnTimeout": "0s"}))), "limits.backend.idleConnTimeout: AIStore accepts more than 0s"),
         (caddy(&intra(&json!({"idleConnTimeout": "10m", "maxIdleConnsPerHost": 500}))), OK),
         // The rest
         (caddy(&json!({"driftPolicy": "Report", "deletionPolicy": "Retain", "suspend": true, "restoreTimeout": "10s"})), OK),
@@ -338,7 +338,7 @@ fn adaptive_cases() -> Vec<(Json, &'static str)> {
         (caddy(idle(), json!({"mode": "Enforce", "floor": floor()})), OK),
         (caddy(idle(), json!({"mode": "Disabled"})), OK),
         (caddy(idle(), json!({"floor": floor()})), OK),
-        (caddy(idle(), json!({"mode": "Enforce"})), "adaptive: set floor; only a limit with a floor is ever tightened"),
+        (caddy(idle(), json!({"mode": "Enforce"})), "adaptive: set adaptive.floor, because only a limit with a floor"),
         (
             caddy(idle(), json!({"mode": "Sometimes", "floor": floor()})),
             "supported values: \"Enforce\", \"Recommend\", \"Disabled\"",
@@ -506,13 +506,13 @@ fn series_cases() -> Vec<(Json, &'static str)> {
         (prometheus(json!({"headers": [header("X Scope")]})), "prometheus.headers[0].name in body should match"),
         (
             prometheus(json!({"headers": [header("X-Scope-OrgID"), header("x-scope-orgid")]})),
-            "adaptive.signal.prometheus.headers: a header may be named once only",
+            "adaptive.signal.prometheus.headers: a header may occur only once",
         ),
         (prometheus(json!({"headers": nine})), "headers: Too many: 9: must have at most 8 items"),
         (file(&json!({"metrics": {"port": 80, "path": "/v1/metrics?format=prometheus&x=%20"}}), &json!({})), OK),
         (
             file(&json!({"metrics": {"port": 80, "path": "/metrics#top"}}), &json!({})),
-            "target.configMap: a page's path must start with / and must not have blanks or a fragment (#)",
+            "target.configMap: the path of metrics or hash must start with / and must not have blanks or a fragment (#)",
         ),
     ]
 }

@@ -1,4 +1,5 @@
-//! Lines for an environment: `Backend_MaxIdleConns=100`, Go's own names behind the pool's. No quoting is ever needed.
+//! Format `env`: lines of an environment file such as `Backend_MaxIdleConns=100`, the name of the pool and Go's name of the
+//! limit. No value needs quotes.
 
 use super::super::limits::GO_ENV;
 use super::{HEADER, Spec, inexpressible_in_go, reload_in_go};

@@ -1,6 +1,7 @@
-//! A `defaults` section for HAProxy, given as a file of its own beside the user's: proxies take it with `from idleconn`.
+//! Format `haproxy`: a file with one `defaults` section for HAProxy, beside the files of the user. Proxies use the section with
+//! `from idleconn`.
 //!
-//! A time-out that is not set is none at all to HAProxy, which is what 0 means here too; a pool's size of -1 is no limit.
+//! HAProxy has no timeout where none is set, which is also the meaning of 0 in a policy. A pool size of -1 means no limit.
 
 use super::super::{Knob, Value, flush::Reload};
 use super::{HEADER, MAX_MILLISECONDS, Spec, milliseconds};
@@ -31,7 +32,8 @@ pub(super) const FORMAT: Spec = Spec {
         }
         let has = |wanted: Knob| named.iter().any(|(knob, ..)| *knob == wanted);
         if has(Knob::ServerReadHeaderTimeout) && !has(Knob::ServerIdleTimeout) {
-            // HAProxy would take http-request for the idle time, too. With this, `timeout client` ends idle connections, as it does without both.
+            // Without `timeout http-keep-alive`, HAProxy uses `timeout http-request` for idle connections too. With this line,
+            // `timeout client` ends idle connections, as it does if neither is set.
             lines.push(format!("    timeout http-keep-alive {}ms", milliseconds(MAX_MILLISECONDS)));
         }
         if !server.is_empty() {

@@ -1,7 +1,9 @@
-//! The `HttpConnectionPool` object of Node services: global settings in milliseconds, by the names that agentkeepalive has for them.
+//! Format `http-connection-pool`: the `HttpConnectionPool` object of Node services, with the names of agentkeepalive and times in
+//! milliseconds.
 //!
-//! agentkeepalive derives `timeout`, which ends requests that are under way, from `freeSocketTimeout` where it is not given: twice as long, at least
-//! 8 s. So it is always given beside `freeSocketTimeout`: a shorter idle time must not shorten a request.
+//! agentkeepalive derives `timeout`, which ends requests in progress, from `freeSocketTimeout` if it is not set: twice that time,
+//! at least 8 s. The file therefore always sets `timeout` beside `freeSocketTimeout`, so that a shorter idle time does not
+//! shorten requests.
 
 use std::collections::BTreeMap;
 
@@ -22,7 +24,7 @@ pub(super) const FORMAT: Spec = Spec {
     render: |named, providers| {
         let mut global = members(named);
         let providers: BTreeMap<_, _> = providers.iter().map(|(provider, named)| (provider, members(named))).collect();
-        // What a provider does not say holds for it as it does for all.
+        // A setting that a provider does not set is inherited from `global`.
         if std::iter::once(&global).chain(providers.values()).any(|agent| agent.contains_key(IDLE)) {
             global.entry(TIMEOUT).or_insert(0.into());
         }
@@ -40,9 +42,9 @@ pub(super) const FORMAT: Spec = Spec {
     },
 };
 
-/// How long a socket may be silent while a request is under way; 0 is for ever.
+/// Time that a socket may be silent during a request; 0 means no limit.
 const TIMEOUT: &str = "timeout";
-/// How long it may be silent in between.
+/// Time that a socket may be silent between requests.
 const IDLE: &str = "freeSocketTimeout";
 
 fn members(named: &Named) -> Map<String, Json> {

@@ -1,4 +1,4 @@
-//! The same as `yaml`, as JSON.
+//! Format `json`: the content of the format `yaml`, as JSON.
 
 use super::super::limits::GO;
 use super::{Spec, inexpressible_in_go, reload_in_go, tree};

@@ -1,6 +1,6 @@
-//! Files that servers read: what each format can say, and how it is written. Pure; one file a format.
+//! Formats of files that servers read: the limits that each format has, and how it is written. Pure; one file for each format.
 //!
-//! A new format is a file with a `FORMAT` in here and a line in the list below. docs/extending.md shows one being added.
+//! A new format is a file with a `FORMAT` in this folder and a line in the list below. docs/extending.md shows an example.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -10,44 +10,44 @@ use serde_json::{Map, Value as Json};
 
 use super::{Knob, Settings, Value, flush::Reload};
 
-/// What a format can say, and how.
+/// Specification of a format.
 pub struct Spec {
-    /// The limits that it has a place for, and their names there.
+    /// Limits of the format, with their names in the file.
     pub fields: &'static [(Knob, &'static str)],
-    /// The files: what comes after the key's name (nothing, for most), and the text. Only limits of `fields` are given; a format that
-    /// has no providers passes theirs over.
+    /// Renders the files: the suffix that follows the key's name (empty for most formats), and the text. The function gets only
+    /// limits of `fields`. A format without providers ignores those of the providers.
     pub render: fn(&Named, &Providers) -> Files,
-    /// Who reads it.
+    /// Programs that read the format.
     pub reader: &'static str,
-    /// What its reader does with each of `fields` when the file changes; tests/it/flushes.rs measures it.
+    /// Reaction of the reader to a change of each of `fields`; tests/it/flushes.rs measures it.
     pub reload: fn(Knob) -> Reload,
-    /// Why its reader cannot be told a value, as the end of a sentence that begins with the value; `None` where it can.
+    /// Reason why the reader cannot represent a value, as the end of a sentence that begins with the value; `None` if it can.
     pub inexpressible: fn(Knob, Value) -> Option<&'static str>,
 }
 
-/// Limits that are set, by their names in a format, in the order of its fields.
+/// Limits that are set, with their names in a format, in the order of its fields.
 pub type Named = Vec<(Knob, &'static str, Value)>;
 
-/// The same, by provider.
+/// Limits of each provider, by the provider's name.
 pub type Providers = BTreeMap<String, Named>;
 
-/// Texts, by what comes after the key's name.
+/// Texts, by the suffix that follows the key's name.
 pub type Files = Vec<(&'static str, String)>;
 
 macro_rules! formats {
     ($($module:ident => $name:ident,)*) => {
         $(mod $module;)*
 
-        /// How a ConfigMap's key is written.
+        /// Format of a file in a ConfigMap.
         #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
         #[serde(rename_all = "kebab-case")]
-        #[allow(missing_docs)] // Described in docs/targets/configmap.md, by its own fields.
+        #[allow(missing_docs)] // docs/targets/configmap.md describes each of them.
         pub enum Format {
             $($name,)*
         }
 
         impl Format {
-            /// All of them.
+            /// All formats.
             pub const ALL: &'static [Self] = &[$(Self::$name,)*];
 
             const fn spec(self) -> &'static Spec {
@@ -70,32 +70,32 @@ formats! {
 }
 
 impl Format {
-    /// The name a user writes.
+    /// Name of the format in a policy.
     #[must_use]
     pub fn name(self) -> String {
         serde_json::to_value(self).ok().and_then(|name| name.as_str().map(str::to_owned)).unwrap_or_default()
     }
 
-    /// The limits it has a place for, and their names there.
+    /// Returns the limits of the format, with their names in the file.
     #[must_use]
     pub const fn fields(self) -> &'static [(Knob, &'static str)] {
         self.spec().fields
     }
 
-    /// Whether it has a place for a limit.
+    /// Reports whether the format has a limit.
     #[must_use]
     pub fn has(self, knob: Knob) -> bool {
         self.fields().iter().any(|(field, _)| *field == knob)
     }
 
-    /// What its reader does with a limit when the file changes.
+    /// Returns the reaction of the reader to a change of a limit.
     #[must_use]
     pub fn reload(self, knob: Knob) -> Reload {
         (self.spec().reload)(knob)
     }
 
-    /// How long its reader keeps an idle connection where the limit is not set; `None` where that is not known.
-    /// nginx: `keepalive_timeout` 75 s, and 60 s in an `upstream` (`ngx_http_core_module`, `ngx_http_upstream_module`).
+    /// Returns the time that the reader keeps an idle connection if the limit is not set; `None` if it is not known. nginx:
+    /// `keepalive_timeout` 75 s, and 60 s in an `upstream` (`ngx_http_core_module`, `ngx_http_upstream_module`).
     #[must_use]
     pub const fn default_idle(self, knob: Knob) -> Option<Duration> {
         match (self, knob) {
@@ -105,19 +105,20 @@ impl Format {
         }
     }
 
-    /// Why its reader cannot be told a value; see [`Spec::inexpressible`].
+    /// Returns the check for values that the reader cannot represent; see [`Spec::inexpressible`].
     #[must_use]
     pub const fn inexpressible(self) -> fn(Knob, Value) -> Option<&'static str> {
         self.spec().inexpressible
     }
 
-    /// Who reads it.
+    /// Programs that read the format.
     #[must_use]
     pub const fn reader(self) -> &'static str {
         self.spec().reader
     }
 
-    /// The files, by what comes after the key's name. A limit without a place is left out; the same limits are always the same bytes.
+    /// Renders the files, by the suffix that follows the key's name. A limit that the format does not have is left out. The same
+    /// limits always give the same bytes.
     #[must_use]
     pub fn render(self, limits: &Settings, providers: &BTreeMap<String, Settings>) -> BTreeMap<&'static str, String> {
         let named = |limits: &Settings| -> Named {
@@ -127,25 +128,25 @@ impl Format {
         (self.spec().render)(&named(limits), &providers).into_iter().collect()
     }
 
-    /// What comes after the key's name in the files that there can be.
+    /// Returns the suffixes of all files of the format.
     #[must_use]
     pub fn suffixes(self) -> Vec<&'static str> {
         (self.spec().render)(&Named::new(), &Providers::new()).into_iter().map(|(suffix, _)| suffix).collect()
     }
 }
 
-/// First line of every file that can have one.
+/// First line of every file whose format allows comments.
 const HEADER: &str = "Written by idleconn-operator; what is changed here by hand is not kept.";
 
-/// What examples/go-service does: a server takes its limits as it runs, and a pool whose limits change is replaced.
+/// Behavior of examples/go-service: a server applies its limits while it runs, and a pool is replaced when its limits change.
 const fn reload_in_go(knob: Knob) -> Reload {
     if knob.is_client() { Reload::OWN_POOL } else { Reload::Hot }
 }
 
-/// The longest time that a reader with signed 32-bit milliseconds has: 24 days, 20 hours, 31 minutes.
+/// Longest time in signed 32-bit milliseconds: 24 days, 20 hours, 31 minutes.
 const MAX_MILLISECONDS: Duration = Duration::from_millis(i32::MAX as u64);
 
-/// What Go's `net/http` takes for something else than no limit (`http.Transport`, `net.Dialer`; documented there).
+/// Limits for which Go's `net/http` does not treat 0 as "no limit" (documented at `http.Transport` and `net.Dialer`).
 pub(crate) fn inexpressible_in_go(knob: Knob, value: Value) -> Option<&'static str> {
     match (knob, value.is_zero()) {
         (Knob::IntraClusterMaxIdleConnsPerHost | Knob::BackendMaxIdleConnsPerHost, true) => {
@@ -157,7 +158,7 @@ pub(crate) fn inexpressible_in_go(knob: Knob, value: Value) -> Option<&'static s
     }
 }
 
-/// Pool by pool, durations as text.
+/// Builds an object of pools, with durations as text.
 fn tree(named: &Named) -> Json {
     let mut pools = Map::new();
     for (_, name, value) in named {
@@ -168,7 +169,7 @@ fn tree(named: &Named) -> Json {
     Json::Object(pools)
 }
 
-/// A time as text, as Go writes it, and a number as one.
+/// Converts a duration to text in Go's spelling, and a count to a number.
 fn plain(value: Value) -> Json {
     match value {
         Value::Duration(_) => value.to_string().into(),
@@ -176,7 +177,7 @@ fn plain(value: Value) -> Json {
     }
 }
 
-/// In milliseconds.
+/// Converts a duration to milliseconds.
 fn milliseconds(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }

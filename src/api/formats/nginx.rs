@@ -1,6 +1,7 @@
-//! Directives for nginx: one file for the `http` block, and one, `KEY.upstream`, to be included in each `upstream` block.
+//! Format `nginx`: one file of directives for the `http` block, and one file, `KEY.upstream`, to include in each `upstream`
+//! block.
 //!
-//! nginx has no value for "no limit": 0 closes each connection at once, or is refused.
+//! nginx has no value for "no limit": it closes each connection at once for 0, or refuses 0.
 
 use super::super::{Knob, Value, flush::Reload};
 use super::{HEADER, Spec, milliseconds};

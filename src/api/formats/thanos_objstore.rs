@@ -1,5 +1,6 @@
-//! The `http_config` of object-store clients that use Thanos's objstore (`exthttp.HTTPConfig`). Cortex, Mimir and Loki have other
-//! names for the same settings (`max_idle_connections`, `max_idle_connections_per_host`, `max_connections_per_host`) and refuse these.
+//! Format `thanos-objstore`: the `http_config` of clients that use the objstore library of Thanos (`exthttp.HTTPConfig`). Cortex,
+//! Mimir and Loki have other names for the same settings (`max_idle_connections`, `max_idle_connections_per_host`,
+//! `max_connections_per_host`) and refuse these.
 
 use serde_json::{Map, json};
 

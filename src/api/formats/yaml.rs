@@ -1,4 +1,5 @@
-//! YAML with the names of Go's `http.Server`, `http.Transport`, `net.Dialer` and `http.Client`; durations as Go writes them.
+//! Format `yaml`: YAML with the field names of Go's `http.Server`, `http.Transport`, `net.Dialer` and `http.Client`, and Go's
+//! spelling of durations.
 
 use super::super::limits::GO;
 use super::{HEADER, Spec, inexpressible_in_go, reload_in_go, tree};

@@ -1,6 +1,6 @@
-//! What the table of limits expands to.
+//! Expansion of the table of limits.
 
-/// The struct of one pool: each of its limits is a field that may be absent.
+/// Struct of one pool: each limit is an optional field.
 macro_rules! pool {
     ($(#[$about:meta])* $Pool:ident { $($fields:tt)* }) => {
         $(#[$about])*
@@ -34,7 +34,7 @@ macro_rules! pool {
     };
 }
 
-/// A name that may be absent.
+/// Optional name.
 macro_rules! optional {
     () => {
         None
@@ -56,13 +56,13 @@ macro_rules! limits {
     )*) => {
         $(pool! { $(#[$about])* $Pool {} $([$(#[$doc])*] $field $name $measure;)* })*
 
-        /// One limit, by its place in [`Limits`]. The order is the order of the documentation.
+        /// Limit, named by its path in [`Limits`]. The documentation has the limits in this order.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub enum Knob {
             $($($(#[$doc])* $knob,)*)*
         }
 
-        /// The table: a row for each limit, in the order of [`Knob`].
+        /// Table of limits, with one row for each limit in the order of [`Knob`].
         pub const TABLE: &[Row] = &[$($(Row {
             path: concat!($prefix, ".", $name),
             pool: $prefix,
@@ -71,19 +71,20 @@ macro_rules! limits {
             go: optional!($($go)?),
         },)*)*];
 
-        /// The limits that Go has, as `pool.Field`: the pool by its name in YAML, the field by Go's own name.
+        /// Limits that Go has, as `pool.Field`: the name of the pool in YAML and the name of the field in Go.
         pub const GO: &[(Knob, &str)] = &[$($($((Knob::$knob, concat!($prefix, ".", $go)),)?)*)*];
 
-        /// The same as `Pool_Field`: a name that an environment variable may have.
+        /// Limits that Go has, as `Pool_Field`, which is a valid name of an environment variable.
         pub const GO_ENV: &[(Knob, &str)] = &[$($($((Knob::$knob, concat!(stringify!($Pool), "_", $go)),)?)*)*];
 
         impl Knob {
-            /// Every knob there is.
+            /// All limits.
             pub const ALL: [Self; TABLE.len()] = [$($(Self::$knob,)*)*];
         }
 
         impl Limits {
-            /// The fields that are set, flat. A text that is no duration is left out: the API server refuses it.
+            /// Returns the limits that are set, as a flat map. A text that is not a duration is left out; the API server refuses
+            /// it.
             #[must_use]
             pub fn settings(&self) -> Settings {
                 let Self { $($pool,)* } = self;
