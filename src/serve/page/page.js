@@ -1,17 +1,17 @@
 "use strict";
 
-/** Nothing at all for so long, heart-beats included: the line is dead (ms). */
+/** Time without any data, heartbeats included, after which a stream counts as lost (ms). */
 const SILENCE = 5000;
-/** Waits between attempts to come back (ms). */
+/** Delays between attempts to reconnect (ms). */
 const WAITS = [500, 1000, 2000, 5000];
 
 const $ = (id) => document.getElementById(id);
 let token = "";
 let wanted = decodeURIComponent(location.hash.slice(2));
-/** Whether whoever reads has just chosen a policy: they are taken there when it is shown. */
+/** Whether the user has just chosen a policy: the page moves the focus to it when it is shown. */
 let chosen = false;
 
-/** Sets only what differs, so that a reader's focus and selection stay where they are. */
+/** Sets only text that differs, so that the focus and the selection of the user stay where they are. */
 function say(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
@@ -23,7 +23,7 @@ function make(tag, attributes = {}, ...children) {
   return element;
 }
 
-/** One row an item, by key; rows that stay are the same elements. */
+/** Shows one row for each item, by key. A row that stays keeps its element. */
 function rows(table, items, key, fresh, fill) {
   const body = table.tBodies[0];
   const old = new Map([...body.rows].map((row) => [row.dataset.key, row]));
@@ -47,10 +47,11 @@ function cells(count, numbers = []) {
   return row;
 }
 
-const percent = (value) => (value === undefined ? "not known" : `${value} %`);
+const percent = (value) => (value === undefined ? "unknown" : `${value}%`);
+const count = (n, noun) => `${n} ${noun}${n === 1 ? "" : "s"}`;
 const condition = (policy, type) => policy.conditions.find((one) => one.type === type);
 
-// ---- asking
+// ---- requests
 
 async function ask(path, options = {}) {
   const headers = { ...(options.headers ?? {}) };
@@ -62,18 +63,18 @@ async function message(response) {
   try {
     return (await response.json()).error.message;
   } catch {
-    return `the operator answered ${response.status}`;
+    return `The operator returned HTTP status ${response.status}`;
   }
 }
 
-/** A stream of snapshots that comes back by itself. Not EventSource: that one can send no token. */
+/** Stream of snapshots that reconnects automatically. EventSource is not used, because it cannot send a token. */
 class Line {
   constructor(name, path, show) {
     Object.assign(this, { name, path, show, heard: 0, tries: 0, id: "", state: "connecting", why: "" });
     this.run();
   }
 
-  /** Begins anew, with another path or another token. */
+  /** Reconnects with the current path and token. */
   again() {
     this.tries = 0;
     this.wake?.();
@@ -148,13 +149,13 @@ function line() {
   const lines = [policies, connections].filter(Boolean);
   const worst = ["refused", "stale", "connecting"].find((state) => lines.some((one) => one.state === state)) ?? "live";
   const one = lines.find((candidate) => candidate.state === worst);
-  const age = one.heard ? `last heard ${Math.round((Date.now() - one.heard) / 1000)} s ago` : "never heard";
+  const age = one.heard ? `last update ${Math.round((Date.now() - one.heard) / 1000)}s ago` : "no update yet";
   $("line").dataset.state = worst;
   say($("line"), {
     live: "Live",
     connecting: "Connecting…",
-    stale: `Stale: ${age}; trying again`,
-    refused: `Not answered: ${one.why}`,
+    stale: `Stale: ${age}; reconnecting`,
+    refused: `Error: ${one.why}`,
   }[worst]);
 }
 
@@ -198,14 +199,14 @@ function showPolicies(snapshot) {
     else row.cells[0].firstChild.removeAttribute("aria-current");
     const ready = condition(policy, "Ready");
     const tightened = condition(policy, "Tightened");
-    say(row.cells[1], policy.flushes.length ? `${policy.target}, flushes` : policy.target);
+    say(row.cells[1], policy.flushes.length ? `${policy.target} (changes close connections)` : policy.target);
     row.cells[1].title = policy.flushes.map(({ message }) => message).join("; ");
     say(row.cells[2], policy.suspended ? `${policy.mode}, suspended` : policy.mode);
     say(row.cells[3], policy.mode === "Disabled" ? "–" : percent(policy.pressurePercent));
     row.cells[3].classList.toggle("bad", policy.pressurePercent >= 100);
     say(row.cells[4], policy.opennessPercent === undefined ? "–" : percent(policy.opennessPercent));
     say(row.cells[5], policy.nodes?.summary ?? "–");
-    say(row.cells[6], policy.deleting ? "being deleted" : ready ? (ready.status === "True" ? "yes" : `${ready.status === "False" ? "no" : "not known"}: ${ready.reason}`) : "not known");
+    say(row.cells[6], policy.deleting ? "deleting" : ready ? (ready.status === "True" ? "yes" : `${ready.status === "False" ? "no" : "unknown"}: ${ready.reason}`) : "unknown");
     row.cells[6].className = ready?.status === "True" ? "good" : ready?.status === "False" ? "bad" : "wait";
     say(row.cells[7], tightened?.reason ?? "as declared");
   });
@@ -223,7 +224,7 @@ function showPolicy(policy) {
   say($("flushes"), policy.flushes.map(({ message }) => `${message}.`).join(" "));
   chart(policy);
   const list = $("conditions");
-  const said = policy.conditions.map((one) => [`${one.type}: ${one.status}`, `${one.reason}. ${one.message}`]);
+  const said = policy.conditions.map((one) => [`${one.type}: ${one.status}`, `${one.reason}: ${one.message}`]);
   if (list.dataset.said !== JSON.stringify(said)) {
     list.dataset.said = JSON.stringify(said);
     list.replaceChildren(...said.flatMap(([term, text]) => [make("dt", {}, term), make("dd", {}, text)]));
@@ -231,9 +232,9 @@ function showPolicy(policy) {
   $("history-empty").hidden = policy.history.length > 0;
   rows($("history"), policy.history, (one) => one.time, () => cells(4, [1]), (row, one) => {
     say(row.cells[0], new Date(one.time).toLocaleTimeString());
-    say(row.cells[1], `${one.fromPercent} → ${one.toPercent} %`);
+    say(row.cells[1], `${one.fromPercent}% → ${one.toPercent}%`);
     say(row.cells[2], one.reason);
-    say(row.cells[3], one.verdict ?? (one.toPercent > one.fromPercent ? "–" : "not judged yet"));
+    say(row.cells[3], one.verdict ?? (one.toPercent > one.fromPercent ? "–" : "pending"));
   });
   showNodes(policy);
 }
@@ -246,7 +247,7 @@ async function showNodes({ namespace, name }) {
     return;
   }
   const { seen, nodes } = (await response.json()).data;
-  say($("nodes-note"), `As they were at ${new Date(seen).toLocaleTimeString()}.`);
+  say($("nodes-note"), `Nodes as observed at ${new Date(seen).toLocaleTimeString()}`);
   const flat = (limits) => Object.fromEntries(Object.entries(limits).flatMap(([group, fields]) => Object.entries(fields).map(([field, value]) => [`${group}.${field}`, String(value)])));
   const items = nodes.flatMap((node) => {
     const [desired, programmed, inEffect, measured] = [node.desired, node.programmed, node.inEffect, node.measured].map(flat);
@@ -255,14 +256,14 @@ async function showNodes({ namespace, name }) {
   });
   rows($("nodes"), items, (item) => `${item.node.unit} ${item.node.name} ${item.limit}`, () => cells(8, [1]), (row, { node, limit, desired, programmed, inEffect, measured }) => {
     say(row.cells[0], node.name);
-    say(row.cells[1], node.tasks === undefined ? (node.gap ? "not known" : "–") : String(node.tasks));
+    say(row.cells[1], node.tasks === undefined ? (node.gap ? "unknown" : "–") : String(node.tasks));
     row.cells[1].title = node.gap ?? "";
     say(row.cells[2], limit || "–");
     say(row.cells[3], desired ?? "–");
-    // What the target has no setting for can be measured all the same.
+    // A limit can be measured even if the target has no such setting.
     const governed = desired !== undefined;
-    say(row.cells[4], governed ? programmed ?? "nothing" : "–");
-    say(row.cells[5], governed ? inEffect ?? "not known" : "–");
+    say(row.cells[4], governed ? programmed ?? "none" : "–");
+    say(row.cells[5], governed ? inEffect ?? "unknown" : "–");
     say(row.cells[6], measured ?? "–");
     row.cells[4].className = governed && programmed !== desired ? "bad" : "";
     row.cells[5].className = governed && inEffect !== desired ? "wait" : "";
@@ -278,15 +279,15 @@ function svg(tag, attributes, text) {
   return element;
 }
 
-/** Tasks and threshold on the left scale, openness on the right one. A gap is a gap. */
+/** Task count and threshold on the left scale, openness on the right one. A missing sample leaves a gap. */
 function chart(policy) {
-  const now = policy.tasks === undefined ? "The task count is not known" : `${policy.tasks} tasks, ${percent(policy.pressurePercent)} of the threshold of ${policy.threshold}`;
-  const openness = policy.opennessPercent === undefined ? "" : `; the limits are ${policy.opennessPercent} % open`;
-  const decided = policy.history.length ? `; last decision: ${policy.history[0].fromPercent} to ${policy.history[0].toPercent} %` : "";
-  say($("chart-said"), `${now}${openness}${decided}.`);
+  const now = policy.tasks === undefined ? "The task count is unknown" : `${count(policy.tasks, "task")}, ${percent(policy.pressurePercent)} of the threshold of ${policy.threshold}`;
+  const openness = policy.opennessPercent === undefined ? "" : `; openness ${policy.opennessPercent}% (100% = as declared, 0% = at the floor)`;
+  const decided = policy.history.length ? `; last decision: ${policy.history[0].fromPercent}% to ${policy.history[0].toPercent}%` : "";
+  say($("chart-said"), `${now}${openness}${decided}`);
   const trend = policy.trend.map((moment) => ({ ...moment, at: Date.parse(moment.time) }));
   const parts = [];
-  // As wide as it is shown, so that its letters are as large as they say.
+  // The drawing is as wide as its element, so that the text has its nominal size.
   const wide = Math.max(280, Math.round($("chart").clientWidth));
   $("chart").setAttribute("viewBox", `0 0 ${wide} 240`);
   if (trend.length > 1) {
@@ -298,7 +299,7 @@ function chart(policy) {
     for (const share of [0, 0.5, 1]) {
       parts.push(svg("line", { class: "grid", x1: left, x2: right, y1: y(share), y2: y(share) }));
       parts.push(svg("text", { x: left - 6, y: y(share) + 4, "text-anchor": "end" }, Math.round(most * share)));
-      parts.push(svg("text", { x: right + 6, y: y(share) + 4 }, `${share * 100} %`));
+      parts.push(svg("text", { x: right + 6, y: y(share) + 4 }, `${share * 100}%`));
     }
     parts.push(svg("text", { x: left, y: 232 }, new Date(from).toLocaleTimeString()));
     parts.push(svg("text", { x: right, y: 232, "text-anchor": "end" }, new Date(to).toLocaleTimeString()));
@@ -321,10 +322,10 @@ function chart(policy) {
       parts.push(svg("line", { class: "decision", x1: x(at), x2: x(at), y1: top, y2: bottom }));
       parts.push(svg("circle", { class: "mark", cx: x(at), cy: top, r: 4 }));
       const late = x(at) > (left + right) / 2;
-      parts.push(svg("text", { x: x(at) + (late ? -8 : 8), y: top + 16, "text-anchor": late ? "end" : "start" }, `${one.fromPercent} → ${one.toPercent} %`));
+      parts.push(svg("text", { x: x(at) + (late ? -8 : 8), y: top + 16, "text-anchor": late ? "end" : "start" }, `${one.fromPercent}% → ${one.toPercent}%`));
     }
   } else {
-    parts.push(svg("text", { x: wide / 2, y: 120, "text-anchor": "middle" }, "No samples here yet"));
+    parts.push(svg("text", { x: wide / 2, y: 120, "text-anchor": "middle" }, "No samples yet"));
   }
   $("chart").replaceChildren(...parts);
 }
@@ -332,7 +333,7 @@ function chart(policy) {
 // ---- connections
 
 function showConnections({ overview, health, providers }) {
-  say($("pool-said"), `${overview.totalActiveConnections} active and ${overview.totalIdleConnections} idle connections to ${overview.totalProviders} provider${overview.totalProviders === 1 ? "" : "s"}; ${overview.totalRequests} requests, ${overview.overallReuseRate} % of them over a connection that had served before. ${health.healthy ? "Nothing is amiss." : ""}`);
+  say($("pool-said"), `${overview.totalActiveConnections} active and ${overview.totalIdleConnections} idle connections to ${count(overview.totalProviders, "provider")}; ${count(overview.totalRequests, "request")}, ${overview.overallReuseRate}% on a reused connection${health.healthy ? "; no problems found" : ""}`);
   const issues = $("issues");
   if (issues.dataset.said !== JSON.stringify(health.issues)) {
     issues.dataset.said = JSON.stringify(health.issues);
@@ -352,13 +353,13 @@ function showConnections({ overview, health, providers }) {
     say(row.cells[2], String(one.connections.active));
     say(row.cells[3], String(one.connections.idle));
     say(row.cells[4], String(one.performance.totalRequests));
-    say(row.cells[5], `${one.performance.reuseRate} %`);
-    say(row.cells[6], one.connections.total ? `${Math.round(one.performance.averageConnectionAge)} s` : "–");
+    say(row.cells[5], `${one.performance.reuseRate}%`);
+    say(row.cells[6], one.connections.total ? `${Math.round(one.performance.averageConnectionAge)}s` : "–");
   });
 }
 
 function destroy(provider, protocol) {
-  say($("ask-what"), `The idle connections of ${provider} over ${protocol} are closed now, those in use when they are done. The next request opens a new one.`);
+  say($("ask-what"), `The operator closes the idle connections of ${provider} over ${protocol} now, and the active ones after their current request. The next request opens a new connection.`);
   const dialog = $("ask");
   dialog.returnValue = "no";
   dialog.addEventListener("close", async () => {
@@ -368,17 +369,17 @@ function destroy(provider, protocol) {
       headers: { "content-type": "application/json" },
       body: JSON.stringify({ protocol }),
     }).catch(() => undefined);
-    if (!response) say($("done"), "The operator did not answer; nothing is known to be closed.");
+    if (!response) say($("done"), "The operator did not answer; the connections may still be open");
     else if (!response.ok) say($("done"), await message(response));
     else {
       const { closed, closing } = (await response.json()).data;
-      say($("done"), `${provider}: ${closed} closed, ${closing} will be when they are done.`);
+      say($("done"), `${provider}: ${count(closed, "connection")} closed, ${closing} will close after their current request`);
     }
   }, { once: true });
   dialog.showModal();
 }
 
-// ---- begin
+// ---- start
 
 let policies, connections;
 policies = new Line("policies", () => (wanted ? `api/policies/stream?policy=${encodeURIComponent(wanted)}` : "api/policies/stream"), showPolicies);
