@@ -1,4 +1,4 @@
-//! The two shapes of an answer: what was asked for, or what is wrong.
+//! The two shapes of a response: the data, or an error.
 
 use axum::{
     Json,
@@ -8,91 +8,92 @@ use axum::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What was asked for.
+/// Successful response.
 #[derive(Serialize, Deserialize, JsonSchema, Debug)]
+#[schemars(rename = "{T}Response")]
 pub struct Answer<T> {
     /// Always true.
     pub success: bool,
-    /// What was asked for.
+    /// Data of the response.
     pub data: T,
 }
 
 impl<T> Answer<T> {
-    /// It is there.
+    /// Returns a successful response with the data.
     pub const fn of(data: T) -> Json<Self> {
         Json(Self { success: true, data })
     }
 }
 
-/// What is wrong.
+/// Error response.
 #[derive(Serialize, Deserialize, JsonSchema, Debug)]
+#[schemars(rename = "ErrorResponse")]
 pub struct Refusal {
     /// Always false.
     pub success: bool,
-    /// What is wrong.
+    /// Error of the request.
     pub error: Wrong,
 }
 
-/// What is wrong.
+/// Error of a request.
 #[derive(Serialize, Deserialize, JsonSchema, Debug)]
+#[schemars(rename = "ErrorBody")]
 pub struct Wrong {
-    /// For programs.
+    /// Error code for programs, such as `NotFound`.
     pub code: String,
-    /// For people: what happened, and what to do.
+    /// Error message for people: the problem and the fix.
     pub message: String,
 }
 
-/// Why there is no answer.
+/// Error of a request.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// No token, or one that the API server does not know.
-    #[error(
-        "a token that the API server accepts is needed: send Authorization: Bearer with one, such as kubectl create token prints"
-    )]
+    /// The request has no token, or one that the API server does not accept.
+    #[error("A valid token is required; send the header Authorization: Bearer TOKEN with a token from kubectl create token NAME")]
     Unauthorized,
-    /// A known caller without the right.
-    #[error("{user} may not {verb} {resource} {place}; ask who administers the cluster for that right")]
+    /// The caller is known and lacks the right.
+    #[error("User {user:?} cannot {verb} {resource} {place}; ask a cluster administrator for this right")]
     Forbidden {
-        /// The caller.
+        /// Name of the caller.
         user: String,
-        /// The verb.
+        /// Verb.
         verb: &'static str,
-        /// The resource.
+        /// Resource.
         resource: &'static str,
-        /// Where.
+        /// Scope, such as a namespace.
         place: String,
     },
-    /// A page of another origin asked in this one's name.
-    #[error("requests from pages of other origins are not answered")]
+    /// The request comes from a page of another origin.
+    #[error("Requests from pages of another origin are not allowed")]
     Foreign,
-    /// There is no such thing.
+    /// The object does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// Not that method.
-    #[error("this path does not answer to this method; see /api/openapi.json")]
+    /// The path does not support this method.
+    #[error("This path does not support this method; see /api/openapi.json")]
     MethodNotAllowed,
-    /// The request does not make sense.
+    /// The request is not valid.
     #[error("{0}")]
     Invalid(String),
-    /// A body beyond all measure.
-    #[error("the body is larger than any that is expected here")]
+    /// The request body is too large.
+    #[error("The request body is too large")]
     TooLarge,
-    /// Enough others are served.
-    #[error("{0}; try again in {RETRY_AFTER} seconds")]
+    /// The server has reached a limit.
+    #[error("{0}; retry in {RETRY_AFTER} seconds")]
     Busy(&'static str),
-    /// The API server did not say.
+    /// The API server gave no answer.
     #[error("{0}")]
     Unavailable(&'static str),
-    /// Another replica knows.
-    #[error("this replica does not act, and has not looked at any node; ask the one that holds the lease")]
+    /// This replica is a standby.
+    #[error("This replica is a standby and has no data of the nodes; ask the leader, which holds the Lease")]
     NotLeading,
 }
 
-/// Seconds after which to try again.
+/// Time after which a client can retry, in seconds.
 pub const RETRY_AFTER: u32 = 5;
 
 impl Error {
-    /// The status and the code.
+    /// Returns the HTTP status and the error code.
     #[must_use]
     pub const fn code(&self) -> (StatusCode, &'static str) {
         match self {
@@ -108,7 +109,7 @@ impl Error {
         }
     }
 
-    /// As it is sent.
+    /// Returns the response body.
     #[must_use]
     pub fn refusal(&self) -> Refusal {
         Refusal { success: false, error: Wrong { code: self.code().1.to_owned(), message: self.to_string() } }

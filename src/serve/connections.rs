@@ -1,4 +1,4 @@
-//! The operator's own connections, by provider: what is said of them, and how they are closed.
+//! The operator's own connections, by provider: statistics, health, and closing them.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -20,216 +20,230 @@ use super::{
 };
 use crate::pool::{Closed, Protocol, Statistics};
 
-/// How long the body of a request may take to arrive.
+/// Maximum time until the body of a request has arrived.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Most bytes of a body.
+/// Maximum size of a body in bytes.
 const MAX_BODY: usize = 4096;
-/// Below this reuse rate (percent) something is amiss; above the other all is well.
+/// Reuse rates in percent: below the first is a problem, above the second is good.
 const LEAST_REUSE: f64 = 70.0;
 const GOOD_REUSE: f64 = 90.0;
-/// Requests before a rate says anything.
+/// Minimum number of requests before a rate is judged.
 const ENOUGH: u64 = 20;
-/// Idle connections in all, where no provider's nodes need more.
+/// Maximum total of idle connections, unless the nodes of a provider need more.
 const MOST_IDLE: u64 = 50;
-/// Connections that do not grow older than this are opened too often.
+/// Average age of connections below which they are opened too often.
 const YOUNG: Duration = Duration::from_secs(10);
 
-/// All providers together.
+/// Totals of all providers.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Overview {
-    /// Providers that were asked.
+    /// Number of providers to which the operator has sent requests.
     pub total_providers: u64,
-    /// Connections with a request on them, or being made.
+    /// Number of active connections: those with a request, and those being opened.
     pub total_active_connections: u64,
-    /// Connections that wait for one.
+    /// Number of idle connections.
     pub total_idle_connections: u64,
-    /// Requests since each provider was first asked.
+    /// Number of requests since the first request to each provider.
     pub total_requests: u64,
-    /// Requests over a connection that had served before, percent.
+    /// Requests on a reused connection, in percent.
     pub overall_reuse_rate: f64,
 }
 
-/// All providers together, and each.
+/// Statistics of all providers together, and of each provider.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 pub struct Stats {
-    /// All together.
+    /// Totals of all providers.
     #[serde(flatten)]
     pub overview: Overview,
-    /// Each, by protocol.
+    /// One entry for each provider and protocol.
     pub providers: Vec<Provider>,
 }
 
-/// One provider over one protocol.
+/// Statistics of one provider over one protocol.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Provider {
-    /// A policy's target as `namespace/name`, or `kubernetes`.
+    /// Name of the provider: `namespace/name` of a policy for its target, `kubernetes` for the API server, or `kubernetes-lease`
+    /// for the connections of the Lease.
     pub provider: String,
-    /// What is spoken.
+    /// Protocol of the connections.
     pub protocol: Spoken,
-    /// Connections with a request on them, or being made.
+    /// Number of active connections: those with a request, and those being opened.
     pub active_connections: u64,
-    /// Connections that wait for one.
+    /// Number of idle connections.
     pub idle_connections: u64,
-    /// Requests since it was first asked.
+    /// Number of requests since the first request to the provider.
     pub total_requests: u64,
-    /// Those of them over a connection that had served before.
+    /// Number of these requests that reused a connection.
     pub reuse_count: u64,
-    /// The same in percent.
+    /// Requests that reused a connection, in percent.
     pub reuse_rate: f64,
 }
 
-/// What is spoken.
+/// Names of the providers.
+#[derive(Serialize, JsonSchema, Debug, PartialEq)]
+#[schemars(inline)]
+pub struct Providers(pub Vec<String>);
+
+/// Protocol of the connections.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[schemars(rename = "Protocol")]
 #[serde(rename_all = "lowercase")]
 pub enum Spoken {
-    /// HTTP over TCP.
+    /// HTTP over TCP, without TLS.
     Http,
     /// HTTP over TLS.
     Https,
 }
 
-/// Whether connections are used as they should be.
+/// Health of the operator's connections.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Health {
-    /// Whether there is no issue.
+    /// Whether there are no issues.
     pub healthy: bool,
-    /// Connections there are.
+    /// Number of connections.
     pub total_connections: u64,
-    /// Those with a request on them, or being made.
+    /// Number of active connections: those with a request, and those being opened.
     pub active_connections: u64,
-    /// Those that wait for one.
+    /// Number of idle connections.
     pub idle_connections: u64,
-    /// Requests over a connection that had served before, percent.
+    /// Requests on a reused connection, in percent.
     pub reuse_rate: f64,
-    /// What is amiss, in sentences.
+    /// Issues, each as a sentence.
     pub issues: Vec<String>,
 }
 
-/// Everything there is to know of the connections.
+/// Details of the connections of all providers.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 pub struct Details {
-    /// All together.
+    /// Totals of all providers.
     pub overview: Overview,
-    /// Each, by protocol.
+    /// One entry for each provider and protocol.
     pub providers: Vec<Detail>,
 }
 
-/// One provider over one protocol, in full.
+/// Details of one provider over one protocol.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
+#[schemars(rename = "ProviderDetails")]
 pub struct Detail {
-    /// A policy's target as `namespace/name`, or `kubernetes`.
+    /// Name of the provider: `namespace/name` of a policy for its target, `kubernetes` for the API server, or `kubernetes-lease`
+    /// for the connections of the Lease.
     pub provider: String,
-    /// What is spoken.
+    /// Protocol of the connections.
     pub protocol: Spoken,
-    /// What there is.
+    /// Number of connections by state.
     pub connections: Connections,
-    /// What was done.
+    /// Counters of requests and connections.
     pub performance: Performance,
-    /// How it stands.
+    /// State of the provider.
     pub status: Standing,
-    /// Connections that were closed, by reason; reasons that did not occur are absent.
+    /// Number of closed connections by reason. Reasons that have not occurred are absent.
     pub closed: BTreeMap<String, u64>,
-    /// What bounds them.
+    /// Limits of the connections.
     pub settings: Bounds,
 }
 
-/// Connections there are.
+/// Number of connections.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
+#[schemars(rename = "ConnectionCounts")]
 pub struct Connections {
-    /// With a request on them, or being made.
+    /// Connections with a request, and connections being opened.
     pub active: u64,
-    /// Waiting for one.
+    /// Idle connections.
     pub idle: u64,
-    /// Both.
+    /// Active and idle connections together.
     pub total: u64,
 }
 
-/// What was done.
+/// Counters of requests and connections.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Performance {
-    /// Requests since it was first asked.
+    /// Number of requests since the first request to the provider.
     pub total_requests: u64,
-    /// Those of them over a connection that had served before.
+    /// Number of these requests that reused a connection.
     pub reuse_count: u64,
-    /// The same in percent.
+    /// Requests that reused a connection, in percent.
     pub reuse_rate: f64,
-    /// How old the open connections are on the average, seconds; 0 where there are none.
+    /// Average age of the open connections, in seconds; 0 if there are none.
     pub average_connection_age: f64,
-    /// Connections made.
+    /// Number of opened connections.
     pub opened: u64,
-    /// Those of them with a TLS handshake.
+    /// Number of opened connections with a TLS handshake.
     pub handshakes: u64,
-    /// Connections that could not be made.
+    /// Number of connections that could not be opened.
     pub refused: u64,
-    /// Requests that wait for a connection now.
+    /// Number of requests that are waiting for a connection.
     pub waiting: u64,
-    /// Requests that had to wait for one.
+    /// Number of requests that had to wait for a connection.
     pub waits: u64,
-    /// How long they waited on the average, milliseconds; 0 where none had to.
+    /// Average time that these requests waited, in milliseconds; 0 if none had to wait.
     pub average_wait: f64,
 }
 
-/// How a provider stands.
+/// State of a provider.
 #[derive(Serialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
+#[schemars(rename = "ProviderState")]
 #[serde(rename_all = "lowercase")]
 pub enum Standing {
-    /// Requests wait for a connection.
+    /// Requests are waiting for a connection.
     Saturated,
-    /// Connections are in use.
+    /// At least one connection is active.
     Active,
-    /// Connections wait for requests.
+    /// All connections are idle.
     Idle,
     /// There is no connection.
     Closed,
 }
 
-/// What bounds a provider's connections, by agentkeepalive's names; times in milliseconds.
+/// Limits of a provider's connections, with the names of agentkeepalive. Times are in milliseconds.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
+#[schemars(rename = "PoolLimits")]
 #[serde(rename_all = "camelCase")]
 pub struct Bounds {
-    /// Connections at once.
+    /// Maximum number of open connections.
     pub max_sockets: u32,
-    /// Idle connections that are kept.
+    /// Maximum number of idle connections.
     pub max_free_sockets: u32,
-    /// The longest that a request may take.
+    /// Maximum time of a request.
     pub timeout: u64,
-    /// Whether a connection serves more than one request.
+    /// Whether a connection can serve more than one request.
     pub keep_alive: bool,
-    /// How long a connection is silent before TCP asks whether the other side is still there.
+    /// Time without traffic before TCP sends a keep-alive probe.
     pub keep_alive_msecs: u64,
-    /// How long an idle connection is kept.
+    /// Maximum time that a connection stays idle.
     pub free_socket_timeout: u64,
-    /// How old a connection may become.
+    /// Maximum age of a connection.
     pub max_socket_lifetime: u64,
 }
 
-/// Which of a provider's two protocols is meant.
+/// Query for one provider.
 #[derive(Deserialize, JsonSchema, Debug)]
+#[schemars(rename = "ProviderQuery")]
 pub struct Asked {
-    /// By default the one that was asked more.
+    /// Protocol of the connections. Absent: the protocol with more requests.
     pub protocol: Option<Spoken>,
 }
 
-/// What `destroy` is told.
+/// Request to close the connections of a provider.
 #[derive(Deserialize, JsonSchema, Debug, Default)]
+#[schemars(rename = "DestroyRequest")]
 #[serde(deny_unknown_fields)]
 pub struct Destroy {
-    /// Only the connections that speak this; by default all.
+    /// Protocol of the connections to close. Absent: both protocols.
     pub protocol: Option<Spoken>,
 }
 
-/// What `destroy` has done.
+/// Result of closing the connections of a provider.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 pub struct Destroyed {
-    /// The provider.
+    /// Name of the provider.
     pub provider: String,
-    /// Idle connections that were closed.
+    /// Number of idle connections that were closed.
     pub closed: u64,
-    /// Connections in use, which are closed when they are done.
+    /// Number of active connections, which are closed after their current request.
     pub closing: u64,
 }
 
@@ -251,7 +265,7 @@ impl From<Spoken> for Protocol {
     }
 }
 
-/// Percent, to a hundredth; 0 of nothing is 0.
+/// Percentage, rounded to two decimals; 0 if `whole` is 0.
 #[allow(clippy::cast_precision_loss)] // Counts below 2^53.
 fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { (part as f64 / whole as f64 * 10_000.0).round() / 100.0 }
@@ -340,44 +354,47 @@ impl From<&Statistics> for Detail {
     }
 }
 
-/// All together, and each.
+/// Returns the statistics of all providers.
 #[must_use]
 pub fn stats(all: &[Statistics]) -> Stats {
     Stats { overview: Overview::of(all), providers: all.iter().map(Provider::from).collect() }
 }
 
-/// Everything.
+/// Returns the details of all providers.
 #[must_use]
 pub fn details(all: &[Statistics]) -> Details {
     Details { overview: Overview::of(all), providers: all.iter().map(Detail::from).collect() }
 }
 
-/// What is amiss. A rate of a few requests, and the age of connections that could not have grown older, say nothing.
+/// Returns the health of the connections. The reuse rate after only a few requests, and the age of connections in a young
+/// process, are not judged.
 #[must_use]
 pub fn health(all: &[Statistics], up: Duration) -> Health {
     let overview = Overview::of(all);
     let mut issues = Vec::new();
     if overview.total_requests >= ENOUGH && overview.overall_reuse_rate < LEAST_REUSE {
         issues.push(format!(
-            "{:.0} % of requests reuse a connection; less than {LEAST_REUSE:.0} % is too few, more than {GOOD_REUSE:.0} % is good",
+            "Only {:.0}% of the requests reuse a connection; less than {LEAST_REUSE:.0}% is too low, more than {GOOD_REUSE:.0}% is good",
             overview.overall_reuse_rate
         ));
     }
-    // A fleet needs one for each node, and its provider is sized for that.
+    // A fleet needs one connection for each node, and the limits of its provider are set accordingly.
     let needed = sum(all, |one| {
         let usual = crate::pool::Settings::default().max_free_sockets;
         u64::from(one.settings.max_free_sockets.saturating_sub(usual))
     });
     let most = MOST_IDLE + needed;
     if overview.total_idle_connections > most {
-        issues
-            .push(format!("{} connections are idle; more than {most} cost more than they save", overview.total_idle_connections));
+        issues.push(format!(
+            "{} connections are idle; more than {most} idle connections cost more than they save",
+            overview.total_idle_connections
+        ));
     }
     for one in all {
         let name = || format!("{} over {}", one.provider, one.protocol.name());
         if active(one) >= u64::from(one.settings.max_sockets) {
             issues.push(format!(
-                "{}: all of its {} connections are in use, and {} requests wait",
+                "{}: all {} connections are in use, and {} requests are waiting",
                 name(),
                 one.settings.max_sockets,
                 one.tally.waiting
@@ -385,7 +402,7 @@ pub fn health(all: &[Statistics], up: Duration) -> Health {
         }
         if let Some(age) = one.average_age.filter(|age| up >= YOUNG * 6 && one.tally.requests >= ENOUGH && *age < YOUNG) {
             let seconds = age.as_secs_f64();
-            issues.push(format!("{}: its connections are {seconds:.1} s old on the average; they are closed too soon", name()));
+            issues.push(format!("{}: the average age of the connections is {seconds:.1}s; they are closed too early", name()));
         }
     }
     Health {
@@ -398,13 +415,13 @@ pub fn health(all: &[Statistics], up: Duration) -> Health {
     }
 }
 
-/// The namespace of a provider that is a policy's target.
+/// Returns the namespace of a provider that is the target of a policy.
 fn namespace(provider: &str) -> Option<&str> {
     provider.split_once('/').map(|(namespace, _)| namespace)
 }
 
 impl Api {
-    /// What a caller may see of the statistics.
+    /// Returns the statistics that the caller may see.
     pub(super) async fn visible(&self, headers: &HeaderMap) -> Result<Vec<Statistics>, Error> {
         let caller = self.gate.caller(headers).await?;
         let all = self.context.pool.statistics();
@@ -429,10 +446,10 @@ pub async fn get_stats(State(api): State<Arc<Api>>, headers: HeaderMap) -> Resul
 }
 
 /// GET /api/connections/providers
-pub async fn get_providers(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Json<Answer<Vec<String>>>, Error> {
+pub async fn get_providers(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Json<Answer<Providers>>, Error> {
     let mut names: Vec<_> = api.visible(&headers).await?.into_iter().map(|one| one.provider.to_string()).collect();
     names.dedup();
-    Ok(Answer::of(names))
+    Ok(Answer::of(Providers(names)))
 }
 
 /// GET /api/connections/health
@@ -453,7 +470,7 @@ pub async fn get_provider(
     headers: HeaderMap,
 ) -> Result<Json<Answer<Provider>>, Error> {
     let caller = api.gate.caller(&headers).await?;
-    // Who may not look there is not told either what is there.
+    // The check comes first, so that a caller without the right does not learn which providers exist.
     api.gate.check(caller.as_ref(), Deed::Get, namespace(&provider)).await?;
     let all = api.context.pool.statistics();
     let wanted = all.iter().filter(|one| *one.provider == *provider && asked.protocol.is_none_or(|p| p == one.protocol.into()));
@@ -474,28 +491,28 @@ pub async fn post_destroy(
     let Destroy { protocol } = if body.is_empty() {
         Destroy::default()
     } else {
-        let form = || Error::Invalid("the body is not {} or {\"protocol\": \"http\"} or {\"protocol\": \"https\"}".to_owned());
+        let form = || Error::Invalid("The body must be {}, {\"protocol\": \"http\"} or {\"protocol\": \"https\"}".to_owned());
         serde_json::from_slice(&body).map_err(|_| form())?
     };
     let (closed, closing) = api.context.pool.destroy(&provider, protocol.map(Into::into)).ok_or_else(|| unknown(&provider))?;
-    let by = caller.as_ref().map_or("anybody: this is a demonstration", |caller| caller.name());
-    tracing::info!(provider, by, closed, closing, "connections destroyed");
+    let by = caller.as_ref().map_or("anonymous (demonstration)", |caller| caller.name());
+    tracing::info!(provider, by, closed, closing, "closed connections");
     Ok(Answer::of(Destroyed { provider, closed, closing }))
 }
 
-/// The body of a request whose caller is known.
+/// Reads the body of a request whose caller is known.
 async fn read_body(body: Body) -> Result<Bytes, Error> {
     match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await {
-        Err(_) => Err(Error::Invalid(format!("the body did not arrive within {} s", BODY_TIMEOUT.as_secs()))),
+        Err(_) => Err(Error::Invalid(format!("The body did not arrive within {}s", BODY_TIMEOUT.as_secs()))),
         Ok(Ok(body)) => Ok(body.to_bytes()),
         Ok(Err(error)) if error.is::<LengthLimitError>() => Err(Error::TooLarge),
-        Ok(Err(_)) => Err(Error::Invalid("the body broke off".to_owned())),
+        Ok(Err(_)) => Err(Error::Invalid("The connection broke off before the end of the body".to_owned())),
     }
 }
 
 fn unknown(provider: &str) -> Error {
     let provider: String = provider.chars().take(160).collect();
     Error::NotFound(format!(
-        "nothing was ever asked of a provider {provider:?} in that way; /api/connections/providers has their names, and a / in one is written %2F"
+        "Provider {provider:?} has no connections of this kind; /api/connections/providers lists the names, and a / in a name is written %2F"
     ))
 }

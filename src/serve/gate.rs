@@ -1,4 +1,4 @@
-//! Who may see what. The API server says who a token's owner is and what they may do; nothing is decided here.
+//! Authentication and authorization. The API server decides who the owner of a token is and what the owner may do.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -21,24 +21,24 @@ use tokio::{
 use super::answer::Error;
 use crate::api::IdleConnectionPolicy;
 
-/// How long an answer of the API server is good for: a right that is taken away is gone after this.
+/// Time that an answer of the API server stays cached. A revoked right is effective after this time at the latest.
 const GOOD_FOR: Duration = Duration::from_secs(10);
-/// How long the API server may take.
+/// Timeout of a request to the API server.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Answers that are remembered.
+/// Maximum number of cached answers.
 const MOST: usize = 4096;
-/// Namespaces that are asked about for one caller without the right to list policies in all of them.
+/// Maximum number of namespaces that are checked for one caller who may not list policies in all namespaces.
 const MAX_NAMESPACES: usize = 256;
-/// Questions about one caller at the same time: half of all.
+/// Maximum number of concurrent requests about one caller: half of all.
 const EACH: usize = AT_ONCE / 2;
-/// The longest name that a namespace can have.
+/// Maximum length of a namespace name.
 const NAMESPACE_LENGTH: usize = 63;
-/// Questions to the API server at the same time: whoever tries tokens here must not try them there as fast.
+/// Maximum number of concurrent requests to the API server. It limits how fast anyone who tries tokens here can try them there.
 const AT_ONCE: usize = 8;
-/// Longer than any token.
+/// Maximum length of a token. No real token is longer.
 const LONGEST: usize = 16 * 1024;
 
-/// Answers, for as long as they are good.
+/// Cache of answers.
 struct Remembered<K, V>(Mutex<HashMap<K, (Instant, V)>>);
 
 impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
@@ -58,7 +58,7 @@ impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
     }
 }
 
-/// A token's owner, by the API server's word, under the hash of the token.
+/// Owner of a token, as the API server reports it, with the hash of the token.
 #[derive(Clone)]
 pub struct Caller {
     key: [u8; 32],
@@ -66,19 +66,19 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// What the API server calls them.
+    /// Returns the user name that the API server reports.
     #[must_use]
     pub fn name(&self) -> &str {
         self.user.username.as_deref().unwrap_or_default()
     }
 }
 
-/// What somebody wants to do.
+/// Action that a caller requests.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Deed {
-    /// Look at one policy and its connections.
+    /// Read one policy and its connections.
     Get,
-    /// Look at all policies there are.
+    /// Read all policies.
     List,
     /// Close connections.
     Destroy,
@@ -108,12 +108,12 @@ impl Deed {
     }
 }
 
-/// Streams that one caller may have open.
+/// Maximum number of open streams of one caller.
 const MAX_STREAMS: usize = 8;
 
-/// Asks the API server, or in a demonstration nobody.
+/// Authorizer of requests, which asks the API server.
 pub struct Gate {
-    /// `None` where everything is open: a demonstration on loopback.
+    /// `None` allows every request: a demonstration on loopback.
     client: Option<Client>,
     callers: Remembered<[u8; 32], Option<UserInfo>>,
     rights: Remembered<([u8; 32], Deed, Option<String>), bool>,
@@ -121,17 +121,17 @@ pub struct Gate {
     streams: Mutex<HashMap<Option<String>, Arc<Semaphore>>>,
 }
 
-/// What a caller may see.
+/// Namespaces that a caller may see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sight {
-    /// Everything, what belongs to no namespace included.
+    /// Everything, including objects without a namespace.
     All,
-    /// What belongs to these namespaces.
+    /// Objects in these namespaces.
     Of(BTreeSet<String>),
 }
 
 impl Sight {
-    /// Whether it takes in a namespace; `None` stands for what belongs to none.
+    /// Reports whether the caller may see a namespace; `None` is for objects without a namespace.
     #[must_use]
     pub fn has(&self, namespace: Option<&str>) -> bool {
         match self {
@@ -142,21 +142,22 @@ impl Sight {
 }
 
 impl Gate {
-    /// One that asks the API server, through a client that may write whoever acts; or one that is open.
+    /// Returns an authorizer that asks the API server through `client`, which may write in a standby too. Without a client, it
+    /// allows every request.
     #[must_use]
     pub fn new(client: Option<Client>) -> Self {
         let (callers, rights) = (Remembered(Mutex::default()), Remembered(Mutex::default()));
         Self { client, callers, rights, turns: Semaphore::new(AT_ONCE), streams: Mutex::default() }
     }
 
-    /// Whether everything is open.
+    /// Reports whether every request is allowed.
     #[must_use]
     pub const fn is_open(&self) -> bool {
         self.client.is_none()
     }
 
-    /// A place for one more stream of this caller; `None` where all of theirs are taken. Callers are told apart by name, not by token; where
-    /// everything is open they cannot be told apart, and share all there are.
+    /// Returns a permit for one more stream of the caller; `None` if the caller has no permit left. Callers are distinguished by
+    /// name, not by token. Without authentication they cannot be distinguished, and share all permits.
     pub fn stream(&self, caller: Option<&Caller>) -> Option<OwnedSemaphorePermit> {
         let name = caller.map(|caller| caller.name().to_owned());
         let most = |name: &Option<String>| if name.is_some() { MAX_STREAMS } else { super::stream::MOST };
@@ -174,13 +175,13 @@ impl Gate {
         match tokio::time::timeout(PATIENCE, asked).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(kube::Error::Api(status))) if status.is_forbidden() => Err(Error::Unavailable(
-                "the operator may not ask the API server about callers; bind it to the ClusterRole system:auth-delegator",
+                "The operator has no right to check callers; bind its ServiceAccount to the ClusterRole system:auth-delegator",
             )),
-            Ok(Err(_)) | Err(_) => Err(Error::Unavailable("the API server could not be asked about the caller")),
+            Ok(Err(_)) | Err(_) => Err(Error::Unavailable("The API server did not answer the check of the caller")),
         }
     }
 
-    /// Whose token a request has; `None` where everything is open.
+    /// Returns the owner of the request's token; `None` if every request is allowed.
     pub async fn caller(&self, headers: &HeaderMap) -> Result<Option<Caller>, Error> {
         let Some(client) = &self.client else { return Ok(None) };
         let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).ok_or(Error::Unauthorized)?;
@@ -189,7 +190,7 @@ impl Gate {
         if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() || token.len() > LONGEST {
             return Err(Error::Unauthorized);
         }
-        // Tokens themselves are not kept.
+        // The cache stores a hash and not the token.
         let mut key = [0; 32];
         key.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, token.as_bytes()).as_ref());
         let user = if let Some(user) = self.callers.get(&key) {
@@ -237,13 +238,13 @@ impl Gate {
         Ok(allowed)
     }
 
-    /// Refuses, unless the caller may do this in this namespace; `None` stands for all of them.
+    /// Returns an error unless the caller may perform the action in the namespace; `None` is for all namespaces.
     pub async fn check(&self, caller: Option<&Caller>, deed: Deed, namespace: Option<&str>) -> Result<(), Error> {
         let Some(caller) = caller else { return Ok(()) };
         if self.may(caller, deed, None).await? {
             return Ok(());
         }
-        // What cannot be a namespace's name is not asked about, nor remembered.
+        // A name that no namespace can have is neither checked nor cached.
         if let Some(named) = namespace.filter(|name| name.len() <= NAMESPACE_LENGTH)
             && self.may(caller, deed, Some(named)).await?
         {
@@ -252,7 +253,7 @@ impl Gate {
         Err(forbidden(caller, deed, namespace))
     }
 
-    /// What of these namespaces a caller may look at; nothing at all is refused.
+    /// Returns the namespaces that the caller may see. A caller who may see none gets an error.
     pub async fn sight(&self, caller: Option<&Caller>, namespaces: BTreeSet<String>) -> Result<Sight, Error> {
         let Some(caller) = caller else { return Ok(Sight::All) };
         if self.may(caller, Deed::List, None).await? {
@@ -260,10 +261,10 @@ impl Gate {
         }
         if namespaces.len() > MAX_NAMESPACES {
             return Err(Error::Unavailable(
-                "there are more than 256 namespaces with policies; ask for the right to list them in all namespaces, or for one policy",
+                "More than 256 namespaces have policies; request one policy, or get the right to list policies in all namespaces",
             ));
         }
-        // A few at a time, so that the questions of other callers have their turn.
+        // The checks run in small batches, so that requests about other callers are not delayed.
         let mut answers = Vec::new();
         for some in namespaces.into_iter().collect::<Vec<_>>().chunks(EACH) {
             let asked =
@@ -281,6 +282,6 @@ fn forbidden(caller: &Caller, deed: Deed, namespace: Option<&str>) -> Error {
         verb: deed.verb(),
         resource: deed.resource(),
         place: namespace
-            .map_or_else(|| "in any namespace with a policy".to_owned(), |namespace| format!("in namespace {namespace}")),
+            .map_or_else(|| "in any namespace with a policy".to_owned(), |namespace| format!("in namespace {namespace:?}")),
     }
 }

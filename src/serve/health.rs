@@ -1,4 +1,4 @@
-//! The operator's metrics and its health, for Prometheus and the kubelet.
+//! Metrics and health of the operator, for Prometheus and the kubelet.
 
 use std::sync::Arc;
 
@@ -7,10 +7,11 @@ use tokio::net::TcpListener;
 
 use crate::controller::Context;
 
-/// Serves `/metrics`, `/healthz` (the process is alive, and what is due progresses) and `/readyz` (policies are listed, and the CRD is one that can be worked with).
+/// Serves `/metrics`, `/healthz` (the process is alive and due work makes progress) and `/readyz` (the policies are listed and
+/// the operator can work with the CRD).
 ///
 /// # Errors
-/// Where the listener fails.
+/// The listener fails.
 pub async fn health(listener: TcpListener, context: Arc<Context>) -> std::io::Result<()> {
     let router = Router::new()
         .route("/metrics", get(metrics))
@@ -30,16 +31,16 @@ async fn healthz(State(context): State<Arc<Context>>) -> (StatusCode, String) {
     match context.scheduler.stalled() {
         None => (StatusCode::OK, "ok\n".to_owned()),
         Some(since) => {
-            (StatusCode::SERVICE_UNAVAILABLE, format!("work has been due for {} s and none has ended\n", since.as_secs()))
+            (StatusCode::SERVICE_UNAVAILABLE, format!("Work has been due for {}s and none has completed\n", since.as_secs()))
         }
     }
 }
 
 async fn readyz(State(context): State<Arc<Context>>) -> (StatusCode, String) {
-    let waits = context
-        .served()
-        .obstacle()
-        .or_else(|| (!context.is_ready()).then(|| "policies are not listed yet: may the operator read them?".to_owned()));
+    let waits = context.served().obstacle().or_else(|| {
+        (!context.is_ready())
+            .then(|| "Policies are not listed yet; check that the operator has the right to list them".to_owned())
+    });
     match waits {
         None => (StatusCode::OK, "ok\n".to_owned()),
         Some(waits) => (StatusCode::SERVICE_UNAVAILABLE, waits + "\n"),

@@ -1,4 +1,4 @@
-//! Takes connections in, so many at once, each with a time for its request to come.
+//! HTTP server with limits on the number of connections and on the time of each request's head.
 
 use std::{
     collections::HashMap,
@@ -21,7 +21,7 @@ use tokio::{
 
 use super::answer::{Error, RETRY_AFTER};
 
-/// Listens. Where every address is meant and this machine has no IPv6, every IPv4 address is.
+/// Binds a listener. If the address is the IPv6 wildcard and the machine has no IPv6, binds the IPv4 wildcard.
 pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     bind_by(address, TcpListener::bind).await
 }
@@ -38,34 +38,35 @@ async fn bind_by<T, F: Future<Output = std::io::Result<T>>>(
     }
 }
 
-/// Linux: EAFNOSUPPORT where the kernel has no IPv6, EADDRNOTAVAIL where it is switched off.
+/// Linux returns EAFNOSUPPORT if the kernel has no IPv6, and EADDRNOTAVAIL if IPv6 is disabled.
 fn has_no_ipv6(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(97 | 99))
 }
 
-/// Connections that are served at once.
+/// Maximum number of connections that are served at the same time.
 const MOST: usize = 256;
-/// And of them from one address, so that one peer cannot take them all.
+/// Maximum number of these connections from one address, so that one peer cannot take them all.
 const MOST_OF_ONE: usize = MOST / 2;
-/// Bytes that are kept of a request's head. 256 connections of both ports take 8 MiB at most.
+/// Maximum size of a request's head in bytes. 256 connections on each of the two ports need at most 8 MiB.
 const HEAD_BYTES: usize = 16 * 1024;
-/// Connections beyond those that are told so at once; whoever comes on top of them is not.
+/// Maximum number of further connections that get a 503 response at the same time. Connections beyond this number get no
+/// response.
 const MOST_REFUSED: usize = 1024;
-/// How long a request's head may take to come, and how long a connection is kept for the next one.
+/// Maximum time until the head of a request has arrived, and maximum idle time between two requests.
 const HEAD: Duration = Duration::from_secs(15);
-/// How long a reader may take nothing of what it was sent.
+/// Maximum time that a client may read nothing of a response.
 const STALLED: Duration = Duration::from_secs(30);
-/// How long somebody who is refused may take to ask.
+/// Maximum time to read the request of a connection that gets a 503 response.
 const REFUSED: Duration = Duration::from_secs(1);
-/// What to wait after accepting has failed: there are too many files open.
+/// Delay after a failed accept, which means that too many files are open.
 const BREATH: Duration = Duration::from_millis(100);
 
-/// Connections of each address.
+/// Number of connections of each address.
 #[derive(Clone, Default)]
 struct Peers(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
 impl Peers {
-    /// One more of this address, unless it has its part already.
+    /// Counts one more connection of the address; `None` if the address is at its limit.
     fn admit(&self, address: IpAddr) -> Option<Peer> {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.entry(address).or_insert(0);
@@ -77,7 +78,7 @@ impl Peers {
     }
 }
 
-/// A connection that is counted.
+/// Connection that is counted.
 struct Peer {
     peers: Peers,
     address: IpAddr,
@@ -108,7 +109,7 @@ pub async fn listen(listener: TcpListener, router: Router) -> std::io::Result<()
         if let Some(turn) = turn {
             let router = router.clone();
             tokio::spawn(async move {
-                // How it ended is the other side's affair.
+                // An error of one connection does not concern the server.
                 let _ = serve(tcp, router).await;
                 drop(turn);
             });
@@ -123,7 +124,7 @@ pub async fn listen(listener: TcpListener, router: Router) -> std::io::Result<()
 
 async fn serve(tcp: TcpStream, router: Router) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     tcp.set_nodelay(true)?;
-    // A reader that takes nothing is left: the system sees that before this program can.
+    // The kernel closes the connection of a client that reads nothing; it notices this before the program can.
     SockRef::from(&tcp).set_tcp_user_timeout(Some(STALLED))?;
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -134,7 +135,7 @@ async fn serve(tcp: TcpStream, router: Router) -> Result<(), Box<dyn std::error:
     Ok(())
 }
 
-/// Says that there are too many. The request is read first: an answer before it would be lost with the connection.
+/// Sends a 503 response. It reads the request first, because a response before the request would be lost with the connection.
 async fn refuse(mut tcp: TcpStream) -> std::io::Result<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") && head.len() < 8192 {
@@ -142,7 +143,7 @@ async fn refuse(mut tcp: TcpStream) -> std::io::Result<()> {
             return Ok(());
         }
     }
-    let body = serde_json::to_string(&Error::Busy("as many connections are open as this server has").refusal())?;
+    let body = serde_json::to_string(&Error::Busy("All connections of this server are in use").refusal())?;
     let answer = format!(
         "HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: {RETRY_AFTER}\r\nconnection: close\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()

@@ -1,7 +1,7 @@
-//! What the operator serves: its metrics and health, its view of connections and policies, and a page over that.
+//! HTTP servers of the operator: metrics and health, the API for connections and policies, and the live page.
 //!
-//! Lives here: routes, their shapes, who may see what, the page. Reads only, but for closing the operator's own idle connections; nothing
-//! in here decides.
+//! This module has the routes, their response types, the authorization and the page. It only reads, except that it can close the
+//! operator's own connections. It makes no decisions.
 
 pub mod answer;
 pub mod connections;
@@ -36,30 +36,30 @@ use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::controller::Context;
 
-/// How long a request may take until its answer begins.
+/// Maximum time until the response to a request begins.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What the routes work with.
+/// State of the routes.
 pub struct Api {
     context: Arc<Context>,
     gate: Gate,
-    /// Streams that may still be opened.
+    /// Permits for streams.
     streams: Arc<Semaphore>,
     since: Instant,
-    /// Tells this process's snapshots from another's.
+    /// Random number that distinguishes the snapshots of this process from those of another.
     life: u64,
 }
 
-/// Serves the page, `/api/connections` and `/api/policies`. `client` is asked who a caller is and what they may see; without one everybody
-/// may see everything, which is for a demonstration on loopback only.
+/// Serves the page, `/api/connections` and `/api/policies`. `client` asks the API server who a caller is and what the caller may
+/// see. Without a client every caller may see everything, which is for a demonstration on loopback only.
 ///
 /// # Errors
-/// Where the listener fails.
+/// The listener fails.
 pub async fn api(listener: TcpListener, context: Arc<Context>, client: Option<Client>) -> std::io::Result<()> {
     listen::listen(listener, router(context, client)).await
 }
 
-/// All routes, for those who bring their own listener.
+/// Returns all routes, for callers with their own listener.
 pub fn router(context: Arc<Context>, client: Option<Client>) -> Router {
     let api = Arc::new(Api {
         context,
@@ -76,16 +76,16 @@ pub fn router(context: Arc<Context>, client: Option<Client>) -> Router {
         .with_state(api)
 }
 
-/// Answers every request in time. A stream has begun by then, and goes on.
+/// Limits the time of every request. A stream has begun by then and continues.
 async fn in_time(request: Request, next: Next) -> Response {
     match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,
-        Err(_) => Error::Unavailable("the request took too long").into_response(),
+        Err(_) => Error::Unavailable("The request took too long").into_response(),
     }
 }
 
-/// Where nobody is asked for a token, a page of another origin must not speak in its reader's name: neither by a form, nor under a host
-/// name of its own that leads here.
+/// Without authentication, a page of another origin must not send requests in the user's name: neither with a form, nor with a
+/// host name of its own that resolves to this server.
 async fn own(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     if api.gate.is_open() && !is_own(request.method(), request.headers()) {
         return Error::Foreign.into_response();
@@ -103,16 +103,16 @@ fn is_own(method: &Method, headers: &HeaderMap) -> bool {
     here && (same || method.is_safe())
 }
 
-/// What a library refuses by itself gets the shape that everything else has; and nothing of it is kept by anybody in between.
+/// Gives errors of the HTTP library the same shape as all other errors, and forbids caching of every response.
 async fn shaped(response: Response<Body>) -> Response {
     let status = response.status();
     let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");
     let mut response = if (status.is_client_error() || status.is_server_error()) && !is_json {
         let error = match status {
             StatusCode::PAYLOAD_TOO_LARGE => Error::TooLarge,
-            StatusCode::NOT_FOUND => Error::NotFound("there is nothing at this path".to_owned()),
+            StatusCode::NOT_FOUND => Error::NotFound("This path does not exist; see /api/openapi.json".to_owned()),
             StatusCode::METHOD_NOT_ALLOWED => Error::MethodNotAllowed,
-            _ => Error::Invalid("the path or the query cannot be read; see /api/openapi.json".to_owned()),
+            _ => Error::Invalid("The path or the query is not valid; see /api/openapi.json".to_owned()),
         };
         error.into_response()
     } else {

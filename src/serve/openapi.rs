@@ -1,4 +1,4 @@
-//! The routes, each declared once: what answers, and what is said of it in `/api/openapi.json`.
+//! Routes, each declared once: the handler, and its description in `/api/openapi.json`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,21 +16,21 @@ use super::{
     connections, policies, stream,
 };
 
-/// One of the routes.
+/// Route of the API.
 struct Route {
     path: &'static str,
-    /// The one method that it answers to.
+    /// HTTP method of the route.
     method: &'static str,
     handler: MethodRouter<Arc<Api>>,
     summary: &'static str,
-    /// What answers with, and which media type.
+    /// Schema of the response.
     schema: fn(&mut SchemaGenerator) -> Json_,
     media: &'static str,
     query: Option<Query>,
     body: Option<fn(&mut SchemaGenerator) -> Json_>,
 }
 
-/// A parameter: its name, its schema, and what it is for.
+/// Query parameter: its name, its schema and its description.
 type Query = fn(&mut SchemaGenerator) -> (&'static str, Json_, &'static str);
 
 fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Json_ {
@@ -43,45 +43,45 @@ fn answers<T: JsonSchema>(path: &'static str, handler: MethodRouter<Arc<Api>>, s
 }
 
 fn streams<T: JsonSchema>(path: &'static str, handler: MethodRouter<Arc<Api>>, summary: &'static str) -> Route {
-    // What each event's data is; OpenAPI has no words for a stream of them.
+    // The description names the schema of each event's data, because OpenAPI cannot describe a stream of events.
     let schema = |generator: &mut SchemaGenerator| {
         generator.subschema_for::<T>();
-        json!({"type": "string", "description": format!("events named snapshot, whose data is a {}; missed and refused", T::schema_name())})
+        let data = T::schema_name();
+        json!({"type": "string", "description": format!(
+            "Server-Sent Events. The data of each event snapshot is a {data}. An event missed has the number of snapshots that were \
+             skipped. An event refused has an ErrorResponse and ends the stream"
+        )})
     };
     Route { path, method: "get", handler, summary, schema, media: "text/event-stream", query: None, body: None }
 }
 
 fn routes() -> Vec<Route> {
-    use connections::{Asked, Destroy, Destroyed, Details, Health, Provider, Spoken, Stats};
-    use policies::{NodeList, Policy, Summary};
+    use connections::{Asked, Destroy, Destroyed, Details, Health, Provider, Providers, Spoken, Stats};
+    use policies::{NodeList, Policy, Summaries};
     vec![
-        answers::<Stats>("/api/connections/stats", get(connections::get_stats), "The operator's own connections, counted"),
+        answers::<Stats>("/api/connections/stats", get(connections::get_stats), "Statistics of the operator's own connections"),
         Route {
             query: Some(|generator| {
                 let _ = generator.subschema_for::<Asked>();
-                (
-                    "protocol",
-                    of::<Spoken>(generator),
-                    "Which of its two protocols is meant; by default the one that was asked more",
-                )
+                ("protocol", of::<Spoken>(generator), "Protocol of the connections; by default the one with more requests")
             }),
-            ..answers::<Provider>("/api/connections/provider/{provider}", get(connections::get_provider), "One provider")
+            ..answers::<Provider>(
+                "/api/connections/provider/{provider}",
+                get(connections::get_provider),
+                "Statistics of one provider",
+            )
         },
-        answers::<Vec<String>>("/api/connections/providers", get(connections::get_providers), "The providers' names"),
-        answers::<Health>(
-            "/api/connections/health",
-            get(connections::get_health),
-            "Whether connections are used as they should be",
-        ),
+        answers::<Providers>("/api/connections/providers", get(connections::get_providers), "Names of the providers"),
+        answers::<Health>("/api/connections/health", get(connections::get_health), "Health of the operator's own connections"),
         answers::<Details>(
             "/api/connections/details",
             get(connections::get_details),
-            "Everything there is to know of the connections",
+            "Details of the operator's own connections",
         ),
         streams::<stream::Connections>(
             "/api/connections/stream",
             get(stream::get_connections),
-            "A snapshot every 2 s, as Server-Sent Events",
+            "Snapshot of the operator's own connections every 2 s, as Server-Sent Events",
         ),
         Route {
             method: "post",
@@ -89,30 +89,34 @@ fn routes() -> Vec<Route> {
             ..answers::<Destroyed>(
                 "/api/connections/destroy/{provider}",
                 post(connections::post_destroy),
-                "Closes idle connections now and active ones when they are done; needs the verb delete on idleconnectionpolicies/connections",
+                "Closes the connections of a provider: idle ones now, active ones after their current request. Requires the verb delete on idleconnectionpolicies/connections",
             )
         },
-        answers::<Vec<Summary>>("/api/policies", get(policies::get_policies), "The policies, each in one line"),
+        answers::<Summaries>("/api/policies", get(policies::get_policies), "Summaries of all policies"),
         Route {
             query: Some(|_| {
-                ("policy", json!({"type": "string", "pattern": "^[^/]+/[^/]+$"}), "One that is wanted in full, as namespace/name")
+                (
+                    "policy",
+                    json!({"type": "string", "pattern": "^[^/]+/[^/]+$"}),
+                    "Policy to include with all details, as namespace/name",
+                )
             }),
             ..streams::<stream::Policies>(
                 "/api/policies/stream",
                 get(stream::get_policies),
-                "A snapshot every 2 s, as Server-Sent Events",
+                "Snapshot of the policies every 2 s, as Server-Sent Events",
             )
         },
-        answers::<Policy>("/api/policies/{namespace}/{name}", get(policies::get_policy), "A policy in full"),
+        answers::<Policy>("/api/policies/{namespace}/{name}", get(policies::get_policy), "One policy with all details"),
         answers::<NodeList>(
             "/api/policies/{namespace}/{name}/nodes",
             get(policies::get_nodes),
-            "A policy's nodes with the three truths of each limit",
+            "Nodes of a policy, with the desired, programmed, in-effect and measured value of each limit",
         ),
     ]
 }
 
-/// What answers to all of them.
+/// Returns the router with all routes.
 pub fn router() -> Router<Arc<Api>> {
     let mut router = Router::new().route("/api/openapi.json", get(get_document));
     for route in routes() {
@@ -120,7 +124,7 @@ pub fn router() -> Router<Arc<Api>> {
     }
     router
         .method_not_allowed_fallback(async || Error::MethodNotAllowed)
-        .fallback(async || Error::NotFound("there is nothing at this path; /api/openapi.json says what there is".to_owned()))
+        .fallback(async || Error::NotFound("This path does not exist; /api/openapi.json lists all paths".to_owned()))
 }
 
 /// GET /api/openapi.json
@@ -128,7 +132,7 @@ async fn get_document(State(_): State<Arc<Api>>) -> Json<Json_> {
     Json(document())
 }
 
-/// The document, made from the types.
+/// Returns the OpenAPI document, generated from the types.
 #[must_use]
 pub fn document() -> Json_ {
     let mut settings = SchemaSettings::draft2020_12();
@@ -153,13 +157,13 @@ pub fn document() -> Json_ {
             |description: &str| json!({"description": description, "content": {"application/json": {"schema": refusal}}});
         let mut responses = json!({
             "200": {"description": route.summary, "content": {(route.media): {"schema": (route.schema)(&mut generator)}}},
-            "401": refused("No token that the API server accepts"),
-            "403": refused("The token's owner may not"),
-            "503": refused("Not now: too many readers, no answer from the API server, or a replica that does not act"),
+            "401": refused("The request has no valid token"),
+            "403": refused("The owner of the token lacks the right"),
+            "503": refused("Not available: too many clients, no answer from the API server, or a standby replica"),
         });
         if named {
-            responses["400"] = refused("What was sent makes no sense");
-            responses["404"] = refused("There is no such thing");
+            responses["400"] = refused("The request is not valid");
+            responses["404"] = refused("The object does not exist");
         }
         let mut operation = json!({
             "operationId": route.path.trim_start_matches("/api/").replace(['/', '{', '}'], "-").replace("--", "-").trim_matches('-'),
@@ -169,7 +173,7 @@ pub fn document() -> Json_ {
         });
         if let Some(body) = route.body {
             operation["requestBody"] = json!({"content": {"application/json": {"schema": body(&mut generator)}}});
-            responses["413"] = refused("The body is larger than any that is expected");
+            responses["413"] = refused("The request body is too large");
         }
         operation["responses"] = responses;
         paths.entry(route.path).or_default().insert(route.method, operation);
@@ -179,18 +183,18 @@ pub fn document() -> Json_ {
         "info": {
             "title": "idleconn-operator",
             "version": env!("CARGO_PKG_VERSION"),
-            "description": "The operator's view of HTTP connections and of the policies that govern them.",
+            "description": "API of idleconn-operator: its own HTTP connections, and the policies for idle connections.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "paths": paths,
         "components": {
             "schemas": plain(json!(generator.take_definitions(true))),
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "A token that the API server accepts"}},
+            "securitySchemes": {"token": {"type": "http", "scheme": "bearer", "description": "Bearer token that the API server accepts"}},
         },
     })
 }
 
-/// Without what Kubernetes alone understands: its `duration` is Go's, and JSON Schema's is ISO 8601's.
+/// Removes what only Kubernetes understands: `duration` is Go's format in Kubernetes, and ISO 8601 in JSON Schema.
 fn plain(mut schema: Json_) -> Json_ {
     match &mut schema {
         Json_::Object(fields) => {

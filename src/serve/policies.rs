@@ -1,4 +1,4 @@
-//! The policies, as the API server has them and as the last samples show them.
+//! Policies, with the status from the API server and the figures of the last samples.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,20 +42,20 @@ use crate::{
     targets,
 };
 
-/// How old a live figure may be before the status's is shown instead (milliseconds).
+/// Age in milliseconds from which a live figure is replaced by that of the status.
 const FRESH: i64 = 120_000;
 
-/// Tasks against their threshold. What could not be counted is absent.
+/// Task count and threshold. Figures that are not known are absent.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Load {
-    /// Tasks; absent where they could not be counted.
+    /// Task count. Absent if it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tasks: Option<u64>,
-    /// Their threshold; likewise.
+    /// Threshold of the task count. Absent if it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<u64>,
-    /// Tasks by threshold; likewise.
+    /// Utilization: the task count in percent of its threshold. Absent if it is not known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pressure_percent: Option<u32>,
 }
@@ -72,54 +72,60 @@ impl From<&Point> for Load {
     }
 }
 
-/// A policy in one line.
+/// Summary of a policy.
 #[derive(Serialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Summary {
-    /// Its namespace.
+    /// Namespace of the policy.
     pub namespace: String,
-    /// Its name.
+    /// Name of the policy.
     pub name: String,
-    /// What kind of server it is about.
+    /// Kind of the target: AIStore, Caddy or ConfigMap.
     pub target: String,
-    /// Enforce, Recommend or Disabled.
+    /// Mode of adaptive control: Enforce, Recommend or Disabled.
     pub mode: String,
-    /// Whether it is suspended.
+    /// Whether the policy is suspended.
     pub suspended: bool,
-    /// Whether it is being deleted.
+    /// Whether the policy is being deleted.
     pub deleting: bool,
-    /// Its conditions.
+    /// Conditions of the policy.
     pub conditions: Vec<Condition>,
-    /// Of the node that counts.
+    /// Figures of the node that decides.
     #[serde(flatten)]
     pub load: Load,
-    /// How far open the limits are: 100 is as declared, 0 the floor.
+    /// Openness of the limits in percent: 100 = as declared, 0 = at the floor. Absent without adaptive control.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub openness_percent: Option<u32>,
-    /// When these figures were taken; absent where they are the status's, which are written only when they matter.
+    /// Time of the live figures. Absent if the figures are those of the status, which the operator writes only after a relevant
+    /// change.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sampled: Option<Time>,
-    /// How many nodes hold the declared limits.
+    /// Number of nodes in each state.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nodes: Option<Nodes>,
-    /// The last decision.
+    /// Last decision of adaptive control.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_decision: Option<Decision>,
-    /// What each change of the limits closes; empty where a change closes no connection.
+    /// Idle connections that each change of the limits closes. Empty if a change closes none.
     pub flushes: Vec<FlushingLimits>,
 }
+
+/// Summaries of policies.
+#[derive(Serialize, JsonSchema, Clone, Debug, PartialEq)]
+#[schemars(rename = "Policies", inline)]
+pub struct Summaries(pub Vec<Summary>);
 
 /// Limits of which each change closes idle connections, whatever the new value is.
 #[derive(Serialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct FlushingLimits {
-    /// The limits, such as `server.idleTimeout`.
+    /// Paths of the limits, such as `server.idleTimeout`.
     pub limits: Vec<String>,
-    /// Which idle connections a change closes.
+    /// Idle connections that a change closes.
     pub closes: Closes,
-    /// How long after a change the server goes on closing them (seconds).
+    /// Time after a change during which the server continues to close connections, in seconds.
     pub settle_seconds: u64,
-    /// The same as a sentence.
+    /// Description of the effect, as a sentence.
     pub message: String,
 }
 
@@ -134,94 +140,95 @@ impl From<Flushes> for FlushingLimits {
     }
 }
 
-/// A condition, as the status has it.
+/// Condition of a policy, from its status.
 #[derive(Serialize, JsonSchema, Clone, Debug, PartialEq)]
 pub struct Condition {
-    /// What it is about.
+    /// Type of the condition, such as Ready.
     #[serde(rename = "type")]
     pub type_: String,
-    /// True, False or Unknown.
+    /// Status of the condition: True, False or Unknown.
     pub status: String,
-    /// Why, in one word.
+    /// Reason for the status, as one word.
     pub reason: String,
-    /// Why, in a sentence.
+    /// Description of the reason and of the fix, as a sentence.
     pub message: String,
-    /// Since when.
+    /// Time of the last change of the status.
     pub since: Time,
 }
 
-/// A policy in full.
+/// Policy with all details.
 #[derive(Serialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Policy {
-    /// In one line.
+    /// Summary of the policy.
     #[serde(flatten)]
     pub summary: Summary,
-    /// The three truths of every limit, of all nodes together.
+    /// Declared, desired, programmed, in-effect and measured value of each limit, for all nodes together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<StatusLimits>,
-    /// Declared fields that the target has no place for.
+    /// Paths of declared limits that the target does not have, or whose value it cannot represent.
     pub unsupported: Vec<String>,
-    /// Nodes that have to be restarted.
+    /// Nodes that use their limits only after a restart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pending_restart: Option<PendingRestart>,
-    /// What would be done, where it may not.
+    /// Change that adaptive control would make if it were allowed to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recommendation: Option<Recommendation>,
-    /// The last decisions, newest first.
+    /// Last decisions of adaptive control, newest first.
     pub history: Vec<Decision>,
-    /// The last rounds of samples, oldest first; empty in a replica that does not act.
+    /// Last rounds of samples, oldest first. Empty in a standby.
     pub trend: Vec<Moment>,
 }
 
-/// How a policy stood after a round of samples.
+/// Figures of a policy after one round of samples.
 #[derive(Serialize, JsonSchema, Clone, Debug, PartialEq)]
+#[schemars(rename = "TrendPoint")]
 #[serde(rename_all = "camelCase")]
 pub struct Moment {
-    /// When.
+    /// Time of the round.
     pub time: Time,
-    /// Of the node that counts.
+    /// Figures of the node that decides.
     #[serde(flatten)]
     pub load: Load,
-    /// How far open the limits were.
+    /// Openness of the limits in percent: 100 = as declared, 0 = at the floor.
     pub openness_percent: u32,
 }
 
-/// The nodes of a policy, as the last pass saw them.
+/// Nodes of a policy, as observed by the last reconciliation.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 pub struct NodeList {
-    /// When they were looked at.
+    /// Time of the observation.
     pub seen: Time,
-    /// Each of them.
+    /// Nodes of the policy.
     pub nodes: Vec<Node>,
 }
 
-/// One node.
+/// Node of a policy.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Node {
-    /// Its name.
+    /// Name of the node.
     pub name: String,
-    /// What is written together with it.
+    /// Unit of the node: the nodes of one unit are written together.
     pub unit: String,
-    /// How far it has come.
+    /// State of the node.
     pub stage: Stage,
-    /// The last error, where there is one.
+    /// Last error of the node. Absent if there is none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// When it was last asked.
+    /// Last figures of the node.
     #[serde(flatten)]
     pub load: Load,
-    /// Why there are no tasks, where they are asked for.
+    /// Reason why the task count is missing. Absent if the task count is known or not collected.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gap: Option<String>,
-    /// What it is to hold.
+    /// Limits that the node should have.
     pub desired: Limits,
-    /// What it stores of these.
+    /// Limits that the node stores.
     pub programmed: Limits,
-    /// What its process is known to use of these.
+    /// Limits that the process of the node is known to use.
     pub in_effect: Limits,
-    /// What its server was measured to do, with `spec.verify`.
+    /// Limits that `spec.verify` measured on the server of the node.
     #[serde(default)]
     pub measured: Limits,
 }
@@ -235,7 +242,7 @@ fn time(millis: i64) -> Time {
     Time(Timestamp::from_millisecond(millis).unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
-/// In one line; `point` is what the last round of samples said, if it is known here.
+/// Returns the summary of a policy. `point` has the figures of the last round of samples, if this replica knows them.
 #[must_use]
 pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, now: Timestamp) -> Summary {
     let status = policy.status.clone().unwrap_or_default();
@@ -276,7 +283,7 @@ pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, now: Timesta
     }
 }
 
-/// In full.
+/// Returns the policy with all details.
 #[must_use]
 pub fn full(policy: &IdleConnectionPolicy, live: Option<&Live>, now: Timestamp) -> Policy {
     let status = policy.status.clone().unwrap_or_default();
@@ -296,7 +303,7 @@ pub fn full(policy: &IdleConnectionPolicy, live: Option<&Live>, now: Timestamp) 
     }
 }
 
-/// The nodes; `samples` is what they last ran, where they are sampled.
+/// Returns the nodes. `samples` has their last task counts, if they are sampled.
 #[must_use]
 pub fn nodes(truths: &[Truths], samples: Option<&BTreeMap<String, NodeSample>>) -> Vec<Node> {
     let each = |truths: &Truths| {
@@ -332,7 +339,7 @@ impl Api {
         self.context.policies.state().iter().filter_map(|policy| PolicyRef::from_obj(&**policy).namespace).collect()
     }
 
-    /// What a caller may see of the policies.
+    /// Returns the policies that the caller may see.
     pub(super) async fn summaries(&self, headers: &HeaderMap) -> Result<Vec<Summary>, Error> {
         let caller = self.gate.caller(headers).await?;
         let sight = self.gate.sight(caller.as_ref(), self.policy_namespaces()).await?;
@@ -353,23 +360,23 @@ impl Api {
         headers: &HeaderMap,
     ) -> Result<(IdleConnectionPolicy, Option<Live>), Error> {
         let caller = self.gate.caller(headers).await?;
-        // Who may not look there is not told either what is there.
+        // The check comes first, so that a caller without the right does not learn which policies exist.
         self.gate.check(caller.as_ref(), Deed::Get, Some(namespace)).await?;
         let reference = PolicyRef::new(name).within(namespace);
         let stored = self.context.policies.get(&reference).ok_or_else(|| {
             let shown = |text: &str| text.chars().take(80).collect::<String>();
             Error::NotFound(format!(
-                "there is no policy {:?} in namespace {:?}; /api/policies lists them",
+                "Policy {:?} not found in namespace {:?}; /api/policies lists the policies",
                 shown(name),
                 shown(namespace)
             ))
         })?;
-        let unreadable = |foreign| Error::NotFound(format!("policy {name:?} is not shown: {foreign}"));
+        let unreadable = |foreign| Error::NotFound(format!("Policy {name:?} cannot be shown: {foreign}"));
         let (policy, _) = StoredPolicy::clone(&stored).read().map_err(unreadable)?;
         Ok((policy, self.context.live.of(&reference)))
     }
 
-    /// A policy in full.
+    /// Policy with all details.
     pub(super) async fn in_full(&self, namespace: &str, name: &str, headers: &HeaderMap) -> Result<Policy, Error> {
         let (policy, live) = self.policy(namespace, name, headers).await?;
         Ok(full(&policy, live.as_ref(), clock::now()))
@@ -377,8 +384,8 @@ impl Api {
 }
 
 /// GET /api/policies
-pub async fn get_policies(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Json<Answer<Vec<Summary>>>, Error> {
-    Ok(Answer::of(api.summaries(&headers).await?))
+pub async fn get_policies(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Json<Answer<Summaries>>, Error> {
+    Ok(Answer::of(Summaries(api.summaries(&headers).await?)))
 }
 
 /// GET /api/policies/{namespace}/{name}
@@ -402,7 +409,7 @@ pub async fn get_nodes(
     }
     let (live, seen) = live
         .and_then(|live| live.seen.map(|seen| (live, seen)))
-        .ok_or(Error::Unavailable("the policy has not been looked at yet"))?;
+        .ok_or(Error::Unavailable("The operator has not observed the nodes of this policy yet"))?;
     let samples = live.samples.as_ref().map(|samples| samples.lock().unwrap_or_else(PoisonError::into_inner).clone());
     Ok(Answer::of(NodeList { seen: Time(seen), nodes: nodes(&live.nodes, samples.as_ref()) }))
 }

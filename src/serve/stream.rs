@@ -1,5 +1,5 @@
-//! Server-Sent Events: a snapshot every 2 s, made when its reader can take it. A reader that is slow misses some and is told how many;
-//! it holds up nobody, for nothing is kept for it.
+//! Server-Sent Events: a snapshot every 2 s, created when the client can receive it. A slow client skips snapshots and learns how
+//! many. It delays no other client, because nothing is buffered for it.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -22,44 +22,46 @@ use super::{
 };
 use crate::clock;
 
-/// Between two snapshots.
+/// Interval between two snapshots.
 const EVERY: Duration = Duration::from_secs(2);
-/// A sign of life in between, so that a reader knows a silent line from a dead one.
+/// Interval of keep-alive comments, with which a client distinguishes a silent connection from a lost one.
 const BEAT: Duration = Duration::from_secs(1);
-/// Streams at once.
+/// Maximum number of open streams.
 pub const MOST: usize = 64;
 
-/// One snapshot of the connections.
+/// Snapshot of the operator's connections.
 #[derive(Serialize, JsonSchema, Debug)]
+#[schemars(rename = "ConnectionsSnapshot")]
 pub struct Connections {
-    /// When.
+    /// Time of the snapshot.
     pub time: Time,
-    /// Everything there is to know of them.
+    /// Details of the connections of all providers.
     #[serde(flatten)]
     pub details: Details,
-    /// Whether they are used as they should be.
+    /// Health of the connections.
     pub health: Health,
 }
 
-/// One snapshot of the policies.
+/// Snapshot of the policies.
 #[derive(Serialize, JsonSchema, Debug)]
+#[schemars(rename = "PoliciesSnapshot")]
 pub struct Policies {
-    /// When.
+    /// Time of the snapshot.
     pub time: Time,
-    /// Whether the replica that answers is the one that acts: the others have no live figures.
+    /// Whether the replica is the leader. A standby has no live figures.
     pub acting: bool,
-    /// Each in one line.
+    /// Summaries of all policies that the caller may see.
     #[serde(rename = "policies")]
     pub all: Vec<Summary>,
-    /// The one that was asked for, in full.
+    /// Requested policy with all details. Absent if none was requested or it does not exist.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<Policy>,
 }
 
-/// Which policy is wanted in full.
+/// Query for a policy with all details.
 #[derive(Deserialize, JsonSchema, Debug, Clone)]
 pub struct Wanted {
-    /// As `namespace/name`.
+    /// Policy as `namespace/name`.
     pub policy: Option<String>,
 }
 
@@ -77,15 +79,15 @@ pub async fn get_policies(
     let wanted = match policy.as_deref().map(|policy| policy.split_once('/')) {
         None => None,
         Some(Some((namespace, name))) => Some((namespace.to_owned(), name.to_owned())),
-        Some(None) => return Err(Error::Invalid("policy is written namespace/name".to_owned())),
+        Some(None) => return Err(Error::Invalid("The parameter policy must be namespace/name".to_owned())),
     };
     start(api, headers, Watched::Policies(wanted)).await
 }
 
-/// What a stream is about.
+/// Content of a stream.
 enum Watched {
     Connections,
-    /// With the one that is wanted in full, by namespace and name.
+    /// Policies, with the namespace and name of the one that is requested with all details.
     Policies(Option<(String, String)>),
 }
 
@@ -104,7 +106,7 @@ impl Watched {
         let policy = match wanted {
             Some((namespace, name)) => match api.in_full(namespace, name, headers).await {
                 Ok(policy) => Some(policy),
-                // It may be gone, or not there yet.
+                // The policy may be deleted, or not exist yet.
                 Err(Error::NotFound(_)) => None,
                 Err(error) => return Err(error),
             },
@@ -117,7 +119,7 @@ impl Watched {
 type Sent = Result<Event, Infallible>;
 
 fn json(snapshot: &impl Serialize) -> String {
-    // Of plain data: it cannot fail.
+    // Serializing plain data cannot fail.
     serde_json::to_string(snapshot).unwrap_or_default()
 }
 
@@ -125,21 +127,21 @@ struct Reader {
     api: Arc<Api>,
     headers: HeaderMap,
     watched: Watched,
-    /// The tick of the last snapshot that was sent.
+    /// Tick of the last snapshot that was sent.
     last: Option<u64>,
-    /// A snapshot that waits until its reader has been told what it missed.
+    /// Snapshot that is sent after the event `missed`.
     held: Option<Event>,
     over: bool,
-    /// One of all streams, and one of the caller's.
+    /// Permits: one of all streams, and one of the caller's streams.
     _places: [OwnedSemaphorePermit; 2],
 }
 
 async fn start(api: Arc<Api>, headers: HeaderMap, watched: Watched) -> Result<Sse<impl Stream<Item = Sent>>, Error> {
-    let busy = Error::Busy("as many streams are open as this server has");
+    let busy = Error::Busy("All streams of this server are in use");
     let caller = api.gate.caller(&headers).await?;
-    let own = api.gate.stream(caller.as_ref()).ok_or(Error::Busy("this caller has as many streams open as one may have"))?;
+    let own = api.gate.stream(caller.as_ref()).ok_or(Error::Busy("This caller has the maximum number of open streams"))?;
     let slot = api.streams.clone().try_acquire_owned().map_err(|_| busy)?;
-    // Whoever may not look is told so, and not by a stream that ends at once.
+    // A caller without the right gets an error response, and not a stream that ends at once.
     watched.snapshot(&api, &headers).await?;
     let last = headers.get("last-event-id").and_then(|id| api.tick_of(id.to_str().ok()?));
     let reader = Reader { api, headers, watched, last, held: None, over: false, _places: [slot, own] };
@@ -164,7 +166,7 @@ impl Reader {
         let event = match self.watched.snapshot(&self.api, &self.headers).await {
             Ok(data) => Event::default().event("snapshot").data(data),
             Err(error) => {
-                // A right that was taken away, or an API server that does not answer: the reader comes again, and is told why not.
+                // The right was revoked, or the API server does not answer. The client reconnects and gets the reason.
                 self.over = true;
                 return Some(Event::default().event("refused").data(json(&error.refusal())));
             }
@@ -182,7 +184,7 @@ impl Reader {
 }
 
 impl Api {
-    /// The number of this moment's snapshot, the same for all readers.
+    /// Returns the number of the current snapshot, which is the same for all clients.
     fn tick(&self) -> u64 {
         self.since.elapsed().as_secs() / EVERY.as_secs()
     }
@@ -191,7 +193,7 @@ impl Api {
         format!("{:x}-{tick}", self.life)
     }
 
-    /// Of a snapshot of this process; another's say nothing.
+    /// Returns the tick of an event id of this process; `None` for an id of another process.
     fn tick_of(&self, id: &str) -> Option<u64> {
         let (life, tick) = id.split_once('-')?;
         let tick = tick.parse().ok().filter(|tick| *tick <= self.tick())?;

@@ -226,7 +226,7 @@ async fn each_sees_what_the_api_server_lets_them_see_and_nothing_of_the_rest() {
     let (_, refused) = api.get(&format!("/api/policies/{theirs}"), Some(&reader)).await;
     let user = format!("system:serviceaccount:{}:reader", one.namespace);
     let sentence = format!(
-        "{user} may not get idleconnectionpolicies in namespace {}; ask who administers the cluster for that right",
+        "User {user:?} cannot get idleconnectionpolicies in namespace {:?}; ask a cluster administrator for this right",
         other.namespace
     );
     assert_eq!(refused["error"]["message"], json!(sentence));

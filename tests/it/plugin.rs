@@ -87,7 +87,7 @@ async fn the_operator_itself_says_what_each_node_has() {
     assert_eq!(list["nodes"][0]["inEffect"]["server"]["idleTimeout"], "4s");
 
     let said = idleconn(&world, &["nodes", "nope", "--operator", &open.address]).await.unwrap_err();
-    assert!(said.contains("there is no policy \"nope\" in namespace"), "{said}");
+    assert!(said.contains("Policy \"nope\" not found in namespace"), "{said}");
     // With a token of the viewer's, and never with the kubeconfig's own.
     let said = idleconn(&world, &["nodes", "gw", "--operator", &gated.address, "--operator-namespace", &world.namespace]).await;
     let said = said.unwrap_err();
@@ -99,7 +99,7 @@ async fn the_operator_itself_says_what_each_node_has() {
     let said = idleconn(&world, &there).await.unwrap_err();
     assert_eq!(
         said,
-        "kubectl idleconn: this replica does not act, and has not looked at any node; ask the one that holds the lease\n"
+        "kubectl idleconn: This replica is a standby and has no data of the nodes; ask the leader, which holds the Lease\n"
     );
     let said = idleconn(&world, &["nodes", "gw", "--operator", "http://127.0.0.1:1"]).await.unwrap_err();
     assert!(said.starts_with("kubectl idleconn: no operator answers at 127.0.0.1:1"), "{said}");
