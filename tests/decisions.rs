@@ -1,6 +1,6 @@
-//! What the loop does and says on every model server, as a person would read it afterwards: tests/golden/loop/.
+//! Decisions and conditions of adaptive control on every model server, as readable text: tests/golden/loop/.
 //!
-//! A change of a rule shows here as a change of a course. `make generate` writes the files; what changed in them is for review.
+//! A changed rule shows here as a changed course. `make generate` writes the files; review the differences.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc, missing_docs)]
 
@@ -29,7 +29,7 @@ fn balanced() -> Adaptive {
     adaptive(Mode::Enforce, Profile::Balanced)
 }
 
-/// One run, told from its beginning to its end.
+/// Course of one run from its start to its end.
 fn course(title: &str, kind: Kind, adaptive: &Adaptive, informed: bool, handover: Option<Handover>) -> String {
     let (declared, floor) = policy();
     let setup = Setup { declared, floor, tuning: Tuning::of(Some(adaptive)), percentile: 95, disturbance: None };

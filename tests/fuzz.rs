@@ -1,8 +1,8 @@
-//! Every reader of what somebody else wrote, under inputs that nobody would write: none panics, and none takes more than 100 ms of CPU time for one
-//! input.
+//! Every parser of foreign input, with random and hostile inputs: no parser panics, and none takes more than 100 ms of CPU time
+//! for one input.
 //!
-//! `IDLECONN_FUZZ` is how many inputs there are in all (by default 100,000 for each reader, of at most 256 bytes); `make fuzz` has a hundred million,
-//! a million of them of 64 KiB. A failure prints the reader, the seed and the beginning of the input.
+//! `IDLECONN_FUZZ` is the total number of inputs (by default 100,000 for each parser, of at most 256 bytes). `make fuzz` uses a
+//! hundred million, a million of them of 64 KiB. A failure prints the parser, the seed and the beginning of the input.
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
@@ -29,17 +29,17 @@ use serde::de::IgnoredAny;
 const EACH: u64 = 100_000;
 const SHORT: usize = 256;
 const LONG: usize = 64 * 1024;
-/// Most CPU time for one input.
+/// Maximum CPU time for one input.
 const MOST: Duration = Duration::from_millis(100);
-/// Inputs that are timed together. What takes too long together is timed one by one.
+/// Number of inputs that are timed together. A batch that takes too long is timed input by input.
 const BATCH: u64 = 64;
 
-/// Something that reads, and what it should be given.
+/// Parser, with material for its inputs.
 struct Reader {
     name: &'static str,
     read: fn(&[u8]),
     seeds: &'static [&'static str],
-    /// Pieces that its format is made of.
+    /// Words of the format.
     words: &'static [&'static str],
 }
 
@@ -244,7 +244,7 @@ fn exposition(input: &[u8]) {
         [Probe::gauge("go_goroutines", Threshold::PerCpu(512.0)), Probe::gauge("x", Threshold::Value(1.0)), Probe::flags()]
     {
         let whole = probe.read(input);
-        // The same in pieces, as a page arrives.
+        // The same page in pieces, as it arrives from the network.
         let mut scan = probe.scan();
         for piece in input.chunks(if input.len() > SHORT { 1024 } else { 1 + input.len() % 37 }) {
             scan.push(piece);
@@ -285,7 +285,7 @@ fn aistore(input: &[u8]) {
 }
 
 fn caddy(input: &[u8]) {
-    // As the target does: what is no JSON is not looked into.
+    // The target does the same: it ignores input that is not JSON.
     let Some(text) = std::str::from_utf8(input).ok().filter(|text| serde_json::from_str::<IgnoredAny>(text).is_ok()) else {
         return;
     };
@@ -338,7 +338,7 @@ fn policies(input: &[u8]) {
     });
 }
 
-/// An input of at most so many bytes: noise, words of the format, or a seed with changes.
+/// Returns an input of at most `most` bytes: noise, words of the format, or a mutated seed.
 fn input(random: &mut fastrand::Rng, reader: &Reader, most: usize) -> Vec<u8> {
     let length = random.usize(0..=most);
     let mut bytes = Vec::with_capacity(length + 32);
@@ -349,7 +349,7 @@ fn input(random: &mut fastrand::Rng, reader: &Reader, most: usize) -> Vec<u8> {
                 bytes.extend(random.choice(reader.words).unwrap().bytes());
             }
         }
-        // One word again and again: what nests, or grows with the square of its length.
+        // One repeated word finds nesting, and time that grows with the square of the length.
         3 => {
             let word = random.choice(reader.words).unwrap();
             bytes.extend(word.bytes().cycle().take(length));
@@ -388,15 +388,15 @@ fn change(random: &mut fastrand::Rng, reader: &Reader, bytes: &mut Vec<u8>) {
     }
 }
 
-/// CPU time of this thread.
+/// Returns the CPU time of this thread.
 fn spent() -> Duration {
     let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
     Duration::from_nanos(text.split_whitespace().next().unwrap().parse().unwrap())
 }
 
-/// Gives a reader so many inputs, and fails where it panics or takes too long.
+/// Runs a parser on `count` inputs, and fails if it panics or takes too long.
 fn fuzz(reader: &Reader, count: u64, most: usize, seed: u64) {
-    // What is made once is made before anything is timed.
+    // Lazily created state is created before the timing starts.
     (reader.read)(reader.seeds[0].as_bytes());
     let mut random = fastrand::Rng::with_seed(seed);
     let mut done = 0;
@@ -423,7 +423,7 @@ fn fuzz(reader: &Reader, count: u64, most: usize, seed: u64) {
     }
 }
 
-/// Of all inputs that `make fuzz` has, one in a hundred is long.
+/// One in a hundred inputs of `make fuzz` is long.
 fn shares() -> (u64, u64) {
     match std::env::var("IDLECONN_FUZZ").ok().and_then(|count| count.parse::<u64>().ok()) {
         None => (EACH, 200),

@@ -1,5 +1,5 @@
-//! The pool at its worst: a thousand providers whose servers refuse, reset, hang, dawdle and lie. In a process of its own, whose open files
-//! and memory are looked at.
+//! The pool under the worst load: a thousand providers whose servers refuse, reset, hang, respond slowly or send nonsense. The
+//! test is a separate process, because it checks the open files and the memory of the process.
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
@@ -19,23 +19,23 @@ use tokio::{
 };
 
 const PROVIDERS: usize = 1_000;
-/// Ten minutes of each provider being asked every ten seconds.
+/// Requests to each provider every ten seconds for ten minutes.
 const ROUNDS: usize = 60;
-/// After these, what a process needs for good has been taken.
+/// Number of rounds after which the process has allocated what it keeps.
 const WARM: usize = 20;
-/// What the allocator may keep beyond that, KiB: thirty bytes for each request would be more. What is in use was the same after each
-/// round, 2.4 MiB (heaptrack).
+/// Memory that the allocator may keep beyond that, in KiB; thirty bytes for each request would be more. The memory in use was the
+/// same after each round, 2.4 MiB (heaptrack).
 const KEPT: usize = 3 * 1024;
 const MAX_SOCKETS: u32 = 2;
-/// Requests of each provider at the same time: more than it has connections.
+/// Concurrent requests to each provider: more than it has connections.
 const AT_ONCE: usize = 3;
-/// Requests of all.
+/// Concurrent requests to all providers together.
 const IN_ALL: usize = 192;
 const PATIENCE: Duration = Duration::from_secs(10);
-/// With those that never answer: each request takes that long.
+/// Timeout of requests to servers that never answer.
 const SHORT: Duration = Duration::from_millis(30);
 
-/// What a server does with who comes.
+/// Behavior of a server.
 #[derive(Clone, Copy)]
 enum Habit {
     Answers,
@@ -49,7 +49,7 @@ enum Habit {
 const HABITS: [Habit; 6] =
     [Habit::Answers, Habit::Resets, Habit::Hangs, Habit::Dawdles, Habit::ClosesAfterwards, Habit::SpeaksNoTls];
 
-/// A server; how many are connected to it, and the most that ever were.
+/// Starts a server. Returns its address, the number of its connections, and the highest such number.
 async fn serve(habit: Habit) -> (String, Arc<AtomicUsize>) {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let scheme = if matches!(habit, Habit::SpeaksNoTls) { "https" } else { "http" };
@@ -85,7 +85,7 @@ async fn act(mut stream: TcpStream, habit: Habit) -> std::io::Result<()> {
                 return stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await;
             }
             Habit::Resets => return socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)),
-            // Until whoever asked has gone.
+            // The server waits until the client has closed the connection.
             Habit::Hangs => while stream.read_buf(&mut asked).await? > 0 {},
             Habit::Dawdles => {
                 stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 1000000\r\n\r\nslow").await?;
@@ -100,7 +100,7 @@ fn open_files() -> usize {
     std::fs::read_dir("/proc/self/fd").unwrap().count()
 }
 
-/// KiB that this process has in memory.
+/// Returns the resident memory of this process in KiB.
 fn resident() -> usize {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
@@ -116,7 +116,7 @@ async fn a_thousand_providers_that_fail_in_every_way_cost_no_more_after_ten_minu
     for habit in HABITS {
         servers.push(serve(habit).await);
     }
-    // One that nobody serves.
+    // Address on which no server listens.
     let refuses = format!("http://{}", TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap());
     let addresses: Vec<String> = servers.iter().map(|(address, _)| address.clone()).chain([refuses]).collect();
     let of = |n: usize| addresses[n % addresses.len()].clone();
@@ -138,7 +138,7 @@ async fn a_thousand_providers_that_fail_in_every_way_cost_no_more_after_ten_minu
             if answer.is_ok() { answered += 1 } else { failed += 1 }
         }
         if round + 1 == WARM || round + 1 == ROUNDS {
-            // What is still open at the servers' ends is not the pool's.
+            // Connections may still be open on the side of the servers; they do not belong to the pool.
             let patience = tokio::time::Instant::now() + Duration::from_secs(20);
             while servers.iter().map(|(_, open)| open.load(Ordering::SeqCst)).sum::<usize>() > idle(&pool) {
                 assert!(tokio::time::Instant::now() < patience, "connections are left open that the pool does not know of");

@@ -1,4 +1,4 @@
-//! What must hold of the loop whatever happens: a million looks at random signals, clocks, pauses and failures.
+//! Invariants of adaptive control: a million evaluations with random signals, clocks, pauses and failures.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc, clippy::cast_precision_loss, missing_docs)]
 
@@ -36,7 +36,7 @@ fn seconds(s: u64) -> Value {
     Value::Duration(Duration::from_secs(s))
 }
 
-/// Limits and floors that the API server would take.
+/// Returns limits and floors that the API server would accept.
 fn limits(random: &mut fastrand::Rng) -> (Settings, Settings) {
     let server = random.u64(6..600);
     let client = random.u64(2..server);
@@ -90,7 +90,7 @@ struct World {
     now: i64,
     jumps: bool,
     pressure: f64,
-    /// Time and openness before and after.
+    /// Time of each decision, with the openness before and after.
     decided: Vec<(i64, u8, u8)>,
 }
 
@@ -190,7 +190,7 @@ impl World {
         };
         let done = plan(&self.state);
         assert_eq!(done, plan(&self.state), "the same, decided twice");
-        // Written down and read back, with what is seen anew carried over, it goes on the same.
+        // After encoding and decoding, with the observed part carried over, the state continues in the same way.
         let resumed = State { watched: self.state.watched.clone(), ..State::decode(&self.state.encode()) };
         assert_eq!(resumed, self.state, "written down and read back");
         assert_eq!(done, plan(&resumed));
@@ -206,7 +206,7 @@ impl World {
             assert!(!missing || (!tightens && self.tuning.fallback_relaxes), "decided blindly");
             self.budget(decision.from, decision.to);
         }
-        // A node that does not take the write, now and then.
+        // Now and then a node does not accept the write.
         let takes = self.random.u8(0..10) != 0;
         for unit in done.units.values().filter(|_| takes) {
             for part in order::parts(&unit.changes, &self.nodes.state.clone()) {
@@ -233,7 +233,7 @@ impl World {
         }
     }
 
-    /// After every single write.
+    /// Checks the invariants after every write.
     fn holds(&self) {
         let now = self.nodes.settings();
         for (knob, value) in &now {
@@ -272,7 +272,7 @@ fn whatever_happens() {
     assert!(decisions > 1000, "the worlds are too quiet: {decisions} decisions");
 }
 
-/// An hour forward or back in the middle of anything decides nothing by itself.
+/// A clock that jumps an hour forward or back at any time does not cause a decision.
 #[test]
 fn a_clock_that_jumps_moves_nothing() {
     for seed in 0..2000 {
@@ -285,7 +285,7 @@ fn a_clock_that_jumps_moves_nothing() {
             let facts = decide::adapt::Facts::undisturbed(&world.declared.settings, &world.floor);
             for pressure in [0.1, 2.0] {
                 let signal = Signal::Fresh(Reading { up: pressure, down: pressure, fresh: 4, expected: 4, ..Reading::default() });
-                // What was due before the jump is due after it; a window that was only running has not ended.
+                // A decision that was due before the jump is due after it. A window that was still running has not ended.
                 let state = State {
                     watched: decide::state::Watched { high_for: 0, low_for: 0, floor_for: 0, ..world.state.watched.clone() },
                     pending: None,

@@ -1,4 +1,4 @@
-//! What a status says in every situation, as people read it: tests/golden/status.txt. `make generate` writes it.
+//! Status in every situation, as readable text: tests/golden/status.txt. `make generate` writes the file.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc, missing_docs)]
 
@@ -29,7 +29,7 @@ use serde_json::json;
 const SERVER: Knob = Knob::ServerIdleTimeout;
 const TOTAL: Knob = Knob::BackendMaxIdleConns;
 
-/// The server's time-out is used at once, the pool's size after a restart.
+/// The timeout of the server takes effect at once, the size of the pool after a restart.
 const TRAITS: Traits =
     Traits { capability: |knob| if matches!(knob, TOTAL) { Capability::AfterRestart } else { Capability::Hot }, ..Traits::PLAIN };
 
@@ -37,7 +37,7 @@ fn seconds(s: u64) -> Value {
     Value::Duration(Duration::from_secs(s))
 }
 
-/// A policy that wants 30 s on three nodes.
+/// Policy that declares 30 s on three nodes.
 #[derive(Clone)]
 struct Scene {
     generation: i64,
@@ -101,7 +101,7 @@ impl Scene {
         (status, notices.iter().map(ToString::to_string).collect())
     }
 
-    /// What the servers of gw-1 and so on do, in seconds; or why that was not measured.
+    /// Sets the measured times of the servers of gw-1 and so on, in seconds, or the reason why they were not measured.
     fn measure(&mut self, outcomes: &[Result<u64, &str>]) {
         let probe = |outcome: &Result<u64, &str>| Probe {
             programmed: Some(Duration::from_secs(30)),
@@ -110,7 +110,7 @@ impl Scene {
         self.probes = Some((1..).zip(outcomes).map(|(n, outcome)| (format!("gw-{n} gw-{n}"), probe(outcome))).collect());
     }
 
-    /// Goes on from what was said before this.
+    /// Continues from the status before the edit.
     fn then(&self, edit: impl FnOnce(&mut Self)) -> Self {
         let mut next = Self { previous: self.report(0).0, ..self.clone() };
         edit(&mut next);
@@ -149,7 +149,8 @@ impl Scene {
         });
     }
 
-    /// The pool's size was changed at 1 s. Of these processes it is known whether they were started with it; of others nothing.
+    /// The size of the pool was changed at 1 s. It is known for these processes whether they started with it; nothing is known
+    /// for others.
     fn pools(&mut self, started: &[(&str, bool)]) {
         let settings = [(SERVER, seconds(30)), (TOTAL, Value::Count(50))];
         self.desire(&settings);

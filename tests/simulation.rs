@@ -1,4 +1,4 @@
-//! The simulation suite: the code that decides, over model servers, many seeds each. Every figure is printed and gated.
+//! Simulation suite: the decision code with model servers, and many seeds for each. Every figure is printed and checked.
 //!
 //! `IDLECONN_GENERATE=1` writes the figures into docs/control-law.md.
 
@@ -24,8 +24,8 @@ fn setup() -> Setup {
     Setup { declared, floor, tuning: Tuning::of(Some(&adaptive)), percentile: 95, disturbance: None }
 }
 
-/// On a server whose writes close all idle connections, also those of pools that the policy leaves alone; `knows` says whether the law is
-/// told so.
+/// Runs on a server whose writes close all idle connections, including pools that the policy does not manage. `knows` says
+/// whether adaptive control knows this.
 fn reloads(kind: Kind, knows: bool) -> Vec<Run> {
     #[allow(clippy::cast_possible_truncation)] // Minutes.
     let longest_idle = (UNMANAGED_IDLE * 1000.0) as i64;
@@ -52,7 +52,7 @@ fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
-/// All seeds of a plant, and the plain rule beside it.
+/// Runs of all seeds of a model, with those of the plain rule for comparison.
 struct Batch {
     runs: Vec<Run>,
     naive: Vec<Summary>,
@@ -110,7 +110,7 @@ impl Batch {
     }
 }
 
-/// Rows that go between two marks of docs/control-law.md, when the tests are asked to write.
+/// Writes rows between two markers of docs/control-law.md if `IDLECONN_GENERATE` is set.
 fn generated(table: &str, key: &str, row: &str) {
     static ROWS: Mutex<BTreeMap<(String, String), String>> = Mutex::new(BTreeMap::new());
     if std::env::var_os("IDLECONN_GENERATE").is_none() {
@@ -179,7 +179,7 @@ fn tasks_that_pools_do_not_hold_are_named_and_the_limits_go_back() {
         let named = batch.ended(&["Ineffective", "PoolsTooSmall"]);
         assert!(named * 100 >= batch.runs.len() * 95, "named in {named} of {}", batch.runs.len());
         for run in &batch.runs {
-            // Back to where it began, or to the last step that did lower the count.
+            // The limits are back at the openness at the start, or at the last step that lowered the task count.
             let helped = run.decisions.iter().rfind(|d| d.verdict.as_deref() == Some("Effective")).map_or(100, |d| d.to_percent);
             let last = run.decisions.last().unwrap();
             assert!(run.summary.final_openness_percent >= helped, "{:#?}", run.decisions);
@@ -223,7 +223,7 @@ fn nothing_moves_the_wrong_way_in_the_dark() {
     }
 }
 
-/// Steps against what was true at that moment: relaxing with hardly room, or tightening with room.
+/// Steps in the wrong direction: a relaxing with hardly any room, or a tightening with room.
 fn wrong(run: &Run) -> Vec<Decided> {
     let truth = |time| run.points.iter().find(|point| point.time == time).map_or(f64::NAN, |point| point.truth);
     run.decisions.iter().filter(|d| if d.tightens() { truth(d.time) < 0.8 } else { truth(d.time) > 0.9 }).cloned().collect()
@@ -240,7 +240,7 @@ fn restarts_and_another_controller_do_not_make_it_swing() {
     }
 }
 
-/// Runs with a step that was judged like this.
+/// Number of runs with a step that got this verdict.
 fn judged(runs: &[Run], verdict: &str) -> usize {
     runs.iter().filter(|run| run.decisions.iter().any(|d| d.verdict.as_deref() == Some(verdict))).count()
 }
@@ -264,7 +264,8 @@ fn a_reload_is_not_taken_for_an_effect() {
         generated("reload", kind.name(), &row);
         let back = told.iter().filter(|run| run.summary.final_openness_percent == 100).count();
         match kind {
-            // Tightening has no lasting effect: it is never claimed, and the limits go back. It is tried again hours later.
+            // Tightening has no lasting effect: adaptive control never claims one, and takes the limits back. It tries again
+            // hours later.
             Kind::Busy | Kind::Leak => {
                 let undone = |run: &&Run| run.decisions.iter().any(|d| d.to_percent == 100);
                 assert_eq!((effective, given_up, told.iter().filter(undone).count()), (0, 40, 40), "{}", kind.name());
@@ -284,8 +285,8 @@ fn a_reload_is_not_taken_for_an_effect() {
     }
 }
 
-/// A new leader goes on from the status and begins to watch: a decision may come later, by up to its own window, and none that goes the
-/// wrong way is added.
+/// A new leader continues from the status and starts to observe. A decision may be delayed by up to the leader's own window, and
+/// no decision in the wrong direction is added.
 #[test]
 fn a_new_leader_decides_later_and_never_the_wrong_way() {
     const GAP: i64 = 60;

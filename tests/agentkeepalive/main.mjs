@@ -1,4 +1,5 @@
-// main.mjs URL REQUESTS AT_ONCE: asks that often over one keep-alive agent with the pool's own settings, and prints how long it took.
+// main.mjs URL REQUESTS AT_ONCE: sends the requests with one keep-alive agent that has the settings of the operator's pool, and
+// prints the time.
 import https from "node:https";
 import { HttpsAgent } from "agentkeepalive";
 

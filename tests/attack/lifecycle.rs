@@ -1,4 +1,4 @@
-//! What a policy is written, told and restored while a node, a tenant or a clock works against it.
+//! Writes, status and restore of a policy while a node, a tenant or a clock interferes.
 
 use std::{
     sync::{
@@ -37,7 +37,7 @@ use crate::support::{
     service::{pod, target},
 };
 
-/// An AIStore that stores what it is given, four seconds after it has been given it.
+/// AIStore that stores each value four seconds after it has received it.
 async fn slow_to_store() -> (String, Arc<Mutex<String>>, Arc<AtomicUsize>) {
     let stored = Arc::new(Mutex::new("6s".to_owned()));
     let begun = Arc::new(AtomicUsize::new(0));
@@ -72,7 +72,7 @@ async fn a_write_that_is_still_under_way_does_not_outlive_the_policy() {
     world.delete("ais").await;
     assert_eq!(begun.load(Ordering::SeqCst), 2, "the restore was written after the write");
     assert_eq!(*stored.lock().unwrap(), "6s");
-    // Longer than any write takes.
+    // The delay is longer than any write.
     tokio::time::sleep(Duration::from_secs(5)).await;
     assert_eq!((stored.lock().unwrap().as_str(), begun.load(Ordering::SeqCst)), ("6s", 2));
 }
@@ -173,7 +173,7 @@ async fn many_selectors_cost_one_watch() {
     for n in 0..40 {
         world.until_condition(&format!("p-{n}"), "Ready", "False", "TargetNotFound").await;
     }
-    // Watches of policies, of the CRD and of pods; a request now and then.
+    // The connections are watches of policies, of the CRD and of pods, and an occasional request.
     eventually("few connections are in use", || async {
         let active =
             operator.metric("idleconn_pool_connections{protocol=\"http\",provider=\"kubernetes\",state=\"active\"}").await;
@@ -212,7 +212,7 @@ async fn a_node_whose_samples_stop_is_asked_no_more_often_for_it() {
         "behavior": {"tightenAfter": "8s"},
     });
     world.apply("gw", &spec).await;
-    // Two samples are in, and the window has less than an interval to go.
+    // Two samples have arrived, and the window ends in less than one interval.
     eventually("it is sampled twice", || async { (asked.load(Ordering::SeqCst) >= 2).then_some(()) }).await;
     broken.store(true, Ordering::SeqCst);
     world.until_condition("gw", "MetricsAvailable", "False", "NoSeries").await;
@@ -256,7 +256,7 @@ async fn an_event_that_somebody_else_made_first_silences_nothing() {
     let world = World::empty("events").await;
     let node = AdminApi::start(typical()).await;
     let policy = world.apply("gw", &caddies([node.address.as_str()])).await;
-    // Every name that the first news can have.
+    // All names that the first Event can have.
     let events = Api::<Event>::namespaced(world.client.clone(), &world.namespace);
     for n in 0..4 {
         for generation in ["None", "Some(1)", "Some(-1)", "Some(0)"] {

@@ -1,9 +1,11 @@
-//! Attacks: what a tenant, a node or anyone who reaches the pod may try. The operator is a process here, and another tenant is always served.
+//! Attacks by a tenant, a node or anyone who can reach the pod. The operator runs as a separate process. Every test checks that
+//! another tenant is still served.
 //!
-//! `make attack` runs these against the static release binary, and then bounds of time and memory are held; a debug build is slower and larger.
+//! `make attack` runs these tests with the static release binary and then also checks the limits of time and memory. A debug
+//! build is slower and larger.
 
 #![allow(clippy::large_futures, clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc, missing_docs)]
-// A program of its own, because it takes all of the machine. What the other tests stand on is not all used here.
+// A separate test program, because it uses the whole machine. It does not use all of the shared test support.
 #![allow(dead_code)]
 
 mod lifecycle;
@@ -35,7 +37,7 @@ use crate::support::{
     operator::{World, endpoints, find},
 };
 
-/// The most memory that the operator may take under attack, MiB.
+/// Maximum memory of the operator under attack, in MiB.
 const MEMORY: u64 = 128;
 
 fn ais(address: &str) -> Json {
@@ -46,12 +48,12 @@ fn caddies<'a>(addresses: impl IntoIterator<Item = &'a str>) -> Json {
     json!({"target": endpoints(addresses), "limits": {"server": {"idleTimeout": "30s"}}})
 }
 
-/// A time that is promised; a debug build on a busy machine gets more.
+/// Returns a promised time. A debug build on a busy machine gets more.
 fn within(seconds: f64) -> Duration {
     Duration::from_secs_f64(if is_released() { seconds } else { seconds * 6.0 })
 }
 
-/// Another tenant's policy is programmed in time.
+/// Checks that the policy of another tenant is programmed in time.
 async fn another_tenant_is_served(world: &World) {
     let node = AdminApi::start(typical()).await;
     let begun = Instant::now();
@@ -132,7 +134,7 @@ async fn slow_clusters_of_many_members_starve_nobody() {
         until_asked(server, 4).await;
     }
     holds(&mut operator, &good).await;
-    // A deletion ends the reading.
+    // A deletion ends the reading of the node.
     evil.delete("evil-0").await;
     let asked = servers[0].asked();
     tokio::time::sleep(Duration::from_secs(4)).await;
@@ -181,7 +183,7 @@ async fn a_slow_node_is_programmed_and_its_policy_does_not_spin() {
         assert!(node.reads() <= fast + 2, "{millis} ms: read {} times, the fast one {fast} times", node.reads());
         assert_eq!(node.writes(), 1, "{millis} ms");
     }
-    // One pass each interval of 5 s, spread by a tenth.
+    // One reconciliation in each interval of 5 s, with a jitter of a tenth.
     let before: Vec<_> = nodes.iter().map(|(_, node)| node.reads()).collect();
     tokio::time::sleep(Duration::from_secs(16)).await;
     for ((millis, node), before) in nodes.iter().zip(before) {
@@ -194,7 +196,7 @@ async fn a_policy_that_vanished_while_nothing_was_watched_holds_up_no_younger_on
     let (a, b) = (World::empty("ghost").await, World::empty("young").await);
     let way = Interrupted::start(&a).await;
     let _operator = Process::start_at(&[&a, &b], &[], &way.kubeconfig).await;
-    // Two overrides for one node: such a policy has no finalizer, and can go at any moment.
+    // Two overrides for one node: such a policy has no finalizer and can disappear at any moment.
     let node = AdminApi::start(typical()).await;
     let mut old = caddies([node.address.as_str()]);
     let one = |name: &str, idle: &str| json!({"name": name, "nodes": ["x"], "limits": {"server": {"idleTimeout": idle}}});
@@ -211,7 +213,7 @@ async fn a_policy_that_vanished_while_nothing_was_watched_holds_up_no_younger_on
     way.cut();
     a.policies().delete("old", &kube::api::DeleteParams::default()).await.unwrap();
     way.mend().await;
-    // By then the old policy would have been visited once more, and found to be gone.
+    // By then the operator would have reconciled the old policy once more and found that it is gone.
     tokio::time::sleep(Duration::from_secs(7)).await;
     let asked = young.reads();
     let edited = Instant::now();
@@ -334,7 +336,7 @@ async fn a_uuid_from_another_namespace_takes_nothing_and_poisons_nothing() {
     let operator = Process::start(&[&evil, &good], &[]).await;
     let real = Ais::start().await;
     let uuid = real.cluster().uuid.clone();
-    // The older policy is the attacker's, on a server that says the victim's uuid and a poisonous original.
+    // The older policy belongs to the attacker. Its server reports the uuid of the victim and a poisonous original value.
     let fake = Hostile::start(Arc::new({
         let script = aistore(&uuid, 1, Duration::ZERO, "10s", "1");
         move |path| {

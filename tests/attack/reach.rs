@@ -1,5 +1,5 @@
-//! Addresses: whatever a policy, a node, an `EndpointSlice` or a saved original names, the operator connects to nothing that is not the namespace's
-//! own or listed by an administrator.
+//! Addresses: the operator connects only to addresses of the policy's namespace and to those that an administrator lists,
+//! whatever a policy, a node, an `EndpointSlice` or a saved original names.
 
 use std::{
     net::IpAddr,
@@ -29,13 +29,13 @@ fn host(address: &str) -> &str {
     address.trim_start_matches("http://").split(':').next().unwrap()
 }
 
-/// The operator, and only these servers' addresses are listed.
+/// Starts the operator with only these servers in its list of allowed addresses.
 async fn listing(worlds: &[&World], addresses: &[&str]) -> Process {
     let listed: Vec<_> = addresses.iter().map(|address| host(address)).collect();
     Process::start(worlds, &[("IDLECONN_ALLOW_ENDPOINTS", &listed.join(","))]).await
 }
 
-/// A pod that runs at this address.
+/// Creates a pod that runs at this address.
 async fn pod(world: &World, name: &str, ip: &str) {
     let pods = Api::<Pod>::namespaced(world.client.clone(), &world.namespace);
     let pod = json!({"metadata": {"name": name, "labels": {"app": name}}, "spec": {"containers": [{"name": "c", "image": "c"}]}});
@@ -64,7 +64,8 @@ async fn a_forged_original_sends_the_operator_nowhere() {
     world.apply("gw", &spec).await;
     world.until_programmed("gw").await;
     drop(operator);
-    // Whoever may write ControllerRevisions writes one: a unit at the victim's address, under each kind of name that a unit can have.
+    // A tenant with the right to write a ControllerRevision saves a unit at the address of the victim, with each kind of name
+    // that a unit can have.
     let pod_id = format!("pod/00000000-0000-0000-0000-000000000000:{}", victim.address.rsplit_once(':').unwrap().1);
     let target = serde_json::to_value(&world.get("gw").await.spec.target).unwrap();
     let saved =
@@ -97,7 +98,7 @@ async fn an_endpoint_slice_leads_only_to_pods_of_the_namespace() {
             "endpoints": [{"addresses": [address], "targetRef": {"kind": "Pod", "name": pod, "uid": "u", "namespace": world.namespace}}],
         })
     };
-    // Another tenant's, by an address of TEST-NET-1, in the name of a pod that is there.
+    // Address of another tenant (TEST-NET-1), with the name of an existing pod.
     pod(&world, "own", "192.0.2.7").await;
     create(&world, "discovery.k8s.io", "v1", "EndpointSlice", &slice("own", "192.0.2.7", "own")).await;
     let spec = json!({"target": {"type": "Caddy", "caddy": {"service": {"name": "gw", "port": 2019}}}, "limits": {"server": {"idleTimeout": "30s"}}});
@@ -113,12 +114,12 @@ async fn an_endpoint_slice_leads_only_to_pods_of_the_namespace() {
     assert!(message.contains("192.0.2.9:2019") && message.contains("--allow-endpoints"), "{message}");
 }
 
-/// A cluster of one node, whose metrics are at this address by the cluster's word.
+/// Cluster of one node. The cluster reports this address for the metrics of the node.
 pub fn naming(metrics: &str) -> Script {
     running(metrics, "")
 }
 
-/// The same; the node says that it runs in this pod.
+/// The same cluster; the node reports that it runs in this pod.
 fn running(metrics: &str, pod: &str) -> Script {
     let status = json!({"tracker": {"up.ns.time": 1}, "k8s_pod_name": pod}).to_string();
     let map = json!({
@@ -149,7 +150,7 @@ pub fn sampled(address: &str) -> Json {
     spec
 }
 
-/// A page of metrics; which paths it was asked for.
+/// Starts a metrics page, and records the requested paths.
 async fn page() -> (Hostile, Arc<Mutex<Vec<String>>>) {
     let paths = Arc::<Mutex<Vec<String>>>::default();
     let seen = paths.clone();
@@ -172,7 +173,7 @@ async fn an_address_in_a_cluster_map_is_a_pods_for_as_long_as_the_pod_is_there_a
     assert!(paths.lock().unwrap().iter().all(|path| path == "/metrics"), "{:?}", paths.lock().unwrap());
     let pods = Api::<Pod>::namespaced(world.client.clone(), &world.namespace);
     pods.delete("node", &DeleteParams::default().grace_period(0)).await.unwrap();
-    // Its address may be anybody's from now on.
+    // From now on the address may belong to another pod.
     world.until_condition("ais", "MetricsAvailable", "False", "BelowQuorum").await;
     let asked = node.asked();
     tokio::time::sleep(Duration::from_secs(4)).await;
@@ -199,7 +200,7 @@ async fn an_address_of_a_host_is_a_pods_only_at_a_port_that_the_pod_publishes() 
             pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
         }
     };
-    // A pod on the same host, at another port: the kubelet's would be one.
+    // Pod on the same host with another port, such as that of the kubelet.
     run("neighbour", port ^ 1).await;
     world.apply("ais", &sampled(&cluster.address)).await;
     let status = world.until_condition("ais", "MetricsAvailable", "False", "BelowQuorum").await;
@@ -254,8 +255,8 @@ async fn a_node_with_an_ipv6_address_is_sampled() {
     task.abort();
 }
 
-/// What an administrator lists, and what a policy may therefore not reach: other hosts, this host, its links, clouds' metadata services, and each in
-/// every spelling that some parser takes for an address.
+/// Endpoints that a policy must not reach, because no administrator lists them: other hosts, this host, its link-local addresses
+/// and the metadata services of clouds, each in every spelling that some parser accepts as an address.
 const BARRED: [&str; 70] = [
     "http://127.0.0.1",
     "http://127.0.0.1:8081",
@@ -344,7 +345,8 @@ async fn no_spelling_reaches_what_is_not_listed() {
     }
     assert!(listed.parse::<AllowList>().unwrap().check("http://198.51.100.7:2019").is_ok());
 
-    // The same by the whole way: the API server takes the spelling or not, and a policy that is taken is refused in its status.
+    // The same check end to end: the API server accepts or refuses the spelling, and the operator refuses an accepted policy in
+    // its status.
     let world = World::empty("barred").await;
     let _operator = Process::start(&[&world], &[("IDLECONN_ALLOW_ENDPOINTS", listed)]).await;
     let mut taken = 0;

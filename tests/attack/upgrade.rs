@@ -1,4 +1,4 @@
-//! An upgrade of the operator with live policies: the former program is at work, and this one takes over.
+//! Upgrade of the operator with live policies: the previous version runs, and this version takes over.
 
 use kube::api::{DeleteParams, Patch, PatchParams};
 use serde_json::{Value as Json, json};
@@ -14,7 +14,8 @@ use crate::support::{
     operator::{World, restless},
 };
 
-/// What a node and the API server hold of a policy, but for times, and for the hash in the names of places, which the former version has not.
+/// Returns the openness of a policy and its saved originals, without the hash in the paths, which the previous version does not
+/// have.
 async fn held(world: &World, name: &str) -> (Option<u32>, Json) {
     let (units, _) = world.originals(name).await;
     let plain = |site: &String| match (site.find('['), site.find(']')) {
@@ -43,7 +44,7 @@ async fn an_upgrade_writes_to_no_node_and_keeps_openness_and_originals() {
         world.until_programmed(name).await;
     }
     world.until("busy", "tightened", |status| status.openness_percent.is_some_and(|openness| openness < 100)).await;
-    // It stays there: what the loop would do next is not what this is about.
+    // The policy is paused, because this test does not cover further decisions of adaptive control.
     let pause = Patch::Merge(json!({"metadata": {"annotations": {"idleconn.io/paused": "true"}}}));
     world.policies().patch("busy", &PatchParams::default(), &pause).await.unwrap();
     world.until_condition("busy", "Limited", "True", "Paused").await;
@@ -62,7 +63,7 @@ async fn an_upgrade_writes_to_no_node_and_keeps_openness_and_originals() {
     drop(before);
     let (reads, asked) = ((plain.reads(), busy.reads()), cluster.gets());
     let _after = Process::start(&[&world], &[]).await;
-    // Three passes of each.
+    // Each policy is reconciled three times.
     eventually("all have been looked at", || async {
         (plain.reads() >= reads.0 + 3 && busy.reads() >= reads.1 + 3 && cluster.gets() >= asked + 3).then_some(())
     })

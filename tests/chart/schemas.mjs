@@ -1,4 +1,5 @@
-// schemas.mjs OUT < list of "PATH JSON" lines: the API server's own OpenAPI v3 documents as JSON schemas, one file a kind, for kubeconform.
+// schemas.mjs OUT < list of "PATH JSON" lines: converts the OpenAPI v3 documents of the API server to JSON schemas for
+// kubeconform, one file for each kind.
 import { createInterface } from "node:readline";
 import { writeFileSync } from "node:fs";
 
@@ -11,7 +12,7 @@ for await (const line of createInterface({ input: process.stdin, crlfDelay: Infi
     for (const { group, version, kind } of schema["x-kubernetes-group-version-kind"] ?? []) {
       if (kind.endsWith("List") || kind.endsWith("Options") || kind === "WatchEvent" || kind === "Status") continue;
       const name = [kind.toLowerCase(), group.split(".")[0], version].filter(Boolean).join("-");
-      // The whole document comes along: references lead into it.
+      // The file contains the whole document, because references point into it.
       writeFileSync(`${out}/${name}.json`, JSON.stringify(strict({ ...schema, components })));
       count += 1;
     }
@@ -19,7 +20,7 @@ for await (const line of createInterface({ input: process.stdin, crlfDelay: Infi
 }
 console.error(`${count} schemas`);
 
-// A field that there is none of is a mistake, as `kubectl apply --validate=strict` has it.
+// An unknown field is an error, as with `kubectl apply --validate=strict`.
 function strict(node) {
   if (Array.isArray(node)) return node.map(strict);
   if (node === null || typeof node !== "object") return node;

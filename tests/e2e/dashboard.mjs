@@ -1,5 +1,5 @@
-// dashboard.mjs PROMETHEUS DASHBOARD.json: asks a Prometheus that has scraped the operator every query of the dashboard, and whether its rules are in
-// order. A query that finds nothing is a panel that shows nothing.
+// dashboard.mjs PROMETHEUS DASHBOARD.json: runs every query of the dashboard on a Prometheus that has scraped the operator, and
+// checks its rules. A query without a result means an empty panel.
 import { readFileSync } from "node:fs";
 
 const [prometheus, path] = process.argv.slice(2);
@@ -13,7 +13,7 @@ const dashboard = JSON.parse(readFileSync(path, "utf8"));
 let queries = 0;
 for (const panel of dashboard.panels) {
   for (const { expr } of panel.targets ?? []) {
-    // As Grafana puts them in, with everything selected.
+    // The variables are replaced as in Grafana with everything selected.
     const query = expr.replaceAll("$namespace", ".*").replaceAll("$policy", ".*").replaceAll("$__rate_interval", "1m");
     if (query.includes("$")) wrong.push(`${panel.title}: a variable that is not known here: ${query}`);
     const { result } = await ask(`query?query=${encodeURIComponent(query)}`);

@@ -1,8 +1,8 @@
-// privileges.mjs AUDIT-LOG ROLES.json USER: holds what was asked of the API server against what may be asked.
-// Fails where a right was neither used nor is documented here, and where something was asked without the right.
+// privileges.mjs AUDIT-LOG ROLES.json USER: compares the requests to the API server with the granted rights. Fails if a right was
+// neither used nor is documented here, and if a request had no right.
 import { readFileSync } from "node:fs";
 
-// Rights that this run has no occasion to use. docs/security.md has the same table.
+// Rights that this run does not use. docs/security.md has the same table.
 const documented = new Map([
   ["create coordination.k8s.io/leases", "the chart brings the Lease; it is made anew where somebody deleted it"],
   ["create /configmaps", "a patch that makes the object; the log calls it a patch"],
@@ -37,7 +37,7 @@ for (const role of JSON.parse(readFileSync(roles, "utf8")).items) {
 for (const right of [...granted].sort()) console.log(`${String(used.get(right) ?? 0).padStart(6)} × ${right}${used.has(right) ? "" : `: ${documented.get(right) ?? "NEVER USED"}`}`);
 const idle = [...granted].filter((right) => !used.has(right) && !documented.has(right));
 const stale = [...documented.keys()].filter((right) => !granted.has(right));
-// A namespace that is being deleted takes nothing new: that is no missing right.
+// A namespace that is being deleted accepts no new objects; that is not a missing right.
 const missing = refused.filter((said) => !said.includes("because it is being terminated"));
 for (const [what, list] of [["granted and never used", idle], ["documented and not granted", stale], ["asked for without the right", missing]]) {
   if (list.length > 0) {

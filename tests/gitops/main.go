@@ -1,4 +1,5 @@
-// Gitops says what kstatus (Flux, kpt, Argo CD's sync waves) and Argo CD's health check make of objects: KSTATUS and HEALTH, one line each.
+// Gitops prints the status of objects by kstatus (Flux, kpt, Argo CD's sync waves) and by Argo CD's health check: KSTATUS and
+// HEALTH, one line for each object.
 //
 //	gitops -health health.lua < objects.yaml
 package main
@@ -46,7 +47,7 @@ func tell(in io.Reader, out io.Writer, script string) error {
 	return nil
 }
 
-// read takes documents, and what is in lists.
+// read returns the documents, and the items of lists.
 func read(in io.Reader) ([]*unstructured.Unstructured, error) {
 	var objects []*unstructured.Unstructured
 	decoder := yaml.NewYAMLOrJSONDecoder(in, 4096)
@@ -90,8 +91,8 @@ func verdicts(object *unstructured.Unstructured, script string) (string, error) 
 	return fmt.Sprintf("kstatus %s, health %s", computed.Status, health), nil
 }
 
-// argo runs the check as Argo CD does: the object is the global obj, and a table with status and message comes back. Argo CD opens no more
-// than these libraries either.
+// argo runs the check as Argo CD does: the object is the global obj, and the script returns a table with status and message. Argo
+// CD opens only these libraries too.
 func argo(object *unstructured.Unstructured, script string) (string, error) {
 	state := lua.NewState(lua.Options{SkipOpenLibs: true})
 	defer state.Close()

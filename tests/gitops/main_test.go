@@ -10,7 +10,7 @@ import (
 
 type condition struct{ Type, Status, Reason, Message string }
 
-// A status as the operator writes it, see docs/status.md.
+// policy returns a policy with a status as the operator writes it, see docs/status.md.
 func policy(generation, observed int64, deleted bool, conditions ...condition) string {
 	metadata := map[string]any{"name": "gw", "namespace": "shop", "generation": generation}
 	if deleted {

@@ -1,10 +1,11 @@
-//! Files that people read, held to what the code says. `make generate` writes them; what changed in them is for review.
+//! Golden files: readable files that are compared with the output of the code. `make generate` writes them; review the
+//! differences.
 
 use std::{fs, path::Path};
 
-/// Holds a file, by its path from the repository's root, to a text.
+/// Compares a file, given by its path from the root of the repository, with a text.
 pub fn check(path: &str, text: &str) {
-    // Run from tests/pure as well.
+    // tests/pure also runs this function.
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().find(|path| path.join("tests/golden").is_dir()).unwrap();
     let at = root.join(path);
     if std::env::var_os("IDLECONN_GENERATE").is_some() {

@@ -1,4 +1,4 @@
-//! The loop on real servers: it tightens, measures whether that helped, and relaxes; or says that it did not help.
+//! Adaptive control on real servers: it tightens, measures the effect and relaxes, or reports that tightening did not help.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::support::{
     operator::{World, endpoints, find},
 };
 
-/// A web server that answers by itself, and one that passes on to something silent.
+/// Starts a Caddy that answers itself, or that proxies to a silent upstream.
 async fn gateway(silent: Option<SocketAddr>) -> (Caddy, SocketAddr) {
     let handler = silent.map_or_else(
         || json!({"handler": "static_response", "body": "hello"}),
@@ -23,7 +23,7 @@ async fn gateway(silent: Option<SocketAddr>) -> (Caddy, SocketAddr) {
     (caddy, listen)
 }
 
-/// A policy whose windows are as short as they can be.
+/// Policy with the shortest possible windows.
 fn policy(caddy: &Caddy, mode: &str, threshold: u32, limit: &str, floor: &str) -> Json {
     json!({
         "target": endpoints([caddy.admin().as_str()]),
@@ -58,7 +58,7 @@ async fn idle_connections_are_tightened_away_and_the_limits_come_back_when_they_
     world.until_condition("gw", "HighTaskCount", "True", "OverThreshold").await;
     let status = world.until("gw", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
     assert_eq!(find(&status, "Ready").unwrap().status, "True", "tightening never touches Ready");
-    // What is desired, what is stored, and what the process does are three things; here they become one.
+    // The desired, programmed and in-effect values differ at first; here they become the same.
     let status = world
         .until("gw", "the desired limits are stored", |s| {
             let limits = s.limits.as_ref().unwrap();
@@ -95,7 +95,8 @@ async fn requests_in_flight_are_not_idle_connections_which_is_named_and_taken_ba
     let _clients = Clients::start(listen, 300, 0);
     eventually("requests are in flight", || async { (tasks(&caddy).await > 600.0).then_some(()) }).await;
     let mut spec = policy(&caddy, "Enforce", 500, "2s", "500ms");
-    // A verdict waits for the connections of every pool, also of those that the policy leaves alone: two minutes by default.
+    // A verdict waits until the connections of every pool are gone, including pools that the policy does not manage: two minutes
+    // by default.
     spec["limits"]["backend"] = json!({"idleConnTimeout": "2s"});
     world.apply("gw", &spec).await;
     world.until("gw", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
@@ -110,7 +111,7 @@ async fn requests_in_flight_are_not_idle_connections_which_is_named_and_taken_ba
     caddy.shows("/web/idle_timeout", &json!("2s")).await;
     let note = world.until_event("gw", "Ineffective").await;
     assert!(note.contains("look elsewhere than at idle connections"), "{note}");
-    // Locked out: there are still too many, for longer than every window, and nothing moves.
+    // Tightening is locked: the task count stays above the threshold for longer than every window, and the limits do not change.
     assert!(status.control.unwrap().adaptation.unwrap().contains(" k"), "no lock-out is remembered");
     let before = world.status("gw").await.history;
     tokio::time::sleep(std::time::Duration::from_secs(4)).await;
@@ -122,7 +123,7 @@ async fn requests_in_flight_are_not_idle_connections_which_is_named_and_taken_ba
 async fn what_a_reload_closes_is_not_credited_to_a_limit_that_no_connection_reaches() {
     let world = World::new("busy").await;
     let (caddy, listen) = gateway(None).await;
-    // None of these connections is ever idle for as long as any of the limits.
+    // No connection is ever idle for as long as one of the limits.
     let _clients = Busy::start(listen, 400, Duration::from_millis(300));
     eventually("400 clients are served", || async { (tasks(&caddy).await > 400.0).then_some(()) }).await;
     world.apply("gw", &policy(&caddy, "Enforce", 300, "4s", "1s")).await;
@@ -142,11 +143,11 @@ async fn on_aistore_nothing_is_credited_before_a_restart_nor_to_it() {
     let ais = Ais::start().await;
     let load = Load { other: 200.0, arrivals: 150.0, fill: 2.0 };
     ais.load(load);
-    // Pools that can hold that many.
+    // The pools can hold that many connections.
     ais.set_http("idle_conns", &json!(4096));
     ais.set_http("idle_conns_per_host", &json!(128));
     let nodes = ["proxy-p0", "proxy-p1", "target-t0", "target-t1", "target-t2"];
-    // A process is started from its own file, which has them after its first start.
+    // A process starts with the limits of its own file, which has these limits after the first start.
     for node in nodes.into_iter().chain(nodes) {
         ais.restart(node);
     }
@@ -167,10 +168,10 @@ async fn on_aistore_nothing_is_credited_before_a_restart_nor_to_it() {
         )
         .await;
     world.until_programmed("ais").await;
-    // The first step waits for what is declared to be in effect.
+    // The first step waits until the declared limits are in effect.
     world.until_condition("ais", "Limited", "True", "RestartForbidden").await;
     assert_eq!(world.status("ais").await.openness_percent, Some(100));
-    // The life before: young when the operator first sees it, and full soon after.
+    // The first process is young when the operator first observes it, and its pools are full soon after.
     for node in nodes {
         ais.restart(node);
     }
@@ -183,7 +184,7 @@ async fn on_aistore_nothing_is_credited_before_a_restart_nor_to_it() {
     assert_eq!(status.history.len(), 1, "nothing more is decided as long as the first is not in effect");
     world.until_condition("ais", "InEffect", "False", "RestartRequired").await;
 
-    // A restart empties the pools; that is its own doing. Judged is what the nodes run when they are as old as they were.
+    // A restart empties the pools, which is not an effect of the limits. The verdict compares the task counts at the same uptime.
     ais.load(Load { arrivals: 50.0, ..load });
     for node in nodes {
         ais.restart(node);
@@ -206,7 +207,7 @@ async fn what_aistores_pools_cannot_hold_is_not_looked_for_in_them() {
             "behavior": {"tightenAfter": "1s", "relaxAfter": "1h"},
         },
     });
-    // Five nodes with 32 connections to each other at most: 1,536 goroutines.
+    // Five nodes with at most 32 connections to each other: 1,536 goroutines.
     ais.load(Load { other: 12_000.0, ..Load::default() });
     world.apply("ais", &policy).await;
     let status = world.until_condition("ais", "Limited", "True", "PoolsTooSmall").await;
@@ -217,7 +218,7 @@ async fn what_aistores_pools_cannot_hold_is_not_looked_for_in_them() {
     assert_eq!(ais.puts(), puts, "nothing is written that could not help");
 }
 
-/// A cluster of one proxy and three targets whose processes use what is declared, and which is watched.
+/// Starts a cluster of one proxy and three targets whose processes use the declared limits, and waits for its metrics.
 async fn four_nodes(world: &World, limits: Json, signal: &Json, relax_after: &str) -> Ais {
     let ais = Ais::start().await;
     ais.leave("proxy-p1");
@@ -234,7 +235,7 @@ async fn four_nodes(world: &World, limits: Json, signal: &Json, relax_after: &st
     });
     world.apply("ais", &spec).await;
     world.until_programmed("ais").await;
-    // They were seen to store it, and start with it.
+    // The operator has observed that the nodes store the limits, and the nodes start with them.
     world.until("ais", "watched", |s| find(s, "MetricsAvailable").is_some_and(|c| c.status == "True")).await;
     for node in ["proxy-p0", "target-t0", "target-t1", "target-t2"] {
         ais.restart(node);
@@ -247,8 +248,8 @@ async fn four_nodes(world: &World, limits: Json, signal: &Json, relax_after: &st
 async fn three_thousand_connections_of_clients_are_not_taken_for_pools() {
     let counted = json!({"source": "Nodes", "interval": "1s"});
     let alerts = json!({"source": "StateFlags", "interval": "1s"});
-    // Of a target: over two transports per-host connections to each of three others, two goroutines each; as many from them, one
-    // each; and those that the proxy passes on.
+    // Goroutines of a target: two transports with per-host connections to each of three other nodes, two goroutines for each
+    // connection; as many connections from the other nodes, one goroutine for each; and the connections that the proxy forwards.
     for (name, per_host, signal, numbers) in [
         ("counted", 100, &counted, "at most 1900 of 3016 tasks (63%) on target-t1"),
         ("alerts", 32, &alerts, "at most 608 of at least 2048 tasks (30%) on target-t1"),
@@ -286,7 +287,7 @@ async fn a_step_that_waits_for_a_restart_is_taken_back_when_the_load_is_gone() {
     let reasons: Vec<_> = status.history.iter().map(|step| (step.to_percent, step.reason.as_str())).collect();
     assert_eq!(reasons[0], (100, "the task count fell before the last step was in effect"), "{reasons:?}");
     assert_eq!((reasons.len(), status.history[1].verdict.as_deref()), (2, Some("Inconclusive")));
-    // The processes have used the declared limits all along: nothing waits for a restart.
+    // The processes use the declared limits from the start, so no restart is pending.
     world.until_condition("ais", "InEffect", "True", "InEffect").await;
     assert_eq!(world.status("ais").await.pending_restart, None);
 }
@@ -295,7 +296,7 @@ async fn a_step_that_waits_for_a_restart_is_taken_back_when_the_load_is_gone() {
 async fn aistores_own_alerts_are_what_its_policies_go_by() {
     let world = World::new("flags").await;
     let ais = Ais::start().await;
-    // 2 CPUs each: from 1,024 goroutines on a node is yellow.
+    // Each node has 2 CPUs, so it is yellow from 1,024 goroutines on.
     let load = |other| ais.load(Load { other, ..Load::default() });
     load(200.0);
     let policy = json!({
@@ -407,7 +408,7 @@ async fn a_floor_above_what_the_target_makes_of_a_preset_is_refused_in_the_statu
     assert_eq!(ais.puts(), 0);
 }
 
-/// A real Prometheus that scrapes a real Caddy. Ends with the test.
+/// Real Prometheus that scrapes a real Caddy. It ends with the test.
 struct Prometheus {
     address: String,
     folder: std::path::PathBuf,
@@ -482,7 +483,7 @@ async fn a_prometheus_query_or_an_alert_of_it_is_a_source_too() {
             .await;
         assert_eq!((status.openness_percent, status.tasks), (Some(100), None), "{text}");
     }
-    // The alert as one number: 1 while it fires, 0 while it does not.
+    // The query converts the alert to a number: 1 while it fires, 0 otherwise.
     world.apply("gw", &query("max(ALERTS{alertname=\"TooMany\",alertstate=\"firing\"}) or vector(0)", 1)).await;
     world.until_condition("gw", "HighTaskCount", "False", "UnderThreshold").await;
     let clients = Clients::start(listen, 800, 200);

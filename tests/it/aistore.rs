@@ -1,4 +1,4 @@
-//! The target `aistore`, against a stand-in that is held to recordings.
+//! The target `aistore`, with a fake that is checked against recorded responses.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -34,7 +34,7 @@ async fn all_fields_go_in_one_put_and_only_where_something_differs() {
         (ais.http("idle_conn_time"), ais.http("idle_conns"), ais.http("idle_conns_per_host")),
         ("20s".into(), 2000.into(), 100.into())
     );
-    // Stored as 1m by the server: the same time in another spelling is no difference.
+    // The server stores 1m: the same time in another spelling is no difference.
     assert_eq!(ais.http("backend_idle_conn_time"), "1m");
     assert_eq!(status.nodes.unwrap().summary, "5/5");
 
@@ -71,11 +71,12 @@ async fn stored_is_not_in_effect_until_each_node_has_restarted_since() {
     let status = world.until_condition("prod", "InEffect", "True", "InEffect").await;
     assert!(status.pending_restart.is_none());
     assert_eq!(status.limits.unwrap().in_effect.unwrap().intra_cluster.unwrap().idle_conn_timeout.unwrap().to_string(), "20s");
-    // And the stand-in, which knows, agrees.
+    // The fake, which knows the values in effect, confirms it.
     assert!(NODES.iter().all(|node| ais.in_use(node, "idle_conn_time") == "20s"));
 }
 
-/// Waits until these nodes have run for a while and the operator has seen it: a start is seen by a figure that has become smaller.
+/// Waits until these nodes have run for a while and the operator has observed it. The operator detects a restart by an uptime
+/// that has decreased.
 async fn grown(ais: &Ais, nodes: &[&str]) {
     let old = || nodes.iter().all(|node| ais.uptime(node) >= Duration::from_secs(2));
     eventually("the nodes have run for a while", || async { old().then_some(()) }).await;
@@ -95,7 +96,7 @@ async fn a_node_that_joins_or_was_down_is_not_said_to_use_what_it_only_stores() 
     }
     world.until_condition("prod", "InEffect", "True", "InEffect").await;
 
-    // It has made its transports from its own file before the cluster told it anything.
+    // The node has created its transports from its own file before it received the configuration of the cluster.
     ais.join("target-t3");
     let status = world.until("prod", "six nodes", |s| s.nodes.as_ref().is_some_and(|nodes| nodes.summary == "6/6")).await;
     assert_eq!(ais.in_use("target-t3", "idle_conn_time"), "6s");
@@ -105,7 +106,7 @@ async fn a_node_that_joins_or_was_down_is_not_said_to_use_what_it_only_stores() 
     ais.restart("target-t3");
     world.until_condition("prod", "InEffect", "True", "InEffect").await;
 
-    // It was down when the value changed: its file has the old one.
+    // The node was down when the value changed, so its file has the old value.
     ais.set("target-t0", Life::Dead);
     world.until("prod", "a dead node", |s| s.nodes.as_ref().is_some_and(|nodes| nodes.unreachable == 1)).await;
     world.apply("prod", &policy("15s")).await;
@@ -115,7 +116,7 @@ async fn a_node_that_joins_or_was_down_is_not_said_to_use_what_it_only_stores() 
     for node in ["proxy-p0", "proxy-p1", "target-t1", "target-t2", "target-t3"] {
         ais.restart(node);
     }
-    // A node that does not answer is not counted among those that wait for a restart.
+    // A node that does not answer does not count as pending a restart.
     let all_answer = |s: &IdleConnectionPolicyStatus| s.nodes.as_ref().is_some_and(|nodes| nodes.unreachable == 0);
     let one_waits = |s: &IdleConnectionPolicyStatus| s.pending_restart.as_ref().is_some_and(|pending| pending.count == 1);
     let status = world.until("prod", "one is left", |s| all_answer(s) && one_waits(s)).await;
@@ -156,7 +157,7 @@ async fn a_new_generation_ends_a_contest_and_is_ready_only_once_it_was_written()
     world.apply("prod", &policy("20s")).await;
     world.until_programmed("prod").await;
     let contended = || async { find(&world.status("prod").await, "Programmed").is_some_and(|c| c.reason == "Contended") };
-    // Somebody insists.
+    // Another client keeps changing the value.
     while !contended().await {
         let puts = ais.puts();
         ais.set_http("idle_conn_time", &"7s".into());
@@ -178,7 +179,7 @@ async fn a_new_generation_ends_a_contest_and_is_ready_only_once_it_was_written()
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_there_before_is_not_said_to_be_in_effect() {
     let (world, ais) = (World::new("ais-unknown").await, Ais::start().await);
-    // Changed by somebody else after the nodes had started; nobody knows what the processes use.
+    // Another client changed the value after the nodes had started, so the value in effect is unknown.
     ais.set_http("idle_conn_time", &"20s".into());
     world.apply("prod", &spec(&ais, &json!({"intraCluster": {"idleConnTimeout": "20s"}}))).await;
     world.until_programmed("prod").await;
@@ -189,7 +190,7 @@ async fn what_was_there_before_is_not_said_to_be_in_effect() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_cluster_has_no_place_for_is_unsupported() {
     let (world, ais) = (World::new("ais-unsupported").await, Ais::start().await);
-    // An older version: its configuration has no such field.
+    // The configuration of an older version has no such field.
     ais.remove_http("backend_idle_conn_time");
     let limits = json!({
         "server": {"idleTimeout": "35s"}, "intraCluster": {"idleConnTimeout": "20s"},
@@ -313,7 +314,7 @@ async fn an_election_and_a_start_up_are_waited_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refusal_is_final_and_shows_the_servers_own_message() {
     let (world, ais) = (World::new("ais-refusal").await, Ais::start().await);
-    // With an unlimited total the server takes no per-host value at all, which only it knows.
+    // With an unlimited total the server accepts no per-host value. Only the server knows this rule.
     ais.set_http("idle_conns_per_host", &(-1).into());
     ais.set_http("idle_conns", &0.into());
     world.apply("prod", &spec(&ais, &json!({"intraCluster": {"maxIdleConnsPerHost": 64}}))).await;

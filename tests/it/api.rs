@@ -1,4 +1,4 @@
-//! The API: what it says is what is there, who may see it, and what it does with those who ask for something else.
+//! The API: its data, its authorization and its errors.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -22,7 +22,7 @@ fn encoded(provider: &str) -> String {
     provider.replace('/', "%2F")
 }
 
-/// A policy on one node, looked at.
+/// Starts an operator with a policy on one node.
 async fn watched(about: &str) -> (World, AdminApi) {
     let world = World::empty(about).await;
     let node = AdminApi::start(typical()).await;
@@ -30,7 +30,7 @@ async fn watched(about: &str) -> (World, AdminApi) {
     (world, node)
 }
 
-/// What differs from run to run, by the name of what it is.
+/// Replaces values that differ between runs by placeholders.
 fn masked(value: &Json, world: &World, node: &AdminApi) -> Json {
     const COUNTS: [&str; 9] = [
         "totalRequests",
@@ -79,7 +79,7 @@ fn masked(value: &Json, world: &World, node: &AdminApi) -> Json {
     }
 }
 
-/// Holds what was answered to the file of this name.
+/// Compares a response with the golden file of this name.
 fn shown(name: &str, body: &Json, world: &World, node: &AdminApi) {
     let text = serde_json::to_string_pretty(&masked(body, world, node)).unwrap() + "\n";
     check(&format!("tests/golden/api/{name}.json"), &text);
@@ -88,7 +88,7 @@ fn shown(name: &str, body: &Json, world: &World, node: &AdminApi) {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_route_says_what_is_there_in_its_shape() {
     let (world, node) = watched("routes").await;
-    // Before the operator starts: its first sample is already this one.
+    // The task count is set before the operator starts, so that the first sample has it.
     node.run(100);
     let api = Api::start(&[&world], true).await;
     world.until_condition("gw", "MetricsAvailable", "True", "Fresh").await;
@@ -130,7 +130,7 @@ async fn every_route_says_what_is_there_in_its_shape() {
     assert!(told(&body["data"]) >= 1, "{body}");
     let details = api.data("/api/connections/details").await;
     assert!(details["providers"][0]["closed"]["destroyed"].as_u64() >= body["data"]["closed"].as_u64(), "{details}");
-    // The operator goes on over new connections.
+    // The operator continues with new connections.
     let before = api.data("/api/connections/stats").await["totalRequests"].as_u64();
     eventually("the node is asked again", || async {
         (api.data("/api/connections/stats").await["totalRequests"].as_u64() > before).then_some(())
@@ -149,7 +149,7 @@ async fn the_counts_are_what_the_nodes_saw() {
     let api = Api::start(&[&world], true).await;
     world.until_programmed("gw").await;
     let provider = encoded(&format!("{}/gw", world.namespace));
-    // Between two looks of a loop that goes on.
+    // The condition must hold at a moment without requests in progress.
     eventually("both have counted the same", || async {
         let before = node.asked();
         let counted = api.data(&format!("/api/connections/provider/{provider}")).await["totalRequests"].as_u64()?;
@@ -188,7 +188,7 @@ async fn each_sees_what_the_api_server_lets_them_see_and_nothing_of_the_rest() {
         (format!("/api/policies/{theirs}/nodes"), StatusCode::FORBIDDEN),
         (format!("/api/connections/provider/{}", encoded(&mine)), StatusCode::OK),
         (format!("/api/connections/provider/{}", encoded(&theirs)), StatusCode::FORBIDDEN),
-        // Whether there is such a thing is nobody's business either.
+        // A caller without the right does not learn whether the object exists.
         ("/api/connections/provider/nowhere%2Fgw".to_owned(), StatusCode::FORBIDDEN),
         ("/api/connections/provider/kubernetes".to_owned(), StatusCode::FORBIDDEN),
     ] {
@@ -294,7 +294,7 @@ async fn a_replica_that_does_not_act_says_so_and_shows_what_the_api_server_has()
     assert_eq!((&policy["trend"], &policy["sampled"]), (&json!([]), &Json::Null), "what it has not seen it does not show");
 }
 
-/// The events that a stream brings, until there are so many: name, id and data.
+/// Reads `many` events from a stream: name, id and data.
 async fn events(response: reqwest::Response, many: usize) -> Vec<(String, String, Json)> {
     assert_eq!(response.headers()["content-type"], "text/event-stream");
     let mut pieces = response.bytes_stream();
@@ -337,7 +337,7 @@ async fn a_stream_shows_what_changes_and_tells_who_comes_back_what_they_missed()
     assert_eq!(ticks, [("snapshot", ticks[0].1), ("snapshot", ticks[0].1 + 1), ("snapshot", ticks[0].1 + 2)], "one each 2 s");
     assert!(seen[0].2["overview"]["totalRequests"].as_u64() > Some(0));
 
-    // Away for a while, and back; and back at another process, whose numbers mean something else.
+    // The client reconnects after a while. It then reconnects to another process, whose ids have another meaning.
     let life = seen[0].1.split_once('-').unwrap().0;
     let away =
         events(api.request(Method::GET, connections).header("last-event-id", format!("{life}-0")).send().await.unwrap(), 2).await;
@@ -376,7 +376,7 @@ async fn ten_thousand_readers_are_refused_politely_beyond_those_that_are_served(
         .await;
     assert_eq!(refused, 10_000);
     api.data("/api/connections/stats").await;
-    // Who is served is served on, and a place that is left is free again.
+    // Open streams continue, and a closed stream frees its place.
     let mut open = open.into_iter();
     assert_eq!(events(open.next().unwrap(), 2).await.len(), 2);
     drop(open);
@@ -403,7 +403,7 @@ async fn one_caller_holds_no_more_than_their_share_of_the_streams() {
     assert_eq!(open(&greedy).await.status(), StatusCode::SERVICE_UNAVAILABLE);
     assert_eq!(open(&other).await.status(), StatusCode::OK);
 
-    // To look at one policy is not to look at all of them, and a name that no namespace can have is not asked about.
+    // The right to read one policy is not the right to list all. A name that no namespace can have is not checked.
     let only_get = token(&world, "one", &[("get", "idleconnectionpolicies")]).await;
     assert_eq!(api.get(&format!("/api/policies/{}/gw", world.namespace), Some(&only_get)).await.0, StatusCode::OK);
     assert_eq!(api.get("/api/policies", Some(&only_get)).await.0, StatusCode::FORBIDDEN);

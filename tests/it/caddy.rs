@@ -1,4 +1,4 @@
-//! The target `caddy`, on real Caddy servers.
+//! The target `caddy`, with real Caddy servers.
 
 use serde_json::{Value as Json, json};
 
@@ -42,7 +42,7 @@ async fn some_nodes_have_limits_of_their_own() {
     let is = |all: [(&str, u64); 3]| all.map(|(idle, per_host)| (idle.to_owned(), per_host));
     assert_eq!(held().await, is([("10s", 50), ("5s", 50), ("30s", 100)]));
     assert_eq!(find(&status, "Programmed").unwrap().reason, "Programmed");
-    // What not all nodes share is not said of them all.
+    // A value that the nodes do not share is absent from the status.
     let programmed = status.limits.as_ref().unwrap().programmed.as_ref().unwrap();
     assert_eq!((&programmed.server, programmed.backend.as_ref().unwrap().max_idle_conns_per_host), (&None, None));
 
@@ -94,7 +94,7 @@ async fn a_policy_reaches_every_pod_and_goes_without_a_trace() {
     }
     assert_eq!(stranger.servers().await, typical());
     let mut events = world.events("gw").await;
-    // Advice is given with the first report, whether all nodes have answered by then or not.
+    // The operator gives advice with the first report, even if not all nodes have answered by then.
     events.retain(|reason| reason != "Advice");
     assert_eq!(events, ["Accepted", "Programmed", "Restored"]);
     let advice = world.event_notes("gw").await.into_iter().filter(|(reason, _)| reason == "Advice").map(|(_, note)| note);
@@ -111,7 +111,7 @@ async fn a_change_by_hand_is_put_back_and_told() {
     let said = world.until_event("gw", "DriftCorrected").await;
     assert!(said.contains("server.idleTimeout was 1m17s, declared 30s"), "{said}");
     node.shows("/web/idle_timeout", &json!("30s")).await;
-    // What the policy does not declare is nobody's drift.
+    // A change of a limit that the policy does not declare is not drift.
     node.set("/web/read_timeout", json!("9s")).await;
     world.until_programmed("gw").await;
     assert_eq!(node.servers().await["web"]["read_timeout"], "9s");
@@ -142,7 +142,7 @@ async fn a_field_that_somebody_insists_on_is_left_alone() {
     assert!(find(&status, "Programmed").unwrap().message.contains("server.idleTimeout"));
     assert_eq!(node.servers().await["web"]["idle_timeout"], "77s");
     world.until_event("gw", "Contended").await;
-    // Other fields are still kept.
+    // The other limits are still corrected.
     node.set(&at("keep_alive/idle_timeout"), json!("99s")).await;
     node.shows(&at("keep_alive/idle_timeout"), &json!("20s")).await;
     assert_eq!(node.servers().await["web"]["idle_timeout"], "77s");
@@ -192,7 +192,8 @@ async fn a_field_that_is_no_longer_declared_gets_its_old_value_back() {
     assert_eq!(node.servers().await, typical());
 }
 
-/// An Origin is sent where it is wanted and nowhere else: an API on all addresses holds it against its own list, in which no pod is.
+/// The operator sends an Origin header only if the admin API requires one. An API on all addresses compares it with its own list,
+/// which contains no pod.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_admin_api_that_wants_an_origin_and_one_on_all_addresses_are_both_reached() {
     let port = 21_000 + u16::try_from(std::process::id() % 10_000).unwrap();
@@ -210,21 +211,21 @@ async fn an_admin_api_that_wants_an_origin_and_one_on_all_addresses_are_both_rea
     }
 }
 
-/// A route to one upstream, with the idle time that its proxy keeps connections for.
+/// Returns a route to one upstream, with the idle timeout of its proxy.
 fn route(path: &str, idle: &str) -> Json {
     let transport = json!({"protocol": "http", "keep_alive": {"idle_timeout": idle}});
     let proxy = json!({"handler": "reverse_proxy", "upstreams": [{"dial": "127.0.0.1:9"}], "transport": transport});
     json!({"match": [{"path": [path]}], "handle": [proxy]})
 }
 
-/// Replaces a Caddy's routes.
+/// Replaces the routes of a Caddy.
 async fn set_routes(node: &Caddy, routes: &[Json]) {
     let mut web = node.servers().await["web"].clone();
     web["routes"] = routes.into();
     node.set("/web", web).await;
 }
 
-/// A Caddy with two routes to one upstream, of which a policy, gw, has set the idle time to 20 s.
+/// Starts a Caddy with two routes to one upstream. The policy gw has set their idle timeout to 20 s.
 async fn two_routes(about: &str) -> (World, Caddy) {
     let (world, node) = (World::new(about).await, Caddy::typical().await);
     set_routes(&node, &[route("/a/*", "10s"), route("/b/*", "99s")]).await;
@@ -275,12 +276,12 @@ async fn a_pod_that_comes_later_and_one_that_restarts_are_programmed() {
     world.until_programmed("gw").await;
     world.pod("gw-1", &json!({"app": "gateway"}), &second).await;
     world.until("gw", "both", |s| s.nodes.as_ref().is_some_and(|n| n.summary == "2/2")).await;
-    // A restarted Caddy has its file's settings again.
+    // A restarted Caddy has the settings of its file again.
     for _ in 0..3 {
         second.stop();
         world.until_condition("gw", "Programmed", "False", "Partial").await;
         second.resume().await;
-        // Programmed each time: a restart is nobody's contest.
+        // The limits are programmed each time, because a restart does not count as contention.
         world.until("gw", "both again", |s| s.nodes.as_ref().is_some_and(|n| n.summary == "2/2")).await;
         assert_eq!(second.servers().await["web"]["idle_timeout"], "30s");
     }
@@ -316,7 +317,7 @@ async fn deleting_the_status_or_replacing_the_object_loses_no_original() {
     world.apply("gw", &json!({"target": target, "limits": limits()})).await;
     world.until_programmed("gw").await;
 
-    // kubectl replace --subresource=status with nothing in it, and without annotations and finalizers.
+    // The test replaces the status with an empty one, as `kubectl replace --subresource=status` does, and removes the finalizers.
     let mut object = world.get("gw").await;
     object.status = None;
     object.metadata.managed_fields = None;
@@ -329,7 +330,7 @@ async fn deleting_the_status_or_replacing_the_object_loses_no_original() {
     eventually("the finalizer is back", || async { world.get("gw").await.metadata.finalizers.map(|_| ()) }).await;
     assert_eq!(world.originals("gw").await.0.values().next().unwrap()["server.idleTimeout@web"], "5m");
 
-    // Restored from a backup: another UID, no status, while no operator runs.
+    // The policy is restored from a backup while no operator runs: another UID and no status.
     world.kill().await;
     let mut object = world.get("gw").await;
     object.metadata.finalizers = Some(vec![]);
@@ -391,7 +392,7 @@ async fn one_operator_works_in_all_the_namespaces_it_is_given_and_in_no_other() 
     let (mut here, there, elsewhere) = (World::empty("here").await, World::empty("there").await, World::empty("elsewhere").await);
     let nodes = [Caddy::typical().await, Caddy::typical().await, Caddy::typical().await];
     let spec = |node: &Caddy| json!({"target": endpoints([node.admin().as_str()]), "limits": limits()});
-    // One is there before the operator starts, one comes later.
+    // One policy exists before the operator starts, and one is created later.
     there.apply("gw", &spec(&nodes[1])).await;
     elsewhere.apply("gw", &spec(&nodes[2])).await;
     let mut settings = here.settings(super::support::operator::RESYNC);
@@ -411,7 +412,7 @@ async fn one_operator_works_in_all_the_namespaces_it_is_given_and_in_no_other() 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_field_that_the_servers_have_no_place_for_is_unsupported() {
     let (world, node) = (World::new("placeless").await, Caddy::typical().await);
-    // No transport of this server speaks TLS; an AIStore's pools are nothing to it; and only the preset asks for the rest.
+    // No transport of this server uses TLS, Caddy has no intra-cluster pools, and only the preset sets the other limits.
     let limits =
         json!({"backend": {"tlsHandshakeTimeout": "5s", "maxConnsPerHost": 400}, "intraCluster": {"idleConnTimeout": "5s"}});
     world.apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "preset": "Production", "limits": limits})).await;
@@ -450,7 +451,7 @@ async fn caddy_takes_the_largest_value_of_each_limit_and_each_zero_that_it_is_to
 async fn what_caddy_cannot_be_told_is_not_written_and_a_server_without_places_is_not_programmed() {
     let world = World::new("nothing").await;
     let (node, empty) = (AdminApi::start(typical()).await, AdminApi::start(json!({})).await);
-    // Caddy takes 0 for its default of 5m.
+    // Caddy replaces 0 by its default of 5m.
     let spec = |node: &AdminApi, limits: &Json| json!({"target": endpoints([node.address.as_str()]), "limits": limits});
     world.apply("zero", &spec(&node, &json!({"server": {"idleTimeout": "0s", "readHeaderTimeout": "7s"}}))).await;
     let status = world.until_programmed("zero").await;

@@ -1,4 +1,4 @@
-//! The target `configMap`: a real API server, and the example service as the server that reads the file.
+//! The target `configMap`, with a real API server and the example service as the reader of the file.
 
 use std::{
     collections::BTreeMap,
@@ -48,7 +48,7 @@ async fn a_running_process_takes_the_file_and_says_so() {
     let world = World::new("file").await;
     let mut service = Service::start(&world, "gw-0", &[]).await;
     world.apply("gw", &limits(&json!({"limits": {"server": {"idleTimeout": "90s"}, "backend": {"maxIdleConns": 7}}}))).await;
-    // Stored, and not in use: nothing has brought the file to the pod.
+    // The value is stored and not in effect, because the file has not reached the pod.
     let status = world.until_condition("gw", "Programmed", "True", "Programmed").await;
     assert_eq!(find(&status, "Ready").unwrap().status, "True");
     let in_effect = find(&status, "InEffect").unwrap();
@@ -62,7 +62,8 @@ async fn a_running_process_takes_the_file_and_says_so() {
     assert_eq!(status.limits.as_ref().unwrap().in_effect, status.limits.as_ref().unwrap().programmed);
     assert_eq!(status.nodes.as_ref().unwrap().summary, "1/1");
 
-    // What is no longer declared is taken out; with the policy the file goes, and the process uses its own again.
+    // A limit that is no longer declared is removed from the file. Deleting the policy deletes the file, and the process uses its
+    // own values again.
     world.apply("gw", &limits(&json!({"limits": {"server": {"idleTimeout": "60s"}}}))).await;
     eventually("the service uses the new file", || async {
         let written = text(&world).await?;
@@ -97,14 +98,15 @@ async fn a_leak_costs_no_step_where_idle_connections_are_counted() {
         |metric: &str| json!({"idleConnections": {"metric": metric, "matchLabels": {"state": "idle"}, "tasksPerConnection": 1}});
     world.apply("gw", &policy(gauge("idleconn_server_connections"))).await;
     world.until_condition("gw", "InEffect", "True", "InEffect").await;
-    // Requests that never end: tasks that no limit of idle connections reaches.
+    // Requests that never end: tasks that no limit of idle connections affects.
     let _requests = Clients::asking(service.listen(), "/?after=1h", 600, 0);
     let status = world.until_condition("gw", "TighteningEffective", "Unknown", "NotAttributable").await;
     assert_eq!((status.openness_percent, status.history.len()), (Some(100), 0), "a step was wasted: {:#?}", status.history);
     assert_eq!(find(&status, "HighTaskCount").unwrap().status, "True");
     assert!(world.until_event("gw", "Ineffective").await.starts_with("Pooled connections account for at most"));
 
-    // Without the gauge nothing is known of them, and it is tried; a gauge that is not there is named and is no zero.
+    // Without the gauge the number of idle connections is unknown, and adaptive control tries to tighten. A missing gauge is
+    // named in the status and does not count as 0.
     world.apply("gw", &policy(gauge("no_such_gauge"))).await;
     let status = world.until_condition("gw", "MetricsAvailable", "True", "IdleConnectionsMissing").await;
     let message = &find(&status, "MetricsAvailable").unwrap().message;
@@ -195,7 +197,7 @@ async fn what_somebody_else_owns_is_left_alone_and_named() {
         maps.delete("gateway-http", &DeleteParams::default()).await.unwrap();
     }
 
-    // Other keys stay; a hand in the policy's own key is a conflict that is not fought over.
+    // Other keys stay. A change of the policy's own key by another client is a conflict, and the operator does not overwrite it.
     put("user", json!({"data": {"other": "theirs"}})).await;
     world.apply("gw", &policy).await;
     world.until_programmed("gw").await;
@@ -236,7 +238,7 @@ async fn a_selector_that_matches_nothing_or_two_workloads_writes_nothing() {
     assert!(config_map(&world).await.is_none());
     let owned = |kind: &str, name: &str| json!({"ownerReferences": [{"apiVersion": "apps/v1", "kind": kind, "name": name, "uid": "u", "controller": true}]});
     let replica = |hash: &str| json!({"app": "gateway", "pod-template-hash": hash});
-    // Two ReplicaSets of one Deployment are one workload: that is what a rollout looks like. They wait for their file.
+    // Two ReplicaSets of one Deployment are one workload, as during a rollout. Their pods wait for the file.
     pod(&world, "gw-0", &replica("aaa"), &owned("ReplicaSet", "gateway-aaa"), "").await;
     pod(&world, "gw-1", &replica("bbb"), &owned("ReplicaSet", "gateway-bbb"), "").await;
     world.until_programmed("gw").await;
@@ -273,7 +275,7 @@ async fn a_field_without_a_place_in_the_format_is_named() {
     assert_eq!(status.unsupported, ["server.idleTimeout", "backend.maxConnLifetime"]);
     let written = text(&world).await.unwrap();
     assert!(written.contains("max_conns_per_host: 100") && !written.contains("40s"), "{written}");
-    // The same limits in another format are another file.
+    // The same limits in another format give another file.
     world.apply("gw", &json!({"target": target("json"), "preset": "HighTraffic"})).await;
     eventually("the key is JSON", || async {
         let written: Json = serde_json::from_str(&text(&world).await?).ok()?;
@@ -310,7 +312,7 @@ async fn a_provider_has_limits_of_its_own() {
     .await;
 }
 
-/// A Deployment of one pod, as its controllers would have it.
+/// Creates a Deployment of one pod, as its controllers would.
 async fn deployment(world: &World) -> Api<Deployment> {
     let deployments = Api::<Deployment>::namespaced(world.client.clone(), &world.namespace);
     let labels = json!({"app": "gateway"});
@@ -325,14 +327,14 @@ async fn deployment(world: &World) -> Api<Deployment> {
     deployments
 }
 
-/// What the Deployment's controller says when all its pods are of its template.
+/// Sets the status that the Deployment controller reports when all pods have the current template.
 async fn rolled_out(deployments: &Api<Deployment>) {
     let generation = deployments.get("gateway").await.unwrap().metadata.generation;
     let status = json!({"status": {"observedGeneration": generation, "replicas": 1, "updatedReplicas": 1, "readyReplicas": 1, "availableReplicas": 1}});
     deployments.patch_status("gateway", &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
 }
 
-/// The hash that the Deployment's pods are to be started for, once it is another than before.
+/// Waits for a changed hash in the pod template of the Deployment, and returns it.
 async fn told(deployments: &Api<Deployment>, before: &str) -> String {
     eventually("the pod template has another hash", || async {
         let template = deployments.get("gateway").await.ok()?.spec?.template;
@@ -341,7 +343,7 @@ async fn told(deployments: &Api<Deployment>, before: &str) -> String {
     .await
 }
 
-/// Replaces the pod, as the Deployment's controller and a kubelet do.
+/// Replaces the pod, as the Deployment controller and a kubelet do.
 async fn replace(world: &World, service: &mut Service, old: &str, new: &str, hash: &str) {
     Api::<Pod>::namespaced(world.client.clone(), &world.namespace)
         .delete(old, &DeleteParams::default().grace_period(0))
@@ -402,7 +404,7 @@ async fn a_server_that_reads_its_file_once_is_rolled_out_once_for_a_change() {
     let control = world.status("gw").await.control.unwrap();
     assert_eq!((control.restart.begun.len(), control.restart.nodes.len()), (2, 0));
 
-    // The day's two are used up.
+    // The two restarts of the day are used up.
     let mut more = policy.clone();
     more["limits"]["server"]["readHeaderTimeout"] = json!("7s");
     world.apply("gw", &more).await;
@@ -441,7 +443,7 @@ async fn a_stateful_set_and_a_daemon_set_are_told_in_the_same_way() {
         let owner = json!({"ownerReferences": [{"apiVersion": "apps/v1", "kind": kind, "name": "gateway", "uid": "u", "controller": true}]});
         pod(&world, "gw-0", &labels, &owner, "").await;
         world.apply("gw", &limits(&json!({"limits": {"server": {"idleTimeout": "9s"}}, "restart": {"policy": "Rolling"}}))).await;
-        // Nothing is begun while a rollout of its own is not complete.
+        // The operator starts no rollout while another rollout of the Deployment is not complete.
         let status = world.until_condition("gw", "InEffect", "False", "RestartRequired").await;
         assert!(
             find(&status, "InEffect").unwrap().message.contains(&format!("{kind} gateway")),
@@ -467,7 +469,7 @@ async fn a_stateful_set_and_a_daemon_set_are_told_in_the_same_way() {
     }
 }
 
-/// A hundred requests at the same time, through the client's own pool; how many were lost.
+/// Sends a hundred concurrent requests through the client's own pool. Returns the number of lost requests.
 async fn wave(client: &reqwest::Client, front: SocketAddr) -> usize {
     let asked = (0..100).map(|_| async {
         let answer = client.post(format!("http://{front}/peer")).send().await.unwrap();
@@ -476,7 +478,7 @@ async fn wave(client: &reqwest::Client, front: SocketAddr) -> usize {
     futures::future::join_all(asked).await.into_iter().sum()
 }
 
-/// A client of its own for each request: nothing between the test and the service may be lost.
+/// Returns a client without a pool, so that no request is lost between the test and the service.
 fn without_pool() -> reqwest::Client {
     reqwest::Client::builder().pool_max_idle_per_host(0).build().unwrap()
 }
@@ -505,7 +507,7 @@ async fn a_client_that_keeps_connections_longer_than_its_server_loses_requests()
     let mut lost = 0;
     for n in 0..10 {
         lost += wave(&client, front.listen()).await;
-        // Idle gaps about as long as the server waits.
+        // The idle times are close to the idle timeout of the server.
         tokio::time::sleep(Duration::from_millis(930 + 10 * n)).await;
     }
     assert!(lost > 0, "of 1,000 requests none was lost");
@@ -529,7 +531,7 @@ async fn with_the_policys_order_and_margin_none_is_lost_while_it_is_being_change
     };
     world.apply("gw", &policy(long)).await;
     world.until_condition("gw", "InEffect", "True", "InEffect").await;
-    // Every text that the pods could have read, in its order.
+    // All texts that the pods could have read, in order.
     let texts = Arc::new(Mutex::new(Vec::new()));
     let maps = Api::<ConfigMap>::namespaced(world.client.clone(), &world.namespace);
     let seen = texts.clone();

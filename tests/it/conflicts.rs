@@ -1,4 +1,4 @@
-//! Two policies on one target.
+//! Two policies for one target.
 
 use serde_json::json;
 
@@ -14,7 +14,7 @@ async fn the_older_policy_wins_and_the_other_says_who() {
     let spec = |proxy: usize, idle: &str| json!({"target": {"type": "AIStore", "aistore": {"endpoint": ais.proxies[proxy]}}, "limits": {"intraCluster": {"idleConnTimeout": idle}}});
     world.apply("first", &spec(0, "20s")).await;
     world.until_programmed("first").await;
-    // Another address, the same cluster.
+    // Another address of the same cluster.
     world.apply("second", &spec(1, "10s")).await;
     let status = world.until_condition("second", "Accepted", "False", "Conflicted").await;
     let accepted = find(&status, "Accepted").unwrap();
@@ -23,7 +23,7 @@ async fn the_older_policy_wins_and_the_other_says_who() {
     assert_eq!(find(&status, "Ready").unwrap().status, "False");
     world.until_event("second", "Conflicted").await;
     assert_eq!(ais.http("idle_conn_time"), "20s");
-    // The winner goes, and the other takes over what was there before both.
+    // The first policy is deleted. The second takes over, with the original values from before both.
     world.delete("first").await;
     world.until_programmed("second").await;
     assert_eq!(ais.http("idle_conn_time"), "10s");
@@ -41,7 +41,7 @@ async fn any_shared_pod_loses_the_whole_policy() {
     world.until_programmed("one").await;
     world.apply("two", &json!({"target": gateway(), "limits": {"server": {"idleTimeout": "20s"}}})).await;
     world.until_condition("two", "Accepted", "False", "Conflicted").await;
-    // The same server by its address.
+    // The same server, named by its address.
     world.apply("zzz", &json!({"target": endpoints([b.admin().as_str()]), "limits": {"server": {"idleTimeout": "10s"}}})).await;
     world.until_condition("zzz", "Accepted", "False", "Conflicted").await;
     assert_eq!(a.servers().await, typical(), "a loser writes to no node, shared or not");
@@ -51,7 +51,7 @@ async fn any_shared_pod_loses_the_whole_policy() {
 async fn after_a_restart_the_older_still_wins() {
     let (mut world, ais) = (World::empty("restart").await, Ais::start().await);
     let spec = |idle: &str| json!({"target": {"type": "AIStore", "aistore": {"endpoint": ais.proxies[0]}}, "limits": {"intraCluster": {"idleConnTimeout": idle}}});
-    // Names in the other order than ages, and all there when the operator starts.
+    // The order of the names is opposite to that of the ages, and all policies exist when the operator starts.
     world.apply("zzz-older", &spec("20s")).await;
     let older = world.get("zzz-older").await.metadata.creation_timestamp;
     crate::support::eventually("the clock ticks", || async {
@@ -75,7 +75,7 @@ async fn a_policy_that_comes_to_overlap_hands_the_true_original_over() {
         .apply("younger", &json!({"target": endpoints([b.admin().as_str()]), "limits": {"server": {"idleTimeout": "20s"}}}))
         .await;
     world.until_programmed("younger").await;
-    // The older one now claims the younger's node as well.
+    // The older policy now also claims the node of the younger one.
     world
         .apply(
             "older",
@@ -113,7 +113,7 @@ async fn a_cluster_that_does_not_answer_for_a_while_is_not_taken_over() {
 #[tokio::test(flavor = "multi_thread")]
 async fn one_that_cannot_be_worked_on_holds_up_no_other() {
     let mut world = World::empty("stuck").await;
-    // What is saved of it cannot be read: nothing may be written, for a second capture would be wrong.
+    // The saved originals cannot be read, so the operator must not write: a second capture would be wrong.
     let revisions =
         kube::Api::<k8s_openapi::api::apps::v1::ControllerRevision>::namespaced(world.client.clone(), &world.namespace);
     let broken = json!({"metadata": {"name": "stuck-original", "labels": {"idleconn.io/policy": "stuck"}}, "revision": 1, "data": {"units": 7}});

@@ -1,4 +1,4 @@
-//! The operator's own connections, as it counts them and as others do.
+//! The operator's own connections: its own counters compared with those of the kernel and the API server.
 
 use std::io::{Read as _, Seek as _, SeekFrom};
 
@@ -14,12 +14,12 @@ use crate::support::{
     replica::Replica,
 };
 
-/// How long the API server's log is; `None` where it is kept from us.
+/// Returns the length of the API server's audit log; `None` if the log is not accessible.
 fn logged() -> Option<u64> {
     Some(std::fs::metadata(cluster::audit_log()?).unwrap().len())
 }
 
-/// Requests of this user that the API server has answered to their end, by its log from a place on: all of it may be long.
+/// Returns the number of completed requests of this user in the audit log, from an offset on because the log may be long.
 fn answered(user: &str, from: Option<u64>) -> Option<usize> {
     let mut log = std::fs::File::open(cluster::audit_log()?).unwrap();
     log.seek(SeekFrom::Start(from?)).unwrap();
@@ -51,10 +51,10 @@ async fn the_way_to_the_api_server_is_counted_as_it_and_the_kernel_count() {
     replica.until_it_leads().await;
     world.until_programmed("gw").await;
     let port = config.cluster_url.port_u16().unwrap();
-    // Between two looks of a loop that goes on.
+    // The condition must hold at a moment without requests in progress.
     eventually("all have counted the same", || async {
         let before = answered(&user, from);
-        // The Lease has connections of its own.
+        // The Lease has separate connections.
         let mut counts = [0; 4];
         for provider in ["kubernetes", "kubernetes-lease"] {
             let labels = format!(r#"protocol="https",provider="{provider}""#);
@@ -69,7 +69,7 @@ async fn the_way_to_the_api_server_is_counted_as_it_and_the_kernel_count() {
         }
         let [requests, opened, active, idle] = counts;
         let sockets = replica.sockets(port);
-        // A watch is answered when it ends; until then it is active. A cluster that is not ours keeps its log to itself.
+        // A watch completes when it ends; until then it is active. The audit log of an existing cluster is not accessible.
         let seen = before == answered(&user, from) && before.is_none_or(|answered| answered + active == requests);
         (seen && sockets == active + idle && active >= 1 && requests > 20 && opened < requests / 2).then_some(())
     })

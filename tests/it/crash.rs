@@ -1,4 +1,4 @@
-//! Kill -9 between any two writes: the end is the same as without it.
+//! Kill -9 after any write: the final state is the same as without it.
 
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ use crate::support::{
     proxy::{Proxy, Tripwire, killed_after_each},
 };
 
-/// Everything that must be the same.
+/// State that must be the same.
 #[derive(Debug, PartialEq)]
 struct End {
     originals: Vec<Json>,
@@ -22,7 +22,7 @@ struct End {
     events: BTreeMap<(String, String), usize>,
 }
 
-/// A policy's whole life, with the operator killed after this write; and how many writes there were.
+/// Runs the whole life of a policy, and kills the operator after this write. Also returns the number of writes.
 async fn life(kill_after: usize) -> (End, usize) {
     let world = World::empty("crash").await;
     let tripwire = Tripwire::new(kill_after, &world.namespace);
@@ -61,12 +61,12 @@ async fn life(kill_after: usize) -> (End, usize) {
     let events = events(&world, &proxies).await;
     assert!(world.originals("gw").await.1.is_empty(), "originals are left behind");
     tripwire.clean();
-    // By node, not by the addresses that differ from run to run.
+    // Keyed by node, because addresses differ between runs.
     let originals = proxies.iter().map(|proxy| originals[&proxy.address].clone()).collect();
     (End { originals, original_objects, edited, corrected, restored, events }, tripwire.writes())
 }
 
-/// Events, by reason and words; how many of each.
+/// Returns the number of Events for each reason and note.
 async fn events(world: &World, proxies: &[Proxy]) -> BTreeMap<(String, String), usize> {
     let mut events = BTreeMap::new();
     for (reason, mut note) in world.event_notes("gw").await {
@@ -78,8 +78,8 @@ async fn events(world: &World, proxies: &[Proxy]) -> BTreeMap<(String, String), 
     events
 }
 
-/// A step of the loop, with the operator killed after this write: where the limits are, what was decided, what was said; and how many
-/// writes there were.
+/// Runs one step of adaptive control, and kills the operator after this write. Returns the limits, the decisions, the Events and
+/// the number of writes.
 async fn step(kill_after: usize) -> ((Json, Vec<(u32, u32)>, BTreeMap<String, usize>), usize) {
     let world = World::empty("crash-loop").await;
     let tripwire = Tripwire::new(kill_after, &world.namespace);
@@ -95,7 +95,7 @@ async fn step(kill_after: usize) -> ((Json, Vec<(u32, u32)>, BTreeMap<String, us
             "mode": "Enforce",
             "floor": {"server": {"idleTimeout": "5s"}},
             "signal": {"threshold": {"value": 1000}, "interval": "1s"},
-            // One step, and then no more: how it ends does not hang on how long a new life takes to begin.
+            // Only one step is allowed, so that the result does not depend on the start time of a restarted operator.
             "behavior": {"tightenAfter": "1s", "maxChangesPerHour": 1},
         },
     });
@@ -112,7 +112,7 @@ async fn step(kill_after: usize) -> ((Json, Vec<(u32, u32)>, BTreeMap<String, us
     for ((reason, _), n) in events(&world, &proxies).await {
         *told.entry(reason).or_default() += n;
     }
-    // Whoever begins anew does not know the count until it has asked, and says again what it finds then.
+    // A restarted operator does not know the task count until the first sample, and may report it again.
     let high = told.remove("HighTaskCount");
     assert!(matches!(high, Some(1 | 2)), "{high:?} times, killed after write {kill_after}");
     let end = (node.servers(), decided, told);

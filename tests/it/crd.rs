@@ -1,4 +1,4 @@
-//! What the API server takes and refuses, and with which sentence: server-side dry run on the real thing.
+//! Policies that the API server accepts or refuses, and the message of each refusal: server-side dry run on a real API server.
 
 use std::path::Path;
 
@@ -33,7 +33,7 @@ fn backend(fields: &Json) -> Json {
     json!({"limits": {"backend": fields}})
 }
 
-/// A file, with some fields of its target and of its spec replaced.
+/// ConfigMap policy, with some fields of its target and of its spec replaced.
 fn file(target: &Json, extra: &Json) -> Json {
     let target_of =
         json!({"name": "gateway-http", "key": "http.yaml", "format": "yaml", "selector": {"matchLabels": {"app": "gateway"}}});
@@ -228,14 +228,14 @@ fn table() -> Vec<(Json, &'static str)> {
             ),
             "Duplicate value",
         ),
-        // Presets that set what others leave
+        // Presets that set further limits
         (file(&json!({}), &json!({"preset": "HighTraffic"})), OK),
         (
             file(&json!({}), &json!({"preset": "HighTraffic", "limits": {"backend": {"maxIdleConnsPerHost": 101}}})),
             "limits.backend.maxIdleConnsPerHost must not exceed limits.backend.maxConnsPerHost",
         ),
         (file(&json!({}), &json!({"preset": "Production", "limits": {"backend": {"maxIdleConnsPerHost": 101}}})), OK),
-        // Presets take part
+        // Rules include the presets
         (caddy(&json!({"preset": "Production"})), OK),
         (ais(&json!({"preset": "GoDefault"})), OK),
         (
@@ -255,7 +255,7 @@ fn table() -> Vec<(Json, &'static str)> {
             caddy(&merge(json!({"preset": "Production"}), &backend(&json!({"maxConnsPerHost": 99})))),
             "limits.backend.maxIdleConnsPerHost must not exceed limits.backend.maxConnsPerHost",
         ),
-        // A client lets go before its server
+        // A client closes before its server
         (caddy(&json!({"limits": {"server": {"idleTimeout": "21s"}, "intraCluster": {"idleConnTimeout": "20s"}}})), OK),
         (
             caddy(&json!({"limits": {"server": {"idleTimeout": "20s"}, "intraCluster": {"idleConnTimeout": "20s"}}})),
@@ -285,7 +285,7 @@ fn table() -> Vec<(Json, &'static str)> {
         (ais(&backend(&json!({"idleConnTimeout": "1h"}))), OK),
         (ais(&backend(&json!({"idleConnTimeout": "0s"}))), "limits.backend.idleConnTimeout: AIStore accepts more than 0s"),
         (caddy(&intra(&json!({"idleConnTimeout": "10m", "maxIdleConnsPerHost": 500}))), OK),
-        // The rest
+        // Other fields
         (caddy(&json!({"driftPolicy": "Report", "deletionPolicy": "Retain", "suspend": true, "restoreTimeout": "10s"})), OK),
         (caddy(&json!({"restart": {}})), OK),
         (
@@ -517,7 +517,7 @@ fn series_cases() -> Vec<(Json, &'static str)> {
     ]
 }
 
-/// The sentences of the rules.
+/// Collects the messages of the rules.
 fn messages(value: &Json, into: &mut Vec<String>) {
     match value {
         Json::Object(map) => {
@@ -534,7 +534,7 @@ fn messages(value: &Json, into: &mut Vec<String>) {
 async fn every_refusal_names_the_field_and_the_fix() {
     let client = cluster::client().await;
     let namespace = cluster::namespace(&client, "crd").await;
-    // As kubectl asks: strictly, so that a misspelt field is refused too.
+    // Strict validation as in kubectl, so that a misspelt field is refused too.
     let url =
         format!("/apis/idleconn.io/v1alpha1/namespaces/{namespace}/idleconnectionpolicies?dryRun=All&fieldValidation=Strict");
     let table = table();
@@ -545,7 +545,7 @@ async fn every_refusal_names_the_field_and_the_fix() {
     messages(&idleconn_operator::api::crd::crd(), &mut sentences);
     for (spec, sentence) in &table {
         let object = json!({"apiVersion": "idleconn.io/v1alpha1", "kind": "IdleConnectionPolicy", "metadata": {"name": "p"}, "spec": spec});
-        // `lint` says without a cluster what the API server says; where the sentence is the CRD's own, word for word.
+        // `lint` gives the same result without a cluster. If the message is one of the CRD, it is identical.
         let linted: Vec<_> =
             linter.file(Path::new("p.yaml"), &object.to_string(), None).1.into_iter().filter(|found| found.is_error).collect();
         let rule = sentences.iter().any(|rule| rule.contains(*sentence));

@@ -1,4 +1,4 @@
-//! The diffs of docs/extending.md would apply to the tree as it is, and are as short as the page says.
+//! The diffs in docs/extending.md apply to the current tree, and are as short as the page says.
 
 use std::{
     fs,
@@ -9,7 +9,7 @@ use std::{
 
 use crate::support::cluster::ROOT;
 
-/// The diff of a section of the page.
+/// Returns the diff in a section of the page.
 fn diff(section: &str) -> String {
     let page = fs::read_to_string(Path::new(ROOT).join("docs/extending.md")).unwrap();
     let section = page.split("\n## ").find(|part| part.starts_with(section)).unwrap_or_else(|| panic!("no section {section}"));
@@ -17,7 +17,7 @@ fn diff(section: &str) -> String {
     diff.split_once("```").expect("an end of the diff").0.to_owned()
 }
 
-/// Whether git would apply it.
+/// Checks that git can apply the diff.
 fn applies(diff: &str) -> Result<(), String> {
     let mut git = Command::new("git")
         .current_dir(ROOT)
@@ -30,11 +30,11 @@ fn applies(diff: &str) -> Result<(), String> {
     git.stdin.take().unwrap().write_all(diff.as_bytes()).unwrap();
     let done = git.wait_with_output().unwrap();
     let said = String::from_utf8(done.stderr).unwrap();
-    // Of a file that it does not look at git says so, and calls that no failure.
+    // git reports a file that it skips, and does not treat that as a failure.
     if done.status.success() && !said.contains("Skipped") { Ok(()) } else { Err(said) }
 }
 
-/// Files that it edits, with the number of its places there; and files that it adds.
+/// Returns the edited files with the number of hunks, and the added files.
 fn edits(diff: &str) -> (Vec<(String, usize)>, Vec<String>) {
     let (mut edited, mut added): (Vec<(String, usize)>, Vec<String>) = (Vec::new(), Vec::new());
     let mut from = "";
@@ -50,7 +50,7 @@ fn edits(diff: &str) -> (Vec<(String, usize)>, Vec<String>) {
     (edited, added)
 }
 
-/// What each hunk stands on, with the file that it is in: once there, so that it is clear which place is meant.
+/// Checks that the context of each hunk occurs exactly once in its file.
 fn is_clear(diff: &str) {
     let (mut file, mut before, mut hunks) = (String::new(), String::new(), Vec::new());
     for line in diff.lines().chain(["@@ end"]) {

@@ -1,7 +1,7 @@
-//! What each reader does with 0, with nothing, and with the largest value that a policy may say: docs/targets/extremes.md.
+//! Behavior of each reader with 0, without a value, and with the largest value of a policy: docs/targets/extremes.md.
 //!
-//! What a policy's 0 and its largest value come to is the operator's own code, and the readers are asked for it in the tests of formats and of
-//! Caddy. What a reader does with a limit that it is not told is here, with the test that asks it or the place where it was read.
+//! The operator's own code defines the result of 0 and of the largest value, and the tests of formats and of Caddy check it with
+//! the readers. This file has the behavior of each reader without a value, with the test that checks it or its source.
 
 use std::fmt::Write as _;
 
@@ -17,17 +17,17 @@ use crate::{
     support::cluster::ROOT,
 };
 
-/// How something is known.
+/// Source of a fact.
 #[derive(Clone, Copy)]
 enum Known {
-    /// The test that asks the reader.
+    /// Test that checks the reader.
     Asked(&'static str),
-    /// Where it was read.
+    /// Documentation or source code.
     Read(&'static str),
 }
 use Known::{Asked, Read};
 
-/// The limits of one reader: its name, what is true of it, and what each limit is when it is not told.
+/// Limits of one reader: its name, its capabilities, and the value of each limit that is not set.
 struct Reader {
     name: String,
     traits: Traits,
@@ -78,7 +78,7 @@ fn caddy(knob: Knob) -> Option<(&'static str, Known)> {
     })
 }
 
-/// A program that leaves alone what the file does not say, as examples/go-service does, has what Go does by itself.
+/// A program that changes only the settings in the file, such as examples/go-service, has Go's defaults for the others.
 fn go(knob: Knob) -> Option<(&'static str, Known)> {
     Some(match knob {
         Knob::ServerIdleTimeout => ("ReadTimeout, or no limit", Read("Go 1.26, net/http/server.go:3607")),
@@ -154,7 +154,7 @@ fn haproxy(knob: Knob) -> Option<(&'static str, Known)> {
     })
 }
 
-/// What the API server refuses for AIStore, which checks ranges itself.
+/// Returns the refusal by the API server for AIStore, which has ranges of its own.
 fn refused(reader: &str, knob: Knob, zero: bool) -> Option<&'static str> {
     Some(match (reader, knob, zero) {
         ("AIStore", Knob::IntraClusterIdleConnTimeout | Knob::BackendIdleConnTimeout, true) => "refused: it takes its 6s for 0",

@@ -1,4 +1,4 @@
-//! Nodes that hang, are gone, or answer what they should not; and targets that never come back.
+//! Nodes that hang, are gone or answer nonsense, and targets that never come back.
 
 use std::{sync::atomic::Ordering, time::Duration};
 
@@ -55,7 +55,7 @@ async fn one_bad_node_of_each_kind_holds_up_no_other() {
     let everything = format!("{:?}{:?}", world.status("gw").await, world.event_notes("gw").await);
     assert!(!everything.contains("secret-of-the-node"), "a node's answer reached the user");
 
-    // Asked ever more seldom: at 0, 1, 3, 7 … seconds.
+    // The operator backs off: requests at 0, 1, 3, 7 … seconds.
     let asked: Vec<_> = bad.iter().map(|(node, _)| node.asked.load(Ordering::Relaxed)).collect();
     tokio::time::sleep(Duration::from_secs(2)).await;
     for ((node, _), before) in bad.iter().zip(asked) {
@@ -72,10 +72,10 @@ async fn what_ails_a_node_is_logged_once() {
     world.apply("gw", &json!({"target": endpoints([gone.as_str()]), "limits": {"server": {"idleTimeout": "30s"}}})).await;
     tripwire.start_operator(&api.address);
     world.until_condition("gw", "Ready", "False", "ProgrammingFailed").await;
-    // It is asked again after 1 s and after 2 s more.
+    // The operator retries after 1 s, and again after 2 s more.
     tokio::time::sleep(Duration::from_secs(4)).await;
     let log = tripwire.log();
-    // The warning once, and the Event's own line.
+    // The warning appears once, beside the line of the Event.
     let warned = log.lines().filter(|line| line.contains(" WARN ") && line.contains("cannot connect")).count();
     assert_eq!((warned, log.matches("cannot connect").count()), (1, 2), "{log}");
     assert!(log.lines().count() < 8, "{log}");
@@ -108,7 +108,7 @@ async fn a_dead_target_does_not_block_deletion_for_ever() {
     assert!(said.contains("1 node was not restored within 2s") && said.contains("cannot connect"), "{said}");
     assert_eq!(world.originals("gw").await.1, ["gw-original"], "what could not be restored stays saved");
 
-    // A policy of the same name takes it up again.
+    // A policy of the same name takes over the saved originals.
     node.resume().await;
     node.set("/web/idle_timeout", json!("30s")).await;
     world.apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "limits": {"server": {"idleTimeout": "20s"}}})).await;
@@ -127,7 +127,7 @@ async fn a_namespace_is_deleted_although_its_secret_goes_first() {
     world.apply("prod", &json!({"target": target, "limits": {"intraCluster": {"idleConnTimeout": "20s"}}})).await;
     world.until_programmed("prod").await;
 
-    // As the namespace controller does it.
+    // The namespace is terminating: the test deletes the Secret and the policy as the namespace controller does.
     Api::<Namespace>::all(world.client.clone()).delete(&world.namespace, &DeleteParams::default()).await.unwrap();
     Api::<Secret>::namespaced(world.client.clone(), &world.namespace)
         .delete("ais-admin", &DeleteParams::default())

@@ -1,7 +1,8 @@
-//! What a change of each limit closes, counted on the real servers: idle connections of their clients, and of the pools behind them.
+//! Idle connections that a change of each limit closes, counted on real servers: connections of their clients, and of the pools
+//! to their upstreams.
 //!
-//! A change is made as the operator makes it, or as the reader takes up its file. All idle times are far longer than the tests wait, so what is
-//! closed is closed by the change.
+//! The test changes a limit in the same way as the operator, or reloads the file as the reader does. All idle timeouts are much
+//! longer than the tests, so only the change closes connections.
 
 use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
 
@@ -34,7 +35,7 @@ use crate::{
     },
 };
 
-/// The limits that there are, each of which ends no idle connection within the test.
+/// Returns all limits, with values that end no idle connection during the test.
 fn limits(traits: &Traits) -> Settings {
     let is_part = |knob: Knob| WITHIN.iter().any(|(part, _)| *part == knob);
     let count = |knob: Knob| Value::Count(if is_part(knob) { 40 } else { 50 });
@@ -43,7 +44,7 @@ fn limits(traits: &Traits) -> Settings {
     Knob::ALL.into_iter().filter(has).map(|knob| (knob, value(knob))).collect()
 }
 
-/// The same with one of them larger: a relaxation, which a server has no reason to close connections for.
+/// Returns the same limits with one of them larger: a relaxation, for which a server has no reason to close connections.
 fn relaxed(limits: &Settings, knob: Knob) -> Settings {
     let mut limits = limits.clone();
     let value = match limits[&knob] {
@@ -54,7 +55,7 @@ fn relaxed(limits: &Settings, knob: Knob) -> Settings {
     limits
 }
 
-/// The way through a server to one that is behind it, by the pool that leads there.
+/// Route through a server to an upstream, with the pool of its connections.
 struct Route {
     path: String,
     pool: &'static str,
@@ -67,7 +68,7 @@ impl Route {
     }
 }
 
-/// Idle connections: clients', and those that the server keeps behind each route.
+/// Idle connections of the clients, and of the server to the upstream of each route.
 struct Idle<'a> {
     clients: Clients,
     routes: &'a [Route],
@@ -84,7 +85,7 @@ impl<'a> Idle<'a> {
         Self { clients, routes, accepted: routes.iter().map(|route| route.upstream.accepted()).collect() }
     }
 
-    /// After a change of a limit: exactly what the flush says has been closed.
+    /// Checks after a change of a limit that exactly the connections of the flush were closed.
     async fn holds(mut self, knob: Knob, flush: Option<Flush>) {
         let closed = |pool: &str| match flush.map(|flush| flush.closes) {
             Some(Closes::AllPools) => true,
@@ -106,7 +107,7 @@ impl<'a> Idle<'a> {
     }
 }
 
-/// Files of a format with these limits.
+/// Writes the files of a format with these limits.
 fn files(format: Format, limits: &Settings, about: &str, name: &str) -> Files {
     Files::new(about, &format.render(limits, &BTreeMap::new()), name)
 }
@@ -141,7 +142,7 @@ async fn a_change_of_nginx_closes_all_idle_connections() {
     }
 }
 
-/// Whether HAProxy's master answers at its socket.
+/// Checks that the HAProxy master answers on its socket.
 async fn answers(socket: &Path) -> Option<()> {
     let mut stream = UnixStream::connect(socket).await.ok()?;
     stream.write_all(b"show proc\n").await.ok()?;
@@ -176,7 +177,7 @@ async fn a_change_of_haproxy_closes_all_idle_connections() {
             .arg("-f")
             .arg(&user);
         let mut haproxy = haproxy.spawn().unwrap();
-        // Before that the master loses signals, while its worker serves already.
+        // Before that, the master loses signals although its worker already serves.
         eventually("HAProxy's master answers", || answers(&cli)).await;
         let routes = [route];
         let idle = Idle::open(ip, 8080, &routes).await;
@@ -250,7 +251,7 @@ async fn a_change_of_the_node_service_closes_the_connections_of_its_pool() {
     node.wait().unwrap();
 }
 
-/// A server with a proxy, and another proxy with TLS, which gets no requests: only a proxy with TLS has a handshake timeout.
+/// Servers with a proxy, and with another proxy with TLS that gets no requests: only a proxy with TLS has a handshake timeout.
 fn servers(upstream: &Upstream) -> Json {
     let proxy =
         |transport: Json| json!({"handler": "reverse_proxy", "upstreams": [{"dial": upstream.address}], "transport": transport});

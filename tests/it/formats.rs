@@ -1,4 +1,4 @@
-//! Each format, read by its real reader: Go and Node programs, Thanos's own types, nginx and HAProxy.
+//! Each format with its real reader: Go and Node programs, the types of Thanos, nginx and HAProxy.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 
 use crate::support::{caddy::address, cluster::ROOT, eventually, leashed, service};
 
-/// Every limit there is, each with a value of its own.
+/// Returns all limits, each with a different value.
 pub fn every_limit() -> Settings {
     let value = |(knob, n): (Knob, u32)| {
         let time = Duration::from_millis(u64::from(n) * 30_500);
@@ -21,13 +21,13 @@ pub fn every_limit() -> Settings {
     Knob::ALL.into_iter().zip(1..).map(value).collect()
 }
 
-/// Every limit, and none of them one.
+/// Returns all limits with the value 0, "no limit".
 pub fn no_limit() -> Settings {
     let zero = |knob: Knob| if knob.is_count() { Value::Count(0) } else { Value::Duration(Duration::ZERO) };
     Knob::ALL.into_iter().map(|knob| (knob, zero(knob))).collect()
 }
 
-/// A folder of the test's own with the files in it.
+/// Temporary folder with files.
 pub struct Files(PathBuf);
 
 impl Files {
@@ -39,7 +39,7 @@ impl Files {
         at
     }
 
-    /// Replaces them, each as a whole.
+    /// Replaces the files, each atomically.
     pub fn write(&self, files: &BTreeMap<&str, String>, name: &str) {
         for (suffix, text) in files {
             let fresh = self.add("fresh", text);
@@ -72,12 +72,12 @@ fn ran(command: &mut Command) -> String {
     String::from_utf8(stdout).unwrap()
 }
 
-/// What the reader understood, as JSON.
+/// Returns the settings that the reader has read, as JSON.
 fn understood(command: &mut Command) -> Json {
     serde_json::from_str(&ran(command)).unwrap()
 }
 
-/// By Go's own names, pool by pool.
+/// Returns the limits of each pool with Go's names.
 fn go_names(limits: &Settings) -> Json {
     let mut all = json!({"server": {}, "intraCluster": {}, "backend": {}});
     for (knob, name) in Format::Yaml.fields() {
@@ -91,7 +91,7 @@ fn go_names(limits: &Settings) -> Json {
     all
 }
 
-/// As `time.Duration.String` writes what these tests use: hours, minutes, and seconds with a fraction.
+/// Formats a duration as `time.Duration.String` does: hours, minutes, and seconds with a fraction.
 fn in_go(time: Duration) -> String {
     let (minutes, millis) = (time.as_secs() / 60, time.as_millis() % 60_000);
     let fraction = format!("{:03}", millis % 1000);
@@ -104,7 +104,7 @@ fn in_go(time: Duration) -> String {
     }
 }
 
-/// Every limit at the largest value that the CRD takes.
+/// Returns all limits with the largest value that the CRD accepts.
 pub fn largest() -> Settings {
     let largest = |knob: Knob| {
         if knob.is_count() { Value::Count(1_000_000) } else { Value::Duration(Duration::from_secs(4 * 99_999 * 3600)) }
@@ -112,13 +112,13 @@ pub fn largest() -> Settings {
     Knob::ALL.into_iter().map(|knob| (knob, largest(knob))).collect()
 }
 
-/// Every limit at the largest value that a reader with 32-bit milliseconds takes.
+/// Returns all limits with the largest value of a reader with 32-bit milliseconds.
 fn longest() -> Settings {
     let time = Value::Duration(Duration::from_millis(i32::MAX.unsigned_abs().into()));
     largest().into_iter().map(|(knob, value)| (knob, if knob.is_count() { value } else { time })).collect()
 }
 
-/// Without what cannot be said in a format: that is not written, and stands in `status.unsupported`.
+/// Removes values that the format cannot represent. They are not written, and the status lists them in `status.unsupported`.
 pub fn expressible(format: Format, limits: Settings) -> Settings {
     limits.into_iter().filter(|(knob, value)| format.inexpressible()(*knob, *value).is_none()).collect()
 }
@@ -146,7 +146,7 @@ fn go_reads_yaml_json_and_an_environment_by_its_own_names() {
     }
 }
 
-/// The options of a real agent that is made from a file.
+/// Returns the options of a real agent that is created from a file.
 fn agent(dir: &Path, file: &Path) -> Json {
     let program = "import { Pool } from './pool.js'; import { parse } from './settings.js'; import { readFileSync } from 'node:fs'; \
                    const pool = new Pool(); pool.apply(parse(readFileSync(process.argv[1], 'utf8'))); \
@@ -173,9 +173,9 @@ fn node_reads_an_http_connection_pool() {
             }
         }
         assert_eq!(read, json!({"enabled": true, "global": global, "providers": {}}), "{about}");
-        // And the agent does what the limits mean: to it 0 is no limit where it is given at all.
+        // The agent applies the limits: it treats 0 as no limit.
         let agent = agent(&dir, &files.0.join("http.json"));
-        // What it is not told it does by itself: docs/targets/extremes.md.
+        // Settings that are absent have the agent's own defaults: docs/targets/extremes.md.
         let own = [("timeout", 8000), ("freeSocketTimeout", 4000), ("keepAliveMsecs", 1000)];
         for (name, own) in own {
             assert_eq!(agent[name], global.get(name).cloned().unwrap_or(json!(own)), "{about} {name}");
@@ -186,12 +186,12 @@ fn node_reads_an_http_connection_pool() {
             assert_eq!(agent[name], expected, "{about} {name}");
         }
     }
-    // An idle time alone shortens no request.
+    // An idle timeout alone does not shorten requests.
     let idle = Settings::from([(Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(2)))]);
     let files = Files::new("node-idle", &Format::HttpConnectionPool.render(&idle, &BTreeMap::new()), "http.json");
     let agent = agent(&dir, &files.0.join("http.json"));
     assert_eq!((&agent["freeSocketTimeout"], &agent["timeout"]), (&json!(2000), &json!(0)));
-    // A provider has what is its own; the rest is the global.
+    // A provider has its own settings, and inherits the others from `global`.
     let providers =
         BTreeMap::from([("anthropic".to_owned(), Settings::from([(Knob::BackendMaxConnsPerHost, Value::Count(20))]))]);
     let files = Files::new("node-provider", &Format::HttpConnectionPool.render(&every_limit(), &providers), "http.json");
@@ -255,7 +255,7 @@ fn nginx_takes_its_directives() {
 fn haproxy_takes_its_defaults() {
     for (about, limits) in cases(Format::Haproxy) {
         let files = Files::new(&format!("haproxy-{about}"), &Format::Haproxy.render(&limits, &BTreeMap::new()), "http.cfg");
-        // The time-outs that HAProxy wants everybody to have, where the policy does not set them.
+        // Timeouts that HAProxy requires and the policy does not set.
         let own = "timeout connect 5s\n timeout server 30s";
         let user = files.add(
             "user.cfg",
@@ -265,7 +265,7 @@ fn haproxy_takes_its_defaults() {
     }
 }
 
-/// HAProxy takes `timeout http-request` for the idle time where that is not set.
+/// HAProxy uses `timeout http-request` as the idle timeout if none is set.
 #[test]
 fn a_header_time_out_alone_shortens_no_idle_time_of_haproxy() {
     let header = Settings::from([(Knob::ServerReadHeaderTimeout, Value::Duration(Duration::from_secs(5)))]);
@@ -310,7 +310,7 @@ async fn requests_of_node_go_on_while_its_idle_time_goes_to_the_floor() {
         let ask = client.get(format!("{page}/ask?url=http://{upstream}/&provider=any"));
         tokio::spawn(async move { ask.send().await.unwrap().status() })
     }));
-    // The loop tightens while they are under way.
+    // Adaptive control tightens while requests are in progress.
     let tighten = async {
         for idle in [5, 3, 2] {
             std::fs::write(files.0.join("http.json"), &file(idle)[""]).unwrap();
@@ -320,7 +320,7 @@ async fn requests_of_node_go_on_while_its_idle_time_goes_to_the_floor() {
     let (answers, ()) = futures::future::join(asked, tighten).await;
     let broken = answers.into_iter().filter(|status| *status.as_ref().unwrap() != 200).count();
     assert_eq!(broken, 0, "of 100 requests");
-    // Its leash: to kill that would leave the program behind.
+    // Closing standard input ends the program. Killing the shell around it would leave the program running.
     drop(node.stdin.take());
     node.wait().unwrap();
     serving.abort();

@@ -1,4 +1,4 @@
-//! What is generated is what is in the tree. `make generate` writes it.
+//! Generated files in the tree are up to date. `make generate` writes them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -27,7 +27,7 @@ use crate::{
     support::cluster::ROOT,
 };
 
-/// Replaces what stands between the two markers of a page.
+/// Compares or writes the text between the two markers of a page.
 fn check_between(path: &str, name: &str, text: &str) {
     let at = Path::new(ROOT).join(path);
     let page = fs::read_to_string(&at).unwrap_or_default();
@@ -79,7 +79,7 @@ fn fields(page: &mut String, path: &str, schema: &Json) {
         let required = schema["required"].as_array().is_some_and(|all| all.iter().any(|r| r == name));
         let kind = choices.unwrap_or_else(|| kind.to_owned());
         let _ = writeln!(page, "| `{path}`{} | {kind} | {default} | {meaning} |", if required { " (required)" } else { "" });
-        // Kubernetes' own types are described by Kubernetes.
+        // Kubernetes documents its own types.
         if !matches!(name.as_str(), "conditions" | "selector" | "control") {
             fields(page, &path, field);
             fields(page, &format!("{path}[]"), &field["items"]);
@@ -100,12 +100,12 @@ fn sentences(schema: &Json, into: &mut Vec<String>) {
     }
 }
 
-/// The formats of a file and what is true of them.
+/// Returns the file formats with their capabilities.
 fn formats() -> Vec<(String, Traits)> {
     Format::ALL.iter().map(|format| (format.name(), configmap::traits(*format))).collect()
 }
 
-/// What a change of each limit closes on each of these.
+/// Returns a table of the connections that a change of each limit closes on each server.
 fn closings(servers: Vec<(String, Traits)>) -> String {
     let (names, traits): (Vec<_>, Vec<_>) = servers.into_iter().unzip();
     let mut table = format!("\n| field | {} |\n|---|{}\n", names.join(" | "), "---|".repeat(names.len()));
@@ -168,7 +168,7 @@ fn where_each_field_goes_in_each_format() {
     check_between("docs/targets/configmap.md", "closings", &format!("{}\n", closings(formats())));
 }
 
-/// A format is a file and a line: shown with one that is in use.
+/// A format is one file and one line; the documentation shows an existing one.
 #[test]
 fn how_a_format_is_added() {
     let read = |path: &str| fs::read_to_string(Path::new(ROOT).join(path)).unwrap();
@@ -186,7 +186,7 @@ fn how_a_format_is_added() {
     check_between("docs/extending.md", "haproxy", &diff);
 }
 
-/// What people review when a format changes: every limit in every format, and none.
+/// Golden files for reviews of a format: all limits in every format, and no limits.
 #[test]
 fn what_each_format_looks_like() {
     for &format in Format::ALL {

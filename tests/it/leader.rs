@@ -1,4 +1,4 @@
-//! Several replicas: one acts, and when it is gone, frozen, or wrong about the time, nothing is forgotten and nothing is done twice.
+//! Several replicas: only the leader acts. If it is gone, frozen or has a wrong clock, nothing is lost and nothing is done twice.
 
 use std::{
     collections::BTreeMap,
@@ -24,9 +24,9 @@ use crate::support::{
     replica::{Replica, Times},
 };
 
-/// Short, and in the proportions of the defaults.
+/// Short times, with the proportions of the defaults.
 const SHORT: Times = ["4s", "3s", "500ms"];
-/// So long that nobody waits for it in a test.
+/// Times that are too long to elapse in a test.
 const LONG: Times = ["120s", "60s", "500ms"];
 
 async fn lease(world: &World) -> (String, i32) {
@@ -35,7 +35,7 @@ async fn lease(world: &World) -> (String, i32) {
     (spec.holder_identity.unwrap_or_default(), spec.lease_transitions.unwrap_or_default())
 }
 
-/// A fresh log for every test: the replica's and its neighbour's.
+/// Starts two replicas, each with a new log.
 async fn two(world: &World, times: Times) -> (Replica, Replica) {
     let first = Replica::start(world, "first", times);
     first.until_it_leads().await;
@@ -64,7 +64,7 @@ async fn one_acts_and_hands_over_when_it_is_told_to_stop() {
 
     first.signal("TERM");
     assert!(first.ended().await, "{}", first.log());
-    // The Lease would be valid for two minutes.
+    // The Lease is valid for two minutes.
     second.until_it_leads().await;
     world.apply("gw", &policy(&node, "20s")).await;
     world.until_programmed("gw").await;
@@ -116,7 +116,7 @@ async fn release_takes_the_lease_from_a_controller_that_runs() {
         .unwrap();
     assert!(released.status.success(), "{}", String::from_utf8_lossy(&released.stderr));
     assert!(!first.ended().await, "the one that acted has ended");
-    // For longer than the Lease was ever valid, nobody takes the policy up again.
+    // No replica reconciles the policy for longer than the Lease was valid.
     let restarted = Replica::start(&world, "first", SHORT);
     restarted.until_ready().await;
     tokio::time::sleep(Duration::from_secs(5)).await;
@@ -128,7 +128,8 @@ async fn release_takes_the_lease_from_a_controller_that_runs() {
     restarted.clean();
 }
 
-/// Kills the one that acts as soon as it has decided, so often; answers how long the other took each time until it had acted.
+/// Kills the leader as soon as it has decided, `rounds` times. Returns the time until the other replica has acted, for each
+/// round.
 async fn failovers(rounds: usize) -> Vec<Duration> {
     let (world, node) = (World::empty("failover").await, AdminApi::start(typical()).await);
     let (mut acting, mut waiting) = two(&world, SHORT).await;
@@ -154,7 +155,7 @@ async fn failovers(rounds: usize) -> Vec<Duration> {
         })
         .await;
         took.push(killed.elapsed());
-        // What was decided is carried out, by whoever comes after.
+        // The next leader carries out the decision.
         world
             .until("gw", "what is desired is stored", |s| {
                 let limits = s.limits.clone().unwrap_or_default();
@@ -189,7 +190,7 @@ async fn whoever_is_killed_in_the_middle_of_a_change_is_followed_by_one_that_nei
     failovers(3).await;
 }
 
-/// `make soak`: with nothing else on the machine.
+/// `make soak` runs this test alone on the machine.
 #[tokio::test(flavor = "multi_thread")]
 async fn soak_twenty_failovers_each_within_the_lease_and_two_seconds() {
     if std::env::var_os("IDLECONN_STEADY_SECONDS").is_none() {
@@ -217,7 +218,7 @@ async fn a_clock_that_is_wrong_by_five_minutes_changes_nothing() {
         let mut wrong = Replica::start_with(&world, "wrong", SHORT, &env);
         wrong.until_ready().await;
         node.run(2000);
-        // A minute has to pass before it relaxes; five must not seem to have.
+        // The operator relaxes after one minute. It must not believe that five minutes have passed.
         world.apply("gw", &restless(&node, "1m")).await;
         let status = world.until("gw", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
         node.run(10);
@@ -229,7 +230,7 @@ async fn a_clock_that_is_wrong_by_five_minutes_changes_nothing() {
         assert!(wrong.log().contains("the clock here is not the API server's"), "{offset}: {}", wrong.log());
         let mut right = Replica::start(&world, "right", SHORT);
         right.until_ready().await;
-        // It acts, and for longer than the Lease is valid the one with the right clock waits.
+        // The replica with the wrong clock acts, and the one with the right clock waits for longer than the Lease is valid.
         world
             .until("gw", "the calm is seen", |s| s.conditions.iter().any(|c| c.type_ == "HighTaskCount" && c.status == "False"))
             .await;
@@ -284,7 +285,7 @@ async fn the_lease_is_renewed_however_many_watches_take_the_other_connections() 
     let leadership = election.leadership();
     let run = tokio::spawn(async move { election.run().await });
     leadership.begun().await;
-    // Nobody else gets through.
+    // No other request gets a connection.
     let pods = Api::<k8s_openapi::api::core::v1::Pod>::namespaced(client, &world.namespace);
     assert!(tokio::time::timeout(Duration::from_secs(5), pods.get_opt("x")).await.is_err(), "the only connection is the watch's");
     assert!(leadership.holds() && !run.is_finished());

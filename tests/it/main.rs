@@ -1,6 +1,7 @@
-//! Black-box tests: a real API server, real Caddy, and a stand-in for AIStore that is held to recordings.
+//! Black-box tests: a real API server, real Caddy, and a fake AIStore that is checked against recorded responses.
 //!
-//! One binary, so that all tests share one control plane. It ends with the process that started it, however that ends.
+//! All tests are one binary, so that they share one control plane. The control plane ends with the process that started it,
+//! however that process ends.
 
 #![allow(clippy::large_futures, clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc, missing_docs)]
 

@@ -1,4 +1,4 @@
-//! The live page, in a real browser; and the API, asked by a program that knows nothing but its document.
+//! The live page in a real browser, and the API with a test generator that knows only the OpenAPI document.
 
 use std::process::Stdio;
 
@@ -63,9 +63,9 @@ async fn the_document_is_kept_to_whatever_is_sent() {
     assert!(built.status.success(), "schemathesis could not be installed; see above");
     let schemathesis = String::from_utf8(built.stdout).unwrap().trim().to_owned();
     let output = Command::new(schemathesis)
-        // It writes down what it has tried.
+        // schemathesis writes its requests to the current folder.
         .current_dir(env!("CARGO_TARGET_TMPDIR"))
-        // A stream has no end to be looked at.
+        // A stream has no end, so it is excluded.
         .args(["run", "--checks", "all", "--max-examples", "40", "--seed", "1", "--workers", "1", "--no-color"])
         .args(["--exclude-path-regex", "/stream$", "--request-timeout", "10"])
         .args(["--header", &format!("Authorization: Bearer {token}")])

@@ -1,4 +1,4 @@
-//! `kubectl idleconn path` on a real chain: a Go client, nginx, and Node, whose short idle timeout is the trap.
+//! `kubectl idleconn path` on a real chain: a Go client, nginx, and Node with its short idle timeout.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -8,11 +8,11 @@ use tokio::{process::Command, time::Instant};
 
 use crate::support::{caddy::address, scripted::Scripted, servers::Server, service::Service, slow_link::SlowLink};
 
-/// Requests at the same time: each needs a separate connection.
+/// Number of concurrent requests. Each needs a separate connection.
 const BURST: usize = 500;
-/// How long a packet takes from nginx to Node: what Node closes, nginx learns so much later.
+/// Network delay between nginx and Node. nginx learns this much later that Node has closed a connection.
 const DELAY: Duration = Duration::from_millis(40);
-/// What Node does: `keepAliveTimeout` 2 s, and its own second.
+/// Time after which Node closes: `keepAliveTimeout` of 2 s, and one second that Node adds.
 const NODE_CLOSES: Duration = Duration::from_secs(3);
 
 async fn path(arguments: &[&str]) -> (bool, String) {
@@ -20,7 +20,7 @@ async fn path(arguments: &[&str]) -> (bool, String) {
     (output.status.success(), String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap())
 }
 
-/// A Go client that keeps idle connections for a second, and an nginx in front of what `api` leads to.
+/// Go client that keeps idle connections for a second, with an nginx in front of `api`.
 struct Chain {
     go: Service,
     nginx: Server,
@@ -41,8 +41,8 @@ impl Chain {
         Self { go, nginx }
     }
 
-    /// How many of as many POSTs are lost, which come one each millisecond. nginx takes the connection that was used last, so that the ages of the
-    /// connections of the next burst are spread over a second.
+    /// Sends one POST in each millisecond and returns the number of lost requests. nginx uses the connection that was used last,
+    /// so the idle times of the connections of the next burst are spread over a second.
     async fn burst(&self) -> usize {
         let (client, url) = (reqwest::Client::new(), format!("http://{}/upstream", self.go.listen()));
         let begin = Instant::now();
@@ -56,12 +56,13 @@ impl Chain {
         join_all(each).await.into_iter().filter(|answer| !answer.as_ref().is_ok_and(|answer| answer.status() == 200)).count()
     }
 
-    /// How many of a thousand POSTs are lost that come when connections have been idle for as long as Node keeps them.
+    /// Sends a thousand POSTs when connections have been idle for as long as Node keeps them. Returns the number of lost
+    /// requests.
     async fn lost(&self) -> usize {
         assert_eq!(self.burst().await, 0, "over new connections");
         let mut lost = 0;
         for _ in 0..2 {
-            // A pace, not a wait for something: connections are as old as they have to be then.
+            // This sleep sets the pace and does not wait for an event: the connections have the required idle time then.
             tokio::time::sleep_until(Instant::now() + NODE_CLOSES.checked_sub(Duration::from_millis(400)).unwrap()).await;
             lost += self.burst().await;
         }
@@ -72,7 +73,7 @@ impl Chain {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_hop_is_named_and_what_is_advised_ends_the_losses() {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    // As slow as it has to be for a burst to need a connection for each request.
+    // The handler is slow enough that a burst needs a connection for each request.
     let slow =
         "server.removeAllListeners('request'); server.on('request', (_, answer) => setTimeout(() => answer.end('ok'), 700));";
     let node = Server::node(Duration::from_secs(2), slow).await;

@@ -1,4 +1,4 @@
-//! `kubectl idleconn` at a user's terminal: the binary, against a real API server.
+//! `kubectl idleconn` as a user runs it: the binary with a real API server.
 
 use std::process::Output;
 
@@ -14,7 +14,7 @@ use crate::support::{
     operator::{World, restless},
 };
 
-/// What it prints, or its one line of complaint.
+/// Returns the output, or the error line.
 async fn idleconn(world: &World, args: &[&str]) -> Result<String, String> {
     let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-idleconn"));
     command.args(args).args(["--namespace", &world.namespace, "--kubeconfig"]).arg(kubeconfig());
@@ -72,7 +72,7 @@ async fn what_is_not_there_is_said_in_one_line_that_says_what_to_do() {
 async fn the_operator_itself_says_what_each_node_has() {
     let (world, node) = (World::empty("plugin").await, AdminApi::start(typical()).await);
     world.apply("gw", &restless(&node, "1m")).await;
-    // Before anybody looks: what is shown is the last sample.
+    // The task count is set first, because the command shows the last sample.
     node.run(250);
     let (open, gated) = (Api::start(&[&world], true).await, Api::of(&[&world], false, Leadership::none()).await);
     world.until_condition("gw", "MetricsAvailable", "True", "Fresh").await;
@@ -88,7 +88,7 @@ async fn the_operator_itself_says_what_each_node_has() {
 
     let said = idleconn(&world, &["nodes", "nope", "--operator", &open.address]).await.unwrap_err();
     assert!(said.contains("Policy \"nope\" not found in namespace"), "{said}");
-    // With a token of the viewer's, and never with the kubeconfig's own.
+    // The command uses a token of the viewer, and never that of the kubeconfig.
     let said = idleconn(&world, &["nodes", "gw", "--operator", &gated.address, "--operator-namespace", &world.namespace]).await;
     let said = said.unwrap_err();
     assert!(said.contains("no token can be had for ServiceAccount idleconn-viewer in namespace"), "{said}");

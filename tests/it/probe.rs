@@ -1,4 +1,4 @@
-//! `kubectl idleconn probe` against real servers with known settings, and against hostile ones.
+//! `kubectl idleconn probe` with real servers with known settings, and with hostile servers.
 
 use std::time::{Duration, Instant};
 
@@ -11,20 +11,20 @@ const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// What the plugin prints, and whether it succeeded.
+/// Returns whether the plugin succeeded, and its output.
 async fn idleconn(arguments: &[&str]) -> (bool, String, String) {
     let output = Command::new(env!("CARGO_BIN_EXE_kubectl-idleconn")).args(arguments).output().await.unwrap();
     (output.status.success(), String::from_utf8(output.stdout).unwrap(), String::from_utf8(output.stderr).unwrap())
 }
 
-/// The rows of `probe -o json`.
+/// Returns the rows of `probe -o json`.
 async fn rows(arguments: &[&str]) -> Vec<Json> {
     let all: Vec<_> = ["probe", "-o", "json"].iter().chain(arguments).copied().collect();
     let (_, out, err) = idleconn(&all).await;
     serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {out}{err}"))
 }
 
-/// Every connection of a row closed within 1% or 250 ms of a time.
+/// Checks that every connection of a row closed within 1% or 250 ms of the expected time.
 fn assert_closes_after(row: &Json, expected: Duration, connections: u64) {
     let idle = &row["idleTimeout"];
     let allowed = (expected / 100).max(Duration::from_millis(250));
@@ -72,7 +72,7 @@ async fn over_http2_goaway_counts_as_the_close() {
         (Server::envoy(secs(2), secs(5), true).await, secs(2)),
     ];
     twenty_times(&servers, &["--insecure", "--host", "localhost", "--protocol", "http2"], Server::secure_url).await;
-    // Both versions of one server are apart, and a certificate is checked.
+    // The two HTTP versions of one server are separate rows, and the certificate is verified.
     let (caddy, _) = &servers[0];
     let ca = caddy.ca();
     let both = rows(&["--ca", ca.to_str().unwrap(), "--host", "localhost", &caddy.secure_url()]).await;
@@ -117,7 +117,7 @@ async fn a_server_that_closes_before_the_time_that_it_advertises_is_named() {
     let said = format!("{} HTTP/1.1: the server advertises timeout=5s and closed an idle connection after 3", liar.url());
     assert!(lines[4].starts_with(&said), "{out}");
     assert!(lines[2].contains("timeout=2, max=100"), "{out}");
-    // Standard error is no terminal: one line, once.
+    // Standard error is not a terminal, so the progress is one line.
     assert_eq!(err, "6 connections are idle after 2s, at most 6m\n");
     assert_eq!((liar.connections(), liar.requests()), (3, 3), "one request on each of three connections");
 }
@@ -232,7 +232,7 @@ async fn hostile_servers_end_within_their_bound() {
     assert_closes_after(&rows[7], secs(1), 3);
     assert!(rows[8]["error"].as_str().unwrap().contains("within 10s"), "{}", rows[8]);
     assert_eq!((redirects.connections(), redirects.requests()), (3, 3), "redirects are not followed");
-    // Three for http:// and three for https://.
+    // Three connections for http:// and three for https://.
     for (server, most) in servers.iter().zip([3, 3, 3, 3, 3, 6, 3, 3]) {
         assert!(server.connections() <= most, "{}", server.connections());
     }

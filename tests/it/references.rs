@@ -1,4 +1,4 @@
-//! What a policy refers to: Secrets, certificates and addresses. Each thing that can be wrong has a reason of its own.
+//! Secrets, certificates and addresses to which a policy refers. Each possible error has its own reason.
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -93,7 +93,7 @@ async fn an_endpoint_outside_the_allow_list_is_refused() {
     }
 }
 
-/// A certificate authority, and a server certificate of its for an address.
+/// Certificate authority, and a server certificate signed by it for an address.
 struct Authority {
     pem: String,
     acceptor: TlsAcceptor,

@@ -1,5 +1,5 @@
-//! The stand-in for AIStore against recordings of the real server: every request that the operator can make, and those that
-//! show how the server validates.
+//! The fake AIStore compared with recordings of the real server: every request of the operator, and requests that show how the
+//! server validates.
 
 use serde_json::{Value as Json, json};
 
@@ -8,7 +8,7 @@ use crate::support::{
     cluster::{self, ROOT},
 };
 
-/// A recorded exchange.
+/// Recorded request and response.
 struct Recording {
     name: String,
     method: String,
@@ -24,7 +24,7 @@ fn recordings() -> Vec<Recording> {
     let mut names: Vec<_> =
         std::fs::read_dir(format!("{ROOT}/tests/fixtures/aistore")).unwrap().map(|e| e.unwrap().path()).collect();
     names.sort();
-    // Metrics pages are held to by what reads them.
+    // The tests of the metrics reader cover the metrics pages.
     names.into_iter().filter(|path| !path.to_string_lossy().contains("-metrics-")).map(|path| parse(&path)).collect()
 }
 
@@ -50,7 +50,7 @@ fn parse(path: &std::path::Path) -> Recording {
     }
 }
 
-/// The state that the real cluster was in.
+/// Sets the state of the real cluster at the time of the recording.
 fn scene(ais: &Ais, name: &str) {
     let number: String = name.chars().take_while(char::is_ascii_digit).collect();
     let mut cluster = ais.cluster();
@@ -77,13 +77,13 @@ fn scene(ais: &Ais, name: &str) {
         _ => {}
     }
     match name {
-        // In the recordings these followed changes by hand.
+        // In the recordings these requests followed manual changes.
         "28e-idle-conns-less-than-per-host" | "27-per-host-129" => ais.set_http("idle_conns_per_host", &32.into()),
         _ => {}
     }
 }
 
-/// What differs between any two runs of the real server, too.
+/// Removes values that also differ between two runs of the real server.
 fn comparable(answer: &Json) -> Json {
     let mut answer = answer.clone();
     if let Some(map) = answer.as_object_mut() {
@@ -106,18 +106,18 @@ fn comparable(answer: &Json) -> Json {
             }
         }
         if let Some(Json::String(message)) = map.get_mut("message") {
-            // The position of an error in the text, versions and remaining times.
+            // These are the position of an error in the text, versions and remaining times.
             let plain = message.split(", error found in").next().unwrap_or_default();
             *message =
                 plain.split("Smap v").next().unwrap_or_default().split("token expires").next().unwrap_or_default().to_owned();
         }
-        // A cluster's settings are the test's to choose; what matters is which there are, and what kind they are.
+        // The test chooses the settings of a cluster; only the names and the types of the settings are compared.
         if let Some(net) = map.get_mut("net") {
             for value in net["http"].as_object_mut().unwrap().values_mut() {
                 *value = kind(value).into();
             }
         }
-        // Where the stand-in's nodes listen is its own affair.
+        // The addresses of the fake's nodes are not compared.
         for members in ["pmap", "tmap"] {
             for member in map.get_mut(members).and_then(Json::as_object_mut).into_iter().flat_map(|all| all.values_mut()) {
                 member["public_net"]["direct_url"] = "a url".into();
@@ -169,7 +169,7 @@ async fn the_stand_in_answers_as_the_real_server_did() {
             let hung = recording.name.starts_with("73b");
             let asked = tokio::spawn(request.send());
             if hung {
-                // The recording lasted until the node was resumed.
+                // The recorded request lasted until the node was resumed.
                 tokio::time::sleep(std::time::Duration::from_millis(200)).await;
                 assert!(!asked.is_finished(), "a hung node does not answer");
                 ais.set("target-t2", Life::Running);

@@ -1,4 +1,4 @@
-//! Restarts of nodes that read their limits only when they start: one after the other, and never at another's cost.
+//! Restarts of nodes that read their limits only when they start: one node after the other, without a second node out of service.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,10 +24,10 @@ use crate::support::{
 };
 
 const NODES: [&str; 5] = ["proxy-p0", "proxy-p1", "target-t0", "target-t1", "target-t2"];
-/// What holds data first, and the primary, whose restart is an election, last.
+/// Nodes with data come first. The primary comes last, because its restart causes an election.
 const ORDER: [&str; 5] = ["target-t0", "target-t1", "target-t2", "proxy-p1", "proxy-p0"];
 
-/// The part of the kubelet, and of the `StatefulSet` behind the pods: what goes comes back, unless it is held.
+/// Fake kubelet and `StatefulSet` controller: a deleted pod comes back unless it is held.
 struct Kubelet {
     pods: Api<Pod>,
     ip: String,
@@ -38,7 +38,7 @@ struct Kubelet {
 
 #[derive(Default)]
 struct Seen {
-    /// Nodes in the order in which their pods went, and whether each was in maintenance.
+    /// Nodes in the order in which their pods were deleted, and whether each was in maintenance.
     gone: Vec<(String, bool)>,
     /// Nodes whose pods do not come back.
     held: BTreeSet<String>,
@@ -53,7 +53,7 @@ impl Drop for Kubelet {
 }
 
 impl Kubelet {
-    /// With a pod for each node of the cluster.
+    /// Starts with a pod for each node of the cluster.
     async fn start(world: &World, ais: Arc<Ais>) -> Self {
         let pods = Api::<Pod>::namespaced(world.client.clone(), &world.namespace);
         let ip = ais.proxies[0].trim_start_matches("http://").split(':').next().unwrap().to_owned();
@@ -87,7 +87,7 @@ impl Kubelet {
         Self { pods: self.pods.clone(), ip: self.ip.clone(), ais: self.ais.clone(), seen: self.seen.clone(), task: None }
     }
 
-    /// A pod that is ready.
+    /// Creates a ready pod for the node.
     async fn run(&self, node: &str) {
         let name = format!("ais-{node}");
         let labels = json!({"app": "ais"});
@@ -154,7 +154,7 @@ async fn one_after_the_other_each_in_maintenance_and_back_in_service_before_the_
     let control = status.control.unwrap().restart;
     assert_eq!((control.begun.len(), control.nodes.len()), (1, 0));
 
-    // The day's restarts are used up: the next change waits, and the policy says for what.
+    // The restarts of the day are used up: the next change waits, and the status gives the reason.
     world.apply("prod", &spec(&ais.proxies[0], "10s", &rolling())).await;
     let status = world.until_condition("prod", "InEffect", "False", "RestartRequired").await;
     assert_eq!(message(&status), "0 of 5 nodes use them; restart.maxPerDay is used up");
@@ -193,7 +193,7 @@ async fn the_first_that_does_not_come_back_is_the_last_that_goes() {
     world.until_event("prod", "RestartStalled").await;
     assert_eq!(kubelet.gone(), ORDER[..2]);
     assert!(ais.in_maintenance("target-t1"), "what it holds is not rebuilt elsewhere");
-    // And when it does come back, all goes on.
+    // The restarts continue when the node comes back.
     kubelet.let_go("target-t1").await;
     world.until_condition("prod", "InEffect", "True", "InEffect").await;
     assert_eq!(kubelet.gone(), ORDER);
@@ -236,8 +236,8 @@ async fn a_pod_that_only_the_cluster_calls_its_own_is_not_touched() {
     assert!(kubelet.pods.get_opt("victim").await.unwrap().is_some());
 }
 
-/// A change that is rolled out, with the operator killed after this write: which pods went, what is in use, what was told; and how many
-/// writes there were.
+/// Rolls out a change, and kills the operator after this write. Returns the restarted pods, the values in effect, the Events and
+/// the number of writes.
 async fn life(kill_after: usize) -> ((Vec<String>, Vec<Json>, BTreeMap<String, usize>), usize) {
     let (world, ais) = (World::empty("crash-restart").await, Arc::new(Ais::start().await));
     ais.refresh_every("1s");

@@ -1,4 +1,4 @@
-//! An operator that may do less than it needs: the policy that it cannot work on says so, and no other one suffers.
+//! Operator with missing rights: the affected policy reports it, and no other policy is affected.
 
 use idleconn_operator::{
     controller::{Operator, client},
@@ -19,7 +19,7 @@ use crate::support::{
 
 const USER: &str = "limited-operator";
 
-/// Rights in the world's namespace, as the chart gives them, but for what is left out.
+/// Grants the rights of the chart in the namespace of the world, except those in `without`.
 async fn grant(world: &World, without: &[&str]) {
     let all = [
         ("idleconn.io", "idleconnectionpolicies", &["get", "list", "watch", "patch"][..]),
@@ -46,7 +46,7 @@ async fn grant(world: &World, without: &[&str]) {
     let _ = Api::namespaced(world.client.clone(), &world.namespace).create(&PostParams::default(), &binding).await;
 }
 
-/// One operator with that user's rights for all these namespaces.
+/// Starts one operator with the rights of that user in all these namespaces.
 async fn operate(worlds: &[&World]) -> tokio::task::JoinHandle<()> {
     let mut config = cluster::config().await;
     config.auth_info.impersonate = Some(USER.to_owned());
@@ -84,7 +84,7 @@ async fn without_a_right_in_one_namespace_its_policies_alone_are_forbidden_until
     let status = unseen.status("unseen").await;
     assert_eq!(status.observed_generation, Some(-1), "nothing is said where nothing may be seen");
 
-    // Granted, it goes on by itself.
+    // With the right granted, the operator continues without a restart.
     Api::<Role>::namespaced(partial.client.clone(), &partial.namespace)
         .delete(USER, &kube::api::DeleteParams::default())
         .await

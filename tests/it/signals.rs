@@ -1,4 +1,5 @@
-//! Where the task count comes from: pages as real servers write them, and the fields that say which series count and how Prometheus is asked.
+//! Sources of the task count: metrics pages as real servers write them, and the fields that select series and configure the
+//! Prometheus query.
 
 use std::{
     collections::BTreeMap,
@@ -33,11 +34,12 @@ use crate::support::{
     service::{pod, target},
 };
 
-/// A server that says to each path and query what it is told to, byte for byte, and closes the connection. Ends with the test.
+/// Server that sends a configured response for each path and query, byte for byte, and closes the connection. It ends with the
+/// test.
 struct Raw {
     address: String,
     answers: Arc<Mutex<BTreeMap<String, Vec<u8>>>>,
-    /// The heads of the requests.
+    /// Heads of the requests.
     asked: Arc<Mutex<Vec<String>>>,
     task: JoinHandle<()>,
 }
@@ -88,7 +90,7 @@ impl Drop for Raw {
     }
 }
 
-/// An answer whose length is known.
+/// Returns a response with a Content-Length.
 fn page(body: &str) -> Vec<u8> {
     typed("text/plain; version=0.0.4", body)
 }
@@ -97,12 +99,12 @@ fn typed(kind: &str, body: &str) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nContent-Length: {}\r\n\r\n{body}", body.len()).into_bytes()
 }
 
-/// An answer that ends with its connection.
+/// Returns a response that ends with its connection.
 fn unframed(body: &str) -> Vec<u8> {
     format!("HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\r\n{body}").into_bytes()
 }
 
-/// What one round says of one node: the count, or the reason and the sentence.
+/// Returns the result of one round for one node: the count, or the reason and the message.
 async fn count(address: &str, path: &str, source: Source) -> String {
     let watch = Watch {
         nodes: vec![Node {
@@ -282,7 +284,8 @@ async fn what_a_query_is_answered_with_is_named_for_what_it_is() {
     assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
-/// What the format allows, as Prometheus' own parser reads it. It takes blanks before a name for a part of the name, so there are none.
+/// Syntax that the format allows and the parser of Prometheus accepts. That parser treats blanks before a name as part of the
+/// name, so there are none.
 const ALLOWED: &str = concat!(
     "# TYPE a gauge\na  1\n\t# a comment\n\na { b = \"c\" , d = \"e\" , } 2.5 1700000000000\na{b=\"c\"}3\n{\"a.b\",c=\"d\"} 4\n",
     "{c=\"d\", \"a.b\"} 5\n{ \"a\" } 6\na{b=\"x\\\\y\\\"z\\n,}{=\"} 7\n# TYPE \"q\" gauge\n# EOF\na_after 8\na{\"b.c\"=\"d\"} +Inf \n",
@@ -313,7 +316,7 @@ fn real_prometheus_reads_the_same_samples() {
     let _ = std::fs::remove_dir_all(&folder);
 }
 
-/// As tests/textparse writes it.
+/// Formats a sample as tests/textparse does.
 fn shown(sample: &Sample<'_>) -> String {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
     let mut labels: Vec<_> = sample.labels.map(|(name, value)| (text(name), text(&value.text()))).collect();
@@ -324,7 +327,7 @@ fn shown(sample: &Sample<'_>) -> String {
     format!("{}{labels} {:016x}{time}", text(sample.name), sample.value.to_bits())
 }
 
-/// A policy whose nodes' page is at this path.
+/// Returns a policy whose nodes have their metrics page at this path.
 fn paged(path: &str, signal: &Json) -> Json {
     let mut target = target("yaml");
     target["configMap"]["metrics"] = json!({"port": 8081, "path": path});

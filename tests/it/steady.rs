@@ -1,4 +1,4 @@
-//! A steady state costs nothing: no write to the API server, none to a node, no connection more.
+//! A steady state has no cost: no write to the API server, no write to a node, no additional connection.
 
 use std::{collections::BTreeSet, time::Duration};
 
@@ -15,12 +15,12 @@ use crate::support::{
     operator::{World, endpoints},
 };
 
-/// `IDLECONN_STEADY_SECONDS`: how long to look. `make soak` looks for two minutes.
+/// Duration of the test, from `IDLECONN_STEADY_SECONDS`. `make soak` sets two minutes.
 fn window() -> Duration {
     Duration::from_secs(std::env::var("IDLECONN_STEADY_SECONDS").map_or(15, |s| s.parse().unwrap()))
 }
 
-/// Connections of this process to nodes of this test.
+/// Returns the number of connections of this process to the nodes of this test.
 fn connections(ports: &BTreeSet<u16>) -> usize {
     let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
     let established = table.lines().skip(1).filter(|line| line.split_whitespace().nth(3) == Some("01"));
@@ -60,7 +60,7 @@ async fn twenty_policies_at_rest_write_nothing_and_open_nothing() {
     let ports = caddies.iter().map(|node| &node.address).chain(clusters.iter().map(|ais| &ais.proxies[0]));
     let ports: BTreeSet<u16> = ports.map(|address| address.rsplit(':').next().unwrap().parse().unwrap()).collect();
 
-    // The measurement itself: a stretch of time, at both ends of which is counted.
+    // The measurement counts at the start and at the end of this time.
     let began = Instant::now();
     let since = jiff::Timestamp::now();
     let writes = |world: &World| {
@@ -92,7 +92,7 @@ async fn twenty_policies_at_rest_write_nothing_and_open_nothing() {
     );
 }
 
-/// Every object of the namespace that the operator writes, with its version.
+/// Returns every object that the operator writes in the namespace, with its resource version.
 async fn versions(world: &World) -> Vec<(String, Option<String>)> {
     let mut all = Vec::new();
     for policy in world.policies().list(&ListParams::default()).await.unwrap() {
@@ -109,7 +109,7 @@ async fn versions(world: &World) -> Vec<(String, Option<String>)> {
     all
 }
 
-/// Requests of the audit log that change something in a namespace; a cluster that is not ours keeps its log to itself.
+/// Returns the writing requests in a namespace from the audit log. The audit log of an existing cluster is not accessible.
 fn api_writes(namespace: &str, since: jiff::Timestamp) -> Vec<String> {
     let Some(log) = cluster::audit_log() else {
         println!("this cluster's audit log cannot be read; the objects' versions have to do");

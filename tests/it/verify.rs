@@ -1,4 +1,4 @@
-//! `spec.verify`: what the nodes' servers do, measured by the operator.
+//! `spec.verify`: measurement of the nodes' servers by the operator.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -21,12 +21,12 @@ const fn secs(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
-/// A server of Caddy that answers by itself.
+/// Returns a Caddy server that answers itself.
 fn answering() -> Json {
     json!({"web": {"listen": ["IP:8080"], "idle_timeout": "5m", "routes": [{"handle": [{"handler": "static_response", "body": "ok"}]}]}})
 }
 
-/// Two seconds on these Caddys, verified each five minutes; `http_get` is the request.
+/// Returns a policy with an idle timeout of two seconds for these Caddys, verified every five minutes; `http_get` is the request.
 fn spec(caddys: &[&Caddy], http_get: &Json) -> Json {
     let endpoints: Vec<_> = caddys.iter().map(|caddy| caddy.admin()).collect();
     json!({
@@ -54,7 +54,7 @@ async fn a_server_that_does_what_is_programmed_is_measured_and_nothing_more_is_w
     let status = world.until_condition("gw", "InEffect", "True", "Measured").await;
     assert_eq!(measured(&status).as_deref(), Some("2s"));
     assert_eq!(message(&status, "InEffect"), "The server of the node closes idle connections when it is programmed to");
-    // Passes go on, and nothing is written.
+    // Reconciliation continues and writes nothing.
     let version = world.get("gw").await.metadata.resource_version;
     let reads = node.reads();
     eventually("more looks", || async { (node.reads() > reads + 4).then_some(()) }).await;
@@ -78,7 +78,7 @@ async fn another_listener_that_does_something_else_is_measured_differently() {
     let both = path_says.contains("4s (measured by the operator)") && path_says.contains("from 3.5s to 3s or less");
     assert!(both, "{path_says}");
     assert_eq!((other.connections(), other.requests()), (1, 1), "one connection for each node and interval");
-    // Another operator takes up what was measured, and says it until it has measured itself.
+    // A new operator takes over the measured value and reports it until its own first measurement.
     world.kill().await;
     world.start(Duration::from_millis(500));
     eventually("the next operator measures too", || async { (other.connections() == 2).then_some(()) }).await;
@@ -103,7 +103,7 @@ async fn a_server_that_cannot_be_probed_is_not_measured_and_not_guessed() {
     assert_eq!((closes.connections(), fine.connections() <= 1), (1, true));
 }
 
-/// The configuration of AIStore has no idle timeout of its servers, which is a constant: only a probe shows it.
+/// The configuration of AIStore has no idle timeout of its servers, because it is a constant. Only a probe shows it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_aistore_has_no_setting_for_is_measured() {
     shows_constant(secs(2)).await;
@@ -122,7 +122,7 @@ async fn shows_constant(constant: Duration) {
         "limits": {"server": {"idleTimeout": "20s"}, "intraCluster": {"idleConnTimeout": "15s"}},
         "verify": {"server": {"interval": "5m", "httpGet": {"port": 7071}}},
     });
-    // Each node of the stand-in has an address of its own.
+    // Each node of the fake has a separate address.
     let mut servers = Vec::new();
     for host in ais.hosts() {
         servers.push(Scripted::at(SocketAddr::new(host, 7071), move |connection| closing(connection, constant, "")).await);
@@ -151,7 +151,7 @@ async fn only_addresses_of_the_policys_own_pods_are_probed() {
     assert_eq!(metal.connections(), 0);
 }
 
-/// More nodes than may be probed at the same time; each is probed once all the same.
+/// More nodes than the limit of concurrent probes; each node is still probed once.
 #[tokio::test(flavor = "multi_thread")]
 async fn one_namespace_has_at_most_sixteen_probes_open() {
     const NODES: usize = 40;

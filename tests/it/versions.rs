@@ -1,4 +1,5 @@
-//! An operator that meets no CRD, an older one, or a newer one. Each with a control plane of its own: a CRD is everybody's.
+//! Operator with no CRD, an older CRD or a newer CRD. Each test has a separate control plane, because a CRD affects all
+//! namespaces.
 
 use std::time::Duration;
 
@@ -35,15 +36,15 @@ impl Operator {
         Self { address, process: tokio::process::Command::from(process).spawn().unwrap() }
     }
 
-    /// What the kubelet does; it ends by itself.
+    /// Stops the operator as the kubelet does; the operator exits by itself.
     async fn stop(mut self) {
-        // The leash: it is told to end, and waited for.
+        // Closing standard input tells the program to end; the test waits for the exit.
         drop(self.process.stdin.take());
         let ended = tokio::time::timeout(Duration::from_secs(20), self.process.wait()).await;
         ended.expect("it ends when it is told to").unwrap();
     }
 
-    /// What `check` prints, and whether it is content.
+    /// Returns whether `check` succeeded, and its output.
     async fn check(&self, cluster: &Own) -> (bool, String) {
         let mut check = tokio::process::Command::new(env!("CARGO_BIN_EXE_idleconn-operator"));
         check.args(["check", "--operator", &format!("http://{}", self.address), "--kubeconfig"]).arg(cluster.kubeconfig());
@@ -51,7 +52,7 @@ impl Operator {
         (output.status.success(), String::from_utf8([output.stdout, output.stderr].concat()).unwrap())
     }
 
-    /// Waits until it says this of its readiness.
+    /// Waits until the readiness endpoint returns this status and text.
     async fn says(&self, status: StatusCode, words: &str) {
         eventually(&format!("/readyz answers {status} with {words:?}"), || async {
             let response = reqwest::get(format!("http://{}/readyz", self.address)).await.ok()?;
@@ -61,18 +62,18 @@ impl Operator {
     }
 }
 
-/// Without a field that this version needs, and without one that it reports.
+/// CRD without a field that this version needs, and without a field that it reports.
 fn older() -> Json {
     let mut crd = crd::crd();
     let schema = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"];
     schema["spec"]["properties"].as_object_mut().unwrap().remove("restart");
     schema["status"]["properties"].as_object_mut().unwrap().remove("recommendation");
-    // Its rules speak of what is no longer there.
+    // The rules refer to the removed fields.
     schema["spec"].as_object_mut().unwrap().remove("x-kubernetes-validations");
     crd
 }
 
-/// With a limit, a way to restart and a kind of target that this version has not heard of.
+/// CRD with a limit, a restart policy and a kind of target that this version does not know.
 fn newer() -> Json {
     let mut crd = crd::crd();
     let spec = &mut crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["spec"];
@@ -80,7 +81,7 @@ fn newer() -> Json {
     fields["limits"]["properties"]["server"]["properties"]["patience"] = json!({"type": "string"});
     fields["restart"]["properties"]["policy"]["enum"].as_array_mut().unwrap().push("Canary".into());
     fields["target"]["properties"]["type"]["enum"].as_array_mut().unwrap().push("Envoy".into());
-    // Its rules speak of the targets of this version.
+    // The rules refer to the targets of this version.
     fields["target"].as_object_mut().unwrap().remove("x-kubernetes-validations");
     spec.as_object_mut().unwrap().remove("x-kubernetes-validations");
     crd
@@ -112,7 +113,7 @@ async fn a_missing_or_older_crd_is_waited_for_and_what_a_newer_one_allows_is_ref
         &kube::api::ApiResource::erase::<IdleConnectionPolicy>(&()),
     );
     let limits = |server: Json| json!({"target": endpoints([node.address.as_str()]), "limits": {"server": server}});
-    // The API server follows a CRD a moment after it has taken it: until then it refuses what it does not know yet.
+    // The API server applies a CRD with a short delay. Until then it refuses the new fields.
     let apply = async |name: &str, spec: Json| {
         let object = json!({"apiVersion": "idleconn.io/v1alpha1", "kind": "IdleConnectionPolicy", "metadata": {"name": name}, "spec": spec});
         eventually(&format!("{name} is taken"), || async {
@@ -130,12 +131,12 @@ async fn a_missing_or_older_crd_is_waited_for_and_what_a_newer_one_allows_is_ref
     let (is_content, said) = operator.check(&cluster).await;
     assert!(!is_content && said.starts_with("idleconn-operator: the CRD is older than this operator"), "{said}");
 
-    // Upgraded, it goes on by itself.
+    // After the upgrade of the CRD the operator continues without a restart.
     install(&client, &crd::crd()).await;
     operator.says(StatusCode::OK, "ok").await;
     let condition = async |name: &str, type_: &str, reason: &str| {
         eventually(&format!("{name}: {type_} for {reason}"), || async {
-            // Its status alone: this program does not understand every spec here.
+            // Only the status is read, because this program cannot read every spec here.
             let status = from_value(raw.get(name).await.ok()?.data["status"].take()).ok()?;
             find(&status, type_).filter(|condition| condition.reason == reason).cloned()
         })
@@ -145,7 +146,8 @@ async fn a_missing_or_older_crd_is_waited_for_and_what_a_newer_one_allows_is_ref
     let ready = format!("the CRD is this version's\nthe operator at http://{} is ready\n", operator.address);
     assert_eq!(operator.check(&cluster).await, (true, ready));
 
-    // The CRD is upgraded before the operator: what it does not know is refused at once, by name, and the rest goes on.
+    // The CRD is upgraded before the operator: the operator refuses unknown fields at once, by name, and continues with the other
+    // policies.
     install(&client, &newer()).await;
     apply("ahead", limits(json!({"idleTimeout": "10s", "patience": "5s"}))).await;
     let refused = condition("ahead", "Accepted", "Invalid").await.message;
@@ -163,7 +165,7 @@ async fn a_missing_or_older_crd_is_waited_for_and_what_a_newer_one_allows_is_ref
     assert!(node.servers().to_string().contains("20s"), "nothing of it is done");
     apply("mesh", json!({"target": {"type": "Envoy"}, "limits": {}})).await;
 
-    // Who asks with a plugin of this version sees what it understands, and is told of the rest.
+    // The plugin of this version shows the fields that it knows, and names the others.
     let ask = async |words: &[&str]| {
         let mut plugin = tokio::process::Command::new(env!("CARGO_BIN_EXE_kubectl-idleconn"));
         plugin.args(words).args(["--namespace", "default", "--kubeconfig"]).arg(cluster.kubeconfig());
@@ -181,7 +183,8 @@ async fn a_missing_or_older_crd_is_waited_for_and_what_a_newer_one_allows_is_ref
     assert_eq!(ask(&["explain", "mesh"]).await, (false, String::new(), format!("kubectl idleconn: {}", warnings[2])));
     assert!(ask(&["pause", "gw"]).await.0 && ask(&["resume", "gw"]).await.0, "nothing in the spec is asked for");
 
-    // So it is for one that starts, which deletes all the same, and is not held up by what it cannot even read.
+    // The same holds for an operator that starts now. It still handles deletions, and a policy that it cannot read does not block
+    // it.
     operator.stop().await;
     let operator = Operator::start(&cluster).await;
     operator.says(StatusCode::OK, "ok").await;

@@ -1,5 +1,5 @@
-//! The part of the operator that decides, built alone: it compiles without a client, a runtime or a clock, or it is not pure.
-//! `make mutants` works here, because one change takes seconds to build instead of the whole crate's.
+//! The decision part of the operator, built alone. It must compile without a client, a runtime or a clock. `make mutants` uses
+//! this crate, because a change takes seconds to build here.
 
 #![allow(clippy::duplicate_mod)] // Two tests hold files; elsewhere each is a crate of its own.
 

@@ -1,5 +1,5 @@
-// Textparse reads a page with Prometheus' own text parser and prints its samples, one a line: name, labels, the value's bits and the
-// timestamp.
+// Textparse reads a page with the text parser of Prometheus and prints its samples, one per line: name, labels, the bits of the
+// value and the timestamp.
 package main
 
 import (

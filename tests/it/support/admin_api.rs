@@ -1,4 +1,4 @@
-//! Stand-ins for Caddy's admin API: one that behaves, for large fleets, and some that do not.
+//! Fakes of Caddy's admin API: a correct one for large fleets, and some that misbehave.
 
 use std::{
     sync::{
@@ -25,7 +25,7 @@ use tokio::{
 
 use super::caddy;
 
-/// A node of a large fleet. Ends with the test.
+/// Node of a large fleet. It ends with the test.
 pub struct AdminApi {
     pub address: String,
     state: Arc<Node>,
@@ -39,18 +39,18 @@ struct Node {
     writes: AtomicUsize,
     written: OnceLock<Instant>,
     goroutines: AtomicUsize,
-    /// Held: nothing is answered.
+    /// While a test holds the lock, the server answers no request.
     answers: Arc<tokio::sync::Mutex<()>>,
     late: Duration,
 }
 
 impl AdminApi {
-    /// One that behaves as Caddy's does, with Etags.
+    /// Starts a server that behaves like Caddy, with the header `ETag`.
     pub async fn start(servers: Json) -> Self {
         Self::late(servers, Duration::ZERO).await
     }
 
-    /// The same, and each answer takes so long.
+    /// Starts the same server with a delay before each response.
     pub async fn late(servers: Json, late: Duration) -> Self {
         let state = Arc::new(Node {
             servers: Mutex::new((servers, 0)),
@@ -77,7 +77,7 @@ impl AdminApi {
         self.state.servers.lock().unwrap().0.clone()
     }
 
-    /// What an administrator does by hand.
+    /// Changes a value, as an administrator does manually.
     #[allow(dead_code)] // Only the attacks use it.
     pub fn store(&self, pointer: &str, value: Json) {
         let mut servers = self.state.servers.lock().unwrap();
@@ -90,7 +90,7 @@ impl AdminApi {
         servers.1 += 1;
     }
 
-    /// Questions of any kind.
+    /// Returns the number of requests of any kind.
     pub fn asked(&self) -> usize {
         self.state.asked.load(Ordering::SeqCst)
     }
@@ -99,17 +99,17 @@ impl AdminApi {
         self.state.reads.load(Ordering::Relaxed)
     }
 
-    /// How many goroutines it says it has.
+    /// Sets the number of goroutines that the server reports.
     pub fn run(&self, goroutines: usize) {
         self.state.goroutines.store(goroutines, Ordering::Relaxed);
     }
 
-    /// It takes questions, and answers none as long as this is held.
+    /// Accepts requests and answers none of them while the guard is held.
     pub async fn hold(&self) -> tokio::sync::OwnedMutexGuard<()> {
         self.state.answers.clone().lock_owned().await
     }
 
-    /// When it was first changed.
+    /// Returns the time of the first change.
     pub fn written(&self) -> Option<Instant> {
         self.state.written.get().copied()
     }
@@ -154,17 +154,17 @@ async fn write(State(node): State<Arc<Node>>, headers: HeaderMap, axum::Json(bod
     StatusCode::OK
 }
 
-/// A node that does not behave.
+/// Node that misbehaves.
 pub struct Misbehaving {
     pub address: String,
     pub asked: Arc<AtomicUsize>,
-    /// When somebody first gave up waiting for an answer.
+    /// Time at which a client first gave up waiting for a response.
     pub given_up: Arc<OnceLock<Instant>>,
     task: JoinHandle<()>,
 }
 
 impl Misbehaving {
-    /// Sends these bytes to whoever asks; without any, takes the question and never answers.
+    /// Starts a server that sends these bytes to every client. Without bytes, it accepts requests and never answers.
     pub async fn start(answer: Option<Vec<u8>>) -> Self {
         let listener = TcpListener::bind((caddy::address(), 0)).await.unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
@@ -201,7 +201,7 @@ impl Misbehaving {
         Self::start(Some(b"\x00\xff SSH-2.0-not-http <secret-of-the-node>\r\n\r\n".to_vec())).await
     }
 
-    /// Speaks HTTP, and says something that is not JSON.
+    /// Starts a server that speaks HTTP and sends a body that is not JSON.
     pub async fn answers(body: &str) -> Self {
         Self::start(Some(format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{body}", body.len()).into_bytes())).await
     }
@@ -213,7 +213,7 @@ impl Misbehaving {
         Self::start(Some(answer)).await
     }
 
-    /// Nobody listens there any more.
+    /// Returns an address on which no server listens any more.
     pub async fn gone() -> String {
         let listener = TcpListener::bind((caddy::address(), 0)).await.unwrap();
         format!("http://{}", listener.local_addr().unwrap())

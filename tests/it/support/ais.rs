@@ -1,5 +1,5 @@
-//! A stand-in for an AIStore 5.0 cluster, quirks included: two proxies and three targets. It behaves as the recordings in
-//! tests/fixtures/aistore do, and replay.rs holds it to them.
+//! Fake of an AIStore 5.0 cluster with its quirks: two proxies and three targets. It behaves like the recordings in
+//! tests/fixtures/aistore, and replay.rs checks that.
 
 use std::{
     collections::BTreeMap,
@@ -25,23 +25,23 @@ use tokio::{net::TcpListener, sync::watch, task::JoinHandle, time::Instant};
 
 use super::{caddy, cluster::ROOT};
 
-/// How fast the stand-in's clock runs for waits that last half a minute on the real server.
+/// Speed of the fake's clock for waits that take half a minute on the real server.
 const HURRY: u32 = 10;
-/// A PUT with a hung node in the cluster: 33 s on the real server.
+/// Time of a PUT with a hung node in the cluster: 33 s on the real server.
 const HUNG: Duration = Duration::from_secs(33);
-/// A PUT with a dead node in the cluster: 8 s on the real server.
+/// Time of a PUT with a dead node in the cluster: 8 s on the real server.
 const DEAD: Duration = Duration::from_secs(8);
 
-/// How late a node begins to count how long it has run.
+/// Delay after a start until a node begins to count its uptime.
 const LATE: Duration = Duration::from_secs(9);
 
-/// What a token may do.
+/// Rights of a token.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Token {
     Admin,
-    /// May read buckets and nothing of the cluster.
+    /// The token may read buckets, and nothing of the cluster.
     BucketsOnly,
-    /// May read the cluster's configuration and not change it.
+    /// The token may read the configuration of the cluster, and not change it.
     ReadOnly,
     Expired,
 }
@@ -49,7 +49,7 @@ pub enum Token {
 #[derive(Clone, Copy, PartialEq)]
 pub enum Life {
     Running,
-    /// Stopped in mid-air: connections are taken and nothing is answered.
+    /// The process is stopped: it accepts connections and answers nothing.
     Hung,
     Dead,
 }
@@ -58,7 +58,7 @@ pub enum Life {
 pub enum Phase {
     Ready,
     Starting,
-    /// The primary is gone and the next one not elected.
+    /// The primary is gone, and the next primary is not elected yet.
     Election,
 }
 
@@ -66,12 +66,13 @@ struct Node {
     life: Life,
     maintenance: bool,
     started: Instant,
-    /// How long after its start it begins to count how long it has run: 9 to 38 s on the real server, which counts from when it has seen its
-    /// cluster started.
+    /// Delay after the start until the node begins to count its uptime: 9 to 38 s on the real server, which counts from the time
+    /// at which it has observed the start of its cluster.
     late: Duration,
-    /// What its transports were made with.
+    /// Values with which the transports of the node were created.
     in_use: Json,
-    /// What its own file says, from which its next process is started. The cluster's word comes after that, and changes it.
+    /// Own file of the node, from which its next process starts. The configuration of the cluster arrives later and changes the
+    /// file.
     file: Json,
 }
 
@@ -84,14 +85,14 @@ pub struct Cluster {
     pub phase: Phase,
     pub tokens: BTreeMap<String, Token>,
     pub auth: bool,
-    /// Whether it speaks TLS only: who does not is told so, in plain text.
+    /// Whether the node speaks TLS only. Clients without TLS get an error in plain text.
     pub https: bool,
     pub uuid: String,
-    /// The pods that nodes run in.
+    /// Pods in which the nodes run.
     pub pods: BTreeMap<String, String>,
 }
 
-/// The running stand-in. Ends with the test.
+/// Running fake. It ends with the test.
 pub struct Ais {
     /// `http://host:port` of the primary proxy p0 and of p1.
     pub proxies: [String; 2],
@@ -99,23 +100,23 @@ pub struct Ais {
     tasks: Vec<JoinHandle<()>>,
 }
 
-/// What keeps the nodes busy.
+/// Load of the nodes.
 #[derive(Clone, Copy, Default)]
 pub struct Load {
-    /// Goroutines that have nothing to do with pools.
+    /// Goroutines that are not related to pools.
     pub other: f64,
-    /// Pooled connections that come a second; each lives as long as the transports let it idle.
+    /// New pooled connections per second. Each stays open for the idle timeout of the transports.
     pub arrivals: f64,
-    /// How long an empty pool takes to fill (seconds).
+    /// Time until an empty pool is full, in seconds.
     pub fill: f64,
 }
 
-/// Of every node.
+/// Number of CPUs of every node.
 const GOMAXPROCS: f64 = 2.0;
 
 struct Shared {
     load: Mutex<Load>,
-    /// Connections of outside clients, by node.
+    /// Connections of external clients, by node.
     clients: Mutex<BTreeMap<String, f64>>,
     pages: Mutex<BTreeMap<String, String>>,
     cluster: Mutex<Cluster>,
@@ -125,7 +126,7 @@ struct Shared {
     refused: AtomicUsize,
 }
 
-/// The body of a recording.
+/// Returns the body of a recording.
 pub fn fixture(name: &str) -> Json {
     let text = std::fs::read_to_string(format!("{ROOT}/tests/fixtures/aistore/{name}.txt")).unwrap();
     let line = text.lines().find(|line| line.starts_with('{')).unwrap();
@@ -141,7 +142,7 @@ impl Ais {
         Self::start_at(SocketAddr::from((caddy::address(), 0))).await
     }
 
-    /// With p0 at this address.
+    /// Starts the fake with p0 at this address.
     pub async fn start_at(address: SocketAddr) -> Self {
         let config = fixture("03-cluster-config");
         let in_use = config["net"]["http"].clone();
@@ -195,22 +196,22 @@ impl Ais {
         Self { proxies: proxies.try_into().unwrap(), shared, tasks }
     }
 
-    /// What keeps the nodes busy from now on.
+    /// Sets the load of the nodes.
     pub fn load(&self, load: Load) {
         *self.shared.load.lock().unwrap() = load;
     }
 
-    /// Outside clients keep so many connections open to a node: one goroutine each, and no pool of the cluster's.
+    /// Sets the number of connections of external clients to a node. Each costs one goroutine and is in no pool of the cluster.
     pub fn clients(&self, node: &str, connections: f64) {
         self.shared.clients.lock().unwrap().insert(node.to_owned(), connections);
     }
 
-    /// A node is gone from the cluster.
+    /// Removes a node from the cluster.
     pub fn leave(&self, node: &str) {
         self.cluster().nodes.remove(node).unwrap();
     }
 
-    /// Goroutines of a node.
+    /// Returns the number of goroutines of a node.
     pub fn goroutines(&self, node: &str) -> f64 {
         self.shared.goroutines(node)
     }
@@ -219,8 +220,7 @@ impl Ais {
         self.shared.cluster.lock().unwrap()
     }
 
-    /// Changes of the configuration that were asked for.
-    /// The hosts of the addresses that the cluster map has of its nodes.
+    /// Returns the hosts of the nodes' addresses in the cluster map.
     pub fn hosts(&self) -> std::collections::BTreeSet<std::net::IpAddr> {
         let pages = self.shared.pages.lock().unwrap();
         let host = |page: &String| page.parse::<axum::http::Uri>().ok()?.host()?.parse().ok();
@@ -235,7 +235,7 @@ impl Ais {
         self.shared.gets.load(Ordering::Relaxed)
     }
 
-    /// Changes that were refused.
+    /// Returns the number of refused changes.
     pub fn refused(&self) -> usize {
         self.shared.refused.load(Ordering::Relaxed)
     }
@@ -245,7 +245,8 @@ impl Ais {
         self.shared.resumed.send_replace(());
     }
 
-    /// What a restart does: a new process, with transports made from its own file, which then joins and is told the configuration.
+    /// Restarts a node: the new process creates its transports from its own file, then joins the cluster and receives the
+    /// configuration.
     pub fn restart(&self, node: &str) {
         let mut cluster = self.cluster();
         let http = cluster.config["net"]["http"].clone();
@@ -254,12 +255,12 @@ impl Ais {
         (node.life, node.started, node.late, node.in_use) = (Life::Running, Instant::now(), LATE / HURRY, in_use);
     }
 
-    /// How long a node says to have run.
+    /// Returns the uptime that a node reports.
     pub fn uptime(&self, node: &str) -> Duration {
         Duration::from_nanos(self.cluster().status_of(node)["tracker"]["up.ns.time"].as_u64().unwrap())
     }
 
-    /// A node that was not there joins, with a file of its own.
+    /// Adds a new node, with a file of its own.
     pub fn join(&self, node: &str) {
         let mut cluster = self.cluster();
         let file = cluster.config["net"]["http"].clone();
@@ -268,7 +269,7 @@ impl Ais {
         cluster.nodes.insert(node.to_owned(), Node { life, maintenance, started, late: LATE / HURRY, in_use, file });
     }
 
-    /// By hand, as `ais cluster add-remove-nodes` would.
+    /// Changes the maintenance mode manually, as `ais cluster add-remove-nodes` does.
     pub fn maintain(&self, node: &str, maintenance: bool) {
         self.cluster().nodes.get_mut(node).unwrap().maintenance = maintenance;
     }
@@ -277,27 +278,27 @@ impl Ais {
         self.cluster().nodes[node].maintenance
     }
 
-    /// How often its statistics, uptime among them, are refreshed.
+    /// Sets the interval at which the statistics, including the uptime, are refreshed.
     pub fn refresh_every(&self, time: &str) {
         self.cluster().config["periodic"]["stats_time"] = time.into();
     }
 
-    /// A field of `net.http`, as stored.
+    /// Returns a stored field of `net.http`.
     pub fn http(&self, key: &str) -> Json {
         self.cluster().config["net"]["http"][key].clone()
     }
 
-    /// A field of `net.http`, as a node's transports have it.
+    /// Returns a field of `net.http` as the transports of a node use it.
     pub fn in_use(&self, node: &str, key: &str) -> Json {
         self.cluster().nodes[node].in_use[key].clone()
     }
 
-    /// By hand, as `ais config cluster` would.
+    /// Changes a field manually, as `ais config cluster` does.
     pub fn set_http(&self, key: &str, value: &Json) {
         self.cluster().change(|http| http[key] = value.clone());
     }
 
-    /// As a cluster of an older version has it.
+    /// Removes a field, as in a cluster of an older version.
     pub fn remove_http(&self, key: &str) {
         self.cluster().config["net"]["http"].as_object_mut().unwrap().remove(key);
     }
@@ -320,7 +321,8 @@ impl Cluster {
         self.updated_before = std::mem::replace(&mut self.updated, now_text());
     }
 
-    /// The configuration by a node's word: the primary is one version behind with everything but the values.
+    /// Returns the configuration that a node reports. The primary reports the current values, with everything else one version
+    /// old.
     fn config_of(&self, node: &str) -> Json {
         let primary = node == "proxy-p0";
         let mut config = self.config.clone();
@@ -361,7 +363,7 @@ impl Cluster {
         }
         let mut status = fixture("50b-node-status-reverse");
         let up = node.started.elapsed().saturating_sub(node.late);
-        // The figure is refreshed at each tick of the statistics only.
+        // The uptime is refreshed only at each tick of the statistics.
         let tick = go_duration::parse(self.config["periodic"]["stats_time"].as_str().unwrap()).unwrap();
         let ticks = u32::try_from(up.as_nanos() / tick.as_nanos()).unwrap();
         status["tracker"]["up.ns.time"] = u64::try_from((tick * ticks).as_nanos()).unwrap().into();
@@ -379,7 +381,7 @@ impl Shared {
         let idle = go_duration::parse(node.in_use["idle_conn_time"].as_str().unwrap()).unwrap().as_secs_f64();
         let filled = 1.0 - (-node.started.elapsed().as_secs_f64() / fill.max(0.001)).exp();
         let clients = self.clients.lock().unwrap().get(name).copied().unwrap_or_default();
-        // No more than the transports keep: control and data, to each of the others.
+        // Limited to what the transports keep: control and data connections to each other node.
         let limit = |key: &str| node.in_use[key].as_f64().unwrap();
         #[allow(clippy::cast_precision_loss)] // A few nodes.
         let others = (cluster.nodes.len() - 1) as f64;
@@ -388,7 +390,7 @@ impl Shared {
     }
 }
 
-/// The recorded page, with the figures of now.
+/// Returns the recorded page with the current figures.
 async fn page(State((shared, name)): State<(Arc<Shared>, &'static str)>) -> Response {
     let recording = if name.starts_with("proxy") { "62b-metrics-proxy-goruntime" } else { "62-metrics-target-goruntime" };
     let text = std::fs::read_to_string(format!("{ROOT}/tests/fixtures/aistore/{recording}.txt")).unwrap();
@@ -548,7 +550,7 @@ async fn reverse(shared: &Shared, me: &str, method: &Method, id: &str, what: &st
                 (Some(_), _) => return error(400, "invalid what", method, "/v1/daemon", me, None),
             }
         }
-        // The proxy has no time-out of its own: it answers when the node does.
+        // The proxy has no timeout: it answers when the node does.
         resumed.changed().await.unwrap();
     }
 }
@@ -557,7 +559,7 @@ fn action(body: &[u8]) -> Option<String> {
     serde_json::from_slice::<Json>(body).ok()?["action"].as_str().map(str::to_owned)
 }
 
-/// Into maintenance and out of it; the answer to the latter is the id of the rebalancing that it starts.
+/// Starts and stops maintenance. The response to a stop is the id of the rebalancing that it starts.
 fn maintain(shared: &Shared, me: &str, method: &Method, body: &[u8]) -> Response {
     let message: Json = serde_json::from_slice(body).unwrap();
     let mut cluster = shared.cluster.lock().unwrap();
@@ -574,7 +576,7 @@ fn maintain(shared: &Shared, me: &str, method: &Method, body: &[u8]) -> Response
     if rebalances { "g3".into_response() } else { StatusCode::OK.into_response() }
 }
 
-/// Fields to change, or what is wrong with them.
+/// Fields to change, or the error in them.
 type Fields = Result<Vec<(String, Json)>, (Option<&'static str>, String)>;
 
 fn from_body(me: &str, body: &[u8]) -> Fields {
@@ -630,7 +632,7 @@ fn from_query(query: &BTreeMap<String, String>) -> Fields {
     Ok(fields)
 }
 
-/// Seconds, negative too.
+/// Parses a number of seconds, which may be negative.
 fn signed(text: &str) -> Option<f64> {
     match text.strip_prefix('-') {
         Some(text) => go_duration::parse(text).map(|d| -d.as_secs_f64()),
@@ -638,7 +640,7 @@ fn signed(text: &str) -> Option<f64> {
     }
 }
 
-/// As AIStore spells a duration: Go's spelling without trailing zero seconds.
+/// Formats a duration as AIStore does: Go's spelling without trailing zero seconds.
 fn spelled(seconds: f64) -> String {
     let ms = u64::try_from(Duration::from_secs_f64(seconds).as_millis()).unwrap();
     let (h, m, s, ms) = (ms / 3_600_000, ms / 60_000 % 60, ms / 1000 % 60, ms % 1000);
@@ -653,7 +655,7 @@ fn spelled(seconds: f64) -> String {
     }
 }
 
-/// All fields or none, as the primary validates them.
+/// Applies all fields or none, with the validation of the primary.
 fn merged(http: &Json, fields: &[(String, Json)]) -> Result<Json, String> {
     let mut next = http.clone();
     for (key, value) in fields {
@@ -681,14 +683,14 @@ fn merged(http: &Json, fields: &[(String, Json)]) -> Result<Json, String> {
     }
     let per_host = next["idle_conns_per_host"].as_i64().unwrap();
     let most = total.min(128);
-    // A negative value passes, and disables keep-alive.
+    // The server accepts a negative value, which disables keep-alive.
     if per_host > most {
         return Err(format!("invalid idle_conns_per_host: {per_host} (expecting range [0 - {most}])"));
     }
     Ok(next)
 }
 
-/// Go's own spelling, which the messages use.
+/// Formats a duration in Go's spelling, which the messages use.
 fn long(seconds: f64) -> String {
     let text = spelled(seconds);
     if text.ends_with('m') { format!("{text}0s") } else { text }
@@ -724,7 +726,7 @@ async fn put(shared: &Shared, me: &str, method: &Method, path: &str, fields: Fie
             Duration::ZERO
         }
     };
-    // 200 does not mean that all nodes have it.
+    // A response with status 200 does not mean that all nodes have the change.
     tokio::time::sleep(wait / HURRY).await;
     StatusCode::OK.into_response()
 }

@@ -1,4 +1,4 @@
-//! The operator's API beside an operator of the tests, and who asks it.
+//! The operator's API beside an operator of the tests, and its clients.
 
 use idleconn_operator::{controller::Operator, leader::Leadership, metrics::Metrics, pool::Pool, serve};
 use k8s_openapi::api::{
@@ -13,7 +13,7 @@ use tokio::{net::TcpListener, task::JoinHandle};
 
 use super::operator::{RESYNC, World};
 
-/// An operator with its API. Ends with the test.
+/// Operator with its API. It ends with the test.
 pub struct Api {
     pub address: String,
     client: reqwest::Client,
@@ -21,7 +21,7 @@ pub struct Api {
 }
 
 impl Api {
-    /// In these namespaces; open as in a demonstration, or with tokens.
+    /// Starts an operator in these namespaces, without authentication as in a demonstration, or with tokens.
     pub async fn start(worlds: &[&World], open: bool) -> Self {
         Self::of(worlds, open, Leadership::always()).await
     }
@@ -50,7 +50,7 @@ impl Api {
         answer(request).await
     }
 
-    /// What is there, or the test is over.
+    /// Returns the data of a response, and fails on an error.
     pub async fn data(&self, path: &str) -> Json {
         let (status, body) = self.get(path, None).await;
         assert_eq!((status, &body["success"]), (StatusCode::OK, &json!(true)), "{path}: {body}");
@@ -66,7 +66,7 @@ impl Drop for Api {
     }
 }
 
-/// The status and the JSON.
+/// Returns the HTTP status and the JSON body.
 pub async fn answer(request: RequestBuilder) -> (StatusCode, Json) {
     let response = request.send().await.unwrap();
     let status = response.status();
@@ -74,7 +74,7 @@ pub async fn answer(request: RequestBuilder) -> (StatusCode, Json) {
     (status, response.json().await.unwrap())
 }
 
-/// A token of somebody who may do this with policies in the world's namespace: verb and resource.
+/// Returns a token with these rights (verb and resource) on policies in the namespace of the world.
 pub async fn token(world: &World, name: &str, rights: &[(&str, &str)]) -> String {
     let accounts = Kube::<ServiceAccount>::namespaced(world.client.clone(), &world.namespace);
     let account = from_value(json!({"metadata": {"name": name}})).unwrap();

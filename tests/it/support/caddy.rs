@@ -1,4 +1,4 @@
-//! A real Caddy on a loopback address of its own.
+//! Real Caddy on a separate loopback address.
 
 use std::{
     io::Write as _,
@@ -12,7 +12,7 @@ use serde_json::{Value as Json, json};
 
 use super::{cluster, eventually, leashed};
 
-/// A loopback address that no other test uses. 127.96.0.0/16 is the Services'.
+/// Returns a loopback address that no other test uses. 127.96.0.0/16 is the range of Services.
 pub fn address() -> Ipv4Addr {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -32,12 +32,12 @@ pub struct Caddy {
 }
 
 impl Caddy {
-    /// Started with these servers, and answering. `IP:` in them is its own address.
+    /// Starts Caddy with these servers and waits until it answers. `IP:` in them stands for its address.
     pub async fn start(servers: Json) -> Self {
         Self::with_admin(servers, 2019, &json!({"listen": "IP:2019", "origins": ["IP:2019"]})).await
     }
 
-    /// With these settings of its admin API, which listens on this port.
+    /// Starts Caddy with these settings of its admin API, which listens on this port.
     pub async fn with_admin(servers: Json, port: u16, admin: &Json) -> Self {
         let ip = address();
         let mut admin = admin.clone();
@@ -54,7 +54,7 @@ impl Caddy {
         caddy
     }
 
-    /// A server without a client timeout of its own, and a reverse proxy nested in a subroute.
+    /// Starts a server without a client timeout, and with a reverse proxy in a subroute.
     pub async fn typical() -> Self {
         Self::start(typical()).await
     }
@@ -69,7 +69,7 @@ impl Caddy {
         eventually("Caddy answers", || async { self.get("").await }).await;
     }
 
-    /// Ends it; its address stays its own.
+    /// Stops Caddy. No other test gets its address.
     pub fn stop(&mut self) {
         if let Some(mut process) = self.process.take() {
             drop(process.stdin.take());
@@ -90,18 +90,18 @@ impl Caddy {
         answer.error_for_status().ok()?.json().await.ok()
     }
 
-    /// All servers, as Caddy has them.
+    /// Returns all servers of Caddy's configuration.
     pub async fn servers(&self) -> Json {
-        // A reload replaces the listener, and may break off whoever asks in that moment.
+        // A reload replaces the listener and may break a request at that moment.
         eventually("Caddy answers", || async { self.get("").await }).await
     }
 
-    /// A value by hand, as an administrator would.
+    /// Sets a value manually, as an administrator does.
     pub async fn set(&self, path: &str, value: Json) {
         set(&self.admin(), path, &value).await;
     }
 
-    /// A value, waited for.
+    /// Waits until Caddy has a value.
     pub async fn shows(&self, pointer: &str, value: &Json) {
         eventually(&format!("{} shows {pointer} = {value}", self.ip), || async {
             (self.servers().await.pointer(pointer) == Some(value)).then_some(())
@@ -117,8 +117,9 @@ impl Drop for Caddy {
     }
 }
 
-/// A value by hand, by the address of the admin API. A reload, which any write is, replaces the listener and may break off
-/// whoever asks in that moment, so this asks again: the value is the same, and storing it twice is storing it once.
+/// Sets a value manually, by the address of the admin API. Every write is a reload, which replaces the listener and may break a
+/// request at that moment. This function therefore retries, which is safe because storing the same value twice has no further
+/// effect.
 pub async fn set(admin: &str, path: &str, value: &Json) {
     let (url, client) = (format!("{admin}/config/apps/http/servers{path}"), reqwest::Client::new());
     eventually("Caddy takes a value", || async {
@@ -129,7 +130,7 @@ pub async fn set(admin: &str, path: &str, value: &Json) {
     .await;
 }
 
-/// Servers as users have them.
+/// Returns servers with a typical configuration.
 pub fn typical() -> Json {
     json!({"web": {
         "listen": ["127.0.0.1:0"],
@@ -140,5 +141,5 @@ pub fn typical() -> Json {
     }})
 }
 
-/// The reverse proxy of [`typical`].
+/// Path of the reverse proxy of [`typical`].
 pub const PROXY: &str = "/web/routes/0/handle/0/routes/0/handle/0";

@@ -1,4 +1,4 @@
-//! The control plane that all tests of a process share.
+//! Control plane that all tests of a process share.
 
 use std::{
     io::{BufRead as _, BufReader},
@@ -26,7 +26,7 @@ pub const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 struct Cluster {
     kubeconfig: PathBuf,
     bin: PathBuf,
-    // Its standard input is what keeps the control plane alive.
+    // The control plane runs as long as the standard input of this process is open.
     serve: Child,
 }
 
@@ -35,7 +35,7 @@ fn cluster() -> &'static Cluster {
     CLUSTER.get_or_init(|| Cluster::start(""))
 }
 
-/// A control plane of one test's own, for what concerns all namespaces: without the CRD. It ends when this is dropped.
+/// Control plane of a single test, without the CRD, for tests that affect all namespaces. It ends on drop.
 pub struct Own(Cluster);
 
 impl Own {
@@ -82,7 +82,7 @@ impl Cluster {
     }
 }
 
-/// Where the pinned programs are.
+/// Returns the path of a pinned program.
 pub fn tool(name: &str) -> PathBuf {
     cluster().bin.join(name)
 }
@@ -91,7 +91,7 @@ pub fn kubeconfig() -> &'static Path {
     &cluster().kubeconfig
 }
 
-/// The API server's audit log; `None` where the cluster is not ours.
+/// Returns the audit log of the API server; `None` for an existing cluster.
 pub fn audit_log() -> Option<PathBuf> {
     Some(kubeconfig().with_file_name("audit.log")).filter(|path| path.exists())
 }
@@ -102,14 +102,15 @@ pub async fn config() -> Config {
     Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap()
 }
 
-/// A client of the control plane, with the CRD in place.
+/// Returns a client of the control plane, in which the CRD is installed.
 pub async fn client() -> Client {
     let client = idleconn_operator::controller::client(&config().await, &Pool::default()).unwrap();
     install(&client, &idleconn_operator::api::crd::crd()).await;
     client
 }
 
-/// Puts the policies' CRD in place. A changed one takes effect a moment later, which only what it changes can show.
+/// Installs the CRD of the policies. A changed CRD takes effect after a short delay, which a test can observe only by the change
+/// itself.
 pub async fn install(client: &Client, crd: &serde_json::Value) {
     let crds = Api::<CustomResourceDefinition>::all(client.clone());
     let name = crd["metadata"]["name"].as_str().unwrap();
@@ -119,7 +120,7 @@ pub async fn install(client: &Client, crd: &serde_json::Value) {
     eventually("policies are served", || async { policies.list(&ListParams::default().limit(1)).await.ok() }).await;
 }
 
-/// A namespace of the test's own.
+/// Creates a namespace for a test.
 pub async fn namespace(client: &Client, about: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let name = format!("{about}-{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));

@@ -1,4 +1,4 @@
-//! Servers that mean harm, and the operator as a process that they are let loose on.
+//! Malicious servers, and the operator as a process under attack.
 
 use std::{
     path::{Path, PathBuf},
@@ -29,10 +29,10 @@ use tokio::{
 
 use super::{caddy, cluster, eventually, operator::World};
 
-/// What a server says to a path and query: how late, and what.
+/// Response of a server to a path and query: delay, status and body.
 pub type Script = Arc<dyn Fn(&str) -> (Duration, u16, Vec<u8>) + Send + Sync>;
 
-/// A server that follows a script. Ends with the test.
+/// Server that follows a script. It ends with the test.
 pub struct Hostile {
     pub address: String,
     state: Arc<Node>,
@@ -59,7 +59,7 @@ impl Hostile {
         self.state.asked.load(Ordering::SeqCst)
     }
 
-    /// When it was first asked.
+    /// Returns the time of the first request.
     pub fn first(&self) -> Option<Instant> {
         self.state.first.get().copied()
     }
@@ -80,7 +80,7 @@ async fn answer(State(node): State<Arc<Node>>, request: Request) -> Response {
         .into_response()
 }
 
-/// The way to the API server, on which one namespace's watch of policies can be interrupted. Ends with the test.
+/// Proxy to the API server that can interrupt the watch of policies of one namespace. It ends with the test.
 pub struct Interrupted {
     pub kubeconfig: PathBuf,
     way: Arc<Way>,
@@ -91,9 +91,9 @@ struct Way {
     client: Client,
     /// Part of the path of the watch.
     of: String,
-    /// Whether the watch is down.
+    /// Whether the watch is interrupted.
     down: watch::Sender<bool>,
-    /// Whether the next watch is told that it is too old, and has to begin with a list.
+    /// Whether the next watch gets the error that it is too old, and has to start with a list.
     too_old: AtomicBool,
 }
 
@@ -115,13 +115,13 @@ impl Interrupted {
         Self { kubeconfig, way, task }
     }
 
-    /// Ends the watch, and lets none begin.
+    /// Ends the watch, and refuses new ones.
     pub fn cut(&self) {
         self.way.too_old.store(true, Ordering::SeqCst);
         self.way.down.send_replace(true);
     }
 
-    /// Lets it begin again, with a list.
+    /// Allows the watch again, starting with a list.
     pub async fn mend(&self) {
         self.way.down.send_replace(false);
         eventually("the watch begins with a list", || async { (!self.way.too_old.load(Ordering::SeqCst)).then_some(()) }).await;
@@ -162,7 +162,7 @@ async fn pass_on(State(way): State<Arc<Way>>, request: Request) -> Response {
     answer.map(|body| Body::from_stream(body.into_data_stream().take_until(Box::pin(until))))
 }
 
-/// An AIStore that says this of its nodes, each answer so late, with so many members.
+/// Returns a script of an AIStore with this uuid and number of members, and a delay before each response.
 pub fn aistore(uuid: &str, members: usize, late: Duration, stats_time: &str, uptime: &str) -> Script {
     let targets: Vec<_> = (0..members).map(|n| format!("\"t{n:08}\":{{}}")).collect();
     let map =
@@ -183,7 +183,7 @@ pub fn aistore(uuid: &str, members: usize, late: Duration, stats_time: &str, upt
     })
 }
 
-/// The operator as a process: the program that is tested, or that which `IDLECONN_BINARY` names.
+/// Operator as a process: the program of this build, or the one that `IDLECONN_BINARY` names.
 pub struct Process {
     child: Child,
     pub metrics: String,
@@ -191,24 +191,24 @@ pub struct Process {
     log: PathBuf,
 }
 
-/// Whether it is the program as it ships: what it takes of memory and time is then held to the bounds that are promised.
+/// Reports whether the program is the release binary. Its memory and time are then checked against the promised limits.
 pub fn is_released() -> bool {
     std::env::var_os("IDLECONN_BINARY").is_some()
 }
 
 impl Process {
-    /// In these namespaces.
+    /// Starts the operator in these namespaces.
     pub async fn start(worlds: &[&World], env: &[(&str, &str)]) -> Self {
         Self::start_at(worlds, env, cluster::kubeconfig()).await
     }
 
-    /// The same, against the API server that this kubeconfig names.
+    /// Starts the operator with the API server of this kubeconfig.
     pub async fn start_at(worlds: &[&World], env: &[(&str, &str)], kubeconfig: &Path) -> Self {
         let binary = std::env::var("IDLECONN_BINARY").unwrap_or_else(|_| env!("CARGO_BIN_EXE_idleconn-operator").into());
         Self::of(&binary, worlds, env, kubeconfig).await
     }
 
-    /// The same with another program.
+    /// Starts another program in the same way.
     pub async fn of(binary: &str, worlds: &[&World], env: &[(&str, &str)], kubeconfig: &Path) -> Self {
         let (metrics, api) = (format!("{}:8080", caddy::address()), format!("{}:8081", caddy::address()));
         let log = std::env::temp_dir().join(format!("idleconn-attack-{}.log", worlds[0].namespace));
@@ -234,13 +234,13 @@ impl Process {
         process
     }
 
-    /// Fails where it has ended.
+    /// Fails if the process has exited.
     pub fn lives(&mut self) {
         let ended = self.child.try_wait().unwrap();
         assert!(ended.is_none(), "the operator ended: {ended:?}; {}", std::fs::read_to_string(&self.log).unwrap());
     }
 
-    /// The most memory that it has taken, MiB.
+    /// Returns the peak memory of the process in MiB.
     pub fn peak(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().expect("it runs"))).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap();

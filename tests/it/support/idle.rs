@@ -1,4 +1,4 @@
-//! Idle connections on both sides of a server, counted by those who hold them: its clients, and the servers behind it.
+//! Idle connections on both sides of a server, counted at the other ends: by its clients and by its upstreams.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -19,10 +19,10 @@ use tokio::{
 
 use super::{caddy::address, eventually};
 
-/// Clients of a server, and connections that it keeps to each server behind it.
+/// Number of clients of a server, and of connections to each upstream.
 pub const CONNECTIONS: usize = 4;
 
-/// A server that answers when it has [`CONNECTIONS`] requests at a time, so that each has a separate connection.
+/// Upstream that answers when it has [`CONNECTIONS`] concurrent requests, so that each has a separate connection.
 pub struct Upstream {
     pub address: SocketAddr,
     counts: Arc<Counts>,
@@ -57,17 +57,17 @@ impl Upstream {
         Self { address, counts, serving }
     }
 
-    /// Connections that are open now.
+    /// Returns the number of open connections.
     pub fn open(&self) -> usize {
         self.counts.open.load(Ordering::SeqCst)
     }
 
-    /// Connections that there have ever been.
+    /// Returns the number of connections that were ever accepted.
     pub fn accepted(&self) -> usize {
         self.counts.accepted.load(Ordering::SeqCst)
     }
 
-    /// Waits until it has no connection any more.
+    /// Waits until no connection is open.
     pub async fn is_left(&self) {
         eventually("all connections to the upstream are closed", || async { (self.open() == 0).then_some(()) }).await;
     }
@@ -104,15 +104,17 @@ impl Clients {
         Self(join_all((0..CONNECTIONS).map(|_| connect())).await)
     }
 
-    /// Asks once on each connection, all at the same time: says how many of them answered and stay open.
+    /// Sends one request on each connection, all at the same time. Returns the number of connections that got a response and stay
+    /// open.
     pub async fn ask(&mut self, path: &str) -> usize {
         let all = join_all(self.0.iter_mut().map(|stream| ask(stream, path)));
-        // The upstream waits for all of them: where some connections are closed, the others get no answer.
+        // The upstream waits for all requests. If some connections are closed, the others get no response.
         let answers = tokio::time::timeout(super::PATIENCE, all).await.expect("all clients are answered");
         answers.into_iter().flatten().count()
     }
 
-    /// Waits until the server has closed each of them. Not for long: Node closes idle connections after 5 s anyway.
+    /// Waits until the server has closed each connection. The wait is short, because Node closes idle connections after 5 s
+    /// anyway.
     pub async fn are_left(&mut self) {
         let ended = async |stream: &mut TcpStream| while let Ok(1..) = stream.read(&mut [0; 64]).await {};
         let all = join_all(self.0.iter_mut().map(ended));
@@ -120,7 +122,7 @@ impl Clients {
     }
 }
 
-/// One request; `None` where the connection is closed, or will be.
+/// Sends one request; `None` if the connection is closed or will be.
 async fn ask(stream: &mut TcpStream, path: &str) -> Option<()> {
     stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: service\r\n\r\n").as_bytes()).await.ok()?;
     let mut text = String::new();

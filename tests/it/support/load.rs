@@ -1,4 +1,4 @@
-//! Real connections that idle: opened at a rate, each with one request, and left to whoever closes it.
+//! Real idle connections: opened at a rate, each with one request, and then left open.
 
 use std::{
     net::SocketAddr,
@@ -15,19 +15,19 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-/// Clients that come at a rate, ask once and stay as long as the server lets them. End with the test.
+/// Clients that arrive at a rate, send one request, and stay until the server closes the connection. They end with the test.
 pub struct Clients {
     open: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
 impl Clients {
-    /// So many at the beginning, and so many a second from then on.
+    /// Starts `first` clients at once, and then `a_second` clients per second.
     pub fn start(server: SocketAddr, first: usize, a_second: usize) -> Self {
         Self::asking(server, "/", first, a_second)
     }
 
-    /// The same, with a request for this path.
+    /// Starts clients that request this path.
     pub fn asking(server: SocketAddr, path: &str, first: usize, a_second: usize) -> Self {
         let request = Arc::<str>::from(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n"));
         let open = Arc::new(AtomicUsize::new(0));
@@ -50,7 +50,7 @@ impl Clients {
             for _ in 0..first {
                 clients.spawn(client(count.clone()));
             }
-            // Ten times a second a tenth of them: a pace, not a wait for something.
+            // A tenth of the clients starts ten times per second. The interval sets the pace and does not wait for an event.
             let mut tick = tokio::time::interval(Duration::from_millis(100));
             loop {
                 tick.tick().await;
@@ -63,7 +63,7 @@ impl Clients {
         Self { open, task }
     }
 
-    /// Connections that are open.
+    /// Returns the number of open connections.
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
@@ -75,7 +75,7 @@ impl Drop for Clients {
     }
 }
 
-/// A server that takes every connection and never answers.
+/// Server that accepts every connection and never answers.
 pub struct Silent {
     pub address: SocketAddr,
     task: JoinHandle<()>,
@@ -101,13 +101,14 @@ impl Drop for Silent {
     }
 }
 
-/// Clients that ask again and again over connections that they keep, and come back at once when theirs is closed. End with the test.
+/// Clients that send requests repeatedly on persistent connections, and reconnect at once when a connection is closed. They end
+/// with the test.
 pub struct Busy {
     tasks: Vec<JoinHandle<()>>,
 }
 
 impl Busy {
-    /// So many, each of which asks this often.
+    /// Starts clients that send a request at this interval.
     pub fn start(server: SocketAddr, clients: usize, every: Duration) -> Self {
         Self { tasks: (0..clients).map(|_| tokio::spawn(Self::ask(server, every))).collect() }
     }

@@ -1,4 +1,4 @@
-//! What the tests stand on: the control plane, real servers, stand-ins, and the operator itself.
+//! Shared test support: the control plane, real servers, fakes, and the operator itself.
 
 pub mod admin_api;
 pub mod ais;
@@ -22,7 +22,8 @@ pub mod slow_link;
 
 use std::{process::Stdio, time::Duration};
 
-/// A program that a shell ends when this process ends, however it ends: then its standard input does. Add its arguments.
+/// Returns a command for a program that a shell ends when this process ends in any way, because the shell's standard input then
+/// closes. The caller adds the arguments.
 pub fn leashed(program: impl AsRef<std::ffi::OsStr>) -> std::process::Command {
     let mut command = std::process::Command::new("bash");
     command.args(["-c", r#""$@" </dev/null & pid=$!; cat >/dev/null; kill $pid 2>/dev/null; wait $pid 2>/dev/null"#, "leashed"]);
@@ -30,10 +31,10 @@ pub fn leashed(program: impl AsRef<std::ffi::OsStr>) -> std::process::Command {
     command
 }
 
-/// How long anything may take that has to come true.
+/// Timeout of everything that a test waits for.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Asks until the answer is yes: for what cannot be watched. Says what was waited for when it never comes.
+/// Polls until there is a result, for conditions that cannot be watched. On a timeout, the failure names the condition.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
     let waiting = async {
         loop {

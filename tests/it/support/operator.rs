@@ -1,4 +1,4 @@
-//! The operator in a namespace of its own, and what a user does and sees there.
+//! Operator in a separate namespace, with the actions and the view of a user.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -28,10 +28,10 @@ use tokio::task::JoinHandle;
 
 use super::{PATIENCE, admin_api::AdminApi, caddy::Caddy, cluster};
 
-/// How often the tests' operator reads nodes when nothing happens.
+/// Interval at which the operator of the tests reads nodes if nothing happens.
 pub const RESYNC: Duration = Duration::from_millis(500);
 
-/// A namespace with an operator.
+/// Namespace with an operator.
 pub struct World {
     pub client: Client,
     pub namespace: String,
@@ -39,7 +39,7 @@ pub struct World {
 }
 
 impl World {
-    /// Without an operator yet.
+    /// Creates a namespace without an operator.
     pub async fn empty(about: &str) -> Self {
         let client = cluster::client().await;
         let namespace = cluster::namespace(&client, about).await;
@@ -71,7 +71,7 @@ impl World {
         self.operator = Some(tokio::spawn(operator.run(std::future::pending())));
     }
 
-    /// Ends the operator where it stands.
+    /// Kills the operator.
     pub async fn kill(&mut self) {
         if let Some(operator) = self.operator.take() {
             operator.abort();
@@ -83,7 +83,7 @@ impl World {
         Api::namespaced(self.client.clone(), &self.namespace)
     }
 
-    /// What `kubectl apply` does.
+    /// Applies a policy, as `kubectl apply` does.
     pub async fn apply(&self, name: &str, spec: &Json) -> IdleConnectionPolicy {
         self.try_apply(name, spec).await.unwrap()
     }
@@ -101,7 +101,7 @@ impl World {
         self.get(name).await.status.unwrap_or_default()
     }
 
-    /// Waits until the status of this generation satisfies a condition, and answers it.
+    /// Waits until the status of this generation satisfies a condition, and returns the status.
     pub async fn until(
         &self,
         name: &str,
@@ -121,7 +121,7 @@ impl World {
         }
     }
 
-    /// Waits for a condition's status and reason.
+    /// Waits for the status and reason of a condition.
     pub async fn until_condition(&self, name: &str, type_: &str, status: &str, reason: &str) -> IdleConnectionPolicyStatus {
         let what = format!("{type_}={status}/{reason}");
         self.until(name, &what, |s| find(s, type_).is_some_and(|c| c.status == status && c.reason == reason)).await
@@ -131,7 +131,7 @@ impl World {
         self.until_condition(name, "Programmed", "True", "Programmed").await
     }
 
-    /// What `kubectl delete` does; waits for the end.
+    /// Deletes a policy, as `kubectl delete` does, and waits until it is gone.
     pub async fn delete(&self, name: &str) {
         let uid = self.get(name).await.uid().unwrap();
         self.policies().delete(name, &DeleteParams::default()).await.unwrap();
@@ -139,7 +139,7 @@ impl World {
         assert!(gone.is_ok(), "never deleted: {:#?}", self.get(name).await);
     }
 
-    /// Reasons of the Events on a policy, oldest first.
+    /// Returns the reasons of the Events of a policy, oldest first.
     pub async fn events(&self, name: &str) -> Vec<String> {
         self.event_notes(name).await.into_iter().map(|(reason, _)| reason).collect()
     }
@@ -152,7 +152,7 @@ impl World {
         events.into_iter().map(|event| (event.reason.unwrap_or_default(), event.note.unwrap_or_default())).collect()
     }
 
-    /// Waits for an Event.
+    /// Waits for an Event and returns its note.
     pub async fn until_event(&self, name: &str, reason: &str) -> String {
         super::eventually(&format!("Event {reason}"), || async {
             self.event_notes(name).await.into_iter().find(|(r, _)| r == reason).map(|(_, note)| note)
@@ -160,7 +160,7 @@ impl World {
         .await
     }
 
-    /// What is saved of what was there: unit name to site to value, and the names of the objects that hold it.
+    /// Returns the saved originals (unit name to path to value), and the names of the objects that contain them.
     pub async fn originals(&self, name: &str) -> (BTreeMap<String, Json>, Vec<String>) {
         let api = Api::<ControllerRevision>::namespaced(self.client.clone(), &self.namespace);
         let mut list = api.list(&ListParams::default().labels(&format!("idleconn.io/policy={name}"))).await.unwrap().items;
@@ -180,7 +180,7 @@ impl World {
         (units, names)
     }
 
-    /// A pod, as a kubelet would have it running.
+    /// Creates a running pod, as a kubelet would.
     pub async fn pod(&self, name: &str, labels: &Json, caddy: &Caddy) {
         let pods = Api::<Pod>::namespaced(self.client.clone(), &self.namespace);
         let pod =
@@ -190,7 +190,7 @@ impl World {
         pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
     }
 
-    /// The account that `kubectl idleconn nodes` asks in the name of, where the operator would be installed.
+    /// Creates the service account that `kubectl idleconn nodes` uses, in the namespace of the operator.
     pub async fn viewer(&self) {
         let (namespace, name) = (&self.namespace, "idleconn-viewer");
         let objects = [
@@ -250,17 +250,17 @@ pub fn find<'a>(status: &'a IdleConnectionPolicyStatus, type_: &str) -> Option<&
     status.conditions.iter().find(|c| c.type_ == type_)
 }
 
-/// A target of Caddy servers by their addresses.
+/// Returns a target of Caddy servers at these addresses.
 pub fn endpoints<'a>(admins: impl IntoIterator<Item = &'a str>) -> Json {
     json!({"type": "Caddy", "caddy": {"endpoints": admins.into_iter().collect::<Vec<_>>()}})
 }
 
-/// A target of the pods with `app: gateway`.
+/// Returns a target of the pods with the label `app: gateway`.
 pub fn gateway() -> Json {
     json!({"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "gateway"}}}})
 }
 
-/// A policy that is decided upon all the time: what runs on the node is what the test says.
+/// Returns a policy with frequent decisions; the test sets the task count of the node.
 pub fn restless(node: &AdminApi, relax_after: &str) -> Json {
     json!({
         "target": endpoints([node.address.as_str()]),

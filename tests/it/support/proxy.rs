@@ -1,4 +1,4 @@
-//! A proxy that counts writes and kills the operator right after one of them: done, and not yet answered.
+//! Proxy that counts writes and kills the operator directly after one of them, when the write is done and not yet answered.
 
 use std::{
     path::PathBuf,
@@ -25,7 +25,7 @@ use tokio::{
     task::{JoinHandle, JoinSet},
 };
 
-/// The operator as a process, started again when it is killed.
+/// Operator as a process, which restarts when it is killed.
 pub struct Victim {
     kubeconfig: PathBuf,
     namespace: String,
@@ -33,7 +33,7 @@ pub struct Victim {
 }
 
 impl Victim {
-    /// What all its lives had to say; kept where a test fails.
+    /// Log of all processes. It is kept if a test fails.
     pub fn log(&self) -> PathBuf {
         self.kubeconfig.with_extension("log")
     }
@@ -63,7 +63,7 @@ impl Victim {
     }
 }
 
-/// What one write too many trips over.
+/// Counter of writes that kills the operator after a given write.
 #[derive(Clone)]
 pub struct Tripwire {
     writes: Arc<AtomicUsize>,
@@ -78,7 +78,7 @@ impl Tripwire {
         Self { writes: Arc::default(), at, victim: Arc::new(victim) }
     }
 
-    /// Starts the operator against this API server.
+    /// Starts the operator with this API server.
     pub fn start_operator(&self, api: &str) {
         let config = format!(
             "{{apiVersion: v1, kind: Config, current-context: c, clusters: [{{name: c, cluster: {{server: \"{api}\"}}}}], \
@@ -88,12 +88,12 @@ impl Tripwire {
         self.victim.start();
     }
 
-    /// What the operator had to say, in all its lives.
+    /// Returns the log of all processes of the operator.
     pub fn log(&self) -> String {
         std::fs::read_to_string(self.victim.log()).unwrap()
     }
 
-    /// Removes what the operator needed, once all is well.
+    /// Removes the files of the operator after a successful test.
     pub fn clean(&self) {
         std::fs::remove_file(&self.victim.kubeconfig).unwrap();
         std::fs::remove_file(self.victim.log()).unwrap();
@@ -103,7 +103,8 @@ impl Tripwire {
         self.writes.load(Ordering::SeqCst)
     }
 
-    /// Whether this write is the one; if so, the operator is dead when this returns, and another one starts.
+    /// Counts a write and reports whether it is the given one. If so, the operator is dead when this returns, and another one
+    /// starts.
     async fn step(&self) -> bool {
         if self.writes.fetch_add(1, Ordering::SeqCst) + 1 != self.at {
             return false;
@@ -117,7 +118,7 @@ impl Tripwire {
     }
 }
 
-/// Lives a life once for each of so many writes, with the operator killed after that write: every one must end as expected.
+/// Runs `life` once for each of `writes` writes, with the operator killed after that write. Every run must end as expected.
 pub async fn killed_after_each<E, F>(writes: usize, expected: &E, life: impl Fn(usize) -> F)
 where
     E: std::fmt::Debug + PartialEq + Send + 'static,
@@ -144,7 +145,7 @@ enum Upstream {
     Node(String, reqwest::Client),
 }
 
-/// Ends with the test.
+/// The proxy ends with the test.
 pub struct Proxy {
     pub address: String,
     task: JoinHandle<()>,
@@ -176,11 +177,11 @@ impl Drop for Proxy {
 
 async fn forward(State((upstream, tripwire)): State<(Upstream, Tripwire)>, request: Request) -> Response {
     let writes = request.method() != Method::GET;
-    // In a task of its own: this one ends with the connection, and that ends with the operator.
+    // The request runs in a separate task, because this task ends with the connection, which ends with the operator.
     let answered = tokio::spawn(async move {
         let response = send(upstream, request).await;
         let killed = writes && response.status().is_success() && tripwire.step().await;
-        // The one who asked is dead; nothing is answered.
+        // The client is dead, so there is no response.
         if killed { StatusCode::BAD_GATEWAY.into_response() } else { response }
     });
     answered.await.unwrap()

@@ -1,4 +1,4 @@
-//! Replicas of the operator, as processes that stand for election.
+//! Replicas of the operator, as processes with leader election.
 
 use std::{
     collections::BTreeSet,
@@ -11,10 +11,10 @@ use tokio::process::{Child, Command};
 
 use super::{caddy, cluster, operator::World};
 
-/// How long the replicas' Lease is valid, for how long after a renewal they act, and how often they renew.
+/// Times of the leader election: lease duration, renew deadline and retry period.
 pub type Times = [&'static str; 3];
 
-/// One replica. Ends with the test.
+/// Replica of the operator. It ends with the test.
 pub struct Replica {
     child: Child,
     metrics: String,
@@ -22,17 +22,17 @@ pub struct Replica {
 }
 
 impl Replica {
-    /// Starts one in the world's namespace.
+    /// Starts a replica in the namespace of the world.
     pub fn start(world: &World, name: &str, [duration, renew_deadline, retry_period]: Times) -> Self {
         Self::start_with(world, name, [duration, renew_deadline, retry_period], &[])
     }
 
-    /// The same with more environment.
+    /// Starts a replica with additional environment variables.
     pub fn start_with(world: &World, name: &str, times: Times, env: &[(&str, &str)]) -> Self {
         Self::spawn(world, name, times, env, cluster::kubeconfig())
     }
 
-    /// The same as whoever this kubeconfig says.
+    /// Starts a replica with the user of this kubeconfig.
     pub fn start_as(world: &World, name: &str, times: Times, kubeconfig: &Path) -> Self {
         Self::spawn(world, name, times, &[], kubeconfig)
     }
@@ -72,28 +72,28 @@ impl Replica {
         Self { child, metrics: format!("http://{address}"), log }
     }
 
-    /// A signal by its name.
+    /// Sends a signal, given by its name.
     pub fn signal(&self, signal: &str) {
         let pid = self.child.id().expect("it runs").to_string();
         assert!(std::process::Command::new("kill").args(["-s", signal, &pid]).status().unwrap().success());
     }
 
-    /// Ends it as a node that falls over does.
+    /// Kills the replica, as the failure of its node does.
     pub async fn kill(&mut self) {
         self.child.kill().await.unwrap();
     }
 
-    /// Waits for its end; whether it ended well.
+    /// Waits until the process exits. Returns whether it succeeded.
     pub async fn ended(&mut self) -> bool {
         tokio::time::timeout(super::PATIENCE, self.child.wait()).await.expect("it ends").unwrap().success()
     }
 
-    /// One of its metrics; none where it does not answer.
+    /// Returns the value of a metric; `None` if the replica does not answer.
     pub async fn metric(&self, name: &str) -> Option<f64> {
         self.metrics([name]).await.map(|[value]| value)
     }
 
-    /// Several of its metrics, all of one moment.
+    /// Returns several metrics of the same scrape.
     pub async fn metrics<T: FromStr, const N: usize>(&self, names: [&str; N]) -> Option<[T; N]> {
         let page = reqwest::get(format!("{}/metrics", self.metrics)).await.ok()?.text().await.ok()?;
         let of = |name: &str| page.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
@@ -101,7 +101,7 @@ impl Replica {
         values?.try_into().ok()
     }
 
-    /// Its connections to this port, by the kernel's own word.
+    /// Returns the number of connections to this port, as the kernel reports it.
     pub fn sockets(&self, port: u16) -> usize {
         let of = format!("/proc/{}", self.child.id().expect("it runs"));
         let open = std::fs::read_dir(format!("{of}/fd")).unwrap();
@@ -113,17 +113,17 @@ impl Replica {
         rows.filter(|row| row[2].ends_with(&format!(":{port:04X}")) && sockets.contains(row[9])).count()
     }
 
-    /// Whether it acts, by its own word.
+    /// Reports whether the replica is the leader, by its own metric.
     pub async fn leads(&self) -> bool {
         self.metric("idleconn_leader ").await == Some(1.0)
     }
 
-    /// Waits until it acts.
+    /// Waits until the replica is the leader.
     pub async fn until_it_leads(&self) {
         super::eventually("this replica leads", || async { self.leads().await.then_some(()) }).await;
     }
 
-    /// Waits until it is ready, whether it acts or not.
+    /// Waits until the replica is ready, as leader or standby.
     pub async fn until_ready(&self) {
         let ready = || async {
             reqwest::get(format!("{}/readyz", self.metrics)).await.is_ok_and(|r| r.status().is_success()).then_some(())
@@ -131,12 +131,12 @@ impl Replica {
         super::eventually("this replica is ready", ready).await;
     }
 
-    /// What it had to say.
+    /// Returns the log of the replica.
     pub fn log(&self) -> String {
         std::fs::read_to_string(&self.log).unwrap()
     }
 
-    /// Removes what it said, once all is well.
+    /// Removes the log after a successful test.
     pub fn clean(&self) {
         let _ = std::fs::remove_file(&self.log);
     }

@@ -1,4 +1,4 @@
-//! Servers that do on a connection what a test says, byte by byte, and count.
+//! Servers with scripted behavior on each connection, byte by byte, and counters.
 
 use std::{
     net::SocketAddr,
@@ -17,7 +17,7 @@ use tokio::{
 
 use super::caddy::address;
 
-/// What has happened to a server.
+/// Counters of a server.
 #[derive(Default)]
 pub struct Counts {
     connections: AtomicUsize,
@@ -26,14 +26,14 @@ pub struct Counts {
     most_open: AtomicUsize,
 }
 
-/// A server; it ends with the test.
+/// Server that ends with the test.
 pub struct Scripted {
     pub listen: SocketAddr,
     counts: Arc<Counts>,
     task: JoinHandle<()>,
 }
 
-/// One connection, from which requests can be read.
+/// Connection of which the test reads requests.
 pub struct Connection {
     pub stream: TcpStream,
     counts: Arc<Counts>,
@@ -46,7 +46,7 @@ impl Drop for Connection {
 }
 
 impl Connection {
-    /// Reads to the end of a request's head. `None` at the end of the connection.
+    /// Reads to the end of a request's head; `None` at the end of the connection.
     pub async fn request(&mut self) -> Option<()> {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
@@ -56,12 +56,12 @@ impl Connection {
         Some(())
     }
 
-    /// Writes; an error is the client's end.
+    /// Writes a text; `None` if the client has closed the connection.
     pub async fn write(&mut self, text: &str) -> Option<()> {
         self.stream.write_all(text.as_bytes()).await.ok()
     }
 
-    /// Writes a short answer with these header fields.
+    /// Writes a short response with these header fields.
     pub async fn answer(&mut self, fields: &str) -> Option<()> {
         self.write(&format!("HTTP/1.1 200 OK\r\ncontent-length: 2\r\n{fields}\r\nok")).await
     }
@@ -74,7 +74,7 @@ impl Connection {
 }
 
 impl Scripted {
-    /// Does `each` on each connection.
+    /// Starts a server that runs `each` for each connection.
     pub async fn start<F: Future<Output = ()> + Send + 'static>(each: impl Fn(Connection) -> F + Send + 'static) -> Self {
         Self::at(SocketAddr::from((address(), 0)), each).await
     }
@@ -86,7 +86,7 @@ impl Scripted {
         Self::counted(at, Arc::default(), each).await
     }
 
-    /// The same behaviour at another address, counted together with this one.
+    /// Starts a server at another address that shares the counters of this one.
     pub async fn beside<F: Future<Output = ()> + Send + 'static>(
         &self,
         at: SocketAddr,
@@ -114,7 +114,7 @@ impl Scripted {
         Self { listen, counts, task }
     }
 
-    /// Answers one request with these header fields, and closes after a silence of `idle`.
+    /// Starts a server that answers one request with these header fields and closes the connection after an idle time of `idle`.
     pub async fn idle(idle: Duration, fields: &'static str) -> Self {
         Self::start(move |connection| closing(connection, idle, fields)).await
     }
@@ -131,7 +131,7 @@ impl Scripted {
         self.counts.requests.load(Ordering::SeqCst)
     }
 
-    /// The most connections that were open at the same time.
+    /// Returns the highest number of concurrent connections.
     pub fn most_open(&self) -> usize {
         self.counts.most_open.load(Ordering::SeqCst)
     }

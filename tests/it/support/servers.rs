@@ -1,4 +1,4 @@
-//! Real HTTP servers with known idle timeouts, each a process on a loopback address of its own.
+//! Real HTTP servers with known idle timeouts, each a process on a separate loopback address.
 
 use std::{
     fmt::Write as _,
@@ -14,9 +14,9 @@ use tokio::net::TcpStream;
 
 use super::{caddy::address, cluster, eventually, leashed, service};
 
-/// A server that runs until this is dropped.
+/// Server process that ends on drop.
 pub struct Server {
-    /// Where it listens.
+    /// Address on which the server listens.
     pub listen: SocketAddr,
     dir: PathBuf,
     process: Child,
@@ -27,17 +27,17 @@ impl Server {
         format!("http://{}/", self.listen)
     }
 
-    /// Of a server with TLS. Its certificate is for `localhost`.
+    /// Returns the URL of a server with TLS, whose certificate is for `localhost`.
     pub fn secure_url(&self) -> String {
         format!("https://{}/", self.listen)
     }
 
-    /// The certificate of its TLS, in PEM.
+    /// Returns the certificate of the server, in PEM.
     pub fn ca(&self) -> PathBuf {
         self.dir.join("cert.pem")
     }
 
-    /// Runs a program on a file. `LISTEN`, `IP`, `PORT` and `DIR` in the file and in the arguments are replaced.
+    /// Starts a program with a file. `LISTEN`, `IP`, `PORT` and `DIR` are replaced in the file and in the arguments.
     async fn start(program: impl AsRef<Path>, arguments: &[&str], file: &str) -> Self {
         let listen = SocketAddr::from((address(), 8080));
         let dir = std::env::temp_dir().join(format!("idleconn-server-{}", listen.ip()));
@@ -61,15 +61,14 @@ impl Server {
         server
     }
 
-    /// Go's net/http in examples/go-service.
+    /// Starts Go's net/http, in examples/go-service.
     pub async fn go(idle: Duration) -> Self {
         let file = format!("server: {{IdleTimeout: {}ms}}\n", idle.as_millis());
         let arguments = ["-once", "-listen=LISTEN", "-admin=IP:8081", "-config=DIR/config.yaml"];
         Self::start(service::program(), &arguments, &file).await
     }
 
-    /// Node's http, which advertises `idle` in whole seconds and closes a second after it; `more` is a line of the
-    /// program.
+    /// Starts Node's http, which advertises `idle` in whole seconds and closes one second later. `more` is a line of the program.
     pub async fn node(idle: Duration, more: &str) -> Self {
         let program = format!(
             "import http from 'node:http';\nconst server = http.createServer((_, answer) => answer.end('ok\\n'));\n\
@@ -79,7 +78,7 @@ impl Server {
         Self::start("node", &["--input-type=module", "--eval", &program], "").await
     }
 
-    /// nginx; `http` and `server` are directives of these blocks.
+    /// Starts nginx. `http` and `server` are directives of these blocks.
     pub async fn nginx(listen: &str, http: &str, server: &str) -> Self {
         let mut paths = String::new();
         for (name, folder) in [("client_body", "b"), ("proxy", "p"), ("fastcgi", "f"), ("uwsgi", "u"), ("scgi", "s")] {
@@ -93,7 +92,7 @@ impl Server {
         Self::start("nginx", &["-c", "DIR/config", "-p", "DIR", "-e", "DIR/error"], &file).await
     }
 
-    /// HAProxy, which answers by itself; `bind` is what follows the address.
+    /// Starts HAProxy, which answers requests itself. `bind` is the text after the address.
     pub async fn haproxy(idle: Duration, bind: &str) -> Self {
         let file = format!(
             "global\n maxconn 1000\ndefaults\n mode http\n timeout connect 5s\n timeout server 30s\n timeout client {0}ms\n timeout http-keep-alive {0}ms\n\
@@ -103,7 +102,7 @@ impl Server {
         Self::start("haproxy", &["-db", "-q", "-f", "DIR/config"], &file).await
     }
 
-    /// Caddy with TLS, which speaks HTTP/1.1 and HTTP/2.
+    /// Starts Caddy with TLS, HTTP/1.1 and HTTP/2.
     pub async fn caddy(idle: Duration) -> Self {
         let file = format!(
             r#"{{"admin": {{"disabled": true}}, "logging": {{"logs": {{"default": {{"level": "ERROR"}}}}}}, "apps": {{
@@ -115,7 +114,7 @@ impl Server {
         Self::start(cluster::tool("caddy"), &["run", "--config", "DIR/config"], &file).await
     }
 
-    /// Envoy, with TLS where `secure`. It closes HTTP/1.1 connections when `drain` has passed after `idle`.
+    /// Starts Envoy, with TLS if `secure`. Envoy closes HTTP/1.1 connections when `drain` has passed after `idle`.
     pub async fn envoy(idle: Duration, drain: Duration, secure: bool) -> Self {
         let tls = r#", "transport_socket": {"name": "tls", "typed_config": {
             "@type": "type.googleapis.com/envoy.extensions.transport_sockets.tls.v3.DownstreamTlsContext", "common_tls_context": {
@@ -146,7 +145,7 @@ impl Drop for Server {
     }
 }
 
-/// The pinned Envoy, installed once.
+/// Returns the pinned Envoy, which is installed once.
 fn envoy() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
@@ -161,7 +160,7 @@ fn envoy() -> &'static Path {
     })
 }
 
-/// A certificate for `localhost` that signs itself.
+/// Creates a self-signed certificate for `localhost`.
 fn certificate(dir: &Path) {
     let key = KeyPair::generate().unwrap();
     let certificate = CertificateParams::new(["localhost".to_owned()]).unwrap().self_signed(&key).unwrap();

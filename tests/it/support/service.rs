@@ -1,4 +1,4 @@
-//! examples/go-service as a pod: a real process, with the part of the kubelet that brings a ConfigMap's key to it as a file.
+//! examples/go-service as a pod: a real process, with a fake kubelet that copies the key of a ConfigMap into a file.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -19,12 +19,12 @@ use tokio::task::JoinHandle;
 
 use super::{caddy::address, cluster::ROOT, eventually, leashed, operator::World};
 
-/// The program, built once for each test process.
+/// Returns the program, which is built once for each test process.
 pub fn program() -> &'static Path {
     static PROGRAM: OnceLock<PathBuf> = OnceLock::new();
     PROGRAM.get_or_init(|| {
         let to = Path::new(ROOT).join("target/go-service");
-        // Under another name first: other test processes may be running the one that is there.
+        // The program is built under another name first, because other test processes may be running the existing file.
         let fresh = to.with_file_name(format!("go-service-{}", std::process::id()));
         let built = Command::new("go")
             .current_dir(Path::new(ROOT).join("examples/go-service"))
@@ -39,7 +39,7 @@ pub fn program() -> &'static Path {
     })
 }
 
-/// A pod with the service in it.
+/// Pod with the service.
 pub struct Service {
     pub ip: Ipv4Addr,
     dir: PathBuf,
@@ -49,14 +49,14 @@ pub struct Service {
 }
 
 impl Service {
-    /// Runs, without a file yet, and is a pod of the namespace with `app: gateway`.
+    /// Starts the service without a file, as a pod of the namespace with the label `app: gateway`.
     pub async fn start(world: &World, name: &str, arguments: &[&str]) -> Self {
         let service = Self::alone(arguments).await;
         pod(world, name, &json!({"app": "gateway"}), &json!({}), &service.ip.to_string()).await;
         service
     }
 
-    /// Runs, and is no pod yet.
+    /// Starts the service without a pod.
     pub async fn alone(arguments: &[&str]) -> Self {
         let ip = address();
         let dir = std::env::temp_dir().join(format!("idleconn-service-{ip}"));
@@ -67,7 +67,7 @@ impl Service {
         service
     }
 
-    /// Mounts a key, as the kubelet does: the file is what the API server says, a moment later.
+    /// Mounts a key, as the kubelet does: the file follows the API server with a short delay.
     pub fn mount(&mut self, world: &World, config_map: &str, key: &str) {
         let api = Api::<ConfigMap>::namespaced(world.client.clone(), &world.namespace);
         let (key, file) = (key.to_owned(), self.file());
@@ -94,7 +94,7 @@ impl Service {
         }));
     }
 
-    /// Puts a file there by hand.
+    /// Writes the file manually.
     pub fn write(&self, text: &str) {
         std::fs::write(self.file(), text).unwrap();
     }
@@ -111,7 +111,7 @@ impl Service {
         eventually("the service answers", || async { self.page("/config-hash").await }).await;
     }
 
-    /// Starts it anew, as a container is restarted.
+    /// Restarts the service, as a container restart does.
     pub async fn restart(&mut self) {
         self.stop();
         self.run().await;
@@ -124,7 +124,7 @@ impl Service {
         }
     }
 
-    /// Where it serves.
+    /// Returns the address on which the service listens.
     pub fn listen(&self) -> SocketAddr {
         SocketAddr::from((self.ip, 8080))
     }
@@ -133,12 +133,12 @@ impl Service {
         reqwest::get(format!("http://{}:8081{path}", self.ip)).await.ok()?.text().await.ok()
     }
 
-    /// The hash of the settings that it uses; empty where it has none.
+    /// Returns the hash of the settings that the service uses; empty if it has none.
     pub async fn hash(&self) -> String {
         eventually("the service says its hash", || self.page("/config-hash")).await.trim().to_owned()
     }
 
-    /// The value of a series of its metrics page.
+    /// Returns the value of a series on the metrics page.
     pub async fn metric(&self, series: &str) -> f64 {
         let page = eventually("the service shows its metrics", || self.page("/metrics")).await;
         let line = page.lines().find_map(|line| line.strip_prefix(series));
@@ -156,7 +156,7 @@ impl Drop for Service {
     }
 }
 
-/// A pod as a kubelet would have it running, started at the beginning of this year; `extra` goes into its metadata.
+/// Creates a running pod, as a kubelet would, started at the beginning of this year. `extra` goes into its metadata.
 pub async fn pod(world: &World, name: &str, labels: &Json, extra: &Json, ip: &str) {
     let pods = Api::<Pod>::namespaced(world.client.clone(), &world.namespace);
     let mut pod =
@@ -166,7 +166,7 @@ pub async fn pod(world: &World, name: &str, labels: &Json, extra: &Json, ip: &st
     started(world, name, ip, "2026-01-01T00:00:00Z").await;
 }
 
-/// When a pod's container has started, as its kubelet says.
+/// Sets the start time of a pod's container, as the kubelet reports it.
 pub async fn started(world: &World, name: &str, ip: &str, at: &str) {
     let pods = Api::<Pod>::namespaced(world.client.clone(), &world.namespace);
     let container = json!({"name": "service", "image": "service", "imageID": "", "ready": true, "restartCount": 0, "state": {"running": {"startedAt": at}}});
@@ -178,7 +178,7 @@ pub async fn started(world: &World, name: &str, ip: &str, at: &str) {
     pods.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
 }
 
-/// The target of the pods with `app: gateway`, and where they tell what they use.
+/// Returns a target of the pods with the label `app: gateway`, with the pages on which they report their settings.
 pub fn target(format: &str) -> Json {
     json!({"type": "ConfigMap", "configMap": {
         "name": "gateway-http", "key": "http.yaml", "format": format,

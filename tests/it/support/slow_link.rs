@@ -1,4 +1,5 @@
-//! A link with a delay each way, as between two zones: what is closed at one end is not known at the other for a while.
+//! Network link with a delay in each direction, as between two zones: one end learns only later that the other has closed a
+//! connection.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -37,7 +38,7 @@ impl SlowLink {
     }
 }
 
-/// Everything in its order and so much later, the end too.
+/// Forwards all data in order with a delay, and the end of the stream too.
 async fn carry(mut from: tokio::net::tcp::OwnedReadHalf, mut to: tokio::net::tcp::OwnedWriteHalf, delay: Duration) {
     let (sender, mut under_way) = mpsc::unbounded_channel::<(Instant, Vec<u8>)>();
     let read = async move {

@@ -1,4 +1,4 @@
-// Reads an http_config with Thanos's own types, strictly, and prints what it understood as JSON.
+// Objstore reads an http_config strictly with the types of Thanos, and prints the result as JSON.
 package main
 
 import (
