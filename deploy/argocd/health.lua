@@ -1,6 +1,8 @@
--- Argo CD's health of an IdleConnectionPolicy: resource.customizations.health.idleconn.io_IdleConnectionPolicy in argocd-cm.
--- Tightening and waiting for a restart do not touch it, as they do not touch Ready.
-local health = { status = "Progressing", message = "The operator has not looked at this version yet" }
+-- Argo CD health check of an IdleConnectionPolicy. Its place is the key
+-- resource.customizations.health.idleconn.io_IdleConnectionPolicy of ConfigMap argocd-cm.
+-- Health follows Ready and Stalled only. It does not change while limits are tightened (conditions Tightened and
+-- TighteningLimited) or while nodes wait for a restart (InEffect).
+local health = { status = "Progressing", message = "The operator has not reconciled this generation yet" }
 if obj.status == nil or obj.status.conditions == nil or obj.status.observedGeneration ~= obj.metadata.generation then
   return health
 end

@@ -40,9 +40,9 @@ func TestWhatGitOpsToolsMakeOfAStatus(t *testing.T) {
 	ready := condition{"Ready", "True", "Succeeded", "All 3 nodes hold the declared limits"}
 	for _, c := range []struct{ what, object, expected string }{
 		{"as the CRD defaults it: nobody has looked", policy(1, -1, false, condition{"Ready", "Unknown", "Pending", "Waiting for the operator"}),
-			"kstatus InProgress, health Progressing (The operator has not looked at this version yet)"},
+			"kstatus InProgress, health Progressing (The operator has not reconciled this generation yet)"},
 		{"an edit that nobody has looked at", policy(2, 1, false, ready),
-			"kstatus InProgress, health Progressing (The operator has not looked at this version yet)"},
+			"kstatus InProgress, health Progressing (The operator has not reconciled this generation yet)"},
 		{"done", policy(2, 2, false, ready),
 			"kstatus Current, health Healthy (All 3 nodes hold the declared limits)"},
 		{"tightened, and waiting for a restart: as the operator should", policy(2, 2, false, ready, condition{"Tightened", "True", "Holding", "The limits are 55 % open"}, condition{"InEffect", "False", "RestartRequired", "2 nodes"}),

@@ -37,7 +37,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 {{- end -}}
 
-{{/* What the controller and the hook that releases share. */}}
+{{/* Environment shared by the controller and the pre-delete hook. */}}
 {{- define "idleconn.env" -}}
 - name: POD_NAME
   valueFrom: {fieldRef: {fieldPath: metadata.name}}
@@ -83,7 +83,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 {{- end -}}
 
-{{/* Environment of a container, as YAML in `own`, with the user's after it; of two with one name only the user's, because an apply refuses both. */}}
+{{/*
+Environment of a container: the chart's, as YAML in `own`, followed by the user's in `more`. If both set a name, only
+the user's remains, because a server-side apply rejects duplicates.
+*/}}
 {{- define "idleconn.mergedEnv" -}}
 {{- $names := list -}}
 {{- range .more }}{{ $names = append $names .name }}{{ end -}}
@@ -92,7 +95,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- toYaml (concat $all (.more | default list)) -}}
 {{- end -}}
 
-{{/* Labels of an object with the user's own: theirs win, but not over those that select it. */}}
+{{/* Labels of an object, with the user's in `more`. The user's take precedence, except over the selector labels. */}}
 {{- define "idleconn.mergedLabels" -}}
 {{- $own := include "idleconn.labels" .root | fromYaml -}}
 {{- $selector := include "idleconn.selector" .root | fromYaml -}}
@@ -121,21 +124,21 @@ readOnlyRootFilesystem: true
 capabilities: {drop: [ALL]}
 {{- end -}}
 
-{{/* Rights on what policies point at, by target; the same in a Role as in a ClusterRole. */}}
+{{/* Permissions on the objects that policies refer to, by target type. A Role and a ClusterRole use the same rules. */}}
 {{- define "idleconn.rules" -}}
-# Policies: watched; the finalizer and the status are written, the spec never is.
+# Policies: watch them, and write the finalizer and the status. The spec is never written.
 - {apiGroups: [idleconn.io], resources: [idleconnectionpolicies], verbs: [get, list, watch, patch]}
 - {apiGroups: [idleconn.io], resources: [idleconnectionpolicies/status], verbs: [patch]}
 - {apiGroups: [events.k8s.io], resources: [events], verbs: [get, create]}
-# What nodes held before the first write.
+# The nodes' original settings, saved before the first write.
 - {apiGroups: [apps], resources: [controllerrevisions], verbs: [list, create, delete]}
-# Whom to ask: selected pods.
+# Selected pods.
 - {apiGroups: [""], resources: [pods], verbs: [get, list, watch]}
 {{- if or .Values.targets.aistore .Values.targets.caddy }}
 - {apiGroups: [""], resources: [services], verbs: [get]}
 - {apiGroups: [discovery.k8s.io], resources: [endpointslices], verbs: [list]}
 {{- end }}
-# Tokens and CAs, by the names that policies give; never listed, never watched.
+# Tokens and CAs that policies name; never listed or watched.
 - {apiGroups: [""], resources: [secrets], verbs: [get]}
 {{- if .Values.targets.configMap }}
 - {apiGroups: [""], resources: [configmaps], verbs: [get, create, patch, delete]}
