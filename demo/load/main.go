@@ -1,5 +1,5 @@
-// Load opens connections to servers at a steady rate, sends one request on each, and leaves them to idle until the server
-// closes them. It ends with its standard input.
+// Load opens connections to servers at a steady rate, sends one request on each, and keeps them idle until the server closes them. It
+// exits when its standard input ends.
 package main
 
 import (
