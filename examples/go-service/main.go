@@ -1,7 +1,7 @@
-// A service whose HTTP connections are governed by an IdleConnectionPolicy through a mounted file.
+// Go-service is a service whose HTTP connections are governed by an IdleConnectionPolicy through a mounted file.
 //
-// It answers on / (with ?after=DURATION, later), asks its upstream on /upstream and another of its kind on /peer, and tells on /metrics and /config-hash what it holds
-// and which settings it uses. With -once it reads its file only when it starts, as most servers do.
+// It serves / (?after=DURATION delays the response), requests its upstream on /upstream and another instance on /peer, and reports its
+// connections on /metrics and its settings on /config-hash. With -once it reads its file only at start, as most servers do.
 package main
 
 import (
@@ -30,13 +30,13 @@ import (
 
 func main() {
 	listen := flag.String("listen", "127.0.0.1:8080", "address of the service")
-	admin := flag.String("admin", "127.0.0.1:8081", "address of /metrics and /config-hash: beside the service, so that a scrape is not one of its connections")
-	upstream := flag.String("upstream", "", "URL that /upstream asks")
-	peer := flag.String("peer", "", "URL that /peer asks")
+	admin := flag.String("admin", "127.0.0.1:8081", "address of /metrics and /config-hash; separate, so that a scrape does not count as a connection of the service")
+	upstream := flag.String("upstream", "", "URL that /upstream requests")
+	peer := flag.String("peer", "", "URL that /peer requests")
 	file := flag.String("config", "/etc/idleconn/http.yaml", "file with the settings: .yaml, .json or .env")
-	every := flag.Duration("every", 2*time.Second, "how often the file is looked at; the kubelet swaps a symbolic link, which needs no watch to be seen")
-	once := flag.Bool("once", false, "read the file only at the start")
-	show := flag.Bool("print", false, "print what the file says, as JSON, and end")
+	every := flag.Duration("every", 2*time.Second, "how often the file is read; polling also sees the symbolic link that the kubelet replaces")
+	once := flag.Bool("once", false, "read the file only at start")
+	show := flag.Bool("print", false, "print the settings of the file as JSON and exit")
 	flag.Parse()
 
 	if *show {
@@ -131,7 +131,7 @@ func run(listen, admin string, asks map[string]string, file string, every time.D
 	case err = <-ended:
 	case <-ctx.Done():
 	}
-	patience, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	grace, cancel := context.WithTimeout(context.Background(), 5*time.Second)
 	defer cancel()
-	return errors.Join(err, front.Shutdown(patience), side.Shutdown(patience))
+	return errors.Join(err, front.Shutdown(grace), side.Shutdown(grace))
 }

@@ -1,6 +1,6 @@
 // A service whose outgoing connections are governed by an IdleConnectionPolicy through a mounted file.
 //
-// GET /ask?url=URL&provider=NAME asks; /metrics and /config-hash tell what it holds and which settings it uses.
+// GET /ask?url=URL&provider=NAME sends a request to URL. /metrics reports connections, /config-hash the hash of the settings.
 
 import http from 'node:http';
 import https from 'node:https';
@@ -31,7 +31,7 @@ collectDefaultMetrics({ register: registry });
 const pool = new Pool();
 const watcher = new Watcher(flags.config, (settings) => pool.apply(settings));
 new Gauge({
-  name: 'idleconn_client_connections', help: 'Connections to upstreams; waiting is requests that wait for one.', labelNames: ['state'],
+  name: 'idleconn_client_connections', help: 'Connections to upstreams by state; waiting counts requests that wait for a connection.', labelNames: ['state'],
   registers: [registry],
   collect() { Object.entries(pool.status()).forEach(([state, n]) => this.set({ state }, n)); },
 });

@@ -1,16 +1,16 @@
-// Agents by provider, whose settings can be changed while they are used.
+// Agents by provider, whose settings can be changed while they are in use.
 
 import Agent from 'agentkeepalive';
 
 const { HttpsAgent } = Agent;
 
-/** What the agent is given, by the names that it has for it. What is left out is the agent's own. */
+/** Maps settings to the options of agentkeepalive. Settings that are left out keep the agent's defaults. */
 function options(settings) {
   const { maxSocketLifetime, ...others } = settings;
   return { keepAlive: true, ...others, ...(maxSocketLifetime === undefined ? {} : { socketActiveTTL: maxSocketLifetime }) };
 }
 
-/** Requests that an old agent has go on; it keeps no connection after them. */
+/** Lets an old agent finish its requests. It keeps no connections after them. */
 function retire(agent) {
   agent.maxFreeSockets = 0;
   Object.values(agent.freeSockets).flat().forEach((socket) => socket.destroy());
@@ -20,7 +20,7 @@ export class Pool {
   #settings = { enabled: true, global: {}, providers: {} };
   #agents = new Map();
 
-  /** Changes all agents; `undefined` goes back to what agentkeepalive does by itself. */
+  /** Replaces all agents; `undefined` restores the defaults of agentkeepalive. */
   apply(settings = { enabled: true, global: {}, providers: {} }) {
     this.#settings = settings;
     const old = [...this.#agents.values()];
@@ -28,7 +28,7 @@ export class Pool {
     old.forEach(retire);
   }
 
-  /** The agent of a provider, for http: or https:. */
+  /** Returns the agent of a provider, for http: or https:. */
   agent(provider, protocol) {
     const key = `${provider} ${protocol}`;
     if (!this.#agents.has(key)) {
@@ -39,7 +39,7 @@ export class Pool {
     return this.#agents.get(key);
   }
 
-  /** Connections and requests, now. */
+  /** Returns the current numbers of active and idle connections and of waiting requests. */
   status() {
     const count = (lists) => Object.values(lists).reduce((sum, list) => sum + list.length, 0);
     const all = { active: 0, idle: 0, waiting: 0 };

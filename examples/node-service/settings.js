@@ -5,17 +5,17 @@ import { readFile } from 'node:fs/promises';
 
 const FIELDS = ['maxSockets', 'maxFreeSockets', 'timeout', 'keepAlive', 'keepAliveMsecs', 'freeSocketTimeout', 'maxSocketLifetime'];
 
-/** Checks one set of settings: a name that is not known is an error, for half a change is worse than none. */
+/** Checks one set of settings. An unknown name is an error, so that settings apply completely or not at all. */
 function checked(where, settings) {
   for (const [name, value] of Object.entries(settings)) {
     const type = name === 'keepAlive' ? 'boolean' : 'number';
-    if (!FIELDS.includes(name)) throw new Error(`${where}: ${name} is none of ${FIELDS.join(', ')}`);
-    if (typeof value !== type || value < 0) throw new Error(`${where}: ${name} must be a ${type}, not negative`);
+    if (!FIELDS.includes(name)) throw new Error(`${where}: unknown setting ${name}; use ${FIELDS.join(', ')}`);
+    if (typeof value !== type || value < 0) throw new Error(`${where}: ${name} must be a ${type === 'number' ? 'number of at least 0' : type}`);
   }
   return settings;
 }
 
-/** Reads the text of the file. */
+/** Parses the text of the file. */
 export function parse(text) {
   const { enabled, global = {}, providers = {}, ...others } = JSON.parse(text);
   if (typeof enabled !== 'boolean' || Object.keys(others).length > 0) throw new Error('not an HttpConnectionPool');
@@ -29,7 +29,7 @@ export function hashOf(text) {
   return createHash('sha256').update(text).digest('hex').slice(0, 16);
 }
 
-/** Looks at a file again and again, and applies what it says: `undefined` when it has gone. */
+/** Polls a file and applies its settings, or `undefined` if the file does not exist. */
 export class Watcher {
   #text;
   #timer;
@@ -46,7 +46,7 @@ export class Watcher {
     try {
       text = await readFile(this.file, 'utf8');
     } catch (error) {
-      if (error.code !== 'ENOENT') return console.error(`${this.file}: ${error.message}; the settings stay as they are`);
+      if (error.code !== 'ENOENT') return console.error(`${this.file}: ${error.message}; the current settings stay in use`);
     }
     if (text === this.#text && text !== undefined) return;
     const same = text === this.#text;
@@ -57,19 +57,19 @@ export class Watcher {
       this.apply(settings);
       this.hash = text === undefined ? '' : hashOf(text);
     } catch (error) {
-      console.error(`${this.file}: ${error.message}; the settings stay as they are`);
+      console.error(`${this.file}: ${error.message}; the current settings stay in use`);
     }
   }
 
   start(every) {
-    // One look after the other: a slow disk must not let two overtake each other.
+    // One look after the other, so that a slow disk cannot reorder them.
     const again = () => {
       if (!this.#stopped) this.#timer = setTimeout(() => this.look().finally(again), every);
     };
     again();
   }
 
-  // A look that is under way ends; none follows it.
+  // Finishes the current look, and starts no other.
   stop() {
     this.#stopped = true;
     clearTimeout(this.#timer);

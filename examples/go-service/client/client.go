@@ -1,7 +1,7 @@
-// Package client is an http.Client whose pool can be changed while it is used, and counted.
+// Package client is an http.Client whose pool can be reconfigured while it is in use, and whose connections are counted.
 //
-// The fields of an http.Transport may not be changed once it is used. So a change is a new Transport; the old one serves the requests that it
-// has and keeps no connection after them.
+// The fields of an http.Transport must not change once it is used. A change of the settings therefore creates a new Transport. The old one
+// finishes its requests and keeps no connections after them.
 package client
 
 import (
@@ -19,7 +19,7 @@ import (
 	"idleconn.io/examples/go-service/settings"
 )
 
-// Client counts what its connections do.
+// Client sends requests over a pool and counts its connections.
 type Client struct {
 	wanted  *settings.Pool
 	current atomic.Pointer[http.Client]
@@ -29,11 +29,11 @@ type Client struct {
 	got     *prometheus.CounterVec
 }
 
-// New has the settings of net/http.
+// New returns a Client with the defaults of net/http.
 func New(registry *prometheus.Registry, pool string) *Client {
 	c := &Client{got: prometheus.NewCounterVec(prometheus.CounterOpts{
 		Name:        "idleconn_client_connections_got_total",
-		Help:        "Connections that requests got, by whether they were open already. A low share of reused ones is a pool that is too small or too short.",
+		Help:        "Connections that requests got, by whether they were reused. A low share of reused ones means that the pool is too small or its idle timeout too short.",
 		ConstLabels: prometheus.Labels{"pool": pool},
 	}, []string{"reused"})}
 	gauge := func(state, help string, value func() int64) prometheus.Collector {
@@ -41,7 +41,7 @@ func New(registry *prometheus.Registry, pool string) *Client {
 			Name: "idleconn_client_connections", Help: help, ConstLabels: prometheus.Labels{"pool": pool, "state": state},
 		}, func() float64 { return float64(max(value(), 0)) })
 	}
-	const help = "Connections to upstreams; waiting is requests that wait for one."
+	const help = "Connections to upstreams by state; waiting counts requests that wait for a connection."
 	registry.MustRegister(c.got,
 		gauge("idle", help, func() int64 { return c.open.Load() - c.active.Load() }),
 		gauge("active", help, c.active.Load),
@@ -51,8 +51,8 @@ func New(registry *prometheus.Registry, pool string) *Client {
 	return c
 }
 
-// Apply changes the pool, unless it has these settings already: a new Transport costs the idle connections of the old one. A request that is
-// under way goes on. It is not called twice at the same time.
+// Apply changes the pool, unless it has these settings already, because a new Transport costs the idle connections of the old one. Requests
+// in flight continue. Apply must not be called concurrently.
 func (c *Client) Apply(wanted settings.Pool) {
 	if c.wanted != nil && reflect.DeepEqual(*c.wanted, wanted) {
 		return
@@ -95,7 +95,7 @@ func count(field *int, wanted *int) {
 	}
 }
 
-// Do asks, without a body.
+// Do sends a request without a body.
 func (c *Client) Do(ctx context.Context, method, url string) (*http.Response, error) {
 	var has atomic.Bool
 	c.waiting.Add(1)
@@ -138,7 +138,7 @@ func (c *Client) Do(ctx context.Context, method, url string) (*http.Response, er
 	return answer, nil
 }
 
-// body gives the connection back with its last byte.
+// body ends the use of the connection when it is closed.
 type body struct {
 	io.ReadCloser
 	leave func()
@@ -151,14 +151,14 @@ func (b *body) Close() error {
 	return err
 }
 
-// counted is a connection that is missed when it is closed.
+// counted is a connection that decrements the count of open connections when it is closed.
 type counted struct {
 	net.Conn
 	open   *atomic.Int64
 	closed atomic.Bool
 }
 
-// Close closes it.
+// Close closes the connection and counts it once.
 func (c *counted) Close() error {
 	if c.closed.CompareAndSwap(false, true) {
 		c.open.Add(-1)

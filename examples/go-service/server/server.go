@@ -1,7 +1,7 @@
-// Package server is an http.Server whose idle time-out can be changed while it runs.
+// Package server is an http.Server whose idle timeout can be changed while it runs.
 //
-// The fields of an http.Server may not be changed once it serves. So the idle time of a connection is kept here, by the server's own word of
-// when it becomes idle, and what applies to new connections only (ReadHeaderTimeout) comes with a new http.Server behind the same listener.
+// The fields of an http.Server must not change once it serves. This package therefore enforces the idle timeout itself, from the states that
+// the server reports. ReadHeaderTimeout applies to new connections only, so a change creates a new http.Server behind the same listener.
 package server
 
 import (
@@ -17,7 +17,7 @@ import (
 	"idleconn.io/examples/go-service/settings"
 )
 
-// What net/http does where nothing is set is no time-out at all; this service has its own.
+// Defaults of this service. Without them, net/http has no timeouts.
 const (
 	idleTimeout       = 5 * time.Minute
 	readHeaderTimeout = 10 * time.Second
@@ -36,19 +36,19 @@ type Server struct {
 	stopping bool
 }
 
-// generation is an http.Server and the connections that it is given.
+// generation is an http.Server and the listener that passes connections to it.
 type generation struct {
 	server *http.Server
 	gate   *gate
 }
 
-// idling is a connection that waits for its next request.
+// idling describes a connection that waits for its next request.
 type idling struct {
 	since time.Time
 	timer *time.Timer
 }
 
-// New does not serve yet.
+// New returns a Server with the defaults. Call Serve to start it.
 func New(handler http.Handler, registry *prometheus.Registry) *Server {
 	s := &Server{handler: handler, idles: map[net.Conn]*idling{}, idle: idleTimeout}
 	s.current = s.generation(readHeaderTimeout)
@@ -70,7 +70,7 @@ func New(handler http.Handler, registry *prometheus.Registry) *Server {
 	return s
 }
 
-// Serve ends with the listener.
+// Serve accepts connections until the listener is closed.
 func (s *Server) Serve(listener net.Listener) error {
 	for {
 		conn, err := listener.Accept()
@@ -89,7 +89,7 @@ func (s *Server) Serve(listener net.Listener) error {
 	}
 }
 
-// Apply changes what holds from now on, for connections that are idle already too.
+// Apply changes the settings. The idle timeout also applies to connections that are already idle.
 func (s *Server) Apply(wanted settings.Server) {
 	header, idle := readHeaderTimeout, idleTimeout
 	if wanted.ReadHeaderTimeout != nil {
@@ -115,7 +115,7 @@ func (s *Server) Apply(wanted settings.Server) {
 	}
 }
 
-// Shutdown waits for requests, not for idle connections.
+// Shutdown waits for requests in flight, not for idle connections.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	s.stopping = true
@@ -128,7 +128,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// generation is called with the lock held, or before there is anybody to share it with.
+// generation must be called with the lock held, or before the Server is shared.
 func (s *Server) generation(header time.Duration) *generation {
 	g := &generation{gate: newGate()}
 	g.server = &http.Server{Handler: s.handler, ReadHeaderTimeout: header, ConnState: s.state}
@@ -137,7 +137,7 @@ func (s *Server) generation(header time.Duration) *generation {
 	return g
 }
 
-// state is told by the http.Server what becomes of a connection.
+// state is the ConnState callback of the http.Server.
 func (s *Server) state(conn net.Conn, state http.ConnState) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -156,7 +156,7 @@ func (s *Server) state(conn net.Conn, state http.ConnState) {
 	}
 }
 
-// closeAt is called with the lock held. 0 is no limit.
+// closeAt must be called with the lock held. An idle timeout of 0 means none.
 func (s *Server) closeAt(conn net.Conn, since time.Time) *time.Timer {
 	if s.idle == 0 {
 		return time.AfterFunc(time.Duration(1<<63-1), func() {})
@@ -164,7 +164,7 @@ func (s *Server) closeAt(conn net.Conn, since time.Time) *time.Timer {
 	return time.AfterFunc(time.Until(since.Add(s.idle)), func() { _ = conn.Close() })
 }
 
-// gate is a listener that is given its connections.
+// gate is a net.Listener whose connections come from give.
 type gate struct {
 	conns  chan net.Conn
 	closed chan struct{}
@@ -177,7 +177,7 @@ func (g *gate) give(conn net.Conn) {
 	select {
 	case g.conns <- conn:
 	case <-g.closed:
-		// It came while the server was being replaced.
+		// The server was replaced in the meantime.
 		_ = conn.Close()
 	}
 }
@@ -192,11 +192,11 @@ func (g *gate) Accept() (net.Conn, error) {
 	}
 }
 
-// Close ends Accept; connections that were given go on.
+// Close ends Accept. Accepted connections stay open.
 func (g *gate) Close() error {
 	g.once.Do(func() { close(g.closed) })
 	return nil
 }
 
-// Addr is nobody's.
+// Addr returns an empty address; the gate listens on none.
 func (g *gate) Addr() net.Addr { return &net.TCPAddr{} }

@@ -14,20 +14,20 @@ import (
 	"go.yaml.in/yaml/v3"
 )
 
-// Duration is written as time.ParseDuration reads it.
+// Duration is a time.Duration in the text format of time.ParseDuration.
 type Duration time.Duration
 
-// UnmarshalText reads a duration.
+// UnmarshalText parses a duration.
 func (d *Duration) UnmarshalText(text []byte) error {
 	parsed, err := time.ParseDuration(string(text))
 	*d = Duration(parsed)
 	return err
 }
 
-// MarshalText writes it.
+// MarshalText formats the duration.
 func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
 
-// Settings by the names of Go's own fields; what is nil is left as it is.
+// Settings have the names of Go's fields. A nil field keeps its default.
 type Settings struct {
 	Server       Server `json:"server" yaml:"server"`
 	IntraCluster Pool   `json:"intraCluster" yaml:"intraCluster"`
@@ -53,11 +53,11 @@ type Pool struct {
 	Timeout               *Duration `json:",omitempty" yaml:"Timeout"`
 }
 
-// Parse reads a file by the ending of its name. A name that it does not know is an error: better no change than half of one.
+// Parse parses the text of a file by the extension of its name. An unknown field is an error, so that settings apply completely or not at all.
 func Parse(name string, text []byte) (Settings, error) {
 	var read Settings
 	var err error
-	switch ending := filepath.Ext(name); ending {
+	switch extension := filepath.Ext(name); extension {
 	case ".yaml", ".yml":
 		decoder := yaml.NewDecoder(bytes.NewReader(text))
 		decoder.KnownFields(true)
@@ -69,7 +69,7 @@ func Parse(name string, text []byte) (Settings, error) {
 	case ".env":
 		read, err = environment(text)
 	default:
-		err = fmt.Errorf("%q is none of .yaml, .json, .env", ending)
+		err = fmt.Errorf("unknown extension %q; use .yaml, .json or .env", extension)
 	}
 	if err != nil {
 		return Settings{}, fmt.Errorf("%s: %w", name, err)
@@ -77,7 +77,7 @@ func Parse(name string, text []byte) (Settings, error) {
 	return read, nil
 }
 
-// environment reads lines such as Backend_MaxIdleConns=100, by way of the JSON that they stand for.
+// environment parses lines such as Backend_MaxIdleConns=100 by conversion to JSON.
 func environment(text []byte) (Settings, error) {
 	lines, err := godotenv.UnmarshalBytes(text)
 	if err != nil {
@@ -87,7 +87,7 @@ func environment(text []byte) (Settings, error) {
 	for name, value := range lines {
 		pool, field, found := strings.Cut(name, "_")
 		if !found {
-			return Settings{}, fmt.Errorf("%q has no pool in front of it", name)
+			return Settings{}, fmt.Errorf("%q has no prefix such as Backend_", name)
 		}
 		pool = strings.ToLower(pool[:1]) + pool[1:]
 		if tree[pool] == nil {

@@ -13,11 +13,11 @@ import (
 	"time"
 )
 
-// Watcher looks at a file and applies what it says.
+// Watcher polls a file and applies its settings.
 type Watcher struct {
 	// File is the path, below a mounted ConfigMap.
 	File string
-	// Apply is called with what the file says, and with nothing at all when it has gone.
+	// Apply is called with the settings of the file and their hash, or with zero values if the file does not exist.
 	Apply func(Settings, string)
 
 	last []byte
@@ -25,7 +25,7 @@ type Watcher struct {
 	hash atomic.Pointer[string]
 }
 
-// Hash is that of the settings in use; empty where there are none.
+// Hash returns the hash of the settings in use, or an empty string if no file is in use.
 func (w *Watcher) Hash() string {
 	if hash := w.hash.Load(); hash != nil {
 		return *hash
@@ -33,7 +33,7 @@ func (w *Watcher) Hash() string {
 	return ""
 }
 
-// Run looks every so often, until ctx ends.
+// Run polls the file at the given interval until ctx is done.
 func (w *Watcher) Run(ctx context.Context, every time.Duration) {
 	ticker := time.NewTicker(every)
 	defer ticker.Stop()
@@ -47,7 +47,7 @@ func (w *Watcher) Run(ctx context.Context, every time.Duration) {
 	}
 }
 
-// Look applies the file if it is not what it was. One that cannot be read leaves everything as it is, and says so once.
+// Look applies the file if it has changed. A file that cannot be read changes nothing and is logged once.
 func (w *Watcher) Look() {
 	text, err := os.ReadFile(w.File)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -62,7 +62,7 @@ func (w *Watcher) Look() {
 	}
 	if err != nil {
 		if !w.seen || !bytes.Equal(text, w.last) {
-			slog.Error("the settings stay as they are", "error", err)
+			slog.Error("cannot read the settings; the current ones stay in use", "error", err)
 		}
 		w.last, w.seen = text, true
 		return

@@ -6,7 +6,7 @@ import { test } from 'node:test';
 import { Pool } from '../pool.js';
 import { Watcher, hashOf, parse } from '../settings.js';
 
-test('a file that is not understood is refused as a whole', () => {
+test('a file with an error is refused as a whole', () => {
   for (const text of ['', '{}', '{"enabled": true, "globl": {}}', '{"enabled": true, "global": {"maxSocket": 1}}',
     '{"enabled": true, "global": {"timeout": "30s"}}', '{"enabled": true, "providers": {"a": {"timeout": -1}}}']) {
     assert.throws(() => parse(text), text);
@@ -38,11 +38,11 @@ test('a change applies to the running pool, and no request is lost', async () =>
   assert.ok(pool.status().active <= 5);
   assert.deepEqual(new Set(await later), new Set([200]));
   assert.ok(pool.status().idle <= 2);
-  // What the old agent held is closed: nothing is left but what the new one keeps.
+  // The connections of the old agent are closed; only those that the new one keeps remain.
   while (sockets.size > 2) await once([...sockets][0], 'close');
   pool.apply(parse('{"enabled": true, "global": {"maxSockets": 5}, "providers": {"a": {"maxSockets": 1}}}'));
   const one = many(3);
-  assert.equal(pool.status().active, 1, 'a provider has its own');
+  assert.equal(pool.status().active, 1, 'a provider has its own limit');
   await one;
   pool.destroy();
   server.close();
