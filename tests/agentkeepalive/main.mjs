@@ -1,5 +1,4 @@
-// main.mjs URL REQUESTS AT_ONCE: sends the requests with one keep-alive agent that has the settings of the operator's pool, and
-// prints the time.
+// main.mjs URL REQUESTS CONCURRENCY: sends REQUESTS requests over one keep-alive agent with the pool's settings, and prints the time they took.
 import https from "node:https";
 import { HttpsAgent } from "agentkeepalive";
 

@@ -1,5 +1,4 @@
-// schemas.mjs OUT < list of "PATH JSON" lines: converts the OpenAPI v3 documents of the API server to JSON schemas for
-// kubeconform, one file for each kind.
+// schemas.mjs OUT: reads the API server's OpenAPI v3 documents, one a line, and writes a JSON schema for each kind, for kubeconform.
 import { createInterface } from "node:readline";
 import { writeFileSync } from "node:fs";
 
@@ -12,7 +11,7 @@ for await (const line of createInterface({ input: process.stdin, crlfDelay: Infi
     for (const { group, version, kind } of schema["x-kubernetes-group-version-kind"] ?? []) {
       if (kind.endsWith("List") || kind.endsWith("Options") || kind === "WatchEvent" || kind === "Status") continue;
       const name = [kind.toLowerCase(), group.split(".")[0], version].filter(Boolean).join("-");
-      // The file contains the whole document, because references point into it.
+      // Keep all components, because references lead to them.
       writeFileSync(`${out}/${name}.json`, JSON.stringify(strict({ ...schema, components })));
       count += 1;
     }
@@ -20,7 +19,7 @@ for await (const line of createInterface({ input: process.stdin, crlfDelay: Infi
 }
 console.error(`${count} schemas`);
 
-// An unknown field is an error, as with `kubectl apply --validate=strict`.
+// Refuse unknown fields, as `kubectl apply --validate=strict` does.
 function strict(node) {
   if (Array.isArray(node)) return node.map(strict);
   if (node === null || typeof node !== "object") return node;

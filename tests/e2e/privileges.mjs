@@ -1,13 +1,13 @@
-// privileges.mjs AUDIT-LOG ROLES.json USER: compares the requests to the API server with the granted rights. Fails if a right was
-// neither used nor is documented here, and if a request had no right.
+// privileges.mjs AUDIT-LOG ROLES.json USER: compares the requests in the audit log with the permissions in the roles.
+// Fails if a permission is neither used nor documented here, and if a request lacked its permission.
 import { readFileSync } from "node:fs";
 
-// Rights that this run does not use. docs/security.md has the same table.
+// Permissions that this run does not use, with their purpose. docs/security.md has the same table.
 const documented = new Map([
-  ["create coordination.k8s.io/leases", "the chart brings the Lease; it is made anew where somebody deleted it"],
-  ["create /configmaps", "a patch that makes the object; the log calls it a patch"],
+  ["create coordination.k8s.io/leases", "recreates a deleted Lease; the chart installs the first one"],
+  ["create /configmaps", "a patch that creates the object; the log calls it a patch"],
   ["create /pods/eviction", "restart.policy Rolling on AIStore"],
-  ["get events.k8s.io/events", "an Event of the same name is there already"],
+  ["get events.k8s.io/events", "an Event of the same name exists already"],
   ["get /secrets", "tokens and CAs that a policy names"],
   ["get /services", "targets named by a Service"],
   ["list discovery.k8s.io/endpointslices", "targets named by a Service"],
@@ -37,15 +37,15 @@ for (const role of JSON.parse(readFileSync(roles, "utf8")).items) {
 for (const right of [...granted].sort()) console.log(`${String(used.get(right) ?? 0).padStart(6)} × ${right}${used.has(right) ? "" : `: ${documented.get(right) ?? "NEVER USED"}`}`);
 const idle = [...granted].filter((right) => !used.has(right) && !documented.has(right));
 const stale = [...documented.keys()].filter((right) => !granted.has(right));
-// A namespace that is being deleted accepts no new objects; that is not a missing right.
+// A refused create in a namespace that is being deleted is not a missing permission.
 const missing = refused.filter((said) => !said.includes("because it is being terminated"));
-for (const [what, list] of [["granted and never used", idle], ["documented and not granted", stale], ["asked for without the right", missing]]) {
+for (const [what, list] of [["granted, but never used", idle], ["documented, but not granted", stale], ["requested without permission", missing]]) {
   if (list.length > 0) {
     console.error(`${what}:\n  ${list.join("\n  ")}`);
     process.exitCode = 1;
   }
 }
 if (used.size === 0) {
-  console.error(`nothing was asked by ${user}: is that its name?`);
+  console.error(`the audit log has no requests of ${user}; check the name`);
   process.exitCode = 1;
 }

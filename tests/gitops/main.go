@@ -1,5 +1,4 @@
-// Gitops prints the status of objects by kstatus (Flux, kpt, Argo CD's sync waves) and by Argo CD's health check: KSTATUS and
-// HEALTH, one line for each object.
+// Gitops prints how kstatus (Flux, kpt, Argo CD's sync waves) and Argo CD's health check rate objects, one line for each object.
 //
 //	gitops -health health.lua < objects.yaml
 package main
@@ -24,7 +23,7 @@ func main() {
 	flag.Parse()
 	script, err := os.ReadFile(*health)
 	if err == nil {
-		err = tell(os.Stdin, os.Stdout, string(script))
+		err = report(os.Stdin, os.Stdout, string(script))
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "gitops:", err)
@@ -32,22 +31,22 @@ func main() {
 	}
 }
 
-func tell(in io.Reader, out io.Writer, script string) error {
+func report(in io.Reader, out io.Writer, script string) error {
 	objects, err := read(in)
 	if err != nil {
 		return err
 	}
 	for _, object := range objects {
-		said, err := verdicts(object, script)
+		line, err := verdicts(object, script)
 		if err != nil {
 			return fmt.Errorf("%s: %w", object.GetName(), err)
 		}
-		fmt.Fprintf(out, "%s: %s\n", object.GetName(), said)
+		fmt.Fprintf(out, "%s: %s\n", object.GetName(), line)
 	}
 	return nil
 }
 
-// read returns the documents, and the items of lists.
+// read reads YAML or JSON documents, and the items of lists.
 func read(in io.Reader) ([]*unstructured.Unstructured, error) {
 	var objects []*unstructured.Unstructured
 	decoder := yaml.NewYAMLOrJSONDecoder(in, 4096)
@@ -91,8 +90,8 @@ func verdicts(object *unstructured.Unstructured, script string) (string, error) 
 	return fmt.Sprintf("kstatus %s, health %s", computed.Status, health), nil
 }
 
-// argo runs the check as Argo CD does: the object is the global obj, and the script returns a table with status and message. Argo
-// CD opens only these libraries too.
+// argo runs the check as Argo CD does: the object is the global obj, and the script returns a table with status and message. Only the
+// libraries that Argo CD opens are available.
 func argo(object *unstructured.Unstructured, script string) (string, error) {
 	state := lua.NewState(lua.Options{SkipOpenLibs: true})
 	defer state.Close()
@@ -105,16 +104,16 @@ func argo(object *unstructured.Unstructured, script string) (string, error) {
 	if err := state.DoString(script); err != nil {
 		return "", err
 	}
-	answer, ok := state.Get(-1).(*lua.LTable)
+	result, ok := state.Get(-1).(*lua.LTable)
 	if !ok {
 		return "", errors.New("the health check returned no table")
 	}
-	var said bytes.Buffer
-	said.WriteString(answer.RawGetString("status").String())
-	if message, ok := answer.RawGetString("message").(lua.LString); ok && message != "" {
-		fmt.Fprintf(&said, " (%s)", message)
+	var rating bytes.Buffer
+	rating.WriteString(result.RawGetString("status").String())
+	if message, ok := result.RawGetString("message").(lua.LString); ok && message != "" {
+		fmt.Fprintf(&rating, " (%s)", message)
 	}
-	return said.String(), nil
+	return rating.String(), nil
 }
 
 func value(state *lua.LState, of any) lua.LValue {

@@ -10,7 +10,7 @@ import (
 
 type condition struct{ Type, Status, Reason, Message string }
 
-// policy returns a policy with a status as the operator writes it, see docs/status.md.
+// policy returns a policy with a status as the operator writes it; see docs/status.md.
 func policy(generation, observed int64, deleted bool, conditions ...condition) string {
 	metadata := map[string]any{"name": "gw", "namespace": "shop", "generation": generation}
 	if deleted {
@@ -32,34 +32,34 @@ func policy(generation, observed int64, deleted bool, conditions ...condition) s
 	return string(text)
 }
 
-func TestWhatGitOpsToolsMakeOfAStatus(t *testing.T) {
+func TestGitOpsHealth(t *testing.T) {
 	script, err := os.ReadFile("../../deploy/argocd/health.lua")
 	if err != nil {
 		t.Fatal(err)
 	}
 	ready := condition{"Ready", "True", "Succeeded", "All 3 nodes hold the declared limits"}
 	for _, c := range []struct{ what, object, expected string }{
-		{"as the CRD defaults it: nobody has looked", policy(1, -1, false, condition{"Ready", "Unknown", "Pending", "Waiting for the operator"}),
+		{"the default status of the CRD", policy(1, -1, false, condition{"Ready", "Unknown", "Pending", "Waiting for the operator"}),
 			"kstatus InProgress, health Progressing (The operator has not reconciled this generation yet)"},
-		{"an edit that nobody has looked at", policy(2, 1, false, ready),
+		{"an edit before the next reconcile", policy(2, 1, false, ready),
 			"kstatus InProgress, health Progressing (The operator has not reconciled this generation yet)"},
-		{"done", policy(2, 2, false, ready),
+		{"ready", policy(2, 2, false, ready),
 			"kstatus Current, health Healthy (All 3 nodes hold the declared limits)"},
-		{"tightened, and waiting for a restart: as the operator should", policy(2, 2, false, ready, condition{"Tightened", "True", "Holding", "The limits are 55 % open"}, condition{"InEffect", "False", "RestartRequired", "2 nodes"}),
+		{"ready, with tightened limits and a restart due", policy(2, 2, false, ready, condition{"Tightened", "True", "Holding", "Limits are held at 55%"}, condition{"TighteningLimited", "True", "AtFloor", "All limits are at their floor"}, condition{"InEffect", "False", "RestartRequired", "2 nodes"}),
 			"kstatus Current, health Healthy (All 3 nodes hold the declared limits)"},
 		{"suspended", policy(2, 2, false, condition{"Ready", "True", "Suspended", "Nothing is written while spec.suspend is true"}),
 			"kstatus Current, health Suspended (Nothing is written while spec.suspend is true)"},
-		{"under way", policy(2, 2, false, condition{"Ready", "False", "Progressing", "1 of 3 nodes hold the declared limits"}, condition{"Reconciling", "True", "Progressing", "1 of 3"}),
+		{"in progress", policy(2, 2, false, condition{"Ready", "False", "Progressing", "1 of 3 nodes hold the declared limits"}, condition{"Reconciling", "True", "Progressing", "1 of 3"}),
 			"kstatus InProgress, health Progressing (1 of 3 nodes hold the declared limits)"},
-		{"waiting for a person", policy(2, 2, false, condition{"Ready", "False", "Conflicted", "shop/older governs these nodes"}, condition{"Stalled", "True", "Conflicted", "shop/older governs these nodes"}),
+		{"stalled", policy(2, 2, false, condition{"Ready", "False", "Conflicted", "shop/older governs these nodes"}, condition{"Stalled", "True", "Conflicted", "shop/older governs these nodes"}),
 			"kstatus Failed, health Degraded (shop/older governs these nodes)"},
-		{"on its way out", policy(2, 2, true, ready),
+		{"being deleted", policy(2, 2, true, ready),
 			"kstatus Terminating, health Healthy (All 3 nodes hold the declared limits)"},
 	} {
-		var said strings.Builder
-		if err := tell(strings.NewReader(c.object), &said, string(script)); err != nil {
+		var out strings.Builder
+		if err := report(strings.NewReader(c.object), &out, string(script)); err != nil {
 			t.Errorf("%s: %v", c.what, err)
-		} else if got := strings.TrimPrefix(strings.TrimSpace(said.String()), "gw: "); got != c.expected {
+		} else if got := strings.TrimPrefix(strings.TrimSpace(out.String()), "gw: "); got != c.expected {
 			t.Errorf("%s:\n got %s\nwant %s", c.what, got, c.expected)
 		}
 	}

@@ -1,5 +1,5 @@
-// Textparse reads a page with the text parser of Prometheus and prints its samples, one per line: name, labels, the bits of the
-// value and the timestamp.
+// Textparse parses a metrics page with Prometheus' text parser and prints one sample a line: name, labels, the bits of the value and the
+// timestamp.
 package main
 
 import (

@@ -1,4 +1,4 @@
-// Objstore reads an http_config strictly with the types of Thanos, and prints the result as JSON.
+// Objstore parses an http_config strictly with Thanos's types and prints the result as JSON.
 package main
 
 import (
