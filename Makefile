@@ -1,11 +1,17 @@
 # The commands of this project; `make help` lists them. Missing Debian packages are installed only if make runs as root.
 SHELL := /usr/bin/env bash
+ifeq ($(RUSTUP_TOOLCHAIN),)
+RUSTUP_TOOLCHAIN := $(shell tests/tools/toolchain)
+ifneq ($(RUSTUP_TOOLCHAIN),)
+export RUSTUP_TOOLCHAIN
+endif
+endif
 CLUSTER_DIR ?= $(or $(IDLECONN_CLUSTER_DIR),$(HOME)/.cache/idleconn-operator/cluster)
 
 .PHONY: arm64 image-all attack upgrade fuzz advisories scale image plugin chart e2e mutants probe needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
 
 help: ## List the commands
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
+	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
 
 needs:
 	@for tool in cargo go curl openssl; do command -v $$tool >/dev/null || { echo "$$tool is missing. Install it and run make again" >&2; exit 1; }; done
@@ -100,10 +106,11 @@ mutants: ## Mutation tests of src/decide; takes hours; FILE=order tests src/deci
 lint: ## Check format, clippy, dependencies and the syntax of scripts
 	cargo fmt --check
 	@rustfmt --check src/api/formats/*.rs # named by a macro, which cargo fmt does not follow
+	@grep -qF "FROM rust:$$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)-" Containerfile || { echo "Containerfile and rust-toolchain.toml name different versions" >&2; exit 1; }
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo deny --offline check bans licenses sources
 	@for module in examples/go-service tests/gitops tests/readers/objstore tests/textparse; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...) || exit 1; done
-	@for script in demo/run .ci/run deploy/generate image/arm64-starts image/build image/pack image/plugin image/sbom image/static tests/chart/run tests/e2e/node tests/e2e/run tests/schemathesis/build tests/tools/build tests/tools/cluster tests/tools/packages tests/tools/venv; do bash -n $$script || exit 1; done
+	@for script in demo/run .ci/run deploy/generate image/arm64-starts image/build image/pack image/plugin image/sbom image/static tests/chart/run tests/e2e/node tests/e2e/run tests/schemathesis/build tests/tools/build tests/tools/cluster tests/tools/packages tests/tools/toolchain tests/tools/venv; do bash -n $$script || exit 1; done
 
 generate: needs needs-readers tools ## Write all generated files: CRD, chart README, manifests, docs tables, OpenAPI, tests/golden
 	IDLECONN_GENERATE=1 cargo test --locked --test it -- --test-threads=1 generated the_document_says every_route_says
