@@ -1,4 +1,4 @@
-// What GitOps tools say of a policy's status: kstatus, and the Lua of Argo CD's health check.
+// Tests how GitOps tools rate the status of a policy: kstatus, and the Lua health check of Argo CD.
 module idleconn.io/gitops
 
 go 1.26.0

@@ -1,4 +1,4 @@
-// Prometheus-operator, pinned for the CRDs in its module: the chart's monitors are checked against them. Nothing of it is built.
+// The Prometheus operator, pinned for the CRDs in its module, with which the chart is tested. Its code is not built.
 module idleconn.io/tools/monitoring
 
 go 1.26.0
