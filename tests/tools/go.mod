@@ -1,4 +1,4 @@
-// The test cluster's real programs, pinned. `make tools` builds them into a cache outside the tree.
+// The programs of the test cluster, pinned. `make tools` builds them into a cache outside the tree.
 module idleconn.io/tools
 
 go 1.26.0

@@ -1,4 +1,4 @@
-// Caddy, the tests' real server, pinned. A module of its own: its requirements conflict with Kubernetes'.
+// Caddy, the server of the tests, pinned. A separate module, because its requirements conflict with those of Kubernetes.
 module idleconn.io/tools/caddy
 
 go 1.26.0

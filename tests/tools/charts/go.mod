@@ -1,4 +1,4 @@
-// What reads the chart, pinned. A module of its own: its requirements conflict with those of the other programs.
+// The tools for the chart, pinned. A separate module, because its requirements conflict with those of the other programs.
 module idleconn.io/tools/charts
 
 go 1.26.0
