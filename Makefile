@@ -103,7 +103,7 @@ mutants: ## Mutation tests of src/decide; takes hours; FILE=order tests src/deci
 	cd target/mutants/tree/tests/pure && CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR="$(CURDIR)/target/mutants/build" \
 		cargo mutants --in-place --output "$(CURDIR)/target/mutants" --timeout 60 --file '**/decide/$(or $(FILE),*).rs' -- --locked --lib
 
-lint: ## Check format, clippy, dependencies, workflows and the syntax of scripts
+lint: ## Check format, clippy, dependencies, workflows, scripts and words
 	cargo fmt --check
 	@rustfmt --check src/api/formats/*.rs # named by a macro, which cargo fmt does not follow
 	@grep -qF "FROM rust:$$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)-" Containerfile || { echo "Containerfile and rust-toolchain.toml name different versions" >&2; exit 1; }
@@ -111,6 +111,7 @@ lint: ## Check format, clippy, dependencies, workflows and the syntax of scripts
 	cargo deny --offline check bans licenses sources
 	@for module in examples/go-service tests/gitops tests/readers/objstore tests/textparse; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...) || exit 1; done
 	@bin=$$(tests/tools/build lint | tail -n 1) && "$$bin/actionlint" -shellcheck= -pyflakes= .github/workflows/*.yaml
+	@tests/words
 	@for script in demo/run .ci/run deploy/generate image/arm64-starts image/build image/pack image/plugin image/sbom image/static tests/chart/run tests/e2e/node tests/e2e/run tests/schemathesis/build tests/tools/build tests/tools/cluster tests/tools/packages tests/tools/toolchain tests/tools/venv; do bash -n $$script || exit 1; done
 
 generate: needs needs-readers tools ## Write all generated files: CRD, chart README, manifests, docs tables, OpenAPI, tests/golden
