@@ -1,8 +1,9 @@
-//! One provider over one protocol: whose turn it is, which connections wait for a request, and what became of each.
+//! One provider over one protocol: its queue, its idle connections, and its counters.
 //!
-//! Turns are a fair semaphore's permits, one for each connection that is being made or in use. Idle connections hold none: where one is in
-//! the way of a connection to another place of the same provider, the oldest is closed. So no more than maxSockets are ever open.
-//! Every connection is a guard's, and a guard that is dropped on the way is counted like any other end.
+//! A `Turn` is a permit of a fair semaphore; each connection that is being opened or in use has one. Idle connections
+//! have none. If they leave no room for a connection to another place of the same provider, the oldest one is closed.
+//! So at most maxSockets connections are open. A guard owns every connection, and a guard that is dropped early is
+//! counted like any other end.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -24,7 +25,7 @@ use super::{
     statistics::{Closed, Protocol, Statistics, Tally},
 };
 
-/// Where a connection leads: `scheme://host:port`, and whom it trusts.
+/// The key of a connection: `scheme://host:port`, and the number of its TLS settings.
 pub type Place = (String, u64);
 
 /// One provider over one protocol.
@@ -36,17 +37,17 @@ pub struct Agent {
     /// One permit for each idle connection of the whole pool.
     room: Arc<Semaphore>,
     state: Mutex<State>,
-    /// How large the last body was that was read whole.
+    /// Size of the last body that was read completely.
     expected: AtomicUsize,
 }
 
 struct State {
     settings: Settings,
-    /// Turns to be taken back when they end: there are fewer than there were.
+    /// Permits to remove when they are returned, because maxSockets was reduced.
     owed: usize,
-    /// Connections of an earlier one are closed when they are done.
+    /// Connections of an earlier generation are closed when their requests end.
     generation: u64,
-    /// Nobody counts here any more: nothing is kept.
+    /// The provider was removed: no connection is kept.
     ended: bool,
     idle: HashMap<Place, Vec<Resting>>,
     tally: Tally,
@@ -77,7 +78,7 @@ impl Agent {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the state; what it hands out is dropped after the lock.
+    /// Changes the state. The caller drops the returned connections after the lock is released.
     fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state();
         let result = change(&mut state);
@@ -89,7 +90,7 @@ impl Agent {
         u64::try_from(self.epoch.elapsed().as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// How large the next body is going to be, by the last one.
+    /// Expected size of the next body: the size of the last one.
     pub fn expected(&self) -> usize {
         self.expected.load(Ordering::Relaxed)
     }
@@ -98,7 +99,7 @@ impl Agent {
         self.state().settings
     }
 
-    /// Waits for a turn, after all who came before; `None` where there was none until then.
+    /// Waits in order of arrival for a permit; `None` if there is none before `until`.
     pub async fn turn(self: &Arc<Self>, until: Instant) -> Option<Turn> {
         let permit = if let Ok(permit) = self.turns.clone().try_acquire_owned() {
             permit
@@ -111,7 +112,8 @@ impl Agent {
         Some(Turn { agent: self.clone(), permit: Some(permit) })
     }
 
-    /// From now on these bound it. Nothing that is under way is disturbed: what is too much ends with its request.
+    /// Changes the settings. Requests in progress continue. Surplus idle connections close now, others when their
+    /// requests end.
     pub fn configure(&self, settings: Settings) {
         let closed = self.change(|state| {
             if state.settings == settings {
@@ -133,7 +135,7 @@ impl Agent {
         drop(closed);
     }
 
-    /// Closes what has waited too long, is too old, or was closed by the other side.
+    /// Closes idle connections that expired, that are too old, or that the other side closed.
     pub fn sweep(&self) {
         let now = self.age();
         let closed = self.change(|state| {
@@ -150,7 +152,7 @@ impl Agent {
         drop(closed);
     }
 
-    /// Closes the idle connections now, and those in use when they are done. How many there were of each.
+    /// Closes the idle connections now, and those in use when their requests end. Returns the number of both.
     pub fn destroy(&self) -> (u64, u64) {
         let (closed, active) = self.change(|state| {
             state.generation += 1;
@@ -159,13 +161,13 @@ impl Agent {
         (closed.len() as u64, active)
     }
 
-    /// Like [`Agent::destroy`], and keeps no connection from now on.
+    /// Like [`Agent::destroy`], and keeps no connection afterwards.
     pub fn end(&self) {
         self.change(|state| state.ended = true);
         self.destroy();
     }
 
-    /// What it has done; `None` where it was never asked for anything.
+    /// The settings and counters; `None` if there was no request yet.
     pub fn statistics(&self) -> Option<Statistics> {
         let (tally, settings) = {
             let state = self.state();
@@ -186,7 +188,7 @@ impl Agent {
 }
 
 impl Resting {
-    /// Why it can serve no more.
+    /// Why the connection cannot be used again, if so.
     fn over(&self, settings: &Settings, now: u64) -> Option<Closed> {
         if !rests(&self.stream) {
             Some(Closed::Peer)
@@ -205,7 +207,7 @@ impl Settings {
 }
 
 impl Tally {
-    /// An idle connection is closed.
+    /// Counts an idle connection that was closed.
     fn rested(&mut self, why: Closed, born: u64) {
         self.idle -= 1;
         self.born -= born;
@@ -214,11 +216,11 @@ impl Tally {
 }
 
 impl State {
-    /// Closes the oldest idle connections until so many are left.
+    /// Closes the oldest idle connections until `most` are left.
     fn trim(&mut self, most: u64) -> Vec<Resting> {
         let mut closed = Vec::new();
         while self.tally.idle > most {
-            // In each place the oldest comes first.
+            // In each place the oldest connection comes first.
             let oldest = self.idle.iter().min_by_key(|(_, resting)| resting.first().map(|one| one.since));
             let Some(place) = oldest.map(|(place, _)| place.clone()) else { break };
             let Entry::Occupied(mut resting) = self.idle.entry(place) else { break };
@@ -269,14 +271,14 @@ impl Drop for Waiting {
     }
 }
 
-/// The right to one connection.
+/// The permit for one connection.
 pub struct Turn {
     agent: Arc<Agent>,
     permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Turn {
-    /// An idle connection to this place that the other side has not closed, as far as is known: the latest used.
+    /// The last used idle connection to this place that is still usable. Returns the permit if there is none.
     pub fn reuse(self, place: &Place) -> Result<(Lent, Stream), Self> {
         let now = self.agent.age();
         let (found, closed, generation) = self.agent.change(|state| {
@@ -311,7 +313,7 @@ impl Turn {
         }
     }
 
-    /// Makes room for a new connection.
+    /// Closes idle connections if a new one would exceed maxSockets.
     pub fn connecting(self) -> Connecting {
         let closed = self.agent.change(|state| {
             let others = state.tally.active + state.tally.connecting + 1;
@@ -335,13 +337,13 @@ impl Drop for Turn {
     }
 }
 
-/// A connection that is being made.
+/// A connection that is being opened.
 pub struct Connecting {
     turn: Option<Turn>,
 }
 
 impl Connecting {
-    /// It is there, and a request is put on it.
+    /// The connection is open, and its first request begins.
     pub fn opened(mut self) -> Option<Lent> {
         let turn = self.turn.take()?;
         let born = turn.agent.age();
@@ -378,7 +380,7 @@ pub struct Lent {
 }
 
 impl Lent {
-    /// The request is done, and the connection can serve another.
+    /// Ends the request and keeps the connection for another one, or closes it if a limit is reached.
     pub fn keep(mut self, place: Place, stream: Stream) {
         let Some(turn) = self.turn.take() else { return };
         let (born, generation, now) = (self.born, self.generation, turn.agent.age());
@@ -410,14 +412,14 @@ impl Lent {
         drop(closed);
     }
 
-    /// Its body was this large.
+    /// Records the size of the response's body.
     pub fn expect(&self, length: usize) {
         if let Some(turn) = &self.turn {
             turn.agent.expected.store(length, Ordering::Relaxed);
         }
     }
 
-    /// It is closed by now. The turn is handed back, for another try.
+    /// Counts the connection as closed and returns the permit for a retry.
     pub fn closed(mut self, why: Closed) -> Option<Turn> {
         self.end = why;
         self.count()

@@ -1,4 +1,4 @@
-//! An answer that has begun, the connection that it comes over, and that connection's place in the books until the last byte.
+//! A response in progress and its connection, which counts as in use until the last byte.
 
 use std::{
     future::poll_fn,
@@ -23,14 +23,15 @@ use super::{
 /// Takes a body piece by piece; an error ends the exchange.
 pub type Sink<'a> = &'a mut (dyn FnMut(&[u8]) -> Result<(), Failure> + Send);
 
-/// What is under way. Dropped before its end, its connection is closed: the rest of the answer would be taken for the next one.
+/// A response in progress. Dropping it early closes its connection, because the rest would be read as the next
+/// response.
 pub struct Answer {
     pub head: response::Parts,
     flow: Flow,
     ending: Ending,
 }
 
-/// What becomes of the connection.
+/// What happens to the connection at the end.
 struct Ending {
     pool: Weak<Shared>,
     lent: Option<Lent>,
@@ -44,7 +45,7 @@ impl Answer {
         Self { head, flow, ending }
     }
 
-    /// Hands the body on, piece by piece and no more than `most` bytes: the next is read to where the last one was.
+    /// Passes the body on piece by piece, at most `most` bytes in total.
     pub async fn read(mut self, most: usize, sink: Sink<'_>) -> Result<response::Parts, Failure> {
         let mut length: usize = 0;
         while let Some(piece) = poll_fn(|cx| self.flow.poll_piece(cx)).await {
@@ -72,7 +73,7 @@ impl Answer {
         Ok(head)
     }
 
-    /// The body, for whoever asks for it as it comes. After a `silence` it is over, with an error.
+    /// The body, to be read as it arrives. It ends with an error after a time of `silence`.
     pub fn follow(self, silence: Duration) -> http::Response<Following> {
         let Self { head, flow, ending } = self;
         let over = Box::pin(sleep(silence));
@@ -81,7 +82,7 @@ impl Answer {
 }
 
 impl Ending {
-    /// At the end of the body: the connection waits for the next request, or is closed.
+    /// After the end of the body, keeps the connection for the next request or closes it.
     fn poll(&mut self, flow: &mut Flow, cx: &mut Context<'_>) -> Poll<()> {
         flow.poll_end(cx).map(|stream| {
             let Some(lent) = self.lent.take() else { return };
@@ -108,13 +109,13 @@ impl Ending {
     }
 }
 
-/// A body that is read as it comes, for as long as it takes.
+/// A body that is read as it arrives, without a total timeout.
 pub struct Following {
     flow: Flow,
     ending: Ending,
     silence: Duration,
     over: Pin<Box<Sleep>>,
-    /// To its end.
+    /// The body was read to its end.
     read: bool,
 }
 

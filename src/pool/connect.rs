@@ -21,10 +21,10 @@ use url::{Host, Url};
 
 use super::Trust;
 
-/// A connection.
+/// A TCP or TLS connection.
 pub type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
-/// Whether the other side has neither closed an idle connection nor sent what nobody asked for.
+/// Whether an idle connection is usable: the other side neither closed it nor sent unrequested bytes.
 pub fn rests(stream: &Stream) -> bool {
     let tcp = match stream {
         Either::Left(tcp) => tcp,
@@ -33,7 +33,7 @@ pub fn rests(stream: &Stream) -> bool {
     matches!(tcp.try_read(&mut [0]), Err(error) if error.kind() == io::ErrorKind::WouldBlock)
 }
 
-/// Names of Services and their addresses, as the API server gave them: no DNS is asked for these.
+/// Addresses of Services, from the API server. DNS is not used for these names.
 #[derive(Clone, Default)]
 pub struct Names(Arc<Mutex<HashMap<String, Vec<SocketAddr>>>>);
 
@@ -55,7 +55,8 @@ impl Names {
     }
 }
 
-/// Connects; an error that holds one of `rustls` came from there. `probes`: after how long a silence TCP asks for the other side.
+/// Connects. TLS errors hold a `rustls::Error`. `probes`: silence after which TCP keep-alive begins to probe the other
+/// side.
 pub async fn connect(names: &Names, trust: Option<&Trust>, url: &Url, probes: Option<Duration>) -> io::Result<Stream> {
     let unusable = || io::Error::from(io::ErrorKind::InvalidInput);
     let port = url.port_or_known_default().ok_or_else(unusable)?;
@@ -89,7 +90,7 @@ pub async fn connect(names: &Names, trust: Option<&Trust>, url: &Url, probes: Op
     Err(failure)
 }
 
-/// How a server's certificate is checked: by this CA and no other, or by those that the system trusts.
+/// TLS settings that trust only this CA, or the system's CAs if there is none.
 pub fn tls(ca: Option<&[u8]>) -> Result<ClientConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions()?;
@@ -109,7 +110,7 @@ pub fn tls(ca: Option<&[u8]>) -> Result<ClientConfig, rustls::Error> {
     Ok(spoken(builder.with_no_client_auth()))
 }
 
-/// Says in the handshake what is going to be spoken.
+/// Announces HTTP/1.1 in the TLS handshake.
 pub fn spoken(mut config: ClientConfig) -> ClientConfig {
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     config

@@ -1,7 +1,7 @@
-//! One request and its answer over one connection.
+//! One request and its response over one connection.
 //!
-//! The HTTP is hyper's. What hyper holds of a connection (buffers, channels) lasts as long as the request: in between, an idle
-//! connection is a socket and nothing else, so that thousands of them cost next to nothing.
+//! The HTTP is hyper's. hyper's buffers and channels exist only during a request. An idle connection is only a socket,
+//! so thousands of them cost almost nothing.
 
 use std::{
     future::poll_fn,
@@ -24,32 +24,33 @@ use hyper_util::rt::TokioIo;
 
 use super::connect::Stream;
 
-/// Bytes read at once of large bodies. Of 32 to 256 KiB this took the least CPU for pages of 227 KB, and the next larger only more memory
-/// (`make bench`).
+/// Bytes of one read for large bodies. Of 32 to 256 KiB, this size took the least CPU for pages of 227 KB; the next
+/// larger one only took more memory (`make bench`).
 const READ: usize = 128 * 1024;
-/// A body of this size is large: for smaller ones a buffer of [`READ`] bytes costs more than it saves (`make bench`).
+/// Size from which a body is large. For smaller ones, a buffer of [`READ`] bytes costs more than it saves (`make
+/// bench`).
 const LARGE: usize = 32 * 1024;
 
-/// What goes out.
+/// A request as it is sent.
 pub type Message = http::Request<Full<Bytes>>;
 
-/// Why nothing came back.
+/// Why there is no response.
 pub enum Failure {
-    /// The body is larger than any that is expected.
+    /// The body is larger than the request allows.
     TooLarge,
-    /// Nothing is wrong: whoever reads the body wants no more of it.
+    /// Not a failure: the reader of the body wants no more of it.
     Enough,
     /// There is no memory for the rest of the body.
     NoMemory,
-    /// The connection broke before an answer began, or what came is not HTTP.
+    /// The connection broke before the response began, or the peer does not speak HTTP.
     Broken,
-    /// It broke within the body.
+    /// The connection broke within the body.
     BrokenOff,
-    /// Nothing of the message had been sent: here it is again.
+    /// Nothing of the message was sent; this returns it.
     Unsent(Box<Message>),
 }
 
-/// An answer whose head is there, and the connection over which the rest comes.
+/// A response whose head arrived, and the connection that delivers the rest.
 pub struct Flow {
     connection: Connection,
     body: Incoming,
@@ -58,7 +59,7 @@ pub struct Flow {
 
 type Ended = hyper::Result<Parts<TokioIo<Stream>>>;
 
-/// hyper's side of a connection: nothing is sent or received but while it is polled.
+/// hyper's side of a connection. It sends and receives only while it is polled.
 struct Connection {
     running: Pin<Box<dyn Future<Output = Ended> + Send>>,
     ended: Option<Ended>,
@@ -74,8 +75,8 @@ impl Connection {
     }
 }
 
-/// Sends, and waits for the head of the answer. The buffer is made for a body of the `expected` size; it grows with what comes where that is
-/// small.
+/// Sends a request and waits for the head of the response. The buffer fits a body of the `expected` size; if that is
+/// small, the buffer grows on demand.
 pub async fn begin(stream: Stream, message: Message, expected: usize) -> Result<(response::Parts, Flow), Failure> {
     let mut builder = http1::Builder::new();
     if expected >= LARGE {
@@ -92,7 +93,7 @@ pub async fn begin(stream: Stream, message: Message, expected: usize) -> Result<
         .await
     };
     let response = sent.map_err(|mut error| error.take_message().map_or(Failure::Broken, |m| Failure::Unsent(Box::new(m))))?;
-    // Its end is what tells hyper that nothing more will be asked.
+    // Dropping the sender tells hyper that no request follows.
     drop(sender);
     let (head, body) = response.into_parts();
     let lasts = lasts(head.version, head.status, &head.headers);
@@ -107,7 +108,7 @@ impl Flow {
             let Some(frame) = ready!(Pin::new(&mut self.body).poll_frame(cx)) else { return Poll::Ready(None) };
             match frame.map(hyper::body::Frame::into_data) {
                 Ok(Ok(piece)) => return Poll::Ready(Some(Ok(piece))),
-                // Trailers say nothing to anybody here.
+                // Trailers are not used.
                 Ok(Err(_)) => {}
                 Err(_) => return Poll::Ready(Some(Err(Failure::BrokenOff))),
             }
@@ -122,13 +123,13 @@ impl Flow {
         self.connection.drive(cx);
         match self.connection.ended.take() {
             None => Poll::Pending,
-            // Bytes that nobody asked for would be taken for the next answer.
+            // Unrequested bytes would be read as the next response.
             Some(ended) => Poll::Ready(ended.ok().filter(|parts| parts.read_buf.is_empty()).map(|parts| parts.io.into_inner())),
         }
     }
 }
 
-/// Whether the server keeps the connection, by what it said: an answer that ends with its connection leaves none.
+/// Whether the server keeps the connection open, by its headers. A body that ends with the connection leaves none.
 fn lasts(version: Version, status: StatusCode, headers: &HeaderMap) -> bool {
     let closes = headers
         .get_all(CONNECTION)

@@ -1,9 +1,10 @@
-//! The one place from which requests leave, to nodes, to Prometheus and to the API server: bounded, counted, without proxies and without
-//! redirects.
+//! All requests to nodes, to Prometheus and to the API server, except those of [`crate::probe`]. They are bounded and
+//! counted, and use no proxies and no redirects.
 //!
-//! Lives here: providers and what bounds their connections, how connections are made, one exchange over one of them, an answer while it
-//! comes, whose turn it is and which wait idle, what became of each, name resolution for Services, the cap on bodies, and the words for what went wrong. Nothing in here
-//! knows a target, and the HTTP is hyper's. The names of settings and of what is counted are agentkeepalive's.
+//! This module has the providers and the bounds of their connections, connecting, one exchange over a connection, and a
+//! response while it arrives. It also has the queue, the idle connections, the counters, name resolution for Services,
+//! the limit on body sizes, and the error texts. It knows no target, and the HTTP is hyper's. The names of the settings
+//! and of the counters are agentkeepalive's.
 
 mod agent;
 mod answer;
@@ -52,62 +53,62 @@ use crate::{
     leader::Leadership,
 };
 
-/// Most bytes of an answer that are read where a request does not say less.
+/// Most bytes that are read of a response, unless the request allows fewer.
 pub const MAX_BODY: usize = MEMORY / 4;
-/// Bytes of all answers that are held at the same time, beyond what [`FLOOR`] guarantees.
+/// Bytes that all responses together may hold, in addition to the part that [`FLOOR`] guarantees.
 const MEMORY: usize = 32 * 1024 * 1024;
-/// Bytes of answers that each namespace may hold whatever the others hold.
+/// Bytes of responses that each namespace may hold in any case, even if the others hold all the rest.
 const FLOOR: usize = 512 * 1024;
-/// Bytes that are reserved for an answer before its size is known.
+/// Bytes that are reserved for a response before its size is known.
 const FIRST_RESERVATION: usize = 32 * 1024;
-/// How long a connection to a node may take to be made.
+/// Longest time to open a connection to a node.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
-/// Idle connections kept in all, where the process may open enough files.
+/// Most idle connections in total, if the process may open enough files.
 const MOST_IDLE: usize = 8192;
-/// How often connections that have waited too long, or that the other side has closed, are closed here.
+/// How often the pool closes idle connections that expired or that the other side closed.
 const SWEEP: Duration = Duration::from_secs(60);
-/// Different certificate authorities that are remembered.
+/// Most certificate authorities that are cached; the least recently used one is dropped.
 const MAX_AUTHORITIES: usize = 1024;
 
-/// Why there is no answer.
+/// Why a request has no response.
 #[derive(Debug, thiserror::Error, Clone, PartialEq, Eq)]
 pub enum Error {
-    /// Nobody listens, or the way is barred.
+    /// The peer does not listen, or is unreachable.
     #[error("cannot connect to {0}: connection refused or unreachable")]
     Connect(String),
-    /// The certificate is not trusted.
+    /// The peer's certificate is not trusted.
     #[error("{0} shows a certificate that no CA given for it vouches for")]
     Certificate(String),
-    /// No answer in time.
+    /// The response did not arrive in time.
     #[error("{0} did not answer within {1:?}")]
     TimedOut(String, Duration),
-    /// All connections were in use, and stayed so.
+    /// All connections stayed in use until the timeout.
     #[error("{0} was not asked: none of its {2} connections came free within {1:?}")]
     NoSocket(String, Duration, u32),
-    /// The connection broke, or what came is not HTTP.
+    /// The connection broke, or the peer does not speak HTTP.
     #[error("{0} broke off, or does not speak HTTP")]
     Broken(String),
-    /// The answer is larger than any that is expected.
+    /// The response is larger than the request allows.
     #[error("{0} answered with more than {size}", size = size(*.1))]
     TooLarge(String, usize),
-    /// The tenant's other answers use all the memory that they may.
+    /// Other responses of the tenant use all of its memory.
     #[error("{0} was not asked: other answers in this namespace used all of their {size} of memory for {1:?}", size = size(MAX_BODY))]
     NoMemory(String, Duration),
-    /// Another replica acts by now.
+    /// Another replica is the leader.
     #[error("{0} was not asked to change anything: this replica does not hold the lease")]
     NotLeading(String),
     /// The CA is not PEM.
     #[error("the CA holds no certificate in PEM")]
     Ca,
-    /// The system's CAs cannot be used.
+    /// The system's CA certificates cannot be loaded.
     #[error("the system's CA certificates cannot be loaded ({0}); set a CA for the target, or install ca-certificates")]
     SystemCa(String),
-    /// The address or a header cannot be put into a request.
+    /// The address or a header cannot be used in a request.
     #[error("{0} is not an address that can be asked")]
     Address(String),
 }
 
-/// A question to a node. Never printed: its header fields hold tokens.
+/// A request to a node. It has no `Debug`, because its header fields hold tokens.
 #[derive(Clone)]
 pub struct Request {
     /// The method.
@@ -120,22 +121,22 @@ pub struct Request {
     pub headers: Vec<(Cow<'static, str>, String)>,
     /// JSON to send.
     pub body: Option<Vec<u8>>,
-    /// How long it may take, the body included.
+    /// Timeout for the whole request, the body included.
     pub timeout: Duration,
-    /// Most bytes of the answer's body: at most [`MAX_BODY`] where it is kept, any number where it is only read.
+    /// Most bytes of the response's body: at most [`MAX_BODY`] if the body is kept, any number if it is only read.
     pub most: usize,
-    /// The memory that the request's own body is accounted for by, where it is large. Nothing is waited for then, because who holds memory
-    /// must not wait for more.
+    /// The reservation that already covers a large request body. The request then does not wait for memory, because a
+    /// holder of memory must not wait for more.
     pub held: Option<Arc<Reservation>>,
 }
 
-/// A number of bytes as people say it.
+/// A number of bytes in MiB or KiB.
 fn size(bytes: usize) -> String {
     if bytes >= 1024 * 1024 { format!("{} MiB", bytes / 1024 / 1024) } else { format!("{} KiB", bytes / 1024) }
 }
 
 impl Request {
-    /// A GET without header fields.
+    /// A GET request without header fields.
     #[must_use]
     pub fn get(address: &str, path: &str, timeout: Duration) -> Self {
         let (address, path) = (address.to_owned(), path.to_owned());
@@ -143,21 +144,21 @@ impl Request {
     }
 }
 
-/// What came back. Its memory is accounted for until it is dropped: keep it as long as anything that borrows from the body.
+/// A response. Its memory is accounted for until it is dropped: keep it as long as anything borrows from the body.
 #[derive(Debug)]
 pub struct Response {
-    /// The status code.
+    /// Header fields.
     pub status: u16,
     /// Header fields.
     pub headers: HeaderMap,
     /// The body, at most as large as the request allows.
     pub body: Vec<u8>,
-    /// The memory that the body takes.
+    /// The reservation that covers the body.
     held: Option<Arc<Reservation>>,
 }
 
 impl Response {
-    /// The memory that the body takes, for what is made of it.
+    /// The reservation that covers the body, for a value that is made from the body.
     #[must_use]
     pub fn into_memory(self) -> Option<Arc<Reservation>> {
         self.held
@@ -170,7 +171,8 @@ impl Response {
     }
 }
 
-/// Whom to trust, by the SHA-256 of the CA in PEM, with a number of its own: a connection made in one's name is not used in another's.
+/// TLS settings by the SHA-256 of the CA in PEM. Each has its own number, so that a connection made with one is not
+/// used with another.
 type Authorities = HashMap<Option<[u8; 32]>, Authority>;
 
 struct Authority {
@@ -179,23 +181,24 @@ struct Authority {
     used: Instant,
 }
 
-/// A way to trust, and to be trusted, that is not a CA alone. A connection made by one is used by no other.
+/// TLS settings: the trusted CAs and the client's identity. A connection made with one `Trust` is not used with
+/// another.
 #[derive(Clone)]
 pub struct Trust {
     number: u64,
     config: Arc<ClientConfig>,
-    /// The name in the certificate, where it is not that in the address.
+    /// The name in the certificate, if it differs from the one in the address.
     name: Option<ServerName<'static>>,
 }
 
-/// How patiently an answer is awaited that is read as it comes.
+/// Timeouts for a response whose body is read as it arrives.
 #[derive(Clone, Copy, Debug)]
 pub struct Patience {
-    /// For a new connection.
+    /// Timeout for a new connection.
     pub connecting: Duration,
-    /// For the head, the waiting for a connection and the connecting included.
+    /// Timeout for the head, including the wait for a connection and the time to connect.
     pub head: Duration,
-    /// Between two pieces of the body.
+    /// Longest time between two pieces of the body.
     pub silence: Duration,
 }
 
@@ -203,19 +206,19 @@ pub struct Patience {
 #[derive(Clone, Default)]
 pub struct Pool {
     shared: Arc<Shared>,
-    /// Where one of several processes acts: whether it is this one.
+    /// Whether this process is the leader; `None` if there is no election.
     leadership: Option<Leadership>,
 }
 
-/// What belongs to a provider.
+/// The state of one provider.
 struct Member {
-    /// One for each protocol, in the order of [`Protocol::ALL`].
+    /// One agent for each protocol, in the order of [`Protocol::ALL`].
     agents: [Arc<Agent>; 2],
-    /// Where the names in its addresses are, by the API server's word; for a name that is not among them DNS is asked.
+    /// Addresses of the names in its URLs, from the API server. Other names are resolved by DNS.
     names: Names,
-    /// Its tenant's memory.
+    /// Memory of the provider's tenant.
     memory: Arc<Tenant>,
-    /// Requests that change something and have not ended.
+    /// Number of requests in progress that change something.
     open_writes: watch::Sender<usize>,
     /// Peers behind its addresses that did not answer the last request.
     silent: Mutex<BTreeSet<String>>,
@@ -234,7 +237,8 @@ type Agents = Arc<Member>;
 struct Shared {
     memory: Budget,
     authorities: Mutex<(u64, Authorities)>,
-    /// Questions that nobody waits for any more; each ends at its own time-out, and all of them with the pool.
+    /// Requests that continue after their caller stopped waiting. Each ends at its own timeout, and all of them end
+    /// with the pool.
     background: Mutex<JoinSet<()>>,
     settings: Settings,
     providers: RwLock<BTreeMap<Arc<str>, Agents>>,
@@ -245,7 +249,7 @@ struct Shared {
 
 impl Default for Shared {
     fn default() -> Self {
-        // Half of the files stay for what is under way.
+        // The other half of the files stays free for everything else.
         let most = open_files().map_or(256, |files| files / 2).min(MOST_IDLE);
         Self {
             memory: Budget::new(MEMORY, FLOOR),
@@ -261,19 +265,19 @@ impl Default for Shared {
 }
 
 impl Pool {
-    /// An empty pool, whose providers have these settings unless they are given others.
+    /// An empty pool. Its providers start with these settings.
     #[must_use]
     pub fn new(settings: Settings) -> Self {
         Self { shared: Arc::new(Shared { settings: settings.checked(), ..Shared::default() }), leadership: None }
     }
 
-    /// The same pool, for those who change something elsewhere only while this process may act.
+    /// The same pool for callers that may change something only while this process is the leader.
     #[must_use]
     pub fn led(&self, leadership: Leadership) -> Self {
         Self { shared: self.shared.clone(), leadership: Some(leadership) }
     }
 
-    /// The provider of this name: made, if there is none yet.
+    /// The provider of this name. It is created if it does not exist.
     #[must_use]
     pub fn provider(&self, name: &str) -> Provider {
         let known = self.shared.providers.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
@@ -285,7 +289,7 @@ impl Pool {
         Provider { pool: Arc::downgrade(&self.shared), leadership: self.leadership.clone(), agents }
     }
 
-    /// Takes a provider off the books: its idle connections are closed now, those in use when they are done.
+    /// Removes a provider. Its idle connections close now, those in use close when their requests end.
     pub fn forget(&self, name: &str) {
         let gone = self.shared.providers.write().unwrap_or_else(PoisonError::into_inner).remove(name);
         for agent in gone.iter().flat_map(|member| &member.agents) {
@@ -293,15 +297,18 @@ impl Pool {
         }
     }
 
-    /// What each provider has done over each protocol that it was asked over; by name. No request waits for a reader.
+    /// The statistics of each provider and protocol with at least one request, sorted by name. They are copied under a
+    /// short lock.
     #[must_use]
     pub fn statistics(&self) -> Vec<Statistics> {
         let providers = self.shared.providers.read().unwrap_or_else(PoisonError::into_inner);
         providers.values().flat_map(|member| &member.agents).filter_map(|agent| agent.statistics()).collect()
     }
 
-    /// Closes a provider's connections, of one protocol or of both: the idle ones now, those in use when they are done. How many
-    /// there were of each; `None` where nothing was ever asked of such a provider.
+    /// Closes a provider's connections, of one protocol or of both. Idle ones close now, those in use close when their
+    /// requests end.
+    ///
+    /// Returns the number of idle connections and of those in use; `None` if the provider had no request.
     #[must_use]
     pub fn destroy(&self, name: &str, protocol: Option<Protocol>) -> Option<(u64, u64)> {
         let agents = self.shared.providers.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()?;
@@ -312,7 +319,8 @@ impl Pool {
         Some(asked.map(|(_, agent)| agent.destroy()).fold((0, 0), |sum, n| (sum.0 + n.0, sum.1 + n.1)))
     }
 
-    /// Whom to trust, and as whom to be known. Called once for each: every call is another one's trust.
+    /// Registers TLS settings, and the name in the server's certificate if it differs from the address. Call this once
+    /// for each identity: every call returns another `Trust`, which shares no connections.
     #[must_use]
     pub fn trust(&self, config: ClientConfig, name: Option<ServerName<'static>>) -> Trust {
         let mut authorities = self.shared.authorities.lock().unwrap_or_else(PoisonError::into_inner);
@@ -334,7 +342,7 @@ impl Pool {
         if let Some(trust) = known(&mut self.shared.authorities.lock().unwrap_or_else(PoisonError::into_inner)) {
             return Ok(trust);
         }
-        // Nobody waits while certificates are parsed.
+        // Parse the certificates without the lock, so that no other request waits.
         let config = Arc::new(connect::tls(ca).map_err(|error| match ca {
             Some(_) => Error::Ca,
             None => Error::SystemCa(error.to_string()),
@@ -369,7 +377,7 @@ impl Shared {
         })
     }
 
-    /// Sweeps each minute, from the first connection that is kept until the pool is gone.
+    /// Starts the sweep at the first idle connection. It runs each minute until the pool is gone.
     fn kept(self: Arc<Self>) {
         if !self.swept.swap(true, Ordering::Relaxed) {
             tokio::spawn(sweep(Arc::downgrade(&self)));
@@ -388,7 +396,7 @@ async fn sweep(shared: Weak<Shared>) {
     }
 }
 
-/// One of those that are asked: what is sent goes over its connections, and counts as its.
+/// One peer or group of peers. Its requests use its own connections and count in its own statistics.
 #[derive(Clone)]
 pub struct Provider {
     pool: Weak<Shared>,
@@ -397,20 +405,20 @@ pub struct Provider {
 }
 
 impl Provider {
-    /// From now on these bound its connections, of each protocol for itself. No request is disturbed.
+    /// Changes the settings of both protocols. Requests in progress continue.
     pub fn configure(&self, settings: Settings) {
         for agent in &self.agents.agents {
             agent.configure(settings.checked());
         }
     }
 
-    /// Says where a host is, so that its name can be used in an address and checked in its certificate. No other provider knows of it: what
-    /// one policy calls by this name is not what another does.
+    /// Sets the addresses of a host, so that its name can be used in a URL and checked in its certificate. Other
+    /// providers do not see them, because another policy may use the same name for another host.
     pub fn name(&self, host: &str, addresses: Vec<SocketAddr>) {
         self.agents.names.insert(host, addresses);
     }
 
-    /// From now on DNS says where a host is.
+    /// Resolves a host by DNS again.
     pub fn unname(&self, host: &str) {
         self.agents.names.remove(host);
     }
@@ -431,23 +439,23 @@ impl Provider {
         self.agents.silent.lock().unwrap_or_else(PoisonError::into_inner).contains(who)
     }
 
-    /// Forgets all but these.
+    /// Keeps only the recorded peers that this accepts.
     pub fn keep_silent(&self, there: impl Fn(&str) -> bool) {
         self.agents.silent.lock().unwrap_or_else(PoisonError::into_inner).retain(|who| there(who));
     }
 
-    /// Idle connections.
+    /// Number of idle connections.
     #[must_use]
     pub fn idle(&self) -> u64 {
         self.agents.iter().filter_map(|agent| agent.statistics()).map(|statistics| statistics.tally.idle).sum()
     }
 
-    /// Sends a request and reads the whole answer.
+    /// Sends a request and reads the whole response.
     ///
-    /// An idle connection is used if there is one. If the server turns out to have closed it, the request is sent again once, on a new
-    /// connection, provided that it is safe or that nothing had been sent.
+    /// An idle connection is used if there is one. If the server had closed it, the request is retried once, on a new
+    /// connection. It is retried only if its method is safe or if nothing was sent.
     ///
-    /// A request that changes something is carried out to its end even if the caller stops waiting; see [`Provider::writes_ended`].
+    /// A request that changes something continues even if the caller stops waiting; see [`Provider::writes_ended`].
     pub async fn send(&self, ca: Option<&[u8]>, request: Request) -> Result<Response, Error> {
         if request.method.is_safe() {
             self.read_whole(ca, request).await
@@ -457,9 +465,10 @@ impl Provider {
         }
     }
 
-    /// Waits until every request of this provider that changes something has ended, whether or not anyone waits for its answer.
+    /// Waits until every request of this provider that changes something has ended, also those without a waiting
+    /// caller.
     pub async fn writes_ended(&self) {
-        // The sender is the provider's own.
+        // The wait cannot fail: the provider itself owns the sender.
         let _ = self.agents.open_writes.subscribe().wait_for(|open| *open == 0).await;
     }
 
@@ -477,7 +486,7 @@ impl Provider {
             };
             let left = Request { timeout: until.saturating_duration_since(Instant::now()), ..request.clone() };
             match self.read_into(ca, left, held).await {
-                // Everything was given back: the most that it can take is waited for before it is asked again.
+                // All memory was given back. The retry waits for as much as the response may need.
                 Err(Error::NoMemory(..)) if wanted < most && request.method.is_safe() => wanted = most,
                 Err(Error::TimedOut(address, _)) => return Err(Error::TimedOut(address, timeout)),
                 answer => return answer,
@@ -493,7 +502,7 @@ impl Provider {
             .receive(ca, request, &mut |piece: &[u8]| {
                 let needed = body.len() + piece.len();
                 if needed > body.capacity() {
-                    // What was reserved is what is allocated.
+                    // Allocate exactly as much as is reserved.
                     let room = needed.max(body.capacity() * 2).max(FIRST_RESERVATION).min(most.max(needed));
                     if !held.try_grow(room) {
                         return Err(Failure::NoMemory);
@@ -504,14 +513,14 @@ impl Provider {
                 Ok(())
             })
             .await?;
-        // Who keeps many small answers must not hold the room that each was given while its size was unknown.
+        // Many small responses must not hold the memory that was reserved before their sizes were known.
         body.shrink_to_fit();
         held.shrink(body.capacity());
         Ok(Response { body, held: Some(Arc::new(held)), ..response })
     }
 
-    /// Sends a request and hands the body on while it arrives, whatever the status, and keeps nothing of it. What was handed on before an
-    /// error is part of no answer.
+    /// Sends a request and passes the body on as it arrives, for any status. Nothing of it is kept. If an error
+    /// follows, the pieces that were passed on are not a complete response.
     pub async fn read(
         &self,
         ca: Option<&[u8]>,
@@ -525,7 +534,7 @@ impl Provider {
         .await
     }
 
-    /// The same, until no more is wanted: then the connection is closed.
+    /// Like [`Provider::read`], but stops when `sink` breaks, which closes the connection.
     pub async fn read_until(
         &self,
         ca: Option<&[u8]>,
@@ -557,10 +566,12 @@ impl Provider {
         asking.within(request.timeout.min(settings.timeout), whole).await
     }
 
-    /// Asks, and hands the answer over as soon as its head is there: the body comes as it is asked for, and may take as long as it takes.
-    /// The connection is in use until then; a body that is dropped before its end closes it.
+    /// Sends a request and returns the response as soon as its head arrived. The body is read on demand and has no
+    /// total timeout. The connection stays in use until the end of the body; dropping the body earlier closes the
+    /// connection.
     ///
-    /// The request's URI says where to, and its `Host` is put in. Asked again, once, as with [`Provider::send`].
+    /// The target is the request's URI, and `Host` is set from it. The request is retried once, like
+    /// [`Provider::send`].
     pub async fn follow(
         &self,
         trust: Option<&Trust>,
@@ -600,8 +611,8 @@ impl Provider {
         }
     }
 
-    /// Like [`Provider::send`], but waits for `patience` only: the request goes on in the background, so that a server that is still at
-    /// work on it does not see the connection close.
+    /// Like [`Provider::send`], but waits only for `patience`. The request then continues in the background, so that a
+    /// server that still processes it does not see the connection close.
     pub async fn send_patiently(&self, ca: Option<Vec<u8>>, request: Request, patience: Duration) -> Result<Response, Error> {
         let (answer, answered) = tokio::sync::oneshot::channel();
         let address = request.address.clone();
@@ -614,7 +625,7 @@ impl Provider {
             background.spawn(async move {
                 let ended = provider.read_whole(ca.as_deref(), request).await;
                 drop(open);
-                // The caller may have stopped waiting.
+                // The send fails if the caller stopped waiting.
                 let _ = answer.send(ended);
             });
         }
@@ -626,7 +637,7 @@ impl Provider {
     }
 }
 
-/// A request that changes something, until it has ended.
+/// Counts a request that changes something until it ends.
 struct OpenWrite(Agents);
 
 impl OpenWrite {
@@ -642,7 +653,7 @@ impl Drop for OpenWrite {
     }
 }
 
-/// One question: whom, and by what rules.
+/// One request: its target and its settings.
 struct Asking<'a> {
     pool: &'a Pool,
     names: &'a Names,
@@ -654,7 +665,7 @@ struct Asking<'a> {
 }
 
 impl Asking<'_> {
-    /// Waits for a turn and does this with it, all of it in this time.
+    /// Waits for a permit and runs `act` with it, all within `timeout`.
     async fn within<T>(&self, timeout: Duration, act: impl AsyncFnOnce(Turn) -> Result<T, Error>) -> Result<T, Error> {
         let until = Instant::now() + timeout;
         let Some(turn) = self.agent.turn(until).await else {
@@ -670,7 +681,7 @@ impl Asking<'_> {
         let (pool, settings) = (self.pool, self.agent.settings());
         let place: Place = (self.address.to_owned(), self.trust.as_ref().map_or(0, |trust| trust.number));
         let broken = || Error::Broken(self.address.to_owned());
-        // After the waiting: the last look is right before a request leaves.
+        // Check the leadership after the wait, right before the request is sent.
         if !message.method().is_safe() && pool.leadership.as_ref().is_some_and(|leadership| !leadership.holds()) {
             return Err(Error::NotLeading(self.address.to_owned()));
         }
@@ -707,7 +718,7 @@ impl Asking<'_> {
     }
 }
 
-/// Files that this process may have open, where the system says so.
+/// The process's limit of open files, if the system tells it.
 fn open_files() -> Option<usize> {
     let limits = std::fs::read_to_string("/proc/self/limits").ok()?;
     limits.lines().find_map(|line| line.strip_prefix("Max open files"))?.split_whitespace().next()?.parse().ok()
@@ -717,14 +728,14 @@ impl Failure {
     fn told(self, address: &str, most: usize) -> Error {
         match self {
             Self::TooLarge => Error::TooLarge(address.to_owned(), most),
-            // The request is sent again, or says how long it waited.
+            // The caller retries the request or fills in how long it waited.
             Self::NoMemory => Error::NoMemory(address.to_owned(), Duration::ZERO),
             Self::Broken | Self::BrokenOff | Self::Enough | Self::Unsent(_) => Error::Broken(address.to_owned()),
         }
     }
 }
 
-/// A request as it goes over the wire.
+/// The HTTP request for a [`Request`].
 fn message(url: &Url, request: &Request, keep_alive: bool) -> Result<Message, Error> {
     let refused = || Error::Address(request.address.clone());
     let mut builder = http::Request::builder()
@@ -733,7 +744,7 @@ fn message(url: &Url, request: &Request, keep_alive: bool) -> Result<Message, Er
         .header(HOST, &url[Position::BeforeHost..Position::AfterPort]);
     for (name, value) in &request.headers {
         let mut value = HeaderValue::from_str(value).map_err(|_| refused())?;
-        // Any of them may come from a Secret.
+        // Any header may come from a Secret.
         value.set_sensitive(true);
         builder = builder.header(name.as_ref(), value);
     }
@@ -746,7 +757,7 @@ fn message(url: &Url, request: &Request, keep_alive: bool) -> Result<Message, Er
     builder.body(Bytes::from(request.body.clone().unwrap_or_default()).into()).map_err(|_| refused())
 }
 
-/// Our own words for it: the library's would name internals.
+/// Errors in our own words: the library's texts name internals.
 fn explain(error: &std::io::Error, address: &str) -> Error {
     let address = address.to_owned();
     match error.get_ref().and_then(|held| held.downcast_ref()) {

@@ -1,23 +1,23 @@
-//! How many connections, and for how long. The names are agentkeepalive's, as HTTP services know them.
+//! Numbers and times of connections. The names are agentkeepalive's, which HTTP services know.
 
 use std::time::Duration;
 
-/// What a provider's connections are bound by, each protocol for itself.
+/// The bounds of a provider's connections. They apply to each protocol separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Connections at once: being made, in use and idle together. A request beyond it waits, first come, first served. At least 1.
+    /// Most connections: opening, in use and idle together. A further request waits in order of arrival. At least 1.
     pub max_sockets: u32,
-    /// Idle connections that are kept. 0 keeps none.
+    /// Most idle connections. 0 keeps none.
     pub max_free_sockets: u32,
-    /// The longest that a request may take, the waiting and the body included; a request's own time-out may be shorter.
+    /// Longest time of a request, including the wait and the body. A request may have a shorter timeout.
     pub timeout: Duration,
     /// Whether a connection serves more than one request.
     pub keep_alive: bool,
-    /// How long a connection is silent before TCP asks whether the other side is still there.
+    /// Silence after which TCP keep-alive begins to probe the other side.
     pub keep_alive_delay: Duration,
-    /// How long an idle connection is kept.
+    /// Longest time that a connection stays idle.
     pub free_socket_timeout: Duration,
-    /// How old a connection may become; one in use is closed when it is done.
+    /// Greatest age of a connection; one in use closes when its request ends.
     pub max_socket_lifetime: Duration,
 }
 
@@ -36,12 +36,12 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// After how long a silence TCP asks for the other side, if at all.
+    /// Silence after which TCP keep-alive begins to probe the other side; `None` if keep-alive is off.
     pub(super) fn probes(&self) -> Option<Duration> {
         self.keep_alive.then_some(self.keep_alive_delay)
     }
 
-    /// The same, with what cannot work made into the nearest that can.
+    /// The same settings, with impossible values replaced by the nearest possible ones.
     #[must_use]
     pub fn checked(self) -> Self {
         Self {

@@ -1,10 +1,10 @@
-//! What a pool's connections have done, exactly.
+//! Exact counters of a pool's connections.
 
 use std::{sync::Arc, time::Duration};
 
 use super::Settings;
 
-/// What a connection speaks.
+/// The protocol of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Protocol {
     /// HTTP over TCP.
@@ -14,10 +14,10 @@ pub enum Protocol {
 }
 
 impl Protocol {
-    /// Both.
+    /// Both protocols.
     pub const ALL: [Self; 2] = [Self::Http, Self::Https];
 
-    /// As it stands in a URL.
+    /// The URL scheme.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -34,26 +34,26 @@ pub enum Closed {
     Expired,
     /// Older than maxSocketLifetime.
     Lifetime,
-    /// The other side had closed it, or had said what nobody asked for, while it was idle.
+    /// The other side closed it, or sent unrequested bytes, while it was idle.
     Peer,
-    /// There was no room for it among the idle ones, or another one needed its place.
+    /// There was no room for it among the idle connections, or a connection to another place needed its room.
     Full,
-    /// Its answer was its last: the server said so, or keep-alive is off.
+    /// The response was the last one: the server announced it, or keep-alive is off.
     Done,
-    /// It broke, or what came was not HTTP.
+    /// The connection broke, or the peer does not speak HTTP.
     Broken,
-    /// Its request ran out of time or was given up.
+    /// The request timed out or was canceled.
     Abandoned,
-    /// By `destroy`, or with its provider.
+    /// Closed by `destroy`, or with its provider.
     Destroyed,
 }
 
 impl Closed {
-    /// All.
+    /// All reasons.
     pub const ALL: [Self; 8] =
         [Self::Expired, Self::Lifetime, Self::Peer, Self::Full, Self::Done, Self::Broken, Self::Abandoned, Self::Destroyed];
 
-    /// As metrics and messages say it.
+    /// The name in metrics and messages.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -69,66 +69,67 @@ impl Closed {
     }
 }
 
-/// The counts of one provider and protocol. Counters since the provider was first asked; [`Tally::open`] is the sum of three of them.
+/// The counts of one provider and protocol. The counters start at the provider's first request; [`Tally::open`] is the
+/// sum of three gauges.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Tally {
-    /// Connections that are being made: TCP and, where it is spoken, TLS.
+    /// Connections that are being opened: TCP and, for HTTPS, TLS.
     pub connecting: u64,
-    /// Connections with a request on them.
+    /// Connections with a request in progress.
     pub active: u64,
-    /// Connections that wait for one.
+    /// Connections that wait for a request.
     pub idle: u64,
-    /// Requests that wait for a connection because there are maxSockets.
+    /// Requests that wait for a connection because maxSockets connections are in use.
     pub waiting: u64,
-    /// The most that were open at once.
+    /// Most connections that were open at the same time.
     pub peak: u64,
-    /// Requests that were put on a connection; one that was repeated on another counts twice.
+    /// Requests that were sent on a connection; a retry on another connection counts twice.
     pub requests: u64,
-    /// Those of them whose connection had served before.
+    /// Requests on a connection that had served one before.
     pub reuses: u64,
-    /// Connections made.
+    /// Connections opened.
     pub opened: u64,
-    /// Those of them with a TLS handshake.
+    /// Connections opened with a TLS handshake.
     pub handshakes: u64,
-    /// Connections that could not be made.
+    /// Connections that could not be opened.
     pub refused: u64,
-    /// Requests that had to wait, and those of them that waited in vain.
+    /// Requests that had to wait for a connection.
     pub waits: u64,
-    /// See `waits`.
+    /// Requests that stopped waiting without a connection.
     pub given_up: u64,
-    /// How long they waited in all, nanoseconds.
+    /// Total waiting time, in nanoseconds.
     pub waited: u64,
-    /// When the open connections were made, milliseconds after the pool began, added up.
+    /// Sum of the opening times of the open connections, in milliseconds since the pool started.
     pub(super) born: u64,
     /// Connections closed, in the order of [`Closed::ALL`].
     pub(super) closed: [u64; Closed::ALL.len()],
 }
 
 impl Tally {
-    /// Connections that are there: what the system counts as this process's sockets.
+    /// Open connections: the system counts the same number of sockets for this process.
     #[must_use]
     pub const fn open(&self) -> u64 {
         self.connecting + self.active + self.idle
     }
 
-    /// How many were closed for this reason.
+    /// Connections that were closed for this reason.
     #[must_use]
     pub const fn closed(&self, reason: Closed) -> u64 {
         self.closed[reason as usize]
     }
 }
 
-/// One provider over one protocol, at one moment.
+/// The state of one provider over one protocol at one moment.
 #[derive(Clone, Debug)]
 pub struct Statistics {
-    /// Whom the connections lead to.
+    /// The provider's name.
     pub provider: Arc<str>,
-    /// What they speak.
+    /// The connections' protocol.
     pub protocol: Protocol,
-    /// What bounds them.
+    /// The settings of the connections.
     pub settings: Settings,
     /// The counts.
     pub tally: Tally,
-    /// How old the open connections are, on the average; `None` where there are none.
+    /// Average age of the open connections; `None` if there are none.
     pub average_age: Option<Duration>,
 }

@@ -12,18 +12,18 @@ use super::*;
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok";
 const LONG: Duration = Duration::from_secs(20);
 
-/// What a server does with one request.
+/// The server's reaction to one request.
 #[derive(Clone)]
 enum Act {
     Say(String),
     SayAndClose(&'static str),
     Close,
     Hang,
-    /// Answers when it is told to.
+    /// Answers when the test adds a permit.
     Wait(Arc<Semaphore>),
 }
 
-/// A server that does this with its first request, the next with its second, and so on; the last for all that follow.
+/// A server with one reaction for each request in order; the last one repeats.
 struct Server {
     address: String,
     connections: Arc<AtomicUsize>,
@@ -85,7 +85,7 @@ async fn answer(mut stream: TcpStream, requests: Arc<AtomicUsize>, script: Arc<V
     }
 }
 
-/// One provider, and the pool that it lasts as long as.
+/// A provider, together with its pool, which must outlive it.
 struct Asker(Pool, Provider);
 
 impl std::ops::Deref for Asker {
@@ -110,7 +110,7 @@ impl Asker {
         self.0.statistics().first().map(|statistics| statistics.tally).unwrap_or_default()
     }
 
-    /// Closed connections by reason, those that happened.
+    /// Counts of closed connections by reason, without zeros.
     fn closed(&self) -> Vec<(&'static str, u64)> {
         let tally = self.tally();
         Closed::ALL.into_iter().map(|why| (why.name(), tally.closed(why))).filter(|(_, n)| *n > 0).collect()
@@ -166,7 +166,7 @@ async fn what_ends_with_its_answer_is_not_kept() {
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nConnection: Close\r\n\r\nok",
         "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok",
         "HTTP/1.1 200 OK\r\n\r\nok",
-        // Whoever says more than was asked for may say anything to the next question.
+        // A server that sends more than one response could inject the next one.
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nnever",
     ] {
         let (pool, server) = (pool(), Server::start(vec![Act::SayAndClose(text)]).await);
@@ -205,7 +205,7 @@ async fn who_hangs_is_left_and_the_connection_with_it() {
     assert_eq!(pool.idle(), 0);
 }
 
-/// Asks for what is read as it comes.
+/// Sends a request whose body is read as it arrives.
 async fn follow(pool: &Asker, server: &Server, silence: Duration) -> http::Response<Following> {
     let patience = Patience { connecting: LONG, head: LONG, silence };
     let request = http::Request::get(format!("{}/x?watch=1", server.address)).body(Bytes::new()).expect("a request");
@@ -261,7 +261,7 @@ async fn a_replica_that_does_not_act_reads_and_changes_nothing() {
     }
 }
 
-/// Waits for what another task is about to do.
+/// Waits for an effect of another task.
 async fn until(what: impl Fn() -> bool) {
     let patience = Instant::now() + LONG;
     while !what() {
@@ -270,13 +270,13 @@ async fn until(what: impl Fn() -> bool) {
     }
 }
 
-/// Sockets of this machine that are connected to a server, by the kernel's own list.
+/// This machine's sockets that are connected to a server, from the kernel's list.
 fn sockets(server: &Server) -> usize {
     let port = server.address.rsplit(':').next().expect("a port").parse::<u16>().expect("a port");
     let remote = format!(":{port:04X}");
     let list = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's list");
     let fields = list.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-    // Without an inode it belongs to nobody any more: the kernel alone still waits.
+    // A socket without an inode belongs to no process: only the kernel still waits.
     fields.filter(|fields| fields[2].ends_with(&remote) && fields[9] != "0").count()
 }
 
@@ -333,7 +333,7 @@ async fn requests_beyond_max_sockets_wait_for_their_turn_first_come_first_served
             provider.send(None, request).await.expect("an answer");
             done.lock().expect("the list").push(n);
         });
-        // Each asks after the one before it has.
+        // Each request starts after the one before it.
         until(|| pool.tally().active + pool.tally().waiting == n + 1).await;
     }
     assert_eq!((pool.tally().active, pool.tally().waiting, server.counts()), (2, 6, (2, 2)));
@@ -343,7 +343,7 @@ async fn requests_beyond_max_sockets_wait_for_their_turn_first_come_first_served
     }
     while asked.join_next().await.is_some() {}
     let done = done.lock().expect("the list").clone();
-    // Of the two that are under way either may be first.
+    // The two requests in progress may end in either order.
     assert!(done.iter().enumerate().all(|(at, n)| at.abs_diff(usize::try_from(*n).expect("small")) <= 1), "{done:?}");
     let tally = pool.tally();
     assert_eq!((tally.peak, tally.opened, tally.requests, tally.reuses, tally.waits, tally.waiting), (2, 2, 8, 6, 6, 0));
@@ -385,7 +385,7 @@ async fn limits_change_while_requests_are_under_way_and_none_is_lost() {
     until(|| pool.tally().active == 4 && pool.tally().waiting == 16).await;
     pool.configure(at_most(2));
     told.add_permits(2);
-    // Two have ended, and their turns with them.
+    // Two requests ended, and their permits were removed.
     until(|| pool.tally().active == 2 && pool.tally().waiting == 16).await;
     told.add_permits(1);
     until(|| pool.tally().waiting == 15).await;
