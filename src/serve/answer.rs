@@ -1,4 +1,4 @@
-//! The two shapes of a response: the data, or an error.
+//! The two shapes of a response: data or an error.
 
 use axum::{
     Json,
@@ -8,51 +8,53 @@ use axum::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Successful response.
+/// A successful response.
 #[derive(Serialize, Deserialize, JsonSchema, Debug)]
 #[schemars(rename = "{T}Response")]
 pub struct Answer<T> {
     /// Always true.
     pub success: bool,
-    /// Data of the response.
+    /// The requested data.
     pub data: T,
 }
 
 impl<T> Answer<T> {
-    /// Returns a successful response with the data.
+    /// A response with this data.
     pub const fn of(data: T) -> Json<Self> {
         Json(Self { success: true, data })
     }
 }
 
-/// Error response.
+/// An error response.
 #[derive(Serialize, Deserialize, JsonSchema, Debug)]
 #[schemars(rename = "ErrorResponse")]
 pub struct Refusal {
     /// Always false.
     pub success: bool,
-    /// Error of the request.
+    /// The error.
     pub error: Wrong,
 }
 
-/// Error of a request.
+/// An error of the API.
 #[derive(Serialize, Deserialize, JsonSchema, Debug)]
 #[schemars(rename = "ErrorBody")]
 pub struct Wrong {
-    /// Error code for programs, such as `NotFound`.
+    /// Code for programs.
     pub code: String,
-    /// Error message for people: the problem and the fix.
+    /// Message for people: what happened, and what to do.
     pub message: String,
 }
 
-/// Error of a request.
+/// Why a request fails.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The request has no token, or one that the API server does not accept.
-    #[error("A valid token is required; send the header Authorization: Bearer TOKEN with a token from kubectl create token NAME")]
+    /// The token is missing, or the API server does not accept it.
+    #[error(
+        "a token that the API server accepts is needed: send Authorization: Bearer with one, such as kubectl create token prints"
+    )]
     Unauthorized,
-    /// The caller is known and lacks the right.
-    #[error("User {user:?} cannot {verb} {resource} {place}; ask a cluster administrator for this right")]
+    /// The caller is known but lacks the right.
+    #[error("{user} may not {verb} {resource} {place}; ask who administers the cluster for that right")]
     Forbidden {
         /// Name of the caller.
         user: String,
@@ -60,40 +62,40 @@ pub enum Error {
         verb: &'static str,
         /// Resource.
         resource: &'static str,
-        /// Scope, such as a namespace.
+        /// Namespace, or all namespaces.
         place: String,
     },
-    /// The request comes from a page of another origin.
-    #[error("Requests from pages of another origin are not allowed")]
+    /// A page of another origin sent the request.
+    #[error("requests from pages of other origins are not answered")]
     Foreign,
     /// The object does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// The path does not support this method.
-    #[error("This path does not support this method; see /api/openapi.json")]
+    /// The path does not support the method.
+    #[error("this path does not answer to this method; see /api/openapi.json")]
     MethodNotAllowed,
-    /// The request is not valid.
+    /// The request is invalid.
     #[error("{0}")]
     Invalid(String),
-    /// The request body is too large.
-    #[error("The request body is too large")]
+    /// The body is too large.
+    #[error("the body is larger than any that is expected here")]
     TooLarge,
-    /// The server has reached a limit.
-    #[error("{0}; retry in {RETRY_AFTER} seconds")]
+    /// Too many requests or streams are in progress.
+    #[error("{0}; try again in {RETRY_AFTER} seconds")]
     Busy(&'static str),
-    /// The API server gave no answer.
+    /// The data is not available at the moment, for example because the API server did not answer.
     #[error("{0}")]
     Unavailable(&'static str),
-    /// This replica is a standby.
-    #[error("This replica is a standby and has no data of the nodes; ask the leader, which holds the Lease")]
+    /// Only the leader has the data.
+    #[error("this replica does not act, and has not looked at any node; ask the one that holds the lease")]
     NotLeading,
 }
 
-/// Time after which a client can retry, in seconds.
+/// Seconds of the `Retry-After` header.
 pub const RETRY_AFTER: u32 = 5;
 
 impl Error {
-    /// Returns the HTTP status and the error code.
+    /// The HTTP status and the error code.
     #[must_use]
     pub const fn code(&self) -> (StatusCode, &'static str) {
         match self {
@@ -109,7 +111,7 @@ impl Error {
         }
     }
 
-    /// Returns the response body.
+    /// The body of the error response.
     #[must_use]
     pub fn refusal(&self) -> Refusal {
         Refusal { success: false, error: Wrong { code: self.code().1.to_owned(), message: self.to_string() } }

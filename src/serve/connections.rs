@@ -1,4 +1,4 @@
-//! The operator's own connections, by provider: statistics, health, and closing them.
+//! The API over the operator's own connections: statistics by provider, and closing them.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -20,47 +20,47 @@ use super::{
 };
 use crate::pool::{Closed, Protocol, Statistics};
 
-/// Maximum time until the body of a request has arrived.
+/// Longest time for the body of a request to arrive.
 const BODY_TIMEOUT: Duration = Duration::from_secs(5);
-/// Maximum size of a body in bytes.
+/// Most bytes of a request's body.
 const MAX_BODY: usize = 4096;
-/// Reuse rates in percent: below the first is a problem, above the second is good.
+/// Reuse rate in percent: below the first one is an issue, above the second one is good.
 const LEAST_REUSE: f64 = 70.0;
 const GOOD_REUSE: f64 = 90.0;
-/// Minimum number of requests before a rate is judged.
+/// Requests below which a rate is not judged.
 const ENOUGH: u64 = 20;
-/// Maximum total of idle connections, unless the nodes of a provider need more.
+/// Idle connections above which there is an issue, in addition to those that providers are sized for.
 const MOST_IDLE: u64 = 50;
-/// Average age of connections below which they are opened too often.
+/// An average age below this means that connections are opened too often.
 const YOUNG: Duration = Duration::from_secs(10);
 
-/// Totals of all providers.
+/// Totals over all providers.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Overview {
-    /// Number of providers to which the operator has sent requests.
+    /// Providers with at least one request.
     pub total_providers: u64,
-    /// Number of active connections: those with a request, and those being opened.
+    /// Connections that are in use or being opened.
     pub total_active_connections: u64,
-    /// Number of idle connections.
+    /// Connections that wait for a request.
     pub total_idle_connections: u64,
-    /// Number of requests since the first request to each provider.
+    /// Requests since the first request of each provider.
     pub total_requests: u64,
-    /// Requests on a reused connection, in percent.
+    /// Share of requests on a connection that had served one before, in percent.
     pub overall_reuse_rate: f64,
 }
 
-/// Statistics of all providers together, and of each provider.
+/// Totals over all providers, and the figures of each one.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 pub struct Stats {
-    /// Totals of all providers.
+    /// Totals over all providers.
     #[serde(flatten)]
     pub overview: Overview,
-    /// One entry for each provider and protocol.
+    /// Figures by provider and protocol.
     pub providers: Vec<Provider>,
 }
 
-/// Statistics of one provider over one protocol.
+/// Figures of one provider over one protocol.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Provider {
@@ -69,24 +69,19 @@ pub struct Provider {
     pub provider: String,
     /// Protocol of the connections.
     pub protocol: Spoken,
-    /// Number of active connections: those with a request, and those being opened.
+    /// Connections that are in use or being opened.
     pub active_connections: u64,
-    /// Number of idle connections.
+    /// Connections that wait for a request.
     pub idle_connections: u64,
-    /// Number of requests since the first request to the provider.
+    /// Requests since the provider's first one.
     pub total_requests: u64,
-    /// Number of these requests that reused a connection.
+    /// Requests on a connection that had served one before.
     pub reuse_count: u64,
-    /// Requests that reused a connection, in percent.
+    /// `reuseCount` as a percentage of `totalRequests`.
     pub reuse_rate: f64,
 }
 
-/// Names of the providers.
-#[derive(Serialize, JsonSchema, Debug, PartialEq)]
-#[schemars(inline)]
-pub struct Providers(pub Vec<String>);
-
-/// Protocol of the connections.
+/// Protocol of a connection.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 #[schemars(rename = "Protocol")]
 #[serde(rename_all = "lowercase")]
@@ -97,34 +92,34 @@ pub enum Spoken {
     Https,
 }
 
-/// Health of the operator's connections.
+/// Whether the operator's connections have issues.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Health {
     /// Whether there are no issues.
     pub healthy: bool,
-    /// Number of connections.
+    /// All connections.
     pub total_connections: u64,
-    /// Number of active connections: those with a request, and those being opened.
+    /// Connections that are in use or being opened.
     pub active_connections: u64,
-    /// Number of idle connections.
+    /// Connections that wait for a request.
     pub idle_connections: u64,
-    /// Requests on a reused connection, in percent.
+    /// Share of requests on a connection that had served one before, in percent.
     pub reuse_rate: f64,
-    /// Issues, each as a sentence.
+    /// The issues, as sentences.
     pub issues: Vec<String>,
 }
 
-/// Details of the connections of all providers.
+/// All figures of the connections.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 pub struct Details {
-    /// Totals of all providers.
+    /// Totals over all providers.
     pub overview: Overview,
-    /// One entry for each provider and protocol.
+    /// All figures by provider and protocol.
     pub providers: Vec<Detail>,
 }
 
-/// Details of one provider over one protocol.
+/// All figures of one provider over one protocol.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 #[schemars(rename = "ProviderDetails")]
 pub struct Detail {
@@ -133,53 +128,53 @@ pub struct Detail {
     pub provider: String,
     /// Protocol of the connections.
     pub protocol: Spoken,
-    /// Number of connections by state.
+    /// Connections that exist now.
     pub connections: Connections,
-    /// Counters of requests and connections.
+    /// Counters and averages.
     pub performance: Performance,
     /// State of the provider.
     pub status: Standing,
-    /// Number of closed connections by reason. Reasons that have not occurred are absent.
+    /// Closed connections by reason; reasons that did not occur are absent.
     pub closed: BTreeMap<String, u64>,
-    /// Limits of the connections.
+    /// Settings of the connections.
     pub settings: Bounds,
 }
 
-/// Number of connections.
+/// Connections that exist now.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 #[schemars(rename = "ConnectionCounts")]
 pub struct Connections {
-    /// Connections with a request, and connections being opened.
+    /// Connections that are in use or being opened.
     pub active: u64,
-    /// Idle connections.
+    /// Connections that wait for a request.
     pub idle: u64,
-    /// Active and idle connections together.
+    /// All connections.
     pub total: u64,
 }
 
-/// Counters of requests and connections.
+/// Counters and averages of one provider over one protocol.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Performance {
-    /// Number of requests since the first request to the provider.
+    /// Requests since the provider's first one.
     pub total_requests: u64,
-    /// Number of these requests that reused a connection.
+    /// Requests on a connection that had served one before.
     pub reuse_count: u64,
-    /// Requests that reused a connection, in percent.
+    /// `reuseCount` as a percentage of `totalRequests`.
     pub reuse_rate: f64,
     /// Average age of the open connections, in seconds; 0 if there are none.
     pub average_connection_age: f64,
-    /// Number of opened connections.
+    /// Connections opened.
     pub opened: u64,
-    /// Number of opened connections with a TLS handshake.
+    /// Connections opened with a TLS handshake.
     pub handshakes: u64,
-    /// Number of connections that could not be opened.
+    /// Connections that could not be opened.
     pub refused: u64,
     /// Number of requests that are waiting for a connection.
     pub waiting: u64,
-    /// Number of requests that had to wait for a connection.
+    /// Requests that had to wait for a connection.
     pub waits: u64,
-    /// Average time that these requests waited, in milliseconds; 0 if none had to wait.
+    /// Average wait for a connection, in milliseconds; 0 if no request had to wait.
     pub average_wait: f64,
 }
 
@@ -194,56 +189,56 @@ pub enum Standing {
     Active,
     /// All connections are idle.
     Idle,
-    /// There is no connection.
+    /// There are no connections.
     Closed,
 }
 
-/// Limits of a provider's connections, with the names of agentkeepalive. Times are in milliseconds.
+/// Settings of a provider's connections. The names are agentkeepalive's; times are in milliseconds.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 #[schemars(rename = "PoolLimits")]
 #[serde(rename_all = "camelCase")]
 pub struct Bounds {
-    /// Maximum number of open connections.
+    /// Most connections at the same time.
     pub max_sockets: u32,
-    /// Maximum number of idle connections.
+    /// Most idle connections.
     pub max_free_sockets: u32,
-    /// Maximum time of a request.
+    /// Longest time of a request.
     pub timeout: u64,
     /// Whether a connection can serve more than one request.
     pub keep_alive: bool,
-    /// Time without traffic before TCP sends a keep-alive probe.
+    /// Silence after which TCP keep-alive begins to probe the other side.
     pub keep_alive_msecs: u64,
-    /// Maximum time that a connection stays idle.
+    /// Longest time that a connection stays idle.
     pub free_socket_timeout: u64,
-    /// Maximum age of a connection.
+    /// Greatest age of a connection.
     pub max_socket_lifetime: u64,
 }
 
-/// Query for one provider.
+/// Selects one of a provider's two protocols.
 #[derive(Deserialize, JsonSchema, Debug)]
 #[schemars(rename = "ProviderQuery")]
 pub struct Asked {
-    /// Protocol of the connections. Absent: the protocol with more requests.
+    /// Protocol of the figures; by default the one with more requests.
     pub protocol: Option<Spoken>,
 }
 
-/// Request to close the connections of a provider.
+/// The body of a `destroy` request.
 #[derive(Deserialize, JsonSchema, Debug, Default)]
 #[schemars(rename = "DestroyRequest")]
 #[serde(deny_unknown_fields)]
 pub struct Destroy {
-    /// Protocol of the connections to close. Absent: both protocols.
+    /// Closes only connections of this protocol; by default all.
     pub protocol: Option<Spoken>,
 }
 
-/// Result of closing the connections of a provider.
+/// The result of a `destroy` request.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 pub struct Destroyed {
-    /// Name of the provider.
+    /// The provider's name.
     pub provider: String,
     /// Number of idle connections that were closed.
     pub closed: u64,
-    /// Number of active connections, which are closed after their current request.
+    /// Connections in use, which close when their requests end.
     pub closing: u64,
 }
 
@@ -265,7 +260,7 @@ impl From<Spoken> for Protocol {
     }
 }
 
-/// Percentage, rounded to two decimals; 0 if `whole` is 0.
+/// A percentage, rounded to hundredths; 0 if `whole` is 0.
 #[allow(clippy::cast_precision_loss)] // Counts below 2^53.
 fn percent(part: u64, whole: u64) -> f64 {
     if whole == 0 { 0.0 } else { (part as f64 / whole as f64 * 10_000.0).round() / 100.0 }
@@ -354,20 +349,20 @@ impl From<&Statistics> for Detail {
     }
 }
 
-/// Returns the statistics of all providers.
+/// Totals over all providers, and the figures of each one.
 #[must_use]
 pub fn stats(all: &[Statistics]) -> Stats {
     Stats { overview: Overview::of(all), providers: all.iter().map(Provider::from).collect() }
 }
 
-/// Returns the details of all providers.
+/// All figures of the connections.
 #[must_use]
 pub fn details(all: &[Statistics]) -> Details {
     Details { overview: Overview::of(all), providers: all.iter().map(Detail::from).collect() }
 }
 
-/// Returns the health of the connections. The reuse rate after only a few requests, and the age of connections in a young
-/// process, are not judged.
+/// The issues of the connections. Rates of few requests are not judged, nor is the age of connections soon after the
+/// start.
 #[must_use]
 pub fn health(all: &[Statistics], up: Duration) -> Health {
     let overview = Overview::of(all);
@@ -378,7 +373,7 @@ pub fn health(all: &[Statistics], up: Duration) -> Health {
             overview.overall_reuse_rate
         ));
     }
-    // A fleet needs one connection for each node, and the limits of its provider are set accordingly.
+    // A fleet needs one idle connection for each node, and its provider is sized for that.
     let needed = sum(all, |one| {
         let usual = crate::pool::Settings::default().max_free_sockets;
         u64::from(one.settings.max_free_sockets.saturating_sub(usual))
@@ -415,13 +410,13 @@ pub fn health(all: &[Statistics], up: Duration) -> Health {
     }
 }
 
-/// Returns the namespace of a provider that is the target of a policy.
+/// The namespace of a provider that belongs to a policy's target.
 fn namespace(provider: &str) -> Option<&str> {
     provider.split_once('/').map(|(namespace, _)| namespace)
 }
 
 impl Api {
-    /// Returns the statistics that the caller may see.
+    /// The statistics that a caller may see.
     pub(super) async fn visible(&self, headers: &HeaderMap) -> Result<Vec<Statistics>, Error> {
         let caller = self.gate.caller(headers).await?;
         let all = self.context.pool.statistics();
@@ -470,7 +465,7 @@ pub async fn get_provider(
     headers: HeaderMap,
 ) -> Result<Json<Answer<Provider>>, Error> {
     let caller = api.gate.caller(&headers).await?;
-    // The check comes first, so that a caller without the right does not learn which providers exist.
+    // Check the right first, so that a caller without it does not learn which providers exist.
     api.gate.check(caller.as_ref(), Deed::Get, namespace(&provider)).await?;
     let all = api.context.pool.statistics();
     let wanted = all.iter().filter(|one| *one.provider == *provider && asked.protocol.is_none_or(|p| p == one.protocol.into()));
@@ -500,7 +495,7 @@ pub async fn post_destroy(
     Ok(Answer::of(Destroyed { provider, closed, closing }))
 }
 
-/// Reads the body of a request whose caller is known.
+/// Reads a request's body; the caller is authorized by then.
 async fn read_body(body: Body) -> Result<Bytes, Error> {
     match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_BODY).collect()).await {
         Err(_) => Err(Error::Invalid(format!("The body did not arrive within {}s", BODY_TIMEOUT.as_secs()))),

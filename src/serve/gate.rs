@@ -1,4 +1,4 @@
-//! Authentication and authorization. The API server decides who the owner of a token is and what the owner may do.
+//! Authentication and authorization of callers. The API server decides both.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -21,24 +21,24 @@ use tokio::{
 use super::answer::Error;
 use crate::api::IdleConnectionPolicy;
 
-/// Time that an answer of the API server stays cached. A revoked right is effective after this time at the latest.
+/// How long a decision of the API server is cached: a revoked right ends after this time.
 const GOOD_FOR: Duration = Duration::from_secs(10);
-/// Timeout of a request to the API server.
+/// Timeout for the API server.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Maximum number of cached answers.
+/// Most cached decisions of one kind.
 const MOST: usize = 4096;
-/// Maximum number of namespaces that are checked for one caller who may not list policies in all namespaces.
+/// Most namespaces that are checked for one caller who may not list policies in all of them.
 const MAX_NAMESPACES: usize = 256;
-/// Maximum number of concurrent requests about one caller: half of all.
+/// Most reviews for one caller at the same time: half of all.
 const EACH: usize = AT_ONCE / 2;
-/// Maximum length of a namespace name.
+/// Longest possible name of a namespace.
 const NAMESPACE_LENGTH: usize = 63;
-/// Maximum number of concurrent requests to the API server. It limits how fast anyone who tries tokens here can try them there.
+/// Most reviews at the same time, so that guessing tokens here cannot flood the API server.
 const AT_ONCE: usize = 8;
-/// Maximum length of a token. No real token is longer.
+/// Most bytes of a token; every real token is shorter.
 const LONGEST: usize = 16 * 1024;
 
-/// Cache of answers.
+/// Cached decisions.
 struct Remembered<K, V>(Mutex<HashMap<K, (Instant, V)>>);
 
 impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
@@ -58,7 +58,7 @@ impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
     }
 }
 
-/// Owner of a token, as the API server reports it, with the hash of the token.
+/// An authenticated caller, identified by the hash of the token.
 #[derive(Clone)]
 pub struct Caller {
     key: [u8; 32],
@@ -66,14 +66,14 @@ pub struct Caller {
 }
 
 impl Caller {
-    /// Returns the user name that the API server reports.
+    /// The user name from the API server.
     #[must_use]
     pub fn name(&self) -> &str {
         self.user.username.as_deref().unwrap_or_default()
     }
 }
 
-/// Action that a caller requests.
+/// An action of a caller.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
 pub enum Deed {
     /// Read one policy and its connections.
@@ -108,12 +108,12 @@ impl Deed {
     }
 }
 
-/// Maximum number of open streams of one caller.
+/// Most open streams of one caller.
 const MAX_STREAMS: usize = 8;
 
-/// Authorizer of requests, which asks the API server.
+/// Authorizes callers through the API server, or allows everything in a demonstration.
 pub struct Gate {
-    /// `None` allows every request: a demonstration on loopback.
+    /// `None` allows everything: a demonstration on loopback.
     client: Option<Client>,
     callers: Remembered<[u8; 32], Option<UserInfo>>,
     rights: Remembered<([u8; 32], Deed, Option<String>), bool>,
@@ -121,7 +121,7 @@ pub struct Gate {
     streams: Mutex<HashMap<Option<String>, Arc<Semaphore>>>,
 }
 
-/// Namespaces that a caller may see.
+/// The objects that a caller may see.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Sight {
     /// Everything, including objects without a namespace.
@@ -131,7 +131,7 @@ pub enum Sight {
 }
 
 impl Sight {
-    /// Reports whether the caller may see a namespace; `None` is for objects without a namespace.
+    /// Whether a namespace is visible; `None` stands for objects without a namespace.
     #[must_use]
     pub fn has(&self, namespace: Option<&str>) -> bool {
         match self {
@@ -142,22 +142,21 @@ impl Sight {
 }
 
 impl Gate {
-    /// Returns an authorizer that asks the API server through `client`, which may write in a standby too. Without a client, it
-    /// allows every request.
+    /// Uses a client that may create reviews even on a standby; `None` allows everything.
     #[must_use]
     pub fn new(client: Option<Client>) -> Self {
         let (callers, rights) = (Remembered(Mutex::default()), Remembered(Mutex::default()));
         Self { client, callers, rights, turns: Semaphore::new(AT_ONCE), streams: Mutex::default() }
     }
 
-    /// Reports whether every request is allowed.
+    /// Whether every caller may do everything.
     #[must_use]
     pub const fn is_open(&self) -> bool {
         self.client.is_none()
     }
 
-    /// Returns a permit for one more stream of the caller; `None` if the caller has no permit left. Callers are distinguished by
-    /// name, not by token. Without authentication they cannot be distinguished, and share all permits.
+    /// A permit for one more stream of this caller; `None` if the caller has the maximum. Callers are identified by
+    /// user name, not by token. Without authentication, all callers share the maximum of the server.
     pub fn stream(&self, caller: Option<&Caller>) -> Option<OwnedSemaphorePermit> {
         let name = caller.map(|caller| caller.name().to_owned());
         let most = |name: &Option<String>| if name.is_some() { MAX_STREAMS } else { super::stream::MOST };
@@ -181,7 +180,7 @@ impl Gate {
         }
     }
 
-    /// Returns the owner of the request's token; `None` if every request is allowed.
+    /// The authenticated caller of a request; `None` if everything is allowed.
     pub async fn caller(&self, headers: &HeaderMap) -> Result<Option<Caller>, Error> {
         let Some(client) = &self.client else { return Ok(None) };
         let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).ok_or(Error::Unauthorized)?;
@@ -190,7 +189,7 @@ impl Gate {
         if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() || token.len() > LONGEST {
             return Err(Error::Unauthorized);
         }
-        // The cache stores a hash and not the token.
+        // Cache the hash, never the token.
         let mut key = [0; 32];
         key.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, token.as_bytes()).as_ref());
         let user = if let Some(user) = self.callers.get(&key) {
@@ -238,13 +237,13 @@ impl Gate {
         Ok(allowed)
     }
 
-    /// Returns an error unless the caller may perform the action in the namespace; `None` is for all namespaces.
+    /// Fails unless the caller may do this in this namespace; `None` stands for all namespaces.
     pub async fn check(&self, caller: Option<&Caller>, deed: Deed, namespace: Option<&str>) -> Result<(), Error> {
         let Some(caller) = caller else { return Ok(()) };
         if self.may(caller, deed, None).await? {
             return Ok(());
         }
-        // A name that no namespace can have is neither checked nor cached.
+        // Neither review nor cache a text that cannot be the name of a namespace.
         if let Some(named) = namespace.filter(|name| name.len() <= NAMESPACE_LENGTH)
             && self.may(caller, deed, Some(named)).await?
         {
@@ -253,7 +252,7 @@ impl Gate {
         Err(forbidden(caller, deed, namespace))
     }
 
-    /// Returns the namespaces that the caller may see. A caller who may see none gets an error.
+    /// Those of these namespaces that the caller may list. Fails if there are none.
     pub async fn sight(&self, caller: Option<&Caller>, namespaces: BTreeSet<String>) -> Result<Sight, Error> {
         let Some(caller) = caller else { return Ok(Sight::All) };
         if self.may(caller, Deed::List, None).await? {
@@ -264,7 +263,7 @@ impl Gate {
                 "More than 256 namespaces have policies; request one policy, or get the right to list policies in all namespaces",
             ));
         }
-        // The checks run in small batches, so that requests about other callers are not delayed.
+        // Send few reviews at a time, so that other callers get their turn.
         let mut answers = Vec::new();
         for some in namespaces.into_iter().collect::<Vec<_>>().chunks(EACH) {
             let asked =

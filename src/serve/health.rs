@@ -1,4 +1,4 @@
-//! Metrics and health of the operator, for Prometheus and the kubelet.
+//! The operator's metrics and health, for Prometheus and the kubelet.
 
 use std::sync::Arc;
 
@@ -7,11 +7,13 @@ use tokio::net::TcpListener;
 
 use crate::controller::Context;
 
-/// Serves `/metrics`, `/healthz` (the process is alive and due work makes progress) and `/readyz` (the policies are listed and
-/// the operator can work with the CRD).
+/// Serves `/metrics`, `/healthz` and `/readyz`.
+///
+/// `/healthz` says that the process is alive and that due work makes progress. `/readyz` says that the policies are
+/// listed and that the CRD's version is usable.
 ///
 /// # Errors
-/// The listener fails.
+/// Returns an error if the listener fails.
 pub async fn health(listener: TcpListener, context: Arc<Context>) -> std::io::Result<()> {
     let router = Router::new()
         .route("/metrics", get(metrics))

@@ -1,4 +1,4 @@
-//! HTTP server with limits on the number of connections and on the time of each request's head.
+//! Accepts connections: a limited number at the same time, each with a timeout for its request.
 
 use std::{
     collections::HashMap,
@@ -21,7 +21,7 @@ use tokio::{
 
 use super::answer::{Error, RETRY_AFTER};
 
-/// Binds a listener. If the address is the IPv6 wildcard and the machine has no IPv6, binds the IPv4 wildcard.
+/// Binds a listener. If the address is `[::]` and this machine has no IPv6, it binds `0.0.0.0`.
 pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
     bind_by(address, TcpListener::bind).await
 }
@@ -38,35 +38,34 @@ async fn bind_by<T, F: Future<Output = std::io::Result<T>>>(
     }
 }
 
-/// Linux returns EAFNOSUPPORT if the kernel has no IPv6, and EADDRNOTAVAIL if IPv6 is disabled.
+/// Linux: EAFNOSUPPORT if the kernel has no IPv6, EADDRNOTAVAIL if IPv6 is disabled.
 fn has_no_ipv6(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(97 | 99))
 }
 
-/// Maximum number of connections that are served at the same time.
+/// Most connections that are served at the same time.
 const MOST: usize = 256;
-/// Maximum number of these connections from one address, so that one peer cannot take them all.
+/// Most served connections from one address, so that one peer cannot take all of them.
 const MOST_OF_ONE: usize = MOST / 2;
-/// Maximum size of a request's head in bytes. 256 connections on each of the two ports need at most 8 MiB.
+/// Most bytes of a request's head. 256 connections on each of both ports take 8 MiB at most.
 const HEAD_BYTES: usize = 16 * 1024;
-/// Maximum number of further connections that get a 503 response at the same time. Connections beyond this number get no
-/// response.
+/// Most connections beyond [`MOST`] that get a refusal as their response. Further ones are closed without a response.
 const MOST_REFUSED: usize = 1024;
-/// Maximum time until the head of a request has arrived, and maximum idle time between two requests.
+/// Timeout for a request's head, and for an idle connection.
 const HEAD: Duration = Duration::from_secs(15);
-/// Maximum time that a client may read nothing of a response.
+/// Time after which a peer that accepts no data is dropped.
 const STALLED: Duration = Duration::from_secs(30);
-/// Maximum time to read the request of a connection that gets a 503 response.
+/// Timeout for the request of a connection that is refused.
 const REFUSED: Duration = Duration::from_secs(1);
-/// Delay after a failed accept, which means that too many files are open.
+/// Pause after a failed accept, which usually means that too many files are open.
 const BREATH: Duration = Duration::from_millis(100);
 
-/// Number of connections of each address.
+/// Number of connections by address.
 #[derive(Clone, Default)]
 struct Peers(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
 impl Peers {
-    /// Counts one more connection of the address; `None` if the address is at its limit.
+    /// Counts one more connection of this address, unless the address has its maximum.
     fn admit(&self, address: IpAddr) -> Option<Peer> {
         let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = open.entry(address).or_insert(0);
@@ -78,7 +77,7 @@ impl Peers {
     }
 }
 
-/// Connection that is counted.
+/// A counted connection; dropping it ends the count.
 struct Peer {
     peers: Peers,
     address: IpAddr,
@@ -109,7 +108,7 @@ pub async fn listen(listener: TcpListener, router: Router) -> std::io::Result<()
         if let Some(turn) = turn {
             let router = router.clone();
             tokio::spawn(async move {
-                // An error of one connection does not concern the server.
+                // Errors of one connection concern only its peer.
                 let _ = serve(tcp, router).await;
                 drop(turn);
             });
@@ -124,7 +123,7 @@ pub async fn listen(listener: TcpListener, router: Router) -> std::io::Result<()
 
 async fn serve(tcp: TcpStream, router: Router) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     tcp.set_nodelay(true)?;
-    // The kernel closes the connection of a client that reads nothing; it notices this before the program can.
+    // The kernel drops a peer that accepts no data earlier than this program could.
     SockRef::from(&tcp).set_tcp_user_timeout(Some(STALLED))?;
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -135,7 +134,8 @@ async fn serve(tcp: TcpStream, router: Router) -> Result<(), Box<dyn std::error:
     Ok(())
 }
 
-/// Sends a 503 response. It reads the request first, because a response before the request would be lost with the connection.
+/// Sends the error for too many connections. The request is read first, because an earlier response could be lost with
+/// the connection.
 async fn refuse(mut tcp: TcpStream) -> std::io::Result<()> {
     let mut head = Vec::new();
     while !head.ends_with(b"\r\n\r\n") && head.len() < 8192 {

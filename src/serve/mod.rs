@@ -1,7 +1,7 @@
-//! HTTP servers of the operator: metrics and health, the API for connections and policies, and the live page.
+//! The operator's HTTP servers: metrics and health, the API over connections and policies, and the live page.
 //!
-//! This module has the routes, their response types, the authorization and the page. It only reads, except that it can close the
-//! operator's own connections. It makes no decisions.
+//! This module has the routes, their types, authorization, and the page. It only reads, except that it can close the
+//! operator's own idle connections. It decides nothing.
 
 pub mod answer;
 pub mod connections;
@@ -36,30 +36,30 @@ use tokio::{net::TcpListener, sync::Semaphore};
 
 use crate::controller::Context;
 
-/// Maximum time until the response to a request begins.
+/// Longest time until the response of a request begins.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// State of the routes.
+/// The state of all routes.
 pub struct Api {
     context: Arc<Context>,
     gate: Gate,
-    /// Permits for streams.
+    /// Permits for the streams that may still be opened.
     streams: Arc<Semaphore>,
     since: Instant,
-    /// Random number that distinguishes the snapshots of this process from those of another.
+    /// A random number of this process: it tells its snapshots from those of an earlier process.
     life: u64,
 }
 
-/// Serves the page, `/api/connections` and `/api/policies`. `client` asks the API server who a caller is and what the caller may
-/// see. Without a client every caller may see everything, which is for a demonstration on loopback only.
+/// Serves the page, `/api/connections` and `/api/policies`. `client` authenticates and authorizes callers. Without it
+/// every caller sees everything, which is only for a demonstration on loopback.
 ///
 /// # Errors
-/// The listener fails.
+/// Returns an error if the listener fails.
 pub async fn api(listener: TcpListener, context: Arc<Context>, client: Option<Client>) -> std::io::Result<()> {
     listen::listen(listener, router(context, client)).await
 }
 
-/// Returns all routes, for callers with their own listener.
+/// All routes, for callers that bring their own listener.
 pub fn router(context: Arc<Context>, client: Option<Client>) -> Router {
     let api = Arc::new(Api {
         context,
@@ -76,7 +76,7 @@ pub fn router(context: Arc<Context>, client: Option<Client>) -> Router {
         .with_state(api)
 }
 
-/// Limits the time of every request. A stream has begun by then and continues.
+/// Limits the time until a response begins. A stream has begun by then and continues.
 async fn in_time(request: Request, next: Next) -> Response {
     match tokio::time::timeout(REQUEST_TIMEOUT, next.run(request)).await {
         Ok(response) => response,
@@ -84,8 +84,8 @@ async fn in_time(request: Request, next: Next) -> Response {
     }
 }
 
-/// Without authentication, a page of another origin must not send requests in the user's name: neither with a form, nor with a
-/// host name of its own that resolves to this server.
+/// Without tokens, a page of another origin must not act for its reader. It could do so with a form, or with a host
+/// name that it makes resolve to this server.
 async fn own(State(api): State<Arc<Api>>, request: Request, next: Next) -> Response {
     if api.gate.is_open() && !is_own(request.method(), request.headers()) {
         return Error::Foreign.into_response();
@@ -103,7 +103,7 @@ fn is_own(method: &Method, headers: &HeaderMap) -> bool {
     here && (same || method.is_safe())
 }
 
-/// Gives errors of the HTTP library the same shape as all other errors, and forbids caching of every response.
+/// Gives errors of libraries the shape of all other errors, and forbids caches to store a response.
 async fn shaped(response: Response<Body>) -> Response {
     let status = response.status();
     let is_json = response.headers().get(header::CONTENT_TYPE).is_some_and(|kind| kind == "application/json");

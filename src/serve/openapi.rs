@@ -1,4 +1,4 @@
-//! Routes, each declared once: the handler, and its description in `/api/openapi.json`.
+//! The routes, each declared once: its handler and its description in `/api/openapi.json`.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,21 +16,21 @@ use super::{
     connections, policies, stream,
 };
 
-/// Route of the API.
+/// One route.
 struct Route {
     path: &'static str,
-    /// HTTP method of the route.
+    /// The route's only method.
     method: &'static str,
     handler: MethodRouter<Arc<Api>>,
     summary: &'static str,
-    /// Schema of the response.
+    /// Schema of the response's data; `media` is its media type.
     schema: fn(&mut SchemaGenerator) -> Json_,
     media: &'static str,
     query: Option<Query>,
     body: Option<fn(&mut SchemaGenerator) -> Json_>,
 }
 
-/// Query parameter: its name, its schema and its description.
+/// A query parameter: its name, schema and description.
 type Query = fn(&mut SchemaGenerator) -> (&'static str, Json_, &'static str);
 
 fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Json_ {
@@ -43,7 +43,7 @@ fn answers<T: JsonSchema>(path: &'static str, handler: MethodRouter<Arc<Api>>, s
 }
 
 fn streams<T: JsonSchema>(path: &'static str, handler: MethodRouter<Arc<Api>>, summary: &'static str) -> Route {
-    // The description names the schema of each event's data, because OpenAPI cannot describe a stream of events.
+    // The schema is that of one event's data, because OpenAPI cannot describe a stream of events.
     let schema = |generator: &mut SchemaGenerator| {
         generator.subschema_for::<T>();
         let data = T::schema_name();
@@ -116,7 +116,7 @@ fn routes() -> Vec<Route> {
     ]
 }
 
-/// Returns the router with all routes.
+/// The router with all routes.
 pub fn router() -> Router<Arc<Api>> {
     let mut router = Router::new().route("/api/openapi.json", get(get_document));
     for route in routes() {
@@ -132,7 +132,7 @@ async fn get_document(State(_): State<Arc<Api>>) -> Json<Json_> {
     Json(document())
 }
 
-/// Returns the OpenAPI document, generated from the types.
+/// The content of `/api/openapi.json`, generated from the types.
 #[must_use]
 pub fn document() -> Json_ {
     let mut settings = SchemaSettings::draft2020_12();
@@ -194,7 +194,7 @@ pub fn document() -> Json_ {
     })
 }
 
-/// Removes what only Kubernetes understands: `duration` is Go's format in Kubernetes, and ISO 8601 in JSON Schema.
+/// Removes what only Kubernetes understands: its `duration` format is Go's, while JSON Schema's is ISO 8601.
 fn plain(mut schema: Json_) -> Json_ {
     match &mut schema {
         Json_::Object(fields) => {

@@ -1,4 +1,4 @@
-//! The live page: three embedded files that load nothing from other servers.
+//! The live page: three embedded files that load nothing from other origins.
 
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use axum::{
 
 use super::Api;
 
-/// Content security policy: the page may run its own script and send requests to its own origin only.
+/// The page may only run its own script and send requests to its own origin.
 const POLICY: &str = "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; \
                       base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
-/// Routes of the page's files.
+/// The routes of the page's files.
 pub fn router() -> Router<Arc<Api>> {
     let file = |kind: &'static str, text: &'static str| get(async move || asset(kind, text));
     Router::new()
@@ -29,7 +29,7 @@ fn asset(kind: &'static str, text: &'static str) -> Response {
     let headers = response.headers_mut();
     for (name, value) in [
         (header::CONTENT_TYPE, kind),
-        // The page is part of the program, so a new version has a new page.
+        // Revalidate the files, because another version of the operator has another page.
         (header::CACHE_CONTROL, "no-cache"),
         (header::CONTENT_SECURITY_POLICY, POLICY),
         (header::REFERRER_POLICY, "no-referrer"),

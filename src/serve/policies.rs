@@ -1,4 +1,4 @@
-//! Policies, with the status from the API server and the figures of the last samples.
+//! The policies, from the API server and from the last samples.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -42,20 +42,20 @@ use crate::{
     targets,
 };
 
-/// Age in milliseconds from which a live figure is replaced by that of the status.
+/// Age in milliseconds from which the status's figures are shown instead of the live ones.
 const FRESH: i64 = 120_000;
 
-/// Task count and threshold. Figures that are not known are absent.
+/// Task count, threshold and utilization. A figure that could not be counted is absent.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Load {
-    /// Task count. Absent if it is not known.
+    /// Task count; absent if it could not be counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tasks: Option<u64>,
-    /// Threshold of the task count. Absent if it is not known.
+    /// Threshold of the task count; absent if there is none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub threshold: Option<u64>,
-    /// Utilization: the task count in percent of its threshold. Absent if it is not known.
+    /// Task count as a percentage of the threshold; absent if one of them is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pressure_percent: Option<u32>,
 }
@@ -72,15 +72,15 @@ impl From<&Point> for Load {
     }
 }
 
-/// Summary of a policy.
+/// A short view of a policy.
 #[derive(Serialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Summary {
-    /// Namespace of the policy.
+    /// The policy's namespace.
     pub namespace: String,
-    /// Name of the policy.
+    /// The policy's name.
     pub name: String,
-    /// Kind of the target: AIStore, Caddy or ConfigMap.
+    /// Type of the target, such as `Caddy`.
     pub target: String,
     /// Mode of adaptive control: Enforce, Recommend or Disabled.
     pub mode: String,
@@ -88,34 +88,28 @@ pub struct Summary {
     pub suspended: bool,
     /// Whether the policy is being deleted.
     pub deleting: bool,
-    /// Conditions of the policy.
+    /// The policy's conditions.
     pub conditions: Vec<Condition>,
-    /// Figures of the node that decides.
+    /// Load of the node at the percentile that decides (`signal.percentile`).
     #[serde(flatten)]
     pub load: Load,
-    /// Openness of the limits in percent: 100 = as declared, 0 = at the floor. Absent without adaptive control.
+    /// Openness of the limits: 100 is as declared, 0 is at the floor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub openness_percent: Option<u32>,
-    /// Time of the live figures. Absent if the figures are those of the status, which the operator writes only after a relevant
-    /// change.
+    /// When these figures were sampled. It is absent if they come from the status, which is written less often.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub sampled: Option<Time>,
-    /// Number of nodes in each state.
+    /// Number of nodes that have the declared limits.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nodes: Option<Nodes>,
-    /// Last decision of adaptive control.
+    /// The last decision of adaptive control.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_decision: Option<Decision>,
-    /// Idle connections that each change of the limits closes. Empty if a change closes none.
+    /// Connections that a change of a limit closes; empty if changes close none.
     pub flushes: Vec<FlushingLimits>,
 }
 
-/// Summaries of policies.
-#[derive(Serialize, JsonSchema, Clone, Debug, PartialEq)]
-#[schemars(rename = "Policies", inline)]
-pub struct Summaries(pub Vec<Summary>);
-
-/// Limits of which each change closes idle connections, whatever the new value is.
+/// Limits whose change closes idle connections, for any new value.
 #[derive(Serialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct FlushingLimits {
@@ -123,9 +117,9 @@ pub struct FlushingLimits {
     pub limits: Vec<String>,
     /// Idle connections that a change closes.
     pub closes: Closes,
-    /// Time after a change during which the server continues to close connections, in seconds.
+    /// Seconds after a change during which the server still closes connections.
     pub settle_seconds: u64,
-    /// Description of the effect, as a sentence.
+    /// The same facts as a sentence.
     pub message: String,
 }
 
@@ -140,66 +134,66 @@ impl From<Flushes> for FlushingLimits {
     }
 }
 
-/// Condition of a policy, from its status.
+/// A condition of the policy's status.
 #[derive(Serialize, JsonSchema, Clone, Debug, PartialEq)]
 pub struct Condition {
-    /// Type of the condition, such as Ready.
+    /// The condition's type, such as `Ready`.
     #[serde(rename = "type")]
     pub type_: String,
     /// Status of the condition: True, False or Unknown.
     pub status: String,
-    /// Reason for the status, as one word.
+    /// The reason, in one word.
     pub reason: String,
-    /// Description of the reason and of the fix, as a sentence.
+    /// The explanation, as a sentence.
     pub message: String,
-    /// Time of the last change of the status.
+    /// When the status last changed.
     pub since: Time,
 }
 
-/// Policy with all details.
+/// The full view of a policy.
 #[derive(Serialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Policy {
-    /// Summary of the policy.
+    /// The short view.
     #[serde(flatten)]
     pub summary: Summary,
-    /// Declared, desired, programmed, in-effect and measured value of each limit, for all nodes together.
+    /// The declared, programmed and effective values of each limit, over all nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limits: Option<StatusLimits>,
-    /// Paths of declared limits that the target does not have, or whose value it cannot represent.
+    /// Declared limits that the target does not support.
     pub unsupported: Vec<String>,
-    /// Nodes that use their limits only after a restart.
+    /// Nodes that need a restart.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pending_restart: Option<PendingRestart>,
-    /// Change that adaptive control would make if it were allowed to.
+    /// The step that adaptive control would take if it were allowed to write.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub recommendation: Option<Recommendation>,
     /// Last decisions of adaptive control, newest first.
     pub history: Vec<Decision>,
-    /// Last rounds of samples, oldest first. Empty in a standby.
+    /// The last samples, oldest first; empty in a standby replica.
     pub trend: Vec<Moment>,
 }
 
-/// Figures of a policy after one round of samples.
+/// The state of a policy after one round of samples.
 #[derive(Serialize, JsonSchema, Clone, Debug, PartialEq)]
 #[schemars(rename = "TrendPoint")]
 #[serde(rename_all = "camelCase")]
 pub struct Moment {
-    /// Time of the round.
+    /// Time of the samples.
     pub time: Time,
-    /// Figures of the node that decides.
+    /// Load of the node at the percentile that decides (`signal.percentile`).
     #[serde(flatten)]
     pub load: Load,
-    /// Openness of the limits in percent: 100 = as declared, 0 = at the floor.
+    /// Openness of the limits: 100 is as declared, 0 is at the floor.
     pub openness_percent: u32,
 }
 
 /// Nodes of a policy, as observed by the last reconciliation.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 pub struct NodeList {
-    /// Time of the observation.
+    /// Time of the last pass.
     pub seen: Time,
-    /// Nodes of the policy.
+    /// All nodes.
     pub nodes: Vec<Node>,
 }
 
@@ -207,28 +201,28 @@ pub struct NodeList {
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Node {
-    /// Name of the node.
+    /// The node's name.
     pub name: String,
-    /// Unit of the node: the nodes of one unit are written together.
+    /// The unit to which the node belongs; its nodes are written together.
     pub unit: String,
-    /// State of the node.
+    /// How far the limits have reached the node.
     pub stage: Stage,
-    /// Last error of the node. Absent if there is none.
+    /// The node's last error, if any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
-    /// Last figures of the node.
+    /// The node's last sample.
     #[serde(flatten)]
     pub load: Load,
-    /// Reason why the task count is missing. Absent if the task count is known or not collected.
+    /// Why the node has no sample, if it is sampled.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gap: Option<String>,
-    /// Limits that the node should have.
+    /// Values that the node should have.
     pub desired: Limits,
-    /// Limits that the node stores.
+    /// Values that the node stores.
     pub programmed: Limits,
-    /// Limits that the process of the node is known to use.
+    /// Values that the node's process is known to use.
     pub in_effect: Limits,
-    /// Limits that `spec.verify` measured on the server of the node.
+    /// Values that were measured from outside; only with `spec.verify`.
     #[serde(default)]
     pub measured: Limits,
 }
@@ -242,7 +236,7 @@ fn time(millis: i64) -> Time {
     Time(Timestamp::from_millisecond(millis).unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
-/// Returns the summary of a policy. `point` has the figures of the last round of samples, if this replica knows them.
+/// The short view of a policy. `point` is its last sample, if this replica has one.
 #[must_use]
 pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, now: Timestamp) -> Summary {
     let status = policy.status.clone().unwrap_or_default();
@@ -283,7 +277,7 @@ pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, now: Timesta
     }
 }
 
-/// Returns the policy with all details.
+/// The full view of a policy.
 #[must_use]
 pub fn full(policy: &IdleConnectionPolicy, live: Option<&Live>, now: Timestamp) -> Policy {
     let status = policy.status.clone().unwrap_or_default();
@@ -303,7 +297,7 @@ pub fn full(policy: &IdleConnectionPolicy, live: Option<&Live>, now: Timestamp) 
     }
 }
 
-/// Returns the nodes. `samples` has their last task counts, if they are sampled.
+/// The nodes with their last `samples`, if they are sampled.
 #[must_use]
 pub fn nodes(truths: &[Truths], samples: Option<&BTreeMap<String, NodeSample>>) -> Vec<Node> {
     let each = |truths: &Truths| {
@@ -339,7 +333,7 @@ impl Api {
         self.context.policies.state().iter().filter_map(|policy| PolicyRef::from_obj(&**policy).namespace).collect()
     }
 
-    /// Returns the policies that the caller may see.
+    /// The policies that a caller may see.
     pub(super) async fn summaries(&self, headers: &HeaderMap) -> Result<Vec<Summary>, Error> {
         let caller = self.gate.caller(headers).await?;
         let sight = self.gate.sight(caller.as_ref(), self.policy_namespaces()).await?;
@@ -360,7 +354,7 @@ impl Api {
         headers: &HeaderMap,
     ) -> Result<(IdleConnectionPolicy, Option<Live>), Error> {
         let caller = self.gate.caller(headers).await?;
-        // The check comes first, so that a caller without the right does not learn which policies exist.
+        // Check the right first, so that a caller without it does not learn which policies exist.
         self.gate.check(caller.as_ref(), Deed::Get, Some(namespace)).await?;
         let reference = PolicyRef::new(name).within(namespace);
         let stored = self.context.policies.get(&reference).ok_or_else(|| {
@@ -376,7 +370,7 @@ impl Api {
         Ok((policy, self.context.live.of(&reference)))
     }
 
-    /// Policy with all details.
+    /// The full view of one policy, if the caller may see it.
     pub(super) async fn in_full(&self, namespace: &str, name: &str, headers: &HeaderMap) -> Result<Policy, Error> {
         let (policy, live) = self.policy(namespace, name, headers).await?;
         Ok(full(&policy, live.as_ref(), clock::now()))

@@ -1,5 +1,6 @@
-//! Server-Sent Events: a snapshot every 2 s, created when the client can receive it. A slow client skips snapshots and learns how
-//! many. It delays no other client, because nothing is buffered for it.
+//! Server-Sent Events: a snapshot every 2 s, made when its reader can take it.
+//!
+//! A slow reader misses snapshots and gets their number. It delays no other reader, because snapshots are not queued.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -22,11 +23,11 @@ use super::{
 };
 use crate::clock;
 
-/// Interval between two snapshots.
+/// Time between two snapshots.
 const EVERY: Duration = Duration::from_secs(2);
-/// Interval of keep-alive comments, with which a client distinguishes a silent connection from a lost one.
+/// Interval of keep-alive comments, by which a reader tells a quiet connection from a broken one.
 const BEAT: Duration = Duration::from_secs(1);
-/// Maximum number of open streams.
+/// Most streams at the same time.
 pub const MOST: usize = 64;
 
 /// Snapshot of the operator's connections.
@@ -35,10 +36,10 @@ pub const MOST: usize = 64;
 pub struct Connections {
     /// Time of the snapshot.
     pub time: Time,
-    /// Details of the connections of all providers.
+    /// All figures of the connections.
     #[serde(flatten)]
     pub details: Details,
-    /// Health of the connections.
+    /// Whether the connections have issues.
     pub health: Health,
 }
 
@@ -48,20 +49,20 @@ pub struct Connections {
 pub struct Policies {
     /// Time of the snapshot.
     pub time: Time,
-    /// Whether the replica is the leader. A standby has no live figures.
+    /// Whether the responding replica is the leader: standby replicas have no live figures.
     pub acting: bool,
-    /// Summaries of all policies that the caller may see.
+    /// The short view of each policy.
     #[serde(rename = "policies")]
     pub all: Vec<Summary>,
-    /// Requested policy with all details. Absent if none was requested or it does not exist.
+    /// The full view of the requested policy.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<Policy>,
 }
 
-/// Query for a policy with all details.
+/// Selects the policy that is sent in full.
 #[derive(Deserialize, JsonSchema, Debug, Clone)]
 pub struct Wanted {
-    /// Policy as `namespace/name`.
+    /// The policy as `namespace/name`.
     pub policy: Option<String>,
 }
 
@@ -84,10 +85,10 @@ pub async fn get_policies(
     start(api, headers, Watched::Policies(wanted)).await
 }
 
-/// Content of a stream.
+/// The subject of a stream.
 enum Watched {
     Connections,
-    /// Policies, with the namespace and name of the one that is requested with all details.
+    /// The policies, with the full view of one by namespace and name.
     Policies(Option<(String, String)>),
 }
 
@@ -106,7 +107,7 @@ impl Watched {
         let policy = match wanted {
             Some((namespace, name)) => match api.in_full(namespace, name, headers).await {
                 Ok(policy) => Some(policy),
-                // The policy may be deleted, or not exist yet.
+                // The policy may be deleted, or not created yet.
                 Err(Error::NotFound(_)) => None,
                 Err(error) => return Err(error),
             },
@@ -129,10 +130,10 @@ struct Reader {
     watched: Watched,
     /// Tick of the last snapshot that was sent.
     last: Option<u64>,
-    /// Snapshot that is sent after the event `missed`.
+    /// A snapshot that is sent after the event about missed ones.
     held: Option<Event>,
     over: bool,
-    /// Permits: one of all streams, and one of the caller's streams.
+    /// Permits of all streams and of the caller's streams.
     _places: [OwnedSemaphorePermit; 2],
 }
 
@@ -141,7 +142,7 @@ async fn start(api: Arc<Api>, headers: HeaderMap, watched: Watched) -> Result<Ss
     let caller = api.gate.caller(&headers).await?;
     let own = api.gate.stream(caller.as_ref()).ok_or(Error::Busy("This caller has the maximum number of open streams"))?;
     let slot = api.streams.clone().try_acquire_owned().map_err(|_| busy)?;
-    // A caller without the right gets an error response, and not a stream that ends at once.
+    // Take one snapshot first, so that a caller without the right gets an error and not a stream that ends at once.
     watched.snapshot(&api, &headers).await?;
     let last = headers.get("last-event-id").and_then(|id| api.tick_of(id.to_str().ok()?));
     let reader = Reader { api, headers, watched, last, held: None, over: false, _places: [slot, own] };
@@ -166,7 +167,8 @@ impl Reader {
         let event = match self.watched.snapshot(&self.api, &self.headers).await {
             Ok(data) => Event::default().event("snapshot").data(data),
             Err(error) => {
-                // The right was revoked, or the API server does not answer. The client reconnects and gets the reason.
+                // The right was revoked, or the API server does not answer. The reader's next connection gets the
+                // reason.
                 self.over = true;
                 return Some(Event::default().event("refused").data(json(&error.refusal())));
             }
@@ -184,7 +186,7 @@ impl Reader {
 }
 
 impl Api {
-    /// Returns the number of the current snapshot, which is the same for all clients.
+    /// The number of the current snapshot, the same for all readers.
     fn tick(&self) -> u64 {
         self.since.elapsed().as_secs() / EVERY.as_secs()
     }
@@ -193,7 +195,7 @@ impl Api {
         format!("{:x}-{tick}", self.life)
     }
 
-    /// Returns the tick of an event id of this process; `None` for an id of another process.
+    /// The tick of a snapshot of this process; ids of other processes give `None`.
     fn tick_of(&self, id: &str) -> Option<u64> {
         let (life, tick) = id.split_once('-')?;
         let tick = tick.parse().ok().filter(|tick| *tick <= self.tick())?;
