@@ -1,4 +1,4 @@
-//! The text formats of Prometheus (0.0.4) and `OpenMetrics`, read where they lie: nothing is copied and nothing allocated.
+//! Parser for the text formats of Prometheus (0.0.4) and `OpenMetrics`. It borrows from the page and allocates nothing.
 //!
 //! Formats: <https://prometheus.io/docs/instrumenting/exposition_formats/> and
 //! <https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md>.
@@ -8,27 +8,27 @@ use std::borrow::Cow;
 use aho_corasick::{AhoCorasick, MatchKind, packed};
 use memchr::{memchr, memchr3, memrchr};
 
-/// One line of a page.
+/// One sample line of a page.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sample<'a> {
-    /// The series' name.
+    /// Name of the series.
     pub name: &'a [u8],
-    /// Its labels.
+    /// Labels of the series.
     pub labels: Labels<'a>,
-    /// Its value; may be NaN or infinite.
+    /// Value; may be NaN or infinite.
     pub value: f64,
-    /// Its time, as written: milliseconds in Prometheus' format, seconds in `OpenMetrics`.
+    /// Time as written: milliseconds in Prometheus' format, seconds in `OpenMetrics`.
     pub timestamp: Option<f64>,
 }
 
-/// What stands between the braces, checked.
+/// The text between the braces, already checked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[allow(clippy::copy_iterator)] // A few words that point into the page.
+#[allow(clippy::copy_iterator)] // Small: it only points into the page.
 pub struct Labels<'a> {
     rest: &'a [u8],
 }
 
-/// A label's value as it stands between the quotes.
+/// A label's value, as written between the quotes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LabelValue<'a>(pub &'a [u8]);
 
@@ -36,7 +36,7 @@ pub struct LabelValue<'a>(pub &'a [u8]);
 type Pair<'a> = (&'a [u8], LabelValue<'a>);
 
 impl<'a> LabelValue<'a> {
-    /// Without escapes; copied only where there are any.
+    /// The value without escapes; copied only if there are any.
     #[must_use]
     pub fn text(&self) -> Cow<'a, [u8]> {
         if memchr(b'\\', self.0).is_none() {
@@ -59,7 +59,7 @@ impl<'a> LabelValue<'a> {
     }
 }
 
-#[allow(clippy::copy_iterator)] // A few words that point into the page.
+#[allow(clippy::copy_iterator)] // Small: it only points into the page.
 impl<'a> Iterator for Labels<'a> {
     type Item = Pair<'a>;
 
@@ -74,7 +74,7 @@ impl<'a> Iterator for Labels<'a> {
     }
 }
 
-/// Some servers put a byte order mark before the first line.
+/// The page without a byte order mark, which some servers send first.
 #[must_use]
 pub fn without_mark(page: &[u8]) -> &[u8] {
     page.strip_prefix(b"\xef\xbb\xbf").unwrap_or(page)
@@ -101,7 +101,7 @@ fn name(text: &[u8]) -> usize {
     text.iter().position(|byte| !NAME[usize::from(*byte)]).unwrap_or(text.len())
 }
 
-/// Reads one line; the rest begins after its end.
+/// Parses one line. Also returns the text after it.
 fn sample(line: &[u8]) -> Option<(Sample<'_>, &[u8])> {
     let end = name(line);
     let mut named = (end > 0).then_some(&line[..end]);
@@ -111,7 +111,7 @@ fn sample(line: &[u8]) -> Option<(Sample<'_>, &[u8])> {
         let mut at = inner;
         while let Some((item, next)) = item(at) {
             at = next;
-            // A name in quotes stands between the braces, and there is only one name.
+            // A quoted name stands between the braces, and there is only one name.
             if let Item::Name(quoted) = item
                 && named.replace(quoted).is_some()
             {
@@ -150,14 +150,14 @@ fn sample(line: &[u8]) -> Option<(Sample<'_>, &[u8])> {
     Some((Sample { name: named, labels, value, timestamp }, rest))
 }
 
-/// What stands between two commas within the braces.
+/// An item between two commas within the braces.
 enum Item<'a> {
     Label(Pair<'a>),
-    /// The series' own name, in quotes.
+    /// The name of the series, in quotes.
     Name(&'a [u8]),
 }
 
-/// Reads one item; the rest begins after its comma.
+/// Parses one item. Also returns the text after its comma.
 #[inline]
 fn item(text: &[u8]) -> Option<(Item<'_>, &[u8])> {
     let text = blank(text);
@@ -187,12 +187,12 @@ fn item(text: &[u8]) -> Option<(Item<'_>, &[u8])> {
     }
 }
 
-/// Where the quote is that closes; a value does not go over its line.
+/// Index of the closing quote, if it is on the same line.
 #[inline]
 fn quote(text: &[u8]) -> Option<usize> {
     let mut at = 0;
     loop {
-        // Most values are short: a call for each costs more than looking at the bytes.
+        // Most values are short, and for those a loop is faster than a call.
         let mut found = None;
         for (n, byte) in text.get(at..)?.iter().take(24).enumerate() {
             if matches!(byte, b'"' | b'\\' | b'\n') {
@@ -221,7 +221,7 @@ fn blank(text: &[u8]) -> &[u8] {
     text
 }
 
-/// Reads a number up to the next blank or the end of the line.
+/// Parses a number up to the next blank or the end of the line.
 #[inline]
 fn number(text: &[u8]) -> Option<(f64, &[u8])> {
     // Most values are whole numbers.
@@ -240,42 +240,42 @@ fn number(text: &[u8]) -> Option<(f64, &[u8])> {
         at += 1;
     }
     let token = &text[..at];
-    // What Rust reads and the formats do not have: "infinity" they do; "1_000" nobody does.
+    // Rust's parser accepts the numbers of the formats: it takes "infinity", as they do, and rejects "1_000", as they
+    // do.
     let value = std::str::from_utf8(token).ok()?.parse().ok()?;
     Some((value, &text[at..]))
 }
 
-/// Finds a few families in a page in one go, without reading the rest of it: only lines in which one of the names stands are
-/// read.
+/// Finds a few families in one pass over a page. Only lines that contain one of the names are parsed.
 #[derive(Clone, Debug)]
 pub struct Families {
     search: Search,
     names: Vec<String>,
-    /// The one whose `# TYPE` line is looked for as well.
+    /// The family whose `# TYPE` line is also wanted.
     typed: Option<usize>,
 }
 
 #[derive(Clone, Debug)]
 enum Search {
-    /// The fastest for several names, where the processor can.
+    /// The fastest search for several names, if the processor supports it.
     Packed(Box<packed::Searcher>),
-    /// `None` only for names of gigabytes, which the API server does not let through: then nothing is found.
+    /// `None` only for names of gigabytes, which the API server rejects. Nothing is found then.
     Any(Option<AhoCorasick>),
 }
 
-/// What is found.
+/// A match in a page.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Found<'a> {
     /// A sample.
     Sample(Sample<'a>),
-    /// The type that the page gives the family.
+    /// The type of the family.
     Type(&'a [u8]),
-    /// A line that begins with the family's name and is no sample.
+    /// A line that begins with the family's name but is not a sample.
     Malformed,
 }
 
 impl Families {
-    /// By their names, which differ. Only the type of the first is looked for, and only if it is `typed`.
+    /// Looks for these names, which must differ. If `typed`, the type of the first one is also wanted.
     #[must_use]
     pub fn new<'n>(names: impl IntoIterator<Item = &'n str>, typed: bool) -> Self {
         let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
@@ -287,14 +287,14 @@ impl Families {
         Self { search, names, typed }
     }
 
-    /// The families' numbers and what is said of them, in the order of the page, which are whole lines without a byte order mark.
+    /// Indexes and matches in the order of the page, which must be complete lines without a byte order mark.
     pub fn find<'a>(&'a self, page: &'a [u8]) -> impl Iterator<Item = (usize, Found<'a>)> + 'a {
         let (packed, any) = match &self.search {
             Search::Packed(searcher) => (Some(searcher.find_iter(page)), None),
             Search::Any(search) => (None, search.as_ref().map(|search| search.find_iter(page))),
         };
         let places = packed.into_iter().flatten().chain(any.into_iter().flatten()).map(|found| found.start());
-        // The end of the last line that was read: a name may stand in a line more than once.
+        // End of the last parsed line: a line may contain a name more than once.
         let mut read = 0;
         places.filter_map(move |place| {
             let before = page.get(read..place)?;
@@ -318,7 +318,7 @@ impl Families {
     }
 }
 
-/// Reads a `# TYPE` line: a family's name and its type.
+/// Parses a `# TYPE` line into the name and the type of a family.
 fn heading(line: &[u8]) -> Option<(&[u8], &[u8])> {
     let line = &line[..memchr(b'\n', line).unwrap_or(line.len())];
     let rest = word(word(line, b"#")?, b"TYPE")?;
@@ -331,13 +331,13 @@ fn heading(line: &[u8]) -> Option<(&[u8], &[u8])> {
     matches!(rest.first(), Some(b' ' | b'\t')).then(|| (name, rest.trim_ascii()))
 }
 
-/// What follows a word and the blanks after it.
+/// The text after a word and the blanks that follow it.
 fn word<'a>(text: &'a [u8], word: &[u8]) -> Option<&'a [u8]> {
     let rest = text.strip_prefix(word)?;
     matches!(rest.first(), Some(b' ' | b'\t')).then(|| blank(rest))
 }
 
-/// Each line of a page that is neither empty nor a comment, as a sample where it is one.
+/// Each line of a page that is neither empty nor a comment; `None` if it is not a sample.
 #[cfg(test)]
 pub(super) fn lines(page: &[u8]) -> Vec<Option<Sample<'_>>> {
     let (mut rest, mut all) = (without_mark(page), Vec::new());
@@ -360,7 +360,7 @@ mod tests {
 
     use super::*;
 
-    /// Every line of a page that is a sample, and how many are neither a sample nor a comment.
+    /// The samples of a page, and the number of lines that are neither samples nor comments.
     fn read(page: &str) -> (Vec<String>, usize) {
         let all = lines(page.as_bytes());
         let seen: Vec<_> = all.iter().flatten().map(shown).collect();

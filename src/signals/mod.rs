@@ -1,7 +1,7 @@
-//! Where task counts come from: metrics pages of nodes, AIStore's alert bits, a Prometheus server.
+//! Sources of task counts: metrics pages of nodes, AIStore's alert bits, a Prometheus server.
 //!
-//! Lives here: the exposition parser, what is read from a page, and the sampler that asks all nodes of a policy, jittered and
-//! bounded. What a count means is decided elsewhere.
+//! This module has the exposition parser, the reading of a page, and the sampler. The sampler reads all nodes of a
+//! policy, with jitter and limits. `decide` interprets the counts.
 
 pub mod exposition;
 pub mod page;

@@ -1,4 +1,4 @@
-//! What a metrics page says of one node.
+//! Reads one node's measure from a metrics page.
 
 use memchr::{memchr, memrchr};
 
@@ -8,89 +8,90 @@ use super::{
 };
 use crate::decide::signal::{Gap, IdleTasks, Measure};
 
-/// AIStore's alert bits (`cmn/cos/node_state.go`): 512 goroutines a CPU and more, and 1024 and more.
+/// AIStore's yellow alert bit (`cmn/cos/node_state.go`): 512 or more goroutines per CPU.
 const YELLOW: u64 = 1 << 14;
-/// See above.
+/// AIStore's red alert bit: 1024 or more goroutines per CPU.
 const RED: u64 = 1 << 15;
-/// The goroutines a CPU at which each of them begins (`cmn/cos/node_state.go`, measured: `>=`, without hysteresis).
+/// Goroutines per CPU at which the yellow alert begins (`cmn/cos/node_state.go`, measured: `>=`, without hysteresis).
 const YELLOW_AT: f64 = 512.0;
-/// See above.
+/// Goroutines per CPU at which the red alert begins (same source and measurement).
 const RED_AT: f64 = 1024.0;
-/// Below the first line nobody knows how far below: half of it is where relaxing sees room and tightening sees nothing.
+/// Utilization without an alert. The real value is unknown; half leaves room for relaxing and gives no reason to
+/// tighten.
 const BELOW: f64 = 0.5;
 
-/// How many tasks are too many.
+/// The task count that is too high.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Threshold {
-    /// A number.
+    /// A fixed number.
     Value(f64),
     /// A number for each CPU.
     PerCpu(f64),
 }
 
-/// What goes with the count, or stands in for it.
+/// Number of CPUs that a Go process uses.
 const CPUS: &str = "go_sched_gomaxprocs_threads";
-/// In seconds since 1970.
+/// Start time of the process, in seconds since 1970.
 const STARTED: &str = "process_start_time_seconds";
 const FILES: &str = "process_open_fds";
 const MOST_FILES: &str = "process_max_fds";
-/// AIStore's, of targets and of proxies.
+/// AIStore's state flags, of targets and of proxies.
 const FLAGS: [&str; 2] = ["ais_target_state_flags", "ais_proxy_state_flags"];
-/// AIStore does not say when it started, but for how long it has run.
+/// AIStore's uptime, of targets and of proxies; it exports no start time.
 const UPTIMES: [&str; 2] = ["ais_target_uptime", "ais_proxy_uptime"];
-/// The longest line that is read; a longer one is passed over, so that a page takes no more memory than this.
+/// Most bytes of a line. Longer lines are skipped, which bounds the memory for a page.
 const MAX_LINE: usize = 64 * 1024;
 
-/// What the head of an answer says of the page.
+/// Facts about the page from the response's head.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Framing {
-    /// Whether a page that ends too soon is told from one that is whole: its length is known, or it comes in chunks.
+    /// Whether a truncated page would be noticed: its length is known, or it is chunked.
     pub is_whole: bool,
-    /// `OpenMetrics`: times are in seconds, and `# EOF` is the end.
+    /// The page is `OpenMetrics`: times are in seconds, and `# EOF` ends the page.
     pub is_open_metrics: bool,
 }
 
-/// What is looked for in a page.
+/// The families to look for in a page.
 #[derive(Clone, Debug)]
 pub struct Probe {
     families: Families,
     names: Vec<String>,
-    /// The gauge's threshold, or `None` for AIStore's alert bits.
+    /// Threshold of the gauge; `None` for AIStore's alert bits.
     threshold: Option<Threshold>,
-    /// Which of the gauge's series count.
+    /// The series of the gauge to use.
     selection: Selection,
-    /// The gauge of idle connections, if there is one.
+    /// The gauge of idle connections, if any.
     idle: Option<Idle>,
 }
 
 /// A gauge of idle connections.
 #[derive(Clone, Debug)]
 struct Idle {
-    /// Which of the names it is.
+    /// Index of its name in `names`.
     which: usize,
     selection: Selection,
-    /// Tasks of one idle connection.
+    /// Number of tasks for each idle connection.
     tasks: f64,
 }
 
 impl Probe {
-    /// For a gauge.
+    /// Looks for a gauge.
     #[must_use]
     pub fn gauge(name: &str, threshold: Threshold) -> Self {
         let also = [CPUS, STARTED, FILES, MOST_FILES].into_iter().chain(UPTIMES).filter(|other| *other != name);
         Self::new(std::iter::once(name).chain(also), Some(threshold))
     }
 
-    /// Of the gauge's series, these.
+    /// Uses only these series of the gauge.
     #[must_use]
     pub fn of_series(self, selection: Selection) -> Self {
         Self { selection, ..self }
     }
 
-    /// Reads how many connections idle as well, of which each costs so many tasks.
+    /// Also reads the number of idle connections; each one costs this many tasks.
     #[must_use]
     pub fn with_idle(mut self, name: &str, selection: Selection, tasks: f64) -> Self {
-        // It may be another series of the very gauge that counts the tasks.
+        // It may be another series of the gauge that counts the tasks.
         let known = self.names.iter().position(|known| known == name);
         let which = known.unwrap_or(self.names.len());
         if known.is_none() {
@@ -101,7 +102,7 @@ impl Probe {
         self
     }
 
-    /// For AIStore's alert bits.
+    /// Looks for AIStore's alert bits.
     #[must_use]
     pub fn flags() -> Self {
         Self::new(FLAGS.into_iter().chain(UPTIMES).chain([CPUS]), None)
@@ -113,14 +114,14 @@ impl Probe {
         Self { families, names, threshold, selection: Selection::default(), idle: None }
     }
 
-    /// Reads a whole page in Prometheus' format.
+    /// Reads a complete page in Prometheus' format.
     pub fn read(&self, page: &[u8]) -> Result<Measure, Gap> {
         let mut scan = self.scan();
         scan.push(page);
         scan.end(Framing { is_whole: true, is_open_metrics: false })
     }
 
-    /// Begins to read a page that comes in pieces.
+    /// Starts to read a page that arrives in pieces.
     #[must_use]
     pub fn scan(&self) -> Scan<'_> {
         Scan {
@@ -137,27 +138,27 @@ impl Probe {
     }
 }
 
-/// A page that is being read. Nothing of it is kept but a line that has begun.
+/// A page that is being read. Only an incomplete line is kept.
 pub struct Scan<'p> {
     probe: &'p Probe,
     found: Vec<Tally>,
-    /// Of the gauge of idle connections.
+    /// Values of the gauge of idle connections.
     idle: Tally,
-    /// What is wrong with the gauge's type, once the page has said it.
+    /// Whether the gauge's type is acceptable, once the page has a `# TYPE` line.
     kind: Option<Result<(), &'static str>>,
     line: Vec<u8>,
-    /// Bytes of the lines so far: a byte order mark may stand before the first, and nowhere else.
+    /// Bytes of the lines so far: only the first line may have a byte order mark.
     taken: usize,
-    /// Whether the line that has begun is passed over.
+    /// Whether the current line is skipped.
     is_too_long: bool,
-    /// Whether the last piece had nothing that was looked for.
+    /// Whether the last piece had none of the families.
     is_quiet: bool,
-    /// Whether the last whole line was `# EOF`.
+    /// Whether the last complete line was `# EOF`.
     has_ended: bool,
 }
 
 impl Scan<'_> {
-    /// The next piece.
+    /// Reads the next piece.
     pub fn push(&mut self, piece: &[u8]) {
         let mut rest = piece;
         self.is_quiet = true;
@@ -175,7 +176,7 @@ impl Scan<'_> {
         self.begin(&rest[end..]);
     }
 
-    /// Keeps a part of a line.
+    /// Keeps a part of an incomplete line.
     fn begin(&mut self, part: &[u8]) {
         if self.is_too_long || self.line.len() + part.len() > MAX_LINE {
             self.is_too_long = true;
@@ -186,12 +187,12 @@ impl Scan<'_> {
         }
     }
 
-    /// No more is read: a line that has begun says nothing.
+    /// Reads no more and discards an incomplete line.
     pub fn stop(&mut self) {
         self.line.clear();
     }
 
-    /// Whether all that can be expected has been seen, and what comes now is something else.
+    /// Whether all expected families were seen and the page has gone on to others.
     #[must_use]
     pub fn is_complete(&self) -> bool {
         let wanted = self.probe.names.iter().zip(&self.found).filter(|(name, _)| !UPTIMES.contains(&name.as_str()));
@@ -222,7 +223,7 @@ impl Scan<'_> {
         }
     }
 
-    /// What the whole page says. A last line without its end counts only where nothing of it can be missing.
+    /// The measure of the whole page. An incomplete last line counts only if the page cannot be truncated.
     pub fn end(mut self, framing: Framing) -> Result<Measure, Gap> {
         let line = std::mem::take(&mut self.line);
         let is_cut = if framing.is_whole {
@@ -235,7 +236,7 @@ impl Scan<'_> {
         };
         match self.tell(framing) {
             Err(Gap::NoSeries | Gap::NoCpus) if is_cut => Err(Gap::CutOff),
-            // The rest may have had another series, or a newer sample.
+            // The missing rest may have another series or a newer sample.
             Ok(_) if is_cut && framing.is_open_metrics => Err(Gap::CutOff),
             told => told,
         }
@@ -249,7 +250,7 @@ impl Scan<'_> {
             None => Err(Gap::NoSeries),
         };
         let only = |name: &str| value(name).map(|value| value.value);
-        // AIStore's proxies have names of their own.
+        // AIStore's proxies use other names than its targets.
         let either = |names: [&str; 2]| match value(names[0]) {
             Err(Gap::NoSeries) => value(names[1]),
             known => known,
@@ -287,13 +288,13 @@ impl Scan<'_> {
     }
 }
 
-/// A sample's own time in milliseconds.
-#[allow(clippy::cast_possible_truncation)] // What is beyond any time stays beyond it.
+/// The time of a sample, in milliseconds.
+#[allow(clippy::cast_possible_truncation)] // Values out of range saturate.
 fn moment(time: f64, framing: Framing) -> i64 {
     (if framing.is_open_metrics { time * 1000.0 } else { time }) as i64
 }
 
-/// Whether a type is a gauge's; if not, what it is.
+/// Whether a type is a gauge's. The error is the other type.
 fn gauge(kind: &[u8]) -> Result<(), &'static str> {
     let is = |names: &[&str]| names.iter().any(|name| kind.eq_ignore_ascii_case(name.as_bytes()));
     if is(&["gauge", "untyped", "unknown"]) {

@@ -1,4 +1,4 @@
-//! A question to a Prometheus server whose answer is one number.
+//! A query to a Prometheus server whose result is one number.
 
 use std::time::Duration;
 
@@ -27,14 +27,14 @@ enum Data {
     String(serde::de::IgnoredAny),
 }
 
-/// One of the two is there.
+/// Prometheus sends exactly one of the two.
 #[derive(Deserialize)]
 struct Series {
     value: Option<(f64, String)>,
     histogram: Option<serde::de::IgnoredAny>,
 }
 
-/// Asks; the threshold is the policy's.
+/// Runs the query. `threshold` comes from the policy.
 pub async fn ask(
     provider: &Provider,
     watch: &Watch,

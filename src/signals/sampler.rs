@@ -1,4 +1,4 @@
-//! Asks all nodes of one policy, again and again: spread in time, so many at once, each with a time-out.
+//! Samples all nodes of one policy repeatedly, with jitter, limited concurrency and timeouts.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,75 +24,76 @@ use crate::{
     pool::{Error, Provider, Request},
 };
 
-/// Nodes of one policy that are asked at the same time.
+/// Most nodes of one policy that are sampled at the same time.
 const AT_ONCE: usize = 32;
-/// And no more of them than that in so long, if there are not too many for it: a fleet that is asked all at once is a burst on the
-/// operator's own CPU limit, and on the network; one that is asked node by node wakes a thread for each.
+/// Time between groups of [`AT_ONCE`] nodes, if the interval is long enough for it. A whole fleet at the same time
+/// would be a burst on the operator's CPU limit and on the network. Node by node would wake a thread for each.
 const APART: Duration = Duration::from_millis(64);
-/// The longest that a node may take.
+/// Longest timeout for one node.
 const LONGEST: Duration = Duration::from_secs(5);
 
-/// Up to so many bytes a page is read to its end, which keeps the connection; of a larger one, as much as is needed.
+/// Pages up to this size are read to the end, which keeps the connection. Larger ones are read only as far as needed.
 const LARGE: usize = 8 * 1024 * 1024;
-/// The most of a page that is read, in MiB: more is no metrics page but a flood.
+/// Most MiB of a page that are read; a larger page is not a metrics page.
 const MAX_PAGE: usize = 256;
-/// The longest path of a redirect that is shown.
+/// Longest path of a redirect that is shown.
 const MAX_HINT: usize = 128;
 
-/// A node and where its page is.
+/// A node and the address of its page.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Node {
-    /// Its name.
+    /// The node's name.
     pub name: String,
-    /// `scheme://host:port`; empty where it is not known: then the node counts as missing.
+    /// `scheme://host:port`; empty if unknown, which makes the node count as missing.
     pub address: String,
-    /// Whether only the node's own cluster says so: then it is asked for a permit each time.
+    /// Whether only the node's own cluster names this address: then each request needs a permit.
     pub named: bool,
-    /// The pod that it says it runs in, by name; empty where it does not say.
+    /// Name of the pod that the node reports; empty if it reports none.
     pub pod: String,
-    /// The path of the page, and its query. Of a Prometheus server, what comes before `/api`.
+    /// Path and query of the page. For a Prometheus server, the part before `/api`.
     pub path: String,
 }
 
-/// What is asked.
+/// The source of the samples.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// Each node's page.
+    /// The page of each node.
     Nodes(Arc<Probe>),
-    /// A Prometheus server, as if it were the only node.
+    /// A Prometheus server, treated as the only node.
     Prometheus {
         /// The query.
         query: String,
-        /// What its answer is measured against.
+        /// Threshold for the result.
         threshold: f64,
     },
 }
 
-/// What a node whose address its cluster names may be reached as, at this moment; `None` where it may not be reached.
+/// Returns the address under which a node may be reached at this moment; `None` if it may not be reached. It is called
+/// for nodes whose address only their cluster names.
 pub type Permit = Arc<dyn Fn(Node) -> BoxFuture<'static, Option<String>> + Send + Sync>;
 
-/// What is watched.
+/// Everything that a sampler needs to know.
 #[derive(Clone)]
 pub struct Watch {
     /// The nodes.
     pub nodes: Vec<Node>,
-    /// What they are asked.
+    /// The source of the samples.
     pub source: Source,
-    /// How often.
+    /// Time between two rounds.
     pub interval: Duration,
-    /// Certificates in PEM that sign theirs.
+    /// CA certificates for the nodes, in PEM.
     pub ca: Option<Vec<u8>>,
-    /// A token, for Prometheus only.
+    /// Bearer token, for Prometheus only.
     pub token: Option<String>,
-    /// Who permits addresses that a cluster names; nobody where it is not set.
+    /// Permits addresses that a cluster names; without it, none is permitted.
     pub permit: Option<Permit>,
     /// Header fields, for Prometheus only.
     pub headers: Vec<(String, String)>,
-    /// Tells one watch from another: where it differs, samples of the one say nothing of the other.
+    /// Identity of the source: if it changes, the earlier samples are discarded.
     pub key: String,
 }
 
-/// By node: what it last ran. Shared with the sampler, which goes on writing.
+/// The last sample of each node. The sampler continues to write it.
 pub type Samples = Arc<Mutex<BTreeMap<String, NodeSample>>>;
 
 /// Samples one policy's nodes until it is dropped.
@@ -104,7 +105,7 @@ pub struct Sampler {
 }
 
 impl Sampler {
-    /// Begins. `after` is called after every round, and `panicked` after one that panicked.
+    /// Starts the sampling. `after` is called after every round, and `panicked` after one that panicked.
     #[must_use]
     pub fn start(
         provider: Provider,
@@ -122,7 +123,7 @@ impl Sampler {
         Self { watch: sender, soon, samples, task }
     }
 
-    /// Watches this from now on; the next round takes it up.
+    /// Replaces what is watched, from the next round on.
     pub fn set(&self, watch: Watch) {
         let old = self.watch.borrow().clone();
         if old.key != watch.key {
@@ -136,7 +137,7 @@ impl Sampler {
         }
     }
 
-    /// Asks once more before the next round is due: a window ends by then.
+    /// Starts an additional round after `wait`, because a window ends then.
     pub fn ask_in(&self, wait: Duration) {
         let soon = self.soon.clone();
         tokio::spawn(async move {
@@ -145,25 +146,25 @@ impl Sampler {
         });
     }
 
-    /// The nodes that are asked.
+    /// The nodes that are sampled.
     #[must_use]
     pub fn nodes(&self) -> Vec<Node> {
         self.watch.borrow().nodes.clone()
     }
 
-    /// How many they are.
+    /// Number of nodes.
     #[must_use]
     pub fn count(&self) -> usize {
         self.watch.borrow().nodes.len()
     }
 
-    /// What the nodes last ran, as it comes.
+    /// The last samples, shared with the sampler.
     #[must_use]
     pub fn samples(&self) -> Samples {
         self.samples.clone()
     }
 
-    /// What the samples say now; see [`signal::read`].
+    /// The signal of the current samples; see [`signal::read`].
     #[must_use]
     pub fn signal(&self, percentile: u32, most_age: i64, now: i64) -> Signal {
         let watch = self.watch.borrow();
@@ -195,10 +196,10 @@ async fn rounds(
             after();
         });
         if looked.catch_unwind().await.is_err() {
-            // The next round may end well; until then the samples grow old, and say so.
+            // The next round may succeed. Until then the samples age, and the status reports their age.
             panicked();
         }
-        // Spread by a tenth, so that policies do not march in step.
+        // Shorten the interval by up to a tenth, so that policies do not run in step.
         let interval = watch.interval.mul_f64(0.9 + 0.1 * random.f64());
         tokio::select! {
             () = tokio::time::sleep_until(began + interval) => {}
@@ -209,7 +210,7 @@ async fn rounds(
 
 async fn round(provider: &Provider, watch: &Watch, samples: &Samples) {
     let timeout = watch.interval.min(LONGEST);
-    // However many there are, half of the interval is left for those that take their time.
+    // For any number of nodes, half of the interval remains for slow ones.
     let groups = u32::try_from(watch.nodes.len().div_ceil(AT_ONCE)).unwrap_or(u32::MAX).max(1);
     let (began, apart) = (Instant::now(), APART.min(watch.interval / 2 / groups));
     let due = (0..).flat_map(|group| std::iter::repeat_n(began + apart * group, AT_ONCE));
@@ -253,13 +254,13 @@ async fn page(provider: &Provider, watch: &Watch, node: &Node, probe: &Probe, ti
     let node = &Node { address, ..node.clone() };
     let mut answer = scrape(provider, watch, node, probe, timeout).await;
     if matches!(answer, Err(Error::Broken(_))) {
-        // A reload of the server may have closed the very connection that the question went over.
+        // A reload of the server may have closed the connection of the first request.
         answer = scrape(provider, watch, node, probe, timeout).await;
     }
     answer.unwrap_or_else(|error| Err(silence(&error)))
 }
 
-/// Why there was no answer.
+/// Why there was no response.
 pub(super) fn silence(error: &Error) -> Gap {
     match error {
         Error::Connect(_) | Error::Address(_) => Gap::Unreachable,
@@ -312,7 +313,7 @@ async fn scrape(
     })
 }
 
-/// What a status other than 200 says.
+/// The gap for a status other than 200.
 pub(super) fn refused(status: u16, headers: &HeaderMap, node: &Node) -> Gap {
     match status {
         401 | 403 => Gap::Unauthorized(status),
@@ -321,7 +322,7 @@ pub(super) fn refused(status: u16, headers: &HeaderMap, node: &Node) -> Gap {
     }
 }
 
-/// The path that a redirect leads to. It is another server's text, so only a plain path is shown.
+/// The path of a redirect. It comes from another server, so only a plain path is shown.
 fn hint(location: &str, node: &Node) -> Option<Arc<str>> {
     let from = url::Url::parse(&format!("{}{}", node.address, node.path)).ok()?;
     let to = from.join(location).ok()?;

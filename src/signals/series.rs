@@ -1,4 +1,4 @@
-//! The samples of one family on one page, until they become one number.
+//! Aggregation of the samples of one family on one page.
 
 use std::{
     collections::BTreeMap,
@@ -8,10 +8,10 @@ use std::{
 use super::exposition::{LabelValue, Sample};
 use crate::{api::adaptive::Aggregation, decide::signal::Gap};
 
-/// Series that are aggregated at most.
+/// Most series that are aggregated.
 const MAX_SERIES: usize = 4096;
 
-/// Which series of a family count, and how several become one.
+/// The series of a family to use, and how they are aggregated.
 #[derive(Clone, Debug, Default)]
 pub struct Selection {
     labels: BTreeMap<String, String>,
@@ -19,7 +19,7 @@ pub struct Selection {
 }
 
 impl Selection {
-    /// Series that have all of these labels.
+    /// Selects the series that have all of these labels.
     #[must_use]
     pub const fn new(labels: BTreeMap<String, String>, aggregation: Aggregation) -> Self {
         Self { labels, aggregation }
@@ -28,12 +28,12 @@ impl Selection {
     fn admits(&self, sample: &Sample<'_>) -> bool {
         self.labels.iter().all(|(name, wanted)| {
             let given = sample.labels.into_iter().find(|(given, _)| *given == name.as_bytes());
-            // A label that is not there is the same as an empty one.
+            // A missing label equals an empty one.
             given.map_or_else(|| wanted.is_empty(), |(_, value)| *value.text() == *wanted.as_bytes())
         })
     }
 
-    /// How many series are worth remembering: from the second on there are several.
+    /// Most series to remember. For `ExactlyOne`, a second series is already an error.
     const fn most(&self) -> usize {
         match self.aggregation {
             Aggregation::ExactlyOne => 1,
@@ -42,17 +42,17 @@ impl Selection {
     }
 }
 
-/// A series' newest sample.
+/// The newest sample of a series.
 #[derive(Clone, Copy, Debug)]
 struct Newest {
     value: f64,
-    /// As written. One without a time is of this moment.
+    /// Time as written. A sample without a time is the newest.
     time: Option<f64>,
-    /// Whether another value was given for the same time.
+    /// Whether the page has another value for the same time.
     contradicted: bool,
 }
 
-/// What has been seen of a family.
+/// The samples of a family so far.
 #[derive(Clone, Debug, Default)]
 pub struct Tally {
     series: BTreeMap<u64, Newest>,
@@ -61,17 +61,17 @@ pub struct Tally {
     malformed: bool,
 }
 
-/// What a family says.
+/// The aggregated value of a family.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Value {
-    /// The number.
+    /// The aggregated number.
     pub value: f64,
-    /// The oldest of the times of what was aggregated, as written.
+    /// The oldest time of the aggregated samples, as written.
     pub time: Option<f64>,
 }
 
 impl Tally {
-    /// Takes a sample in, if it counts.
+    /// Adds a sample if it is selected.
     pub fn add(&mut self, sample: &Sample<'_>, selection: &Selection) {
         if !selection.admits(sample) {
             self.passed_over = true;
@@ -88,18 +88,18 @@ impl Tally {
         }
     }
 
-    /// Takes note of a line that begins with the family's name and cannot be read.
+    /// Records a line that begins with the family's name and cannot be parsed.
     pub const fn malformed(&mut self) {
         self.malformed = true;
     }
 
-    /// Whether nothing has been seen.
+    /// Whether the page has no line of this family so far.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.series.is_empty() && !self.passed_over && !self.malformed
     }
 
-    /// What the samples say together.
+    /// Aggregates the samples.
     pub fn value(&self, selection: &Selection) -> Result<Value, Gap> {
         if self.malformed {
             return Err(Gap::Malformed);
@@ -141,7 +141,7 @@ impl Newest {
     }
 }
 
-/// The labels, whatever their order, as one number.
+/// A hash of the labels, independent of their order.
 fn identity(sample: &Sample<'_>) -> u64 {
     let mut labels: Vec<_> = sample.labels.map(|(name, LabelValue(value))| (name, value)).collect();
     labels.sort_unstable();

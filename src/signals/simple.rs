@@ -1,10 +1,10 @@
-//! Another reader of the text formats, a character after the other, that the fast one is held to.
+//! A simple parser of the same formats, character by character. Tests compare the fast parser with it.
 
 use proptest::prelude::*;
 
 use super::exposition::{self, Families, Found, Sample, without_mark};
 
-/// Name, labels, value and time, as they are written.
+/// Name, labels, value and time, as written.
 type Read = (String, Vec<(String, String)>, u64, Option<u64>);
 
 struct Line<'a>(&'a [char]);
@@ -107,7 +107,7 @@ impl Line<'_> {
     }
 }
 
-/// The lines that are neither empty nor comments, read or not, with the name that each begins with.
+/// The lines that are neither empty nor comments: the sample, if it is one, and the name at its beginning.
 fn simple(page: &str) -> Vec<(Option<Read>, Option<String>)> {
     let lines = page.split('\n').map(|line| line.strip_suffix('\r').unwrap_or(line).trim_start_matches([' ', '\t']));
     let lines = lines.filter(|line| !line.is_empty() && !line.starts_with('#'));
@@ -119,7 +119,7 @@ fn simple(page: &str) -> Vec<(Option<Read>, Option<String>)> {
         .collect()
 }
 
-/// `# TYPE` lines.
+/// Name and type of the `# TYPE` lines.
 fn types(page: &str) -> Vec<(String, String)> {
     let words = page.split('\n').map(|line| line.split_ascii_whitespace().collect::<Vec<_>>());
     words
