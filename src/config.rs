@@ -1,4 +1,4 @@
-//! Flags and environment, checked once and turned into plain values.
+//! Flags and environment variables, validated and converted to plain values.
 
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -6,83 +6,84 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{api::GoDuration, controller::Settings, leader::Terms, targets::AllowList};
 
-/// Manages how HTTP connections may idle.
+/// Manages limits of idle HTTP connections.
 #[derive(Parser, Debug)]
 #[command(name = "idleconn-operator", version, about)]
 pub struct Cli {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// The subcommands.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Runs the controller, in a cluster or with a kubeconfig.
+    /// Run the operator, in a cluster or with a kubeconfig.
     Run(Run),
-    /// Prints the `CustomResourceDefinition`.
+    /// Print the `CustomResourceDefinition`.
     Crd,
-    /// Says whether an operator could work here: whether the CRD is this version's, and whether one that runs is ready. Fails if not.
+    /// Check that the CRD has this version and, with --operator, that a running operator is ready. Fails otherwise.
     Check(Check),
-    /// Puts the nodes' old settings back and drops the finalizers of policies that are being deleted. With --leader-election it takes the
-    /// Lease from a controller that runs; without, stop the controller first.
+    /// Restore the original settings of the nodes and remove the finalizers of policies that are being deleted. With
+    /// --leader-election, it takes the Lease from a running operator; without it, stop the operator first.
     Release(Release),
 }
 
-/// Where the cluster is, and where to work in it.
+/// Cluster, namespaces and logging.
 #[derive(Args, Debug)]
 pub struct Cluster {
-    /// A kubeconfig; without it, KUBECONFIG and then the cluster that this runs in.
+    /// Path to a kubeconfig; by default KUBECONFIG, then the cluster in which the operator runs.
     #[arg(long, env = "IDLECONN_KUBECONFIG")]
     pub kubeconfig: Option<PathBuf>,
-    /// Namespaces to work in, comma-separated; empty: all.
+    /// Namespaces to watch, comma-separated; empty means all.
     #[arg(long, env = "IDLECONN_NAMESPACES", value_delimiter = ',')]
     pub namespaces: Vec<String>,
-    /// Networks and host names that `endpoint` fields may reach, comma-separated; empty: Services and selected pods only.
+    /// Networks and host names that `endpoint` fields may use, comma-separated; empty allows only Services and selected
+    /// pods.
     #[arg(long, env = "IDLECONN_ALLOW_ENDPOINTS", default_value = "")]
     pub allow_endpoints: AllowList,
-    /// text or json.
+    /// Log format.
     #[arg(long, env = "IDLECONN_LOG_FORMAT", value_enum, default_value_t = LogFormat::Text)]
     pub log_format: LogFormat,
-    /// error, warn, info, debug or trace; or by module.
+    /// Log level: error, warn, info, debug or trace, also by module.
     #[arg(long, env = "IDLECONN_LOG_LEVEL", default_value = "info,kube=warn,kube_client=error")]
     pub log_level: String,
 }
 
-/// Which of several processes acts.
+/// Leader election.
 #[derive(Args, Debug)]
 pub struct Lease {
-    /// Acts only while it holds a Lease, so that several replicas can run.
+    /// Act only while holding a Lease, so that several replicas can run.
     #[arg(long, env = "IDLECONN_LEADER_ELECTION")]
     pub leader_election: bool,
-    /// The Lease's namespace; by default that of the kubeconfig, or in a cluster its own.
+    /// Namespace of the Lease; by default that of the kubeconfig or, in a cluster, the operator's namespace.
     #[arg(long, env = "IDLECONN_LEASE_NAMESPACE", default_value = "")]
     pub lease_namespace: String,
-    /// The Lease's name.
+    /// Name of the Lease.
     #[arg(long, env = "IDLECONN_LEASE_NAME", default_value = crate::api::MANAGER)]
     pub lease_name: String,
-    /// How long other replicas wait for one that is not heard of, whole seconds.
+    /// How long a standby waits after the last renewal it saw before it takes the Lease; whole seconds.
     #[arg(long, env = "IDLECONN_LEASE_DURATION", default_value = "15s", value_parser = span)]
     pub lease_duration: Duration,
-    /// How long after its last renewal a replica acts.
+    /// How long the leader keeps acting after its last successful renewal.
     #[arg(long, env = "IDLECONN_LEASE_RENEW_DEADLINE", default_value = "10s", value_parser = span)]
     pub lease_renew_deadline: Duration,
-    /// How often it renews.
+    /// Interval between renewals.
     #[arg(long, env = "IDLECONN_LEASE_RETRY_PERIOD", default_value = "2s", value_parser = span)]
     pub lease_retry_period: Duration,
 }
 
 impl Lease {
-    /// The terms, if there is an election.
+    /// The election's terms; `None` without election.
     ///
     /// # Errors
-    /// Where two processes could act at once.
+    /// Returns an error if two processes could act at the same time.
     pub fn terms(&self) -> Result<Option<Terms>, crate::leader::Error> {
         let terms = || {
             Terms {
                 namespace: self.lease_namespace.clone(),
                 name: self.lease_name.clone(),
-                // Another process under the same pod's name is another one.
+                // A restarted process under the same pod name has another identity.
                 identity: format!("{}_{:016x}", instance(), fastrand::u64(..)),
                 duration: self.lease_duration,
                 renew_deadline: self.lease_renew_deadline,
@@ -94,68 +95,68 @@ impl Lease {
     }
 }
 
-/// `run`.
+/// Options of `run`.
 #[derive(Args, Debug)]
 pub struct Run {
-    /// Where.
+    /// Cluster options.
     #[command(flatten)]
     pub cluster: Cluster,
-    /// Whether it is this one that acts.
+    /// Leader election options.
     #[command(flatten)]
     pub lease: Lease,
-    /// Where /metrics, /healthz and /readyz are served.
+    /// Address that serves /metrics, /healthz and /readyz.
     #[arg(long, env = "IDLECONN_METRICS_ADDRESS", default_value = ":8080", value_parser = address)]
     pub metrics_address: SocketAddr,
-    /// Where the API and the live page are served; none serves neither.
+    /// Address that serves the API and the live page; none disables both.
     #[arg(long, env = "IDLECONN_API_ADDRESS", default_value = ":8081", value_parser = api_address)]
     pub api_address: ApiAddress,
-    /// Serves the API to everybody, without tokens: for a demonstration, on a loopback address only.
+    /// Serve the API without authentication, for a demonstration; allowed only on a loopback address.
     #[arg(long, env = "IDLECONN_DEMO")]
     pub demo: bool,
-    /// How often nodes are read when nothing happens, 1s to 1h: a change by hand is seen after at most this.
+    /// How often nodes are read if nothing changes, 1s to 1h. A manual change is detected within this time.
     #[arg(long, env = "IDLECONN_RESYNC_INTERVAL", default_value = "30s", value_parser = resync)]
     pub resync_interval: Duration,
-    /// Decides and reports, and writes to no node.
+    /// Decide and report, but write to no node.
     #[arg(long, env = "IDLECONN_DRY_RUN")]
     pub dry_run: bool,
 }
 
-/// `check`.
+/// Options of `check`.
 #[derive(Args, Debug)]
 pub struct Check {
-    /// Where.
+    /// Cluster options.
     #[command(flatten)]
     pub cluster: Cluster,
-    /// Where an operator that runs serves its readiness, such as `http://idleconn-operator.idleconn-system:8080`.
+    /// URL of a running operator's readiness server, such as `http://idleconn-operator.idleconn-system:8080`.
     #[arg(long)]
     pub operator: Option<String>,
 }
 
-/// `release`.
+/// Options of `release`.
 #[derive(Args, Debug)]
 pub struct Release {
-    /// Where.
+    /// Cluster options.
     #[command(flatten)]
     pub cluster: Cluster,
-    /// What a controller that runs is kept from acting with.
+    /// Lease of the operator to stop.
     #[command(flatten)]
     pub lease: Lease,
-    /// Every policy, not only those that are being deleted.
+    /// Release all policies, not only those that are being deleted.
     #[arg(long, env = "IDLECONN_ALL")]
     pub all: bool,
 }
 
-/// How logs look.
+/// Log format.
 #[derive(Clone, Copy, Debug, ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Readable lines.
     Text,
-    /// For machines.
+    /// One JSON object per line.
     Json,
 }
 
 impl Cluster {
-    /// As the controller takes it.
+    /// The controller's settings.
     #[must_use]
     pub fn settings(&self, resync: Duration, dry_run: bool) -> Settings {
         Settings {
@@ -172,7 +173,7 @@ fn instance() -> String {
     std::env::var("POD_NAME").unwrap_or_else(|_| crate::api::MANAGER.into())
 }
 
-/// Where the API is served, if it is.
+/// Address of the API; `None` disables it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ApiAddress(pub Option<SocketAddr>);
 
@@ -180,7 +181,7 @@ fn api_address(text: &str) -> Result<ApiAddress, String> {
     if text == "none" { Ok(ApiAddress(None)) } else { address(text).map(|address| ApiAddress(Some(address))) }
 }
 
-/// `:8080` is every address, as in Go.
+/// `:8080` means every address, as in Go.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
     full.parse().map_err(|_| "write address:port, or :port for every address".to_owned())
