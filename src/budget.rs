@@ -1,7 +1,7 @@
-//! Bytes that tenants may hold in memory: a share for each, part of which is guaranteed whatever the others hold.
+//! Bytes that tenants may hold in memory: a share for each tenant, part of which is always guaranteed.
 //!
-//! A caller waits for bytes only while it holds none of the same budget, so two callers never wait for each other. One that turns out to
-//! need more than is free gives everything back and waits for all of it.
+//! A caller waits for bytes only while it holds none of the same budget, so that two callers never wait for each other.
+//! A caller that needs more than is free gives everything back and waits for the whole amount.
 
 use std::{
     collections::HashMap,
@@ -10,7 +10,7 @@ use std::{
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Bytes that one permit stands for.
+/// Bytes of one permit.
 const GRAIN: usize = 1024;
 
 const fn permits(bytes: usize) -> usize {
@@ -30,14 +30,14 @@ pub struct Budget {
 }
 
 impl Budget {
-    /// `total` bytes for all tenants together, a quarter of it at most for each, and besides that `floor` bytes that each tenant has in any
-    /// case.
+    /// `total` bytes for all tenants together, of which each may hold a quarter. In addition, each tenant has `floor`
+    /// bytes in any case.
     #[must_use]
     pub fn new(total: usize, floor: usize) -> Self {
         Self { floor, share: total / 4, total: Arc::new(Semaphore::new(permits(total))), tenants: Mutex::default() }
     }
 
-    /// One tenant's share; the same for everyone who asks for that tenant.
+    /// One tenant's share, the same for all callers.
     pub fn tenant(&self, name: &str) -> Arc<Tenant> {
         let mut tenants = self.tenants.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = tenants.get(name).and_then(Weak::upgrade) {
@@ -70,7 +70,8 @@ impl Tenant {
         Reservation { tenant: self.clone(), floor: None, share: None }
     }
 
-    /// Waits for so many bytes, at most the tenant's share. The caller must not hold a reservation of the same budget.
+    /// Waits for `bytes`, or for the tenant's share if that is less. The caller must not hold a reservation of the same
+    /// budget.
     pub async fn reserve(self: &Arc<Self>, bytes: usize) -> Option<Reservation> {
         let wanted = many(bytes.min(self.share_bytes));
         let mut held = self.nothing();
@@ -85,7 +86,7 @@ impl Tenant {
     }
 }
 
-/// Bytes that are held. They are given back when this is dropped.
+/// Reserved bytes. Dropping the reservation gives them back.
 pub struct Reservation {
     tenant: Arc<Tenant>,
     floor: Option<OwnedSemaphorePermit>,
@@ -93,14 +94,14 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    /// How many they are.
+    /// The size of the reservation in bytes.
     #[must_use]
     pub fn bytes(&self) -> usize {
         let floor = self.floor.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
         (floor + self.share.as_ref().map_or(0, |(share, _)| share.num_permits())) * GRAIN
     }
 
-    /// Takes more without waiting, up to so many bytes in all. False where it is not free.
+    /// Grows to `bytes` in total, without waiting. Returns false if they are not free.
     pub fn try_grow(&mut self, bytes: usize) -> bool {
         let Some(more) = bytes.checked_sub(self.bytes()).filter(|more| *more > 0).map(many) else { return true };
         if let Ok(permit) = self.tenant.floor.clone().try_acquire_many_owned(more) {
@@ -122,7 +123,7 @@ impl Reservation {
         true
     }
 
-    /// Gives back all but so many bytes: what others wait for first, the tenant's guaranteed part last.
+    /// Keeps `bytes` and gives the rest back: the shared part first, the tenant's guaranteed part last.
     pub fn shrink(&mut self, bytes: usize) {
         let mut excess = self.bytes().saturating_sub(bytes) / GRAIN;
         if let Some((share, total)) = &mut self.share {

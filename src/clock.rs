@@ -1,4 +1,4 @@
-//! A clock that does not jump, and that all replicas read alike.
+//! A clock that does not jump and is the same for all replicas.
 
 use std::{
     sync::{
@@ -10,24 +10,24 @@ use std::{
 
 use jiff::{SignedDuration, Timestamp, fmt::rfc2822};
 
-/// How far `Date` may be off before it is believed: it has whole seconds, and takes a while to arrive.
+/// Greatest accepted difference from `Date`, which has whole seconds and takes a while to arrive.
 const TOLERANCE: SignedDuration = SignedDuration::from_secs(2);
 
-/// How long after an answer that agreed another one that does not is left out of account: where two API servers disagree, the time must not
+/// Time after a matching `Date` during which a different one is ignored. If two API servers disagree, the time must not
 /// go back and forth between them.
 const AGREED_FOR: Duration = Duration::from_secs(60);
 
-/// What the operator takes for the time: the API server's, as its answers tell it, carried on by a clock that nobody sets.
+/// The current time: the API server's, from the `Date` of its responses, continued by the monotonic clock.
 ///
-/// The wall clock of one's own machine would not do. What was decided is written down with its time, and read by another replica; one
-/// whose clock is five minutes ahead would find every wait over. And a wall clock that is set an hour forward would make every node look
-/// as if it had started an hour later than it did.
+/// The machine's wall clock is not suitable. Another replica reads the stored times of decisions; if its clock is five
+/// minutes ahead, every wait seems over. If a wall clock is set forward by an hour, every node seems to have started an
+/// hour later.
 #[must_use]
 pub fn now() -> Timestamp {
     clock().now()
 }
 
-/// Takes note of an answer's `Date`.
+/// Corrects the clock by the `Date` of a response.
 pub fn heard(date: &str) {
     clock().heard(date);
 }
@@ -40,9 +40,9 @@ fn clock() -> &'static Clock {
 struct Clock {
     wall: Timestamp,
     monotonic: Instant,
-    /// What to add, in milliseconds.
+    /// Difference to add, in milliseconds.
     correction: AtomicI64,
-    /// Until when, in milliseconds since `monotonic`, an answer that disagrees is left out of account.
+    /// Until when a different `Date` is ignored, in milliseconds since `monotonic`.
     agreed_until: AtomicI64,
 }
 
@@ -64,7 +64,7 @@ impl Clock {
         let Ok(date) = rfc2822::parse(date) else { return };
         let since = i64::try_from(self.monotonic.elapsed().as_millis()).unwrap_or(i64::MAX);
         let agreed_until = since.saturating_add(i64::try_from(AGREED_FOR.as_millis()).unwrap_or(i64::MAX));
-        // Cut off, not rounded: on average it is half a second later.
+        // `Date` is truncated, so the real time is half a second later on average.
         let ahead = date.timestamp().duration_since(self.uncorrected()) + SignedDuration::from_millis(500);
         let known = SignedDuration::from_millis(self.correction.load(Ordering::Relaxed));
         if (ahead - known).abs() <= TOLERANCE {
@@ -75,7 +75,7 @@ impl Clock {
             return;
         }
         self.agreed_until.store(agreed_until, Ordering::Relaxed);
-        // The whole of it, not what is missing: two answers that are heard at once correct it once.
+        // Store the total difference, not an increment: two responses at the same time then correct it once.
         self.correction.store(i64::try_from(ahead.as_millis()).unwrap_or_default(), Ordering::Relaxed);
         tracing::warn!(
             seconds = ahead.as_secs(),
@@ -114,7 +114,7 @@ mod tests {
             clock.heard(date);
             assert!(clock.now().duration_since(time("2026-11-21T20:00:00Z")) < SignedDuration::from_secs(2), "{date}");
         }
-        // A minute after the last answer that agreed, the others are right.
+        // A minute after the last match, the different time is accepted.
         clock.agreed_until.store(0, Ordering::Relaxed);
         clock.heard("Sat, 21 Nov 2026 20:00:09 GMT");
         assert!(clock.now() > time("2026-11-21T20:00:09Z"));

@@ -1,10 +1,12 @@
-//! Leader election over a Lease: one process acts, the others watch and wait.
+//! Leader election over a Lease: the leader acts, the standby replicas watch and wait.
 //!
-//! Not kube-lease-manager: it compares the Lease's times with its own clock, so a replica whose clock is five minutes ahead would take a Lease
-//! that is being renewed. Here, as in client-go, what counts is for how long this process has seen the Lease unchanged.
+//! This is not kube-lease-manager, because that compares the Lease's times with its own clock. A replica whose clock is
+//! five minutes ahead would take a Lease that is being renewed. As in client-go, the time counts for which this process
+//! has seen the Lease unchanged.
 //!
-//! A holder that cannot renew stops before anybody else may begin: its writes are refused from `renew_deadline` after the beginning of its
-//! last renewal that succeeded, and others wait for `duration`, which is longer, from when they saw it. Then the process ends.
+//! A leader that cannot renew stops before another replica can start. Its writes are refused from `renew_deadline`
+//! after the start of its last successful renewal. The others wait for the longer `duration` after they saw that
+//! renewal. Then the process ends.
 
 use std::{
     sync::{
@@ -29,16 +31,16 @@ use crate::{
     decide::lease::{Move, Seen, next_move},
 };
 
-/// Why this process may not act any more, or may not try to.
+/// Why this process may not act any longer, or may not campaign.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Times that would let two processes act at once.
+    /// These times would let two processes act at the same time.
     #[error("--lease-duration must be longer than --lease-renew-deadline, and that longer than --lease-retry-period")]
     Timing,
-    /// Somebody else holds it.
+    /// Another process holds the Lease.
     #[error("the lease {0} was taken by {1}; ending, so that nobody acts beside it")]
     Taken(String, String),
-    /// It could not be renewed in time.
+    /// The Lease was not renewed in time.
     #[error("the lease {0} could not be renewed for {1:?}; ending, so that another replica can act")]
     Lapsed(String, Duration),
     /// The Lease cannot be written.
@@ -46,26 +48,26 @@ pub enum Error {
     Refused(String, String),
 }
 
-/// Who one is, and how long one may be silent.
+/// Identity and times of the election.
 #[derive(Clone, Debug)]
 pub struct Terms {
-    /// The Lease's namespace; empty: the client's own.
+    /// The Lease's namespace; if empty, the client's default namespace.
     pub namespace: String,
     /// The Lease's name.
     pub name: String,
-    /// This process, different from every other process that there is or was.
+    /// Identity of this process, different from that of every other process, also of past ones.
     pub identity: String,
-    /// How long others wait for a holder that is not heard of; whole seconds.
+    /// Time that other replicas wait after the last renewal they saw; whole seconds.
     pub duration: Duration,
-    /// How long after the beginning of its last renewal a holder acts.
+    /// Time after the start of the last successful renewal during which the leader may act.
     pub renew_deadline: Duration,
-    /// How often it is renewed, or looked at.
+    /// Interval of renewals; a standby reads the Lease twice as often.
     pub retry_period: Duration,
 }
 
 impl Terms {
     /// # Errors
-    /// Where two processes could act at once.
+    /// Returns an error if two processes could act at the same time.
     pub fn checked(self) -> Result<Self, Error> {
         let seconds = Duration::from_secs(self.duration.as_secs());
         let is_sound = seconds > self.renew_deadline && self.renew_deadline > self.retry_period && !self.retry_period.is_zero();
@@ -73,13 +75,13 @@ impl Terms {
     }
 }
 
-/// Whether this process may act. Asked before each write, and not remembered.
+/// Whether this process may act. Check it before each write, and do not cache it.
 #[derive(Clone, Debug)]
 pub struct Leadership(Arc<Term>);
 
 #[derive(Debug)]
 struct Term {
-    /// When it ends if nothing is done, see [`since_start`].
+    /// End of the term unless it is renewed, see [`since_start`].
     until: AtomicU64,
     /// The same by the wall clock, in Unix milliseconds.
     until_by_wall: AtomicU64,
@@ -87,7 +89,7 @@ struct Term {
 }
 
 impl Leadership {
-    /// Of a process that acts alone.
+    /// For a process without election.
     #[must_use]
     pub fn always() -> Self {
         Self(Arc::new(Term {
@@ -97,7 +99,7 @@ impl Leadership {
         }))
     }
 
-    /// Of a process that only watches.
+    /// For a process that never acts.
     #[must_use]
     pub fn none() -> Self {
         Self(Arc::new(Term { until: AtomicU64::new(0), until_by_wall: AtomicU64::new(0), begun: watch::Sender::new(false) }))
@@ -105,28 +107,29 @@ impl Leadership {
 
     /// Whether this process may act at this moment.
     ///
-    /// The monotonic clock stands still while a machine is suspended or a virtual machine is paused; the wall clock is often set right after
-    /// that. Whichever says that the time is over is believed: a wall clock that was set forward costs the wait for the next renewal.
+    /// The monotonic clock stops while a machine is suspended or a virtual machine is paused. The wall clock is often
+    /// set soon after that. The term ends when either clock says so. A wall clock that was set forward thus only pauses
+    /// the leader until its next renewal.
     #[must_use]
     pub fn holds(&self) -> bool {
         since_start(Instant::now()) < self.0.until.load(Ordering::Acquire)
             && wall_millis(SystemTime::now()) < self.0.until_by_wall.load(Ordering::Acquire)
     }
 
-    /// For how long it may act if nothing is done; `None` where there is no election, and no end.
+    /// Remaining time of the term unless it is renewed; `None` without election.
     #[must_use]
     pub fn left(&self) -> Option<Duration> {
         let until = self.0.until.load(Ordering::Acquire);
         (until != u64::MAX).then(|| Duration::from_millis(until.saturating_sub(since_start(Instant::now()))))
     }
 
-    /// Waits until it may act for the first time.
+    /// Waits until this process may act for the first time.
     pub async fn begun(&self) {
-        // Its sender lives as long as this.
+        // The wait cannot fail: the sender lives as long as `self`.
         let _ = self.0.begun.subscribe().wait_for(|begun| *begun).await;
     }
 
-    /// Carries it on; answers whether it was not held before.
+    /// Extends the term. Returns whether this is its first start.
     fn until(&self, end: Instant) -> bool {
         let left = end.saturating_duration_since(Instant::now());
         self.0.until_by_wall.store(wall_millis(SystemTime::now() + left), Ordering::Release);
@@ -144,7 +147,7 @@ fn wall_millis(time: SystemTime) -> u64 {
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX - 1)
 }
 
-/// Milliseconds since this process first asked, plus one, so that 0 is before every time.
+/// Milliseconds since the first call, plus one, so that 0 is before every time.
 fn since_start(at: Instant) -> u64 {
     static START: OnceLock<Instant> = OnceLock::new();
     u64::try_from(at.saturating_duration_since(*START.get_or_init(Instant::now)).as_millis()).unwrap_or(u64::MAX - 1) + 1
@@ -155,27 +158,27 @@ pub struct Election {
     api: Api<Lease>,
     terms: Terms,
     leadership: Leadership,
-    /// The Lease as last seen, and since when it has been like that.
+    /// The last seen Lease, and when it was first seen in this state.
     seen: Option<(Lease, Instant)>,
-    /// When the last renewal that succeeded began.
+    /// Start of the last successful renewal.
     renewed: Option<Instant>,
 }
 
 impl Election {
-    /// A candidate that has not asked anybody yet.
+    /// A candidate that has not sent a request yet.
     #[must_use]
     pub fn new(client: Client, terms: Terms) -> Self {
         let namespace = if terms.namespace.is_empty() { client.default_namespace() } else { &terms.namespace }.to_owned();
         Self { api: Api::namespaced(client, &namespace), terms, leadership: Leadership::none(), seen: None, renewed: None }
     }
 
-    /// Whether it may act, for those who do.
+    /// A handle that says whether this process may act.
     #[must_use]
     pub fn leadership(&self) -> Leadership {
         self.leadership.clone()
     }
 
-    /// Takes the Lease from whoever holds it, and waits until that one has noticed or acts no more.
+    /// Takes the Lease from its holder, and waits until the holder must have stopped.
     ///
     /// # Errors
     /// [`Error::Refused`].
@@ -188,7 +191,8 @@ impl Election {
             };
             match taken {
                 Ok(before) => break before,
-                // The holder renews; a writer that is faster again and again is no holder.
+                // A conflict is a renewal of the holder. A writer that is faster for the whole deadline is not a
+                // holder.
                 Err(kube::Error::Api(status)) if status.is_conflict() && begun.elapsed() < self.terms.renew_deadline => {}
                 Err(error) => return Err(refused(&self.terms, &error)),
             }
@@ -204,7 +208,7 @@ impl Election {
         Ok(())
     }
 
-    /// Writes one's own name whoever is there, and answers who was.
+    /// Writes this process's identity over any holder. Returns the previous holder.
     async fn usurp(&mut self) -> kube::Result<Option<String>> {
         let began = Instant::now();
         let (before, lease) = match self.api.get_opt(&self.terms.name).await? {
@@ -221,7 +225,7 @@ impl Election {
         Ok(before)
     }
 
-    /// Stands for election, and renews once elected; ends only when the Lease was lost, and answers why.
+    /// Campaigns, and renews once elected. Returns why the Lease was lost.
     pub async fn run(&mut self) -> Error {
         let lost = self.stand().await;
         self.leadership.end();
@@ -256,10 +260,10 @@ impl Election {
                         tracing::info!(lease = self.terms.name, holder, "another replica leads; waiting");
                         said = holder;
                     }
-                    // Looked at twice as often as it is renewed: a renewal is then seen soon after it was made.
+                    // Read the Lease twice as often as it is renewed, so that each renewal is seen soon.
                     most.min(self.terms.retry_period / 2)
                 }
-                // Somebody was faster: looked at anew.
+                // Another process was faster: read the Lease again at once.
                 Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.is_already_exists() => Duration::ZERO,
                 Ok(Err(error)) => {
                     let error = Error::Refused(self.terms.name.clone(), error.to_string()).to_string();
@@ -275,9 +279,9 @@ impl Election {
         }
     }
 
-    /// One look, and what follows from it. `Take` and `Renew`: it is held now.
+    /// Reads or renews the Lease once. `Take` and `Renew` mean that this process holds it now.
     async fn attempt(&mut self) -> kube::Result<Move> {
-        // A holder knows what is there unless somebody else has written.
+        // A holder knows the Lease's content unless another process has written it.
         if let Some((lease, _)) = self.seen.as_ref().filter(|(lease, _)| holder(lease) == Some(self.terms.identity.as_str())) {
             let renewal = self.named(lease.clone());
             match self.api.replace(&self.terms.name, &PostParams::default(), &renewal).await {
@@ -304,7 +308,7 @@ impl Election {
         if let Move::Wait(_) = next {
             return Ok(next);
         }
-        // Fails where somebody has written since: then that is what is looked at next.
+        // This fails if another process has written since; the next attempt reads that.
         let lease = self.api.replace(&self.terms.name, &PostParams::default(), &mine).await?;
         Ok(self.note(lease, next))
     }
@@ -318,7 +322,7 @@ impl Election {
         made
     }
 
-    /// The Lease with one's own name in it; written only if it is still as it was seen.
+    /// The Lease with this process's identity. It has the seen resource version, so a write fails after another one.
     fn named(&self, mut lease: Lease) -> Lease {
         let now = MicroTime(clock::now());
         let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
@@ -332,12 +336,12 @@ impl Election {
         lease
     }
 
-    /// Acts no more, and gives the Lease up, if it is held, so that others need not wait; where that fails, they do.
+    /// Stops acting and releases the Lease, if held, so that others need not wait. If the release fails, they wait.
     pub async fn give_up(&mut self) {
         self.leave(|spec| spec.holder_identity = None).await;
     }
 
-    /// Acts no more, and keeps others from it for so long.
+    /// Stops acting and keeps others from acting for `time`.
     pub async fn bar(&mut self, time: Duration) {
         self.leave(|spec| spec.lease_duration_seconds = i32::try_from(time.as_secs()).ok()).await;
     }
@@ -350,7 +354,7 @@ impl Election {
                 let mut lease = self.named(lease);
                 lease.spec.as_mut().map(&last_words);
                 match self.api.replace(&self.terms.name, &PostParams::default(), &lease).await {
-                    // A renewal that nobody waited for any more had arrived.
+                    // An earlier renewal arrived after its timeout.
                     Err(kube::Error::Api(status)) if status.is_conflict() => seen = self.api.get_opt(&self.terms.name).await?,
                     done => return done.map(|_| ()),
                 }
@@ -367,7 +371,7 @@ fn holder(lease: &Lease) -> Option<&str> {
     lease.spec.as_ref()?.holder_identity.as_deref()
 }
 
-/// Up to a tenth shorter, so that replicas do not march in step.
+/// Shortens a pause by up to a tenth, so that replicas do not run in step.
 fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(1.0 - fastrand::f64() / 10.0)
 }
@@ -381,7 +385,7 @@ mod tests {
         let leadership = Leadership::none();
         leadership.until(Instant::now() + Duration::from_secs(10));
         assert!(leadership.holds());
-        // The monotonic clock stood still, and the wall clock has been set since.
+        // The monotonic clock stopped, and the wall clock was set afterwards.
         leadership.0.until_by_wall.store(wall_millis(SystemTime::now() - Duration::from_secs(60)), Ordering::Release);
         assert!(!leadership.holds());
         leadership.until(Instant::now() + Duration::from_secs(10));

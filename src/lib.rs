@@ -1,4 +1,4 @@
-//! **idleconn-operator** manages how HTTP connections may idle.
+//! **idleconn-operator** manages limits of idle HTTP connections.
 //!
 //! Data goes one way:
 //!
@@ -9,16 +9,16 @@
 //! ```
 //!
 //! - [`api`]: the public types. Pure.
-//! - [`decide`]: what to do and what to say of it. Pure.
+//! - [`decide`]: decides what to write and what to report. Pure.
 //! - [`simulate`]: the same decisions without a cluster, over models and recordings. Pure.
-//! - [`targets`]: the kinds of server that can be governed, behind one trait.
-//! - [`signals`]: where task counts come from.
-//! - [`pool`]: the one place from which requests to nodes leave.
-//! - [`probe`]: how long servers keep idle connections, measured from outside.
-//! - [`controller`]: the shell: watch, gather, apply, report.
-//! - [`leader`]: which of several processes acts.
+//! - [`targets`]: the supported kinds of server, behind one trait.
+//! - [`signals`]: the sources of task counts.
+//! - [`pool`]: requests to nodes, to Prometheus and to the API server.
+//! - [`probe`]: measures from outside how long servers keep idle connections.
+//! - [`controller`]: watches, gathers, applies and reports.
+//! - [`leader`]: leader election.
 //! - [`cli`]: the commands of `kubectl idleconn`.
-//! - [`serve`], [`metrics`], [`telemetry`], [`config`], [`clock`]: what an operator's operator sees and sets.
+//! - [`serve`], [`metrics`], [`telemetry`], [`config`], [`clock`]: the operator's own interfaces and settings.
 
 pub mod api;
 pub mod budget;

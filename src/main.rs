@@ -1,4 +1,4 @@
-//! Flags, the TLS provider, and the exit code.
+//! The operator's entry point: flags, the TLS provider, and the exit code.
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
@@ -14,13 +14,13 @@ use idleconn_operator::{
 };
 use kube::{Client, Config, config::Kubeconfig};
 
-/// How long nobody acts after a release: an uninstall goes on by then to take the controller away.
+/// Time after a release during which no replica acts: an uninstall deletes the controller in that time.
 const AFTER_RELEASE: Duration = Duration::from_secs(300);
 
-/// How long an operator that runs may take to say whether it is ready.
+/// Timeout for the readiness of a running operator.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why the process ends with 1. One line, with what to do.
+/// Why the process ends with exit code 1. Each text is one line and says what to do.
 #[derive(Debug, thiserror::Error)]
 enum Error {
     #[error("{0}")]
@@ -63,7 +63,7 @@ async fn main() -> ExitCode {
 }
 
 async fn command(cli: Cli) -> Result<(), Error> {
-    // Fails only where one is installed already, which is then as good.
+    // This fails only if a provider is already installed, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match cli.command {
         Command::Crd => {
@@ -125,7 +125,7 @@ fn leadership(election: Option<&Election>) -> Leadership {
     election.map_or_else(Leadership::always, Election::leadership)
 }
 
-/// Never ends where there is no election.
+/// Never ends if there is no election.
 async fn stands(election: Option<&mut Election>) -> leader::Error {
     match election {
         Some(election) => election.run().await,
@@ -153,7 +153,7 @@ async fn run(options: Run) -> Result<(), Error> {
     };
     let health = serve::health(listener, operator.context.clone());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
-    // A task that ends is the end of the process: one that lives on without it would look healthy and do nothing.
+    // End the process if a task ends: otherwise it would look healthy and do nothing.
     let controller = operator.run(stopping);
     tokio::pin!(controller);
     let work = async {
@@ -163,7 +163,7 @@ async fn run(options: Run) -> Result<(), Error> {
             () = api => Err(Error::Ended("the API server")),
             () = signalled() => {
                 stop.send_replace(true);
-                // What has been begun is ended first. A controller that waits for its first list would wait for that.
+                // Finish the current work first. A controller that still waits for its first list would never finish.
                 if context.is_listed() {
                     controller.await;
                 }
@@ -171,7 +171,7 @@ async fn run(options: Run) -> Result<(), Error> {
             }
         }
     };
-    // The Lease is renewed until the work has ended, and only then given up.
+    // Renew the Lease until the work has ended, and release it only then.
     let elected = async {
         context.workable().await;
         stands(election.as_mut()).await
@@ -186,7 +186,7 @@ async fn run(options: Run) -> Result<(), Error> {
     ended
 }
 
-/// The API, ready to serve. It asks about callers whether or not this replica acts.
+/// The API, ready to serve. It authorizes callers on every replica, whether it is the leader or not.
 async fn api(options: &Run, client: &Client, context: Arc<Context>) -> Result<impl Future<Output = ()>, Error> {
     let listener = match options.api_address.0 {
         Some(address) if options.demo && !address.ip().is_loopback() => return Err(Error::Open(address)),
@@ -218,7 +218,7 @@ async fn client(cluster: &Cluster, pool: &Pool) -> Result<Client, Error> {
     controller::client(&config(cluster).await?, pool).map_err(no_cluster)
 }
 
-/// A candidate, over connections of its own; none where there is no election.
+/// A candidate with its own connections; none without election.
 async fn election(lease: &Lease, cluster: &Cluster, pool: &Pool) -> Result<Option<Election>, Error> {
     let Some(terms) = lease.terms()? else { return Ok(None) };
     let client = controller::lease_client(&config(cluster).await?, pool).map_err(no_cluster)?;
@@ -235,7 +235,7 @@ async fn config(cluster: &Cluster) -> Result<Config, Error> {
     }
 }
 
-#[allow(clippy::needless_pass_by_value)] // As `map_err` hands it over.
+#[allow(clippy::needless_pass_by_value)] // This is the signature that `map_err` needs.
 fn no_cluster(error: impl std::fmt::Display) -> Error {
     Error::Cluster(error.to_string())
 }
