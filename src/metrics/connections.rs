@@ -1,4 +1,4 @@
-//! The pool's counts, for Prometheus.
+//! The pool's counters as Prometheus metrics.
 
 use std::collections::HashMap;
 
@@ -9,21 +9,21 @@ use prometheus::{
 
 use crate::pool::{Closed, Pool, Tally};
 
-/// The pool's counts, as they are when they are asked for. A provider that is gone has none.
+/// Reads the pool's counters at each scrape. A removed provider has no series.
 pub struct Connections {
     pool: Pool,
     descriptions: Vec<Desc>,
 }
 
-/// Values, each with what tells its series apart from the others of its name.
+/// Values of one metric, each with the value of the label that distinguishes its series.
 type Values = Vec<(Option<&'static str>, f64)>;
 
-/// What is said of each provider.
+/// A metric of each provider.
 struct Said {
     name: &'static str,
-    /// Whether it only grows.
+    /// Whether it is a counter; otherwise it is a gauge.
     grows: bool,
-    /// The label that tells several series apart, where there are several.
+    /// The label that distinguishes several series, if there are several.
     apart: Option<&'static str>,
     help: &'static str,
     values: fn(&Tally) -> Values,

@@ -1,6 +1,7 @@
 //! The operator's own metrics, each declared once.
 //!
-//! Lives here: what counts, and how it is said to Prometheus. What is counted elsewhere is read from there when somebody asks.
+//! This module has the counters and their Prometheus names. Values that other modules count are read there when the
+//! metrics are scraped.
 
 mod connections;
 
@@ -23,21 +24,21 @@ use crate::{
     pool::Pool,
 };
 
-/// Reasons by the condition's type.
+/// The reason of each condition, by the condition's type.
 type Reasons = BTreeMap<String, String>;
 
-/// A part of a pass, in the order in which they come.
+/// A part of a pass, in the order of execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// The target's nodes are looked up.
+    /// Find the target's nodes.
     Discover,
-    /// They are read.
+    /// Read the nodes.
     Gather,
-    /// What is to be done is worked out.
+    /// Decide what to change.
     Decide,
-    /// It is written to the nodes, and read back.
+    /// Write to the nodes and read back.
     Apply,
-    /// Events and the status.
+    /// Send Events and the status.
     Report,
 }
 
@@ -53,11 +54,12 @@ impl Step {
     }
 }
 
-/// Seen in `make demo`, three servers on one machine: deciding 45 µs, reading the nodes 1.4 ms, writing to them and telling the API server 5 to
-/// 25 ms, and where nothing is new less than 0.1 ms. A node that does not answer is given up after seconds, a pass over `AIStore` after a minute.
+/// Measured in `make demo`, with three servers on one machine: 45 µs to decide and 1.4 ms to read the nodes. Writing to
+/// them and to the API server took 5 to 25 ms, and less than 0.1 ms without changes. A node that does not answer is
+/// given up after seconds, a pass over `AIStore` after a minute.
 const BUCKETS: [f64; 8] = [0.000_1, 0.001, 0.005, 0.025, 0.1, 0.5, 5.0, 30.0];
 
-/// A policy: its namespace and name.
+/// Namespace and name of a policy.
 type Name = (String, String);
 
 /// One evaluation of a policy's task count.
@@ -65,13 +67,13 @@ type Name = (String, String);
 pub struct Evaluation {
     /// Whether enough nodes gave a sample.
     pub is_fresh: bool,
-    /// Tasks by threshold; `None` where they could not be counted, or the source has no count.
+    /// Utilization (tasks / threshold); `None` if the tasks could not be counted or the source has no count.
     pub pressure: Option<f64>,
-    /// How far open the limits are, percent.
+    /// Openness of the limits in percent: 100 is as declared, 0 is at the floor.
     pub openness: u8,
 }
 
-/// The metrics and their registry; no global one, so that several operators fit into one process.
+/// The metrics and their registry. The registry is not global, so that several operators fit into one process.
 #[derive(Clone)]
 pub struct Metrics {
     registry: Registry,
@@ -84,21 +86,21 @@ pub struct Metrics {
     decisions: IntCounterVec,
     pressure: GaugeVec,
     age: GaugeVec,
-    /// When the tasks of each policy that is looked at were last counted, or were to be for the first time.
+    /// For each evaluated policy: when its tasks were last counted, or when it was first evaluated.
     counted: Arc<Mutex<HashMap<Name, Instant>>>,
     openness: IntGaugeVec,
     conditions: IntGaugeVec,
-    /// By namespace and policy: the reason that each condition's series has now.
+    /// The current reason of each condition's series, by policy.
     reasons: Arc<Mutex<HashMap<Name, Reasons>>>,
     leader: IntGauge,
     lease: GaugeVec,
 }
 
 impl Metrics {
-    /// All at zero.
+    /// All metrics, at zero.
     ///
     /// # Errors
-    /// Where a name is declared twice, which a test excludes.
+    /// Returns an error if a name is declared twice, which a test excludes.
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let reconciles = IntCounterVec::new(
@@ -203,48 +205,48 @@ impl Metrics {
         })
     }
 
-    /// A pass that ended.
+    /// Counts a pass that succeeded.
     pub fn reconciled(&self) {
         self.reconciles.with_label_values(&["succeeded"]).inc();
     }
 
-    /// A status that the API server refused.
+    /// Counts a status that the API server rejected.
     pub fn status_refused(&self) {
         self.statuses_refused.inc();
     }
 
-    /// A panic that was caught.
+    /// Counts a caught panic.
     pub fn panicked(&self) {
         self.panics.inc();
     }
 
-    /// A pass that could not be made.
+    /// Counts a pass that failed.
     pub fn failed(&self) {
         self.reconciles.with_label_values(&["failed"]).inc();
     }
 
-    /// Does a part of a pass, and measures it.
+    /// Runs a part of a pass and measures its duration.
     pub async fn timed<T>(&self, step: Step, work: impl Future<Output = T>) -> T {
         let _timed = self.time(step);
         work.await
     }
 
-    /// Measures a part of a pass, until it is dropped.
+    /// Measures a part of a pass until the timer is dropped.
     pub fn time(&self, step: Step) -> HistogramTimer {
         self.steps.with_label_values(&[step.name()]).start_timer()
     }
 
-    /// A write to a node.
+    /// Counts a write to a node.
     pub fn wrote(&self, accepted: bool) {
         self.writes.with_label_values(&[if accepted { "accepted" } else { "failed" }]).inc();
     }
 
-    /// A status.
+    /// Counts a written status.
     pub fn status_written(&self) {
         self.statuses.inc();
     }
 
-    /// A policy was evaluated.
+    /// Records an evaluation of a policy.
     pub fn looked(&self, namespace: &str, policy: &str, evaluation: Evaluation) {
         let labels = [namespace, policy];
         let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
@@ -254,28 +256,28 @@ impl Metrics {
         }
         match evaluation.pressure {
             Some(pressure) => self.pressure.with_label_values(&labels).set(pressure),
-            // What is not known is not there.
+            // An unknown value has no series.
             None => drop(self.pressure.remove_label_values(&labels)),
         }
         drop(counted);
         self.openness.with_label_values(&labels).set(evaluation.openness.into());
     }
 
-    /// A step.
+    /// Counts a step of adaptive control.
     pub fn decided(&self, namespace: &str, policy: &str, decision: &Decision) {
         let direction = if decision.to < decision.from { "tighten" } else { "relax" };
         self.decisions.with_label_values(&[namespace, policy, direction, decision.reason.into()]).inc();
     }
 
-    /// The operator's own connections are counted where they are; they are read when somebody asks.
+    /// Registers the counters of the pool, which are read at each scrape.
     ///
     /// # Errors
-    /// Where that has been said before.
+    /// Returns an error if the pool is already registered.
     pub fn connections(&self, pool: &Pool) -> prometheus::Result<()> {
         self.registry.register(Box::new(Connections::new(pool.clone())?))
     }
 
-    /// What a policy's status says.
+    /// Records the conditions of a policy's status.
     pub fn reported(&self, namespace: &str, policy: &str, status: &IdleConnectionPolicyStatus) {
         let now = status.conditions.iter().map(|c| (c.type_.clone(), c.reason.clone())).collect();
         self.keep(namespace, policy, now);
@@ -292,7 +294,7 @@ impl Metrics {
         }
     }
 
-    /// A policy that is gone.
+    /// Removes the series of a deleted policy.
     pub fn forget(&self, namespace: &str, policy: &str) {
         self.unlooked(namespace, policy);
         for direction in ["tighten", "relax"] {
@@ -312,7 +314,7 @@ impl Metrics {
         let _ = self.openness.remove_label_values(&labels);
     }
 
-    /// Takes away the series of conditions that are no longer there, or for another reason.
+    /// Removes the series of conditions that disappeared or changed their reason.
     fn keep(&self, namespace: &str, policy: &str, now: Reasons) {
         let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
         let before = reasons.remove(&(namespace.to_owned(), policy.to_owned())).unwrap_or_default();
@@ -324,7 +326,7 @@ impl Metrics {
         }
     }
 
-    /// For how long this replica may act, as it is now: not at all, for ever, or until the Lease has to be renewed.
+    /// Records the remaining time of the term: zero without leadership, `None` without election.
     pub fn leads(&self, left: Option<Duration>) {
         self.leader.set((left != Some(Duration::ZERO)).into());
         match left {
@@ -333,10 +335,10 @@ impl Metrics {
         }
     }
 
-    /// As Prometheus reads them.
+    /// The metrics in Prometheus' text format.
     ///
     /// # Errors
-    /// Where a metric is malformed, which the registry excludes.
+    /// Returns an error if a metric is malformed, which the registry excludes.
     pub fn text(&self) -> prometheus::Result<String> {
         {
             let counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
