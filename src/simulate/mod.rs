@@ -1,6 +1,6 @@
-//! The loop without a cluster: the very code that decides, over a plant that is modelled or a trace that was recorded.
+//! Adaptive control without a cluster: the operator's decision code, run over a model or over a recorded trace.
 //!
-//! Pure like `decide/`: time is a number. What lives here is what `kubectl idleconn simulate` and the simulation suite share.
+//! Pure like `decide/`: time is a number. `kubectl idleconn simulate` and the simulation suite share this module.
 
 pub mod plant;
 pub mod trace;
@@ -34,125 +34,125 @@ use crate::{
 };
 pub use plant::Plant;
 
-/// What is simulated.
+/// The input of a simulation.
 #[derive(Clone)]
 pub struct Setup {
-    /// What is declared.
+    /// The declared limits.
     pub declared: Settings,
-    /// How far it may be tightened.
+    /// The floor of adaptive control.
     pub floor: Settings,
-    /// The numbers.
+    /// The parameters of adaptive control.
     pub tuning: Tuning,
-    /// Which of the nodes counts.
+    /// Percentile of the nodes that decides.
     pub percentile: u32,
-    /// What a change does by itself; `None` where it closes nothing.
+    /// Disturbance by a change itself; `None` if changes close no connections.
     pub disturbance: Option<adapt::Disturbance>,
 }
 
-/// When the process that decides is replaced by another: it goes on from what is in the status, and begins to watch.
+/// Replacement of the deciding process by another, which continues from the status and starts to sample.
 #[derive(Clone, Copy, Debug)]
 pub struct Handover {
-    /// Seconds from the start.
+    /// Seconds from the start of the simulation.
     pub at: i64,
     /// Seconds in which no process decides.
     pub gap: i64,
 }
 
-/// One step, as it is printed.
+/// One step, as printed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Decided {
-    /// Seconds from the start.
+    /// Seconds from the start of the simulation.
     pub time: i64,
-    /// Openness before.
+    /// Openness before the step.
     pub from_percent: Percent,
-    /// Openness after.
+    /// Openness after the step.
     pub to_percent: Percent,
-    /// Why.
+    /// Reason of the step.
     pub reason: String,
-    /// Whether it helped, if that was judged.
+    /// Verdict on the step, if there is one.
     pub verdict: Option<String>,
 }
 
 impl Decided {
-    /// Whether it went towards the floor.
+    /// Whether the step went towards the floor.
     #[must_use]
     pub const fn tightens(&self) -> bool {
         self.to_percent < self.from_percent
     }
 }
 
-/// One moment.
+/// The state at one moment.
 #[derive(Clone, Copy, Debug)]
 pub struct Point {
-    /// Seconds from the start.
+    /// Seconds from the start of the simulation.
     pub time: i64,
-    /// Pressure of the node that counts; `None` where it was missing.
+    /// Measured utilization of the deciding node; `None` if it was missing.
     pub pressure: Option<f64>,
-    /// Openness.
+    /// Openness of the limits.
     pub openness: Percent,
-    /// The true pressure of the fullest node, counted or not.
+    /// True utilization of the fullest node, measured or not.
     pub truth: f64,
 }
 
-/// All of it in a few numbers.
+/// Summary of a simulation.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Summary {
-    /// Steps.
+    /// Number of steps.
     pub changes: usize,
-    /// Steps that went the other way than the one before.
+    /// Steps in the direction opposite to the previous step.
     pub reversals: usize,
-    /// How long there really were too many tasks, whether it was seen or not.
+    /// Minutes with a true utilization of 100% or more, measured or not.
     pub minutes_over_threshold: f64,
-    /// Where it ended.
+    /// Openness at the end.
     pub final_openness_percent: Percent,
-    /// The reason of `TighteningEffective` at the end, or the worst verdict on the way: Ineffective or `PoolsTooSmall`.
+    /// Reason of `TighteningEffective` at the end, or the worst verdict before: Ineffective or `PoolsTooSmall`.
     pub verdict: String,
 }
 
-/// What came of it.
+/// The result of a simulation.
 #[derive(Clone, Debug)]
 pub struct Run {
     /// The steps.
     pub decisions: Vec<Decided>,
-    /// The course.
+    /// The state over time.
     pub points: Vec<Point>,
-    /// The sum.
+    /// The summary.
     pub summary: Summary,
-    /// Steps that were made while the tasks could not be counted.
+    /// Steps while the tasks could not be counted.
     pub blind: usize,
-    /// The longest that the loop's state was, written down (bytes).
+    /// Greatest length of the encoded state, in bytes.
     pub written: usize,
-    /// What was said on the way.
+    /// Events and changed conditions.
     pub told: Vec<Told>,
 }
 
-/// What was said at one moment: Events, and conditions whose status or reason changed.
+/// A report at one moment: an Event, or a condition with a new status or reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Told {
-    /// Seconds from the start.
+    /// Seconds from the start of the simulation.
     pub time: i64,
-    /// One line.
+    /// The report in one line.
     pub line: String,
 }
 
-/// Everything is used at once, and nothing is refused.
+/// A target that applies every limit at once and supports all of them.
 pub const TRAITS: Traits = Traits::PLAIN;
 
-/// When the simulated time begins (Unix seconds); any moment would do.
+/// Start of the simulated time in Unix seconds; any value would do.
 const EPOCH: i64 = 1_700_000_000;
 
-/// The unit that stands for all nodes: what is written to it, they use.
+/// The unit that stands for all nodes, which use what is written to it.
 pub struct Virtual {
-    /// Which.
+    /// The unit.
     pub unit: Unit,
-    /// What it holds.
+    /// The stored values.
     pub state: UnitState,
 }
 
 impl Virtual {
-    /// As declared.
+    /// A unit that stores the declared limits.
     #[must_use]
     pub fn new(declared: &Settings) -> Self {
         let unit = Unit { id: "simulated".into(), name: "simulated".into(), address: String::new(), role: None };
@@ -164,13 +164,13 @@ impl Virtual {
         new
     }
 
-    /// The node behind it says what it stores.
+    /// Makes the node report the stored values.
     fn settle(&mut self) {
         let stored = self.state.sites.iter().map(|(site, stored)| (site.knob, stored.value)).collect();
         self.state.nodes = vec![NodeState::new("simulated", Ok(stored))];
     }
 
-    /// What it held before the first write: nothing.
+    /// The saved originals: no value existed before the first write.
     #[must_use]
     pub fn saved(&self) -> BTreeMap<String, Saved> {
         let saved = Saved {
@@ -182,7 +182,7 @@ impl Virtual {
         BTreeMap::from([(self.unit.id.clone(), saved)])
     }
 
-    /// Takes a write.
+    /// Stores changes.
     pub fn write(&mut self, changes: &[Change]) {
         for change in changes {
             if let To::Value(value) = change.to {
@@ -192,7 +192,7 @@ impl Virtual {
         self.settle();
     }
 
-    /// What it holds, flat.
+    /// The stored values by limit.
     #[must_use]
     pub fn settings(&self) -> Settings {
         self.state.sites.iter().filter_map(|(site, stored)| Some((site.knob, stored.value?))).collect()
@@ -203,8 +203,8 @@ fn site(knob: Knob) -> Site {
     Site { knob, place: "simulated".into() }
 }
 
-/// Runs a plant for some seconds.
-#[allow(clippy::too_many_lines)] // One turn of a clock, told from top to bottom.
+/// Simulates a plant for this many seconds.
+#[allow(clippy::too_many_lines)] // A single pass over time, in order.
 pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<Handover>) -> Run {
     let declared = Declared { settings: setup.declared.clone(), ..Declared::default() };
     let mut nodes = Virtual::new(&setup.declared);
@@ -372,7 +372,7 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
     run
 }
 
-/// Conditions whose status or reason changed.
+/// Conditions with a new status or reason.
 fn turned<'a>(
     before: &'a IdleConnectionPolicyStatus,
     after: &'a IdleConnectionPolicyStatus,
@@ -388,14 +388,14 @@ fn point(time: i64, reading: Option<&Reading>, openness: Percent, truth: f64) ->
     Point { time, pressure: reading.map(|reading| reading.up), openness, truth }
 }
 
-/// Steps that went the other way than the one before.
+/// Number of steps in the direction opposite to the previous step.
 #[must_use]
 pub fn reversals(decisions: &[Decided]) -> usize {
     decisions.windows(2).filter(|pair| pair[0].tightens() != pair[1].tightens()).count()
 }
 
-/// What a rule that everybody writes first would do: ten points down while there are too many tasks, ten up while there are not,
-/// at every look; what is missing is zero.
+/// A naive rule for comparison: ten points down while there are too many tasks, otherwise ten points up, at every
+/// evaluation. It reads a missing count as zero.
 #[must_use]
 pub fn threshold_rule(setup: &Setup, plant: &mut dyn Plant, seconds: i64) -> Summary {
     let interval = (setup.tuning.interval / 1000).max(1);
@@ -427,10 +427,10 @@ pub fn threshold_rule(setup: &Setup, plant: &mut dyn Plant, seconds: i64) -> Sum
     }
 }
 
-/// A policy's setup.
+/// The setup of a policy.
 ///
 /// # Errors
-/// Where its limits and its floor cannot be.
+/// Returns an error if the policy has no adaptive control, or if its limits and its floor contradict each other.
 pub fn setup(spec: &crate::api::IdleConnectionPolicySpec, traits: &Traits) -> Result<Setup, String> {
     let declared = decide::declare(spec, traits).settings;
     let adaptive = spec.adaptive.as_ref().ok_or("the policy has no spec.adaptive: there is nothing to simulate")?;
@@ -447,7 +447,7 @@ pub fn setup(spec: &crate::api::IdleConnectionPolicySpec, traits: &Traits) -> Re
     })
 }
 
-/// A sample of so many tasks.
+/// A sample with this task count and threshold.
 #[must_use]
 pub fn measure(tasks: f64, threshold: f64) -> Measure {
     Measure { tasks: Some(tasks), threshold: Some(threshold), pressure: tasks / threshold, ..Measure::default() }

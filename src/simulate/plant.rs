@@ -1,4 +1,4 @@
-//! Model servers: first-order pools that drain at the time-out they have, other tasks that nobody can tighten, and noise.
+//! Model servers: first-order pools that drain with their idle timeout, other tasks that no limit affects, and noise.
 
 use std::time::Duration;
 
@@ -10,59 +10,59 @@ use crate::{
     },
 };
 
-/// Something that runs tasks.
+/// A group of nodes that run tasks.
 pub trait Plant {
-    /// How many nodes.
+    /// Number of nodes.
     fn nodes(&self) -> usize;
-    /// What a node is called.
+    /// Name of a node.
     fn name(&self, node: usize) -> String;
-    /// Time goes on, with these limits in effect. Seconds.
+    /// Advances the time, in seconds, with these limits in effect.
     fn step(&mut self, time: i64, passed: i64, settings: &Settings);
-    /// The true pressure of the fullest node, whether it can be counted or not.
+    /// True utilization of the fullest node, measured or not.
     fn pressure(&self) -> f64;
-    /// What a node says now.
+    /// Current sample of a node.
     fn sample(&mut self, node: usize) -> Result<Measure, Gap>;
-    /// Somebody else's write, if one happens now.
+    /// A write of another client at this time, if any.
     fn meddle(&mut self, _time: i64) -> Option<Settings> {
         None
     }
-    /// What is known of the pools' part.
+    /// Known share of the pools in the tasks, if any.
     fn share(&self) -> Option<Share> {
         None
     }
 }
 
-/// The plants there are by name.
+/// The models, by name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum Kind {
-    /// Two hours of more than twice the connections that fit.
+    /// Two hours with more than twice the connections that fit.
     Burst,
-    /// A slow rise to nearly twice, and back.
+    /// A slow rise to nearly twice the threshold, and back.
     Ramp,
-    /// Around the threshold, over it for a moment again and again.
+    /// Noise around the threshold, which it often exceeds for a moment.
     Noise,
     /// A day and a night.
     Daily,
-    /// Tasks that pile up and have nothing to do with connections.
+    /// Tasks that pile up for a reason other than connections.
     Leak,
-    /// Too many tasks, of which pools are a third.
+    /// Too many tasks, a third of them in pools.
     Mixed,
-    /// Too many tasks, of which pools are half.
+    /// Too many tasks, half of them in pools.
     MixedHalf,
-    /// A burst whose middle nobody can see.
+    /// A burst without samples in its middle.
     Gap,
-    /// A burst in which half of the nodes go silent again and again, sometimes more.
+    /// A burst in which at times half of the nodes or more give no samples.
     Outage,
-    /// Nodes restart again and again, and are empty for a while.
+    /// Nodes that restart often and are empty for a while.
     Storm,
-    /// Somebody else keeps writing the declared values back.
+    /// Another controller that keeps restoring the declared values.
     Controllers,
-    /// Too many connections, none of which is ever idle for as long as any limit.
+    /// Too many connections, none of them idle for as long as any limit.
     Busy,
 }
 
 impl Kind {
-    /// All of them.
+    /// All models.
     pub const ALL: [Self; 12] = [
         Self::Burst,
         Self::Ramp,
@@ -78,7 +78,7 @@ impl Kind {
         Self::Busy,
     ];
 
-    /// As it is written on the command line.
+    /// Name on the command line.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -99,34 +99,34 @@ impl Kind {
 }
 
 const HOUR: f64 = 3600.0;
-/// The part of the other tasks that are connections of pools which the policy leaves alone, where writes close those as well.
+/// Share of the other tasks that are connections of unmanaged pools, if writes close those too.
 const UNMANAGED: f64 = 0.5;
-/// How long these may idle (seconds): Caddy's clients, by default.
+/// Idle timeout of these connections in seconds: Caddy's default for clients.
 pub const UNMANAGED_IDLE: f64 = 300.0;
-/// How often busy clients ask (seconds).
+/// Seconds between two requests of a busy client.
 const ASKED_EVERY: f64 = 2.0;
-/// Tasks that fill a node.
+/// Task count that fills a node.
 const THRESHOLD: f64 = 10_000.0;
 
-/// One of the plants above.
+/// One of the models.
 pub struct Model {
     kind: Kind,
     random: fastrand::Rng,
     seed: u64,
     declared: Settings,
     nodes: Vec<Node>,
-    /// Load of all nodes in common, as a factor that wanders.
+    /// Common load of all nodes, as a factor that drifts.
     wander: f64,
     time: f64,
     known_share: Option<f64>,
     dark: Vec<bool>,
-    /// Where each write closes all idle connections: the settings last seen, and when they changed.
+    /// If each write closes all idle connections: the last settings, and when they changed.
     flushes: Option<(Settings, f64)>,
 }
 
 #[derive(Clone)]
 struct Node {
-    /// This node's part of the load.
+    /// This node's share of the load.
     weight: f64,
     pool: f64,
     other: f64,
@@ -134,7 +134,7 @@ struct Node {
 }
 
 impl Model {
-    /// A plant under limits. `informed` plants know the pools' share of the tasks, give or take half.
+    /// A model under limits. If `informed`, the pools' share of the tasks is known with an error of up to half.
     #[must_use]
     pub fn new(kind: Kind, seed: u64, nodes: usize, informed: bool, declared: &Settings) -> Self {
         let mut random = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ kind as u64);
@@ -165,19 +165,19 @@ impl Model {
         model
     }
 
-    /// The same server, where each write of its settings closes all idle connections, of the pools that the policy manages and of others.
+    /// The same server, but each write of its settings closes all idle connections, also those of unmanaged pools.
     #[must_use]
     pub fn flushing(mut self) -> Self {
         self.flushes = Some((self.declared.clone(), -10.0 * HOUR));
         self
     }
 
-    /// What part of the connections of pools with this idle time has come back since the last write.
+    /// Fraction of the connections of pools with this idle timeout that returned since the last write.
     fn returned(&self, idle: f64) -> f64 {
         self.flushes.as_ref().map_or(1.0, |(_, at)| ((self.time - at) / idle).clamp(0.0, 1.0))
     }
 
-    /// Pressure of pools at full openness, and of everything else.
+    /// Utilization by the pools at full openness, and by everything else.
     fn wanted(&self) -> (f64, f64) {
         let t = self.time / HOUR;
         let between = |from: f64, to: f64, high: f64, low: f64| if t >= from && t < to { high } else { low };
@@ -197,7 +197,7 @@ impl Model {
         }
     }
 
-    /// A restart: empty, and full again only after a while.
+    /// Restarts some nodes: they are empty and fill up only after a while.
     fn restart(&mut self, time: i64, passed: i64) {
         #[allow(clippy::cast_precision_loss)] // Seconds.
         let chance = passed as f64 / (25.0 * 60.0);
@@ -215,7 +215,7 @@ impl Model {
         match self.kind {
             Kind::Gap => self.dark.fill((1.4..2.1).contains(&t)),
             Kind::Outage => {
-                // For ten minutes at a time another part of the nodes is silent: 0 to 75 % of them.
+                // Every ten minutes, other nodes give no samples: 0 to 75% of them.
                 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Six an hour.
                 let turn = (t * 6.0) as usize;
                 let silent = self.nodes.len() * ((turn * 7) % 4) / 4;
@@ -228,7 +228,7 @@ impl Model {
     }
 }
 
-/// Twelve of them are as good as Gauss.
+/// An approximate normal distribution: the sum of twelve uniform numbers.
 fn gauss(random: &mut fastrand::Rng) -> f64 {
     (0..12).map(|_| random.f64()).sum::<f64>() - 6.0
 }
@@ -257,7 +257,7 @@ impl Plant for Model {
         if self.kind == Kind::Storm {
             self.restart(time, passed);
         }
-        // Load that wanders: a tenth up and down over minutes; the noisy plant far more and faster.
+        // The load drifts slowly by a few percent; that of the noisy model drifts more and faster.
         let (spread, memory) = if self.kind == Kind::Noise { (0.22, 30.0) } else { (0.06, 120.0) };
         let keep = (-passed_s / memory).exp();
         let push = gauss(&mut self.random) * spread * (1.0 - keep * keep).sqrt();
@@ -269,14 +269,14 @@ impl Plant for Model {
                 (node.pool, node.other) = (0.0, node.other * (1.0 - UNMANAGED));
             }
         }
-        // Clients that ask again and again keep their connections whatever the limits say.
+        // Frequent requests keep their connections open under any limits.
         let open = if self.kind == Kind::Busy { 1.0 } else { (idle(settings) / idle(&self.declared)).min(1.0) };
         let back = self.returned(if self.kind == Kind::Busy { ASKED_EVERY } else { idle(settings) });
         let others = if self.flushes.is_some() { 1.0 - UNMANAGED * (1.0 - self.returned(UNMANAGED_IDLE)) } else { 1.0 };
         let drain = (-passed_s / idle(settings).max(1.0)).exp();
         for node in &mut self.nodes {
             let wanted = pool * node.weight * self.wander * open * back;
-            // What comes back after a write comes at the pace of the clients, and not of what drains.
+            // Returning connections come at the pace of the clients, not at the pace of draining.
             node.pool = if back < 1.0 { wanted } else { wanted + (node.pool - wanted) * drain };
             let recover = (-passed_s / 240.0).exp();
             let fast = if time as f64 - node.restarted < HOUR { recover } else { (-passed_s / 30.0).exp() };
@@ -291,7 +291,7 @@ impl Plant for Model {
     }
 
     fn sample(&mut self, node: usize) -> Result<Measure, Gap> {
-        // Not from the common source: how often a node is asked must not change what it says.
+        // Not from the common generator: the number of samples must not change their values.
         let moment = (self.time.to_bits() ^ self.seed.rotate_left(32)).wrapping_add(node as u64);
         let mut own = fastrand::Rng::with_seed(moment.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let noise = 1.0 + 0.02 * gauss(&mut own);
@@ -318,7 +318,7 @@ impl Plant for Model {
     }
 }
 
-/// The policy that the built-in plants run under.
+/// The policy for the built-in models: declared limits and floor.
 #[must_use]
 pub fn policy() -> (Settings, Settings) {
     let limits = |server, backend, total, host| {

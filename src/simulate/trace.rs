@@ -1,4 +1,4 @@
-//! A recorded task count as a plant: CSV with `time,node,tasks` and, if known, `pooled_share`.
+//! A recorded task count: CSV with `time,node,tasks` and, if known, `pooled_share`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,23 +18,23 @@ use crate::{
 /// Why a trace cannot be replayed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It is no CSV, or a column is missing.
+    /// The file is not CSV, or a column is missing.
     #[error("the trace cannot be read: {0}; its header must be time,node,tasks and optionally pooled_share")]
     Csv(#[from] csv::Error),
-    /// A cell is not what it should be.
+    /// A cell has an invalid value.
     #[error("line {line} of the trace: {cell:?} is not {what}")]
     Cell {
-        /// Counted from 1, the header included.
+        /// Line number from 1, the header included.
         line: u64,
-        /// What it says.
+        /// The cell's text.
         cell: String,
-        /// What it should be.
+        /// The expected kind of value.
         what: &'static str,
     },
-    /// Nothing in it.
+    /// The trace has no rows.
     #[error("the trace has no rows")]
     Empty,
-    /// Too much in it.
+    /// The trace is too long.
     #[error("the trace covers {0} days; the most is 366")]
     TooLong(i64),
 }
@@ -49,7 +49,7 @@ struct Row {
     pooled_share: String,
 }
 
-/// The longest trace (seconds).
+/// Longest trace in seconds.
 const LONGEST: i64 = 366 * 86_400;
 
 #[derive(Clone, Copy, Default)]
@@ -58,22 +58,22 @@ struct Cell {
     share: Option<f64>,
 }
 
-/// A trace. Where it says what share of the tasks is pooled, tightening empties that share, as a pool drains; where it does
-/// not, the tasks are as they were recorded, whatever is decided.
+/// A trace. If it has the pooled share of the tasks, tightening drains that share like a pool. Otherwise the tasks are
+/// as recorded, independent of the limits.
 pub struct Trace {
     rows: BTreeMap<i64, BTreeMap<usize, Cell>>,
     names: Vec<String>,
     threshold: f64,
     declared: Settings,
     now: Vec<Option<(i64, Cell)>>,
-    /// How much of the pools is left.
+    /// Fraction of the pools that is left.
     left: f64,
     time: i64,
     shares: bool,
 }
 
 impl Trace {
-    /// Reads a trace; `threshold` is that of every node.
+    /// Reads a trace; all nodes have the same `threshold`.
     ///
     /// # Errors
     /// See [`Error`].
@@ -120,13 +120,13 @@ impl Trace {
         Ok(Self { rows, now: vec![None; names.len()], names, threshold, declared: declared.clone(), left: 1.0, time: -1, shares })
     }
 
-    /// How long it is (seconds).
+    /// Length of the trace in seconds.
     #[must_use]
     pub fn seconds(&self) -> i64 {
         self.rows.keys().next_back().map_or(0, |last| last + 1)
     }
 
-    /// Whether it says what share of the tasks is pooled.
+    /// Whether the trace has the pooled share of the tasks.
     #[must_use]
     pub const fn has_shares(&self) -> bool {
         self.shares
@@ -170,7 +170,7 @@ impl Plant for Trace {
 
     fn sample(&mut self, node: usize) -> Result<Measure, Gap> {
         match self.now[node] {
-            // A row speaks for its moment, and as long as a scrape that is a little late.
+            // A row is valid for 90 s, so that a slightly late scrape is no gap.
             Some((at, cell)) if self.time - at <= 90 => {
                 self.tasks(cell).map(|tasks| measure(tasks, self.threshold)).ok_or(Gap::NoSeries)
             }
