@@ -1,4 +1,4 @@
-//! A connection for a probe: TCP, then TLS with exactly one protocol offered.
+//! Opens the connection of a probe: TCP, then TLS with exactly one offered protocol.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -8,21 +8,21 @@ use tokio_util::either::Either;
 
 use super::{Error, Server};
 
-/// A connection.
+/// A TCP or TLS connection.
 pub type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 
-/// How a connection came about.
+/// How a connection was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dialed {
     /// The address that accepted.
     pub address: SocketAddr,
-    /// How long TCP took.
+    /// Duration of the TCP handshake.
     pub connect: Duration,
-    /// How long the TLS handshake took; `None` without TLS.
+    /// Duration of the TLS handshake; `None` without TLS.
     pub tls: Option<Duration>,
 }
 
-/// Connects, and offers `protocol` (an ALPN name) alone. The caller bounds the time.
+/// Connects and offers only `protocol`, an ALPN name. The caller sets the timeout.
 pub async fn dial(server: &Server, protocol: &'static str) -> Result<(Stream, Dialed), Error> {
     let began = Instant::now();
     let (tcp, address) = accepted(&server.addresses).await?;
@@ -33,7 +33,7 @@ pub async fn dial(server: &Server, protocol: &'static str) -> Result<(Stream, Di
     };
     let mut config = rustls::ClientConfig::clone(config);
     config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
-    // A resumed session would take less time than the handshake of a new client.
+    // A resumed session would be faster than the handshake of a new client.
     config.resumption = rustls::client::Resumption::disabled();
     let began = Instant::now();
     let stream =

@@ -33,8 +33,8 @@ impl Exchange for SendRequest<Full<Bytes>> {
     }
 }
 
-/// Sends one request over one connection and says nothing more until the server closes it, at most `max_wait`. `opened` is called when the
-/// connection becomes idle.
+/// Sends one request over one connection, then waits until the server closes it, at most `max_wait`. `opened` is called
+/// when the connection becomes idle.
 pub async fn idle(server: &Server, ask: &Ask, max_wait: Duration, opened: impl FnOnce(&Opened)) -> Result<Observation, Error> {
     let (ask, uri) = prepared(ask);
     super::idle(open(server), &ask, &uri, max_wait, opened).await
@@ -52,7 +52,7 @@ async fn open(server: &Server) -> Result<Session<SendRequest<Full<Bytes>>, Close
     Ok(Session { dialed, sender, closed: connection.without_shutdown().map(|end| end.map(drop).map_err(Error::from)).boxed() })
 }
 
-/// The request as HTTP/1.1 writes it: the authority in `Host`.
+/// The request in HTTP/1.1 form: the authority moves to `Host`.
 fn prepared(ask: &Ask) -> (Ask, Uri) {
     let path = ask.uri.path_and_query().map_or("/", |path| path.as_str());
     let uri = Uri::try_from(path).unwrap_or_default();

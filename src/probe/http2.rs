@@ -1,4 +1,5 @@
-//! Probes over HTTP/2. GOAWAY counts as the close: a client must not begin another request after it. Only the plugin calls this.
+//! Probes over HTTP/2. GOAWAY counts as the close, because a client must not start another request after it. Only the
+//! plugin uses this module.
 
 use std::{pin::Pin, time::Duration};
 

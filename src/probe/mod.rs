@@ -1,8 +1,10 @@
-//! Measures from outside how long a server keeps an idle connection: one connection, one request, then silence until the server closes.
+//! Measures from outside how long a server keeps an idle connection: one connection, one request, then silence until
+//! the server closes it.
 //!
-//! Every step is bounded in time and size, because the server may be hostile: connecting, the TLS handshake, the answer and the silence.
-//! Redirects are not followed, proxies of the environment are not used, and a connection is opened once. Connections of `crate::pool` are
-//! closed by this side after a while, so nothing in here goes through it. What a measurement means is judged in `crate::decide::measured`.
+//! The server may be hostile, so every step is bounded in time and size: connecting, the TLS handshake, the response
+//! and the silence. Redirects are not followed, proxies of the environment are not used, and a connection is opened
+//! once. `crate::pool` closes its connections after a while, so probes do not use it. `crate::decide::measured` judges
+//! the results.
 
 mod dial;
 pub mod http1;
@@ -19,45 +21,45 @@ use tokio::time::{Instant, timeout, timeout_at};
 pub use self::dial::{Dialed, Stream, dial};
 use crate::decide::measured::{Advertised, Idled, Requests};
 
-/// How long connecting, the TLS handshake and one answer may take together.
+/// Timeout for connecting, the TLS handshake and one response together.
 pub const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// Most bytes of an answer's head.
+/// Most bytes of a response's head.
 const MAX_HEAD: usize = 64 * 1024;
-/// Most bytes of an answer's body. The body has to be read, because a connection is idle only after it.
+/// Most bytes of a response's body, which must be read because the connection is idle only after it.
 const MAX_BODY: usize = 1024 * 1024;
 
-/// Why a server could not be measured. The sentence names no address: the caller knows which it asked.
+/// Why a server could not be measured. The texts name no address, because the caller knows it.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The host name has no address.
     #[error("the host name cannot be resolved: {0}")]
     Name(#[source] io::Error),
-    /// No connection.
+    /// No connection could be opened.
     #[error("cannot connect: {0}")]
     Connect(#[source] io::Error),
-    /// The TLS handshake failed, most often over the certificate.
+    /// The TLS handshake failed, usually because of the certificate.
     #[error("the TLS handshake failed: {0}")]
     Tls(#[source] io::Error),
     /// The server chose another protocol in the TLS handshake, or none.
     #[error("the server does not offer {0}")]
     NotOffered(&'static str),
-    /// Connecting, the handshake or the answer took too long.
+    /// Connecting, the handshake or the response took too long.
     #[error("no complete answer within {0:?}")]
     TimedOut(Duration),
-    /// The connection broke, or what came is not HTTP/1.1.
+    /// The connection broke, or the server does not speak HTTP/1.1.
     #[error("the server does not answer in HTTP/1.1: {0}")]
     Http1(#[from] hyper::Error),
-    /// The connection broke, or what came is not HTTP/2.
+    /// The connection broke, or the server does not speak HTTP/2.
     #[error("the server does not answer in HTTP/2: {0}")]
-    // Boxed, so that the operator, which speaks HTTP/1.1 only, has nothing of h2 in it.
+    // Boxed, so that the operator, which speaks only HTTP/1.1, does not link h2.
     Http2(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The server closed the connection before its answer was complete.
+    /// The server closed the connection before its response was complete.
     #[error("the server closed the connection without an answer")]
     Closed,
     /// The body is longer than [`MAX_BODY`].
     #[error("the answer is longer than 1 MiB; give a path with a short answer")]
     TooLong,
-    /// The answer says `Connection: close`, or is HTTP/1.0 without keep-alive.
+    /// The response says `Connection: close`, or is HTTP/1.0 without keep-alive.
     #[error("the server closes the connection after each answer (status {0})")]
     NoKeepAlive(u16),
 }
@@ -67,52 +69,52 @@ pub enum Error {
 pub struct Server {
     /// The addresses, tried in this order until one accepts.
     pub addresses: Vec<SocketAddr>,
-    /// How TLS is spoken and under which name; `None` is plain HTTP.
+    /// TLS settings and server name; `None` is plain HTTP.
     pub tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
 }
 
 /// The request of a probe.
 #[derive(Clone, Debug)]
 pub struct Ask {
-    /// Scheme, authority, path and query. HTTP/1.1 sends path and query, and the authority as `Host`.
+    /// Scheme, authority, path and query. HTTP/1.1 sends the authority as `Host`.
     pub uri: Uri,
-    /// More header fields.
+    /// Additional header fields.
     pub headers: HeaderMap,
 }
 
-/// What one connection showed before it was idle.
+/// Facts about a connection before it became idle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opened {
     /// The address that accepted.
     pub address: SocketAddr,
-    /// How long TCP took.
+    /// Duration of the TCP handshake.
     pub connect: Duration,
-    /// How long the TLS handshake took; `None` without TLS.
+    /// Duration of the TLS handshake; `None` without TLS.
     pub tls: Option<Duration>,
-    /// How long the answer took, from the request to the end of the body.
+    /// Time from the request to the end of the response's body.
     pub answer: Duration,
-    /// The answer's status code.
+    /// The response's status code.
     pub status: StatusCode,
-    /// What the answer's `Keep-Alive` field says.
+    /// The response's `Keep-Alive` field.
     pub advertised: Option<Advertised>,
 }
 
 /// A connection that was left idle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Observation {
-    /// Before it was idle.
+    /// Facts from before it was idle.
     pub opened: Opened,
     /// How long it stayed open.
     pub idled: Idled,
 }
 
-/// Sends requests over one connection, in either protocol.
+/// Sends requests over one connection, with either protocol.
 trait Exchange {
-    /// Sends a request, reads the whole answer and discards its body.
+    /// Sends a request, reads the whole response and discards its body.
     async fn exchange(&mut self, request: Request<()>) -> Result<Parts, Error>;
 }
 
-/// A connection on which HTTP is spoken: the sender, and the future that ends when the server closes.
+/// An HTTP connection: the sender, and the future that ends when the server closes.
 struct Session<E, C> {
     dialed: Dialed,
     sender: E,
@@ -120,7 +122,7 @@ struct Session<E, C> {
 }
 
 impl<E: Exchange, C: Future<Output = Result<(), Error>> + Unpin> Session<E, C> {
-    /// Sends one request and reads the whole answer.
+    /// Sends one request and reads the whole response.
     async fn ask(&mut self, ask: &Ask, uri: &Uri) -> Result<Opened, Error> {
         let began = Instant::now();
         let mut request = Request::new(());
@@ -131,7 +133,7 @@ impl<E: Exchange, C: Future<Output = Result<(), Error>> + Unpin> Session<E, C> {
         let head = tokio::select! {
             biased;
             head = &mut answer => head?,
-            // Both may be ready in the same moment.
+            // Both futures may be ready at the same time.
             closed = &mut self.closed => match (answer.now_or_never(), closed) {
                 (Some(Ok(head)), _) => return Err(Error::NoKeepAlive(head.status.as_u16())),
                 (_, Err(error)) | (Some(Err(error)), Ok(())) => return Err(error),
@@ -146,10 +148,10 @@ impl<E: Exchange, C: Future<Output = Result<(), Error>> + Unpin> Session<E, C> {
         Ok(Opened { address, connect, tls, answer: began.elapsed(), status: head.status, advertised })
     }
 
-    /// Says nothing until the server closes, at most `max_wait`.
+    /// Waits until the server closes the connection, at most `max_wait`.
     async fn wait(&mut self, max_wait: Duration) -> Idled {
         let idle = Instant::now();
-        // A reset, and an answer that nothing asked for (408 before a close), end the connection like any other close.
+        // A reset and an unrequested response (408 before a close) end the connection like any other close.
         match timeout(max_wait, &mut self.closed).await {
             Ok(_) => Idled::Closed(idle.elapsed()),
             Err(_) => Idled::Open(max_wait),
@@ -157,7 +159,7 @@ impl<E: Exchange, C: Future<Output = Result<(), Error>> + Unpin> Session<E, C> {
     }
 }
 
-/// Whether the server announces that it closes now.
+/// Whether the server announces that it closes the connection.
 fn closes(head: &Parts) -> bool {
     let says = |word: &str| {
         let values = head.headers.get_all(header::CONNECTION).iter().filter_map(|value| value.to_str().ok());
@@ -166,7 +168,7 @@ fn closes(head: &Parts) -> bool {
     says("close") || (head.version == http::Version::HTTP_10 && !says("keep-alive"))
 }
 
-/// One request over a new connection, then silence.
+/// Sends one request over a new connection, then waits.
 async fn idle<E, C>(
     session: impl Future<Output = Result<Session<E, C>, Error>>,
     ask: &Ask,
@@ -188,7 +190,7 @@ where
     Ok(Observation { opened: before, idled: session.wait(max_wait).await })
 }
 
-/// Up to `most` requests over one new connection, one after the other, until the server closes.
+/// Sends up to `most` requests in sequence over a new connection, until the server closes it.
 async fn requests<E, C>(
     session: impl Future<Output = Result<Session<E, C>, Error>>,
     ask: &Ask,

@@ -1,4 +1,4 @@
-//! Which certificates a probe accepts.
+//! The certificates that a probe accepts.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
 };
 
-/// Certificates that this CA signed (PEM), or those that the system trusts.
+/// Accepts certificates from this CA (PEM), or from the system's CAs if there is none.
 pub fn verified(ca: Option<&[u8]>) -> Result<Arc<ClientConfig>, rustls::Error> {
     crate::pool::client_tls(ca).map(Arc::new)
 }
 
-/// Any certificate: who answers is then not known, and header fields that the user gave are sent to that server.
+/// Accepts any certificate. The server's identity is then unknown, and it receives the header fields of the user.
 pub fn any() -> Result<Arc<ClientConfig>, rustls::Error> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider.clone())
@@ -25,7 +25,7 @@ pub fn any() -> Result<Arc<ClientConfig>, rustls::Error> {
     Ok(Arc::new(config))
 }
 
-/// Checks that the server holds the key of its certificate, and not who it is.
+/// Checks that the server has the key of its certificate, but not its identity.
 #[derive(Debug)]
 struct AnyCertificate(Arc<CryptoProvider>);
 
