@@ -1,4 +1,4 @@
-//! Addresses: which may be reached, and where a policy's target is.
+//! Addresses of targets, and the list of allowed addresses.
 
 use std::{
     net::{IpAddr, Ipv6Addr},
@@ -9,63 +9,63 @@ use ipnet::IpNet;
 use jiff::Timestamp;
 use url::Url;
 
-/// Somewhere a target can be asked.
+/// An address of a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// Stable as long as it is the same thing: a pod's UID and port, or the address.
+    /// Stable identity: a pod's UID and port, or the address.
     pub id: String,
-    /// What people call it.
+    /// Name for messages.
     pub name: String,
-    /// `scheme://host:port`; of a pod that mounts a file its IP alone, and nothing as long as it has none.
+    /// `scheme://host:port`. For a pod that mounts a file, only its IP address; empty until it has one.
     pub address: String,
-    /// Other addresses of the same thing, by the API server's word.
+    /// Other addresses of the same target, from the API server.
     pub aliases: Vec<String>,
-    /// What its pod calls its part (`app.kubernetes.io/component`), where it is one and does.
+    /// The pod's label `app.kubernetes.io/component`, if any.
     pub role: Option<String>,
-    /// What else is known of a pod that mounts a file.
+    /// More facts about a pod that mounts a file.
     pub pod: Option<PodFacts>,
 }
 
 impl Place {
-    /// A place of which nothing more is known than how it is reached.
+    /// A place without further facts.
     #[must_use]
     pub fn new(id: impl Into<String>, name: impl Into<String>, address: impl Into<String>) -> Self {
         Self { id: id.into(), name: name.into(), address: address.into(), aliases: Vec::new(), role: None, pod: None }
     }
 }
 
-/// What the API server knows of a pod.
+/// Facts about a pod, from the API server.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PodFacts {
-    /// All its containers started after this.
+    /// All containers of the pod started after this time.
     pub started: Option<Timestamp>,
-    /// The hash of the settings that it was started for.
+    /// Hash of the settings for which the pod was started.
     pub hash: Option<String>,
 }
 
-/// What `endpoint` fields may reach: host names, word for word, and networks.
+/// Host names, compared literally, and networks that `endpoint` fields may use.
 ///
-/// Loopback, link-local, multicast and unspecified addresses and those of cloud metadata services are allowed only by an entry that lies within
-/// these ranges itself: `0.0.0.0/0` is meant for servers elsewhere.
+/// Loopback, link-local, multicast, unspecified and cloud metadata addresses need an entry that lies within these
+/// ranges. An entry such as `0.0.0.0/0` is meant for other servers and does not allow them.
 ///
-/// A name is allowed only where it is listed: one that merely resolves into a listed network could resolve elsewhere a
-/// moment later.
+/// A name is allowed only if it is listed. A name that resolves into a listed network could resolve to another address
+/// a moment later.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct AllowList {
     hosts: Vec<String>,
     networks: Vec<IpNet>,
 }
 
-/// Why an entry of the list, or an address, cannot be used.
+/// Why an entry or an address is rejected.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum Error {
-    /// Neither a network nor a host name.
+    /// The entry is neither a network nor a host name.
     #[error("{0:?} is neither a network such as 10.0.0.0/8 nor a host name")]
     Entry(String),
-    /// Not an address.
+    /// The text is not an address.
     #[error("{0:?} is not http://host:port or https://host:port")]
     Address(String),
-    /// Outside the list.
+    /// The address is not in the list.
     #[error("{0} is outside the operator's --allow-endpoints; ask its administrator to list it, or use a Service")]
     NotAllowed(String),
 }
@@ -73,7 +73,7 @@ pub enum Error {
 impl FromStr for AllowList {
     type Err = Error;
 
-    /// Comma-separated.
+    /// Parses a comma-separated list.
     fn from_str(text: &str) -> Result<Self, Error> {
         let mut list = Self::default();
         for entry in text.split(',').map(str::trim).filter(|entry| !entry.is_empty()) {
@@ -91,8 +91,10 @@ impl FromStr for AllowList {
     }
 }
 
-/// Ranges that no wider entry allows: this host, its links, and where clouds serve an instance's credentials
-/// (169.254.169.254 of most, `fd00:ec2::254` of AWS, 100.100.100.200 of Alibaba Cloud, 192.0.0.192 of Oracle Cloud, 168.63.129.16 of Azure).
+/// Ranges that no wider entry allows: this host, its links, and the addresses that serve credentials in clouds.
+///
+/// The latter are 169.254.169.254 of most clouds, `fd00:ec2::254` of AWS, 100.100.100.200 of Alibaba Cloud, 192.0.0.192
+/// of Oracle Cloud, and 168.63.129.16 of Azure.
 const SPECIAL: [&str; 13] = [
     "0.0.0.0/8",
     "127.0.0.0/8",
@@ -109,7 +111,7 @@ const SPECIAL: [&str; 13] = [
     "fd00:ec2::254/128",
 ];
 
-/// The address itself, where it is written in a way that holds an IPv4 address in an IPv6 one.
+/// The IPv4 address inside an IPv6 address, if there is one; otherwise the address itself.
 fn plain(address: IpAddr) -> IpAddr {
     let IpAddr::V6(long) = address else { return address };
     let bits = u128::from(long);
@@ -127,7 +129,7 @@ impl AllowList {
         self.networks.iter().filter(counts).any(|network| network.contains(&address))
     }
 
-    /// The address in one spelling, `scheme://host:port`, if it may be reached.
+    /// The normalized address, `scheme://host:port`, if it is allowed.
     pub fn check(&self, endpoint: &str) -> Result<String, Error> {
         let bad = || Error::Address(endpoint.chars().take(80).collect());
         let url = Url::parse(endpoint).map_err(|_| bad())?;

@@ -1,10 +1,10 @@
-//! Durations as Go servers write them: with fractions, `us` and `ns`.
+//! Durations in the notation of Go servers: with fractions, `us` and `ns`.
 
 use std::time::Duration;
 
-/// Reads a duration as Go writes it (`time.Duration.String`), and as Caddy also takes it, with days.
+/// Parses a duration in Go's notation (`time.Duration.String`), also with days, which Caddy accepts.
 ///
-/// `None` for what is no duration, and for a negative one, which no limit can be.
+/// Returns `None` for invalid text, and for a negative duration, which no limit can have.
 #[must_use]
 pub fn parse(text: &str) -> Option<Duration> {
     if text == "0" {

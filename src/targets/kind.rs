@@ -1,4 +1,4 @@
-//! The registration of a kind of target: what the operator asks of a kind before it has connected to one.
+//! The registration of a kind of target: facts that the operator needs before it connects.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,30 +13,30 @@ use crate::{
 
 /// One kind of target.
 pub struct Kind {
-    /// What is true of a target with this spec.
+    /// The capabilities of a target with this spec.
     pub traits: fn(&Spec) -> Traits,
-    /// What the API server, or the policy's own text, says of where it is, by namespace and places. Equal ones are the same target.
+    /// Identities of a target, from its spec, namespace and places. Equal identities mean the same target.
     pub identities: fn(&Spec, &str, &[Place]) -> BTreeSet<String>,
-    /// Connects one.
+    /// Connects to a target.
     pub connect: fn(Connection<'_>) -> Result<Arc<dyn Target>, Fault>,
-    /// Where its task count comes from if the policy does not say.
+    /// Default source of the task count.
     pub source: Source,
-    /// Whether each unit is a node, so that it has a metrics page even when it cannot be read.
+    /// Whether each unit is a node, so that it has a metrics page even if it cannot be read.
     pub units_are_nodes: bool,
     /// Whether the target is one unit that reports the same identity at every address.
     pub states_identity: bool,
 }
 
-/// What a target is connected with.
+/// The input for connecting to a target.
 pub struct Connection<'a> {
-    /// Its spec.
+    /// The target's spec.
     pub spec: &'a Spec,
-    /// What a file says of providers.
+    /// Limits of each provider in a file.
     pub providers: &'a BTreeMap<String, Settings>,
-    /// Where it was found.
+    /// Places where the target was found.
     pub places: Vec<Place>,
-    /// What its references hold.
+    /// Content of the referenced Secrets and other objects.
     pub credentials: Credentials,
-    /// The way there.
+    /// Access to the target.
     pub reach: Reach,
 }

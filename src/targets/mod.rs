@@ -1,7 +1,8 @@
-//! What can be governed: one folder a kind of server, all behind one trait.
+//! The supported kinds of server: one folder for each kind, all behind one trait.
 //!
-//! A target finds its units, reads them, writes them and reads them back. What is written is decided elsewhere.
-//! A new kind is a folder with a [`Kind`] and a line in [`kind()`]; a new format of a file is a file in `api/formats`. docs/extending.md shows both.
+//! A target finds its units, reads them, writes them and reads them back. `decide` determines what is written. A new
+//! kind is a folder with a [`Kind`] and a line in [`kind()`]; a new file format is a file in `api/formats`.
+//! docs/extending.md shows both.
 
 pub mod aistore;
 pub mod caddy;
@@ -30,54 +31,54 @@ use crate::{
     pool::{self, Provider},
 };
 
-/// What a policy's references hold. Never printed.
+/// Content of the Secrets and other objects that a policy references. It has no `Debug`, so it is never printed.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Credentials {
-    /// A bearer token.
+    /// Bearer token.
     pub token: Option<String>,
-    /// Certificates in PEM.
+    /// CA certificates in PEM.
     pub ca: Option<Vec<u8>>,
 }
 
-/// One kind of server, connected.
+/// A connected target.
 pub trait Target: Send + Sync {
-    /// Finds the units. None at all is [`Cause::NotFound`].
+    /// Finds the units. If there are none, the error is [`Cause::NotFound`].
     fn discover(&self) -> BoxFuture<'_, Result<Vec<Unit>, Fault>>;
 
-    /// Reads what a unit and its nodes hold.
+    /// Reads the values that a unit and its nodes store.
     fn read<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<UnitState, Fault>>;
 
-    /// When the unit's process started, by its own word: anything that differs after a restart. `None` where it does not say, or
-    /// where a restart loses nothing that was stored.
+    /// When the unit's process started, as it reports: any text that differs after a restart. `None` if it does not
+    /// report this, or if a restart loses no stored value.
     fn started<'a>(&'a self, _unit: &'a Unit) -> BoxFuture<'a, Option<String>> {
         Box::pin(std::future::ready(None))
     }
 
-    /// Takes a node out of service, or back into it, so that its restart disturbs nobody.
+    /// Takes a node out of service, or back into it, so that its restart disturbs no client.
     fn drain<'a>(&'a self, _unit: &'a Unit, _node: &'a str, _out: bool) -> BoxFuture<'a, Result<(), Fault>> {
         Box::pin(std::future::ready(Ok(())))
     }
 
-    /// Writes changes, all at once, against the state they were decided from.
+    /// Writes all changes at once, against the state that they were decided from.
     ///
-    /// A time-out is a fault like any other: whether it was stored is found out by reading.
+    /// A timeout is a fault like any other: the next read shows whether the values were stored.
     fn write<'a>(&'a self, unit: &'a Unit, state: &'a UnitState, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Fault>>;
 }
 
-/// What a target is reached with.
+/// Access to a target.
 #[derive(Clone)]
 pub struct Reach {
-    /// The API server.
+    /// Client of the API server.
     pub client: kube::Client,
     /// The policy's namespace: nothing outside it is touched.
     pub namespace: String,
-    /// Every other request.
+    /// Sends all other requests.
     pub provider: Provider,
-    /// Whether a new generation waits to be applied. Nodes that did not answer the last request are then not waited for.
+    /// Whether a new generation waits to be applied. Nodes that did not answer the last request are skipped then.
     pub hurry: bool,
 }
 
-/// The registration of each kind: one that has none does not compile.
+/// The registration of a kind. A kind without one does not compile.
 #[must_use]
 pub const fn kind(type_: TargetType) -> &'static Kind {
     match type_ {
@@ -87,22 +88,23 @@ pub const fn kind(type_: TargetType) -> &'static Kind {
     }
 }
 
-/// What is true of a target.
+/// The capabilities of a target.
 #[must_use]
 pub fn traits(spec: &Spec) -> Traits {
     (kind(spec.type_).traits)(spec)
 }
 
-/// What the API server, or the policy's own text, says of where a spec's target is. Equal ones are the same target.
+/// Identities of a spec's target, from the API server or from the policy's text. Equal identities mean the same target.
 #[must_use]
 pub fn identities(spec: &Spec, namespace: &str, places: &[Place]) -> BTreeSet<String> {
     (kind(spec.type_).identities)(spec, namespace, places)
 }
 
-/// Connects a spec's target; `places` are the addresses it was found at, and `providers` what a file says of them.
+/// Connects to a spec's target. `places` are the addresses where it was found; `providers` are the limits of each
+/// provider in a file.
 ///
 /// # Errors
-/// Where the spec does not say what its type is about, which the API server refuses.
+/// Returns an error if the spec lacks the part for its type, which the API server rejects.
 pub fn connect(
     spec: &Spec,
     providers: &BTreeMap<String, Settings>,

@@ -1,6 +1,7 @@
-//! An AIStore cluster, through the REST API of its proxies. One write changes all nodes; each is asked what it stores.
+//! An AIStore cluster, through the REST API of its proxies. One write changes all nodes; each node reports what it
+//! stores.
 //!
-//! What the real server does, and why this looks as it does, is in docs/targets/aistore.md.
+//! docs/targets/aistore.md describes the behavior of the real server, and so the reasons for this code.
 
 pub mod wire;
 
@@ -30,13 +31,13 @@ use crate::{
     pool::{Provider, Request, Response},
 };
 
-/// What is true of every AIStore cluster.
+/// The capabilities of every AIStore cluster.
 pub const TRAITS: Traits = Traits { capability, cap, companions, most_pooled, ..Traits::PLAIN };
 
-/// How the operator finds and reaches one.
+/// The registration of this kind.
 pub const KIND: Kind = Kind {
     traits: |_| TRAITS,
-    // A cluster is one target, whichever of its proxies is asked.
+    // A cluster is one target, through any of its proxies.
     identities: |_, _, places| {
         let addresses = places.iter().flat_map(|place| place.aliases.iter().chain([&place.address]));
         addresses.map(|address| format!("aistore at {address}")).collect()
@@ -49,28 +50,30 @@ pub const KIND: Kind = Kind {
     states_identity: true,
 };
 
-/// Where the cluster map is.
+/// Path of the cluster map.
 const MAP: &str = "/v1/cluster?what=smap";
-/// How long a read may take; a hung node does not answer at all.
+/// Timeout of a read; a hung node never answers.
 const READ: Duration = Duration::from_secs(3);
-/// How long all nodes of a cluster together may take to answer. Nodes that were not asked by then are asked in the next pass.
+/// Timeout for reading all nodes of a cluster. The remaining nodes are read in the next pass.
 const READS: Duration = Duration::from_secs(15);
-/// Most bytes of an answer. A cluster map takes 550 bytes for each member (recorded), so that of [`wire::MAX_MEMBERS`] needs more.
+/// Most bytes of a response. A cluster map is larger: it takes 550 bytes for each member (recorded), up to
+/// [`wire::MAX_MEMBERS`] members.
 const MAX_ANSWER: usize = 256 * 1024;
 /// Most bytes of a cluster map.
 const MAX_MAP: usize = 2 * 1024 * 1024;
-/// How long a write goes on in the background: with a hung node the cluster takes 33 s to answer.
+/// How long a write continues in the background: with a hung node, the cluster takes 33 s to answer.
 const WRITE: Duration = Duration::from_secs(45);
-/// How long a write is waited for before the nodes are asked what they store.
+/// How long the caller waits for a write before it reads the nodes.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long taking a node into maintenance and out of it may take.
+/// Timeout for starting or stopping a node's maintenance.
 const MAINTENANCE: Duration = Duration::from_secs(10);
-/// Nodes of one cluster that are asked at the same time, through its proxy: as many nodes that hang cost one time-out together.
+/// Most nodes of one cluster that are read at the same time, through its proxy. That many hung nodes cost one timeout
+/// together.
 const CONCURRENCY: usize = 16;
-/// The longest that a client pool may keep a connection: the servers close theirs at 30 s.
+/// Longest idle timeout of a client pool, because the servers close their connections after 30 s.
 const LONGEST_IDLE: Duration = Duration::from_secs(29);
 
-/// The limits there are, with the places they have in the configuration.
+/// The supported limits and their paths in the configuration.
 const PLACES: [(Knob, &str); 4] = [
     (Knob::IntraClusterIdleConnTimeout, "idle_conn_time"),
     (Knob::IntraClusterMaxIdleConns, "idle_conns"),
@@ -78,7 +81,7 @@ const PLACES: [(Knob, &str); 4] = [
     (Knob::BackendIdleConnTimeout, "backend_idle_conn_time"),
 ];
 
-/// The transports are made when the process starts and keep what they were made with.
+/// Transports are created when the process starts and keep their settings.
 fn capability(knob: Knob) -> Capability {
     if PLACES.iter().any(|(limit, _)| *limit == knob) { Capability::AfterRestart } else { Capability::Unsupported }
 }
@@ -92,7 +95,7 @@ fn cap(knob: Knob, value: Value) -> Value {
     }
 }
 
-/// The server refuses a total under its per-host value, so that has to go down in the same write.
+/// The server rejects a total below its per-host value, so the same write must lower the per-host value.
 fn companions(declared: &Settings, state: &UnitState, saved: Option<&Sites>) -> Settings {
     let mut companions = Settings::new();
     let (total, per_host) = (Knob::IntraClusterMaxIdleConns, Knob::IntraClusterMaxIdleConnsPerHost);
@@ -113,16 +116,17 @@ fn companions(declared: &Settings, state: &UnitState, saved: Option<&Sites>) -> 
     companions
 }
 
-/// Transports of every node, each of which keeps connections to every other: control and data.
+/// Transports of every node, each with connections to every other node: control and data.
 const TRANSPORTS: f64 = 2.0;
-/// Goroutines of an idle connection on the node that opened it: one reads and one writes.
+/// Goroutines of an idle connection on the node that opened it: a reader and a writer.
 const OPENED: f64 = 2.0;
 /// Goroutines of an idle connection on the node that accepted it.
 const ACCEPTED: f64 = 1.0;
 
-/// By the count of idle connections to each of the other nodes and from each of them. A proxy has a third transport, for what it passes on
-/// (`ais/prxrev.go`). The cluster does not pool the connections of outside clients, and none of its limits applies to them; those to
-/// backends are bounded by nothing.
+/// Upper bound of pooled goroutines, from the number of idle connections between each node and every other node.
+///
+/// A proxy has a third transport for requests that it passes on (`ais/prxrev.go`). The cluster does not pool
+/// connections of outside clients, and its limits do not apply to them. Connections to backends have no upper bound.
 fn most_pooled(limits: &Settings, nodes: &[&NodeState]) -> Option<MostPooled> {
     if limits.contains_key(&Knob::BackendIdleConnTimeout) {
         return None;
@@ -135,7 +139,7 @@ fn most_pooled(limits: &Settings, nodes: &[&NodeState]) -> Option<MostPooled> {
     };
     let count = |n: usize| u32::try_from(n).map(f64::from).ok();
     let others = count(nodes.len().saturating_sub(1))?;
-    // Of a node that does not say, the larger figure.
+    // For a node without a known role, use the larger figure.
     let is_target = |node: &NodeState| node.process.as_ref().is_some_and(|process| process.drains);
     let proxies = count(nodes.iter().filter(|node| !is_target(node)).count())?;
     let of = |node: &&NodeState| {
@@ -152,12 +156,12 @@ pub struct AIStore {
     places: Vec<Place>,
     credentials: Credentials,
     provider: Provider,
-    /// Whether nodes that did not answer the last request are skipped: while a new generation waits, and after a write.
+    /// Whether to skip nodes that did not answer the last request: while a new generation waits, and after a write.
     hurry: AtomicBool,
 }
 
 impl AIStore {
-    /// The cluster whose proxies are at these places. `hurry`: see [`super::Reach`].
+    /// The cluster with proxies at these places. For `hurry`, see [`super::Reach`].
     #[must_use]
     pub const fn new(places: Vec<Place>, credentials: Credentials, provider: Provider, hurry: bool) -> Self {
         Self { places, credentials, provider, hurry: AtomicBool::new(hurry) }
@@ -200,7 +204,7 @@ impl AIStore {
         Ok((value, response))
     }
 
-    /// The cluster map, of a cluster that is believed to be as large as it says.
+    /// The cluster map. Fails if the map is too large.
     async fn map(&self, address: &str) -> Result<wire::ClusterMap, Fault> {
         let (map, _) = self.json::<wire::ClusterMap>(address, MAP, None).await?;
         if map.exceeds() {
@@ -213,7 +217,7 @@ impl AIStore {
         Ok(map)
     }
 
-    /// What one node stores, unless it is too late to ask.
+    /// The values that one node stores, unless `until` has passed.
     async fn node_until(&self, address: &str, id: &str, until: Instant) -> (NodeState, Option<Timestamp>) {
         let late = || {
             let message = format!("{id} was not asked: the cluster's other nodes took more than {READS:?}");
@@ -230,8 +234,8 @@ impl AIStore {
         answer
     }
 
-    /// What one node stores, by its own word, and how long it has run. The address is the proxy's: a node's own, which the
-    /// cluster map contains, is not trusted with a token.
+    /// The values that one node stores, and its uptime, as it reports them. The request goes through the proxy: the
+    /// node's address from the cluster map is not trusted with a token.
     async fn node(&self, address: &str, id: &str) -> (NodeState, Option<Timestamp>) {
         let config = self.json::<wire::Config>(address, "/v1/reverse/daemon?what=config", Some(id)).await;
         let (config, response) = match config {
@@ -243,7 +247,7 @@ impl AIStore {
         };
         let http = config.net.http;
         let stored = PLACES.iter().filter_map(|(knob, key)| http.get(key).map(|raw| (*knob, wire::value(*knob, &raw)))).collect();
-        // Without its status a node still counts as programmed; only its restart is then not known.
+        // Without its status, a node still counts as programmed; only its restarts are unknown.
         let status = self.json::<wire::NodeStatus>(address, "/v1/reverse/daemon?what=node_status", Some(id)).await;
         let status = status.ok().map(|(status, _)| status);
         let uptime = status
@@ -260,7 +264,7 @@ impl Target for AIStore {
     fn discover(&self) -> BoxFuture<'_, Result<Vec<Unit>, Fault>> {
         async move {
             let Some(place) = self.places.first() else { return Err(Fault::new(Cause::NotFound, "no proxy is known")) };
-            // Only this question tells that the cluster has a primary that is ready for a change.
+            // Only this request shows that the cluster has a primary that accepts changes.
             self.get(&place.address, "/v1/health?prr=true", None).await?;
             let map = self.map(&place.address).await?;
             Ok(vec![Unit {
@@ -288,14 +292,15 @@ impl Target for AIStore {
             let questions = stream::iter(ids).map(|id| async move { self.node_until(address, &id, until).await });
             let mut nodes: Vec<_> = questions.buffered(CONCURRENCY).collect().await;
             for (n, ((node, _), (id, member))) in nodes.iter_mut().zip(members).enumerate() {
-                // In maintenance the proxy answers for the node, and does not know its pod.
+                // In maintenance, the proxy answers for the node and does not know its pod.
                 let process = node.process.get_or_insert_default();
                 process.hosts = member.hosts();
                 process.drained = member.in_maintenance();
-                // Only what holds data is drained; the primary, whose restart is an election, goes last.
+                // Only nodes with data are drained. The primary goes last, because its restart causes an election.
                 process.drains = n < targets;
                 process.rank = if process.drains { 0 } else { 1 + u8::from(id == primary) };
-                // An empty address is one that cannot be asked: the cluster's own, a proxy's, would be another node's.
+                // An empty address means that the node has no page; the unit's address is a proxy's, which is another
+                // node.
                 node.serves = Serves::parse(&member.public_net.direct_url);
                 node.metrics = Some(member.public_net.direct_url);
             }
@@ -306,7 +311,7 @@ impl Target for AIStore {
             });
             Ok(UnitState {
                 sites: sites.collect(),
-                // The primary's own time is that of the change before the last, so the latest of all is taken.
+                // The primary reports the time of the change before the last one, so take the latest time of all nodes.
                 changed: nodes.iter().filter_map(|(_, changed)| *changed).max(),
                 nodes: nodes.into_iter().map(|(node, _)| node).collect(),
                 hash: None,
@@ -344,7 +349,7 @@ impl Target for AIStore {
     }
 }
 
-/// One write with all fields: the cluster takes all of them or none.
+/// One write with all fields: the cluster accepts all of them or none.
 fn body(changes: &[Change]) -> Json {
     let fields = changes.iter().filter_map(|change| {
         let key = change.site.place.strip_prefix("net.http.")?;
@@ -358,12 +363,12 @@ fn body(changes: &[Change]) -> Json {
     json!({"action": "set-config", "value": {"net": {"http": Json::Object(fields.collect::<Map<_, _>>())}}})
 }
 
-/// What an answer other than 200 means.
+/// The fault for a status other than 200.
 fn checked(address: &str, with_token: bool, response: Response) -> Result<Response, Fault> {
     let said = || wire::message(&response.body).map_or_else(String::new, |message| format!(": {message}"));
     Err(match response.status {
         200..300 => return Ok(response),
-        // The cause comes first: what follows is cut where there is little room.
+        // The cause comes first, because long messages are shortened at the end.
         401 if !with_token => Fault::new(
             Cause::Unauthorized,
             format!("the cluster wants a token (401) and the policy has none: set tokenSecretRef{}", said()),
@@ -380,7 +385,7 @@ fn checked(address: &str, with_token: bool, response: Response) -> Result<Respon
     })
 }
 
-/// The fault of one node behind the proxy, in the node's name.
+/// The fault of one node behind the proxy, with the node's name.
 fn node_fault(id: &str, fault: Fault) -> Fault {
     match fault.cause {
         Cause::NotReady => Fault::new(Cause::Unreachable, format!("the proxy cannot reach {id}")),

@@ -56,7 +56,7 @@ fn the_servers_message_is_shown_without_control_characters_and_cut() {
 fn the_time_of_a_change_is_corrected_by_the_servers_clock() {
     let now = Timestamp::from_second(1_000_000_000).expect("a time");
     let written = "2026-11-21 02:10:10.106209284 +0000 UTC m=+15.038229268";
-    // The server's clock says that the change was 50 s ago, wherever that clock stands.
+    // By the server's clock the change was 50 s ago, independent of that clock's offset.
     let local = wire::local_time(written, Some("Sat, 21 Nov 2026 02:11:00 GMT"), now).expect("a time");
     assert!((local.as_second() - (1_000_000_000 - 49)).abs() <= 1, "{local}");
     assert_eq!(wire::local_time("yesterday", Some("Sat, 21 Nov 2026 02:11:00 GMT"), now), None);
@@ -80,7 +80,8 @@ fn pools_hold_no_more_than_their_counts_allow() {
         let most = most_pooled(limits, &nodes.iter().collect::<Vec<_>>())?;
         Some(most.into_values().collect::<Vec<_>>())
     };
-    // A target opens 300 over each of two transports, two goroutines each, accepts as many, one each, and 100 that the proxy passes on.
+    // A target opens 300 over each of two transports, two goroutines each. It accepts as many, one each, and 100 that
+    // the proxy passes on.
     let (proxy, target) = (3.0 * 2.0 * 300.0 + 2.0 * 300.0, 2.0 * 2.0 * 300.0 + 2.0 * 300.0 + 100.0);
     assert_eq!(most(&limits(2000, 100), &three), Some(vec![proxy, target, target, target]));
     assert!((target - 1900.0).abs() < 1e-9);

@@ -1,4 +1,4 @@
-//! AIStore's JSON: only the parts that are read. Pure.
+//! AIStore's JSON, only the used parts. Pure.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -18,19 +18,19 @@ use crate::{
     targets::go_duration,
 };
 
-/// Most characters of the server's own message that are repeated.
+/// Most characters of the server's message that are repeated.
 const MESSAGE_LENGTH: usize = 200;
 
-/// Most members of a cluster map. A cluster is only believed to be larger by its own word, and each member costs two requests.
+/// Most members of a cluster map. Its size is only the cluster's own claim, and each member costs two requests.
 pub const MAX_MEMBERS: usize = 2000;
-/// Most bytes of a node's id, as of a pod's name.
+/// Most bytes of a node's id, as for a pod's name.
 const MAX_ID: usize = 253;
 /// Most bytes of a field's value: a duration or a number.
 const MAX_VALUE: usize = 256;
-/// The longest interval at which a server may refresh its figures (AIStore's own maximum of `periodic.stats_time`).
+/// Longest refresh interval of a server's figures (AIStore's maximum of `periodic.stats_time`).
 const MAX_STATS_TIME: Duration = Duration::from_secs(60);
 
-/// `what=smap`.
+/// Response of `what=smap`.
 #[derive(Deserialize)]
 pub struct ClusterMap {
     /// The cluster's identity.
@@ -45,7 +45,7 @@ pub struct ClusterMap {
 }
 
 impl ClusterMap {
-    /// Whether it names more members than are believed, or an id that none can have.
+    /// Whether the map has too many members, or an id that is too long.
     #[must_use]
     pub fn exceeds(&self) -> bool {
         let members = self.pmap.by_id.len() + self.tmap.by_id.len();
@@ -53,10 +53,10 @@ impl ClusterMap {
     }
 }
 
-/// Some members of a cluster map. No more than [`MAX_MEMBERS`] are kept, however many there are.
+/// Members of a cluster map. Only the first [`MAX_MEMBERS`] are kept.
 #[derive(Default)]
 pub struct Members {
-    /// By id.
+    /// Members by id.
     pub by_id: BTreeMap<String, Member>,
     exceeds: bool,
 }
@@ -98,24 +98,24 @@ impl<'de> Deserialize<'de> for Members {
 #[derive(Deserialize, Default)]
 #[serde(default)]
 pub struct Member {
-    /// Its public address: not trusted, see [`crate::decide::NodeState::metrics`].
+    /// Public address. It is not trusted, see [`crate::decide::NodeState::metrics`].
     pub public_net: Net4,
-    /// Where it speaks with the others.
+    /// Address for the cluster's internal traffic.
     pub intra_control_net: Net4,
-    /// Its id.
+    /// The node's id.
     pub daemon_id: String,
-    /// Bits; see [`Member::in_maintenance`].
+    /// Flag bits; see [`Member::in_maintenance`].
     pub flags: u64,
 }
 
 impl Member {
-    /// Whether it is in maintenance.
+    /// Whether the node is in maintenance.
     #[must_use]
     pub const fn in_maintenance(&self) -> bool {
         self.flags & 4 != 0
     }
 
-    /// The hosts of its addresses.
+    /// The hosts of the node's addresses.
     #[must_use]
     pub fn hosts(&self) -> Vec<String> {
         let mut hosts = Vec::new();
@@ -137,31 +137,31 @@ impl Member {
 pub struct Net4 {
     /// `scheme://host:port`.
     pub direct_url: String,
-    /// An IP address, or a name.
+    /// An IP address or a host name.
     pub node_ip_addr: String,
 }
 
-/// `what=cluster_config`, and `what=config` of a node.
+/// Response of `what=cluster_config`, and of `what=config` for a node.
 #[derive(Deserialize)]
 pub struct Config {
-    /// Settings of its connections.
+    /// Network settings.
     pub net: Net,
     /// Intervals.
     #[serde(default)]
     pub periodic: Periodic,
-    /// When it was last changed, by the server's clock.
+    /// Time of the last change, by the server's clock.
     #[serde(default)]
     pub lastupdate_time: String,
 }
 
-/// `net`.
+/// The `net` section.
 #[derive(Deserialize)]
 pub struct Net {
-    /// Of HTTP clients and servers.
+    /// Settings of HTTP clients and servers.
     pub http: Http,
 }
 
-/// `net.http`, as far as it holds limits.
+/// The limits in `net.http`.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 pub struct Http {
@@ -172,7 +172,7 @@ pub struct Http {
 }
 
 impl Http {
-    /// The value of a field; `None` where it is absent, or longer than any duration or number.
+    /// The value of a field; `None` if it is absent, or longer than a duration or a number can be.
     #[must_use]
     pub fn get(&self, key: &str) -> Option<Json> {
         let raw = match key {
@@ -187,7 +187,7 @@ impl Http {
     }
 }
 
-/// `periodic`.
+/// The `periodic` section.
 #[derive(Deserialize, Default)]
 pub struct Periodic {
     #[serde(default)]
@@ -195,8 +195,8 @@ pub struct Periodic {
 }
 
 impl Periodic {
-    /// How old the figures of a node's status may be: the server's default is 10 s and its maximum a minute, which is also what is assumed
-    /// where a node says more, or nothing.
+    /// Greatest age of the figures in a node's status. The server's default is 10 s and its maximum is one minute. One
+    /// minute also applies if the node reports more, or nothing.
     #[must_use]
     pub fn slack(&self) -> Duration {
         let said = go_duration::parse(&self.stats_time).filter(|said| !said.is_zero());
@@ -204,12 +204,12 @@ impl Periodic {
     }
 }
 
-/// `what=node_status`.
+/// Response of `what=node_status`.
 #[derive(Deserialize)]
 pub struct NodeStatus {
-    /// Null for a node in maintenance, for which the proxy answers.
+    /// Null for a node in maintenance, because the proxy answers for it.
     tracker: Option<Tracker>,
-    /// Empty outside of Kubernetes, and in maintenance.
+    /// Empty outside Kubernetes and in maintenance.
     #[serde(default)]
     k8s_pod_name: String,
 }
@@ -222,7 +222,7 @@ struct Tracker {
 }
 
 impl NodeStatus {
-    /// The name of its pod; empty where it has none, or says something that no pod is called.
+    /// The name of the node's pod; empty if it has none, or if the text cannot be a pod's name.
     #[must_use]
     pub fn pod(&self) -> String {
         let name = &self.k8s_pod_name;
@@ -231,7 +231,7 @@ impl NodeStatus {
         if is_name { name.clone() } else { String::new() }
     }
 
-    /// How long the process had run when it last said so.
+    /// The uptime of the process in its last report.
     #[must_use]
     pub fn uptime(&self) -> Option<Duration> {
         let nanos: u64 = self.tracker.as_ref()?.uptime.as_ref()?.get().parse().ok()?;
@@ -239,7 +239,7 @@ impl NodeStatus {
     }
 }
 
-/// A field of `net.http` as a limit; `None` for what no limit can be, such as -1.
+/// A field of `net.http` as a limit; `None` for a value that no limit can have, such as -1.
 pub fn value(knob: Knob, raw: &Json) -> Option<Value> {
     if knob.is_count() {
         return raw.as_u64().and_then(|n| u32::try_from(n).ok()).map(Value::Count);
@@ -247,7 +247,7 @@ pub fn value(knob: Knob, raw: &Json) -> Option<Value> {
     raw.as_str().and_then(go_duration::parse).map(Value::Duration)
 }
 
-/// The server's own message in an error, without line breaks and cut.
+/// The server's error message, without line breaks and shortened.
 #[must_use]
 pub fn message(body: &[u8]) -> Option<String> {
     #[derive(Deserialize)]
@@ -260,19 +260,19 @@ pub fn message(body: &[u8]) -> Option<String> {
     Some(shortened(plain.trim(), MESSAGE_LENGTH)).filter(|m| !m.is_empty())
 }
 
-/// Whether a server of Go's net/http says, in plain text, that it was spoken to without TLS.
+/// Whether a Go server (net/http) reports, in plain text, that it needs TLS.
 #[must_use]
 pub fn wants_https(body: &[u8]) -> bool {
     body.starts_with(b"Client sent an HTTP request to an HTTPS server")
 }
 
-/// `lastupdate_time` by the local clock: the server's own clock may differ, and says by how much in `Date`.
+/// `lastupdate_time` converted to the local clock. `Date` shows the offset of the server's clock.
 #[must_use]
 pub fn local_time(lastupdate_time: &str, date: Option<&str>, now: Timestamp) -> Option<Timestamp> {
     // `2026-11-21 02:10:10.106209284 +0000 UTC m=+15.038229268`
     let plain: Vec<_> = lastupdate_time.split(' ').take(3).collect();
     let updated = strtime::parse("%Y-%m-%d %H:%M:%S%.f %z", plain.join(" ")).ok()?.to_timestamp().ok()?;
     let date = rfc2822::parse(date?).ok()?.timestamp();
-    // `Date` has whole seconds; one more errs on the side of a later change.
+    // `Date` has whole seconds; adding one makes the change later rather than earlier.
     now.checked_sub(date.duration_since(updated)).ok()?.checked_add(Duration::from_secs(1)).ok()
 }

@@ -1,8 +1,9 @@
-//! Caddy's JSON: where limits are in it, reading and writing them. Pure.
+//! Limits in Caddy's JSON: finding, reading and writing them. Pure.
 //!
-//! A place is `SERVER` for a server's own settings, and for a reverse proxy's `SERVER/@ID`, or else `SERVER/UPSTREAMS[HASH]`: the hash is of
-//! the matchers of its routes and of the members that lead to it. So a place survives other routes that come and go. Proxies that are the
-//! same in all of this are `SERVER/UPSTREAMS[HASH]#1of2` and so on.
+//! A place is `SERVER` for the settings of a server. For a reverse proxy it is `SERVER/@ID`, or
+//! `SERVER/UPSTREAMS[HASH]` if the proxy has no `@id`. The hash covers the matchers of its routes and the members that
+//! lead to it, so the place survives changes of other routes. Proxies that are equal in all of this are
+//! `SERVER/UPSTREAMS[HASH]#1of2` and so on.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -19,7 +20,7 @@ use crate::{
     targets::go_duration,
 };
 
-/// The limits that Caddy has, and the way to each: from a server to its own, from a `reverse_proxy` handler to those of its pool.
+/// Caddy's limits and their paths: from a server, or from a `reverse_proxy` handler.
 pub const LIMITS: [(Knob, &[&str]); 10] = [
     (Knob::ServerIdleTimeout, &["idle_timeout"]),
     (Knob::ServerReadHeaderTimeout, &["read_header_timeout"]),
@@ -33,24 +34,24 @@ pub const LIMITS: [(Knob, &[&str]); 10] = [
     (Knob::BackendResponseHeaderTimeout, &["transport", "response_header_timeout"]),
 ];
 
-/// The way to a limit; none to one that Caddy does not have.
+/// The path of a limit; empty if Caddy does not have it.
 fn way(knob: Knob) -> &'static [&'static str] {
     LIMITS.iter().find(|(limit, _)| *limit == knob).map_or(&[], |(_, way)| *way)
 }
 
-/// Most reverse proxies of one configuration, and most servers.
+/// Most reverse proxies and most servers of one configuration.
 const MAX_PROXIES: usize = 2000;
 const MAX_SERVERS: usize = 500;
-/// Most bytes of a value that can be a limit, or of a name that is kept as it is.
+/// Most bytes of a value that can be a limit, and of a name that is kept unchanged.
 const MAX_TEXT: usize = 256;
 /// Most bytes of all names and values that are kept.
 const MAX_KEPT: usize = 1024 * 1024;
-/// Most bytes of a list of listeners that is looked into.
+/// Most bytes of a list of listeners that is parsed.
 const MAX_LISTEN: usize = 4096;
-/// How often the bytes of a configuration may be gone through: proxies in proxies are read again for each of them.
+/// How often the bytes of a configuration may be read: nested proxies are read again for each outer proxy.
 const MAX_ROUNDS: usize = 64;
 
-/// A configuration that is larger than what is governed.
+/// The configuration is larger than the operator supports.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
     "holds more than is governed: at most {MAX_SERVERS} servers and {MAX_PROXIES} reverse proxies, with values of at most {MAX_TEXT} bytes"
@@ -59,29 +60,29 @@ pub struct TooMuch;
 
 /// A server, or an HTTP reverse proxy.
 struct Object {
-    /// Its name.
+    /// The place of the object.
     place: String,
-    /// What it was called before matchers counted, where others have the same upstreams.
+    /// The place in the format without matchers, if other proxies have the same upstreams.
     former: Option<String>,
-    /// Whether it is a reverse proxy, rather than a server.
+    /// Whether it is a reverse proxy; otherwise it is a server.
     is_proxy: bool,
     span: Range<usize>,
 }
 
-/// What a configuration says.
+/// Facts about a configuration.
 #[derive(Debug, Default, PartialEq)]
 pub struct Seen {
-    /// Every place that holds a limit or could.
+    /// All sites that have a limit or could have one.
     pub sites: BTreeMap<Site, Stored>,
-    /// What a former version of the operator called those places whose present name does not tell.
+    /// New places by the places of earlier operator versions, if the new place does not contain the earlier one.
     pub former: BTreeMap<String, String>,
     /// Whether a reverse proxy has no `stream_close_delay`.
     pub cuts_streams: bool,
-    /// The first TCP port that a server listens on, and whether with TLS.
+    /// First TCP port on which a server listens, and whether with TLS.
     pub listens: Option<(u16, bool)>,
 }
 
-/// Reads a configuration. `servers` is valid JSON.
+/// Reads a configuration. `servers` must be valid JSON.
 pub fn see(servers: &str) -> Result<Seen, TooMuch> {
     let mut seen = Seen::default();
     let mut kept = 0;
@@ -114,7 +115,7 @@ pub fn see(servers: &str) -> Result<Seen, TooMuch> {
     Ok(seen)
 }
 
-/// The first TCP port of a server, and whether it speaks TLS there: on port 443, and where it has connection policies.
+/// The first TCP port of a server, and whether it uses TLS: on port 443, or with connection policies.
 fn listens(servers: &str, server: usize) -> Option<(u16, bool)> {
     let list = text::at(servers, server, &["listen"]).filter(|list| list.len() <= MAX_LISTEN)?;
     let port = text::elements(servers, list.start).into_iter().find_map(|span| tcp_port(&text::unescaped(&servers[span])))?;
@@ -122,7 +123,7 @@ fn listens(servers: &str, server: usize) -> Option<(u16, bool)> {
     Some((port, port == 443 || policies.is_some_and(|span| servers[span].starts_with('['))))
 }
 
-/// The port of `:443`, `tcp/host:8080` or, of a range, the first.
+/// The port of `:443` or `tcp/host:8080`; for a range, the first port.
 fn tcp_port(listen: &str) -> Option<u16> {
     let address = match listen.split_once('/') {
         Some((network, address)) if network.starts_with("tcp") => address,
@@ -133,7 +134,7 @@ fn tcp_port(listen: &str) -> Option<u16> {
     port.parse().ok().filter(|port| *port > 0)
 }
 
-/// One word for each limit: the value where all its places agree.
+/// The value of each limit if all its places agree, otherwise `None`.
 #[must_use]
 pub fn stored(sites: &BTreeMap<Site, Stored>) -> BTreeMap<Knob, Option<Value>> {
     let mut all: BTreeMap<Knob, Option<Value>> = BTreeMap::new();
@@ -143,14 +144,14 @@ pub fn stored(sites: &BTreeMap<Site, Stored>) -> BTreeMap<Knob, Option<Value>> {
     all
 }
 
-/// Makes the changes; those whose place is gone are passed over. Every byte that no change is about stays as it is.
+/// Applies the changes and skips those without a place. All other bytes stay unchanged.
 pub fn apply(servers: &str, changes: &[Change]) -> Result<String, TooMuch> {
     let mut by_place: HashMap<&str, Vec<&Change>> = HashMap::new();
     for change in changes {
         by_place.entry(&change.site.place).or_default().push(change);
     }
     let mut objects: Vec<_> = objects(servers)?.into_iter().filter(|object| by_place.contains_key(&*object.place)).collect();
-    // An object comes before those within it.
+    // An object comes before the objects within it.
     objects.sort_by_key(|object| object.span.start);
     let mut rest = &objects[..];
     let mut after = String::with_capacity(servers.len() + 4096);
@@ -158,7 +159,7 @@ pub fn apply(servers: &str, changes: &[Change]) -> Result<String, TooMuch> {
     Ok(after)
 }
 
-/// Writes a part of the text with the changes in the objects that begin within it.
+/// Copies a part of the text, with the changes in the objects that begin within it.
 fn changed(
     servers: &str,
     span: Range<usize>,
@@ -195,12 +196,12 @@ fn with(object: String, change: &Change) -> String {
     if now.as_ref() == Some(&new) { object } else { text::set(&object, way(knob), &new.to_string(), &fresh) }
 }
 
-/// A transport is a module and has to name itself.
+/// A transport is a Caddy module and must have its name.
 fn fresh(key: &str) -> &'static str {
     if key == "transport" { r#"{"protocol":"http"}"# } else { "{}" }
 }
 
-/// Whether an object has nothing to say any more. A `tls` object turns TLS on by being there.
+/// Whether an object has no effect any more. A `tls` object turns TLS on even if it is empty.
 fn is_idle(key: &str, object: &str) -> bool {
     let members = text::members(object, 0);
     if key == "transport" {
@@ -211,11 +212,11 @@ fn is_idle(key: &str, object: &str) -> bool {
     }
 }
 
-/// Whether a setting can be at this server or handler without changing what else it does.
+/// Whether a limit can be set at this server or handler without another effect.
 fn has_place(text: &str, object: usize, knob: Knob) -> bool {
     let at = |way: &[&str]| text::at(text, object, way).map(|span| &text[span]);
     match way(knob) {
-        // Without a `tls` object there is no handshake to time, and creating one would turn TLS on.
+        // Without a `tls` object there is no handshake to limit, and creating one would turn TLS on.
         ["transport", "tls", ..] => at(&["transport", "tls"]).is_some_and(|tls| tls.starts_with('{')),
         ["transport", "keep_alive", ..] => at(&["transport", "keep_alive", "enabled"]) != Some("false"),
         [] => false,
@@ -223,10 +224,11 @@ fn has_place(text: &str, object: usize, knob: Knob) -> bool {
     }
 }
 
-/// Each server and each HTTP reverse proxy, wherever nested, by server and then by the names of the members that lead there.
+/// Each server and each HTTP reverse proxy at any depth, by server and then by the names of the members that lead to
+/// it.
 fn objects(servers: &str) -> Result<Vec<Object>, TooMuch> {
     let start = text::blanks(servers, 0);
-    // Of several with one name the last counts.
+    // The last of several members with one name counts.
     let by_name: BTreeMap<_, _> = text::members(servers, start).into_iter().map(|member| (member.key, member.value)).collect();
     let mut walk = Walk { text: servers, proxies: 0, again: 0 };
     let mut objects = Vec::new();
@@ -261,14 +263,14 @@ fn objects(servers: &str) -> Result<Vec<Object>, TooMuch> {
     Ok(objects)
 }
 
-/// How often each name has been given.
+/// Counts how often each name occurs.
 #[derive(Default)]
 struct Numbers {
     of: HashMap<String, usize>,
 }
 
 impl Numbers {
-    /// How often it had been given before.
+    /// How often the name occurred before.
     fn number(&mut self, name: &str) -> usize {
         let of = self.of.entry(name.to_owned()).or_default();
         *of += 1;
@@ -276,14 +278,14 @@ impl Numbers {
     }
 }
 
-/// A reverse proxy that was found.
+/// A reverse proxy in the text.
 struct Proxy {
     span: Range<usize>,
     /// A hash of the matchers above it, and of the members that lead to it.
     way: u64,
 }
 
-/// Goes through a text once and finds the reverse proxies in it.
+/// Reads a text once and finds its reverse proxies.
 struct Walk<'t> {
     text: &'t str,
     proxies: usize,
@@ -292,7 +294,7 @@ struct Walk<'t> {
 }
 
 impl Walk<'_> {
-    /// The end of the value that begins here, and the proxies in it.
+    /// The end of the value at this position, and the proxies in it.
     fn value(&mut self, at: usize) -> Result<(usize, Vec<Proxy>), TooMuch> {
         match self.text.as_bytes().get(at) {
             Some(b'{') => self.object(at),
@@ -330,7 +332,7 @@ impl Walk<'_> {
                 "handler" => is_proxy = text::unescaped(&self.text[value..end]) == "reverse_proxy",
                 "transport" => {
                     self.again += end - value;
-                    // No transport at all is HTTP; fastcgi and others have no pool of this kind.
+                    // A missing transport is HTTP; fastcgi and others have no such pool.
                     let protocol = text::at(self.text, value, &["protocol"]).map(|span| &self.text[span]);
                     is_http = protocol.is_none_or(|protocol| protocol == "null" || text::unescaped(protocol) == "http");
                 }
@@ -379,7 +381,7 @@ fn handler_name(text: &str, proxy: usize) -> String {
     if dials.is_empty() { "dynamic".into() } else { bounded(&dials.join(",")) }
 }
 
-/// A name that is no longer than what is kept; a long one is told from others by its hash.
+/// A name of limited length; a long one is shortened and gets its hash.
 fn bounded(name: &str) -> String {
     if name.len() <= MAX_TEXT {
         return name.to_owned();

@@ -1,4 +1,5 @@
-//! Caddy servers, through their admin API. Every setting is used at once: a change is a graceful reload, which closes all idle connections.
+//! Caddy servers, through their admin API. Every limit takes effect at once: a change is a graceful reload, which
+//! closes all idle connections.
 
 pub mod config;
 mod moved;
@@ -26,10 +27,10 @@ use crate::{
     pool::{Provider, Request, Response},
 };
 
-/// What is true of every Caddy.
+/// The capabilities of every Caddy.
 pub const TRAITS: Traits = Traits { capability, inexpressible, default_idle, moved: moved::moved, ..Traits::PLAIN };
 
-/// How the operator finds and reaches them.
+/// The registration of this kind.
 pub const KIND: Kind = Kind {
     traits: |_| TRAITS,
     identities: |_, _, places| places.iter().flat_map(|place| [place.id.clone(), place.address.clone()]).collect(),
@@ -39,7 +40,8 @@ pub const KIND: Kind = Kind {
     states_identity: false,
 };
 
-/// What Caddy 2.11 takes for something else than no limit (`caddyhttp/app.go`, `reverseproxy/httptransport.go`).
+/// Values to which Caddy 2.11 gives another meaning than no limit (`caddyhttp/app.go`,
+/// `reverseproxy/httptransport.go`).
 fn inexpressible(knob: Knob, value: Value) -> Option<&'static str> {
     if !value.is_zero() {
         return None;
@@ -55,23 +57,24 @@ fn inexpressible(knob: Knob, value: Value) -> Option<&'static str> {
     }
 }
 
-/// Where the servers and, nested in their routes, the reverse proxies are.
+/// Path of the servers, with the reverse proxies nested in their routes.
 const SERVERS: &str = "/config/apps/http/servers";
 /// Most bytes of the whole configuration, of a Caddy without servers.
 const CONFIG: usize = 1024 * 1024;
-/// Most bytes of a line of a metrics page that are kept.
+/// Most bytes of a metrics page's line that are kept.
 const MAX_LINE: usize = 128;
-/// How long a read may take.
+/// Timeout of a read.
 const READ: Duration = Duration::from_secs(3);
-/// How long a write may take: a reload waits for the new configuration to be provisioned.
+/// Timeout of a write: a reload waits until the new configuration is provisioned.
 const WRITE: Duration = Duration::from_secs(10);
-/// How often a write is tried again when somebody else was faster.
+/// Most attempts of a write if other clients write at the same time.
 const RACES: usize = 5;
 
-/// A write is a reload: Caddy closes all idle connections, of its servers and of its proxies, and replaces the pools, whatever was changed.
+/// A write is a reload. For any change, Caddy closes all idle connections of its servers and proxies, and replaces the
+/// pools.
 const RELOAD: Flush = Flush { closes: Closes::AllPools, settle: Duration::ZERO };
 
-/// Caddy's own (`caddyhttp.Server.IdleTimeout`, `reverseproxy.KeepAlive.IdleConnTimeout`).
+/// Caddy's defaults (`caddyhttp.Server.IdleTimeout`, `reverseproxy.KeepAlive.IdleConnTimeout`).
 const fn default_idle(knob: Knob) -> Option<Duration> {
     match knob {
         Knob::ServerIdleTimeout => Some(Duration::from_secs(300)),
@@ -84,12 +87,12 @@ fn capability(knob: Knob) -> Capability {
     if config::LIMITS.iter().any(|(limit, _)| *limit == knob) { Capability::Flush(RELOAD) } else { Capability::Unsupported }
 }
 
-/// Some Caddy servers.
+/// A group of Caddy servers.
 pub struct Caddy {
     places: Vec<Place>,
     credentials: Credentials,
     provider: Provider,
-    /// Addresses whose Caddy wants an Origin.
+    /// Addresses of Caddys that require an Origin header.
     wants_origin: Mutex<BTreeSet<String>>,
 }
 
@@ -100,8 +103,9 @@ impl Caddy {
         Self { places, credentials, provider, wants_origin: Mutex::new(BTreeSet::new()) }
     }
 
-    /// Sends an Origin header only to a Caddy that requires one (`admin.enforce_origin`). Caddy checks every Origin that it gets against
-    /// `admin.origins`, and an API that listens on all addresses has no pod's address there (`admin.go`, 2.11).
+    /// Sends an Origin header only to a Caddy that requires one (`admin.enforce_origin`). Caddy checks every Origin
+    /// against `admin.origins`. For an API that listens on all addresses, that list has no address of a pod
+    /// (`admin.go`, 2.11).
     async fn ask(&self, mut request: Request) -> Result<Response, Fault> {
         let ca = self.credentials.ca.as_deref();
         let wants = || self.wants_origin.lock().unwrap_or_else(PoisonError::into_inner);
@@ -110,7 +114,7 @@ impl Caddy {
             request.headers.push(origin);
             return Ok(self.provider.send(ca, request).await?);
         }
-        // What is to be changed has been read before: by then it is known.
+        // Every write follows a read, so the requirement is known by then.
         let again = (request.method == Method::GET).then(|| request.clone());
         let response = self.provider.send(ca, request).await?;
         let Some(mut again) = again.filter(|_| response.status == 403) else { return Ok(response) };
@@ -152,8 +156,8 @@ impl Caddy {
         Ok(Servers { etag, response: Some(response) })
     }
 
-    /// What a Caddy says to a path that does not exist, which is one without servers. Any server may answer 404: it is believed only with
-    /// Caddy's own error, and where the whole configuration has a version.
+    /// Handles the response for a missing path, which a Caddy without servers gives. Any server may answer 404. It
+    /// counts only with Caddy's own error format, and if the whole configuration has a version.
     async fn no_servers(&self, address: &str, response: &Response) -> Result<Servers, Fault> {
         #[derive(Deserialize)]
         struct Error {
@@ -180,7 +184,7 @@ impl Caddy {
                 return Ok(true);
             }
             if wanted.len() > CONFIG {
-                // What is written has to be read again, and restored one day.
+                // A written configuration must be readable, and restorable later.
                 let message = format!(
                     "{address}: the configuration would have {} bytes with the limits, and {CONFIG} are the most that is governed; nothing was written",
                     wanted.len()
@@ -214,7 +218,7 @@ impl Caddy {
     }
 }
 
-/// Finds when a process started in a metrics page, of which only the line that has begun is kept.
+/// Finds the start time of a process in a metrics page. Only an incomplete line is kept.
 #[derive(Default)]
 struct Started {
     line: Vec<u8>,
@@ -235,7 +239,7 @@ impl Started {
     }
 }
 
-/// The servers of a configuration, as text. Memory is accounted for as long as this lives.
+/// The servers of a configuration, as text. Its memory is accounted for as long as this exists.
 struct Servers {
     etag: String,
     response: Option<Response>,
@@ -292,7 +296,7 @@ impl Target for Caddy {
 
     fn write<'a>(&'a self, unit: &'a Unit, _state: &'a UnitState, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Fault>> {
         async move {
-            // Sites are kept of what was read, and not the text: it is fetched again to be changed.
+            // Only the limits of a read are kept, not the text, so fetch the text again.
             for _ in 0..RACES {
                 if self.try_write(&unit.address, changes).await? {
                     return Ok(());

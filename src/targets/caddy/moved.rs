@@ -1,8 +1,9 @@
 //! Matches saved originals to reverse proxies after another client has changed a Caddy's routes. Pure.
 //!
-//! A reverse proxy is identified by its routes' matchers and its upstreams, or by its `@id`. If these have changed, an original is assigned
-//! only where one proxy can be meant. If several proxies with different originals can be meant, none of them gets one, and an Event names
-//! them: restoring a wrong value is worse than leaving the present one.
+//! A reverse proxy is identified by the matchers of its routes and its upstreams, or by its `@id`. If these changed, an
+//! original is assigned only if exactly one proxy can be meant. If several proxies with different originals can be
+//! meant, none of them gets one, and an Event names them. Restoring a wrong value is worse than leaving the present
+//! one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,16 +12,16 @@ use crate::{
     decide::{Moved, Site, Sites, UnitState},
 };
 
-/// The part of a reverse proxy's place that says which one it is, in the former and the present way of writing.
+/// The identity in a reverse proxy's place, in the earlier or the present notation.
 struct Name<'a> {
     /// Server and upstreams.
     family: &'a str,
-    /// The same with the routes' matchers; `None` where a former version of the operator wrote the place.
+    /// The family with the matchers of the routes; `None` if an earlier operator version wrote the place.
     key: Option<&'a str>,
 }
 
 impl<'a> Name<'a> {
-    /// `None` for a server, and for a proxy that is known by its `@id`.
+    /// Returns `None` for a server, and for a proxy with an `@id`.
     fn of(place: &'a str) -> Option<Self> {
         if !place.contains('/') || place.contains("/@") {
             return None;
@@ -35,11 +36,11 @@ impl<'a> Name<'a> {
     }
 }
 
-/// What each place held, as far as that is known.
+/// The known originals, by place.
 type Held<'a> = BTreeMap<&'a str, BTreeMap<Knob, &'a Option<serde_json::Value>>>;
 
-/// Assigns the saved originals to the places that exist now; `None` if no place was renamed or became ambiguous. `ours` are the values that
-/// the operator may have written.
+/// Assigns the saved originals to the present places; `None` if no place was renamed or became ambiguous. `ours` are
+/// the values that the operator may have written.
 #[must_use]
 pub fn moved(saved: &Sites, state: &UnitState, ours: &BTreeSet<(Knob, Value)>) -> Option<Moved> {
     if saved.keys().all(|site| state.sites.contains_key(site)) {
@@ -67,14 +68,14 @@ pub fn moved(saved: &Sites, state: &UnitState, ours: &BTreeSet<(Knob, Value)>) -
 
 struct Moves<'a> {
     held: &'a Held<'a>,
-    /// By the former place: where what it held belongs now.
+    /// By the earlier place: the present places of its originals.
     given: BTreeMap<&'a str, Vec<String>>,
-    /// Former places whose proxy cannot be told any more.
+    /// Earlier places with an ambiguous proxy.
     lost: BTreeSet<&'a str>,
 }
 
 impl<'a> Moves<'a> {
-    /// Reverse proxies of one server with the same upstreams.
+    /// Matches reverse proxies of one server with the same upstreams.
     fn family(
         &mut self,
         state: &UnitState,
@@ -89,7 +90,7 @@ impl<'a> Moves<'a> {
                 rest.entry(name.key).or_default().push(place);
                 continue;
             }
-            // The number of proxies that cannot be told apart has changed.
+            // The number of indistinguishable proxies has changed.
             let group: Vec<_> = missing.iter().filter(|(_, other)| other.key == name.key).map(|(place, _)| *place).collect();
             let all = place.rsplit_once("of").and_then(|(_, all)| all.parse().ok()).unwrap_or(1);
             if group.len() == all && self.alike(&group) {
@@ -98,7 +99,7 @@ impl<'a> Moves<'a> {
                 self.lost.insert(place);
             }
         }
-        // As a former version wrote them: it counted proxies with the same upstreams.
+        // The notation of earlier operator versions counts proxies with the same upstreams.
         if let Some(former) = rest.get(&None)
             && let Some(names) = former.iter().map(|place| former_name(place, state, present)).collect::<Option<Vec<_>>>()
         {
@@ -112,13 +113,14 @@ impl<'a> Moves<'a> {
                 stored.is_none_or(|stored| stored.value.is_some_and(|value| ours.contains(&(*knob, value))))
             })
         };
-        // A proxy whose routes were changed still holds what was written to it, and nothing is saved under its new name.
+        // After a change of its routes, a proxy still has the written values, and no originals exist under its new
+        // name.
         let taken: BTreeSet<_> = self.given.values().flatten().cloned().collect();
         let open =
             present.iter().map(|(place, _)| *place).filter(|place| !self.held.contains_key(place) && !taken.contains(*place));
         let open: Vec<_> = open.filter(|place| rest.iter().any(|old| holds_ours(place, &self.held[old]))).collect();
         if open.is_empty() {
-            // They are gone, and what they held with them.
+            // The proxies are gone together with their originals.
         } else if self.alike(&rest) || (rest.len() == 1 && open.len() == 1) {
             self.given.extend(rest.iter().map(|old| (*old, open.iter().map(|place| (*place).to_owned()).collect())));
         } else {
@@ -126,7 +128,7 @@ impl<'a> Moves<'a> {
         }
     }
 
-    /// Whether all of them held the same.
+    /// Whether all of them had the same values.
     fn alike(&self, places: &[&str]) -> bool {
         places.windows(2).all(|two| self.held[two[0]] == self.held[two[1]])
     }
@@ -150,7 +152,7 @@ impl<'a> Moves<'a> {
     }
 }
 
-/// What a place that a former version wrote is called now, where it is still the same one.
+/// The present place of an earlier one, if it is still the same proxy.
 fn former_name(place: &str, state: &UnitState, present: &[(&str, Name<'_>)]) -> Option<String> {
     if let Some(now) = state.former.get(place) {
         return Some(now.clone());
@@ -183,7 +185,7 @@ mod tests {
         UnitState { sites: seen.sites, former: seen.former, ..UnitState::default() }
     }
 
-    /// What the idle times were, by place.
+    /// The idle timeouts by place.
     fn saved(state: &UnitState) -> Sites {
         let idle = state.sites.iter().filter(|(site, _)| site.knob == KNOB);
         idle.map(|(site, stored)| (site.clone(), stored.raw.clone())).collect()
@@ -193,7 +195,7 @@ mod tests {
         [(KNOB, Value::Duration(Duration::from_secs(20)))].into()
     }
 
-    /// What would be put back, by place, and how many are lost.
+    /// The values to restore by place, and the number of lost originals.
     fn after(before: &[Json], now: &[Json]) -> (Vec<Option<String>>, usize) {
         let (held, now) = (saved(&state(before)), state(now));
         let moved = moved(&held, &now, &ours()).unwrap_or(Moved { sites: held, lost: BTreeSet::new() });
@@ -217,7 +219,7 @@ mod tests {
         let before = [route("/a", "10s"), route("/b", "99s")];
         assert_eq!(after(&before, &[route("/b", "20s")]), (some(&["99s"]), 0));
         assert_eq!(after(&before, &[route("/a", "20s")]), (some(&["10s"]), 0));
-        // One that comes in front of it changes nothing either.
+        // A new route before the others changes nothing.
         let now = [route("/new", "1s"), route("/b", "20s"), route("/a", "20s")];
         let (mut values, lost) = after(&before, &now);
         values.sort();
@@ -230,7 +232,7 @@ mod tests {
         let mut values = after(&before, &[route("/a2", "20s"), route("/b", "20s")]).0;
         values.sort();
         assert_eq!(values, some(&["10s", "99s"]));
-        // A new one with a value of its own is not.
+        // A new proxy with another value is not the same one.
         let mut values = after(&before, &[route("/a2", "7s"), route("/b", "20s")]).0;
         values.sort();
         assert_eq!(values, [vec![None], some(&["99s"])].concat());
@@ -254,7 +256,7 @@ mod tests {
         let alike = [route("", "10s"), route("", "10s")];
         assert_eq!(after(&alike, &[route("", "20s")]), (some(&["10s"]), 0));
         assert_eq!(after(&[route("", "10s")], &[route("", "20s"), route("", "20s")]), (some(&["10s", "10s"]), 0));
-        // One of which nothing was saved, for it held what is declared, may have been any of them.
+        // One original was not saved, because it equaled the declared value. It may belong to either proxy.
         let mut partly = saved(&state(&before));
         partly.pop_first();
         let moved = moved(&partly, &state(&[route("", "20s")]), &ours()).expect("a change");
@@ -281,7 +283,7 @@ mod tests {
         let given = moved(&one, &single, &ours()).expect("a change");
         assert_eq!(given.sites.values().collect::<Vec<_>>(), [&Some(json!("10s"))]);
         assert!(given.sites.keys().all(|site| single.sites.contains_key(site)));
-        // Two of them, and one is left.
+        // Of two proxies, one is left.
         assert_eq!(moved(&both, &single, &ours()).map(|moved| moved.lost.len()), Some(2));
     }
 

@@ -1,20 +1,20 @@
-//! Edits in a JSON text: members are found, set and removed by their place in the text, and every other byte stays as it is. Pure.
+//! Edits in a JSON text: finds, sets and removes members by their position. All other bytes stay unchanged. Pure.
 //!
-//! All functions take text that has been validated: they look for the end of things, not for errors.
+//! All functions expect valid JSON: they search for the ends of values and report no errors.
 
 use std::{borrow::Cow, ops::Range};
 
 /// A member of an object.
 pub struct Member<'t> {
-    /// Its name.
+    /// The member's name.
     pub key: Cow<'t, str>,
-    /// Where it begins.
+    /// Offset of the member.
     pub start: usize,
-    /// Where its value is.
+    /// Range of the value.
     pub value: Range<usize>,
 }
 
-/// Passes over blanks.
+/// Skips blanks.
 pub fn blanks(text: &str, mut at: usize) -> usize {
     while text.as_bytes().get(at).is_some_and(u8::is_ascii_whitespace) {
         at += 1;
@@ -22,7 +22,7 @@ pub fn blanks(text: &str, mut at: usize) -> usize {
     at
 }
 
-/// The end of the string that begins here.
+/// The end of the string at this position.
 pub fn string_end(text: &str, mut at: usize) -> usize {
     let bytes = text.as_bytes();
     at += 1;
@@ -36,7 +36,7 @@ pub fn string_end(text: &str, mut at: usize) -> usize {
     bytes.len()
 }
 
-/// The same without the blanks between its parts.
+/// The text without blanks between its tokens.
 pub fn compact(text: &str) -> String {
     let mut compact = String::with_capacity(text.len());
     let mut at = blanks(text, 0);
@@ -52,7 +52,7 @@ pub fn compact(text: &str) -> String {
     compact
 }
 
-/// The end of the value that begins here.
+/// The end of the value at this position.
 pub fn value_end(text: &str, mut at: usize) -> usize {
     let bytes = text.as_bytes();
     let mut depth = 0usize;
@@ -89,13 +89,13 @@ pub fn value_end(text: &str, mut at: usize) -> usize {
     bytes.len()
 }
 
-/// What a string stands for; as it is written where it is none.
+/// The content of a string; any other text is returned unchanged.
 pub fn unescaped(text: &str) -> Cow<'_, str> {
     let inner = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).unwrap_or(text);
     if inner.contains('\\') { serde_json::from_str(text).map_or(Cow::Borrowed(inner), Cow::Owned) } else { Cow::Borrowed(inner) }
 }
 
-/// The members of the object that begins here, as they are written. None, where it is no object.
+/// The members of the object at this position, in order; none if it is not an object.
 pub fn members(text: &str, start: usize) -> Vec<Member<'_>> {
     let mut members = Vec::new();
     if text.as_bytes().get(start) != Some(&b'{') {
@@ -115,7 +115,7 @@ pub fn members(text: &str, start: usize) -> Vec<Member<'_>> {
     members
 }
 
-/// The elements of the array that begins here. None, where it is no array.
+/// The elements of the array at this position; none if it is not an array.
 pub fn elements(text: &str, start: usize) -> Vec<Range<usize>> {
     let mut elements = Vec::new();
     if text.as_bytes().get(start) != Some(&b'[') {
@@ -133,12 +133,12 @@ pub fn elements(text: &str, start: usize) -> Vec<Range<usize>> {
     elements
 }
 
-/// The value of a member; of several with one name the last, as every reader takes it.
+/// The value of a member; the last one of several with the same name, as in every parser.
 pub fn member(text: &str, object: usize, key: &str) -> Option<Range<usize>> {
     members(text, object).into_iter().rev().find(|member| member.key == key).map(|member| member.value)
 }
 
-/// The value at the end of a way through objects.
+/// The value at the end of a path through objects.
 pub fn at(text: &str, object: usize, way: &[&str]) -> Option<Range<usize>> {
     let (first, rest) = way.split_first()?;
     let value = member(text, object, first)?;
@@ -149,7 +149,7 @@ fn is_object(text: &str) -> bool {
     text.starts_with('{')
 }
 
-/// An object with a member set. `fresh` is what an object on the way begins with where there is none.
+/// The object with a member set. `fresh` is the initial text of a missing object on the path.
 pub fn set(object: &str, way: &[&str], value: &str, fresh: &dyn Fn(&str) -> &'static str) -> String {
     let Some((first, rest)) = way.split_first() else { return object.to_owned() };
     let there = member(object, 0, first);
@@ -169,7 +169,7 @@ pub fn set(object: &str, way: &[&str], value: &str, fresh: &dyn Fn(&str) -> &'st
     }
 }
 
-/// An object without a member, and without the objects on the way that are left with nothing to say.
+/// The object without a member, and without the objects on the path that have no effect any more.
 pub fn unset(object: &str, way: &[&str], is_idle: &dyn Fn(&str, &str) -> bool) -> String {
     let Some((first, rest)) = way.split_first() else { return object.to_owned() };
     if rest.is_empty() {

@@ -1,7 +1,8 @@
-//! Any server that mounts a file: the limits are a key of a `ConfigMap`, written by server-side apply, own fields only.
+//! Any server that mounts a file: the limits are a key of a `ConfigMap`. It is written by server-side apply, only with
+//! the operator's fields.
 //!
-//! What is written is not yet read by anybody: the kubelet takes a minute or two to bring it to a pod, and a process has to look.
-//! A pod counts as using it when it says so itself, or has certainly started since. docs/targets/configmap.md.
+//! Written limits are not in effect yet: the kubelet needs a minute or two to update the file, and the process must
+//! read it. A pod uses them if it reports so, or if it certainly started later. See docs/targets/configmap.md.
 
 mod ownership;
 mod reported;
@@ -28,20 +29,20 @@ use crate::{
     pool::Request,
 };
 
-/// How long a call to the API server may take.
+/// Timeout of a call to the API server.
 const API: Duration = Duration::from_secs(10);
-/// How long a pod may take to say what it uses.
+/// Timeout for the report of a pod.
 const PAGE: Duration = Duration::from_secs(2);
-/// Pods that are asked at the same time.
+/// Most pods that are read at the same time.
 const AT_ONCE: usize = 32;
 
-/// What is true of every file of a format.
+/// The capabilities of every file in this format.
 #[must_use]
 pub fn traits(format: Format) -> Traits {
     Traits { file: Some(format), inexpressible: format.inexpressible(), ..Traits::PLAIN }
 }
 
-/// How the operator finds and reaches one.
+/// The registration of this kind.
 pub const KIND: Kind = Kind {
     traits: |spec| traits(spec.config_map.as_ref().map_or(Format::Yaml, |spec| spec.format)),
     identities: |spec, namespace, _| spec.config_map.iter().map(|spec| id(namespace, spec)).collect(),
@@ -63,10 +64,10 @@ pub struct ConfigMap {
     reach: Reach,
 }
 
-/// What was found under the key.
+/// The current content of the key.
 struct Found {
     object: Option<v1::ConfigMap>,
-    /// What the operator wrote there; `None` where that is not what is there now.
+    /// The limits that the operator wrote; `None` if the content is different now.
     settings: Option<Settings>,
 }
 
@@ -81,7 +82,8 @@ impl ConfigMap {
         Api::namespaced(self.reach.client.clone(), &self.reach.namespace)
     }
 
-    /// One manager for each key: two policies may write into one `ConfigMap`, and what a manager leaves out it takes away.
+    /// One field manager for each key: two policies may write to one `ConfigMap`, and an apply removes the fields that
+    /// its manager omits.
     fn manager(&self) -> String {
         format!("{MANAGER}/{}", self.spec.key)
     }
@@ -90,7 +92,7 @@ impl ConfigMap {
         format!("{SETTINGS_PREFIX}{}", self.spec.key)
     }
 
-    /// The keys, by what comes after the policy's own.
+    /// The keys of all files: the policy's key with the suffixes of the format.
     fn keys(&self) -> Vec<String> {
         self.spec.format.suffixes().into_iter().map(|suffix| format!("{}{suffix}", self.spec.key)).collect()
     }
@@ -169,7 +171,7 @@ impl ConfigMap {
         self.call("written", api.patch(&self.spec.name, &params, &Patch::Apply(object))).await
     }
 
-    /// Takes the key out again, and the object with it where it came with a policy and holds nothing else.
+    /// Removes the key. Also deletes the object if the operator created it and it is empty.
     async fn remove(&self, object: &v1::ConfigMap, created: bool) -> Result<(), Fault> {
         let left = self.apply(&Settings::new(), created).await?;
         let empty = left.data.as_ref().is_none_or(BTreeMap::is_empty) && left.binary_data.as_ref().is_none_or(BTreeMap::is_empty);
@@ -179,17 +181,17 @@ impl ConfigMap {
         let preconditions = Preconditions { uid: left.metadata.uid, resource_version: left.metadata.resource_version };
         let params = DeleteParams { preconditions: Some(preconditions), ..DeleteParams::default() };
         match self.api().delete(&self.spec.name, &params).await {
-            // Gone, or somebody has put something into it meanwhile.
+            // The object is gone, or another client has written to it meanwhile.
             Err(kube::Error::Api(status)) if matches!(status.code, 404 | 409) => Ok(()),
             answer => self.call("deleted", std::future::ready(answer)).await.map(|_| ()),
         }
     }
 
-    /// What a pod says of itself.
+    /// The state of a pod, from its own report.
     async fn node(&self, place: &Place, written: Option<&Written>, stored: &BTreeMap<Knob, Option<Value>>) -> NodeState {
         let page = self.spec.metrics.as_ref();
         NodeState {
-            // Nowhere, rather than the unit's own address, which is the API server's.
+            // An empty address, because the unit's address is the API server's.
             metrics: Some(page.map(|page| reported::address(page, &place.address)).unwrap_or_default()),
             serves: reported::serves(&place.address),
             uses: match written {
@@ -200,7 +202,7 @@ impl ConfigMap {
         }
     }
 
-    /// Whether its process uses what is written; `None` where that is not known.
+    /// Whether the pod's process uses the written limits; `None` if that is unknown.
     async fn uses(&self, place: &Place, written: &Written) -> Option<bool> {
         let pod = place.pod.as_ref()?;
         let said = match (&self.spec.hash, &self.spec.metrics) {
@@ -214,7 +216,7 @@ impl ConfigMap {
             return Some(hashes.contains(&written.hash));
         }
         let started_for = pod.hash.as_ref() == Some(&written.hash);
-        // Whole seconds on both sides, and two clocks: only what is certainly later counts.
+        // Both times are in whole seconds and from two clocks, so only a certainly later start counts.
         let started_since = pod.started.zip(written.at).is_some_and(|(started, at)| started.as_second() > at.as_second() + 1);
         (started_for || started_since).then_some(true)
     }
@@ -226,13 +228,13 @@ impl ConfigMap {
     }
 }
 
-/// The name of a key in a ConfigMap: one file is one target.
+/// The identity of a key in a ConfigMap: one file is one target.
 #[must_use]
 pub fn id(namespace: &str, spec: &Spec) -> String {
     format!("configmap/{namespace}/{}/{}", spec.name, spec.key)
 }
 
-/// What is written, and when that was, by the API server's clock.
+/// Hash of the written files, and when they were written, by the API server's clock.
 struct Written {
     hash: String,
     at: Option<Timestamp>,
@@ -257,7 +259,7 @@ impl Target for ConfigMap {
             let stored = |knob: &Knob| match (known.get(knob), &settings, text) {
                 (Some(value), ..) => Stored { value: Some(*value), raw: Some(value.to_string().into()) },
                 (None, Some(_), _) | (None, None, None) => Stored::default(),
-                // Not what was written: no limit can be told from it.
+                // The content was not written by the operator, so the limits are unknown.
                 (None, None, Some(_)) => Stored { value: None, raw: Some(Json::Bool(true)) },
             };
             let fields = self.spec.format.fields();
@@ -305,7 +307,7 @@ impl Target for ConfigMap {
     }
 }
 
-/// As an annotation holds it: limit by limit, as users write them.
+/// The annotation's text: limits by path, with values as users write them.
 fn encoded(settings: &Settings) -> String {
     let all: BTreeMap<_, _> = settings.iter().map(|(knob, value)| (knob.path(), value.to_string())).collect();
     serde_json::to_string(&all).unwrap_or_default()

@@ -1,4 +1,4 @@
-//! Whose a key is: by the API server's record of who wrote which field, and by the marks of tools that own whole objects. Pure.
+//! Ownership of a key: from the API server's managed fields, and from the marks of tools that own whole objects. Pure.
 
 use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry};
@@ -6,7 +6,7 @@ use serde_json::Value as Json;
 
 use crate::decide::condition::shortened;
 
-/// Labels and annotations by which tools mark what is theirs, with the value that says so, if not any.
+/// Labels and annotations by which tools mark their objects, with the required value, if any.
 const MARKS: [(&str, Option<&str>, &str); 6] = [
     ("app.kubernetes.io/managed-by", Some("Helm"), "Helm"),
     ("meta.helm.sh/release-name", None, "Helm"),
@@ -57,7 +57,7 @@ pub fn obstacle(object: &ConfigMap, keys: &[String], manager: &str) -> Option<St
     }
 }
 
-/// When the manager last changed what it owns, by the API server's clock.
+/// When the manager last changed its fields, by the API server's clock.
 #[must_use]
 pub fn written_at(object: &ConfigMap, manager: &str) -> Option<Timestamp> {
     let times = managed(object).filter(|entry| entry.manager.as_deref() == Some(manager));

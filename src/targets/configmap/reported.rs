@@ -1,4 +1,4 @@
-//! What a pod says of the settings that its process uses. Pure.
+//! The settings that a pod reports to use. Pure.
 
 use std::net::IpAddr;
 
@@ -6,9 +6,9 @@ use ring::digest;
 
 use crate::{api::config_map::Page, decide::Serves};
 
-/// The gauge by which a process tells it.
+/// The gauge with which a process reports its settings.
 const METRIC: &[u8] = b"idleconn_config_info{";
-/// Characters of a hash.
+/// Number of characters of a hash.
 const LENGTH: usize = 16;
 
 /// The hash of files: the first 16 hexadecimal digits of the SHA-256 of their bytes, in the order of their keys.
@@ -21,7 +21,7 @@ pub fn hash<'a>(files: impl Iterator<Item = &'a String>) -> String {
     digits.filter_map(|digit| char::from_digit(u32::from(digit), 16)).collect()
 }
 
-/// Where a page of a pod is; empty where the pod has no address yet.
+/// The address of a page of a pod; empty if the pod has no address yet.
 #[must_use]
 pub fn address(page: &Page, host: &str) -> String {
     match host.parse::<IpAddr>() {
@@ -31,7 +31,7 @@ pub fn address(page: &Page, host: &str) -> String {
     }
 }
 
-/// Where a pod serves: its port is the user's to say.
+/// The address at which a pod serves. The user sets the port.
 #[must_use]
 pub fn serves(host: &str) -> Option<Serves> {
     let host = match host.parse::<IpAddr>().ok()? {
@@ -41,14 +41,14 @@ pub fn serves(host: &str) -> Option<Serves> {
     Some(Serves { host, port: None, tls: false })
 }
 
-/// A page that is nothing but the hash.
+/// The hash, if the page contains nothing else.
 #[must_use]
 pub fn bare(body: &[u8]) -> Option<String> {
     let text = std::str::from_utf8(body).ok()?.trim();
     (text.len() == LENGTH && text.bytes().all(|b| b.is_ascii_hexdigit())).then(|| text.to_owned())
 }
 
-/// The hashes that a metrics page tells: a process may read several files.
+/// The hashes in a metrics page: a process may read several files.
 #[must_use]
 pub fn in_metrics(page: &[u8]) -> Vec<String> {
     let lines = page.split(|byte| *byte == b'\n').filter_map(|line| line.strip_prefix(METRIC));
@@ -56,7 +56,7 @@ pub fn in_metrics(page: &[u8]) -> Vec<String> {
         .filter_map(|line| std::str::from_utf8(line).ok())
         .filter_map(|line| {
             let (labels, value) = line.rsplit_once('}')?;
-            // 0 is how a process tells that it does not use them any more.
+            // With 0, a process reports that it no longer uses the file.
             let used = value.split_ascii_whitespace().next()?.parse::<f64>().is_ok_and(|value| value > 0.0);
             let hash = labels.split(',').find_map(|label| label.trim().strip_prefix("hash=\"")?.strip_suffix('"'))?;
             used.then(|| hash.to_owned())
