@@ -1,5 +1,7 @@
-//! What it costs to watch 5,000 nodes: CPU for each thousand samples, beside a bare reader that asks one after the other over
-//! blocking sockets; memory; connections. `make bench`. The nodes are listeners on loopback in a process of their own.
+//! The cost of watching 5,000 nodes: CPU for each thousand samples, memory, and connections. `make bench`.
+//!
+//! The CPU is compared with a bare reader that reads the nodes in sequence over blocking sockets. The nodes are
+//! listeners on loopback in another process.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_precision_loss, missing_docs)]
 
@@ -21,17 +23,17 @@ use idleconn_operator::{
     signals::{Node, Sampler, Source, Watch, page},
 };
 
-/// How many nodes.
+/// Number of nodes.
 const NODES: u32 = 5000;
-/// How often each is asked.
+/// Time between two rounds.
 const INTERVAL: Duration = Duration::from_secs(15);
-/// Rounds that are measured.
+/// Measured rounds.
 const ROUNDS: usize = 2;
-/// Pages: the path, about how many bytes, and the most CPU seconds for a thousand samples of them.
+/// Pages: the path, the approximate size in bytes, and the most CPU seconds for a thousand samples.
 const PAGES: [(&str, usize, f64); 2] = [("/large", 227_000, 0.19), ("/small", 12_000, 0.12)];
-/// Nodes that are asked together.
+/// Nodes of one group.
 const GROUP: u32 = 32;
-/// KiB.
+/// In KiB.
 const MOST_MEMORY: u64 = 60 * 1024;
 
 fn address(node: u32) -> SocketAddrV4 {
@@ -39,7 +41,7 @@ fn address(node: u32) -> SocketAddrV4 {
     SocketAddrV4::new(Ipv4Addr::new(127, 60 + a, b, c), 9464)
 }
 
-/// A page as a Go service has it.
+/// A page of a Go service.
 fn text(bytes: usize) -> String {
     let mut page = String::from(
         "# TYPE go_goroutines gauge\ngo_goroutines 2517\n# TYPE go_sched_gomaxprocs_threads gauge\ngo_sched_gomaxprocs_threads 4\nprocess_open_fds 812\nprocess_start_time_seconds 1.7e+09\n",
@@ -52,7 +54,7 @@ fn text(bytes: usize) -> String {
     page
 }
 
-/// All nodes, until standard input ends.
+/// Runs all nodes until standard input ends.
 fn serve() {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
@@ -131,7 +133,7 @@ fn cpu() -> f64 {
     (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
 }
 
-/// Memory in KiB: now, and the most there has been.
+/// Memory in KiB: the present and the greatest value.
 fn memory() -> (u64, u64) {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let field = |name: &str| {
@@ -140,7 +142,7 @@ fn memory() -> (u64, u64) {
     (field("VmRSS:"), field("VmHWM:"))
 }
 
-/// CPU seconds for a thousand samples, by a reader that does nothing but read; as many rounds, and nodes as far apart.
+/// CPU seconds for a thousand samples of a reader that only reads, with the same rounds and the same spacing of nodes.
 fn bare(path: &str) -> f64 {
     let mut streams: Vec<TcpStream> = (0..NODES).map(|node| TcpStream::connect(address(node)).unwrap()).collect();
     let mut buffer = vec![0; 256 * 1024];
@@ -231,7 +233,7 @@ fn main() {
     if std::env::args().any(|argument| argument == "--serve") {
         return serve();
     }
-    // `cargo test --benches` only wants to know that it builds.
+    // `cargo test --benches` only checks that it builds.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }

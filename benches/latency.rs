@@ -1,6 +1,6 @@
-//! How long from a spec edit until every node holds it and the status says so; `make bench`.
+//! Time from a spec edit until every node has it and the status shows it. `make bench`.
 //!
-//! The same writes without any operator are made in the same run, for a ratio that does not depend on the machine.
+//! The same run also makes the same writes without an operator, for a ratio that does not depend on the machine.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::large_futures, missing_docs, dead_code, unused_imports)]
 
@@ -20,12 +20,12 @@ use support::{
 
 /// Edits for three nodes, and for fifty.
 const EDITS: u64 = 20;
-/// What three nodes may take at the median.
+/// Greatest median for three nodes.
 const THREE: Duration = Duration::from_millis(250);
-/// What fifty nodes may take at most.
+/// Greatest time for fifty nodes.
 const FIFTY: Duration = Duration::from_secs(1);
 
-/// What a reaction without dwell may take: one interval of a second, and two more.
+/// Greatest reaction time without dwell: one interval of a second, and two more.
 const REACTION: Duration = Duration::from_secs(3);
 
 fn main() {
@@ -69,7 +69,7 @@ fn figures(sorted: &[Duration]) -> String {
 async fn edits(mut nodes: Vec<String>) -> Vec<Duration> {
     let mut world = World::empty("bench").await;
     world.start(Duration::from_secs(30));
-    // At most 64 endpoints in one policy.
+    // A policy has at most 64 endpoints.
     nodes.truncate(64);
     let mut took = Vec::new();
     for n in 0..=EDITS {
@@ -78,7 +78,7 @@ async fn edits(mut nodes: Vec<String>) -> Vec<Duration> {
         world.apply("gw", &spec).await;
         let status = world.until_programmed("gw").await;
         assert_eq!(status.nodes.unwrap().programmed as usize, nodes.len());
-        // The first is not an edit: everything is saved before it.
+        // Skip the first one, which is not an edit: the originals are saved before it.
         if n > 0 {
             took.push(began.elapsed());
         }
@@ -88,7 +88,7 @@ async fn edits(mut nodes: Vec<String>) -> Vec<Duration> {
     took
 }
 
-/// How long from 3,000 connections opened at once until the server has shorter limits.
+/// Time from opening 3,000 connections at once until the server has shorter limits.
 async fn reaction() -> Duration {
     let caddy =
         Caddy::start(json!({"web": {"listen": ["IP:8080"], "routes": [{"handle": [{"handler": "static_response"}]}]}})).await;
@@ -116,7 +116,7 @@ async fn reaction() -> Duration {
     began.elapsed()
 }
 
-/// The least that can be done: read, change and read every node again.
+/// The minimum for comparison: read, change and read every node again.
 async fn bare(caddies: &[Caddy]) -> Duration {
     let mut took = Vec::new();
     for n in 0..EDITS {

@@ -1,5 +1,8 @@
-//! What the pool is worth: requests over TLS with 20 ms of latency each way, with it, without it, and beside plain reqwest and Node's
-//! agentkeepalive; and its throughput on loopback beside reqwest's. `make bench`. All are measured in the same run, one after another.
+//! The benefit of the pool. `make bench`. All measurements are in the same run, in sequence.
+//!
+//! - Requests over TLS with 20 ms of latency each way: with the pool, without it, with plain reqwest, and with Node's
+//!   agentkeepalive.
+//! - Throughput on loopback, compared with reqwest's.
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
@@ -38,24 +41,24 @@ use tokio_rustls::{
 
 /// Requests through the slow link.
 const REQUESTS: usize = 1_000;
-/// Of them at the same time.
+/// Concurrent requests through the slow link.
 const AT_ONCE: usize = 8;
-/// One way. TCP's own handshake is not held up by it, so that a new connection looks cheaper than it is.
+/// Latency one way. It does not delay the TCP handshake, so a new connection looks cheaper than it is.
 const LATENCY: Duration = Duration::from_millis(20);
-/// Requests on loopback, of each client and round.
+/// Requests on loopback for each client and round.
 const LOOPBACK: usize = 40_000;
-/// Of them at the same time.
+/// Concurrent requests on loopback.
 const LOOPBACK_AT_ONCE: usize = 32;
 /// Rounds on loopback; the median counts.
 const ROUNDS: usize = 5;
 const LONG: Duration = Duration::from_secs(30);
 
-/// What a server has seen.
+/// Counters of a server.
 #[derive(Clone, Default)]
 struct Seen(Arc<AtomicUsize>, Arc<AtomicUsize>);
 
 impl Seen {
-    /// Connections (over TLS: handshakes) and requests since the last time.
+    /// Connections (with TLS: handshakes) and requests since the last call.
     fn take(&self) -> (usize, usize) {
         (self.0.swap(0, Ordering::SeqCst), self.1.swap(0, Ordering::SeqCst))
     }
@@ -70,7 +73,7 @@ async fn answer<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, s
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
 }
 
-/// A server in a runtime of its own: what it costs is not the clients' affair.
+/// A server in a separate runtime, so that its cost does not count for the clients.
 fn serve(tls: Option<TlsAcceptor>) -> (SocketAddr, Seen) {
     let (seen, counted) = (Seen::default(), Seen::default());
     let counted = Seen(seen.0.clone(), counted.1);
@@ -112,7 +115,7 @@ fn certificate() -> (TlsAcceptor, String) {
     (TlsAcceptor::from(Arc::new(config)), made.cert.pem())
 }
 
-/// So many requests, so many at once, each of these in a task of its own as in the operator.
+/// Sends this many requests with this concurrency, each worker in its own task as in the operator.
 async fn load<F, A>(requests: usize, at_once: usize, ask: A) -> Duration
 where
     F: Future<Output = ()> + Send,
@@ -132,7 +135,7 @@ where
     began.elapsed()
 }
 
-/// So many, so many at once, through the pool.
+/// Sends this many requests with this concurrency through the pool.
 async fn pooled(settings: Settings, address: &str, ca: Option<&[u8]>, requests: usize, at_once: usize) -> (Duration, f64) {
     let pool = Pool::new(settings);
     let provider = pool.provider("bench");

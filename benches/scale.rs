@@ -1,7 +1,9 @@
-//! The whole controller at scale: the program as it ships, a real API server, and a farm of stand-ins for Caddy's admin API that are pods there.
+//! The whole controller at scale: the shipped program, a real API server, and a farm of fakes of Caddy's admin API,
+//! which are pods there.
 //!
-//! `IDLECONN_BINARY` names the program; `IDLECONN_NODES` and `IDLECONN_POLICIES` say how many (500 and 20 by default); with
-//! `IDLECONN_ADAPTIVE=true` each policy watches its nodes' goroutines. Prints a table, and fails where a bound is missed.
+//! `IDLECONN_BINARY` names the program; `IDLECONN_NODES` and `IDLECONN_POLICIES` set the numbers (500 and 20 by
+//! default). With `IDLECONN_ADAPTIVE=true`, each policy watches its nodes' goroutines. Prints a table, and fails if a
+//! bound is missed.
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
@@ -38,9 +40,9 @@ use serde_json::{Value as Json, from_value, json};
 
 const NAMESPACES: usize = 20;
 const PORT: u16 = 2019;
-/// Requests to the API server at the same time, while the scene is set.
+/// Concurrent requests to the API server during the setup.
 const CONCURRENCY: usize = 32;
-/// What is promised.
+/// The promised bounds.
 const PROGRAMMED: Duration = Duration::from_secs(60);
 const LOOKED_AT: Duration = Duration::from_secs(30);
 const EDITED: Duration = Duration::from_secs(1);
@@ -116,7 +118,7 @@ async fn farm(nodes: usize) -> Vec<Arc<Node>> {
     farm
 }
 
-/// A control plane. It ends when this is dropped.
+/// A control plane, which ends when this is dropped.
 struct Cluster {
     kubeconfig: PathBuf,
     serve: Child,
@@ -141,7 +143,7 @@ impl Drop for Cluster {
     }
 }
 
-/// The operator as a process. It ends when this is dropped.
+/// The operator as a process, which ends when this is dropped.
 struct Operator {
     child: Child,
     metrics: String,
@@ -162,7 +164,7 @@ impl Operator {
         Self { child, metrics: metrics.to_owned() }
     }
 
-    /// Every metric, by its name and labels.
+    /// All metrics, by name and labels.
     async fn metrics(&self) -> BTreeMap<String, f64> {
         let Ok(answer) = reqwest::get(format!("http://{}/metrics", self.metrics)).await else { return BTreeMap::new() };
         let page = answer.text().await.unwrap_or_default();
@@ -172,14 +174,14 @@ impl Operator {
             .collect()
     }
 
-    /// Resident memory, MiB.
+    /// Resident memory in MiB.
     fn memory(&self, what: &str) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(what)).unwrap();
         line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1024
     }
 
-    /// CPU time so far, seconds.
+    /// CPU time so far, in seconds.
     fn cpu(&self) -> f64 {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).unwrap();
         let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
@@ -194,7 +196,7 @@ impl Drop for Operator {
     }
 }
 
-/// Waits until all of it is so; how long that took. `None` where it never came true.
+/// Waits until the condition is true and returns the time it took; `None` after `limit`.
 async fn until(limit: Duration, mut so: impl FnMut() -> bool) -> Option<Duration> {
     let begun = Instant::now();
     while begun.elapsed() < limit {
@@ -286,7 +288,7 @@ async fn main() {
         all.is_some() && since < PROGRAMMED + Duration::from_secs(10),
     );
 
-    // Statuses follow; then nothing is to be written any more.
+    // Wait for the last statuses; afterwards there must be no writes.
     let mut quiet = operator.metrics().await;
     for _ in 0..30 {
         tokio::time::sleep(Duration::from_secs(2)).await;

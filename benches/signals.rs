@@ -1,4 +1,4 @@
-//! How fast pages are read, by the reader that the operator scrapes with, and how fast a decision is made; `make bench`.
+//! The speed of the operator's page parser, and of a decision. `make bench`.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_precision_loss, missing_docs)]
 
@@ -21,12 +21,12 @@ use idleconn_operator::{
     simulate::plant::policy,
 };
 
-/// How long each measurement goes on.
+/// Duration of each measurement.
 const WINDOW: Duration = Duration::from_millis(600);
-/// Measurements of each, of which the median counts.
+/// Measurements of each kind; the median counts.
 const TIMES: usize = 7;
 
-/// A page as a busy Go service has it: runtime, histograms, labelled counters; about so many bytes.
+/// A page of a busy Go service with runtime metrics, histograms and labeled counters, of about `bytes` bytes.
 fn page(bytes: usize) -> String {
     let mut page = String::new();
     let mut n = 0;
@@ -61,7 +61,7 @@ fn page(bytes: usize) -> String {
     page
 }
 
-/// Median bytes a second.
+/// Median throughput in bytes per second.
 fn throughput(bytes: usize, mut read: impl FnMut()) -> f64 {
     let mut rates: Vec<f64> = (0..TIMES)
         .map(|_| {
@@ -79,7 +79,7 @@ fn throughput(bytes: usize, mut read: impl FnMut()) -> f64 {
 }
 
 fn main() {
-    // `cargo test --benches` only wants to know that it builds.
+    // `cargo test --benches` only checks that it builds.
     if !std::env::args().any(|argument| argument == "--bench") {
         return;
     }
