@@ -1,4 +1,4 @@
-//! Logs.
+//! Logging.
 
 use std::io::IsTerminal as _;
 
@@ -9,7 +9,7 @@ use crate::config::LogFormat;
 /// Starts logging to standard error.
 ///
 /// # Errors
-/// Where the level cannot be read.
+/// Returns an error if the level is invalid, or if logging was already started.
 pub fn start(format: LogFormat, level: &str) -> Result<(), Error> {
     let filter = EnvFilter::builder().parse(level).map_err(|_| Error::Level(level.to_owned()))?;
     let registry = tracing_subscriber::registry().with(filter);
@@ -22,13 +22,13 @@ pub fn start(format: LogFormat, level: &str) -> Result<(), Error> {
     started.map_err(|_| Error::Twice)
 }
 
-/// Why there are no logs.
+/// Why logging could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The level.
+    /// The level is invalid.
     #[error("--log-level {0:?} is neither error, warn, info, debug, trace nor a list such as info,idleconn_operator=debug")]
     Level(String),
-    /// Something else logs already.
+    /// Logging was already started.
     #[error("logging was started twice")]
     Twice,
 }

@@ -1,4 +1,4 @@
-//! `kubectl idleconn`.
+//! The `kubectl idleconn` plugin.
 
 use std::process::ExitCode;
 
@@ -7,12 +7,12 @@ use idleconn_operator::cli::{Cli, run};
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    // Fails only where one is installed already, which is then as good.
+    // This fails only if a provider is already installed, which is as good.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match run(Cli::parse()).await {
         Ok(answer) => {
             use std::io::Write as _;
-            // Whoever reads may have gone, as `head` does.
+            // The reader may have closed the pipe, as `head` does.
             let _ = std::io::stdout().write_all(answer.text.as_bytes());
             if answer.is_failure { ExitCode::FAILURE } else { ExitCode::SUCCESS }
         }
