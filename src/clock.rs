@@ -79,7 +79,7 @@ impl Clock {
         self.correction.store(i64::try_from(ahead.as_millis()).unwrap_or_default(), Ordering::Relaxed);
         tracing::warn!(
             seconds = ahead.as_secs(),
-            "the clock here is not the API server's; going by the API server's, which is so much ahead"
+            "the local clock differs from the API server's; using the API server's, which is ahead by this many seconds"
         );
     }
 }

@@ -184,7 +184,7 @@ fn api_address(text: &str) -> Result<ApiAddress, String> {
 /// `:8080` means every address, as in Go.
 fn address(text: &str) -> Result<SocketAddr, String> {
     let full = if text.starts_with(':') { format!("[::]{text}") } else { text.to_owned() };
-    full.parse().map_err(|_| "write address:port, or :port for every address".to_owned())
+    full.parse().map_err(|_| "use address:port, or :port for all addresses".to_owned())
 }
 
 fn span(text: &str) -> Result<Duration, String> {

@@ -35,16 +35,18 @@ use crate::{
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// These times would let two processes act at the same time.
-    #[error("--lease-duration must be longer than --lease-renew-deadline, and that longer than --lease-retry-period")]
+    #[error(
+        "--lease-duration must be longer than --lease-renew-deadline, and --lease-renew-deadline longer than --lease-retry-period"
+    )]
     Timing,
     /// Another process holds the Lease.
-    #[error("the lease {0} was taken by {1}; ending, so that nobody acts beside it")]
+    #[error("lost lease {0} to {1}; exiting")]
     Taken(String, String),
     /// The Lease was not renewed in time.
-    #[error("the lease {0} could not be renewed for {1:?}; ending, so that another replica can act")]
+    #[error("lease {0} was not renewed for {1:?}; exiting so that another replica can lead")]
     Lapsed(String, Duration),
     /// The Lease cannot be written.
-    #[error("the lease {0} cannot be taken: {1}; may this identity get, create and update leases in its namespace?")]
+    #[error("cannot acquire lease {0}: {1}; check that this identity may get, create and update leases in its namespace")]
     Refused(String, String),
 }
 
@@ -198,7 +200,7 @@ impl Election {
             }
         };
         if let Some(before) = before {
-            tracing::info!(lease = self.terms.name, before, "taken; waiting until its holder has noticed");
+            tracing::info!(lease = self.terms.name, before, "took the lease; waiting until its previous holder has stopped");
             let acts_no_more = tokio::time::sleep(self.terms.renew_deadline);
             tokio::select! {
                 () = acts_no_more => {}
@@ -257,7 +259,7 @@ impl Election {
                         return Error::Taken(self.terms.name.clone(), holder);
                     }
                     if said != holder {
-                        tracing::info!(lease = self.terms.name, holder, "another replica leads; waiting");
+                        tracing::info!(lease = self.terms.name, holder, "another replica is the leader; waiting");
                         said = holder;
                     }
                     // Read the Lease twice as often as it is renewed, so that each renewal is seen soon.
@@ -268,7 +270,7 @@ impl Election {
                 Ok(Err(error)) => {
                     let error = Error::Refused(self.terms.name.clone(), error.to_string()).to_string();
                     if said != error {
-                        tracing::warn!("{error} Trying again");
+                        tracing::warn!("{error}; retrying");
                         said = error;
                     }
                     self.terms.retry_period / 2
@@ -362,7 +364,7 @@ impl Election {
             Ok(())
         };
         if !matches!(tokio::time::timeout(self.terms.renew_deadline, left).await, Ok(Ok(()))) {
-            tracing::warn!(lease = self.terms.name, "could not be given up; others wait until it has run out");
+            tracing::warn!(lease = self.terms.name, "lease could not be released; other replicas wait until it expires");
         }
     }
 }

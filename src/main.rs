@@ -14,7 +14,7 @@ use idleconn_operator::{
 };
 use kube::{Client, Config, config::Kubeconfig};
 
-/// Time after a release during which no replica acts: an uninstall deletes the controller in that time.
+/// Time after a release during which no replica acts: an uninstall deletes the controller task in that time.
 const AFTER_RELEASE: Duration = Duration::from_secs(300);
 
 /// Timeout for the readiness of a running operator.
@@ -25,18 +25,18 @@ const PATIENCE: Duration = Duration::from_secs(10);
 enum Error {
     #[error("{0}")]
     Log(#[from] telemetry::Error),
-    #[error("the CRD cannot be written: {0}")]
+    #[error("cannot write the CRD: {0}")]
     Crd(String),
     #[error("cannot print: {0}")]
     Print(#[from] std::io::Error),
-    #[error("no cluster to work with: {0}; give --kubeconfig, set KUBECONFIG, or run in a cluster")]
+    #[error("cannot find a cluster: {0}; set --kubeconfig or KUBECONFIG, or run in a cluster")]
     Cluster(String),
-    #[error("cannot listen on --metrics-address {0}: {1}; choose another")]
+    #[error("cannot listen on --metrics-address {0}: {1}; choose another address")]
     Listen(std::net::SocketAddr, std::io::Error),
-    #[error("cannot listen on --api-address {0}: {1}; choose another, or none")]
+    #[error("cannot listen on --api-address {0}: {1}; choose another address, or none")]
     Api(std::net::SocketAddr, std::io::Error),
     #[error(
-        "--demo serves the API without tokens, and {0} can be reached from outside: give a loopback --api-address, such as 127.0.0.1:8081"
+        "--demo serves the API without authentication and {0} is reachable from other hosts; set --api-address to a loopback address such as 127.0.0.1:8081"
     )]
     Open(std::net::SocketAddr),
     #[error("{0}")]
@@ -45,9 +45,9 @@ enum Error {
     Controller(#[from] controller::Error),
     #[error("{0}")]
     Leader(#[from] leader::Error),
-    #[error("the metrics are declared wrongly: {0}")]
+    #[error("a metric is declared incorrectly: {0}")]
     Metrics(#[from] prometheus::Error),
-    #[error("{0} ended, which it never should; restarting is the remedy")]
+    #[error("{0} exited unexpectedly; exiting so that the pod is restarted")]
     Ended(&'static str),
 }
 
@@ -158,7 +158,7 @@ async fn run(options: Run) -> Result<(), Error> {
     tokio::pin!(controller);
     let work = async {
         tokio::select! {
-            () = &mut controller => Err(Error::Ended("the controller")),
+            () = &mut controller => Err(Error::Ended("the controller task")),
             _ = health => Err(Error::Ended("the health server")),
             () = api => Err(Error::Ended("the API server")),
             () = signalled() => {

@@ -26,9 +26,9 @@ pub fn start(format: LogFormat, level: &str) -> Result<(), Error> {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The level is invalid.
-    #[error("--log-level {0:?} is neither error, warn, info, debug, trace nor a list such as info,idleconn_operator=debug")]
+    #[error("invalid --log-level {0:?}; use error, warn, info, debug, trace or a list such as info,idleconn_operator=debug")]
     Level(String),
     /// Logging was already started.
-    #[error("logging was started twice")]
+    #[error("logging was already started")]
     Twice,
 }

@@ -44,23 +44,23 @@ const SAID: [Said; 8] = [
         name: "idleconn_pool_connections",
         grows: false,
         apart: Some("state"),
-        help: "The operator's own connections, active or idle; idle ones that grow without end would be the very trouble it is there against",
+        help: "The operator's own open connections, active or idle; steadily growing idle connections indicate a leak",
         values: |tally| vec![(Some("active"), (tally.active + tally.connecting) as f64), (Some("idle"), tally.idle as f64)],
     },
     counter("idleconn_pool_requests_total", "Requests over the operator's own connections", |tally| one(tally.requests)),
     counter(
         "idleconn_pool_reused_total",
-        "Those over a connection that had served before; by requests below 0.7 something closes them too soon",
+        "Requests over a connection that had served one before; a ratio to idleconn_pool_requests_total below 0.7 means that connections are closed too soon",
         |tally| one(tally.reuses),
     ),
     counter(
         "idleconn_pool_opened_total",
-        "Connections that the operator has made; a high rate costs handshakes, on both sides",
+        "Connections that the operator opened; a high rate costs handshakes on both sides",
         |tally| one(tally.opened),
     ),
     counter(
         "idleconn_pool_refused_total",
-        "Connections that could not be made: refused, unreachable, timed out, or without trust",
+        "Connections that could not be opened: refused, unreachable, timed out, or not trusted",
         |tally| one(tally.refused),
     ),
     Said {
@@ -76,9 +76,11 @@ const SAID: [Said; 8] = [
     counter("idleconn_pool_waits_total", "Requests that waited for a connection because all of them were in use", |tally| {
         one(tally.waits)
     }),
-    counter("idleconn_pool_wait_seconds_total", "How long they waited in all; by waits it is the mean", |tally| {
-        vec![(None, tally.waited as f64 / 1e9)]
-    }),
+    counter(
+        "idleconn_pool_wait_seconds_total",
+        "Total time that requests waited for a connection; divided by idleconn_pool_waits_total it is the mean",
+        |tally| vec![(None, tally.waited as f64 / 1e9)],
+    ),
 ];
 
 impl Connections {
@@ -148,7 +150,7 @@ mod tests {
         metrics.connections(&pool).expect("registered");
         assert!(metrics.connections(&pool).is_err(), "once is enough");
         let request = Request::get("http://127.0.0.1:1", "/", Duration::from_secs(5));
-        pool.provider("shop/gw").send(None, request).await.expect_err("nobody listens there");
+        pool.provider("shop/gw").send(None, request).await.expect_err("no listener");
         let text = metrics.text().expect("text");
         assert!(text.contains(r#"idleconn_pool_refused_total{protocol="http",provider="shop/gw"} 1"#), "{text}");
         assert!(text.contains(r#"idleconn_pool_connections{protocol="http",provider="shop/gw",state="idle"} 0"#), "{text}");

@@ -106,69 +106,68 @@ impl Metrics {
         let reconciles = IntCounterVec::new(
             Opts::new(
                 "idleconn_reconciles_total",
-                "Passes over a policy, by outcome; alert on the share of failed ones, not on their number",
+                "Reconciles of policies, by outcome; alert on the share of failed ones, not on their number",
             ),
             &["outcome"],
         )?;
         let steps = HistogramVec::new(
             HistogramOpts::new(
                 "idleconn_reconcile_step_seconds",
-                "How long each part of a pass takes: discover, gather, decide, apply, report; a slow gather or apply is a slow node, a slow report the API server",
+                "Duration of each step of a reconcile: discover, gather, decide, apply, report; a slow gather or apply means a slow node, a slow report a slow API server",
             )
             .buckets(BUCKETS.to_vec()),
             &["step"],
         )?;
         let writes = IntCounterVec::new(
-            Opts::new("idleconn_node_writes_total", "Writes to nodes, by outcome; in a steady state this does not move"),
+            Opts::new("idleconn_node_writes_total", "Writes to nodes, by outcome; constant in a steady state"),
             &["outcome"],
         )?;
-        let statuses = IntCounter::new("idleconn_status_writes_total", "Statuses written; in a steady state this does not move")?;
+        let statuses = IntCounter::new("idleconn_status_writes_total", "Status writes; constant in a steady state")?;
         let statuses_refused = IntCounter::new(
             "idleconn_status_refused_total",
-            "Statuses that the API server refused as invalid; any is a defect of the operator or an outdated CRD",
+            "Status writes that the API server rejected as invalid; any value above 0 means a bug in the operator or an outdated CRD",
         )?;
         let panics = IntCounter::new(
             "idleconn_panics_total",
-            "Panics that were caught and ended one policy's visit; any is a defect of the operator",
+            "Caught panics, each of which ended one policy's reconcile; any value above 0 means a bug in the operator",
         )?;
         let decisions = IntCounterVec::new(
             Opts::new(
                 "idleconn_decisions_total",
-                "Steps of the limits by the operator's own decision, by direction and reason; compare with maxChangesPerDay",
+                "Changes of the limits by adaptive control, by direction and reason; compare with maxChangesPerDay",
             ),
             &["namespace", "policy", "direction", "reason"],
         )?;
         let pressure = GaugeVec::new(
             Opts::new(
                 "idleconn_pressure_ratio",
-                "Tasks by threshold of the node that counts; absent while the tasks cannot be counted, never 0 for that",
+                "Utilization (tasks / threshold) of the node at signal.percentile; absent while the tasks cannot be counted",
             ),
             &["namespace", "policy"],
         )?;
         let age = GaugeVec::new(
             Opts::new(
                 "idleconn_signal_age_seconds",
-                "Since enough nodes last said how many tasks they run; above a few signal intervals nothing is tightened, above a minute look at MetricsAvailable",
+                "Seconds since enough nodes last reported their task count; above a few signal intervals nothing is tightened, above a minute check the condition MetricsAvailable",
             ),
             &["namespace", "policy"],
         )?;
         let openness = IntGaugeVec::new(
-            Opts::new("idleconn_openness_percent", "How far open the limits with a floor are: 100 as declared, 0 at the floor"),
+            Opts::new("idleconn_openness_percent", "Openness of the limits with a floor: 100 is as declared, 0 is at the floor"),
             &["namespace", "policy"],
         )?;
         let conditions = IntGaugeVec::new(
             Opts::new(
                 "idleconn_condition",
-                "A policy's conditions: 1 True, 0 False, -1 Unknown; one series each, with its reason. Alert on Ready == 0 and on Limited == 1",
+                "Conditions of a policy: 1 True, 0 False, -1 Unknown; one series for each condition, with its reason. Alert on Ready == 0 and on TighteningLimited == 1",
             ),
             &["namespace", "policy", "type", "reason"],
         )?;
-        let leader =
-            IntGauge::new("idleconn_leader", "1 in the replica that acts, 0 in those that wait; alert when the sum is not 1")?;
+        let leader = IntGauge::new("idleconn_leader", "1 on the leader, 0 on standby replicas; alert when the sum is not 1")?;
         let lease = GaugeVec::new(
             Opts::new(
                 "idleconn_lease_remaining_seconds",
-                "For how long this replica may act unless the Lease is renewed: 0 in those that wait, absent without election; near 0 in the one that acts the API server is slow",
+                "Seconds for which this replica may act unless the Lease is renewed: 0 on standby replicas, absent without leader election; near 0 on the leader means a slow API server",
             ),
             &[],
         )?;

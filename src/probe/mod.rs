@@ -44,23 +44,23 @@ pub enum Error {
     #[error("the server does not offer {0}")]
     NotOffered(&'static str),
     /// Connecting, the handshake or the response took too long.
-    #[error("no complete answer within {0:?}")]
+    #[error("no complete response within {0:?}")]
     TimedOut(Duration),
     /// The connection broke, or the server does not speak HTTP/1.1.
-    #[error("the server does not answer in HTTP/1.1: {0}")]
+    #[error("the server does not speak HTTP/1.1: {0}")]
     Http1(#[from] hyper::Error),
     /// The connection broke, or the server does not speak HTTP/2.
-    #[error("the server does not answer in HTTP/2: {0}")]
+    #[error("the server does not speak HTTP/2: {0}")]
     // Boxed, so that the operator, which speaks only HTTP/1.1, does not link h2.
     Http2(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// The server closed the connection before its response was complete.
-    #[error("the server closed the connection without an answer")]
+    #[error("the server closed the connection without a response")]
     Closed,
     /// The body is longer than [`MAX_BODY`].
-    #[error("the answer is longer than 1 MiB; give a path with a short answer")]
+    #[error("the response is longer than 1 MiB; use a path with a short response")]
     TooLong,
     /// The response says `Connection: close`, or is HTTP/1.0 without keep-alive.
-    #[error("the server closes the connection after each answer (status {0})")]
+    #[error("the server closes the connection after each response (status {0})")]
     NoKeepAlive(u16),
 }
 

@@ -49,12 +49,10 @@ pub struct Wrong {
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The token is missing, or the API server does not accept it.
-    #[error(
-        "a token that the API server accepts is needed: send Authorization: Bearer with one, such as kubectl create token prints"
-    )]
+    #[error("no valid token; send a Kubernetes token in the header Authorization: Bearer (create one with kubectl create token)")]
     Unauthorized,
     /// The caller is known but lacks the right.
-    #[error("{user} may not {verb} {resource} {place}; ask who administers the cluster for that right")]
+    #[error("{user} cannot {verb} {resource} {place}; ask a cluster administrator for the permission")]
     Forbidden {
         /// Name of the caller.
         user: String,
@@ -66,28 +64,28 @@ pub enum Error {
         place: String,
     },
     /// A page of another origin sent the request.
-    #[error("requests from pages of other origins are not answered")]
+    #[error("requests from pages of other origins are rejected")]
     Foreign,
     /// The object does not exist.
     #[error("{0}")]
     NotFound(String),
     /// The path does not support the method.
-    #[error("this path does not answer to this method; see /api/openapi.json")]
+    #[error("method not allowed for this path; see /api/openapi.json")]
     MethodNotAllowed,
     /// The request is invalid.
     #[error("{0}")]
     Invalid(String),
     /// The body is too large.
-    #[error("the body is larger than any that is expected here")]
+    #[error("the request body is too large")]
     TooLarge,
     /// Too many requests or streams are in progress.
-    #[error("{0}; try again in {RETRY_AFTER} seconds")]
+    #[error("{0}; retry in {RETRY_AFTER} seconds")]
     Busy(&'static str),
     /// The data is not available at the moment, for example because the API server did not answer.
     #[error("{0}")]
     Unavailable(&'static str),
     /// Only the leader has the data.
-    #[error("this replica does not act, and has not looked at any node; ask the one that holds the lease")]
+    #[error("this replica is a standby without node data; send the request to the leader")]
     NotLeading,
 }
 

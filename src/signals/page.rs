@@ -301,7 +301,7 @@ fn gauge(kind: &[u8]) -> Result<(), &'static str> {
         return Ok(());
     }
     let other = ["counter", "histogram", "summary", "gaugehistogram", "stateset", "info"].into_iter().find(|name| is(&[name]));
-    Err(other.unwrap_or("type that no format has"))
+    Err(other.unwrap_or("nonstandard type"))
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Below 2^53, checked.
@@ -378,7 +378,7 @@ mod tests {
         assert_eq!(read("tasks 1\ntasks{a=\"b\"} 2\n", five), Err(Gap::SeveralSeries));
         assert_eq!(read("tasks one\n", five), Err(Gap::Malformed));
         assert_eq!(read("# TYPE tasks summary\ntasks 1\n", five), Err(Gap::NotGauge("summary")));
-        assert_eq!(read("# TYPE tasks gage\ntasks 1\n", five), Err(Gap::NotGauge("type that no format has")));
+        assert_eq!(read("# TYPE tasks gage\ntasks 1\n", five), Err(Gap::NotGauge("nonstandard type")));
         assert_eq!(read("# TYPE tasks GAUGE\ntasks 1\n", five), Ok((1.0, 0.2)));
         assert_eq!(read("tasks NaN\n", five), Err(Gap::NotFinite));
         assert_eq!(read("tasks +Inf\n", five), Err(Gap::NotFinite));

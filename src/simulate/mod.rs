@@ -433,7 +433,7 @@ pub fn threshold_rule(setup: &Setup, plant: &mut dyn Plant, seconds: i64) -> Sum
 /// Returns an error if the policy has no adaptive control, or if its limits and its floor contradict each other.
 pub fn setup(spec: &crate::api::IdleConnectionPolicySpec, traits: &Traits) -> Result<Setup, String> {
     let declared = decide::declare(spec, traits).settings;
-    let adaptive = spec.adaptive.as_ref().ok_or("the policy has no spec.adaptive: there is nothing to simulate")?;
+    let adaptive = spec.adaptive.as_ref().ok_or("the policy has no spec.adaptive; nothing to simulate")?;
     let floor = decide::floor(spec, traits);
     if let Some(sentence) = openness::invalid(&declared, &floor) {
         return Err(sentence);

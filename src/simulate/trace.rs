@@ -35,7 +35,7 @@ pub enum Error {
     #[error("the trace has no rows")]
     Empty,
     /// The trace is too long.
-    #[error("the trace covers {0} days; the most is 366")]
+    #[error("the trace covers {0} days; the maximum is 366")]
     TooLong(i64),
 }
 

@@ -66,7 +66,7 @@ pub enum Error {
     #[error("{0:?} is not http://host:port or https://host:port")]
     Address(String),
     /// The address is not in the list.
-    #[error("{0} is outside the operator's --allow-endpoints; ask its administrator to list it, or use a Service")]
+    #[error("{0} is not in the operator's --allow-endpoints; ask a cluster administrator to add it, or use a Service")]
     NotAllowed(String),
 }
 

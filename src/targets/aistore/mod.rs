@@ -196,10 +196,7 @@ impl AIStore {
     ) -> Result<(T, Response), Fault> {
         let response = self.get(address, path, node).await?;
         let value = serde_json::from_slice(&response.body).map_err(|_| {
-            Fault::new(
-                Cause::Unreachable,
-                format!("{address} answered with something that is not AIStore's; is it an AIStore proxy?"),
-            )
+            Fault::new(Cause::Unreachable, format!("{address} did not respond like AIStore; check that it is an AIStore proxy"))
         })?;
         Ok((value, response))
     }
@@ -209,7 +206,7 @@ impl AIStore {
         let (map, _) = self.json::<wire::ClusterMap>(address, MAP, None).await?;
         if map.exceeds() {
             let message = format!(
-                "{address} names more than {} cluster members, or one with an id that is too long; such a cluster is not governed",
+                "{address} reports more than {} cluster members, or an id that is too long; such a cluster is not supported",
                 wire::MAX_MEMBERS
             );
             return Err(Fault::new(Cause::Unreachable, message));
@@ -220,7 +217,7 @@ impl AIStore {
     /// The values that one node stores, unless `until` has passed.
     async fn node_until(&self, address: &str, id: &str, until: Instant) -> (NodeState, Option<Timestamp>) {
         let late = || {
-            let message = format!("{id} was not asked: the cluster's other nodes took more than {READS:?}");
+            let message = format!("{id} was not read: the other nodes of the cluster took more than {READS:?}");
             (NodeState::new(id, Err(Fault::new(Cause::NotReady, message))), None)
         };
         if Instant::now() >= until {
@@ -263,7 +260,7 @@ impl AIStore {
 impl Target for AIStore {
     fn discover(&self) -> BoxFuture<'_, Result<Vec<Unit>, Fault>> {
         async move {
-            let Some(place) = self.places.first() else { return Err(Fault::new(Cause::NotFound, "no proxy is known")) };
+            let Some(place) = self.places.first() else { return Err(Fault::new(Cause::NotFound, "no AIStore proxy was found")) };
             // Only this request shows that the cluster has a primary that accepts changes.
             self.get(&place.address, "/v1/health?prr=true", None).await?;
             let map = self.map(&place.address).await?;
@@ -371,17 +368,17 @@ fn checked(address: &str, with_token: bool, response: Response) -> Result<Respon
         // The cause comes first, because long messages are shortened at the end.
         401 if !with_token => Fault::new(
             Cause::Unauthorized,
-            format!("the cluster wants a token (401) and the policy has none: set tokenSecretRef{}", said()),
+            format!("the cluster requires a token (401) and the policy has none; set tokenSecretRef{}", said()),
         ),
-        401 => Fault::new(Cause::Unauthorized, format!("the token is not accepted (401){}", said())),
-        403 => Fault::new(Cause::Forbidden, format!("the token may not do this (403){}", said())),
-        502 => Fault::new(Cause::NotReady, format!("no primary answers (502), as during an election; {address}{}", said())),
+        401 => Fault::new(Cause::Unauthorized, format!("the cluster rejected the token (401){}", said())),
+        403 => Fault::new(Cause::Forbidden, format!("the token lacks the permission (403){}", said())),
+        502 => Fault::new(Cause::NotReady, format!("no primary proxy (502), as during an election; {address}{}", said())),
         503 | 504 => Fault::new(Cause::NotReady, format!("{address} is not ready ({}){}", response.status, said())),
         400 if wire::wants_https(&response.body) => {
-            Fault::new(Cause::Rejected, format!("{address} speaks HTTPS: set scheme: https, or https:// in the endpoint"))
+            Fault::new(Cause::Rejected, format!("{address} requires HTTPS; set scheme: https, or https:// in the endpoint"))
         }
-        400 | 405 | 501 => Fault::new(Cause::Rejected, format!("AIStore refused ({}){}", response.status, said())),
-        status => Fault::new(Cause::Unreachable, format!("{address} answered {status}{}", said())),
+        400 | 405 | 501 => Fault::new(Cause::Rejected, format!("AIStore rejected the request ({}){}", response.status, said())),
+        status => Fault::new(Cause::Unreachable, format!("{address} returned {status}{}", said())),
     })
 }
 

@@ -54,7 +54,7 @@ const MAX_ROUNDS: usize = 64;
 /// The configuration is larger than the operator supports.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "holds more than is governed: at most {MAX_SERVERS} servers and {MAX_PROXIES} reverse proxies, with values of at most {MAX_TEXT} bytes"
+    "exceeds the supported size: at most {MAX_SERVERS} servers and {MAX_PROXIES} reverse proxies, with values of at most {MAX_TEXT} bytes"
 )]
 pub struct TooMuch;
 

@@ -47,12 +47,12 @@ fn inexpressible(knob: Knob, value: Value) -> Option<&'static str> {
         return None;
     }
     match knob {
-        Knob::ServerIdleTimeout => Some("Caddy takes its default of 5m for 0"),
-        Knob::ServerReadHeaderTimeout => Some("Caddy takes its default of 1m for 0"),
-        Knob::BackendIdleConnTimeout => Some("Caddy takes its default of 2m for 0"),
-        Knob::BackendMaxIdleConnsPerHost => Some("Caddy takes its default of 32 for 0"),
-        Knob::BackendTcpKeepAlive => Some("Caddy takes its default of 30s for 0"),
-        Knob::BackendExpectContinueTimeout => Some("Go does not wait at all for 0"),
+        Knob::ServerIdleTimeout => Some("Caddy uses its default of 5m for 0"),
+        Knob::ServerReadHeaderTimeout => Some("Caddy uses its default of 1m for 0"),
+        Knob::BackendIdleConnTimeout => Some("Caddy uses its default of 2m for 0"),
+        Knob::BackendMaxIdleConnsPerHost => Some("Caddy uses its default of 32 for 0"),
+        Knob::BackendTcpKeepAlive => Some("Caddy uses its default of 30s for 0"),
+        Knob::BackendExpectContinueTimeout => Some("with 0, Go does not wait at all"),
         _ => None,
     }
 }
@@ -131,28 +131,29 @@ impl Caddy {
     /// The servers' configuration and its version.
     async fn servers(&self, address: &str) -> Result<Servers, Fault> {
         let response = self.ask(Request::get(address, SERVERS, READ)).await?;
-        let unexpected = |what: &str| Fault::new(Cause::Unreachable, format!("{address} {what}; is it a Caddy admin API?"));
+        let unexpected =
+            |what: &str| Fault::new(Cause::Unreachable, format!("{address} {what}; check that it is a Caddy admin API"));
         match response.status {
             200 => {}
             400 | 404 => return self.no_servers(address, &response).await,
-            401 => return Err(Fault::new(Cause::Unauthorized, format!("{address} wants credentials (401)"))),
+            401 => return Err(Fault::new(Cause::Unauthorized, format!("{address} requires credentials (401)"))),
             403 => {
                 let host = address.split("://").nth(1).unwrap_or(address);
                 return Err(Fault::new(
                     Cause::Forbidden,
                     format!(
-                        "{address} refuses requests to this host or from this origin (403); add {host} to Caddy's admin.origins"
+                        "{address} rejects requests to this host or from this origin (403); add {host} to Caddy's admin.origins"
                     ),
                 ));
             }
-            status => return Err(unexpected(&format!("answered {status}"))),
+            status => return Err(unexpected(&format!("returned {status}"))),
         }
         let valid = std::str::from_utf8(&response.body).ok().filter(|text| serde_json::from_str::<IgnoredAny>(text).is_ok());
-        let Some(text) = valid.map(str::trim) else { return Err(unexpected("answered with something that is not JSON")) };
+        let Some(text) = valid.map(str::trim) else { return Err(unexpected("did not return JSON")) };
         if !(text.starts_with('{') || text == "null") {
-            return Err(unexpected("answered with something else than servers"));
+            return Err(unexpected("did not return a list of servers"));
         }
-        let etag = response.header("etag").ok_or_else(|| unexpected("answered without an Etag"))?.to_owned();
+        let etag = response.header("etag").ok_or_else(|| unexpected("returned no Etag"))?.to_owned();
         Ok(Servers { etag, response: Some(response) })
     }
 
@@ -172,7 +173,7 @@ impl Caddy {
         let status = response.status;
         Err(Fault::new(
             Cause::Unreachable,
-            format!("{address} answered {status}, and not as Caddy does; is it a Caddy admin API?"),
+            format!("{address} returned {status}, and not as Caddy does; is it a Caddy admin API?"),
         ))
     }
 
@@ -186,7 +187,7 @@ impl Caddy {
             if wanted.len() > CONFIG {
                 // A written configuration must be readable, and restorable later.
                 let message = format!(
-                    "{address}: the configuration would have {} bytes with the limits, and {CONFIG} are the most that is governed; nothing was written",
+                    "{address}: the configuration with the limits would have {} bytes; the maximum is {CONFIG}, so nothing was written",
                     wanted.len()
                 );
                 return Err(Fault::new(Cause::Rejected, message));
@@ -208,12 +209,13 @@ impl Caddy {
         match response.status {
             200..300 => Ok(true),
             412 => Ok(false),
-            401 => Err(Fault::new(Cause::Unauthorized, format!("{address} wants credentials to be changed (401)"))),
+            401 => Err(Fault::new(Cause::Unauthorized, format!("{address} requires credentials for changes (401)"))),
             403 => Err(Fault::new(Cause::Forbidden, format!("{address} forbids changes (403)"))),
-            400 => {
-                Err(Fault::new(Cause::Rejected, format!("{address}: Caddy refused the new settings (400) and kept the old ones")))
-            }
-            status => Err(Fault::new(Cause::Unreachable, format!("{address} answered {status} to a change"))),
+            400 => Err(Fault::new(
+                Cause::Rejected,
+                format!("{address}: Caddy rejected the new settings (400) and kept the old ones"),
+            )),
+            status => Err(Fault::new(Cause::Unreachable, format!("{address} returned {status} to a change"))),
         }
     }
 }
@@ -302,7 +304,7 @@ impl Target for Caddy {
                     return Ok(());
                 }
             }
-            Err(Fault::new(Cause::Busy, format!("{} was changed by somebody else {RACES} times meanwhile", unit.address)))
+            Err(Fault::new(Cause::Busy, format!("another client changed {} {RACES} times during the write", unit.address)))
         }
         .boxed()
     }

@@ -104,23 +104,32 @@ impl ConfigMap {
     async fn call<T>(&self, to: &str, call: impl Future<Output = kube::Result<T>>) -> Result<T, Fault> {
         let path = self.path();
         match tokio::time::timeout(API, call).await {
-            Err(_) => Err(Fault::new(Cause::Unreachable, format!("the API server did not answer when {path} was to be {to}"))),
+            Err(_) => Err(Fault::new(Cause::Unreachable, format!("the API server did not answer while {path} was being {to}"))),
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(kube::Error::Api(status))) => Err(match status.code {
-                403 => Fault::new(Cause::Forbidden, format!("the operator may not have {path} {to}; grant it in this namespace")),
+                403 => Fault::new(
+                    Cause::Forbidden,
+                    format!("{path} cannot be {to}: the operator lacks the permission in this namespace"),
+                ),
                 409 => Fault::new(
                     Cause::Conflict,
-                    format!("{path}: somebody else has taken {}; name another key, or take it from them", self.spec.key),
+                    format!(
+                        "{path}: another field manager owns the key {}; choose another key or remove it from the other manager",
+                        self.spec.key
+                    ),
                 ),
                 413 | 422 if status.message.contains("Too long") || status.code == 413 => Fault::new(
                     Cause::Rejected,
-                    format!("{path} would be larger than 1 MiB with {}; name a ConfigMap of the policy's own", self.spec.key),
+                    format!("{path} would be larger than 1 MiB with {}; use a separate ConfigMap for the policy", self.spec.key),
                 ),
-                400 | 422 => Fault::new(Cause::Rejected, format!("the API server refuses {path} ({})", status.code)),
-                429 | 500.. => Fault::new(Cause::Busy, format!("the API server cannot have {path} {to} now ({})", status.code)),
-                code => Fault::new(Cause::Unreachable, format!("the API server answered {code} when {path} was to be {to}")),
+                400 | 422 => Fault::new(Cause::Rejected, format!("the API server rejected {path} ({})", status.code)),
+                429 | 500.. => Fault::new(
+                    Cause::Busy,
+                    format!("{path} cannot be {to} at the moment: the API server is busy ({})", status.code),
+                ),
+                code => Fault::new(Cause::Unreachable, format!("the API server returned {code} while {path} was being {to}")),
             }),
-            Ok(Err(_)) => Err(Fault::new(Cause::Unreachable, format!("the API server could not be asked for {path}"))),
+            Ok(Err(_)) => Err(Fault::new(Cause::Unreachable, format!("the request for {path} to the API server failed"))),
         }
     }
 

@@ -20,15 +20,15 @@ const MARKS: [(&str, Option<&str>, &str); 6] = [
 #[must_use]
 pub fn obstacle(object: &ConfigMap, keys: &[String], manager: &str) -> Option<String> {
     if object.metadata.deletion_timestamp.is_some() {
-        return Some("is being deleted; nothing is written into it".into());
+        return Some("is being deleted and cannot be written".into());
     }
     if object.immutable == Some(true) {
-        return Some("is immutable; name another".into());
+        return Some("is immutable; use another ConfigMap".into());
     }
     let mut ours = false;
     for key in keys {
         if object.binary_data.as_ref().is_some_and(|data| data.contains_key(key)) {
-            return Some(format!("holds something binary under {key}; name another key"));
+            return Some(format!("has binary data in key {key}; choose another key"));
         }
         if object.data.as_ref().is_none_or(|data| !data.contains_key(key)) {
             continue;
@@ -37,10 +37,12 @@ pub fn obstacle(object: &ConfigMap, keys: &[String], manager: &str) -> Option<St
         let other = owners.iter().filter_map(|entry| entry.manager.as_deref()).find(|owner| *owner != manager);
         if let Some(other) = other {
             let other = shortened(other, 40);
-            return Some(format!("has a key {key} that belongs to {other}; name another key, or take it from there"));
+            return Some(format!(
+                "has a key {key} owned by the field manager {other}; choose another key or remove it from that manager"
+            ));
         }
         if owners.is_empty() {
-            return Some(format!("has a key {key} already, of nobody known; name another key, or remove it"));
+            return Some(format!("already has a key {key} without a field manager; choose another key or remove it"));
         }
         ours = true;
     }
@@ -51,7 +53,7 @@ pub fn obstacle(object: &ConfigMap, keys: &[String], manager: &str) -> Option<St
     };
     match MARKS.iter().find(marked) {
         Some((.., tool)) if !ours => {
-            Some(format!("belongs to {tool}, which may take out what is put in; name a ConfigMap of the policy's own"))
+            Some(format!("belongs to {tool}, which may remove other keys; use a separate ConfigMap for the policy"))
         }
         _ => None,
     }
