@@ -1,4 +1,4 @@
-//! The two shapes of a response: data or an error.
+//! The two shapes of a response: the data, or an error.
 
 use axum::{
     Json,
@@ -8,51 +8,51 @@ use axum::{
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// A successful response.
+/// Successful response.
 #[derive(Serialize, Deserialize, JsonSchema, Debug)]
 #[schemars(rename = "{T}Response")]
 pub struct Answer<T> {
     /// Always true.
     pub success: bool,
-    /// The requested data.
+    /// Data of the response.
     pub data: T,
 }
 
 impl<T> Answer<T> {
-    /// A response with this data.
+    /// Returns a successful response with the data.
     pub const fn of(data: T) -> Json<Self> {
         Json(Self { success: true, data })
     }
 }
 
-/// An error response.
+/// Error response.
 #[derive(Serialize, Deserialize, JsonSchema, Debug)]
 #[schemars(rename = "ErrorResponse")]
 pub struct Refusal {
     /// Always false.
     pub success: bool,
-    /// The error.
+    /// Error of the request.
     pub error: Wrong,
 }
 
-/// An error of the API.
+/// Error of a request.
 #[derive(Serialize, Deserialize, JsonSchema, Debug)]
 #[schemars(rename = "ErrorBody")]
 pub struct Wrong {
-    /// Code for programs.
+    /// Error code for programs, such as `NotFound`.
     pub code: String,
-    /// Message for people: what happened, and what to do.
+    /// Error message for people: the problem and the fix.
     pub message: String,
 }
 
-/// Why a request fails.
+/// Error of a request.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The token is missing, or the API server does not accept it.
-    #[error("no valid token; send a Kubernetes token in the header Authorization: Bearer (create one with kubectl create token)")]
+    /// The request has no token, or one that the API server does not accept.
+    #[error("A valid token is required; send the header Authorization: Bearer TOKEN with a token from kubectl create token NAME")]
     Unauthorized,
-    /// The caller is known but lacks the right.
-    #[error("{user} cannot {verb} {resource} {place}; ask a cluster administrator for the permission")]
+    /// The caller is known and lacks the right.
+    #[error("User {user:?} cannot {verb} {resource} {place}; ask a cluster administrator for this right")]
     Forbidden {
         /// Name of the caller.
         user: String,
@@ -60,40 +60,40 @@ pub enum Error {
         verb: &'static str,
         /// Resource.
         resource: &'static str,
-        /// Namespace, or all namespaces.
+        /// Scope, such as a namespace.
         place: String,
     },
-    /// A page of another origin sent the request.
-    #[error("requests from pages of other origins are rejected")]
+    /// The request comes from a page of another origin.
+    #[error("Requests from pages of another origin are not allowed")]
     Foreign,
     /// The object does not exist.
     #[error("{0}")]
     NotFound(String),
-    /// The path does not support the method.
-    #[error("method not allowed for this path; see /api/openapi.json")]
+    /// The path does not support this method.
+    #[error("This path does not support this method; see /api/openapi.json")]
     MethodNotAllowed,
-    /// The request is invalid.
+    /// The request is not valid.
     #[error("{0}")]
     Invalid(String),
-    /// The body is too large.
-    #[error("the request body is too large")]
+    /// The request body is too large.
+    #[error("The request body is too large")]
     TooLarge,
-    /// Too many requests or streams are in progress.
+    /// The server has reached a limit.
     #[error("{0}; retry in {RETRY_AFTER} seconds")]
     Busy(&'static str),
-    /// The data is not available at the moment, for example because the API server did not answer.
+    /// The API server gave no answer.
     #[error("{0}")]
     Unavailable(&'static str),
-    /// Only the leader has the data.
-    #[error("this replica is a standby without node data; send the request to the leader")]
+    /// This replica is a standby.
+    #[error("This replica is a standby and has no data of the nodes; ask the leader, which holds the Lease")]
     NotLeading,
 }
 
-/// Seconds of the `Retry-After` header.
+/// Time after which a client can retry, in seconds.
 pub const RETRY_AFTER: u32 = 5;
 
 impl Error {
-    /// The HTTP status and the error code.
+    /// Returns the HTTP status and the error code.
     #[must_use]
     pub const fn code(&self) -> (StatusCode, &'static str) {
         match self {
@@ -109,7 +109,7 @@ impl Error {
         }
     }
 
-    /// The body of the error response.
+    /// Returns the response body.
     #[must_use]
     pub fn refusal(&self) -> Refusal {
         Refusal { success: false, error: Wrong { code: self.code().1.to_owned(), message: self.to_string() } }

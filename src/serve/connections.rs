@@ -81,6 +81,11 @@ pub struct Provider {
     pub reuse_rate: f64,
 }
 
+/// Names of the providers.
+#[derive(Serialize, JsonSchema, Debug, PartialEq)]
+#[schemars(inline)]
+pub struct Providers(pub Vec<String>);
+
 /// Protocol of a connection.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 #[schemars(rename = "Protocol")]

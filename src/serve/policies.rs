@@ -57,12 +57,12 @@ pub struct Load {
     pub threshold: Option<u64>,
     /// Task count as a percentage of the threshold; absent if one of them is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub pressure_percent: Option<u32>,
+    pub utilization_percent: Option<u32>,
 }
 
 impl Load {
     fn of(tasks: Option<f64>, threshold: Option<f64>, pressure: Option<f64>) -> Self {
-        Self { tasks: tasks.map(whole), threshold: threshold.map(whole), pressure_percent: pressure.map(percent) }
+        Self { tasks: tasks.map(whole), threshold: threshold.map(whole), utilization_percent: pressure.map(percent) }
     }
 }
 
@@ -108,6 +108,11 @@ pub struct Summary {
     /// Connections that a change of a limit closes; empty if changes close none.
     pub flushes: Vec<FlushingLimits>,
 }
+
+/// Summaries of policies.
+#[derive(Serialize, JsonSchema, Clone, Debug, PartialEq)]
+#[schemars(rename = "Policies", inline)]
+pub struct Summaries(pub Vec<Summary>);
 
 /// Limits whose change closes idle connections, for any new value.
 #[derive(Serialize, JsonSchema, Clone, Debug, PartialEq)]
@@ -248,7 +253,7 @@ pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, now: Timesta
     } else {
         let count = |of: fn(&Tasks) -> Option<i64>| u64::try_from(of(status.tasks.as_ref()?)?).ok();
         let (tasks, threshold) = (count(|tasks| tasks.percentile), count(|tasks| tasks.threshold));
-        (Load { tasks, threshold, pressure_percent: status.pressure_percent }, status.openness_percent)
+        (Load { tasks, threshold, utilization_percent: status.utilization_percent }, status.openness_percent)
     };
     Summary {
         namespace: policy.namespace().unwrap_or_default(),
