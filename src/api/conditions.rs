@@ -30,7 +30,7 @@ pub enum ConditionType {
     /// With `spec.adaptive`: the last tightening lowered the task count.
     TighteningEffective,
     /// With `spec.adaptive`: something keeps adaptive control from doing more.
-    Limited,
+    TighteningLimited,
 }
 
 /// The status of a condition.
@@ -81,7 +81,7 @@ reasons! {
         MeasuredDifferently Measuring NoSeries NotAttributable NotInEffect NotLimited NotMeasured NotObserved NotTightened
         NothingToProgram OverThreshold Partial Paused Pending PoolsTooSmall Programmed ProgrammingFailed Progressing Propagating
         QueryFailed RefKeyNotFound RefNotFound RefNotPermitted Rejected Relaxing RestartForbidden RestartRequired RestartStalled Retrying
-        RollingOut SeveralSeries SharedIdentity Stale Succeeded Suspended TargetNotFound Tightening Unauthorized UnderThreshold Unknown
+        RollingOut SeveralSeries SharedIdentity Stale Succeeded Suspended TargetNotFound Tightening Unauthorized UnderThreshold
     }
     rows {
         Ready True: Succeeded,
@@ -148,9 +148,9 @@ reasons! {
         InEffect False: Propagating,
             "The file changed less than 3 minutes ago, and some pods still report the older one", "Wait";
         InEffect Unknown: NotObserved,
-            "The nodes store the limits, but the operator has not observed that their processes started with them", "Restart the nodes to confirm it; this is not needed if their own files have these values";
-        InEffect Unknown, HighTaskCount Unknown: Unknown,
-            "It cannot be known yet", "See Programmed and MetricsAvailable for the cause";
+            "The operator has not observed what the processes use", "See Programmed; if all nodes store the limits, a restart confirms that their processes use them";
+        HighTaskCount Unknown: NotObserved,
+            "The tasks cannot be counted", "See MetricsAvailable";
 
         Reconciling True: Retrying,
             "The last attempt failed, and the operator retries", "Fix the cause in the message of Ready";
@@ -179,7 +179,7 @@ reasons! {
             "The Prometheus query failed, or did not return one number", "Correct `signal.prometheus.query`";
 
         HighTaskCount True: OverThreshold,
-            "The task count reached the threshold", "See Tightened and Limited";
+            "The task count reached the threshold", "See Tightened and TighteningLimited";
         HighTaskCount False: UnderThreshold,
             "The task count is below the threshold", "";
 
@@ -209,21 +209,21 @@ reasons! {
         TighteningEffective Unknown: NotTightened,
             "Nothing has been tightened", "";
 
-        Limited False: NotLimited,
+        TighteningLimited False: NotLimited,
             "No restriction is active", "";
-        Limited True: AtFloor,
+        TighteningLimited True: AtFloor,
             "The task count is above the threshold, and all limits are at their floor", "Lower `adaptive.floor`, or look for another cause";
-        Limited True: BudgetExhausted,
+        TighteningLimited True: BudgetExhausted,
             "The changes per hour or per day are used up", "Wait, or raise `adaptive.behavior.maxChangesPerHour`";
-        Limited True: RestartForbidden,
+        TighteningLimited True: RestartForbidden,
             "Most nodes use the limits only after a restart", "Restart the nodes, or set `restart.policy: Rolling`";
-        Limited True: NotInEffect,
+        TighteningLimited True: NotInEffect,
             "Most nodes are not known to use the declared limits", "Let the nodes report what they use, or restart them";
-        Limited True: PoolsTooSmall,
+        TighteningLimited True: PoolsTooSmall,
             "Emptying all pools would not bring the task count below the threshold", "Look for another cause, such as client connections";
-        Limited True: Flapping,
+        TighteningLimited True: Flapping,
             "The limits had to be tightened again soon after relaxing, so relaxing is delayed", "See the [runbook](runbooks/IdleConnFlapping.md)";
-        Limited True: Paused,
+        TighteningLimited True: Paused,
             "An annotation or `spec.suspend` pauses adaptive control", "Remove the annotation, or set `spec.suspend` to false";
     }
 }

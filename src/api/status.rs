@@ -44,7 +44,7 @@ pub struct IdleConnectionPolicyStatus {
     /// `idleconn_utilization_ratio` has the current value. Absent without `spec.adaptive`, and with source `StateFlags`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "int32"))]
-    pub pressure_percent: Option<u32>,
+    pub utilization_percent: Option<u32>,
     /// Task count, as of the last relevant change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tasks: Option<Tasks>,
@@ -215,11 +215,11 @@ pub struct Decision {
     /// Utilization at the time of the decision, in percent of the threshold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "int32"))]
-    pub pressure_before: Option<u32>,
+    pub utilization_before: Option<u32>,
     /// Utilization at the time of the verdict, in percent of the threshold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "int32"))]
-    pub pressure_after: Option<u32>,
+    pub utilization_after: Option<u32>,
     /// Task count of the node that decides, at the time of the decision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "int64"))]

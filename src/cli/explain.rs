@@ -114,7 +114,7 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
     if let Some(until) = locked.and_then(|until| Timestamp::from_millisecond(until).ok()) {
         say(&format!("Nothing is tightened until {until}, because the last attempt could not help."));
     }
-    if let Some((Some(State::True), _, message)) = message(ConditionType::Limited) {
+    if let Some((Some(State::True), _, message)) = message(ConditionType::TighteningLimited) {
         say(&format!("It would do more and may not: {message}."));
     }
     if let Some(recommended) = &status.recommendation {
@@ -148,7 +148,7 @@ fn next(status: &IdleConnectionPolicyStatus) -> &'static str {
     if metrics != Some(State::True) {
         return "make the task count available again: see adaptive.signal and the sentence above.";
     }
-    let (limited, effective) = (is(ConditionType::Limited), is(ConditionType::TighteningEffective));
+    let (limited, effective) = (is(ConditionType::TighteningLimited), is(ConditionType::TighteningEffective));
     if effective == Some(Reason::Ineffective) || (ready, limited) == (Some(Reason::Succeeded), Some(Reason::PoolsTooSmall)) {
         return "look for what else runs tasks: requests in flight, slow backends, a leak. A goroutine profile of the node named above tells.";
     }
@@ -234,7 +234,7 @@ mod tests {
                 ("HighTaskCount", "False", "UnderThreshold", "12 tasks"),
                 ("Tightened", "True", "Holding", "The limits are 55 % open"),
                 ("TighteningEffective", "True", "Effective", "The last tightening lowered the task count"),
-                ("Limited", "False", "NotLimited", "-"),
+                ("TighteningLimited", "False", "NotLimited", "-"),
             ],
             &history,
         );
@@ -273,11 +273,11 @@ mod tests {
     #[test]
     fn each_trouble_has_its_next_step() {
         for (conditions, next) in [
-            (vec![READY, FRESH, ("Limited", "True", "AtFloor", "m")], "Next: lower adaptive.floor"),
-            (vec![READY, FRESH, ("Limited", "True", "Paused", "m")], "Next: resume it"),
+            (vec![READY, FRESH, ("TighteningLimited", "True", "AtFloor", "m")], "Next: lower adaptive.floor"),
+            (vec![READY, FRESH, ("TighteningLimited", "True", "Paused", "m")], "Next: resume it"),
             (vec![READY, FRESH, ("TighteningEffective", "False", "Ineffective", "m")], "Next: look for what else runs tasks"),
-            (vec![READY, FRESH, ("Limited", "True", "RestartForbidden", "m")], "Next: restart the nodes"),
-            (vec![READY, FRESH, ("Limited", "True", "NotInEffect", "m")], "Next: let the nodes say what they use"),
+            (vec![READY, FRESH, ("TighteningLimited", "True", "RestartForbidden", "m")], "Next: restart the nodes"),
+            (vec![READY, FRESH, ("TighteningLimited", "True", "NotInEffect", "m")], "Next: let the nodes say what they use"),
             (vec![READY, ("MetricsAvailable", "False", "NoSeries", "m")], "Next: make the task count available again"),
             (vec![("Ready", "False", "TargetNotFound", "m")], "Next: mend what the first sentence names"),
         ] {

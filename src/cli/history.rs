@@ -10,7 +10,7 @@ pub fn rows(policy: &IdleConnectionPolicy) -> String {
         return "Nothing has been decided yet.\n".to_owned();
     }
     let rows: Vec<_> = decisions.iter().map(row).collect();
-    table(["TIME", "FROM", "TO", "TASKS", "PRESSURE", "VERDICT", "REASON"], &rows)
+    table(["TIME", "FROM", "TO", "TASKS", "UTILIZATION", "VERDICT", "REASON"], &rows)
 }
 
 fn row(decision: &Decision) -> [String; 7] {
@@ -28,7 +28,7 @@ fn row(decision: &Decision) -> [String; 7] {
         percent(decision.from_percent),
         percent(decision.to_percent),
         then(decision.tasks_before.map(count), decision.tasks_after.map(count)),
-        then(decision.pressure_before.map(percent), decision.pressure_after.map(percent)),
+        then(decision.utilization_before.map(percent), decision.utilization_after.map(percent)),
         decision.verdict.clone().unwrap_or_else(|| "-".to_owned()),
         decision.reason.clone(),
     ]
@@ -46,7 +46,7 @@ mod tests {
             "metadata": {"name": "gw"},
             "spec": {"target": {"type": "Caddy", "caddy": {}}},
             "status": {"history": [
-                {"time": "2026-11-21T20:00:00Z", "fromPercent": 75, "toPercent": 55, "reason": "high", "tasksBefore": 2000, "pressureBefore": 200},
+                {"time": "2026-11-21T20:00:00Z", "fromPercent": 75, "toPercent": 55, "reason": "high", "tasksBefore": 2000, "utilizationBefore": 200},
                 {"time": "2026-11-21T19:00:00Z", "fromPercent": 100, "toPercent": 75, "reason": "high", "tasksBefore": 2000, "tasksAfter": 900, "verdict": "Effective"},
             ]},
         }))

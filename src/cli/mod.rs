@@ -191,11 +191,11 @@ pub struct Simulate {
     #[arg(short, long)]
     pub file: PathBuf,
     /// CSV with `time,node,tasks` and optionally `pooled_share`; an empty cell is a missing sample.
-    #[arg(long, conflicts_with = "plant", required_unless_present = "plant")]
+    #[arg(long, conflicts_with = "model", required_unless_present = "model")]
     pub trace: Option<PathBuf>,
     /// A built-in model instead.
     #[arg(long, value_enum)]
-    pub plant: Option<Kind>,
+    pub model: Option<Kind>,
     /// Its noise.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
@@ -472,7 +472,7 @@ fn simulate(options: &Simulate) -> Result<String, Error> {
     setup.tuning.mode = Mode::Enforce;
     let signal = policy.spec.adaptive.as_ref().and_then(|adaptive| adaptive.signal.as_ref());
     let threshold = options.threshold.or_else(|| signal?.threshold.as_ref()?.value);
-    let (mut plant, seconds, caveat): (Box<dyn Plant>, i64, _) = match (&options.trace, options.plant) {
+    let (mut plant, seconds, caveat): (Box<dyn Plant>, i64, _) = match (&options.trace, options.model) {
         (Some(path), _) => {
             let file = std::fs::File::open(path).map_err(|error| Error::File(path.clone(), error))?;
             let trace = Trace::read(file, f64::from(threshold.ok_or(Error::Threshold)?), &setup.declared)?;

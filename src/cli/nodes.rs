@@ -207,7 +207,7 @@ mod tests {
     #[test]
     fn each_limit_has_its_three_truths_and_what_is_not_known_is_not_said() {
         let body = json!({"success": true, "data": {"seen": "2026-11-22T01:00:00Z", "nodes": [
-            {"name": "gw-1", "unit": "gw-1", "stage": "Programmed", "tasks": 90, "threshold": 100, "pressurePercent": 90,
+            {"name": "gw-1", "unit": "gw-1", "stage": "Programmed", "tasks": 90, "threshold": 100, "utilizationPercent": 90,
              "desired": {"server": {"idleTimeout": "30s", "readHeaderTimeout": "5s"}}, "programmed": {"server": {"idleTimeout": "30s"}},
              "inEffect": {}, "measured": {"server": {"idleTimeout": "5m"}}},
             {"name": "gw-2", "unit": "gw-2", "stage": "Unreachable", "error": "gw-2 did not answer", "gap": "does not answer",

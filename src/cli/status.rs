@@ -13,7 +13,7 @@ use crate::{
 pub fn rows(policies: &[IdleConnectionPolicy], now: Timestamp) -> String {
     let rows: Vec<_> = policies.iter().map(|policy| row(policy, now)).collect();
     table(
-        ["NAMESPACE", "NAME", "TARGET", "MODE", "READY", "TASKS", "PRESSURE", "TIGHTENED", "OPENNESS", "NODES", "LAST CHANGE"],
+        ["NAMESPACE", "NAME", "TARGET", "MODE", "READY", "TASKS", "UTILIZATION", "TIGHTENED", "OPENNESS", "NODES", "LAST CHANGE"],
         &rows,
     )
 }
@@ -47,7 +47,7 @@ fn row(policy: &IdleConnectionPolicy, now: Timestamp) -> [String; 11] {
         mode,
         condition("Ready"),
         tasks,
-        percent(status.pressure_percent),
+        percent(status.utilization_percent),
         tightened,
         percent(status.openness_percent),
         status.nodes.as_ref().map(|nodes| nodes.summary.clone()),
@@ -85,7 +85,7 @@ mod tests {
         let condition = |type_: &str, status: &str, reason: &str| json!({"type": type_, "status": status, "reason": reason, "message": "", "lastTransitionTime": "1970-01-01T00:00:00Z"});
         let status = json!({
             "conditions": [condition("Ready", "False", "ProgrammingFailed"), condition("Tightened", "True", "Holding")],
-            "tasks": {"percentile": 21900, "threshold": 20000}, "pressurePercent": 110, "opennessPercent": 55,
+            "tasks": {"percentile": 21900, "threshold": 20000}, "utilizationPercent": 110, "opennessPercent": 55,
             "nodes": {"summary": "11/12", "total": 12, "programmed": 11, "inEffect": 11, "unreachable": 1, "drifted": 0},
             "history": [{"time": "1970-01-01T00:00:00Z", "fromPercent": 75, "toPercent": 55, "reason": "high"}],
         });

@@ -178,7 +178,7 @@ impl Adaptation {
         let changed = status.control.as_ref().map(|control| control.changed.clone()).unwrap_or_default();
         self.digest = outcome.digest(&look.signal);
         self.state = outcome.state.clone();
-        self.told = status.pressure_percent;
+        self.told = status.utilization_percent;
         self.moved = false;
         self.standing = decide::standing(&self.declared, &self.floor, &self.state, traits, lives, &changed, units);
     }
@@ -396,7 +396,7 @@ pub async fn prepare(
         not_before,
         obstacle,
         digest: String::new(),
-        told: subject.object.status.as_ref().and_then(|status| status.pressure_percent),
+        told: subject.object.status.as_ref().and_then(|status| status.utilization_percent),
         moved_since: None,
         moved: false,
     });

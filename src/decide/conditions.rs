@@ -139,7 +139,7 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
         conditions: conditions(seen, &tally),
         limits: None,
         openness_percent: None,
-        pressure_percent: None,
+        utilization_percent: None,
         tasks: None,
         recommendation: None,
         history: Vec::new(),
@@ -597,7 +597,7 @@ fn in_effect(seen: &Seen<'_>, tally: &Tally) -> Said {
 fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
     let nodes = &tally.nodes;
     if tally.answered == 0 {
-        return said(Reason::Unknown, "No node answered");
+        return said(Reason::NotObserved, "No node answered");
     }
     if !tally.governs {
         return said(Reason::NothingToProgram, "None of the declared limits can be written to the target");
@@ -645,11 +645,11 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
         };
     }
     if nodes.drifted > 0 || nodes.unreachable > 0 {
-        return said(Reason::Unknown, format!("Not every node is known to hold the {} limits", seen.which()));
+        return said(Reason::NotObserved, format!("Not every node is known to hold the {} limits", seen.which()));
     }
     if !tally.unknown.is_empty() && seen.traits.file.is_some() {
         let message = format!("{using}; the others do not say what they use, and are older than the file");
-        return said(Reason::Unknown, message);
+        return said(Reason::NotObserved, message);
     }
     if !tally.unknown.is_empty() {
         let message = format!(

@@ -84,7 +84,7 @@ pub fn tell(
         (ConditionType::HighTaskCount, high(seen, outcome, reading)),
         (ConditionType::Tightened, tightened(seen, outcome)),
         (ConditionType::TighteningEffective, effective(outcome, &seen.attribution)),
-        (ConditionType::Limited, limited(seen, outcome)),
+        (ConditionType::TighteningLimited, limited(seen, outcome)),
     ];
     let flips = |(type_, said): &(ConditionType, Said)| {
         // When a step is due to be judged is known once it is in effect.
@@ -135,7 +135,7 @@ fn metrics(seen: &SeenLoop<'_>) -> Said {
 
 fn high(seen: &SeenLoop<'_>, outcome: &Outcome, reading: Option<&Reading>) -> Said {
     let Some(reading) = reading else {
-        return said(Reason::Unknown, "The tasks cannot be counted, see MetricsAvailable");
+        return said(Reason::NotObserved, "The tasks cannot be counted, see MetricsAvailable");
     };
     let over = if reading.over > 0 { format!("; {} nodes over it", reading.over) } else { String::new() };
     let message = if seen.levels { alerts(reading) } else { format!("{}{over}", counted(reading)) };
@@ -279,13 +279,13 @@ fn figures(
 ) {
     let Some(reading) = reading.filter(|_| refresh || previous.tasks.is_none()) else {
         status.tasks.clone_from(&previous.tasks);
-        status.pressure_percent = previous.pressure_percent;
+        status.utilization_percent = previous.utilization_percent;
         if let (Some(nodes), Some(old)) = (&mut status.nodes, &previous.nodes) {
             nodes.over_threshold = old.over_threshold;
         }
         return;
     };
-    status.pressure_percent = (!seen.levels).then(|| percent(reading.up));
+    status.utilization_percent = (!seen.levels).then(|| percent(reading.up));
     status.tasks = Some(Tasks {
         max: reading.max.map(whole),
         percentile: reading.percentile.map(whole),
@@ -315,8 +315,8 @@ fn history(
             status.history.iter_mut().find(|entry| entry.to_percent < entry.from_percent && entry.verdict.is_none())
         {
             entry.verdict = Some(judged.verdict.name().into());
-            entry.pressure_before = said(judged.before);
-            entry.pressure_after = said(judged.after);
+            entry.utilization_before = said(judged.before);
+            entry.utilization_after = said(judged.after);
             entry.tasks_after = tasks;
         }
     }
@@ -326,8 +326,8 @@ fn history(
             from_percent: decision.from.into(),
             to_percent: decision.to.into(),
             reason: decision.reason.to_string(),
-            pressure_before: said(decision.pressure),
-            pressure_after: None,
+            utilization_before: said(decision.pressure),
+            utilization_after: None,
             tasks_before: tasks,
             tasks_after: None,
             verdict: None,
@@ -611,7 +611,7 @@ mod tests {
     fn figures_are_said_when_something_happens_and_not_as_they_move() {
         let nothing = IdleConnectionPolicyStatus { observed_generation: Some(1), ..IdleConnectionPolicyStatus::default() };
         let first = said(&nothing, 1, 0.25, &outcome(), false, 0);
-        assert_eq!((first.pressure_percent, first.conditions.len()), (Some(25), 5));
+        assert_eq!((first.utilization_percent, first.conditions.len()), (Some(25), 5));
         assert_eq!(said(&first, 1, 0.5, &outcome(), false, 60), first, "nothing has happened: nothing is written");
 
         let judged = Outcome { judged: Some(Judged { verdict: Verdict::Effective, before: 1.0, after: 0.5 }), ..outcome() };
@@ -621,7 +621,7 @@ mod tests {
             ("another generation", 2, outcome(), false),
         ] {
             let then = said(&first, generation, 0.5, &outcome, moved, 60);
-            assert_eq!(then.pressure_percent, Some(50), "{what}");
+            assert_eq!(then.utilization_percent, Some(50), "{what}");
             let high = find(&then, ConditionType::HighTaskCount).cloned();
             let before = find(&first, ConditionType::HighTaskCount).cloned();
             assert_ne!(high.as_ref().map(|c| &c.message), before.as_ref().map(|c| &c.message), "{what}");
@@ -632,17 +632,17 @@ mod tests {
         let episode = Episode { since: 0, from: 100, base: None, steps: 0, helped: None, failed: 0, learned: None };
         let over = Outcome { state: State { episode: Some(episode), ..State::default() }, ..outcome() };
         let then = said(&first, 1, 1.5, &over, false, 60);
-        assert_eq!(then.pressure_percent, Some(150));
+        assert_eq!(then.utilization_percent, Some(150));
         let since = |status: &IdleConnectionPolicyStatus, type_| find(status, type_).map(|c| c.last_transition_time.clone());
         assert_ne!(since(&then, ConditionType::HighTaskCount), since(&first, ConditionType::HighTaskCount));
         assert_eq!(since(&then, ConditionType::Tightened), since(&first, ConditionType::Tightened));
         // The same status for another reason is a flip too, and no new time.
         let floor = said(&then, 1, 1.6, &Outcome { limit: Some(Limit::BudgetExhausted), ..over.clone() }, false, 120);
-        assert_eq!(floor.pressure_percent, Some(160));
+        assert_eq!(floor.utilization_percent, Some(160));
         let other = said(&floor, 1, 1.7, &Outcome { limit: Some(Limit::AtFloor), ..over }, false, 180);
         assert_eq!(
-            (other.pressure_percent, since(&other, ConditionType::Limited)),
-            (Some(170), since(&floor, ConditionType::Limited))
+            (other.utilization_percent, since(&other, ConditionType::TighteningLimited)),
+            (Some(170), since(&floor, ConditionType::TighteningLimited))
         );
     }
 
@@ -668,7 +668,7 @@ mod tests {
             told,
             [(90, 90, None, Some(25), None), (80, 90, None, Some(25), None), (100, 80, Some("Effective"), Some(25), Some(75)),]
         );
-        assert_eq!((status.history[2].pressure_before, status.history[2].pressure_after), (Some(125), Some(50)));
+        assert_eq!((status.history[2].utilization_before, status.history[2].utilization_after), (Some(125), Some(50)));
         let again = Judged { verdict: Verdict::Ineffective, before: 1.0, after: 1.0 };
         let status = said(&status, 1, 0.75, &Outcome { judged: Some(again), ..decided(90, 70) }, false, 120);
         assert_eq!(status.history[3].verdict.as_deref(), Some("Effective"), "a verdict stands");

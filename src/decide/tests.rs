@@ -469,7 +469,7 @@ fn a_node_is_programmed_only_once_a_field_that_is_no_longer_declared_is_back() {
     let (before, notices) = scene.report(&plan);
     assert_eq!(of(&before, ConditionType::Programmed), ("False".into(), "Progressing".into()));
     assert_eq!(of(&before, ConditionType::Ready), ("False".into(), "Progressing".into()));
-    assert_eq!(of(&before, ConditionType::InEffect), ("Unknown".into(), "Unknown".into()));
+    assert_eq!(of(&before, ConditionType::InEffect), ("Unknown".into(), "NotObserved".into()));
     let nodes = before.nodes.as_ref().expect("nodes");
     assert_eq!((&*nodes.summary, nodes.drifted), ("0/1", 1));
     assert_eq!(nodes.worst[0].cause, "server.idleTimeout is no longer declared and has not got its old value back yet");

@@ -59,7 +59,7 @@ const SAID: [Said; 8] = [
         |tally| one(tally.opened),
     ),
     counter(
-        "idleconn_pool_refused_total",
+        "idleconn_pool_connect_failures_total",
         "Connections that could not be opened: refused, unreachable, timed out, or not trusted",
         |tally| one(tally.refused),
     ),
@@ -152,7 +152,7 @@ mod tests {
         let request = Request::get("http://127.0.0.1:1", "/", Duration::from_secs(5));
         pool.provider("shop/gw").send(None, request).await.expect_err("no listener");
         let text = metrics.text().expect("text");
-        assert!(text.contains(r#"idleconn_pool_refused_total{protocol="http",provider="shop/gw"} 1"#), "{text}");
+        assert!(text.contains(r#"idleconn_pool_connect_failures_total{protocol="http",provider="shop/gw"} 1"#), "{text}");
         assert!(text.contains(r#"idleconn_pool_connections{protocol="http",provider="shop/gw",state="idle"} 0"#), "{text}");
         pool.forget("shop/gw");
         assert!(!metrics.text().expect("text").contains("shop/gw"));

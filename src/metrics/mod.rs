@@ -140,7 +140,7 @@ impl Metrics {
         )?;
         let pressure = GaugeVec::new(
             Opts::new(
-                "idleconn_pressure_ratio",
+                "idleconn_utilization_ratio",
                 "Utilization (tasks / threshold) of the node at signal.percentile; absent while the tasks cannot be counted",
             ),
             &["namespace", "policy"],
@@ -375,7 +375,7 @@ mod tests {
             |name: &str| metrics.text().expect("text").lines().find_map(|line| line.strip_prefix(name)?.parse::<f64>().ok());
         let (age, pressure) = (
             r#"idleconn_signal_age_seconds{namespace="shop",policy="gw"} "#,
-            r#"idleconn_pressure_ratio{namespace="shop",policy="gw"} "#,
+            r#"idleconn_utilization_ratio{namespace="shop",policy="gw"} "#,
         );
         assert_eq!((shown(age), shown(pressure)), (None, None), "nobody looks");
         let look = |is_fresh, pressure| metrics.looked("shop", "gw", Evaluation { is_fresh, pressure, openness: 100 });

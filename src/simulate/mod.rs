@@ -350,7 +350,7 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
             });
         }
         let efficacy = condition::reason(&status, ConditionType::TighteningEffective);
-        if condition::reason(&status, ConditionType::Limited) == Some(Reason::PoolsTooSmall) {
+        if condition::reason(&status, ConditionType::TighteningLimited) == Some(Reason::PoolsTooSmall) {
             worst.get_or_insert(Reason::PoolsTooSmall);
         } else if efficacy == Some(Reason::Ineffective) {
             worst.get_or_insert(Reason::Ineffective);

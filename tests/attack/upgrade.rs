@@ -47,7 +47,7 @@ async fn an_upgrade_writes_to_no_node_and_keeps_openness_and_originals() {
     // The policy is paused, because this test does not cover further decisions of adaptive control.
     let pause = Patch::Merge(json!({"metadata": {"annotations": {"idleconn.io/paused": "true"}}}));
     world.policies().patch("busy", &PatchParams::default(), &pause).await.unwrap();
-    world.until_condition("busy", "Limited", "True", "Paused").await;
+    world.until_condition("busy", "TighteningLimited", "True", "Paused").await;
     world.until_programmed("busy").await;
     let written = |name: &str| match name {
         "plain" => plain.writes(),

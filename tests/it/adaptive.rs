@@ -69,7 +69,7 @@ async fn idle_connections_are_tightened_away_and_the_limits_come_back_when_they_
     assert_ne!(status.limits.as_ref().unwrap().declared, status.limits.as_ref().unwrap().desired);
     let status = world.until_condition("gw", "TighteningEffective", "True", "Effective").await;
     let judged = status.history.iter().find(|decision| decision.verdict.as_deref() == Some("Effective")).unwrap();
-    assert!(judged.pressure_after < judged.pressure_before, "{judged:?}");
+    assert!(judged.utilization_after < judged.utilization_before, "{judged:?}");
     world.until_condition("gw", "HighTaskCount", "False", "UnderThreshold").await;
     assert!(tasks(&caddy).await < 600.0, "the real count is under the threshold");
     assert!(clients.open() > 100, "and the clients still come");
@@ -169,7 +169,7 @@ async fn on_aistore_nothing_is_credited_before_a_restart_nor_to_it() {
         .await;
     world.until_programmed("ais").await;
     // The first step waits until the declared limits are in effect.
-    world.until_condition("ais", "Limited", "True", "RestartForbidden").await;
+    world.until_condition("ais", "TighteningLimited", "True", "RestartForbidden").await;
     assert_eq!(world.status("ais").await.openness_percent, Some(100));
     // The first process is young when the operator first observes it, and its pools are full soon after.
     for node in nodes {
@@ -179,7 +179,7 @@ async fn on_aistore_nothing_is_credited_before_a_restart_nor_to_it() {
     world.until("ais", "stored", |s| s.limits.as_ref().is_some_and(|l| l.desired.is_some() && l.desired == l.programmed)).await;
     let before = ais.goroutines("target-t0");
     assert!(before > 1024.0, "{before}: nothing has changed before a restart");
-    let status = world.until_condition("ais", "Limited", "True", "RestartForbidden").await;
+    let status = world.until_condition("ais", "TighteningLimited", "True", "RestartForbidden").await;
     assert_eq!(find(&status, "TighteningEffective").unwrap().reason, "Measuring");
     assert_eq!(status.history.len(), 1, "nothing more is decided as long as the first is not in effect");
     world.until_condition("ais", "InEffect", "False", "RestartRequired").await;
@@ -210,7 +210,7 @@ async fn what_aistores_pools_cannot_hold_is_not_looked_for_in_them() {
     // Five nodes with at most 32 connections to each other: 1,536 goroutines.
     ais.load(Load { other: 12_000.0, ..Load::default() });
     world.apply("ais", &policy).await;
-    let status = world.until_condition("ais", "Limited", "True", "PoolsTooSmall").await;
+    let status = world.until_condition("ais", "TighteningLimited", "True", "PoolsTooSmall").await;
     let puts = ais.puts();
     assert_eq!((status.openness_percent, status.history.len()), (Some(100), 0), "{:#?}", status.history);
     ais.load(Load { other: 40_000.0, ..Load::default() });
@@ -259,8 +259,8 @@ async fn three_thousand_connections_of_clients_are_not_taken_for_pools() {
         let ais = four_nodes(&world, limits, signal, "1h").await;
         let puts = ais.puts();
         ais.clients("target-t1", 3000.0);
-        let status = world.until_condition("ais", "Limited", "True", "PoolsTooSmall").await;
-        for (type_, reason) in [("Limited", "PoolsTooSmall"), ("TighteningEffective", "NotAttributable")] {
+        let status = world.until_condition("ais", "TighteningLimited", "True", "PoolsTooSmall").await;
+        for (type_, reason) in [("TighteningLimited", "PoolsTooSmall"), ("TighteningEffective", "NotAttributable")] {
             let condition = find(&status, type_).unwrap();
             assert_eq!(condition.reason, reason, "{name}");
             assert!(condition.message.contains(numbers), "{name}: {}", condition.message);
@@ -268,7 +268,7 @@ async fn three_thousand_connections_of_clients_are_not_taken_for_pools() {
         let note = world.until_event("ais", "Ineffective").await;
         assert!(note.contains(numbers), "{name}: {note}");
         assert_eq!((status.openness_percent, status.history.len(), ais.puts()), (Some(100), 0, puts), "{name}");
-        assert_eq!(status.pressure_percent.is_some(), name == "counted", "{name}: an alert is no percentage");
+        assert_eq!(status.utilization_percent.is_some(), name == "counted", "{name}: an alert is no percentage");
     }
 }
 
@@ -280,7 +280,7 @@ async fn a_step_that_waits_for_a_restart_is_taken_back_when_the_load_is_gone() {
     ais.clients("target-t1", 1100.0);
     let status = world.until("ais", "tightened", |s| s.openness_percent.is_some_and(|open| open < 100)).await;
     assert_eq!(status.history.len(), 1);
-    let status = world.until_condition("ais", "Limited", "True", "RestartForbidden").await;
+    let status = world.until_condition("ais", "TighteningLimited", "True", "RestartForbidden").await;
     assert!(find(&status, "Tightened").unwrap().message.contains("the nodes do not use them yet"), "{status:#?}");
     ais.clients("target-t1", 0.0);
     let status = world.until("ais", "taken back", |s| s.openness_percent == Some(100)).await;
@@ -320,7 +320,7 @@ async fn aistores_own_alerts_are_what_its_policies_go_by() {
     assert_eq!(status.openness_percent, Some(100));
 
     load(1100.0);
-    world.until_condition("ais", "Limited", "True", "RestartForbidden").await;
+    world.until_condition("ais", "TighteningLimited", "True", "RestartForbidden").await;
     assert_eq!(world.status("ais").await.openness_percent, Some(100), "what is declared is not in effect yet");
     for node in ["proxy-p0", "proxy-p1", "target-t0", "target-t1", "target-t2"] {
         ais.restart(node);
@@ -330,7 +330,7 @@ async fn aistores_own_alerts_are_what_its_policies_go_by() {
     assert!(message.starts_with("5 of 5 nodes raise an alert for their task count, such as "), "{message}");
     assert_eq!(find(&status, "MetricsAvailable").unwrap().message, "5 of 5 nodes report their alerts");
     world.until("ais", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
-    world.until_condition("ais", "Limited", "True", "RestartForbidden").await;
+    world.until_condition("ais", "TighteningLimited", "True", "RestartForbidden").await;
     load(200.0);
     let status = world.until_condition("ais", "HighTaskCount", "False", "UnderThreshold").await;
     assert_eq!(status.history.len(), 1, "nothing more was decided while nothing was in effect: {:#?}", status.history);
@@ -359,8 +359,11 @@ async fn a_recommendation_writes_nothing_and_a_pause_neither() {
     };
     annotate("soon".into()).await;
     world.apply("gw", &policy(&caddy, "Enforce", 500, "2m", "1s")).await;
-    let status = world.until_condition("gw", "Limited", "True", "Paused").await;
-    assert_eq!(find(&status, "Limited").unwrap().message, "idleconn.io/paused is neither true nor a time, so it pauses");
+    let status = world.until_condition("gw", "TighteningLimited", "True", "Paused").await;
+    assert_eq!(
+        find(&status, "TighteningLimited").unwrap().message,
+        "idleconn.io/paused is neither true nor a time, so it pauses"
+    );
     assert_eq!(status.openness_percent, Some(100));
     let soon = jiff::Timestamp::now() + std::time::Duration::from_secs(2);
     annotate(soon.to_string().into()).await;

@@ -52,7 +52,7 @@ async fn a_running_process_takes_the_file_and_says_so() {
     let status = world.until_condition("gw", "Programmed", "True", "Programmed").await;
     assert_eq!(find(&status, "Ready").unwrap().status, "True");
     let in_effect = find(&status, "InEffect").unwrap();
-    assert_eq!((in_effect.status.as_str(), in_effect.reason.as_str()), ("Unknown", "Unknown"), "{in_effect:?}");
+    assert_eq!((in_effect.status.as_str(), in_effect.reason.as_str()), ("Unknown", "NotObserved"), "{in_effect:?}");
     assert_eq!(status.limits.as_ref().unwrap().in_effect, None, "nobody was seen to use them");
     let written = text(&world).await.unwrap();
     assert!(written.contains("IdleTimeout: 1m30s") && written.contains("MaxIdleConns: 7"), "{written}");
@@ -258,7 +258,7 @@ async fn a_pod_that_says_nothing_counts_when_it_has_started_since() {
     pod(&world, "gw-0", &json!({"app": "gateway"}), &json!({}), "").await;
     world.apply("gw", &limits(&json!({"limits": {"server": {"idleTimeout": "90s"}}}))).await;
     world.until_programmed("gw").await;
-    world.until_condition("gw", "InEffect", "Unknown", "Unknown").await;
+    world.until_condition("gw", "InEffect", "Unknown", "NotObserved").await;
     started(&world, "gw-0", "", &(jiff::Timestamp::now() + jiff::SignedDuration::from_secs(60)).to_string()).await;
     world.until_condition("gw", "InEffect", "True", "InEffect").await;
     Api::<Pod>::namespaced(world.client.clone(), &world.namespace).delete("gw-0", &DeleteParams::default()).await.unwrap();

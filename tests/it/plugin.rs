@@ -30,7 +30,7 @@ async fn a_person_pauses_the_loop_sees_what_it_would_do_and_lets_it_go_on() {
 
     assert_eq!(idleconn(&world, &["pause", "gw"]).await.unwrap(), "gw is paused until it is resumed\n");
     node.run(2000);
-    world.until_condition("gw", "Limited", "True", "Paused").await;
+    world.until_condition("gw", "TighteningLimited", "True", "Paused").await;
     let said = idleconn(&world, &["status"]).await.unwrap();
     assert!(
         said.lines().nth(1).is_some_and(|line| line.contains("gw") && line.contains("100%") && line.contains("1/1")),

@@ -202,8 +202,8 @@ function showPolicies(snapshot) {
     say(row.cells[1], policy.flushes.length ? `${policy.target} (changes close connections)` : policy.target);
     row.cells[1].title = policy.flushes.map(({ message }) => message).join("; ");
     say(row.cells[2], policy.suspended ? `${policy.mode}, suspended` : policy.mode);
-    say(row.cells[3], policy.mode === "Disabled" ? "–" : percent(policy.pressurePercent));
-    row.cells[3].classList.toggle("bad", policy.pressurePercent >= 100);
+    say(row.cells[3], policy.mode === "Disabled" ? "–" : percent(policy.utilizationPercent));
+    row.cells[3].classList.toggle("bad", policy.utilizationPercent >= 100);
     say(row.cells[4], policy.opennessPercent === undefined ? "–" : percent(policy.opennessPercent));
     say(row.cells[5], policy.nodes?.summary ?? "–");
     say(row.cells[6], policy.deleting ? "deleting" : ready ? (ready.status === "True" ? "yes" : `${ready.status === "False" ? "no" : "unknown"}: ${ready.reason}`) : "unknown");
@@ -281,7 +281,7 @@ function svg(tag, attributes, text) {
 
 /** Task count and threshold on the left scale, openness on the right one. A missing sample leaves a gap. */
 function chart(policy) {
-  const now = policy.tasks === undefined ? "The task count is unknown" : `${count(policy.tasks, "task")}, ${percent(policy.pressurePercent)} of the threshold of ${policy.threshold}`;
+  const now = policy.tasks === undefined ? "The task count is unknown" : `${count(policy.tasks, "task")}, ${percent(policy.utilizationPercent)} of the threshold of ${policy.threshold}`;
   const openness = policy.opennessPercent === undefined ? "" : `; openness ${policy.opennessPercent}% (100% = as declared, 0% = at the floor)`;
   const decided = policy.history.length ? `; last decision: ${policy.history[0].fromPercent}% to ${policy.history[0].toPercent}%` : "";
   say($("chart-said"), `${now}${openness}${decided}`);
