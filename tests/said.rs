@@ -33,6 +33,9 @@ const TOTAL: Knob = Knob::BackendMaxIdleConns;
 const TRAITS: Traits =
     Traits { capability: |knob| if matches!(knob, TOTAL) { Capability::AfterRestart } else { Capability::Hot }, ..Traits::PLAIN };
 
+/// Nodes with names as a Deployment gives them.
+const NODES: [&str; 3] = ["gateway-7f4c9d-abcde", "gateway-7f4c9d-fghjk", "gateway-7f4c9d-mnpqr"];
+
 fn seconds(s: u64) -> Value {
     Value::Duration(Duration::from_secs(s))
 }
@@ -72,7 +75,7 @@ impl Scene {
             declared,
             traits: TRAITS,
             problem: None,
-            units: ["gw-1", "gw-2", "gw-3"].map(|name| holding(name, &[(SERVER, seconds(30))])).into(),
+            units: NODES.map(|name| holding(name, &[(SERVER, seconds(30))])).into(),
             lives: Lives::new(),
             probes: None,
             previous: IdleConnectionPolicyStatus::default(),
@@ -107,7 +110,7 @@ impl Scene {
             programmed: Some(Duration::from_secs(30)),
             outcome: outcome.map(|n| Idled::Closed(Duration::from_secs(n))).map_err(str::to_owned),
         };
-        self.probes = Some((1..).zip(outcomes).map(|(n, outcome)| (format!("gw-{n} gw-{n}"), probe(outcome))).collect());
+        self.probes = Some((1..).zip(outcomes).map(|(n, outcome)| (format!("{0} {0}", NODES[n - 1]), probe(outcome))).collect());
     }
 
     /// Continues from the status before the edit.
@@ -141,8 +144,8 @@ impl Scene {
         self.hold(1, 77);
         self.plan.drift.push(Drift {
             knob: SERVER,
-            id: "gw-2".into(),
-            unit: "gw-2".into(),
+            id: "gateway-7f4c9d-fghjk".into(),
+            unit: "gateway-7f4c9d-fghjk".into(),
             restarted,
             found: Some(seconds(77)),
             declared: seconds(30),
@@ -154,7 +157,7 @@ impl Scene {
     fn pools(&mut self, started: &[(&str, bool)]) {
         let settings = [(SERVER, seconds(30)), (TOTAL, Value::Count(50))];
         self.desire(&settings);
-        self.units = ["gw-1", "gw-2", "gw-3"].map(|name| holding(name, &settings)).into();
+        self.units = NODES.map(|name| holding(name, &settings)).into();
         self.plan.control.changed = [(TOTAL, 1000)].into();
         let ran = |secs| Some(Uptime { at_least: Duration::from_secs(secs), slack: Duration::from_secs(10) });
         let seen = Timestamp::from_second(50).unwrap();
@@ -170,8 +173,8 @@ impl Scene {
     }
 
     fn restarting(&mut self, said: Said, why: Option<&str>) {
-        self.pools(&[("gw-1", true), ("gw-2", false), ("gw-3", false)]);
-        let finished = vec!["gw-1".to_owned()];
+        self.pools(&[("gateway-7f4c9d-abcde", true), ("gateway-7f4c9d-fghjk", false), ("gateway-7f4c9d-mnpqr", false)]);
+        let finished = vec!["gateway-7f4c9d-abcde".to_owned()];
         self.plan.restart = Some((Outcome { said: Some(said), finished, ..Outcome::default() }, why.map(str::to_owned)));
     }
 
@@ -243,11 +246,14 @@ fn every_situation_is_said_as_it_was_reviewed() {
             scene
         }),
         ("suspended", after(&|scene| scene.suspend = true)),
-        ("a node does not answer", after(&|scene| scene.fail(1, Cause::Unreachable, "http://gw-2 did not answer within 3s"))),
+        (
+            "a node does not answer",
+            after(&|scene| scene.fail(1, Cause::Unreachable, "http://gateway-7f4c9d-fghjk did not answer within 3s")),
+        ),
         ("no node answers", after(&|scene| (0..3).for_each(|n| scene.fail(n, Cause::Unreachable, "no answer")))),
         (
-            "no node lets anybody in",
-            after(&|scene| (0..3).for_each(|n| scene.fail(n, Cause::Unauthorized, "the token is not accepted"))),
+            "all nodes reject the token",
+            after(&|scene| (0..3).for_each(|n| scene.fail(n, Cause::Unauthorized, "The cluster rejected the token (401)"))),
         ),
         ("there is no node", after(&|scene| scene.units.clear())),
         ("a node refuses", after(&|scene| scene.refuse(1, Cause::Rejected, "Caddy refused: no such module"))),
@@ -259,23 +265,26 @@ fn every_situation_is_said_as_it_was_reviewed() {
             }),
         ),
         (
-            "two nodes fail, one of them finally",
+            "two nodes fail, one of them permanently",
             after(&|scene| {
                 scene.refuse(0, Cause::Unreachable, "broke off");
                 scene.refuse(1, Cause::Rejected, "Caddy refused: no such module");
             }),
         ),
-        ("a node may not be written", after(&|scene| scene.refuse(1, Cause::Forbidden, "the token may not do this (403)"))),
-        ("a node's token has expired", after(&|scene| scene.refuse(1, Cause::Unauthorized, "the token is not accepted (401)"))),
+        ("a node forbids the write", after(&|scene| scene.refuse(1, Cause::Forbidden, "The token lacks the permission (403)"))),
+        (
+            "a node's token has expired",
+            after(&|scene| scene.refuse(1, Cause::Unauthorized, "The cluster rejected the token (401)")),
+        ),
         ("a write broke off", after(&|scene| scene.refuse(1, Cause::Unreachable, "broke off"))),
         (
-            "a write broke off, and was stored",
+            "a write broke off and was stored",
             after(&|scene| scene.units[1].write = Some(Fault::new(Cause::Unreachable, "broke off"))),
         ),
-        ("somebody changed a node", drifted.clone()),
-        ("somebody changed a node, which is said already", drifted.then(|_| {})),
+        ("another client changed a node", drifted.clone()),
+        ("another client changed a node, already reported", drifted.then(|_| {})),
         (
-            "it was put back",
+            "the limit was restored",
             drifted.then(|scene| {
                 scene.plan.drift.clear();
                 scene.hold(1, 30);
@@ -283,62 +292,75 @@ fn every_situation_is_said_as_it_was_reviewed() {
         ),
         ("a node was restarted with its own file", after(&|scene| scene.drift(true))),
         (
-            "somebody insists",
+            "another client keeps changing a node",
             after(&|scene| {
                 scene.hold(1, 77);
                 scene.plan.contended = [SERVER].into();
             }),
         ),
-        ("somebody insisted, and is right", after(&|scene| scene.plan.contended = [SERVER].into())),
+        ("another client changed a node to the declared value", after(&|scene| scene.plan.contended = [SERVER].into())),
         ("the policy is not valid", after(&|scene| scene.problem(Reason::Invalid, true, true))),
-        ("another policy was first", after(&|scene| scene.problem(Reason::Conflicted, true, true))),
-        ("nothing is there", after(&|scene| scene.problem(Reason::TargetNotFound, true, false))),
+        ("another policy is older", after(&|scene| scene.problem(Reason::Conflicted, true, true))),
+        ("the target does not exist", after(&|scene| scene.problem(Reason::TargetNotFound, true, false))),
         ("a Secret is missing", after(&|scene| scene.problem(Reason::RefNotFound, false, false))),
-        ("the cluster does not let anybody in", after(&|scene| scene.problem(Reason::Forbidden, false, true))),
-        ("a restart is needed", after(&|scene| scene.pools(&[("gw-1", true), ("gw-2", false)]))),
-        ("all were restarted", after(&|scene| scene.pools(&[("gw-1", true), ("gw-2", true), ("gw-3", true)]))),
+        ("the operator lacks a right", after(&|scene| scene.problem(Reason::Forbidden, false, true))),
+        ("a restart is needed", after(&|scene| scene.pools(&[("gateway-7f4c9d-abcde", true), ("gateway-7f4c9d-fghjk", false)]))),
         (
-            "nobody knows what is in use",
+            "all were restarted",
+            after(&|scene| {
+                scene.pools(&[("gateway-7f4c9d-abcde", true), ("gateway-7f4c9d-fghjk", true), ("gateway-7f4c9d-mnpqr", true)])
+            }),
+        ),
+        (
+            "what is in use is not known",
             after(&|scene| {
                 scene.pools(&[]);
                 scene.plan.control.changed.clear();
             }),
         ),
         (
-            "one of them was not seen to start",
+            "one node was not observed to start",
             after(&|scene| {
-                scene.pools(&[("gw-1", true), ("gw-2", true), ("gw-3", false)]);
+                scene.pools(&[("gateway-7f4c9d-abcde", true), ("gateway-7f4c9d-fghjk", true), ("gateway-7f4c9d-mnpqr", false)]);
                 scene.plan.control.changed.clear();
                 for result in &mut scene.units {
                     result.state.as_mut().unwrap().changed = Some(Timestamp::from_millisecond(5000).unwrap());
                 }
             }),
         ),
-        ("a node is being restarted", after(&|scene| scene.restarting(Said::Rolling("gw-2".into()), None))),
+        ("a node is being restarted", after(&|scene| scene.restarting(Said::Rolling("gateway-7f4c9d-fghjk".into()), None))),
         (
-            "its eviction waits",
-            after(&|scene| scene.restarting(Said::Rolling("gw-2".into()), Some("a budget does not let it go"))),
+            "the eviction waits",
+            after(&|scene| {
+                scene.restarting(
+                    Said::Rolling("gateway-7f4c9d-fghjk".into()),
+                    Some("PodDisruptionBudget gateway allows no disruption"),
+                )
+            }),
         ),
-        ("it has not come back", after(&|scene| scene.restarting(Said::Stalled("gw-2".into()), None))),
-        ("another is out of service", after(&|scene| scene.restarting(Said::Unavailable("gw-3".into()), None))),
-        ("the day's restarts are used up", after(&|scene| scene.restarting(Said::Budget, None))),
-        ("a pod is not known", after(&|scene| scene.restarting(Said::NoPod("gw-2".into()), Some("no right")))),
+        ("a node did not come back", after(&|scene| scene.restarting(Said::Stalled("gateway-7f4c9d-fghjk".into()), None))),
         (
-            "a limit goes with another",
+            "another node is out of service",
+            after(&|scene| scene.restarting(Said::Unavailable("gateway-7f4c9d-mnpqr".into()), None)),
+        ),
+        ("the restarts of the day are used up", after(&|scene| scene.restarting(Said::Budget, None))),
+        ("a pod is not known", after(&|scene| scene.restarting(Said::NoPod("gateway-7f4c9d-fghjk".into()), Some("no right")))),
+        (
+            "a limit lowers another limit",
             after(&|scene| {
                 scene.traits.companions = |_, _, _| [(Knob::BackendMaxIdleConnsPerHost, Value::Count(7))].into();
             }),
         ),
         (
-            "the preset is more than the target takes",
+            "the preset exceeds the maximum of the target",
             after(&|scene| {
                 scene.declared.capped = [(SERVER, seconds(29)), (TOTAL, Value::Count(9))].into();
                 scene.plan.desired = scene.declared.clone();
             }),
         ),
-        ("by one limit", after(&|scene| scene.declared.capped = [(SERVER, seconds(29))].into())),
+        ("the preset exceeds the maximum by one limit", after(&|scene| scene.declared.capped = [(SERVER, seconds(29))].into())),
         (
-            "a limit has no place, another never has",
+            "one limit has no place, another is unsupported",
             after(&|scene| {
                 let settings = [(SERVER, seconds(30)), (TOTAL, Value::Count(9))];
                 scene.desire(&settings);
@@ -353,9 +375,9 @@ fn every_situation_is_said_as_it_was_reviewed() {
             }),
         ),
         (
-            "many nodes hold something else",
+            "many nodes hold other values",
             after(&|scene| {
-                scene.units = (0..9).map(|n| holding(&format!("gw-{n}"), &[(SERVER, seconds(60 + n))])).collect();
+                scene.units = (0..9).map(|n| holding(&format!("gateway-7f4c9d-node{n}"), &[(SERVER, seconds(60 + n))])).collect();
             }),
         ),
         (
@@ -366,14 +388,14 @@ fn every_situation_is_said_as_it_was_reviewed() {
             }),
         ),
         (
-            "one of a cluster's nodes does not say",
+            "one node of a cluster does not answer",
             after(&|scene| {
                 let state = scene.units[1].state.as_mut().unwrap();
-                state.nodes[0].stored = Err(Fault::new(Cause::Unreachable, "the proxy cannot reach gw-2"));
+                state.nodes[0].stored = Err(Fault::new(Cause::Unreachable, "the proxy cannot reach gateway-7f4c9d-fghjk"));
             }),
         ),
-        ("the servers do what is programmed", after(&|scene| scene.measure(&[Ok(30), Ok(30), Ok(30)]))),
-        ("one server does something else", after(&|scene| scene.measure(&[Ok(300), Ok(30), Ok(30)]))),
+        ("all servers close when they are programmed to", after(&|scene| scene.measure(&[Ok(30), Ok(30), Ok(30)]))),
+        ("one server closes at another time", after(&|scene| scene.measure(&[Ok(300), Ok(30), Ok(30)]))),
         ("one server cannot be measured", after(&|scene| scene.measure(&[Ok(30), Err("cannot connect: refused"), Ok(30)]))),
         (
             "a new leader has not measured yet",
@@ -381,5 +403,6 @@ fn every_situation_is_said_as_it_was_reviewed() {
         ),
     ];
     let text: String = situations.iter().map(|(title, scene)| told(title, scene)).collect();
+    assert!(!text.contains('…'), "a line is cut: {text}");
     golden::check("tests/golden/status.txt", &text);
 }

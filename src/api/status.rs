@@ -178,6 +178,10 @@ pub struct Tasks {
     /// Name of the node with the highest utilization.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// Idle connections of all nodes; only with `signal.idleConnections`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "int64"))]
+    pub idle_connections: Option<i64>,
     /// Time at which the tasks were counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<Time>,

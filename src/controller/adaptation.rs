@@ -159,6 +159,7 @@ impl Adaptation {
             pause: self.pause,
             unreadable: self.unreadable,
             attribution: self.input(look).attribution(),
+            idle_connections: self.idle_connections(look),
             closes: self.disturbance.map(|_| Closes { connections: self.idle_connections(look) }),
             levels: self.levels,
             moved: self.moved,
@@ -205,6 +206,7 @@ impl Adaptation {
             tasks: reading.and_then(|reading| reading.percentile),
             threshold: reading.and_then(|reading| reading.threshold),
             pressure: reading.filter(|_| !self.levels).map(|reading| reading.up),
+            idle_connections: self.idle_connections(&look),
             openness: self.state.openness,
         };
         Tick { news, fresh: reading.is_some(), point }

@@ -24,6 +24,8 @@ pub struct Point {
     pub threshold: Option<f64>,
     /// Tasks by threshold; likewise.
     pub pressure: Option<f64>,
+    /// Idle connections of all nodes, where they report them.
+    pub idle_connections: Option<f64>,
     /// How far open the limits were, percent.
     pub openness: u8,
 }

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use super::{
     Capability, Declared, Drift, Plan, Sites, Traits, Unit, UnitState,
     advice::Advice,
-    condition::{Notice, Said, condition, find, reason, said, shortened, shortened_to_bytes, state},
+    condition::{Notice, Said, condition, find, listed, reason, said, shortened, shortened_to_bytes, state},
     lives::{self, Lives},
     loop_conditions::{self, SeenLoop},
     observed::{Cause, Fault, NodeState},
@@ -185,7 +185,7 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
         control.advised = seen.generation;
         let more = match seen.advice.len() - 1 {
             0 => String::new(),
-            more => format!("; {more} more: kubectl idleconn lint"),
+            more => format!("; {more} more from kubectl idleconn lint"),
         };
         notices.push(Notice { reason: EventReason::Advice, note: format!("{first}{more}") });
     }
@@ -242,7 +242,7 @@ fn tally(seen: &Seen<'_>) -> Tally {
 
     for result in seen.units {
         if tally.write_fault.is_none() || result.write.as_ref().is_some_and(|f| f.cause == Cause::Rejected) {
-            tally.write_fault = result.write.clone().or(tally.write_fault);
+            tally.write_fault = result.write.as_ref().map(|fault| of_unit(&result.unit, fault)).or(tally.write_fault);
         }
         let state = match &result.state {
             Ok(state) => state,
@@ -330,6 +330,12 @@ fn tally(seen: &Seen<'_>) -> Tally {
     tally
 }
 
+/// The fault with the unit's name: a condition is read alone.
+fn of_unit(unit: &Unit, fault: &Fault) -> Fault {
+    let is_named = fault.message.contains(&unit.name);
+    Fault { message: if is_named { fault.message.clone() } else { format!("{}: {}", unit.name, fault.message) }, ..fault.clone() }
+}
+
 /// Fields on which all agree.
 fn shared(values: &BTreeMap<Knob, BTreeSet<Option<Value>>>) -> Settings {
     values
@@ -407,7 +413,7 @@ fn holds(
     declared: &Declared,
     not_back: &BTreeSet<Knob>,
 ) -> String {
-    let dropped = not_back.iter().map(|knob| format!("{knob} is no longer declared and has not got its old value back yet"));
+    let dropped = not_back.iter().map(|knob| format!("{knob} is no longer declared and does not have its original value yet"));
     let parts: Vec<_> = differs
         .iter()
         .map(|(knob, value)| {
@@ -458,7 +464,7 @@ fn accepted_message(seen: &Seen<'_>) -> String {
     };
     let more = seen.declared.capped.len() - 1;
     let others = if more == 0 { String::new() } else { format!(" and {more} more") };
-    format!("The preset is capped at the target's own maximum: {knob} {value}{others}")
+    format!("The policy is valid; the preset is limited to the maximum of the target: {knob} {value}{others}")
 }
 
 fn ready(seen: &Seen<'_>, tally: &Tally) -> Said {
@@ -467,16 +473,18 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> Said {
     }
     let nodes = &tally.nodes;
     if seen.suspend {
-        return said(Reason::Suspended, "spec.suspend is true: nothing is written to the nodes");
+        return said(Reason::Suspended, "spec.suspend is true; nothing is written to the nodes");
     }
     if tally.answered > 0 && !tally.governs {
         return said(Reason::NothingToProgram, nothing(seen));
     }
     if tally.answered == 0 {
-        let cause = nodes.worst.first().map_or_else(|| "there are none".into(), |n| format!("{}: {}", n.name, n.cause));
         let fault = seen.units.iter().find_map(|result| result.state.as_ref().err());
         let reason = fault.map_or(Reason::ProgrammingFailed, |fault| failure(fault.cause));
-        return said(reason, format!("No node answered; {cause}"));
+        return said(
+            reason,
+            if nodes.total == 0 { "The target has no nodes".into() } else { format!("No node answered{}", worst(nodes)) },
+        );
     }
     match &tally.write_fault {
         Some(fault) if fault.cause == Cause::Forbidden => return said(Reason::Forbidden, fault.message.clone()),
@@ -489,7 +497,7 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> Said {
     let message = if nodes.unreachable > 0 {
         format!("{} of {} nodes answered and hold the {which} limits", nodes.programmed, nodes.total)
     } else {
-        format!("All {} nodes hold the {which} limits", nodes.total)
+        format!("{} the {which} limits", all_nodes(nodes.total, "holds", "hold"))
     };
     if nodes.drifted > 0 {
         // Drift that is reported, contended or being corrected does not make this generation unwritten.
@@ -499,9 +507,9 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> Said {
             && reason(seen.previous, ConditionType::Ready) == Some(Reason::Succeeded);
         let moving = seen.plan.outcome.as_ref().is_some_and(|outcome| !outcome.state.changes.is_empty());
         return if was_ready && moving && !known {
-            said(Reason::Succeeded, "Written as declared; the limits are being moved since, see Tightened")
+            said(Reason::Succeeded, "Declared limits were applied; adaptive control has changed them since (see Tightened)")
         } else if known {
-            said(Reason::Succeeded, "Written; somebody else has changed a node since, see Programmed")
+            said(Reason::Succeeded, "Declared limits were applied; another client has changed a node since (see Programmed)")
         } else {
             said(Reason::Progressing, format!("{} of {} nodes hold the {which} limits", nodes.programmed, nodes.total))
         };
@@ -511,22 +519,24 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> Said {
 
 fn programmed(seen: &Seen<'_>, tally: &Tally) -> Said {
     let nodes = &tally.nodes;
-    let worst = || match nodes.worst.first() {
-        Some(node) if node.cause.contains(&node.name) => format!("; {}", node.cause),
-        Some(node) => format!("; {}: {}", node.name, node.cause),
-        None => String::new(),
-    };
     if !seen.plan.contended.is_empty() && nodes.drifted > 0 {
         return said(Reason::Contended, contended(seen, tally));
     }
     if nodes.drifted > 0 {
         return match seen.plan.drift.first() {
             Some(drift) => said(Reason::Drifted, drifted(drift)),
-            None => said(Reason::Progressing, format!("{}/{} nodes{}", nodes.programmed, nodes.total, worst())),
+            None => {
+                let message =
+                    format!("{} of {} nodes hold the {} limits{}", nodes.programmed, nodes.total, seen.which(), worst(nodes));
+                said(Reason::Progressing, message)
+            }
         };
     }
     if nodes.unreachable > 0 || nodes.total == 0 {
-        let message = format!("{} of {} nodes hold the {} limits{}", nodes.programmed, nodes.total, seen.which(), worst());
+        let message = match nodes.total {
+            0 => "The target has no nodes".into(),
+            total => format!("{} of {total} nodes hold the {} limits{}", nodes.programmed, seen.which(), worst(nodes)),
+        };
         return said(Reason::Partial, message);
     }
     if !tally.governs {
@@ -534,9 +544,31 @@ fn programmed(seen: &Seen<'_>, tally: &Tally) -> Said {
     }
     match tally.companions.iter().next() {
         Some((knob, value)) => {
-            said(Reason::Programmed, format!("All {} nodes; {knob} was lowered to {value} with maxIdleConns", nodes.total))
+            let message = format!(
+                "{} the {} limits; {knob} was lowered to {value} with maxIdleConns",
+                all_nodes(nodes.total, "stores", "store"),
+                seen.which()
+            );
+            said(Reason::Programmed, message)
         }
-        None => said(Reason::Programmed, format!("All {} nodes store and read back the {} limits", nodes.total, seen.which())),
+        None => said(
+            Reason::Programmed,
+            format!("{} the {} limits; the operator read them back", all_nodes(nodes.total, "stores", "store"), seen.which()),
+        ),
+    }
+}
+
+/// `The node holds` or `All 3 nodes hold`.
+fn all_nodes(n: u32, one: &str, many: &str) -> String {
+    if n == 1 { format!("The node {one}") } else { format!("All {n} nodes {many}") }
+}
+
+/// The worst node and its cause, as the end of a sentence.
+fn worst(nodes: &Nodes) -> String {
+    match nodes.worst.first() {
+        Some(node) if node.cause.contains(&node.name) => format!("; {}", node.cause),
+        Some(node) => format!("; {}: {}", node.name, node.cause),
+        None => String::new(),
     }
 }
 
@@ -546,7 +578,7 @@ fn contended(seen: &Seen<'_>, tally: &Tally) -> String {
     let field = |knob: &Knob| {
         let drift = seen.plan.drift.iter().find(|drift| drift.knob == *knob);
         let found = drift.map_or_else(|| tally.programmed.get(knob).copied(), |drift| drift.found);
-        let now = found.map_or_else(|| "not the same everywhere".into(), |found| format!("now {found}"));
+        let now = found.map_or_else(|| "different on the nodes".into(), |found| format!("now {found}"));
         let declared = desired.get(knob).map_or_else(String::new, |value| format!(", declared {value}"));
         format!("{knob} ({now}{declared})")
     };
@@ -555,8 +587,9 @@ fn contended(seen: &Seen<'_>, tally: &Tally) -> String {
     let until = ends.min().and_then(|end| Timestamp::from_second(end).ok());
     let until = until.map_or_else(String::new, |until| format!(" until {until}"));
     format!(
-        "Somebody else keeps changing {}: left alone{until}; find out who does, or declare what they want; a new version of the policy is written at once",
-        fields.join(", ")
+        "Another client keeps changing {}; the operator leaves it alone{until}. Stop the other client, or declare its value; a new \
+         version of the policy is written at once",
+        listed(&fields)
     )
 }
 
@@ -564,8 +597,9 @@ fn contended(seen: &Seen<'_>, tally: &Tally) -> String {
 fn nothing(seen: &Seen<'_>) -> String {
     let limits: Vec<_> = seen.declared.settings.keys().chain(&seen.declared.unsupported).map(|knob| knob.path()).collect();
     format!(
-        "No node has a place for any of the declared limits ({}); check that the policy points at the server that has them, and see status.unsupported",
-        limits.join(", ")
+        "No node has a place for any declared limit ({}); check that the policy points at the server that has them (see \
+         status.unsupported)",
+        listed(&limits)
     )
 }
 
@@ -579,9 +613,12 @@ fn holds_now(seen: &Seen<'_>, drift: &Drift) -> bool {
 
 /// What is said of drift, in the condition and then in the Event.
 fn drifted(drift: &Drift) -> String {
-    let found = drift.found.map_or_else(|| "unset".into(), |v| v.to_string());
-    let restarted = if drift.restarted { " restarted" } else { "" };
-    format!("{}{restarted}: {} was {found}, declared {}", drift.unit, drift.knob, drift.declared)
+    let Drift { unit, knob, declared, .. } = drift;
+    let found = drift.found.map_or_else(|| "unset".into(), |found| found.to_string());
+    if drift.restarted {
+        return format!("{unit} restarted with {knob} {found} instead of {declared}");
+    }
+    format!("Another client changed {knob} of {unit} to {found} instead of {declared}")
 }
 
 /// What configurations and processes say, and what probes add to it.
@@ -600,22 +637,24 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
         return said(Reason::NotObserved, "No node answered");
     }
     if !tally.governs {
-        return said(Reason::NothingToProgram, "None of the declared limits can be written to the target");
+        return said(Reason::NothingToProgram, "None of the declared limits can be written to the target (see Programmed)");
     }
     let (restarting, why) =
         seen.plan.restart.as_ref().map_or((None, None), |(restart, why)| (restart.said.as_ref(), why.as_ref()));
     let why = why.map_or_else(String::new, |why| format!(": {why}"));
-    let using = format!("{} of {} nodes use them", nodes.in_effect, nodes.total);
+    let using = format!("{} of {} nodes use the {} limits", nodes.in_effect, nodes.total, seen.which());
     match restarting {
         Some(RestartState::Rolling(node)) => return said(Reason::RollingOut, format!("{using}; restarting {node}{why}")),
         Some(RestartState::Stalled(node)) => {
-            let message = format!("{using}; {node} has not come back in time, no other is restarted{why}");
+            let message = format!("{using}; {node} did not come back in time, and no other node is restarted{why}");
             return said(Reason::RestartStalled, message);
         }
         Some(RestartState::Unavailable(node)) => {
-            return said(Reason::RestartRequired, format!("{using}; no restart while {node} is out of service{why}"));
+            return said(Reason::RestartRequired, format!("{using}; no node is restarted while {node} is out of service{why}"));
         }
-        Some(RestartState::Budget) => return said(Reason::RestartRequired, format!("{using}; restart.maxPerDay is used up")),
+        Some(RestartState::Budget) => {
+            return said(Reason::RestartRequired, format!("{using}; the restarts of today are used up (restart.maxPerDay)"));
+        }
         Some(RestartState::NoPod(node)) => {
             return said(Reason::RestartRequired, format!("{using}; the pod of {node} is not known{why}"));
         }
@@ -623,41 +662,51 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
     }
     if !tally.pending.is_empty() {
         let knobs: Vec<_> = tally.pending_knobs.iter().map(|knob| knob.path()).collect();
-        let named: Vec<_> = tally.pending.iter().take(3).map(|name| shortened_to_bytes(name, 80)).collect();
-        let more = if tally.pending.len() > named.len() { " and others" } else { "" };
-        let message = format!(
-            "{} of {} nodes use them after a restart ({}{more}): {}",
-            tally.pending.len(),
-            nodes.total,
-            named.join(", "),
-            knobs.join(", ")
-        );
+        let named: Vec<_> = tally.pending.iter().map(|name| shortened_to_bytes(name, 80)).collect();
+        let message =
+            format!("{} of {} nodes use {} only after a restart ({})", named.len(), nodes.total, listed(&knobs), listed(&named));
         return said(Reason::RestartRequired, message);
     }
-    if let Some(behind) = tally.behind.first() {
-        let written = seen.units.iter().filter_map(|result| result.state.as_ref().ok()?.changed).max();
-        let fresh = written.is_some_and(|at| seen.now.duration_since(at) < PROPAGATION);
-        let message = format!("{using}; {} say that they do not, {behind} for one", tally.behind.len());
-        return if fresh {
-            said(Reason::Propagating, format!("{message}; a file takes a minute or two to reach a pod"))
-        } else {
-            said(Reason::RestartRequired, format!("{message}; do they read the file again, or only when they start?"))
-        };
+    if !tally.behind.is_empty() {
+        return behind(seen, tally);
     }
     if nodes.drifted > 0 || nodes.unreachable > 0 {
-        return said(Reason::NotObserved, format!("Not every node is known to hold the {} limits", seen.which()));
+        return said(
+            Reason::NotObserved,
+            format!("Not all nodes are known to hold the {} limits (see Programmed)", seen.which()),
+        );
     }
     if !tally.unknown.is_empty() && seen.traits.file.is_some() {
-        let message = format!("{using}; the others do not say what they use, and are older than the file");
+        let message = format!("{using}; the other nodes do not report what they use, and started before the file was written");
         return said(Reason::NotObserved, message);
     }
     if !tally.unknown.is_empty() {
         let message = format!(
-            "{using}; the others were not seen to start with these values: a restart would show it, and is not needed if their own files have them"
+            "{using}; the other nodes were not observed to start with these values. A restart confirms it, and is not needed if their own files have these values"
         );
         return said(Reason::NotObserved, message);
     }
-    said(Reason::InEffect, format!("The processes of all {} nodes use the {} limits", nodes.total, seen.which()))
+    said(
+        Reason::InEffect,
+        match nodes.total {
+            1 => format!("The process of the node uses the {} limits", seen.which()),
+            total => format!("The processes of all {total} nodes use the {} limits", seen.which()),
+        },
+    )
+}
+
+/// Pods that report an older file.
+fn behind(seen: &Seen<'_>, tally: &Tally) -> Said {
+    let (names, nodes): (Vec<_>, _) = (tally.behind.iter().collect(), &tally.nodes);
+    let written = seen.units.iter().filter_map(|result| result.state.as_ref().ok()?.changed).max();
+    let counted = format!("{} of {} pods report the new settings", nodes.in_effect, nodes.total);
+    if written.is_some_and(|at| seen.now.duration_since(at) < PROPAGATION) {
+        let message = format!("{counted}; {} may not have received the file yet, which takes up to two minutes", listed(&names));
+        return said(Reason::Propagating, message);
+    }
+    let (verb, them) = if names.len() == 1 { ("reports", "it if it reads") } else { ("report", "them if they read") };
+    let message = format!("{counted}; {} still {verb} an older file. Restart {them} the file only at start", listed(&names));
+    said(Reason::RestartRequired, message)
 }
 
 fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> {
@@ -681,7 +730,7 @@ fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> 
             (ConditionType::Programmed, _, reason)
                 if was == Some(Reason::Drifted) && !new_generation && !matches!(reason, Reason::Drifted | Reason::Contended) =>
             {
-                tell(EventReason::DriftCorrected, &format!("Put back; {}", old.map_or("", |old| old.message.as_str())));
+                tell(EventReason::DriftCorrected, &format!("Limit restored: {}", old.map_or("", |old| old.message.as_str())));
             }
             (ConditionType::Programmed, State::True, _) if flipped || new_generation => tell(EventReason::Programmed, note),
             (ConditionType::Programmed, _, Reason::Contended) if flipped => tell(EventReason::Contended, note),
@@ -695,7 +744,7 @@ fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> 
                 // Other fields are put back all the same.
                 let back = |drift: &&Drift| !seen.plan.contended.contains(&drift.knob) && holds_now(seen, drift);
                 for drift in seen.plan.drift.iter().filter(back) {
-                    tell(EventReason::DriftCorrected, &format!("Put back; {}", drifted(drift)));
+                    tell(EventReason::DriftCorrected, &format!("Limit restored: {}", drifted(drift)));
                 }
             }
             (ConditionType::InEffect, _, Reason::RestartRequired) if flipped || new_generation => {

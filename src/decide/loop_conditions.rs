@@ -13,7 +13,7 @@ use super::{
     openness,
     signal::{Reading, Signal},
     state::{Efficacy, State},
-    tuning::{CLOSE, Tuning},
+    tuning::{CLOSE, ROOM, Tuning},
 };
 use crate::api::{
     IdleConnectionPolicyStatus, Limits, Settings,
@@ -42,6 +42,8 @@ pub struct SeenLoop<'a> {
     pub unreadable: Option<&'a str>,
     /// What was known of the pools' part of the tasks.
     pub attribution: Attribution,
+    /// Idle connections of all nodes, where they report them.
+    pub idle_connections: Option<f64>,
     /// What a step costs: the idle connections that its write closes. `None` where a write closes none.
     pub closes: Option<Closes>,
     /// Whether the source says only whether there are too many.
@@ -121,8 +123,8 @@ fn metrics(seen: &SeenLoop<'_>) -> Said {
         }
         Signal::Fresh(Reading { fresh, expected, idle_missing: Some(node), .. }) => {
             let message = format!(
-                "The tasks of {fresh} of {expected} nodes are counted, but not their idle connections: {node} has no such gauge \
-                 (see adaptive.signal.idleConnections)"
+                "The tasks of {fresh} of {expected} nodes are counted, but {node} has no gauge of idle connections (see \
+                 spec.adaptive.signal.idleConnections)"
             );
             said(Reason::IdleConnectionsMissing, message)
         }
@@ -135,14 +137,18 @@ fn metrics(seen: &SeenLoop<'_>) -> Said {
 
 fn high(seen: &SeenLoop<'_>, outcome: &Outcome, reading: Option<&Reading>) -> Said {
     let Some(reading) = reading else {
-        return said(Reason::NotObserved, "The tasks cannot be counted, see MetricsAvailable");
+        return said(Reason::NotObserved, "The tasks cannot be counted (see MetricsAvailable)");
     };
-    let over = if reading.over > 0 { format!("; {} nodes over it", reading.over) } else { String::new() };
+    let over = match reading.over {
+        0 => String::new(),
+        1 => "; 1 node is over it".to_owned(),
+        over => format!("; {over} nodes are over it"),
+    };
     let message = if seen.levels { alerts(reading) } else { format!("{}{over}", counted(reading)) };
     // The episode stays open while connections that a write closed come back. The condition describes the present count.
     match outcome.state.episode.filter(|_| !outcome.has_dipped) {
         Some(_) if seen.levels => said(Reason::OverThreshold, message),
-        Some(_) => said(Reason::OverThreshold, format!("{message}; until it is under {} %", percent(CLOSE))),
+        Some(_) => said(Reason::OverThreshold, format!("{message}; the episode ends below {}%", percent(CLOSE))),
         None => said(Reason::UnderThreshold, message),
     }
 }
@@ -157,34 +163,42 @@ fn alerts(reading: &Reading) -> String {
     }
 }
 
-/// `gw-3 runs 22400 tasks, 112 % of its threshold`.
+/// `22400 tasks, 112% of the threshold of 20000 (highest: gw-3)`.
 #[must_use]
 pub fn counted(reading: &Reading) -> String {
     let pressure = percent(reading.up);
     match (reading.percentile, reading.threshold) {
         (Some(tasks), Some(threshold)) => {
-            format!("{tasks:.0} tasks, {pressure} % of the threshold of {threshold:.0} (most: {})", reading.node)
+            format!("{tasks:.0} tasks, {pressure}% of the threshold of {threshold:.0} (highest: {})", reading.node)
         }
-        _ => format!("{pressure} % of the threshold (most: {})", reading.node),
+        _ => format!("{pressure}% of the threshold (highest: {})", reading.node),
     }
 }
 
 fn tightened(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
     let openness = outcome.state.openness;
-    let at = format!("The limits are {openness} % open");
+    let at = format!("{openness}% (100% = declared, 0% = floor)");
     match outcome.phase {
         Phase::AsDeclared if seen.tuning.mode == Mode::Recommend => {
-            said(Reason::AsDeclared, "The limits are as declared; mode Recommend writes nothing else")
+            said(Reason::AsDeclared, "The limits are as declared; mode Recommend changes nothing")
         }
         Phase::AsDeclared => said(Reason::AsDeclared, "The limits are as declared"),
         Phase::Tightening if outcome.limit == Some(Limit::RestartForbidden) => {
-            said(Reason::Tightening, format!("{at}; the nodes do not use them yet (see InEffect)"))
+            said(Reason::Tightening, format!("Limits were tightened to {at}; the nodes do not use them yet (see InEffect)"))
         }
-        Phase::Tightening => said(Reason::Tightening, format!("{at}; the effect is being measured")),
-        Phase::Holding => said(Reason::Holding, format!("{at}, and stay so until there is room")),
-        Phase::Relaxing => said(Reason::Relaxing, format!("{at}; there is room, and they open if it lasts")),
-        Phase::AtFloor => said(Reason::AtFloor, "The limits are at their floor"),
-        Phase::FallbackHold => said(Reason::FallbackHold, format!("{at}; the tasks cannot be counted")),
+        Phase::Tightening => said(Reason::Tightening, format!("Limits were tightened to {at}; the effect is being measured")),
+        Phase::Holding => said(
+            Reason::Holding,
+            format!("Limits are held at {at} until the task count falls below {}% of the threshold", percent(ROOM)),
+        ),
+        Phase::Relaxing => said(
+            Reason::Relaxing,
+            format!("Limits are at {at}; the task count is low, and the limits are relaxed if it stays low"),
+        ),
+        Phase::AtFloor => said(Reason::AtFloor, "All limits are at their floor"),
+        Phase::FallbackHold => {
+            said(Reason::FallbackHold, format!("Limits stay at {at} because the tasks cannot be counted (see MetricsAvailable)"))
+        }
     }
 }
 
@@ -192,25 +206,24 @@ fn effective(outcome: &Outcome, attribution: &Attribution) -> Said {
     match outcome.state.efficacy {
         Efficacy::Effective => said(Reason::Effective, "The last tightening lowered the task count"),
         Efficacy::Ineffective => {
-            said(Reason::Ineffective, "Tightening did not lower the task count; look elsewhere than at idle connections")
+            said(Reason::Ineffective, "Tightening did not lower the task count; idle connections are not the cause")
         }
         Efficacy::Measuring => {
             let due = outcome.due().and_then(|due| Timestamp::from_millisecond(due).ok()).map(whole_seconds);
-            let due = due.map_or_else(String::new, |due| format!("; it is judged at {due} at the earliest"));
+            let due = due.map_or_else(String::new, |due| format!("; the earliest time is {due}"));
             said(Reason::Measuring, format!("The last tightening has not been judged yet{due}"))
         }
         Efficacy::AwaitingUptimeMatch => said(
             Reason::AwaitingUptimeMatch,
-            "A restart lowers the count by itself; judged when the processes are as old as before",
+            "Nodes restarted, which lowers the task count; the effect is judged when the processes are as old as before",
         ),
-        Efficacy::NotAttributable => said(
-            Reason::NotAttributable,
-            format!("{}; look for another cause, such as connections of clients", pooled(attribution)),
-        ),
+        Efficacy::NotAttributable => {
+            said(Reason::NotAttributable, format!("{}; look for another cause, such as client connections", pooled(attribution)))
+        }
         Efficacy::PoolsTooSmall => said(
             Reason::NotAttributable,
             format!(
-                "{}, so emptying the pools is not enough; look for another cause, such as connections of clients",
+                "{}, so emptying the pools is not enough; look for another cause, such as client connections",
                 pooled(attribution)
             ),
         ),
@@ -228,13 +241,17 @@ fn pooled(attribution: &Attribution) -> String {
 
 fn limited(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
     match outcome.limit {
-        None => said(Reason::NotLimited, "The operator does what it wants to"),
-        Some(Limit::AtFloor) => {
-            said(Reason::AtFloor, "There are too many tasks, and the limits are at their floor: lower it, or look elsewhere")
-        }
+        None => said(Reason::NotLimited, "No restriction is active"),
+        Some(Limit::AtFloor) => said(
+            Reason::AtFloor,
+            "Task count is above the threshold and all limits are at their floor; lower spec.adaptive.floor or look for another cause",
+        ),
         Some(Limit::BudgetExhausted) => {
             let Tuning { per_hour, per_day, .. } = seen.tuning;
-            said(Reason::BudgetExhausted, format!("{per_hour} changes an hour or {per_day} a day have been made; the next waits"))
+            said(
+                Reason::BudgetExhausted,
+                format!("The budget of {per_hour} changes per hour or {per_day} per day is used up; the next change waits"),
+            )
         }
         Some(Limit::RestartForbidden) if outcome.state.openness == 100 => said(
             Reason::RestartForbidden,
@@ -242,27 +259,24 @@ fn limited(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
         ),
         Some(Limit::RestartForbidden) => said(
             Reason::RestartForbidden,
-            "Most nodes use the tightened limits only after a restart; nothing more is decided until then, unless the task count falls",
+            "Most nodes use the tightened limits only after a restart (see InEffect); nothing more is decided until then unless the task count falls",
         ),
         Some(Limit::NotInEffect) => said(
             Reason::NotInEffect,
-            "Most nodes are not known to use what is declared, so tightening it could not be seen to help: see InEffect",
+            "Most nodes are not known to use the declared limits, so the effect of a tightening could not be observed (see InEffect)",
         ),
         Some(Limit::PoolsTooSmall) => said(
             Reason::PoolsTooSmall,
-            format!("{}, so there would be too many with empty pools as well", pooled(&seen.attribution)),
+            format!("{}, so emptying all pools would not be enough; look for another cause", pooled(&seen.attribution)),
         ),
         Some(Limit::Flapping) => {
             let within = spoken(TOO_SOON);
-            said(
-                Reason::Flapping,
-                format!("The limits had to be tightened again within {within} of relaxing; relaxing is delayed"),
-            )
+            said(Reason::Flapping, format!("Limits had to be tightened again within {within} of relaxing; relaxing is delayed"))
         }
         Some(Limit::Paused) => {
             let by = seen.unreadable.map_or_else(
-                || "An annotation or spec.suspend stops it".to_owned(),
-                |name| format!("{name} is neither true nor a time, so it pauses"),
+                || "An annotation or spec.suspend pauses adaptive control".to_owned(),
+                |name| format!("Annotation {name} is neither true nor a time, so adaptive control is paused"),
             );
             said(Reason::Paused, by)
         }
@@ -291,6 +305,7 @@ fn figures(
         percentile: reading.percentile.map(whole),
         threshold: reading.threshold.map(whole),
         node: Some(shortened(&reading.node, 253)).filter(|node| !node.is_empty()),
+        idle_connections: seen.idle_connections.map(whole),
         time: Some(Time(whole_seconds(now))),
     });
     if let Some(nodes) = &mut status.nodes {
@@ -380,7 +395,7 @@ fn notices(
             }
             (ConditionType::TighteningEffective, _, Reason::Ineffective | Reason::NotAttributable) => {
                 let fell = outcome.judged.filter(|_| !seen.levels).map(|judged| {
-                    format!(" ({} % of the threshold before, {} % after)", percent(judged.before), percent(judged.after))
+                    format!(" ({}% of the threshold before, {}% after)", percent(judged.before), percent(judged.after))
                 });
                 tell(EventReason::Ineffective, format!("{}{}", said.message, fell.unwrap_or_default()));
             }
@@ -390,13 +405,14 @@ fn notices(
     if let Some(decision) = &outcome.decision {
         let counted = reading.filter(|_| !seen.levels).map(|reading| format!("; {}", counted(reading))).unwrap_or_default();
         let cost = seen.closes.map(|closes| format!("; {closes}")).unwrap_or_default();
-        let note = format!("{} % to {} %: {}{counted}{cost}", decision.from, decision.to, decision.reason);
+        let way = if decision.to < decision.from { "tightened" } else { "relaxed" };
+        let note = format!("Limits {way} from {}% to {}%: {}{counted}{cost}", decision.from, decision.to, decision.reason);
         if decision.to < decision.from {
             tell(EventReason::Tightened, note);
             if decision.to == 0 {
                 tell(
                     EventReason::ReachedFloor,
-                    "The limits are at their floor; if that is not enough, lower it or look elsewhere".into(),
+                    "All limits are at their floor; if the task count stays high, lower spec.adaptive.floor or look for another cause".into(),
                 );
             }
         } else {
@@ -444,6 +460,7 @@ mod tests {
             pause: Pause::default(),
             unreadable: None,
             attribution: Attribution { share: Share::UNKNOWN, bound: None },
+            idle_connections: None,
             closes: None,
             levels: false,
             moved: false,
@@ -467,7 +484,10 @@ mod tests {
         let signal = Signal::Fresh(Reading::of(1.2));
         let said = |closes| {
             let text = everything_said(&signal, &decided(100, 70), |seen| seen.closes = closes);
-            text.lines().find_map(|line| line.strip_prefix("100 % to 70 %: ")).map(str::to_owned).unwrap_or_default()
+            text.lines()
+                .find_map(|line| line.strip_prefix("Limits tightened from 100% to 70%: "))
+                .map(str::to_owned)
+                .unwrap_or_default()
         };
         assert!(
             said(Some(Closes { connections: Some(4300.4) }))
@@ -507,7 +527,7 @@ mod tests {
         let most = [("target-t1".to_owned(), 1900.0)].into();
         let attribution = Attribution::new(Share::UNKNOWN, Some(&most), &reading);
         for (efficacy, limit, words) in [
-            (Efficacy::PoolsTooSmall, Some(Limit::PoolsTooSmall), "so there would be too many with empty pools as well"),
+            (Efficacy::PoolsTooSmall, Some(Limit::PoolsTooSmall), "so emptying all pools would not be enough"),
             (Efficacy::PoolsTooSmall, None, "so emptying the pools is not enough"),
             (Efficacy::NotAttributable, None, "look for another cause"),
         ] {

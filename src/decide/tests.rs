@@ -254,19 +254,25 @@ fn a_file_is_in_effect_when_every_pod_has_said_so() {
     let (reason, message, ..) = held(77, [no; 3], 0);
     assert_eq!(
         (reason.as_str(), message.as_str()),
-        ("Unknown", "Not every node is known to hold the declared limits"),
+        ("NotObserved", "Not all nodes are known to hold the declared limits (see Programmed)"),
         "nothing is on its way"
     );
     assert_eq!(said([yes; 3], 0), ("InEffect".into(), "The processes of all 3 nodes use the declared limits".into(), true, 3));
     let (reason, message, in_effect, count) = said([yes, no, None], 179);
     assert_eq!((reason.as_str(), in_effect, count), ("Propagating", false, 1));
-    assert_eq!(message, "1 of 3 nodes use them; 1 say that they do not, b for one; a file takes a minute or two to reach a pod");
+    assert_eq!(
+        message,
+        "1 of 3 pods report the new settings; b may not have received the file yet, which takes up to two minutes"
+    );
     let (reason, message, ..) = said([yes, no, None], 180);
     assert_eq!(reason, "RestartRequired");
     assert!(message.contains("do they read the file again"), "{message}");
     let (reason, message, in_effect, count) = said([yes, None, None], 0);
-    assert_eq!((reason.as_str(), in_effect, count), ("Unknown", false, 1));
-    assert_eq!(message, "1 of 3 nodes use them; the others do not say what they use, and are older than the file");
+    assert_eq!((reason.as_str(), in_effect, count), ("NotObserved", false, 1));
+    assert_eq!(
+        message,
+        "1 of 3 nodes use the declared limits; the other nodes do not report what they use, and started before the file was written"
+    );
 }
 
 /// A node that has run for 100 s, or one that was seen to be started anew with what it stores.
@@ -328,20 +334,19 @@ fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
         }
         plan.contended.extend(contended.then_some(KNOB));
         let ready = condition::find(&scene.report(&plan).0, ConditionType::Ready).expect("a condition").clone();
-        (ready.status == "True", ready.message.split(';').next().unwrap_or_default().to_owned())
+        (ready.status == "True", ready.message)
     };
+    const MOVED: &str = "Declared limits were applied; adaptive control has changed them since (see Tightened)";
+    const CHANGED: &str = "Declared limits were applied; another client has changed a node since (see Programmed)";
     let progressing = (false, "0 of 1 nodes hold the declared limits".to_owned());
-    assert_eq!(said(well()), (true, "Written as declared".to_owned()));
+    assert_eq!(said(well()), (true, MOVED.to_owned()));
     assert_eq!(said(Case { moving: false, ..well() }), progressing);
     assert_eq!(said(Case { generation: 0, ..well() }), progressing, "another generation was");
     assert_eq!(said(Case { ready: ("False", "Succeeded"), ..well() }), progressing);
     assert_eq!(said(Case { ready: ("True", "Suspended"), ..well() }), progressing, "nothing was written then");
-    assert_eq!(said(Case { drift: true, ..well() }), (true, "Written".to_owned()), "by somebody else");
-    assert_eq!(said(Case { contended: true, ..well() }), (true, "Written".to_owned()));
-    assert_eq!(
-        said(Case { drift: true, moving: false, ready: ("False", "Progressing"), ..well() }),
-        (true, "Written".to_owned())
-    );
+    assert_eq!(said(Case { drift: true, ..well() }), (true, CHANGED.to_owned()), "by somebody else");
+    assert_eq!(said(Case { contended: true, ..well() }), (true, CHANGED.to_owned()));
+    assert_eq!(said(Case { drift: true, moving: false, ready: ("False", "Progressing"), ..well() }), (true, CHANGED.to_owned()));
 }
 
 #[test]

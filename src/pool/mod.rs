@@ -77,31 +77,31 @@ pub enum Error {
     #[error("cannot connect to {0}: connection refused or unreachable")]
     Connect(String),
     /// The peer's certificate is not trusted.
-    #[error("the certificate of {0} is not signed by a trusted CA")]
+    #[error("The certificate of {0} is not signed by a trusted CA")]
     Certificate(String),
     /// The response did not arrive in time.
     #[error("{0} did not answer within {1:?}")]
     TimedOut(String, Duration),
     /// All connections stayed in use until the timeout.
-    #[error("no request was sent to {0}: all of its {2} connections were in use for {1:?}")]
+    #[error("No request was sent to {0}: all of its {2} connections were in use for {1:?}")]
     NoSocket(String, Duration, u32),
     /// The connection broke, or the peer does not speak HTTP.
     #[error("{0} closed the connection early or does not speak HTTP")]
     Broken(String),
     /// The response is larger than the request allows.
-    #[error("the response of {0} is larger than {size}", size = size(*.1))]
+    #[error("The response of {0} is larger than {size}", size = size(*.1))]
     TooLarge(String, usize),
     /// Other responses of the tenant use all of its memory.
-    #[error("no request was sent to {0}: other responses in this namespace used all of their {size} of memory for {1:?}", size = size(MAX_BODY))]
+    #[error("No request was sent to {0}: other responses in this namespace used all of their {size} of memory for {1:?}", size = size(MAX_BODY))]
     NoMemory(String, Duration),
     /// Another replica is the leader.
-    #[error("no change was sent to {0}: this replica does not hold the lease")]
+    #[error("No change was sent to {0}: this replica does not hold the lease")]
     NotLeading(String),
     /// The CA is not PEM.
-    #[error("the CA contains no PEM certificate")]
+    #[error("The CA contains no PEM certificate")]
     Ca,
     /// The system's CA certificates cannot be loaded.
-    #[error("the system's CA certificates cannot be loaded ({0}); set a CA for the target, or install ca-certificates")]
+    #[error("The system's CA certificates cannot be loaded ({0}); set a CA for the target, or install ca-certificates")]
     SystemCa(String),
     /// The address or a header cannot be used in a request.
     #[error("{0} is not a valid address")]

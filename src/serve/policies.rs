@@ -107,6 +107,9 @@ pub struct Summary {
     pub last_decision: Option<Decision>,
     /// Connections that a change of a limit closes; empty if changes close none.
     pub flushes: Vec<FlushingLimits>,
+    /// Idle connections of all nodes at `sampled`: about so many does a change of all limits close. Only with `signal.idleConnections`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_connections: Option<u64>,
 }
 
 /// Summaries of policies.
@@ -248,12 +251,13 @@ pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, now: Timesta
     let point = point.filter(|point| now.as_millisecond() - point.time < FRESH);
     let traits = targets::traits(&policy.spec.target);
     let flushes = decide::flushes::flushes(&decide::declare(&policy.spec, &traits), &traits);
-    let (load, openness) = if let Some(point) = &point {
-        (Load::from(point), Some(u32::from(point.openness)))
+    let (load, openness, idle_connections) = if let Some(point) = &point {
+        (Load::from(point), Some(u32::from(point.openness)), point.idle_connections.map(whole))
     } else {
         let count = |of: fn(&Tasks) -> Option<i64>| u64::try_from(of(status.tasks.as_ref()?)?).ok();
         let (tasks, threshold) = (count(|tasks| tasks.percentile), count(|tasks| tasks.threshold));
-        (Load { tasks, threshold, utilization_percent: status.utilization_percent }, status.openness_percent)
+        let load = Load { tasks, threshold, utilization_percent: status.utilization_percent };
+        (load, status.openness_percent, count(|tasks| tasks.idle_connections))
     };
     Summary {
         namespace: policy.namespace().unwrap_or_default(),
@@ -279,6 +283,7 @@ pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, now: Timesta
         nodes: status.nodes,
         last_decision: status.history.into_iter().next(),
         flushes: flushes.into_iter().map(Into::into).collect(),
+        idle_connections,
     }
 }
 

@@ -309,6 +309,7 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
                 pause: Pause::default(),
                 unreadable: None,
                 attribution: adaptive.attribution(),
+                idle_connections: None,
                 closes: setup.disturbance.map(|_| Closes { connections: None }),
                 levels: false,
                 moved: false,

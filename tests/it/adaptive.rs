@@ -110,7 +110,7 @@ async fn requests_in_flight_are_not_idle_connections_which_is_named_and_taken_ba
     assert!(status.history.iter().any(|d| d.verdict.as_deref() == Some("Ineffective")), "{:#?}", status.history);
     caddy.shows("/web/idle_timeout", &json!("2s")).await;
     let note = world.until_event("gw", "Ineffective").await;
-    assert!(note.contains("look elsewhere than at idle connections"), "{note}");
+    assert!(note.contains("idle connections are not the cause"), "{note}");
     // Tightening is locked: the task count stays above the threshold for longer than every window, and the limits do not change.
     assert!(status.control.unwrap().adaptation.unwrap().contains(" k"), "no lock-out is remembered");
     let before = world.status("gw").await.history;
@@ -362,7 +362,7 @@ async fn a_recommendation_writes_nothing_and_a_pause_neither() {
     let status = world.until_condition("gw", "TighteningLimited", "True", "Paused").await;
     assert_eq!(
         find(&status, "TighteningLimited").unwrap().message,
-        "idleconn.io/paused is neither true nor a time, so it pauses"
+        "Annotation idleconn.io/paused is neither true nor a time, so adaptive control is paused"
     );
     assert_eq!(status.openness_percent, Some(100));
     let soon = jiff::Timestamp::now() + std::time::Duration::from_secs(2);

@@ -167,7 +167,7 @@ async fn a_new_generation_ends_a_contest_and_is_ready_only_once_it_was_written()
     let message = &find(&status, "Programmed").unwrap().message;
     assert!(
         message
-            .starts_with("Somebody else keeps changing intraCluster.idleConnTimeout (now 7s, declared 20s): left alone until 2"),
+            .starts_with("Another client keeps changing intraCluster.idleConnTimeout (now 7s, declared 20s); the operator leaves it alone until 2"),
         "{message}"
     );
     assert_eq!(ais.http("idle_conn_time"), "7s");
@@ -320,7 +320,10 @@ async fn a_refusal_is_final_and_shows_the_servers_own_message() {
     world.apply("prod", &spec(&ais, &json!({"intraCluster": {"maxIdleConnsPerHost": 64}}))).await;
     let status = world.until_condition("prod", "Stalled", "True", "Rejected").await;
     let message = &find(&status, "Stalled").unwrap().message;
-    assert!(message.contains("AIStore refused (400): invalid idle_conns_per_host: 64 (expecting range [0 - 0])"), "{message}");
+    assert!(
+        message.contains("AIStore rejected the request (400): invalid idle_conns_per_host: 64 (expecting range [0 - 0])"),
+        "{message}"
+    );
     assert_eq!(find(&status, "Ready").unwrap().reason, "ProgrammingFailed");
     world.until_event("prod", "Rejected").await;
     let reads = ais.gets();

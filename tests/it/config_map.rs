@@ -103,6 +103,7 @@ async fn a_leak_costs_no_step_where_idle_connections_are_counted() {
     let status = world.until_condition("gw", "TighteningEffective", "Unknown", "NotAttributable").await;
     assert_eq!((status.openness_percent, status.history.len()), (Some(100), 0), "a step was wasted: {:#?}", status.history);
     assert_eq!(find(&status, "HighTaskCount").unwrap().status, "True");
+    assert!(status.tasks.unwrap().idle_connections.is_some(), "what a change would close is known");
     assert!(world.until_event("gw", "Ineffective").await.starts_with("Pooled connections account for at most"));
 
     // Without the gauge the number of idle connections is unknown, and adaptive control tries to tighten. A missing gauge is
@@ -110,7 +111,8 @@ async fn a_leak_costs_no_step_where_idle_connections_are_counted() {
     world.apply("gw", &policy(gauge("no_such_gauge"))).await;
     let status = world.until_condition("gw", "MetricsAvailable", "True", "IdleConnectionsMissing").await;
     let message = &find(&status, "MetricsAvailable").unwrap().message;
-    assert!(message.contains("gw-0 has no such gauge"), "{message}");
+    assert!(message.contains("gw-0 has no gauge of idle connections"), "{message}");
+    assert_eq!(status.tasks.unwrap().idle_connections, None, "a missing gauge is not 0");
     world.until("gw", "a step is tried", |s| s.openness_percent.is_some_and(|open| open < 100)).await;
 }
 
@@ -169,7 +171,7 @@ async fn what_somebody_else_owns_is_left_alone_and_named() {
     };
     let policy = limits(&json!({"limits": {"server": {"idleTimeout": "90s"}}}));
     for (manager, object, words) in [
-        ("helm", json!({"data": {"http.yaml": "mine"}}), "has a key http.yaml that belongs to helm"),
+        ("helm", json!({"data": {"http.yaml": "mine"}}), "has a key http.yaml owned by the field manager helm"),
         (
             "helm",
             json!({"metadata": {"labels": {"app.kubernetes.io/managed-by": "Helm"}}, "data": {"other": "x"}}),
@@ -181,7 +183,7 @@ async fn what_somebody_else_owns_is_left_alone_and_named() {
             "belongs to Argo CD",
         ),
         ("user", json!({"immutable": true, "data": {"other": "x"}}), "is immutable"),
-        ("user", json!({"binaryData": {"http.yaml": "AAEC"}}), "something binary"),
+        ("user", json!({"binaryData": {"http.yaml": "AAEC"}}), "binary data"),
     ] {
         put(manager, object).await;
         let before = maps.get("gateway-http").await.unwrap();

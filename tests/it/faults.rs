@@ -21,9 +21,9 @@ async fn one_bad_node_of_each_kind_holds_up_no_other() {
     let good = [AdminApi::start(typical()).await, AdminApi::start(typical()).await];
     let bad = [
         (Misbehaving::hangs().await, "did not answer within 3s"),
-        (Misbehaving::talks_garbage().await, "broke off, or does not speak HTTP"),
-        (Misbehaving::answers("<html>secret-of-the-node</html>").await, "answered with something that is not JSON"),
-        (Misbehaving::answers_ten_megabytes().await, "answered with more than 8 MiB"),
+        (Misbehaving::talks_garbage().await, "closed the connection early or does not speak HTTP"),
+        (Misbehaving::answers("<html>secret-of-the-node</html>").await, "did not return JSON"),
+        (Misbehaving::answers_ten_megabytes().await, " is larger than 8 MiB"),
     ];
     let gone = Misbehaving::gone().await;
     let mut all: Vec<String> = good.iter().map(|node| node.address.clone()).collect();

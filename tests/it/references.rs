@@ -38,11 +38,11 @@ async fn a_cluster_that_wants_a_token_or_https_is_told_apart_from_a_broken_one()
     ais.cluster().auth = true;
     world.apply("prod", &spec(&ais, &json!({}))).await;
     let message = ready(&world, "Unauthorized").await;
-    assert!(message.starts_with("the cluster wants a token (401) and the policy has none: set tokenSecretRef"), "{message}");
+    assert!(message.starts_with("The cluster requires a token (401) and the policy has none; set tokenSecretRef"), "{message}");
     ais.cluster().https = true;
     let wants = |status: &IdleConnectionPolicyStatus| {
         find(status, "Ready")
-            .is_some_and(|ready| ready.message.ends_with("speaks HTTPS: set scheme: https, or https:// in the endpoint"))
+            .is_some_and(|ready| ready.message.ends_with("requires HTTPS; set scheme: https, or https:// in the endpoint"))
     };
     world.until("prod", "told what it wants", wants).await;
 }
@@ -67,11 +67,11 @@ async fn each_fault_of_a_token_has_its_own_reason() {
 
     world.secret("ais-admin", &[("token", "old")]).await;
     let message = ready(&world, "Unauthorized").await;
-    assert!(message.starts_with("the token is not accepted (401): ") && message.contains("token expired"), "{message}");
+    assert!(message.starts_with("The cluster rejected the token (401): ") && message.contains("token expired"), "{message}");
 
     world.secret("ais-admin", &[("token", "reader")]).await;
     let message = ready(&world, "Forbidden").await;
-    assert!(message.contains("the token may not do this (403)"), "{message}");
+    assert!(message.contains("The token lacks the permission (403)"), "{message}");
     assert_eq!(find(&world.status("prod").await, "Stalled").unwrap().reason, "Forbidden");
 
     world.secret("ais-admin", &[("token", "good\n")]).await;
@@ -142,9 +142,9 @@ async fn a_certificate_authority_that_does_not_match_is_told_apart() {
     assert_eq!(ready(&world, "RefNotFound").await, "ConfigMap ais-ca does not exist; create it, or correct caConfigMapRef");
     world.config_map("ais-ca", &[("ca.crt", &wrong.pem)]).await;
     let message = ready(&world, "CertificateInvalid").await;
-    assert!(message.contains("shows a certificate that no CA given for it vouches for"), "{message}");
+    assert!(message.contains("is not signed by a trusted CA"), "{message}");
     world.config_map("ais-ca", &[("ca.crt", "not a certificate")]).await;
-    world.until("prod", "not PEM", |s| find(s, "Ready").is_some_and(|c| c.message == "the CA holds no certificate in PEM")).await;
+    world.until("prod", "not PEM", |s| find(s, "Ready").is_some_and(|c| c.message == "The CA contains no PEM certificate")).await;
     world.config_map("ais-ca", &[("ca.crt", &right.pem)]).await;
     world.until_programmed("prod").await;
     tls.abort();

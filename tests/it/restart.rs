@@ -157,7 +157,7 @@ async fn one_after_the_other_each_in_maintenance_and_back_in_service_before_the_
     // The restarts of the day are used up: the next change waits, and the status gives the reason.
     world.apply("prod", &spec(&ais.proxies[0], "10s", &rolling())).await;
     let status = world.until_condition("prod", "InEffect", "False", "RestartRequired").await;
-    assert_eq!(message(&status), "0 of 5 nodes use them; restart.maxPerDay is used up");
+    assert_eq!(message(&status), "0 of 5 nodes use the declared limits; the restarts of today are used up (restart.maxPerDay)");
     assert_eq!(kubelet.gone().len(), 5);
 }
 
@@ -174,7 +174,8 @@ async fn a_disruption_budget_is_waited_for_and_nothing_is_deleted_past_it() {
     };
     allow(0).await;
     world.apply("prod", &spec(&ais.proxies[0], "20s", &rolling())).await;
-    let waits = "0 of 5 nodes use them; restarting target-t0: a PodDisruptionBudget does not let pod ais-target-t0 go yet";
+    let waits =
+        "0 of 5 nodes use the declared limits; restarting target-t0: a PodDisruptionBudget does not let pod ais-target-t0 go yet";
     world.until("prod", "waiting for the budget", |s| find(s, "InEffect").is_some_and(|c| c.message == waits)).await;
     assert_eq!(kubelet.gone(), [""; 0]);
     allow(5).await;
@@ -189,7 +190,10 @@ async fn the_first_that_does_not_come_back_is_the_last_that_goes() {
     let restart = json!({"policy": "Rolling", "timeout": "3s"});
     world.apply("prod", &spec(&ais.proxies[0], "20s", &restart)).await;
     let status = world.until_condition("prod", "InEffect", "False", "RestartStalled").await;
-    assert_eq!(message(&status), "1 of 5 nodes use them; target-t1 has not come back in time, no other is restarted");
+    assert_eq!(
+        message(&status),
+        "1 of 5 nodes use the declared limits; target-t1 did not come back in time, and no other node is restarted"
+    );
     world.until_event("prod", "RestartStalled").await;
     assert_eq!(kubelet.gone(), ORDER[..2]);
     assert!(ais.in_maintenance("target-t1"), "what it holds is not rebuilt elsewhere");
@@ -205,7 +209,7 @@ async fn a_node_that_is_out_of_service_already_counts() {
     let (world, ais, kubelet) = scene("restart-out").await;
     ais.maintain("target-t2", true);
     world.apply("prod", &spec(&ais.proxies[0], "20s", &rolling())).await;
-    let waits = "0 of 5 nodes use them; no restart while target-t2 is out of service";
+    let waits = "0 of 5 nodes use the declared limits; no node is restarted while target-t2 is out of service";
     world.until("prod", "waiting for t2", |s| find(s, "InEffect").is_some_and(|c| c.message == waits)).await;
     assert_eq!(kubelet.gone(), [""; 0]);
     assert!(ais.in_maintenance("target-t2"), "it is somebody else's maintenance");
@@ -231,7 +235,7 @@ async fn a_pod_that_only_the_cluster_calls_its_own_is_not_touched() {
     kubelet.pods.create(&PostParams::default(), &serde_json::from_value(victim).unwrap()).await.unwrap();
     ais.cluster().pods = NODES.map(|node| (node.to_owned(), "victim".to_owned())).into();
     world.apply("prod", &spec(&ais.proxies[0], "20s", &rolling())).await;
-    let waits = "0 of 5 nodes use them; the pod of target-t0 is not known";
+    let waits = "0 of 5 nodes use the declared limits; the pod of target-t0 is not known";
     world.until("prod", "no pod", |s| find(s, "InEffect").is_some_and(|c| c.message == waits)).await;
     assert!(kubelet.pods.get_opt("victim").await.unwrap().is_some());
 }

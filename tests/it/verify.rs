@@ -97,7 +97,7 @@ async fn a_server_that_cannot_be_probed_is_not_measured_and_not_guessed() {
     let fine = Scripted::at(SocketAddr::from((good.ip, 7070)), |connection| closing(connection, secs(2), "")).await;
     world.apply("gw", &spec(&[&good, &bad], &json!({"port": 7070}))).await;
     let status = world.until_condition("gw", "InEffect", "True", "NotMeasured").await;
-    let said = format!("{}:2019 was not measured: the server closes the connection after each answer (status 200)", bad.ip);
+    let said = format!("{}:2019 was not measured: the server closes the connection after each response (status 200)", bad.ip);
     assert!(message(&status, "InEffect").ends_with(&said), "{}", message(&status, "InEffect"));
     assert_eq!(measured(&status), None);
     assert_eq!((closes.connections(), fine.connections() <= 1), (1, true));

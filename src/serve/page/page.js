@@ -221,7 +221,9 @@ function showPolicy(policy) {
     chosen = false;
     $("policy-title").focus();
   }
-  say($("flushes"), policy.flushes.map(({ message }) => `${message}.`).join(" "));
+  const idle = policy.idleConnections;
+  const cost = idle === undefined || !policy.flushes.length ? [] : [`The nodes have ${idle} idle ${idle === 1 ? "connection" : "connections"} now.`];
+  say($("flushes"), policy.flushes.map(({ message }) => `${message}.`).concat(cost).join(" "));
   chart(policy);
   const list = $("conditions");
   const said = policy.conditions.map((one) => [`${one.type}: ${one.status}`, `${one.reason}: ${one.message}`]);

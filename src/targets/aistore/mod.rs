@@ -260,7 +260,7 @@ impl AIStore {
 impl Target for AIStore {
     fn discover(&self) -> BoxFuture<'_, Result<Vec<Unit>, Fault>> {
         async move {
-            let Some(place) = self.places.first() else { return Err(Fault::new(Cause::NotFound, "no AIStore proxy was found")) };
+            let Some(place) = self.places.first() else { return Err(Fault::new(Cause::NotFound, "No AIStore proxy was found")) };
             // Only this request shows that the cluster has a primary that accepts changes.
             self.get(&place.address, "/v1/health?prr=true", None).await?;
             let map = self.map(&place.address).await?;
@@ -368,11 +368,11 @@ fn checked(address: &str, with_token: bool, response: Response) -> Result<Respon
         // The cause comes first, because long messages are shortened at the end.
         401 if !with_token => Fault::new(
             Cause::Unauthorized,
-            format!("the cluster requires a token (401) and the policy has none; set tokenSecretRef{}", said()),
+            format!("The cluster requires a token (401) and the policy has none; set tokenSecretRef{}", said()),
         ),
-        401 => Fault::new(Cause::Unauthorized, format!("the cluster rejected the token (401){}", said())),
-        403 => Fault::new(Cause::Forbidden, format!("the token lacks the permission (403){}", said())),
-        502 => Fault::new(Cause::NotReady, format!("no primary proxy (502), as during an election; {address}{}", said())),
+        401 => Fault::new(Cause::Unauthorized, format!("The cluster rejected the token (401){}", said())),
+        403 => Fault::new(Cause::Forbidden, format!("The token lacks the permission (403){}", said())),
+        502 => Fault::new(Cause::NotReady, format!("No primary proxy (502), as during an election; {address}{}", said())),
         503 | 504 => Fault::new(Cause::NotReady, format!("{address} is not ready ({}){}", response.status, said())),
         400 if wire::wants_https(&response.body) => {
             Fault::new(Cause::Rejected, format!("{address} requires HTTPS; set scheme: https, or https:// in the endpoint"))

@@ -304,7 +304,7 @@ impl Target for Caddy {
                     return Ok(());
                 }
             }
-            Err(Fault::new(Cause::Busy, format!("another client changed {} {RACES} times during the write", unit.address)))
+            Err(Fault::new(Cause::Busy, format!("Another client changed {} {RACES} times during the write", unit.address)))
         }
         .boxed()
     }

@@ -104,7 +104,7 @@ impl ConfigMap {
     async fn call<T>(&self, to: &str, call: impl Future<Output = kube::Result<T>>) -> Result<T, Fault> {
         let path = self.path();
         match tokio::time::timeout(API, call).await {
-            Err(_) => Err(Fault::new(Cause::Unreachable, format!("the API server did not answer while {path} was being {to}"))),
+            Err(_) => Err(Fault::new(Cause::Unreachable, format!("The API server did not answer while {path} was being {to}"))),
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(kube::Error::Api(status))) => Err(match status.code {
                 403 => Fault::new(
@@ -122,14 +122,14 @@ impl ConfigMap {
                     Cause::Rejected,
                     format!("{path} would be larger than 1 MiB with {}; use a separate ConfigMap for the policy", self.spec.key),
                 ),
-                400 | 422 => Fault::new(Cause::Rejected, format!("the API server rejected {path} ({})", status.code)),
+                400 | 422 => Fault::new(Cause::Rejected, format!("The API server rejected {path} ({})", status.code)),
                 429 | 500.. => Fault::new(
                     Cause::Busy,
                     format!("{path} cannot be {to} at the moment: the API server is busy ({})", status.code),
                 ),
-                code => Fault::new(Cause::Unreachable, format!("the API server returned {code} while {path} was being {to}")),
+                code => Fault::new(Cause::Unreachable, format!("The API server returned {code} while {path} was being {to}")),
             }),
-            Ok(Err(_)) => Err(Fault::new(Cause::Unreachable, format!("the request for {path} to the API server failed"))),
+            Ok(Err(_)) => Err(Fault::new(Cause::Unreachable, format!("The request for {path} to the API server failed"))),
         }
     }
 
