@@ -8,18 +8,30 @@ mod golden;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
+    path::Path,
     time::Duration,
 };
 
 use idleconn_operator::{
-    api::{IdleConnectionPolicyStatus, Knob, Value, conditions::Reason},
+    api::{
+        IdleConnectionPolicyStatus, Knob, Value,
+        adaptive::{Adaptive, Mode},
+        conditions::Reason,
+    },
     decide::{
-        Capability, Cause, Declared, Drift, Fault, Lives, NodeState, Plan, Site, Stored, Traits, Unit, UnitState,
+        Capability, Cause, Declared, Drift, Fault, Lives, NodeState, Pause, Plan, Site, Stored, Traits, Unit, UnitState,
+        adapt::{self, Decision, Limit, Outcome as Look, Phase},
+        attribution::Attribution,
         conditions::{Problem, Seen, UnitResult, report},
         lives,
+        loop_conditions::{Closes, SeenLoop, tell},
         measured::Idled,
         observed::Uptime,
         restart::{Outcome, Said},
+        signal::{Gap, NodeSample, Reading, Signal, read},
+        state::{Efficacy, Episode, State},
+        tighten::Share,
+        tuning::Tuning,
         verify::{Probe, Probes},
     },
 };
@@ -405,4 +417,193 @@ fn every_situation_is_said_as_it_was_reviewed() {
     let text: String = situations.iter().map(|(title, scene)| told(title, scene)).collect();
     assert!(!text.contains('…'), "a line is cut: {text}");
     golden::check("tests/golden/status.txt", &text);
+}
+
+/// Everything that conditions and Events of adaptive control say, one line for each message.
+fn adaptive_messages() -> BTreeSet<String> {
+    let mut lines = BTreeSet::new();
+    let mut report = |signal: &Signal, outcome: &Look, edit: &dyn Fn(&mut SeenLoop<'_>)| {
+        let tuning = Tuning::of(Some(&Adaptive { mode: Mode::Enforce, ..Adaptive::default() }));
+        let (floor, previous, mut status) =
+            (BTreeMap::new(), IdleConnectionPolicyStatus::default(), IdleConnectionPolicyStatus::default());
+        let attribution = Attribution { share: Share::UNKNOWN, bound: None };
+        let mut seen = SeenLoop {
+            tuning: &tuning,
+            floor: &floor,
+            signal,
+            pause: Pause::default(),
+            unreadable: None,
+            attribution,
+            idle_connections: None,
+            closes: None,
+            levels: false,
+            moved: false,
+        };
+        edit(&mut seen);
+        let notices = tell(&seen, outcome, &BTreeMap::new(), &previous, &mut status, Timestamp::UNIX_EPOCH);
+        lines.extend(status.conditions.iter().map(|c| format!("{}={}/{}: {}", c.type_, c.status, c.reason, c.message)));
+        lines.extend(notices.iter().map(|notice| format!("Event {notice}")));
+    };
+    let plain = |_: &mut SeenLoop<'_>| {};
+    let reading = Reading {
+        up: 1.12,
+        down: 1.12,
+        fresh: 12,
+        expected: 12,
+        over: 2,
+        max: Some(22_400.0),
+        percentile: Some(22_400.0),
+        threshold: Some(20_000.0),
+        node: NODES[0].into(),
+        crowd: vec![(NODES[0].into(), 22_400.0)],
+        ..Reading::default()
+    };
+    let fresh = Signal::Fresh(reading.clone());
+    let low = Signal::Fresh(Reading { up: 0.4, over: 0, percentile: Some(8000.0), ..reading.clone() });
+    let unmoved = || Look::unmoved(State::default());
+    let episode = Some(Episode { since: 0, from: 100, base: None, steps: 0, helped: None, failed: 0, learned: None });
+    report(&low, &unmoved(), &plain);
+    report(&fresh, &Look { state: State { episode, ..State::default() }, ..unmoved() }, &plain);
+    report(&Signal::Fresh(Reading { idle_missing: Some(NODES[1].into()), ..reading.clone() }), &unmoved(), &plain);
+    for (over, critical) in [(0, false), (3, false), (3, true)] {
+        let alerts = Signal::Fresh(Reading { over, red: critical, ..reading.clone() });
+        let state = State { episode: episode.filter(|_| over > 0), ..State::default() };
+        report(&alerts, &Look { state, ..unmoved() }, &|seen| seen.levels = true);
+    }
+    for phase in [Phase::AsDeclared, Phase::Tightening, Phase::Holding, Phase::Relaxing, Phase::AtFloor, Phase::FallbackHold] {
+        report(&fresh, &Look { phase, state: State { openness: 26, ..State::default() }, ..unmoved() }, &plain);
+    }
+    let bound = |seen: &mut SeenLoop<'_>| {
+        let most = [(NODES[0].to_owned(), 1900.0)].into();
+        seen.attribution = Attribution::new(Share::UNKNOWN, Some(&most), &reading);
+    };
+    for limit in [
+        Limit::AtFloor,
+        Limit::BudgetExhausted,
+        Limit::RestartForbidden,
+        Limit::NotInEffect,
+        Limit::PoolsTooSmall,
+        Limit::Flapping,
+        Limit::Paused,
+    ] {
+        for openness in [100, 26] {
+            let state = State { openness, ..State::default() };
+            let phase = if openness < 100 { Phase::Tightening } else { Phase::AsDeclared };
+            report(&fresh, &Look { limit: Some(limit), phase, state, ..unmoved() }, &bound);
+        }
+    }
+    report(&fresh, &Look { limit: Some(Limit::Paused), ..unmoved() }, &|seen| seen.unreadable = Some("idleconn.io/paused"));
+    for efficacy in [
+        Efficacy::NotTightened,
+        Efficacy::Measuring,
+        Efficacy::AwaitingUptimeMatch,
+        Efficacy::Effective,
+        Efficacy::Ineffective,
+        Efficacy::NotAttributable,
+        Efficacy::PoolsTooSmall,
+    ] {
+        report(&fresh, &Look { state: State { efficacy, ..State::default() }, ..unmoved() }, &bound);
+    }
+    for (from, to, reason) in [
+        (100, 70, adapt::Reason::High { pressure: Some(1.12), lasted: 120_000 }),
+        (70, 0, adapt::Reason::High { pressure: None, lasted: 120_000 }),
+        (26, 56, adapt::Reason::Low { pressure: Some(0.4), lasted: 900_000 }),
+        (26, 56, adapt::Reason::Low { pressure: None, lasted: 900_000 }),
+        (26, 100, adapt::Reason::Ineffective),
+        (26, 100, adapt::Reason::PoolsTooSmall),
+        (26, 100, adapt::Reason::Withdrawn),
+        (26, 100, adapt::Reason::SignalGone),
+    ] {
+        let decision = Some(Decision { from, to, reason, pressure: 1.12 });
+        for closes in [None, Some(Closes { connections: None }), Some(Closes { connections: Some(4300.0) })] {
+            report(&fresh, &Look { decision, ..unmoved() }, &|seen| seen.closes = closes);
+        }
+    }
+    for gap in gaps() {
+        let sample = NodeSample { gap: Some(gap), ..NodeSample::default() };
+        let samples = NODES.map(|node| (node.to_owned(), sample.clone())).into();
+        report(&read(&samples, NODES.into_iter(), 95, 90_000, 0), &unmoved(), &plain);
+    }
+    lines
+}
+
+/// One of each.
+fn gaps() -> Vec<Gap> {
+    use Gap::{
+        Broken, Busy, Certificate, Contradiction, CutOff, Encoded, Malformed, NoCpus, NoMatch, NoSeries, NotANumber, NotAnAnswer,
+        NotFinite, NotGauge, NotPermitted, Outdated, QueryError, QueryFailed, QueryStatus, Redirect, SeveralResults,
+        SeveralSeries, Stale, Status, TimedOut, TooLarge, TooManySeries, Unasked, Unauthorized, Unreachable, WebPage,
+    };
+    let all = vec![
+        Unasked,
+        NotPermitted,
+        Unreachable,
+        TimedOut,
+        Broken,
+        Certificate,
+        Busy,
+        TooLarge(8),
+        Encoded,
+        Status(404),
+        Redirect(301, None),
+        Redirect(307, Some("/metrics/".into())),
+        WebPage,
+        CutOff,
+        Unauthorized(403),
+        NoSeries,
+        NoMatch,
+        Malformed,
+        SeveralSeries,
+        TooManySeries(10_000),
+        Contradiction,
+        NotFinite,
+        NotGauge("counter"),
+        NoCpus,
+        QueryFailed(400),
+        QueryError,
+        QueryStatus(503),
+        NotAnAnswer,
+        NotANumber("string"),
+        SeveralResults,
+        Stale,
+        Outdated,
+    ];
+    // A new kind of gap does not compile here until it is in the list.
+    for gap in &all {
+        match gap {
+            Unasked | NotPermitted | Unreachable | TimedOut | Broken | Certificate | Busy | TooLarge(_) | Encoded | Status(_)
+            | Redirect(..) | WebPage | CutOff | Unauthorized(_) | NoSeries | NoMatch | Malformed | SeveralSeries
+            | TooManySeries(_) | Contradiction | NotFinite | NotGauge(_) | NoCpus | QueryFailed(_) | QueryError
+            | QueryStatus(_) | NotAnAnswer | NotANumber(_) | SeveralResults | Stale | Outdated => {}
+        }
+    }
+    all
+}
+
+/// Every message of conditions and Events in one list, for review: those of the situations of status.txt, and those of adaptive control.
+#[test]
+fn every_message_is_in_one_list() {
+    let status = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/status.txt")).unwrap();
+    let is_message =
+        |line: &&str| line.starts_with("Event ") || ["=True/", "=False/", "=Unknown/"].iter().any(|part| line.contains(part));
+    let mut lines: BTreeSet<String> = status.lines().filter(is_message).map(str::to_owned).collect();
+    lines.extend(adaptive_messages());
+    let mut text = String::new();
+    for line in &lines {
+        let message = line.split_once(": ").unwrap().1;
+        let first = message.chars().next().unwrap();
+        // A message may begin with a node's name or address.
+        assert!(
+            first.is_uppercase()
+                || NODES.iter().any(|node| message.starts_with(node))
+                || message.starts_with(|c: char| c.is_ascii_digit())
+                || message.starts_with("http")
+                || message.starts_with("spec."),
+            "{line}"
+        );
+        assert!(!message.ends_with('.') && !message.contains('…') && !message.contains(" %"), "{line}");
+        text.push_str(line);
+        text.push('\n');
+    }
+    golden::check("tests/golden/messages.txt", &text);
 }
