@@ -187,7 +187,7 @@ async fn a_disruption_budget_is_waited_for_and_nothing_is_deleted_past_it() {
 async fn the_first_that_does_not_come_back_is_the_last_that_goes() {
     let (world, ais, kubelet) = scene("restart-lost").await;
     kubelet.hold("target-t1");
-    let restart = json!({"policy": "Rolling", "timeout": "3s"});
+    let restart = json!({"policy": "Rolling", "timeout": "15s"});
     world.apply("prod", &spec(&ais.proxies[0], "20s", &restart)).await;
     let status = world.until_condition("prod", "InEffect", "False", "RestartStalled").await;
     assert_eq!(
