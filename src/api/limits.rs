@@ -292,7 +292,8 @@ mod tests {
         let schema = super::super::schema::own();
         for knob in Knob::ALL {
             let at = format!("/properties/spec/properties/limits/properties/{}", knob.path().replace('.', "/properties/"));
-            let about = schema.pointer(&at).and_then(|field| field["description"].as_str()).expect("a description");
+            let about =
+                schema.pointer(&at).and_then(|field| field["description"].as_str()).expect("a description").replace('\n', " ");
             match knob.row().go {
                 Some(name) => assert!(about.contains("(Go: `") && about.ends_with(&format!(".{name}`).")), "{knob}: {about}"),
                 None => assert!(!about.contains("Go:"), "{knob}: {about}"),

@@ -266,7 +266,7 @@ fn a_file_is_in_effect_when_every_pod_has_said_so() {
     );
     let (reason, message, ..) = said([yes, no, None], 180);
     assert_eq!(reason, "RestartRequired");
-    assert!(message.contains("do they read the file again"), "{message}");
+    assert!(message.contains("Restart it if it reads the file only at start"), "{message}");
     let (reason, message, in_effect, count) = said([yes, None, None], 0);
     assert_eq!((reason.as_str(), in_effect, count), ("NotObserved", false, 1));
     assert_eq!(
@@ -446,7 +446,7 @@ fn advice_is_given_once_for_a_generation_and_not_while_something_stands_in_the_w
         (notes.into_iter().map(|notice| notice.note).collect::<Vec<_>>(), status.control.and_then(|control| control.advised))
     };
     assert_eq!(told(1, None, false), (vec!["too many are free (free-share)".to_owned()], Some(7)));
-    assert_eq!(told(3, Some(6), false).0, ["too many are free (free-share); 2 more: kubectl idleconn lint"]);
+    assert_eq!(told(3, Some(6), false).0, ["too many are free (free-share); 2 more from kubectl idleconn lint"]);
     assert_eq!(told(3, Some(7), false), (vec![], Some(7)));
     assert_eq!(told(0, Some(6), false), (vec![], Some(6)));
     assert_eq!(told(1, None, true).0, Vec::<String>::new());
@@ -477,7 +477,7 @@ fn a_node_is_programmed_only_once_a_field_that_is_no_longer_declared_is_back() {
     assert_eq!(of(&before, ConditionType::InEffect), ("Unknown".into(), "NotObserved".into()));
     let nodes = before.nodes.as_ref().expect("nodes");
     assert_eq!((&*nodes.summary, nodes.drifted), ("0/1", 1));
-    assert_eq!(nodes.worst[0].cause, "server.idleTimeout is no longer declared and has not got its old value back yet");
+    assert_eq!(nodes.worst[0].cause, "server.idleTimeout is no longer declared and does not have its original value yet");
     assert!(notices.is_empty(), "{notices:?}");
     // It was.
     scene.units = vec![(unit("u"), holding(Some(300)))];
@@ -716,7 +716,7 @@ fn restoring_writes_what_differs_from_what_was_there() {
 fn programmed(reason: &str) -> Condition {
     Condition {
         type_: "Programmed".into(),
-        status: "True".into(),
+        status: if reason == "Programmed" { "True" } else { "False" }.into(),
         reason: reason.into(),
         message: String::new(),
         observed_generation: None,

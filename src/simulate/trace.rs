@@ -222,7 +222,7 @@ mod tests {
                 "line 3 of the trace: \"soon\" is not a number of seconds or an RFC 3339 time",
             ),
             ("time,node,tasks,pooled_share\n0,a,3,7\n", "line 2 of the trace: \"7\" is not a share from 0 to 1"),
-            ("time,node,tasks\n0,a,3\n99999999,a,3\n", "the trace covers 1157 days; the most is 366"),
+            ("time,node,tasks\n0,a,3\n99999999,a,3\n", "the trace covers 1157 days; the maximum is 366"),
         ] {
             assert_eq!(read(text).err().as_deref(), Some(sentence));
         }

@@ -125,9 +125,12 @@ mod tests {
     fn what_is_somebody_elses_is_named_with_its_owner() {
         let none = json!({});
         for (object, words) in [
-            (object(&[("helm", "http.yaml")], &["http.yaml"], &none), "belongs to helm"),
-            (object(&[(MANAGER, "http.yaml"), ("argocd", "http.yaml")], &["http.yaml"], &none), "belongs to argocd"),
-            (object(&[], &["http.yaml"], &none), "of nobody known"),
+            (object(&[("helm", "http.yaml")], &["http.yaml"], &none), "owned by the field manager helm"),
+            (
+                object(&[(MANAGER, "http.yaml"), ("argocd", "http.yaml")], &["http.yaml"], &none),
+                "owned by the field manager argocd",
+            ),
+            (object(&[], &["http.yaml"], &none), "without a field manager"),
             (object(&[], &[], &json!({"annotations": {"meta.helm.sh/release-name": "gw"}})), "belongs to Helm"),
             (object(&[], &[], &json!({"annotations": {"argocd.argoproj.io/tracking-id": "x"}})), "belongs to Argo CD"),
             (object(&[], &[], &json!({"labels": {"kustomize.toolkit.fluxcd.io/name": "x"}})), "belongs to Flux"),
