@@ -1,4 +1,5 @@
-//! The loop: one look at the signal, at most one step. Pure and total; docs/control-law.md says why it is as it is.
+//! Adaptive control: one evaluation of the signal, at most one step. Pure and total; docs/control-law.md gives the
+//! reasons.
 
 use std::fmt;
 
@@ -15,71 +16,71 @@ use crate::api::{self, Settings, adaptive::Mode};
 const MINUTE: i64 = 60_000;
 const HOUR: i64 = 60 * MINUTE;
 const DAY: i64 = 24 * HOUR;
-/// What a write and its reading back may take, on top of the time that pools need to drain.
+/// Allowance for a write and its reading back, in addition to the time that pools need to drain (milliseconds).
 const APPLY: i64 = 5_000;
-/// How long the floor must be held with too many tasks before it is said that it is not enough.
+/// How long the limits must be at their floor with too many tasks before tightening counts as ineffective.
 const AT_FLOOR: i64 = 30 * MINUTE;
-/// How long a node must call itself critical before that alone is too many.
+/// How long a node must report itself as critical before that alone counts as too many tasks.
 const RED: i64 = MINUTE;
-/// How long there must be a quorum again before the fallback is left.
+/// How long there must be a quorum again before the fallback ends.
 const BACK: i64 = 2 * MINUTE;
-/// The first lock-out; it doubles up to a day.
+/// The first lock-out of tightening; each further one doubles, up to a day.
 const LOCKOUT: i64 = 4 * HOUR;
-/// Having to tighten within this after relaxing makes it patient (milliseconds).
+/// Tightening within this time after relaxing makes the next relaxing wait longer (milliseconds).
 pub const TOO_SOON: i64 = 2 * HOUR;
-/// The part of the window for relaxing after which there is said to be room.
+/// Room is recorded after the window for relaxing divided by this.
 const WORTH_SAYING: i64 = 5;
-/// The most patience, from which on it is said.
+/// The highest patience (see [`State::patience`]); at this value the status reports flapping.
 const MOST_PATIENCE: u8 = 8;
-/// The longest window for relaxing.
+/// The longest window for relaxing, unless `relaxAfter` itself is longer.
 const LONGEST_RELAX: i64 = 2 * HOUR;
-/// The age at which a process is no longer young in any way.
+/// The age from which a process no longer counts as young: the last of [`MARKS`].
 const LONGEST_LIFE: i64 = MARKS[MARKS.len() - 1];
-/// A relaxing step at less pressure than this proves nothing: the pools are hardly used.
+/// A relaxing step below this utilization says nothing about the openness: the pools are hardly used.
 const IDLE: f64 = 0.5;
-/// A count that moves by less than this share of the threshold is level.
+/// A task count that moves by less than this share of the threshold is level.
 const PLATEAU: f64 = 0.02;
-/// Points that one tightening step takes at least where a change costs all idle connections.
+/// The smallest tightening step, in points of openness, where each change closes all idle connections.
 const FLUSH_CUT: Percent = 30;
-/// The step of an episode that goes to the floor there: each costs all idle connections.
+/// Where each change closes all idle connections, this step of an episode goes to the floor.
 const FLUSH_STEPS: u8 = 3;
 
-/// What a change of settings does by itself on a target that closes idle connections whenever its settings are written
-/// (facts measured on Caddy, nginx and HAProxy: docs/control-law.md).
+/// Side effect of a change on a target that closes idle connections whenever its settings are written (measured on
+/// Caddy, nginx and HAProxy: docs/control-law.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Disturbance {
     /// How long the target keeps closing connections after the write (milliseconds).
     pub settle: i64,
-    /// The longest idle time of any pool of the target, managed by the policy or not (milliseconds): so long its connections may take to
-    /// come back.
+    /// The longest idle timeout of any pool of the target, managed by the policy or not (milliseconds). Connections
+    /// that a write closes can take this long to come back.
     pub longest_idle: i64,
 }
 
-/// What is true around the loop, besides the signal.
+/// What holds besides the signal.
 #[derive(Clone, Copy, Debug)]
 #[allow(clippy::struct_excessive_bools)] // Independent facts, not a state machine.
 pub struct Facts<'a> {
-    /// What is declared.
+    /// The declared limits.
     pub declared: &'a Settings,
-    /// How far it may be tightened.
+    /// The floor of the limits.
     pub floor: &'a Settings,
     /// No tightening: a pause, or `suspend`.
     pub no_tightening: bool,
     /// No relaxing: a pause, or `suspend`.
     pub no_relaxing: bool,
-    /// Whether most nodes use what is wanted now.
+    /// Whether most nodes use the desired values.
     pub in_effect: bool,
-    /// Whether what is wanted waits for a restart.
+    /// Whether the desired values take effect only after a restart.
     pub needs_restart: bool,
-    /// Whether the nodes are restarted for it.
+    /// Whether the operator restarts the nodes for that.
     pub rolls: bool,
-    /// The pools' part of the tasks.
+    /// The pooled connections' share of the tasks.
     pub share: Share,
-    /// Whether the source says only that there are too many, not how many there are.
+    /// Whether the source only says that there are too many tasks, not how many.
     pub levels: bool,
-    /// What a change does by itself; `None` where it closes nothing.
+    /// Side effect of a change; `None` where a change closes no connections.
     pub disturbance: Option<Disturbance>,
-    /// Nothing is decided before this: the process has just begun to watch.
+    /// No decision before this time (Unix milliseconds), because the process has just begun to watch.
     pub not_before: i64,
 }
 
@@ -103,37 +104,37 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// A step.
+/// A change of the openness.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Decision {
     /// Openness before.
     pub from: Percent,
     /// Openness after.
     pub to: Percent,
-    /// Why.
+    /// Why it is made.
     pub reason: Reason,
-    /// The pressure it was decided at.
+    /// The utilization at which it was decided.
     pub pressure: f64,
 }
 
-/// Why a step is taken. Printed, it is what the history says; metrics say its name.
+/// Why a step is taken. The history shows its `Display` text; metrics use its name.
 #[derive(Clone, Copy, Debug, PartialEq, strum::IntoStaticStr, strum::VariantNames)]
-#[allow(missing_docs)] // The fields: pressure, `None` where nothing is counted, and for how long it has been like that (milliseconds).
+#[allow(missing_docs)] // `pressure`: the utilization, `None` where nothing is counted. `lasted`: for how long (milliseconds).
 pub enum Reason {
-    /// Too many tasks for too long.
+    /// Too many tasks for the whole window.
     #[strum(serialize = "HighTaskCount")]
     High { pressure: Option<f64>, lasted: i64 },
-    /// Few tasks for long enough.
+    /// Few tasks for the whole window.
     #[strum(serialize = "LowTaskCount")]
     Low { pressure: Option<f64>, lasted: i64 },
     /// Tightening did not help.
     Ineffective,
-    /// Tightening could not help.
+    /// Tightening cannot help: the pools are too small.
     PoolsTooSmall,
-    /// Few tasks again before the step was in effect.
+    /// The task count fell before the last step was in effect.
     #[strum(serialize = "LowTaskCount")]
     Withdrawn,
-    /// Nobody can say how many tasks there are, and the policy wants to be open then.
+    /// The task count is not known, and the fallback is to relax.
     SignalGone,
 }
 
@@ -153,20 +154,20 @@ impl fmt::Display for Reason {
     }
 }
 
-/// A step that has been judged.
+/// A step with its verdict.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Judged {
-    /// What came of it.
+    /// The verdict.
     pub verdict: Verdict,
-    /// Pressure before.
+    /// Utilization before.
     pub before: f64,
-    /// Pressure after.
+    /// Utilization after.
     pub after: f64,
 }
 
-/// Why the loop does less than it wants.
+/// Why adaptive control does less than the task count calls for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[allow(missing_docs)] // The reasons of Limited.
+#[allow(missing_docs)] // The reasons of TighteningLimited.
 pub enum Limit {
     AtFloor,
     BudgetExhausted,
@@ -177,7 +178,7 @@ pub enum Limit {
     Paused,
 }
 
-/// What the loop is at.
+/// What adaptive control is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[allow(missing_docs)] // The reasons of Tightened.
 pub enum Phase {
@@ -189,27 +190,27 @@ pub enum Phase {
     FallbackHold,
 }
 
-/// What came of one look.
+/// The result of one evaluation.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Outcome {
-    /// Where it stands now.
+    /// The state after it.
     pub state: State,
-    /// The step, if there is one.
+    /// The step, if one was decided.
     pub decision: Option<Decision>,
-    /// The verdict on an earlier one, if it fell now.
+    /// The verdict on an earlier step, if it was reached now.
     pub judged: Option<Judged>,
-    /// What it would do, where it may not.
+    /// The step that adaptive control would take if it were allowed to.
     pub recommendation: Option<Decision>,
-    /// Why it does less than it wants.
+    /// Why it does less than the task count calls for.
     pub limit: Option<Limit>,
-    /// What it is at.
+    /// What it is doing.
     pub phase: Phase,
-    /// Whether there are few tasks now because the last step's write closed connections, which may come back.
+    /// Whether the task count is low because the last step's write closed connections, which may come back.
     pub has_dipped: bool,
 }
 
 impl Outcome {
-    /// Nothing was decided, and the limits are as declared.
+    /// No decision, and the limits are as declared.
     #[must_use]
     pub const fn unmoved(state: State) -> Self {
         Self {
@@ -223,13 +224,14 @@ impl Outcome {
         }
     }
 
-    /// When the last step can be judged at the earliest (Unix milliseconds); `None` without a step that is in effect and not judged.
+    /// The earliest time at which the last step can be judged (Unix milliseconds); `None` unless a step is in effect
+    /// and not judged yet.
     #[must_use]
     pub fn due(&self) -> Option<i64> {
         self.state.pending.as_ref().and_then(|pending| Some(pending.since? + pending.wait))
     }
 
-    /// What is worth a report when it changes, decisions and verdicts apart.
+    /// A text that changes when the status needs a new report, apart from decisions and verdicts.
     #[must_use]
     pub fn digest(&self, signal: &Signal) -> String {
         let reason = match signal {
@@ -242,7 +244,7 @@ impl Outcome {
     }
 }
 
-/// Looks once.
+/// Evaluates the signal once.
 #[must_use]
 pub fn step(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal, now: i64) -> Outcome {
     let Some((mut look, elapsed)) = Look::begin(tuning, facts, before, now) else {
@@ -256,7 +258,7 @@ pub fn step(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal,
     look.finish()
 }
 
-/// A clock that was set back must not make the past lie ahead: what would be later than now, was now.
+/// If the clock was set back, clamps stored times to `now`.
 fn forget_the_future(state: &mut State, now: i64) {
     let past = |time: &mut i64| *time = (*time).min(now);
     if let Some(episode) = &mut state.episode {
@@ -266,7 +268,7 @@ fn forget_the_future(state: &mut State, now: i64) {
         past(&mut pending.decided);
         pending.since.iter_mut().for_each(past);
     }
-    // Whole seconds are what is written down of these.
+    // The state stores these in whole seconds.
     state.changes.iter_mut().for_each(|(time, _)| *time = (*time).min(now / 1000 * 1000));
     state.low_since.iter_mut().for_each(past);
     state.dead_until = state.dead_until.min(now + DAY);
@@ -275,8 +277,9 @@ fn forget_the_future(state: &mut State, now: i64) {
     }
 }
 
-/// Time since the last look that counts for the windows: none at the first, and none after a silence, for nobody knows what
-/// was in it. A clock that was set forward looks like a silence, one that was set back like no time.
+/// Time since the last evaluation that counts for the windows. `None` at the first evaluation and after a silence,
+/// because what happened in it is not known. A clock that was set forward looks like a silence; one that was set back
+/// counts as no time.
 fn elapsed(tuning: &Tuning, state: &mut State, now: i64) -> Option<i64> {
     let since = state.watched.at.replace(now).map(|at| now - at);
     since.filter(|since| (0..=tuning.longest_silence()).contains(since))
@@ -294,7 +297,8 @@ struct Look<'a> {
 }
 
 impl<'a> Look<'a> {
-    /// Begins to look, with the time since the last look (see [`elapsed`]); `None` where there is nothing that could be moved.
+    /// Begins an evaluation; also returns the time since the last one (see [`elapsed`]). `None` where there is nothing
+    /// to move.
     fn begin(tuning: &'a Tuning, facts: &'a Facts<'a>, before: &State, now: i64) -> Option<(Self, Option<i64>)> {
         if tuning.mode == Mode::Disabled || facts.floor.is_empty() {
             return None;
@@ -304,7 +308,7 @@ impl<'a> Look<'a> {
         let elapsed = elapsed(tuning, &mut state, now);
         Some((Look { tuning, facts, state, now, judged: None, decision: None, recommendation: None, limit: None }, elapsed))
     }
-    /// Nothing is known: the windows stand still, and after a while the fallback begins.
+    /// No signal: the windows stand still, and after a while the fallback begins.
     fn unseen(&mut self, elapsed: Option<i64>) {
         let watched = &mut self.state.watched;
         watched.fresh_for = 0;
@@ -370,13 +374,14 @@ impl<'a> Look<'a> {
             watched.fast = toward(watched.fast, reading.up, self.tuning.fast);
             watched.slow = toward(watched.slow, reading.down, self.tuning.slow);
         } else {
-            // What was before is not known: there is no room until it has been seen, unless it had been seen before.
+            // What came before is not known, so there is no room until it has been observed, unless an earlier process
+            // observed it.
             let slow = if self.state.low_since.is_some() { reading.down } else { reading.down.max(OPEN) };
             (watched.fast, watched.slow, watched.primed) = (reading.up, slow, true);
         }
     }
 
-    /// Opens and closes what runs.
+    /// Begins and ends the episode, and updates how long each condition of a step has held.
     fn windows(&mut self, passed: i64) {
         let is_disturbed = self.is_disturbed();
         let State { episode, low_since, watched, openness, .. } = &mut self.state;
@@ -387,18 +392,19 @@ impl<'a> Look<'a> {
                 *episode = Some(Episode::begin(self.now, *openness));
                 *high_for = 0;
             }
-            // What fell because a write closed connections is not over.
+            // A count that fell because a write closed connections does not end the episode.
             Some(_) if *fast < CLOSE && !red && is_disturbed => *high_for = 0,
             Some(_) if *fast < CLOSE && !red => {
                 *episode = None;
                 *high_for = 0;
             }
-            // The first step wants it to last over the line itself, without a break.
+            // The first step requires the count to stay at or above the threshold without a break.
             Some(episode) if episode.steps > 0 || *fast >= OPEN || red => *high_for += passed,
             Some(_) | None => *high_for = 0,
         }
         *floor_for = if *openness == 0 && *fast >= OPEN { *floor_for + passed } else { 0 };
-        // Room is room only without peaks. It is written down when it has lasted a while, so that a flicker is not news.
+        // There is room only without peaks. It is recorded after a while, so that a short dip does not change the
+        // status.
         if *slow <= ROOM && *fast < CLOSE && *openness < 100 {
             *low_for += passed;
             if low_since.is_none() && *low_for >= self.tuning.relax_after / WORTH_SAYING {
@@ -409,18 +415,18 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// Whether there are few tasks now because the last step's write closed connections, which may come back.
+    /// Whether the task count is low because the last step's write closed connections, which may come back.
     fn has_dipped(&self) -> bool {
         self.state.watched.fast < CLOSE && self.is_disturbed()
     }
 
-    /// Whether connections that the last step closed by its write can still be coming back.
+    /// Whether connections that the last step's write closed can still be coming back.
     fn is_disturbed(&self) -> bool {
         let Some(pending) = self.state.pending.as_ref().filter(|_| self.facts.disturbance.is_some()) else { return false };
         pending.since.is_none_or(|since| self.now < since + pending.wait)
     }
 
-    /// A day without a change makes it forget what made it careful.
+    /// After a day without a change, forgets what slowed adaptive control down.
     fn calm(&mut self) {
         let now = self.now;
         self.state.changes.retain(|(time, _)| now - time < DAY);
@@ -444,7 +450,7 @@ impl<'a> Look<'a> {
             return;
         }
         let since = *pending.since.get_or_insert(self.now);
-        // The effect is measured from when it could begin.
+        // The effect is measured from the time at which it could begin.
         self.state.dead_until = self.state.dead_until.max(since + self.acting_time(&pending));
         if !self.is_due(&mut pending, since) {
             self.state.efficacy = Efficacy::Measuring;
@@ -454,13 +460,13 @@ impl<'a> Look<'a> {
         let restarted = reading.youngest.is_some_and(|uptime| uptime < self.now - pending.decided);
         let mut after = self.level();
         if let Some(life) = &pending.life {
-            // A restart empties the pools by itself: only the same age compares.
+            // A restart empties the pools by itself, so only values at the same uptime can be compared.
             let Some((was, is)) = efficacy::at_equal_uptime(life, &self.state.watched.life, pending.wait) else {
                 if self.state.watched.life.last.is_none_or(|(uptime, _)| uptime < LONGEST_LIFE) {
                     self.state.efficacy = Efficacy::AwaitingUptimeMatch;
                     self.state.pending = Some(pending);
                 } else {
-                    // The life before was never seen at any age that would compare.
+                    // The earlier process was never observed at an uptime that can be compared.
                     self.judged =
                         Some(Judged { verdict: Verdict::Inconclusive, before: pending.before, after: self.state.watched.fast });
                     self.state.efficacy = Efficacy::Measuring;
@@ -497,21 +503,21 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// How long after a step is in effect the next one may follow.
+    /// How long after a step is in effect the next one may follow (milliseconds).
     fn acting_time(&self, pending: &Pending) -> i64 {
         if self.facts.disturbance.is_some() { self.dead_time() } else { pending.wait }
     }
 
-    /// The pressure that a verdict goes by. Where a change closes connections they come back for a while, and what wanders must not pass
-    /// for an effect: the higher of the two averages.
+    /// The utilization that a verdict uses. Where a change closes connections, they come back for a while, and noise
+    /// must not count as an effect; so it is the higher of the two averages.
     fn level(&self) -> f64 {
         let Watched { fast, slow, .. } = self.state.watched;
         if self.facts.disturbance.is_some() { fast.max(slow) } else { fast }
     }
 
-    /// Whether a step may be judged. Where a change closes connections, they must have had the time to come back, and the count must be
-    /// level: for a quarter of that time, and as long as the average that is looked at takes to follow, it has moved by less than
-    /// [`PLATEAU`]. After twice that time more it is judged all the same.
+    /// Whether a step may be judged. Where a change closes connections, they need time to come back, and the count must
+    /// be level: it has moved by less than [`PLATEAU`] for a quarter of that time, and for at least as long as the slow
+    /// average takes to follow. After twice that time more the step is judged anyway.
     fn is_due(&mut self, pending: &mut Pending, since: i64) -> bool {
         if self.now < since + pending.wait || self.state.watched.fresh_for < self.tuning.interval {
             return false;
@@ -526,14 +532,14 @@ impl<'a> Look<'a> {
         if (slow - level).abs() >= PLATEAU {
             self.state.watched.plateau = Some((self.now, slow));
         } else if self.now - began >= least {
-            // What was rising before is not rising any more.
+            // The rise from before has ended, so it no longer counts.
             pending.slope = 0.0;
             return true;
         }
         self.now >= since + 3 * pending.wait
     }
 
-    /// Nothing that pools do helps: back, and no more for a while.
+    /// Gives up: takes back the steps that did not help, and locks tightening out for a while.
     fn give_up(&mut self, efficacy: Efficacy) {
         let to = efficacy::back_to(self.state.episode.as_ref(), self.state.openness);
         self.state.rollback = (to > self.state.openness).then_some(to);
@@ -545,7 +551,8 @@ impl<'a> Look<'a> {
         self.state.proved = 100;
     }
 
-    /// Whether it may not act now; when it may again, the windows begin anew: no action is stored up.
+    /// Records whether a pause or the mode blocks changes. When the block ends, the windows start from zero, so that no
+    /// action is stored up.
     fn held(&mut self) {
         let held = self.tuning.mode != Mode::Enforce || self.facts.no_tightening || self.facts.no_relaxing;
         if self.state.watched.held && !held {
@@ -615,13 +622,14 @@ impl<'a> Look<'a> {
         if !facts.in_effect {
             self.limit = match (facts.needs_restart, facts.rolls) {
                 (true, false) => Some(Limit::RestartForbidden),
-                // After a step it is on its way.
+                // After a step, the new values are still on their way.
                 (false, _) if self.state.pending.is_none() => Some(Limit::NotInEffect),
                 _ => None,
             };
             return;
         }
-        // Where a verdict takes as long as connections take to come back, steps do not wait for it: they share one.
+        // Where a verdict takes as long as connections take to come back, the next step does not wait for it; the steps
+        // share one verdict.
         let waits = self.state.pending.is_some() && facts.disturbance.is_none();
         if waits || now < self.state.dead_until {
             return;
@@ -680,7 +688,7 @@ impl<'a> Look<'a> {
             return;
         }
         if let Some(pending) = &self.state.pending {
-            // Of steps that share a verdict the nodes may use all but the last.
+            // Of steps that share a verdict, the nodes may use all but the last.
             let is_shared =
                 facts.disturbance.is_some() && self.state.changes.last().is_some_and(|(time, _)| *time > pending.decided);
             if let (false, false, None, false) = (facts.in_effect, facts.rolls, pending.since, is_shared) {
@@ -690,7 +698,7 @@ impl<'a> Look<'a> {
             if facts.disturbance.is_none() || !facts.in_effect {
                 return;
             }
-            // There is room, whatever the step did: it is not known any more.
+            // There is room whatever the step did, so its effect can no longer be measured.
             self.judged = Some(Judged { verdict: Verdict::Inconclusive, before: pending.before, after: self.level() });
             self.state.pending = None;
         }
@@ -701,7 +709,8 @@ impl<'a> Look<'a> {
         self.relax(reason, slow);
     }
 
-    /// Takes back a step that no process has used: going back to what they use cannot make more tasks, so there is nothing to wait for.
+    /// Takes back a step that no process has used. Returning to what the processes use cannot create tasks, so there is
+    /// nothing to wait for.
     fn withdraw(&mut self, to: Percent, pressure: f64) {
         if to <= self.state.openness {
             self.state.pending = None;
@@ -718,7 +727,7 @@ impl<'a> Look<'a> {
         self.change(to, Reason::Withdrawn, pressure);
     }
 
-    /// A pressure to be said; an alert is none.
+    /// The utilization to show; `None` where the source only raises alerts.
     fn counted(&self, pressure: f64) -> Option<f64> {
         (!self.facts.levels).then_some(pressure)
     }
@@ -733,7 +742,7 @@ impl<'a> Look<'a> {
         }
         let (to, _) = self.wider(pressure);
         if pressure < IDLE {
-            // Nobody used the pools: what was enough under load is not disproved by rest.
+            // The pools were hardly used, so this does not disprove what was enough under load.
             self.state.proved = self.state.proved.min(self.state.openness);
         } else {
             self.state.proved = 100;
@@ -744,15 +753,16 @@ impl<'a> Look<'a> {
         }
     }
 
-    /// What relaxing would bring the pressure to: pools grow with the limits, everything else stays. Where the pools' part is not
-    /// known it is taken for all of it.
+    /// Predicts the utilization after relaxing: pools grow with the limits, everything else stays. Where the pools'
+    /// share is not known, all tasks count as pooled.
     fn foreseen(&self, pressure: f64, to: Percent) -> f64 {
         let left = openness::remaining(self.facts.declared, self.facts.floor, to, self.state.openness);
         let share = self.facts.share.estimate.unwrap_or(1.0).min(self.facts.share.most);
         pressure * (1.0 + share * (1.0 / left - 1.0))
     }
 
-    /// The widest of one to three steps that leaves room; one where none does, and then it is in doubt. Near the end, the end.
+    /// The largest of one to three steps that leaves room. If none does, one step and `true`: the prediction is in
+    /// doubt. A step that reaches [`NEARLY_OPEN`] goes to 100%.
     fn wider(&self, pressure: f64) -> (Percent, bool) {
         let step = self.tuning.relax_step;
         let up = |points: u8| {
@@ -785,21 +795,23 @@ impl<'a> Look<'a> {
         window.min(LONGEST_RELAX.max(self.tuning.relax_after))
     }
 
-    /// Pools drain at the time-out they had: twice that, and the time to write and to look.
+    /// How long no further change may follow (milliseconds). Pools drain at the idle timeout that they had, so it is
+    /// twice that, plus the time to write and to observe.
     fn dead_time(&self) -> i64 {
         let idle = openness::longest_idle(self.facts.declared, self.facts.floor, self.state.openness);
         let settle = self.facts.disturbance.map_or(0, |disturbance| disturbance.settle);
         settle + 2 * i64::try_from(idle.as_millis()).unwrap_or(DAY).min(DAY) + self.tuning.interval + APPLY
     }
 
-    /// When a step may be judged: where a change closes connections, once those of every pool can have come back.
+    /// How long after a step is in effect it may be judged (milliseconds). Where a change closes connections, those of
+    /// every pool can have come back by then.
     fn claim_time(&self) -> i64 {
         self.facts
             .disturbance
             .map_or_else(|| self.dead_time(), |disturbance| disturbance.settle + disturbance.longest_idle * 5 / 4)
     }
 
-    /// Fewer and larger steps where each costs all idle connections.
+    /// Fewer and larger steps where each change closes all idle connections.
     fn coarse(&self, to: Percent) -> Percent {
         if self.facts.disturbance.is_none() {
             return to;
@@ -821,7 +833,7 @@ impl<'a> Look<'a> {
         if way == Way::Tighten && too_soon {
             self.state.patience = (self.state.patience * 4).min(MOST_PATIENCE);
         }
-        // Whole seconds are what is written down.
+        // The state stores whole seconds.
         self.state.changes.push((self.now / 1000 * 1000, way));
         if self.state.changes.len() > MOST_CHANGES {
             self.state.changes.remove(0);
@@ -850,9 +862,9 @@ impl<'a> Look<'a> {
     }
 }
 
-/// By how much longer a step waits. Only the first of an episode does, and only where the limits have not been tightened lately: by
-/// three quarters where there are hardly too many tasks by either average, for that is what noise looks like, and not at all
-/// from a fifth too many on.
+/// The factor by which a step waits longer than `tightenAfter`. Only the first step of an episode waits longer, and
+/// only if the limits were not tightened lately. While the lower of the two averages is barely over the threshold it
+/// waits three quarters longer, because noise looks the same; from 120% on it does not wait longer.
 fn hesitation(state: &State, now: i64) -> f64 {
     let rising = state.changes.last().is_some_and(|(time, way)| *way == Way::Tighten && now - time < TOO_SOON);
     if rising || state.episode.is_some_and(|episode| episode.steps > 0) {
@@ -862,7 +874,7 @@ fn hesitation(state: &State, now: i64) -> f64 {
     0.75f64.mul_add(((1.2 - pressure) / 0.15).clamp(0.0, 1.0), 1.0)
 }
 
-/// When the window for tightening that is running may end at the earliest, from now (milliseconds).
+/// Time until the running window for tightening can end at the earliest (milliseconds).
 #[must_use]
 pub fn next_end(tuning: &Tuning, state: &State, now: i64) -> Option<i64> {
     if state.episode.is_none() || state.pending.is_some() || state.watched.fast < CLOSE {
@@ -873,14 +885,14 @@ pub fn next_end(tuning: &Tuning, state: &State, now: i64) -> Option<i64> {
     Some(window - state.watched.high_for).filter(|wait| *wait > 0)
 }
 
-/// A share in percent, for people.
+/// A share in percent, for display.
 #[must_use]
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Bounded.
 pub fn percent(share: f64) -> u32 {
     (share.clamp(0.0, 1e6) * 100.0).round() as u32
 }
 
-/// A time for people: `45s`, `12m`, `3h 5m`.
+/// A duration for display: `45s`, `12m`, `3h 5m`.
 #[must_use]
 pub fn spoken(ms: i64) -> String {
     let seconds = ms / 1000;

@@ -1,4 +1,4 @@
-//! How many of the nodes' tasks pooled connections can account for at most: tightening cannot do more than that.
+//! How many of the nodes' tasks can be pooled connections. Tightening cannot remove more than that.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -7,26 +7,26 @@ use serde_json::Value as Json;
 use super::{NodeState, Traits, Unit, UnitState, originals::Saved, signal::Reading, tighten::Share};
 use crate::api::{Knob, Settings, Value};
 
-/// The most tasks of each node that pooled connections can be, by the node's name.
+/// The highest number of tasks per node that pooled connections can be, by node name.
 pub type MostPooled = BTreeMap<String, f64>;
 
-/// What the limits themselves say of the nodes that have too many tasks.
+/// What the limits say about the nodes that have too many tasks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Bound {
-    /// Tasks of these nodes that pooled connections can be at most.
+    /// The highest number of these nodes' tasks that pooled connections can be.
     pub most: f64,
-    /// Tasks that these nodes have.
+    /// The tasks of these nodes.
     pub tasks: f64,
-    /// Whether `tasks` is a count; otherwise it is the least that there are.
+    /// Whether `tasks` is a count; otherwise it is a lower bound.
     pub is_counted: bool,
-    /// How many nodes these are.
+    /// The number of these nodes.
     pub nodes: usize,
     /// One of them.
     pub node: String,
 }
 
 impl Bound {
-    /// `None` where a node's pools or tasks are not known.
+    /// `None` where the pools or the tasks of a node are not known.
     #[must_use]
     pub fn of(most: &MostPooled, reading: &Reading) -> Option<Self> {
         let mut bound = Self {
@@ -43,7 +43,7 @@ impl Bound {
         (bound.tasks > 0.0).then_some(bound)
     }
 
-    /// From 0 to 1.
+    /// `most` as a share of `tasks`, 0 to 1.
     #[must_use]
     pub fn share(&self) -> f64 {
         (self.most / self.tasks).min(1.0)
@@ -60,17 +60,17 @@ impl fmt::Display for Bound {
     }
 }
 
-/// What is known of the pools' part of the tasks.
+/// What is known of the pooled connections' share of the tasks.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Attribution {
-    /// The part, no more than the open files and the limits allow.
+    /// The share, bounded by the open files and the limits.
     pub share: Share,
-    /// The numbers behind it, where the limits are what bounds it.
+    /// The numbers behind it, where the limits bound it.
     pub bound: Option<Bound>,
 }
 
 impl Attribution {
-    /// From what the nodes themselves count, or what is known otherwise; no more than their open files and the limits allow.
+    /// The share from the nodes' own counts, or else `share`; bounded by the open files and the limits.
     #[must_use]
     pub fn new(share: Share, most_pooled: Option<&MostPooled>, reading: &Reading) -> Self {
         let share = reading.idle_share.map_or(share, Share::estimated);
@@ -80,8 +80,9 @@ impl Attribution {
     }
 }
 
-/// The most tasks of each node that the pools can hold which tightening would shrink: by the highest value of each limit that a process
-/// may still be using, declared, stored or from before the first write. `None` where nothing bounds them, or not every node is known.
+/// The highest number of tasks per node that the pools which tightening shrinks can hold. It uses the highest value of
+/// each limit that a process may still be using: declared, stored, or from before the first write. `None` where nothing
+/// bounds the pools, or a node is not known.
 #[must_use]
 pub fn most_pooled(
     declared: &Settings,
@@ -93,7 +94,7 @@ pub fn most_pooled(
     let mut most = declared.clone();
     let mut raise = |knob: Knob, value: Value| {
         let known = most.entry(knob).or_insert(value);
-        // 0 is no limit, which is more than any.
+        // 0 means no limit, which is more than any value.
         *known = if [*known, value].iter().any(|value| matches!(value, Value::Count(0))) {
             Value::Count(0)
         } else {
@@ -114,7 +115,7 @@ pub fn most_pooled(
             }
         }
     }
-    // A pool that no floor reaches is not shrunk, whatever it holds.
+    // A pool without a floor does not shrink, whatever it holds.
     most.retain(|knob, _| floor.contains_key(knob) || !matches!(knob, Knob::BackendIdleConnTimeout));
     (traits.most_pooled)(&most, &nodes)
 }
@@ -159,7 +160,7 @@ mod tests {
             };
             let mut declared = limits(declared);
             let mut floor = limits(1);
-            // Declared in any case; only a floor makes it move.
+            // Always declared; only a floor makes it count.
             declared.insert(Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(1)));
             if extra {
                 floor.insert(Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(1)));

@@ -1,4 +1,4 @@
-//! What a step of adaptive control does by itself on a target that closes connections when its settings are written.
+//! Side effect of a step of adaptive control on a target that closes connections when its settings are written.
 
 use std::time::Duration;
 
@@ -8,12 +8,12 @@ use crate::api::{
     flush::{Closes, Flush},
 };
 
-/// How long a pool may idle whose limit is not declared and whose default is not known: the longest default of the servers that are
-/// (Caddy's, for clients).
+/// The assumed idle timeout of a pool whose limit is not declared and whose default is not known: the longest known
+/// default of the supported servers (Caddy's, for clients).
 const ASSUMED_IDLE: Duration = Duration::from_secs(300);
 
-/// For a step that moves the limits with a floor; `None` where their change closes nothing. `has_pool` says whether the target has the pool that
-/// a limit is of: a server that passes nothing on has none towards upstreams.
+/// The side effect of a step that moves the limits with a floor; `None` where their change closes nothing. `has_pool`
+/// says whether the target has the pool of a limit: a server that forwards nothing has none towards upstreams.
 #[must_use]
 pub fn disturbance(
     declared: &Settings,
@@ -36,7 +36,7 @@ pub fn disturbance(
     Some(Disturbance { settle: millis(settle), longest_idle: millis(longest) })
 }
 
-/// Bounded by a day: what idles for longer is not waited for.
+/// At most a day: longer idle timeouts are not waited for.
 fn millis(time: Duration) -> i64 {
     i64::try_from(time.as_millis()).unwrap_or(i64::MAX).min(86_400_000)
 }

@@ -1,40 +1,41 @@
-//! Did it help? A step is judged after the pools have had time to drain, and at equal uptime where a restart came in
-//! between.
+//! Verdicts: did a step help? A step is judged after the pools have had time to drain, and at equal uptime if a restart
+//! came in between.
 
 use super::{
     openness::Percent,
     state::{Episode, Life, MARKS, Pending},
 };
 
-/// A fall by this share of the tasks is a help, whatever was expected.
+/// A fall of the task count by this share is an effect, whatever was expected.
 const HELP: f64 = 0.05;
-/// The same where every change closes connections: steps are larger there, and what wanders over the minutes that a verdict takes is
-/// more (docs/control-law.md has the runs).
+/// The same where every change closes connections: steps are larger there, and so is the noise over the minutes that a
+/// verdict takes (docs/control-law.md has the runs).
 const FLUSH_HELP: f64 = 0.1;
-/// So is a fall by this part of what was expected.
+/// A fall by this part of the expected fall is an effect too.
 const PART: f64 = 0.5;
-/// Less than this cannot be told from noise.
+/// A fall by less than this cannot be distinguished from noise.
 const NOISE: f64 = 0.03;
-/// After two steps the tasks must be down by this share, where nothing is known of the pools.
+/// After two steps the task count must be down by this share, where nothing is known of the pools.
 const EPISODE_HELP: f64 = 0.08;
-/// Less than this is not learned: steps would be as large as they can be anyway.
+/// The lowest share that is learned: below it, steps have their maximum size anyway.
 const LEAST_LEARNED: f64 = 0.15;
-/// Steps in a row that did not help, after which nothing more is expected of tightening.
+/// Steps in a row without an effect after which tightening counts as ineffective.
 pub const MOST_FAILURES: u8 = 2;
 
-/// What came of a step.
+/// The verdict on a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// The tasks went down.
+    /// The task count fell.
     Effective,
-    /// They did not, and will not.
+    /// The task count did not fall, and more steps would not change that.
     Ineffective,
-    /// Nothing can be said: the tasks were rising anyway, a process was restarted, or it takes another step to tell.
+    /// No statement is possible: the task count was rising anyway, a process was restarted, or it takes another step to
+    /// tell.
     Inconclusive,
 }
 
 impl Verdict {
-    /// As in the history.
+    /// The name in the history.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -45,14 +46,14 @@ impl Verdict {
     }
 }
 
-/// By how much the tasks fell, as a share; negative where they rose.
+/// By how much the task count fell, as a share; negative where it rose.
 #[must_use]
 pub fn fall(before: f64, after: f64) -> f64 {
     if before > 0.0 { 1.0 - after / before } else { 0.0 }
 }
 
-/// Judges a step in an episode; counts in the episode what it finds.
-/// `flushes`: whether every change closes connections.
+/// Judges a step of an episode, and records the result in the episode. `flushes`: whether every change closes
+/// connections.
 pub fn judge(pending: &Pending, episode: &mut Episode, after: f64, flushes: bool, now: i64) -> Verdict {
     let help = if flushes { FLUSH_HELP } else { HELP };
     let fallen = fall(pending.before, after);
@@ -62,7 +63,8 @@ pub fn judge(pending: &Pending, episode: &mut Episode, after: f64, flushes: bool
         episode.failed = 0;
         return Verdict::Effective;
     }
-    // What would have come without the step, had the pressure gone on to rise as before: good for a doubt, not for a claim.
+    // The utilization without the step, if it had gone on rising as before. That is enough for a doubt, not for a
+    // claim.
     #[allow(clippy::cast_precision_loss)] // Minutes.
     let risen = pending.before + pending.slope * ((now - pending.decided) as f64 / 1000.0);
     if enough(fall(risen, after)) {
@@ -78,8 +80,8 @@ pub fn judge(pending: &Pending, episode: &mut Episode, after: f64, flushes: bool
     if episode.steps >= 2 && !helped_overall(episode, after) { Verdict::Ineffective } else { Verdict::Inconclusive }
 }
 
-/// What part of the remaining tasks is pooled, by what the step took away; `None` where that cannot be told. For the size
-/// of the next step only: it is too rough to give up by.
+/// The pooled share of the remaining tasks, from the effect of a step; `None` where that is not known. It only sizes
+/// the next step: it is too rough to give up because of it.
 #[must_use]
 pub fn learned(pending: &Pending, after: f64, left: f64) -> Option<f64> {
     let fallen = fall(pending.before, after);
@@ -90,20 +92,20 @@ pub fn learned(pending: &Pending, after: f64, left: f64) -> Option<f64> {
     Some(super::state::rounded((share * left / (1.0 - fallen)).clamp(LEAST_LEARNED, 1.0)))
 }
 
-/// Whether the tasks are down over the whole episode.
+/// Whether the task count fell over the whole episode.
 #[must_use]
 pub fn helped_overall(episode: &Episode, now: f64) -> bool {
     episode.base.is_some_and(|base| fall(base, now) >= EPISODE_HELP)
 }
 
-/// Where to go back to: the last openness that helped, or where the episode began.
+/// The openness to go back to: the last one that helped, or the one at which the episode began.
 #[must_use]
 pub fn back_to(episode: Option<&Episode>, openness: Percent) -> Percent {
     episode.map_or(100, |episode| episode.helped.unwrap_or(episode.from)).max(openness)
 }
 
-/// The pressure of an earlier life at an uptime, if it was noted: at the last mark that both have passed and that is at
-/// least `settled` old.
+/// The utilization of two processes at the same uptime: at the last mark that both have passed and that is at least
+/// `settled`. `None` where there is none.
 #[must_use]
 pub fn at_equal_uptime(before: &Life, now: &Life, settled: i64) -> Option<(f64, f64)> {
     let pair = |a: u32, b: u32| (f64::from(a) / 1000.0, f64::from(b) / 1000.0);
@@ -111,22 +113,23 @@ pub fn at_equal_uptime(before: &Life, now: &Life, settled: i64) -> Option<(f64, 
     if let Some(n) = mark {
         return before.curve[n].zip(now.curve[n]).map(|(a, b)| pair(a, b));
     }
-    // Both have been up for longer than the earlier life when it was last looked at.
+    // The later process has run for at least as long as the earlier one had when it was last observed.
     let ((old, was), (new, is)) = before.last.zip(now.last)?;
     (old >= settled && new >= old).then(|| pair(was, is))
 }
 
 impl Life {
-    /// Notes the pressure at an uptime. A life that is younger than when it was last seen is another one.
+    /// Records the utilization at an uptime. An uptime that is shorter than the last one, by more than a second, means
+    /// another process.
     pub fn note(&mut self, uptime: i64, pressure: f64) {
         if self.last.is_some_and(|(last, _)| uptime + 1000 < last) {
             *self = Self::default();
         }
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A pressure.
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A utilization.
         let pressure = (pressure.clamp(0.0, 1e6) * 1000.0) as u32;
         let last = self.last.map_or(0, |(last, _)| last);
         for (n, mark) in MARKS.iter().enumerate() {
-            // Crossed just now; what happened before the first look is not known.
+            // The mark was passed just now. What happened before the first observation is not known.
             let crossed = last < *mark && uptime >= *mark && (self.last.is_some() || uptime < mark + mark / 10);
             if crossed {
                 self.curve[n] = Some(pressure);

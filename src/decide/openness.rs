@@ -1,7 +1,9 @@
-//! One scalar drives every limit that has a floor, so that what holds of the limits and of the floors holds in between.
+//! One number, the openness, drives every limit that has a floor. What holds between the limits and between the floors
+//! therefore also holds in between.
 //!
-//! The law is that of Envoy's scaled timers: `floor + (limit - floor) * openness`, and geometric where the two lie more than a
-//! factor of 20 apart (<https://www.envoyproxy.io/docs/envoy/latest/configuration/operations/overload_manager/overload_manager>).
+//! The law is that of Envoy's scaled timers: `floor + (limit - floor) * openness`. It is geometric where limit and
+//! floor differ by more than a factor of 20
+//! (<https://www.envoyproxy.io/docs/envoy/latest/configuration/operations/overload_manager/overload_manager>).
 
 use std::time::Duration;
 
@@ -10,12 +12,12 @@ use crate::api::{Knob, Settings, Value, limits::WITHIN};
 /// Openness in percent: 100 is as declared, 0 is the floor.
 pub type Percent = u8;
 
-/// By how much a client must let go of a connection before its server does.
+/// How much sooner than its server a client has to close an idle connection.
 pub const MARGIN: Duration = Duration::from_secs(1);
-/// Beyond this ratio of limit to floor the way between is geometric.
+/// Above this ratio of limit to floor the interpolation is geometric.
 const GEOMETRIC: f64 = 20.0;
 
-/// What is declared at an openness. A limit without a floor stays.
+/// The declared limits at an openness. A limit without a floor stays.
 #[must_use]
 pub fn at(declared: &Settings, floor: &Settings, openness: Percent) -> Settings {
     let mut settings = declared.clone();
@@ -43,8 +45,8 @@ pub fn at(declared: &Settings, floor: &Settings, openness: Percent) -> Settings 
     settings
 }
 
-/// Why a floor cannot be one, as the user is told. The API server refuses most of it; what a target's own maximum makes of a
-/// preset it cannot know.
+/// Why a floor is invalid, as a message for the user. The API server refuses most of these, but it does not know the
+/// target's own maximum, which may lower a preset.
 #[must_use]
 pub fn invalid(declared: &Settings, floor: &Settings) -> Option<String> {
     floor.iter().find_map(|(knob, floor)| {
@@ -62,7 +64,7 @@ pub fn invalid(declared: &Settings, floor: &Settings) -> Option<String> {
     })
 }
 
-/// Why limits do not go together, as the user is told.
+/// Why limits contradict each other, as a message for the user.
 #[must_use]
 pub fn apart(limits: &Settings) -> Option<String> {
     WITHIN.iter().find_map(|(part, whole)| match (limits.get(part), limits.get(whole)) {
@@ -92,14 +94,14 @@ fn between(limit: Value, floor: Value, openness: Percent) -> Value {
 fn way(floor: f64, limit: f64, openness: Percent) -> f64 {
     let u = f64::from(openness) / 100.0;
     if floor > 0.0 && limit / floor > GEOMETRIC {
-        // A hair more, so that what comes out a whole number on paper does here too.
+        // Slightly more, so that a result that is a whole number on paper is one here too.
         limit.powf(u) * floor.powf(1.0 - u) + 1e-9
     } else {
         (limit - floor).mul_add(u, floor)
     }
 }
 
-/// Whole seconds from ten on, tenths below: what people read in a configuration.
+/// Whole seconds from 10 s on, tenths of a second from 1 s on: the precision that people use in a configuration.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Positive, and far below 2^53.
 fn round(ms: f64) -> u64 {
     let ms = ms as u64;
@@ -115,8 +117,8 @@ fn millis(duration: Duration) -> f64 {
     duration.as_millis() as f64
 }
 
-/// How much of a pool is left when the openness goes from one value to another, by the limits alone: 1 is all of it.
-/// Idle connections are arrivals times the time they may idle (Little's law), so a time-out counts before a number.
+/// What part of a pool is left when the openness changes, by the limits alone; 1 is all of it. Idle connections are
+/// arrivals times their idle time (Little's law), so a timeout takes precedence over a count.
 #[must_use]
 pub fn remaining(declared: &Settings, floor: &Settings, from: Percent, to: Percent) -> f64 {
     let size = |openness| {
@@ -139,7 +141,8 @@ pub fn remaining(declared: &Settings, floor: &Settings, from: Percent, to: Perce
     }
 }
 
-/// The openness that nodes stand at, by what they store: the widest that fits all limits with a floor; full where none does.
+/// The openness of nodes, inferred from what they store: the highest that fits all limits with a floor; 100 where none
+/// does.
 #[must_use]
 pub fn infer(declared: &Settings, floor: &Settings, stored: &Settings) -> Percent {
     let fits = |openness: &Percent| {
@@ -149,7 +152,7 @@ pub fn infer(declared: &Settings, floor: &Settings, stored: &Settings) -> Percen
     (0..=100).rev().find(fits).unwrap_or(100)
 }
 
-/// The longest time that a connection may idle, of the limits that have a floor: how long a pool takes to drain.
+/// The longest idle timeout of the limits that have a floor: how long a pool takes to drain.
 #[must_use]
 pub fn longest_idle(declared: &Settings, floor: &Settings, openness: Percent) -> Duration {
     at(declared, floor, openness)
@@ -170,7 +173,8 @@ mod tests {
 
     #[test]
     fn envoys_own_example_comes_out_as_envoy_says() {
-        // 600 s to 2 s, scaled at 85 to 95 %, at 92 %: 2 + 598 * 0.3 s. Envoy's law is linear; ours is, up to a factor of 20.
+        // 600 s to 2 s, scaled from 85% to 95%, at 92%: 2 + 598 * 0.3 s. Envoy's law is linear; this one is linear up
+        // to a factor of 20.
         assert!((way(2000.0 * 20.0, 600_000.0, 30) - (40_000.0 + 560_000.0 * 0.3)).abs() < 1e-6);
         let (limit, floor) =
             (Settings::from([(Knob::ServerIdleTimeout, seconds(40))]), Settings::from([(Knob::ServerIdleTimeout, seconds(2))]));
@@ -229,7 +233,7 @@ mod tests {
         let (part, whole) = (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxIdleConns);
         let of = |p, w| Settings::from([(part, Value::Count(p)), (whole, Value::Count(w))]);
         let parts = |limits: &Settings, floor: &Settings, openness| at(limits, floor, openness)[&part];
-        // The whole goes by powers, 100 at a half and 25 at a fifth; the part by a straight line, 55 and 28.
+        // The whole is interpolated geometrically (100 at 50%, 25 at 20%), the part linearly (55 and 28).
         let (limits, floor) = (of(100, 1000), of(10, 10));
         assert_eq!(parts(&limits, &floor, 50), Value::Count(55));
         assert_eq!((parts(&limits, &floor, 20), at(&limits, &floor, 20)[&whole]), (Value::Count(25), Value::Count(25)));

@@ -1,104 +1,106 @@
-//! From samples to pressure: how full the nodes are against their threshold, seen so that a gap never speaks for a move.
+//! From samples to utilization: how many tasks the nodes have relative to their threshold. A missing sample never
+//! justifies a change.
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
 use crate::api::conditions::Reason;
 
-/// The tasks of a node that are idle connections, by its own gauge.
+/// The tasks of a node that are idle connections, from its own gauge.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub enum IdleTasks {
-    /// The policy names no gauge for it.
+    /// The policy names no such gauge.
     #[default]
     NotRequested,
-    /// The gauge is not on the page, or not as one number.
+    /// The page does not have the gauge, or not as one number.
     Missing,
-    /// So many.
+    /// The value of the gauge.
     Counted(f64),
 }
 
-/// What one node ran when it was asked.
+/// A sample of one node.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Measure {
-    /// Tasks; `None` where the source only says whether there are too many.
+    /// The task count; `None` where the source only says whether there are too many.
     pub tasks: Option<f64>,
     /// The node's threshold; `None` likewise.
     pub threshold: Option<f64>,
-    /// Tasks that the node has at least, where it says that without a count: an alert that begins at so many a CPU, and its CPUs.
+    /// A lower bound of the tasks, where the source gives no count: an alert that begins at so many tasks per CPU,
+    /// times the CPUs.
     pub at_least: Option<f64>,
-    /// Tasks by threshold: 1 is exactly at it.
+    /// Utilization: tasks divided by the threshold; 1 is exactly at it.
     pub pressure: f64,
-    /// Whether the node itself calls it critical.
+    /// Whether the node itself reports its task count as critical.
     pub red: bool,
     /// How many of the tasks are idle connections.
     pub idle: IdleTasks,
-    /// Open files, where it says: no pool can hold more connections.
+    /// Open files, if reported: no pool can hold more connections.
     pub open_files: Option<f64>,
-    /// How many it may have open.
+    /// How many files the process may have open, if reported.
     pub most_files: Option<f64>,
-    /// When the process started (Unix seconds), where it says.
+    /// When the process started (Unix seconds), if reported.
     pub started: Option<f64>,
-    /// How long it has run (seconds), where it says that instead.
+    /// How long the process has run (seconds), if reported instead.
     pub uptime: Option<f64>,
-    /// The sample's own time (Unix milliseconds), where the page gives one.
+    /// The sample's own timestamp (Unix milliseconds), where the page has one.
     pub time: Option<i64>,
 }
 
 /// Why there is no sample.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Gap {
-    /// The node has not been asked yet.
+    /// The node has not been queried yet.
     Unasked,
-    /// Its address is neither listed nor that of a pod of the namespace.
+    /// The node's address is neither listed nor that of a pod of the namespace.
     NotPermitted,
     /// No connection.
     Unreachable,
-    /// No whole answer in time.
+    /// No complete answer in time.
     TimedOut,
-    /// The connection broke, or what came is not HTTP.
+    /// The connection broke, or the answer is not HTTP.
     Broken,
-    /// The certificate is not trusted, or the CA is none.
+    /// The certificate is not trusted, or the given CA is not valid.
     Certificate,
     /// All connections, or all of the namespace's memory, were in use.
     Busy,
-    /// More than this many MiB.
+    /// The answer has more than this many MiB.
     TooLarge(usize),
-    /// A content coding that was not asked for.
+    /// The answer has a content coding that was not requested.
     Encoded,
     /// An HTTP status that is not 200.
     Status(u16),
-    /// A redirect, and the path that it leads to where that can be shown.
+    /// A redirect, and the path that it leads to, if that can be shown.
     Redirect(u16, Option<Arc<str>>),
-    /// HTML.
+    /// The answer is HTML.
     WebPage,
-    /// The page ends before its end.
+    /// The page is not complete.
     CutOff,
-    /// 401 or 403.
+    /// HTTP status 401 or 403.
     Unauthorized(u16),
     /// The page or the query has no such series.
     NoSeries,
-    /// The page has the series, and none with the labels that are asked for.
+    /// The page has the series, but none with the requested labels.
     NoMatch,
     /// The line with the series cannot be read.
     Malformed,
-    /// There are several, and nothing says which one counts.
+    /// There are several series, and nothing says which one counts.
     SeveralSeries,
-    /// More than this many.
+    /// There are more series than this.
     TooManySeries(usize),
-    /// The page gives one series two values at the same time.
+    /// The page has two values of one series at the same time.
     Contradiction,
-    /// NaN, infinite or negative.
+    /// The value is NaN, infinite or negative.
     NotFinite,
-    /// It is of another type, a counter for one: that says how many there have been, not how many there are.
+    /// The series has another type, such as counter, which says how many there have been, not how many there are.
     NotGauge(&'static str),
-    /// A threshold per CPU, and the node does not say how many it has.
+    /// The threshold is per CPU, and the node does not report its CPUs.
     NoCpus,
     /// Prometheus refused the query.
     QueryFailed(u16),
-    /// Prometheus has an error to report instead of a result.
+    /// Prometheus reports an error instead of a result.
     QueryError,
-    /// Prometheus did not get as far as the query.
+    /// Prometheus did not run the query: its answer has this HTTP status.
     QueryStatus(u16),
-    /// What came is no answer of Prometheus' API.
+    /// The answer is not one of Prometheus' API.
     NotAnAnswer,
     /// The query's result is not a number.
     NotANumber(&'static str),
@@ -106,12 +108,12 @@ pub enum Gap {
     SeveralResults,
     /// The last answer is too old.
     Stale,
-    /// The answer's own time is too old, or too far ahead.
+    /// The answer's own timestamp is too old, or too far ahead.
     Outdated,
 }
 
 impl Gap {
-    /// What a user is told of a node.
+    /// The message for the user, which follows the node's name.
     #[must_use]
     pub fn sentence(&self) -> Cow<'static, str> {
         let fixed = match self {
@@ -186,8 +188,8 @@ impl Gap {
         }
     }
 
-    /// Whether there was no page and no result: that may be a moment's trouble. An address that may not be asked is no such trouble: it may be
-    /// anybody's by now, and what it said before is no longer a node's word.
+    /// Whether there was neither a page nor a result, which may be temporary. An address that may not be queried is
+    /// different: it may belong to anyone by now, so an earlier sample from it no longer counts.
     const fn is_silence(&self) -> bool {
         matches!(
             self,
@@ -214,18 +216,19 @@ impl Gap {
 pub struct NodeSample {
     /// The last good sample and when it was taken (Unix milliseconds).
     pub last: Option<(i64, Measure)>,
-    /// Why the last question had no sample, if it had none.
+    /// Why the last query had no sample, if it had none.
     pub gap: Option<Gap>,
 }
 
 impl NodeSample {
-    /// The sample, if it counts: no answer at all may be a moment's trouble, so a good sample lasts until it is too old; an
+    /// The sample, if it counts. A missing answer may be temporary, so a good sample counts until it is too old. An
     /// answer without a sample says that there is none.
     fn valid(&self, now: i64, most_age: i64) -> Result<Measure, Gap> {
         let recent = |time: i64| (0..=most_age).contains(&(now - time));
         match (self.last, &self.gap) {
             (Some((taken, measure)), gap) if gap.as_ref().is_none_or(Gap::is_silence) && recent(taken) => match measure.time {
-                // A clock that is a little ahead is no reason to refuse; one that is far ahead says nothing of the sample's age.
+                // A clock that is slightly ahead is no reason to refuse. One that is far ahead says nothing about the
+                // sample's age.
                 Some(time) if now.saturating_sub(time).saturating_abs() > most_age => Err(Gap::Outdated),
                 _ => Ok(measure),
             },
@@ -236,50 +239,52 @@ impl NodeSample {
     }
 }
 
-/// The nodes as one.
+/// All nodes combined.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Reading {
-    /// Pressure as seen by tightening: a node that is missing has none.
+    /// Utilization for tightening: a missing node counts as empty.
     pub up: f64,
-    /// Pressure as seen by relaxing: a node that is missing is at its threshold at least.
+    /// Utilization for relaxing: a missing node counts as at its threshold at least.
     pub down: f64,
     /// Nodes with a valid sample.
     pub fresh: u32,
-    /// Nodes there are, by the target's own membership.
+    /// The number of nodes, by the target's own membership.
     pub expected: u32,
-    /// Whether a node calls itself critical.
+    /// Whether a node reports itself as critical.
     pub red: bool,
     /// Nodes at or over their threshold.
     pub over: u32,
-    /// Tasks of the fullest node.
+    /// The highest task count of a node.
     pub max: Option<f64>,
-    /// Tasks of the node that counts.
+    /// Tasks of the node at the percentile.
     pub percentile: Option<f64>,
-    /// Its threshold.
+    /// The threshold of that node.
     pub threshold: Option<f64>,
-    /// The node with the highest pressure.
+    /// The node with the highest utilization.
     pub node: String,
-    /// What part of the tasks of the nodes that are over is idle connections, 0 to 1; `None` where one of them does not say.
+    /// The share of idle connections in the tasks of the nodes that are over the threshold, 0 to 1; `None` where one of
+    /// them does not report it.
     pub idle_share: Option<f64>,
-    /// Tasks of all valid nodes that are idle connections; `None` where one of them does not say.
+    /// Tasks of all valid nodes that are idle connections; `None` where one of them does not report it.
     pub idle_tasks: Option<f64>,
-    /// A node that does not say how many idle connections it holds, although it is asked.
+    /// A node that does not report its idle connections although the policy names a gauge for them.
     pub idle_missing: Option<String>,
-    /// The most that the open files of the nodes that are over leave to pooled connections, as a share of their tasks.
+    /// An upper bound of the pooled share of the tasks, from the open files of the nodes that are over the threshold.
     pub files_share: Option<f64>,
-    /// The nodes that are over, or the worst where none is, and the tasks that each has at least; empty where one of them does not say.
+    /// The nodes that are over the threshold, or the worst one if none is, with a lower bound of the tasks of each;
+    /// empty where one of them reports none.
     pub crowd: Vec<(String, f64)>,
-    /// Open files in percent of what the process may have, and the node where that is highest.
+    /// The highest use of file descriptors, in percent of the limit, and its node.
     pub files: Option<(u32, String)>,
-    /// How long the youngest process has run (milliseconds).
+    /// The uptime of the youngest process (milliseconds).
     pub youngest: Option<i64>,
-    /// The mean pressure of the valid nodes: what is compared at equal uptime.
+    /// The mean utilization of the valid nodes, for comparison at equal uptime.
     pub mean: f64,
 }
 
 #[cfg(test)]
 impl Reading {
-    /// One node at a pressure, of which nothing else is known.
+    /// One node at a utilization, with nothing else known.
     #[must_use]
     pub fn of(pressure: f64) -> Self {
         Self {
@@ -305,23 +310,23 @@ impl Reading {
     }
 }
 
-/// What the samples say.
+/// The combined samples.
 #[derive(Clone, Debug, PartialEq)]
-#[allow(clippy::large_enum_variant)] // One at a time.
+#[allow(clippy::large_enum_variant)] // There is one at a time.
 pub enum Signal {
-    /// Enough of them to decide.
+    /// Enough samples to decide.
     Fresh(Reading),
-    /// Too few.
+    /// Too few samples.
     Missing {
         /// The reason of `MetricsAvailable`.
         reason: Reason,
-        /// What happened, to which node.
+        /// What happened to which node.
         message: String,
     },
 }
 
 impl Signal {
-    /// What the samples say, where there are enough of them.
+    /// The reading, if there are enough samples.
     #[must_use]
     pub const fn reading(&self) -> Option<&Reading> {
         match self {
@@ -331,11 +336,11 @@ impl Signal {
     }
 }
 
-/// Tasks that one connection may cost on one node: a Go client connection has two goroutines.
+/// Tasks that one connection can cost on one node: a Go client connection has two goroutines.
 const TASKS_PER_CONNECTION: f64 = 2.0;
 
-/// Reads the samples of the nodes that are expected. `percentile` is nearest rank; the highest counts where there are three or
-/// fewer nodes. `most_age` is in milliseconds, as `now` is.
+/// Combines the samples of the expected nodes. `percentile` is by nearest rank; the highest counts where there are
+/// three or fewer nodes. `most_age` and `now` are in milliseconds.
 #[must_use]
 pub fn read<'a>(
     samples: &BTreeMap<String, NodeSample>,
@@ -375,7 +380,8 @@ pub fn read<'a>(
     down.sort_unstable_by(f64::total_cmp);
     let rank = rank(percentile, total);
     let (up, down) = (up[rank], down[rank]);
-    // The node that counts is the one whose pressure was taken; there is none only where more are missing than the rank allows.
+    // The node at the percentile is the one whose utilization was taken. There is none only where more nodes are
+    // missing than the rank allows.
     let counts = valid.iter().find(|(_, m)| m.pressure.total_cmp(&up).is_eq()).map(|(_, m)| *m);
     let worst = valid.iter().max_by(|a, b| a.1.pressure.total_cmp(&b.1.pressure).then_with(|| b.0.cmp(a.0)));
     let crowded = || valid.iter().filter(|(_, m)| m.pressure >= up.min(1.0));
@@ -408,7 +414,7 @@ pub fn read<'a>(
     })
 }
 
-/// What part of the tasks is idle connections, where each of the nodes says so.
+/// The share of idle connections in the tasks, if each of the nodes reports them.
 fn idle_share<'a>(mut nodes: impl Iterator<Item = &'a Measure>) -> Option<f64> {
     let (idle, tasks) = nodes.try_fold((0.0, 0.0), |(idle, tasks), measure| match (measure.idle, measure.tasks) {
         (IdleTasks::Counted(of_them), Some(all)) => Some((idle + of_them.min(all), tasks + all)),
@@ -417,7 +423,7 @@ fn idle_share<'a>(mut nodes: impl Iterator<Item = &'a Measure>) -> Option<f64> {
     (tasks > 0.0).then(|| idle / tasks)
 }
 
-/// The node that has most of its files open.
+/// The node with the highest use of file descriptors, in percent of the limit.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Clamped.
 fn fullest(valid: &[(&str, Measure)]) -> Option<(u32, String)> {
     let used = |m: &Measure| Some(((m.open_files? / m.most_files? * 100.0).clamp(0.0, 100.0)) as u32);
@@ -425,7 +431,7 @@ fn fullest(valid: &[(&str, Measure)]) -> Option<(u32, String)> {
     all.max_by(|a, b| a.0.cmp(&b.0).then_with(|| b.1.cmp(a.1))).map(|(percent, node)| (percent, node.to_owned()))
 }
 
-/// Nearest rank, from 0.
+/// Nearest rank, counted from 0.
 fn rank(percentile: u32, total: usize) -> usize {
     if total <= 3 {
         return total - 1;

@@ -1,30 +1,30 @@
-//! What the loop remembers, and how it is written down so that another process can go on from it.
+//! What adaptive control remembers, and how the status stores it so that another process can continue from it.
 //!
-//! What is written fits in a few hundred bytes and changes only with a decision, a verdict or the beginning or end of a window. What
-//! changes with every sample ([`Watched`]) is not written: it is won back within a few samples.
+//! The stored text has a few hundred bytes and changes only with a decision, a verdict, or the beginning or end of a
+//! window. What changes with every sample ([`Watched`]) is not stored: a few samples restore it.
 
 use std::fmt::Write as _;
 
 use super::openness::Percent;
 
-/// Most changes that are remembered: the largest budget for a day.
+/// The number of changes that are remembered: the largest budget for a day.
 pub const MOST_CHANGES: usize = 60;
-/// Uptimes (milliseconds) at which the pressure of a life is noted, so that lives can be compared.
+/// Uptimes (milliseconds) at which the utilization of a process is recorded, so that processes can be compared.
 pub const MARKS: [i64; 9] = [60_000, 120_000, 300_000, 600_000, 1_200_000, 2_400_000, 4_800_000, 10_800_000, 21_600_000];
 
-/// Pressure (thousandths) at [`MARKS`].
+/// Utilization (thousandths) at [`MARKS`].
 pub type Curve = [Option<u32>; MARKS.len()];
 
-/// Which way a change went.
+/// The direction of a change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     /// Towards the floor.
     Tighten,
-    /// Towards what is declared.
+    /// Towards the declared limits.
     Relax,
 }
 
-/// What came of the last tightening.
+/// The effect of the last tightening.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)] // The reasons of TighteningEffective.
 pub enum Efficacy {
@@ -48,27 +48,27 @@ const EFFICACIES: [Efficacy; 7] = [
     Efficacy::PoolsTooSmall,
 ];
 
-/// A time of too many tasks.
+/// A period with too many tasks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Episode {
     /// When it began.
     pub since: i64,
-    /// The openness it began at.
+    /// The openness at which it began.
     pub from: Percent,
-    /// Pressure at the first step.
+    /// Utilization at the first step.
     pub base: Option<f64>,
-    /// Steps so far.
+    /// Steps taken so far.
     pub steps: u8,
     /// The openness after the last step that helped.
     pub helped: Option<Percent>,
-    /// Steps in a row that did not.
+    /// Steps in a row that did not help.
     pub failed: u8,
-    /// The pools' part of the tasks, as the last step showed it.
+    /// The pooled share of the tasks, as the last step showed it.
     pub learned: Option<f64>,
 }
 
 impl Episode {
-    /// One in which nothing has been done yet.
+    /// An episode without steps.
     #[must_use]
     pub const fn begin(since: i64, from: Percent) -> Self {
         Self { since, from, base: None, steps: 0, helped: None, failed: 0, learned: None }
@@ -80,101 +80,101 @@ impl Episode {
 pub struct Pending {
     /// When it was decided.
     pub decided: i64,
-    /// Since when the nodes use it; `None` as long as they do not.
+    /// Since when the nodes use it; `None` while they do not.
     pub since: Option<i64>,
-    /// How long after that it is judged (milliseconds).
+    /// How long after `since` it is judged (milliseconds).
     pub wait: i64,
-    /// Pressure before.
+    /// Utilization before.
     pub before: f64,
-    /// How fast the pressure rose before, a second.
+    /// The rise of the utilization before, per second.
     pub slope: f64,
     /// Openness before.
     pub from: Percent,
     /// Openness after.
     pub to: Percent,
-    /// The share of the tasks that should go, where the pools' share is known.
+    /// The expected fall of the task count, as a share, if the pools' share is known.
     pub expected: Option<f64>,
-    /// Where it takes a restart: what the life before looked like.
+    /// If the step takes a restart: the process before it.
     pub life: Option<Life>,
 }
 
-/// A process's life, for comparison at equal uptime.
+/// A process's utilization by uptime, for comparison at equal uptime.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Life {
-    /// Pressure at [`MARKS`].
+    /// Utilization at [`MARKS`].
     pub curve: Curve,
-    /// Uptime and pressure (thousandths) when it was last looked at.
+    /// Uptime (milliseconds) and utilization (thousandths) when it was last observed.
     pub last: Option<(i64, u32)>,
 }
 
-/// No tightening before a time.
+/// No tightening until a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Lockout {
-    /// Until when.
+    /// When it ends.
     pub until: i64,
-    /// How often in a row; each doubles the next.
+    /// The number of earlier lock-outs in a row; each doubles the next.
     pub times: u8,
 }
 
-/// What is seen anew with every sample.
+/// What is derived again from the samples.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Watched {
-    /// When something was last looked at; `None` before the first look.
+    /// When the signal was last evaluated; `None` before the first evaluation.
     pub at: Option<i64>,
-    /// Pressure for tightening, smoothed over a short time.
+    /// Utilization for tightening: the fast average.
     pub fast: f64,
-    /// Pressure for relaxing, smoothed over a longer one.
+    /// Utilization for relaxing: the slow average.
     pub slow: f64,
-    /// Since when the count has been level, and at what (see `adapt`).
+    /// Since when the utilization has been level, and at what value (see `adapt`).
     pub plateau: Option<(i64, f64)>,
-    /// Whether the averages have had a sample since this process began.
+    /// Whether the averages have had a sample since this process started.
     pub primed: bool,
-    /// How long the windows have run (milliseconds).
+    /// How long there have been too many tasks (milliseconds).
     pub high_for: i64,
-    /// See above.
+    /// How long there has been room (milliseconds).
     pub low_for: i64,
-    /// See above.
+    /// How long the limits have been at their floor with too many tasks (milliseconds).
     pub floor_for: i64,
-    /// See above.
+    /// How long there has been a quorum (milliseconds).
     pub fresh_for: i64,
-    /// See above.
+    /// How long there has been no quorum (milliseconds).
     pub missing_for: i64,
-    /// See above.
+    /// How long a node has reported itself as critical (milliseconds).
     pub red_for: i64,
-    /// Whether it could not act at the last look.
+    /// Whether a pause or the mode blocked changes at the last evaluation.
     pub held: bool,
-    /// The life of the youngest process.
+    /// The youngest process.
     pub life: Life,
 }
 
-/// Where the loop stands. All times are Unix milliseconds.
+/// The state of adaptive control. All times are Unix milliseconds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct State {
-    /// The openness that is wanted.
+    /// The desired openness.
     pub openness: Percent,
-    /// The time of too many tasks that is going on.
+    /// The present period with too many tasks, if there is one.
     pub episode: Option<Episode>,
-    /// The step that has not been judged.
+    /// The step that has not been judged yet.
     pub pending: Option<Pending>,
-    /// No change before this.
+    /// No change before this time.
     pub dead_until: i64,
     /// Changes of the last 24 hours, oldest first.
     pub changes: Vec<(i64, Way)>,
-    /// The openness that was last known to be enough; 100 where none was.
+    /// The last openness that was known to be enough; 100 if there was none.
     pub proved: Percent,
-    /// Where a step that did not help is to be taken back to.
+    /// The openness to return to, after a step that did not help.
     pub rollback: Option<Percent>,
-    /// No tightening for now.
+    /// The lock-out of tightening, if there is one.
     pub lockout: Option<Lockout>,
-    /// By how much the window for relaxing is longer, 1 to 8.
+    /// The factor by which the window for relaxing is longer, 1 to 8.
     pub patience: u8,
-    /// What came of the last tightening.
+    /// The effect of the last tightening.
     pub efficacy: Efficacy,
-    /// Since when there is room (only below full openness).
+    /// Since when there has been room (only below full openness).
     pub low_since: Option<i64>,
-    /// Whether it goes by the fallback.
+    /// Whether the fallback is active.
     pub fallback: bool,
-    /// Seen anew.
+    /// What is derived again from the samples.
     pub watched: Watched,
 }
 
@@ -199,7 +199,7 @@ impl Default for State {
 }
 
 impl State {
-    /// Written down, without what is seen anew. Two states that are written alike decide alike from then on.
+    /// Encodes the state without `watched`. Two states with the same encoding decide alike from then on.
     #[must_use]
     pub fn encode(&self) -> String {
         // Destructured without `..`, so that a new field cannot be forgotten here.
@@ -243,7 +243,7 @@ impl State {
                     Some(*wait),
                     Some(thousandths(*before)),
                     Some(millionths(*slope)),
-                    // A load, in the texts of former versions.
+                    // The load, which earlier versions stored here.
                     None,
                     Some((*from).into()),
                     Some((*to).into()),
@@ -286,7 +286,8 @@ impl State {
         text.0
     }
 
-    /// Read back. What cannot be read is left as it is at the beginning: a state from another version must not stop the loop.
+    /// Decodes a state. What cannot be read gets its initial value: a state from another version must not stop adaptive
+    /// control.
     #[must_use]
     pub fn decode(text: &str) -> Self {
         let mut state = Self::default();
@@ -353,7 +354,7 @@ impl State {
     }
 }
 
-#[allow(clippy::cast_possible_truncation)] // Pressures and shares.
+#[allow(clippy::cast_possible_truncation)] // Utilizations and shares.
 fn thousandths(value: f64) -> i64 {
     (value * 1000.0).round() as i64
 }
@@ -373,7 +374,8 @@ fn of_millionths(value: i64) -> f64 {
     value as f64 / 1_000_000.0
 }
 
-/// As it is written, so that going on in memory and going on from what was written are the same.
+/// Rounds as the encoding does, so that a process that continues from memory and one that continues from the status
+/// decide alike.
 #[must_use]
 pub fn rounded(value: f64) -> f64 {
     of_thousandths(thousandths(value))
@@ -385,7 +387,8 @@ pub fn rounded_slope(value: f64) -> f64 {
     of_millionths(millionths(value))
 }
 
-/// No time, and nothing in thousandths, is beyond this (2^53). What is written down may be forged, and is reckoned with.
+/// No time and no value in thousandths is larger than this (2^53). The status may be forged, so the decoder clamps its
+/// numbers.
 const MAX_NUMBER: i64 = 1 << 53;
 
 fn number(text: &str) -> Option<i64> {

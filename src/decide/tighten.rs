@@ -1,4 +1,4 @@
-//! How far one step goes: what is needed, then a chain of small clamps.
+//! The size of one step: what is needed, then a chain of small clamps.
 
 use super::{
     openness::{self, Percent},
@@ -6,83 +6,83 @@ use super::{
 };
 use crate::api::Settings;
 
-/// What part of the tasks is pooled connections, as far as it is known.
+/// The pooled connections' share of the tasks, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Share {
-    /// The best guess, 0 to 1.
+    /// The best estimate, 0 to 1.
     pub estimate: Option<f64>,
-    /// No more than this, 0 to 1.
+    /// The upper bound, 0 to 1.
     pub most: f64,
 }
 
 impl Share {
     /// Nothing is known.
     pub const UNKNOWN: Self = Self { estimate: None, most: 1.0 };
-    /// Under this share nothing that pools do matters.
+    /// Below this share the pools do not matter.
     const LEAST: f64 = 0.05;
 
-    /// How much more than the estimate it may be: estimates are off by a half, and the pressure by noise (docs/control-law.md
-    /// has the runs that say so).
+    /// How many times the estimate the share may be: estimates are off by a half, and the utilization is noisy
+    /// (docs/control-law.md has the runs that show it).
     const OPTIMISM: f64 = 2.5;
 
-    /// From an estimate.
+    /// A share from an estimate.
     #[must_use]
     pub fn estimated(estimate: f64) -> Self {
         let estimate = estimate.clamp(0.0, 1.0);
         Self { estimate: Some(estimate), most: (Self::OPTIMISM * estimate).min(1.0) }
     }
 
-    /// Bounded from above by what is counted otherwise.
+    /// Bounds the share from above.
     #[must_use]
     pub fn at_most(self, most: f64) -> Self {
         Self { estimate: self.estimate.map(|estimate| estimate.min(most)), most: self.most.min(most) }
     }
 
-    /// Whether pools explain so little that no setting of theirs can be the cause.
+    /// Whether the share is so small that no setting of the pools can be the cause.
     #[must_use]
     pub fn is_negligible(&self) -> bool {
         self.estimate.unwrap_or(self.most) < Self::LEAST
     }
 
-    /// Whether even pools of no connection at all would leave too many tasks.
+    /// Whether even empty pools would leave too many tasks.
     #[must_use]
     pub fn is_too_small(&self, pressure: f64) -> bool {
         pressure > CLOSE && (pressure - CLOSE) / (pressure * self.most.max(1e-9)) >= 1.0
     }
 }
 
-/// What a step is made from.
+/// The input of one step.
 pub struct Step<'a> {
-    /// The numbers.
+    /// The parameters of the control law.
     pub tuning: &'a Tuning,
-    /// What is declared.
+    /// The declared limits.
     pub declared: &'a Settings,
-    /// How far it may go.
+    /// The floor of the limits.
     pub floor: &'a Settings,
-    /// Where it stands.
+    /// The current openness.
     pub openness: Percent,
-    /// Pressure.
+    /// The utilization.
     pub pressure: f64,
-    /// The pools' part of it.
+    /// The pooled connections' share of the tasks.
     pub share: Share,
-    /// An openness that was enough before, if this is to return to it.
+    /// An openness that was enough before, if this step may return to it.
     pub proved: Option<Percent>,
 }
 
 impl Step<'_> {
-    /// The openness to go to, always less than where it stands (which is not the floor).
+    /// The openness to go to, always lower than the current one (which is not the floor).
     #[must_use]
     pub fn target(&self) -> Percent {
         let chain: [fn(&Self, Percent) -> Percent; 5] = [Self::needed, Self::at_least, Self::at_most, Self::back, Self::to_floor];
         chain.iter().fold(self.openness, |target, clamp| clamp(self, target))
     }
 
-    /// What brings the pressure under the line, by the limits' own effect on the pools.
+    /// The openness that brings the utilization to [`CLOSE`], by the limits' own effect on the pools.
     fn needed(&self, _: Percent) -> Percent {
         let part = self.share.estimate.unwrap_or(1.0).max(1e-9);
         let need = ((self.pressure - CLOSE) / (self.pressure * part)).clamp(0.0, 1.0);
         let left = |to: Percent| openness::remaining(self.declared, self.floor, self.openness, to);
-        // What is left falls with the openness, so the way there can be halved again and again.
+        // What is left of a pool falls with the openness, so a binary search finds the openness.
         let (mut low, mut high) = (0, self.openness);
         while low < high {
             let middle = low + (high - low).div_ceil(2);
@@ -128,7 +128,7 @@ mod tests {
     fn target(openness: Percent, pressure: f64, share: Share, proved: Option<Percent>) -> Percent {
         let value = |s| Settings::from([(Knob::ServerIdleTimeout, Value::Duration(Duration::from_millis(s)))]);
         let (declared, floor) = (value(100_000), value(1));
-        // The floor is next to nothing, but not so far away that the way would be geometric.
+        // The floor is tiny, but not so far away that the interpolation would be geometric.
         let floor = if openness == 0 { floor } else { value(5_000) };
         Step { tuning: &Tuning::of(None), declared: &declared, floor: &floor, openness, pressure, share, proved }.target()
     }

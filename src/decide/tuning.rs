@@ -1,4 +1,4 @@
-//! The numbers of the law for one policy: the profile's, and what the user overrides.
+//! The parameters of the control law for one policy: those of the profile, and what the user overrides.
 
 use std::time::Duration;
 
@@ -7,54 +7,54 @@ use crate::api::{
     adaptive::{Adaptive, Behavior, Fallback, FallbackBehavior, Mode},
 };
 
-/// An episode of too many tasks opens at this share of the threshold.
+/// An episode of too many tasks begins at this utilization.
 pub const OPEN: f64 = 1.0;
-/// It closes under this one, which is also what a step aims at.
+/// An episode ends below this utilization, which is also what a step aims at.
 pub const CLOSE: f64 = 0.9;
-/// There is room at or under this share.
+/// There is room at or below this utilization.
 pub const ROOM: f64 = 0.75;
-/// A relaxing step is taken gladly where it would leave the pressure at or under this, as far as can be foreseen.
+/// A relaxing step needs no longer window if it is predicted to leave the utilization at or below this.
 pub const SAFE: f64 = 0.8;
-/// Where it cannot be foreseen to, the window is this many times as long.
+/// Otherwise the window is this many times as long.
 pub const DOUBT: i64 = 4;
-/// The least that one tightening step takes, as a share of the openness: the effect of less could not be told from noise.
+/// The smallest tightening step, as a share of the openness: a smaller effect could not be distinguished from noise.
 pub const LEAST_CUT: f64 = 0.2;
-/// From this openness on the rest of the way to what is declared is given back at once.
+/// A relaxing step that reaches this openness goes to 100%.
 pub const NEARLY_OPEN: u8 = 90;
-/// Under this openness the rest of the way to the floor is taken at once.
+/// A tightening step that falls below this openness goes to the floor.
 pub const LEAST_OPENNESS: u8 = 5;
 
-/// The numbers, in milliseconds where they are times.
+/// The parameters. Times are in milliseconds.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Tuning {
-    /// Whether it may act.
+    /// Whether adaptive control may act.
     pub mode: Mode,
-    /// How often the nodes are asked.
+    /// How often the nodes are queried.
     pub interval: i64,
-    /// How long too many.
+    /// How long there must be too many tasks before a tightening step.
     pub tighten_after: i64,
-    /// How long room.
+    /// How long there must be room before a relaxing step.
     pub relax_after: i64,
-    /// Time constant of what tightening looks at.
+    /// Time constant of the average for tightening.
     pub fast: f64,
-    /// Time constant of what relaxing looks at.
+    /// Time constant of the average for relaxing.
     pub slow: f64,
-    /// Changes in any hour.
+    /// Maximum number of changes in any hour.
     pub per_hour: u32,
-    /// Changes in any 24 hours.
+    /// Maximum number of changes in any 24 hours.
     pub per_day: u32,
-    /// Points that one relaxing step gives back.
+    /// Points of openness that one relaxing step gives back.
     pub relax_step: u8,
-    /// The most that one tightening step takes, as a share.
+    /// The largest tightening step, as a share of the openness.
     pub most_cut: f64,
-    /// How long without a quorum before the fallback.
+    /// How long there must be no quorum before the fallback begins.
     pub fallback_after: i64,
     /// Whether the fallback relaxes.
     pub fallback_relaxes: bool,
 }
 
 impl Tuning {
-    /// The numbers of a policy; without `adaptive` it is Disabled.
+    /// The parameters of a policy; without `adaptive` the mode is Disabled.
     #[must_use]
     pub fn of(adaptive: Option<&Adaptive>) -> Self {
         let unset = Adaptive { mode: Mode::Disabled, ..Adaptive::default() };
@@ -74,7 +74,7 @@ impl Tuning {
             interval: signal.as_ref().and_then(|signal| signal.interval.get()).map_or(10_000, millis),
             tighten_after,
             relax_after,
-            // 20 s and 140 s for Balanced: short against the windows that follow them.
+            // 20 s and 140 s for Balanced: short compared with the windows that follow them.
             fast: (tighten_after as f64 / 6.0).clamp(1.0, 20_000.0),
             slow: (relax_after as f64 * 7.0 / 45.0).clamp(1.0, 140_000.0),
             per_hour: max_changes_per_hour.unwrap_or(row.max_changes_per_hour).min(per_day),
@@ -86,13 +86,13 @@ impl Tuning {
         }
     }
 
-    /// How old a sample may be.
+    /// The maximum age of a sample (milliseconds).
     #[must_use]
     pub fn most_age(&self) -> i64 {
         (3 * self.interval).max(90_000)
     }
 
-    /// How long nothing may be seen before the windows stand still.
+    /// The longest time between two evaluations that still counts for the windows (milliseconds).
     #[must_use]
     pub fn longest_silence(&self) -> i64 {
         (3 * self.interval).max(30_000)

@@ -1,4 +1,4 @@
-#![allow(clippy::float_cmp)] // What is computed the same way is the same.
+#![allow(clippy::float_cmp)] // The same computation gives the same result.
 
 use super::*;
 use crate::{
@@ -10,14 +10,14 @@ use crate::{
     simulate::plant::policy,
 };
 
-/// When the course begins (milliseconds).
+/// When the course begins (Unix milliseconds).
 const START: i64 = 1_800_000_000_000;
-/// How often it looks.
+/// The interval of evaluations (milliseconds).
 const TICK: i64 = 10_000;
-/// Twice the longest idle time as declared, the interval, and the time to write.
+/// Twice the longest declared idle timeout, the interval, and the allowance for a write (milliseconds).
 const DEAD: i64 = 2 * 60_000 + TICK + 5_000;
 
-/// The loop on a signal that is given.
+/// Adaptive control on a given signal.
 #[allow(clippy::struct_excessive_bools)] // As in Facts.
 struct Course {
     tuning: Tuning,
@@ -62,7 +62,7 @@ impl Course {
         }
     }
 
-    /// In the middle of something: everything has just been looked at, and the averages are what is seen next.
+    /// In progress: the last evaluation was one interval ago, and the averages take the value of the next sample.
     fn at(openness: Percent, edit: impl FnOnce(&mut State)) -> Self {
         let mut course = Self::new();
         course.state.openness = openness;
@@ -71,7 +71,7 @@ impl Course {
         course
     }
 
-    /// Too many tasks for long enough.
+    /// Too many tasks for the whole window.
     fn due(edit: impl FnOnce(&mut State)) -> Self {
         Self::at(100, |state| {
             state.episode = Some(Episode::begin(START - HOUR, 100));
@@ -80,7 +80,7 @@ impl Course {
         })
     }
 
-    /// Room for long enough.
+    /// Room for the whole window.
     fn room(edit: impl FnOnce(&mut State)) -> Self {
         Self::at(50, |state| {
             state.low_since = Some(START - HOUR);
@@ -89,7 +89,7 @@ impl Course {
         })
     }
 
-    /// A step from 100 to 50 that is due to be judged, decided at 1.5.
+    /// A step from 100 to 50, decided at a utilization of 1.5, that is due to be judged.
     fn judged(edit: impl FnOnce(&mut Pending, &mut State)) -> Self {
         Self::at(50, |state| {
             let mut pending = Pending {
@@ -129,12 +129,12 @@ impl Course {
         step(&self.tuning, &self.facts(), &self.state, signal, self.now)
     }
 
-    /// One look; nothing is kept of it.
+    /// One evaluation; the state is not kept.
     fn look(&self, pressure: f64) -> Outcome {
         self.signal(&Signal::Fresh(Reading { up: pressure, down: pressure, mean: pressure, ..self.reading.clone() }))
     }
 
-    /// Looks for so long; the steps, with the seconds they came after.
+    /// Evaluates for so many seconds; returns the steps, with the second of each.
     fn hold(&mut self, pressure: f64, seconds: i64) -> Vec<(i64, Percent)> {
         let (began, mut steps) = (self.now, Vec::new());
         while self.now - began <= seconds * 1000 {
@@ -146,12 +146,12 @@ impl Course {
         steps
     }
 
-    /// The window for tightening is over: the openness after one look, if it moved.
+    /// The window for tightening is over: the openness after one evaluation, if it moved.
     fn tightens(&self) -> Option<Percent> {
         self.look(1.5).decision.map(|decision| decision.to)
     }
 
-    /// The window for relaxing is over.
+    /// The window for relaxing is over: the openness after one evaluation, if it moved.
     fn relaxes(&self) -> Option<Percent> {
         self.look(0.4).decision.map(|decision| decision.to)
     }
@@ -164,7 +164,7 @@ fn the_first_step_waits_the_longer_the_less_is_too_many() {
         assert_eq!(steps.first().map(|(time, _)| *time), Some(seconds), "{pressure}");
     }
     assert_eq!(Course::new().hold(0.99, 3600), []);
-    // Where the limits were tightened lately it does not wait for more.
+    // If the limits were tightened lately, the first step does not wait longer.
     let mut lately = Course::new();
     lately.state.changes = vec![(START - TOO_SOON + 130_000, Way::Tighten)];
     assert_eq!(lately.hold(1.0, 240).first(), Some(&(120, 80)));
@@ -279,7 +279,7 @@ fn a_step_is_judged_when_the_pools_had_time_to_drain_and_a_sample_was_seen() {
     assert_eq!(judged(&Course::judged(|pending, _| pending.since = Some(START - DEAD + 1))), None);
     assert_eq!(judged(&Course::judged(|pending, _| pending.since = None)), None, "it counts from now");
     assert_eq!(judged(&Course::judged(|_, state| state.watched.at = None)), None, "this is the first look");
-    // The effect counts from when it could begin.
+    // The effect counts from the time at which it could begin.
     let state = Course::judged(|pending, _| pending.since = None).look(1.0).state;
     assert_eq!((state.pending.unwrap().since, state.dead_until), (Some(START), START + DEAD));
 }
@@ -334,13 +334,13 @@ fn giving_up_goes_back_and_locks_twice_as_long_each_time() {
         assert_eq!(outcome.state.lockout.map(|lockout| lockout.until), Some(START + hours * HOUR), "{times:?}");
         assert_eq!((outcome.limit, outcome.decision.unwrap().to), (Some(Limit::PoolsTooSmall), 100));
     }
-    // Where it began, there is nothing to take back.
+    // At the openness where the episode began, there is nothing to take back.
     let mut there = Course::due(|_| {});
     there.share = Share::estimated(0.06);
     let outcome = there.look(1.5);
     assert_eq!((outcome.decision, outcome.state.rollback), (None, None));
     assert_eq!(outcome.limit, Some(Limit::PoolsTooSmall));
-    // And during the lock nothing is decided, which is said.
+    // During the lock-out nothing is decided, and the status reports it.
     let mut locked = Course { state: outcome.state, now: START + TICK, ..there };
     assert_eq!(locked.look(1.5).limit, Some(Limit::PoolsTooSmall));
     assert_eq!(locked.hold(1.5, 3600), []);
@@ -426,7 +426,7 @@ fn half_an_hour_at_the_floor_with_nothing_to_show_for_it_is_enough() {
     assert_eq!((outcome.decision, outcome.limit), (None, Some(Limit::AtFloor)), "it is being measured");
     pending.state.pending = None;
     assert!(pending.look(1.5).decision.is_some());
-    // The half hour is one over the line, and at the floor.
+    // The half hour counts only over the threshold and at the floor.
     assert_eq!(Course::at(0, |state| state.watched.floor_for = HOUR).look(0.95).state.watched.floor_for, 0);
     assert_eq!(Course::at(1, |state| state.watched.floor_for = HOUR).look(1.5).state.watched.floor_for, 0);
 }
@@ -455,14 +455,14 @@ fn nothing_is_decided_before_its_time() {
 #[test]
 fn every_change_has_its_dead_time() {
     assert_eq!(Course::due(|_| {}).look(1.5).state.dead_until, START + DEAD);
-    // By the longest idle time that the pools have.
+    // By the longest idle timeout that the pools have.
     let idle = i64::try_from(openness::longest_idle(&policy().0, &policy().1, 50).as_millis()).unwrap();
     assert_eq!(Course::room(|_| {}).look(0.4).state.dead_until, START + 2 * idle + TICK + APPLY);
 }
 
 #[test]
 fn the_next_episode_goes_straight_to_what_was_enough() {
-    // A day without a change would make it forget.
+    // A day without a change would reset it.
     let lately = vec![(START - 3 * HOUR, Way::Relax)];
     let to = |proved| Course::due(|state| (state.proved, state.changes) = (proved, lately.clone())).tightens();
     assert_eq!(to(30), Some(30));
@@ -502,7 +502,7 @@ fn a_step_notes_what_it_will_be_judged_by() {
 fn patience_lengthens_the_window_to_two_hours_at_most() {
     let relaxes = |patience, relax_after, levels, low_for| {
         let mut course = Course::room(|state| {
-            // A day without a change would make it forget.
+            // A day without a change would reset it.
             state.changes = vec![(START - 3 * HOUR, Way::Relax)];
             (state.patience, state.watched.low_for) = (patience, low_for - TICK);
         });
@@ -538,7 +538,7 @@ fn so_many_changes_in_any_hour_and_any_day() {
     assert_eq!(limit(1, 9, &[HOUR - 1]), Some(Limit::BudgetExhausted));
     assert_eq!(limit(9, 2, &[DAY - 1, 2 * HOUR]), Some(Limit::BudgetExhausted));
     assert_eq!(limit(9, 2, &[DAY, 2 * HOUR]), None);
-    // What is remembered is as much as the largest budget.
+    // As many changes are remembered as the largest budget has.
     let changes = |n: usize| {
         let mut course = Course::due(|state| state.changes = vec![(START - 3 * HOUR, Way::Relax); n]);
         (course.tuning.per_hour, course.tuning.per_day) = (1000, 1000);
@@ -722,7 +722,7 @@ fn a_step_that_no_node_uses_does_not_stand_in_the_way_of_relaxing() {
     // Nodes that are being restarted for the step will use it.
     let rolling = waits(false, None, true);
     assert!(rolling.decision.is_none() && rolling.state.pending.is_some() && rolling.limit.is_none(), "{rolling:?}");
-    // What they have begun to use is measured.
+    // A step that nodes have begun to use is measured.
     let using = waits(true, Some(START - MINUTE), false);
     assert!(using.decision.is_none() && using.state.pending.is_some(), "{using:?}");
 }
@@ -747,12 +747,13 @@ fn an_alert_is_not_said_in_percent() {
     assert_eq!(said(&course).as_deref(), Some("task count alert raised for 10m"));
 }
 
-/// Caddy: its servers' connections idle for up to 5 min by default.
+/// Caddy: its servers keep idle connections for up to 5 min by default.
 const RELOAD: Disturbance = Disturbance { settle: 0, longest_idle: 5 * MINUTE };
-/// How long a verdict waits there.
+/// How long a verdict waits there (milliseconds).
 const CLAIM: i64 = 375_000;
 
-/// A step on a target whose writes close connections, in effect for so long; the count before was 1.5.
+/// A step on a target whose writes close connections, in effect for this long (milliseconds); the utilization before
+/// was 1.5.
 fn reloaded(in_effect_for: i64, edit: impl FnOnce(&mut Pending, &mut State)) -> Course {
     let mut course = Course::judged(|pending, state| {
         (pending.since, pending.wait, pending.decided) = (Some(START - in_effect_for), CLAIM, START - in_effect_for - MINUTE);
@@ -772,7 +773,7 @@ fn where_a_write_closes_connections_a_verdict_waits_until_they_can_be_back_and_t
             (state.watched.fast, state.watched.slow, state.watched.plateau) = (at, at, Some((START - since, at)));
         }
     };
-    // The average that is looked at takes 140 s to follow, which is more than a quarter of the claim.
+    // The slow average takes 140 s to follow, which is more than a quarter of the claim time.
     let quarter = 140_000;
     assert_eq!(verdict(&reloaded(CLAIM - 1, level(quarter, 1.0)), 1.0), None, "connections may still come back");
     assert_eq!(verdict(&reloaded(CLAIM, level(quarter - 1, 1.0)), 1.0), None, "it has not been level for long");
@@ -827,7 +828,7 @@ fn where_a_write_closes_connections_steps_are_few_and_share_a_verdict() {
 
 #[test]
 fn a_step_is_not_taken_back_past_one_that_shares_its_verdict_and_is_in_use() {
-    // From 100 to 75, which the nodes use, and to 50, which they do not use yet.
+    // From 100 to 75, which the nodes use, then to 50, which they do not use yet.
     let waits = |last_change: i64| {
         let mut course = reloaded(MINUTE, |pending, state| {
             (pending.since, pending.decided) = (None, START - HOUR);
@@ -847,7 +848,7 @@ fn a_verdict_that_is_due_later_does_not_block_relaxing() {
     let mut course = reloaded(10 * MINUTE, |_, state| {
         (state.low_since, state.watched.low_for, state.dead_until) = (Some(START - HOUR), HOUR, 0);
         (state.watched.fast, state.watched.slow) = (0.1, 0.1);
-        // Kept, because the fall may be the write's.
+        // Kept, because the write may have caused the fall.
         state.episode = Some(Episode { steps: 1, base: Some(1.5), ..Episode::begin(START - HOUR, 100) });
     });
     if let Some(pending) = &mut course.state.pending {
