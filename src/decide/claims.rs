@@ -1,10 +1,10 @@
-//! Two policies on one target: who wins, and who has to wait until an older policy has been looked at.
+//! Two policies on one target: which one wins, and which one waits until an older policy has been examined.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 
-/// A policy as far as the contest goes. The order is the order of precedence: older first, then by name.
+/// A policy, as far as conflicts go. `Ord` is the precedence: older first, then by namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Claimant {
     /// `metadata.creationTimestamp`.
@@ -15,26 +15,26 @@ pub struct Claimant {
     pub name: String,
 }
 
-/// What a policy points at.
+/// The identities of a policy's target.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Claim {
-    /// What the API server, or the policy's own text, says of the target: pod UIDs, addresses, the name of an object. Equal ones conflict
-    /// across all namespaces.
+    /// Identities from the API server or from the policy's own text: pod UIDs, addresses, the name of an object. Equal
+    /// ones conflict across all namespaces.
     pub vouched: BTreeSet<String>,
-    /// What the target says of itself, such as a cluster's uuid. Anyone can run a server that says the same, so equal ones conflict only
-    /// within a namespace.
+    /// Identities that the target itself states, such as a cluster's UUID. Anyone can run a server that states the
+    /// same, so equal ones conflict only within a namespace.
     pub stated: BTreeSet<String>,
 }
 
 impl Claim {
-    /// A claim on what the API server, or the policy's own text, says of the target.
+    /// A claim with identities from the API server or from the policy's own text only.
     #[must_use]
     pub fn vouched(identities: impl IntoIterator<Item = String>) -> Self {
         Self { vouched: identities.into_iter().collect(), stated: BTreeSet::new() }
     }
 }
 
-/// What an identity is looked up by: stated ones are looked up within their namespace.
+/// The key of an identity in the index. Stated identities are indexed within their namespace.
 type Key = (Option<String>, String);
 
 fn keys<'a>(claimant: &'a Claimant, claim: &'a Claim) -> impl Iterator<Item = Key> + 'a {
@@ -42,28 +42,30 @@ fn keys<'a>(claimant: &'a Claimant, claim: &'a Claim) -> impl Iterator<Item = Ke
     vouched.chain(claim.stated.iter().map(|identity| (Some(claimant.namespace.clone()), identity.clone())))
 }
 
-/// What every policy points at, by policy and by identity: a question costs what one policy points at, however many policies there are.
+/// The claims of all policies, by policy and by identity. A query costs as much as one policy's claim, however many
+/// policies there are.
 #[derive(Debug, Default)]
 pub struct Claims {
     by_claimant: BTreeMap<Claimant, Claim>,
     holders: HashMap<Key, BTreeSet<Claimant>>,
-    /// Stated identities across all namespaces: equal ones do not conflict, and both sides are told.
+    /// Stated identities across all namespaces. Equal ones do not conflict, but both policies report them.
     stated: HashMap<String, BTreeSet<Claimant>>,
 }
 
 impl Claims {
-    /// What a policy points at, if it has been looked at.
+    /// A policy's claim, if the policy has been examined.
     #[must_use]
     pub fn get(&self, claimant: &Claimant) -> Option<&Claim> {
         self.by_claimant.get(claimant)
     }
 
-    /// Every policy that has been looked at.
+    /// All policies that have been examined.
     pub fn claimants(&self) -> impl Iterator<Item = &Claimant> {
         self.by_claimant.keys()
     }
 
-    /// Notes what a policy points at. Answers the others that this concerns: those that share an old or a new identity.
+    /// Records a policy's claim. Returns the other policies that this affects: those that share an old or a new
+    /// identity.
     pub fn insert(&mut self, me: &Claimant, claim: Claim) -> BTreeSet<Claimant> {
         if self.by_claimant.get(me) == Some(&claim) {
             return BTreeSet::new();
@@ -80,7 +82,7 @@ impl Claims {
         concerned
     }
 
-    /// Forgets a policy. Answers the others that this concerns.
+    /// Removes a policy. Returns the other policies that this affects.
     pub fn remove(&mut self, me: &Claimant) -> BTreeSet<Claimant> {
         let concerned = self.rivals(me);
         let Some(claim) = self.by_claimant.remove(me) else { return concerned };
@@ -101,13 +103,14 @@ impl Claims {
         (first < me).then_some(first)
     }
 
-    /// The first policy older than this one that holds any of these identities.
+    /// The first policy in precedence, before this one, that holds any of these identities.
     #[must_use]
     pub fn older_holder(&self, me: &Claimant, claim: &Claim) -> Option<&Claimant> {
         keys(me, claim).filter_map(|key| self.holders.get(&key)?.first()).filter(|holder| *holder < me).min()
     }
 
-    /// Whether a policy of another namespace, with which this one does not conflict, points at a target that says the same of itself.
+    /// Whether a policy of another namespace, with which this one does not conflict, points at a target that states the
+    /// same identity.
     #[must_use]
     pub fn is_shared(&self, me: &Claimant) -> bool {
         let stated = self.by_claimant.get(me).into_iter().flat_map(|claim| &claim.stated);
@@ -131,7 +134,8 @@ fn take<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<Claimant>>, key
     }
 }
 
-/// Policies that exist and have not been looked at. A younger policy waits for the older ones, because one of them may have the first claim.
+/// Policies that exist and have not been examined. A younger policy waits for the older ones, because one of them may
+/// have the first claim.
 #[derive(Debug)]
 pub struct Queue<S> {
     pending: HashMap<S, BTreeSet<Claimant>>,
@@ -145,12 +149,12 @@ impl<S> Default for Queue<S> {
 }
 
 impl<S: Clone + Eq + std::hash::Hash> Queue<S> {
-    /// A policy exists, and its place in this scope is not known yet.
+    /// Adds a policy whose target in this scope is not known yet.
     pub fn add(&mut self, scope: S, claimant: Claimant) {
         self.pending.entry(scope).or_default().insert(claimant);
     }
 
-    /// Whether a policy has to wait. One that has to is among those that [`Queue::done`] answers once it need not.
+    /// Whether a policy has to wait. If so, [`Queue::done`] returns it once it no longer has to.
     pub fn must_wait(&mut self, scope: &S, me: &Claimant) -> bool {
         let waits = self.pending.get(scope).and_then(BTreeSet::first).is_some_and(|first| first < me);
         if waits {
@@ -159,7 +163,7 @@ impl<S: Clone + Eq + std::hash::Hash> Queue<S> {
         waits
     }
 
-    /// A policy has been looked at in this scope, or is gone. Answers those that need not wait any longer.
+    /// Records that a policy has been examined in this scope, or is gone. Returns those that no longer have to wait.
     pub fn done(&mut self, scope: &S, claimant: &Claimant) -> BTreeSet<Claimant> {
         if let Some(waiting) = self.waiting.get_mut(scope) {
             waiting.remove(claimant);
@@ -182,7 +186,7 @@ impl<S: Clone + Eq + std::hash::Hash> Queue<S> {
         free
     }
 
-    /// A policy is gone, or need not be waited for in any scope.
+    /// Records that a policy is gone, or that no policy has to wait for it in any scope.
     pub fn done_everywhere(&mut self, claimant: &Claimant) -> BTreeSet<Claimant> {
         let scopes: Vec<_> =
             self.pending.iter().filter(|(_, pending)| pending.contains(claimant)).map(|(s, _)| s.clone()).collect();
@@ -190,7 +194,8 @@ impl<S: Clone + Eq + std::hash::Hash> Queue<S> {
     }
 }
 
-/// What the loser is told; a policy of another namespace is not named, because the reader may not see it.
+/// The message for the policy that lost. It does not name a policy of another namespace, because the reader may not be
+/// allowed to see that one.
 #[must_use]
 pub fn sentence(winner: &Claimant, me: &Claimant) -> String {
     if winner.namespace == me.namespace {
@@ -200,7 +205,7 @@ pub fn sentence(winner: &Claimant, me: &Claimant) -> String {
     }
 }
 
-/// What both policies are told whose targets say the same of themselves, in two namespaces.
+/// The message for both policies if their targets state the same identity in two namespaces.
 pub const SHARED: &str =
     "A policy in another namespace governs a cluster with the same uuid; if it is the same cluster, delete one of the policies";
 

@@ -1,4 +1,4 @@
-//! Contention: a field that somebody else puts back again and again is left alone for a while.
+//! Contention: a limit that another client keeps changing is left alone for a while.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,25 +6,26 @@ use jiff::Timestamp;
 
 use crate::api::Knob;
 
-/// Two times within this, in seconds, is a contest.
+/// Two changes by another client within this time (seconds) are a contention.
 const WINDOW: i64 = 600;
-/// The first time out, in seconds; it doubles each time.
+/// The first time-out (seconds); each further one doubles.
 const FIRST_TIME_OUT: i64 = 600;
-/// The longest time out, in seconds.
+/// The longest time-out (seconds).
 const LONGEST_TIME_OUT: i64 = 24 * 3600;
-/// Fields that are remembered, so that what the controller keeps in the status stays under 1,024 bytes.
+/// The number of limits that are remembered, so that `status.control` stays under 1,024 bytes.
 const MOST_FIELDS: usize = 6;
-/// A field that nobody touched for so long, in seconds, starts afresh.
+/// A limit that no client has changed for this long (seconds) is forgotten.
 const FORGIVEN: i64 = 24 * 3600;
 
-/// Takes note of drift and answers which fields are left alone now.
+/// Records drift and returns the limits that are left alone now.
 ///
-/// `ledger` holds, by field, `[times, since, until]`: how often it was put back, since when, and until when it is
-/// left alone. `times` is in its last digit, the time-outs so far are before it. `count` is false where the drift
-/// is already known (a correction under way) or is not corrected at all.
+/// `ledger` holds `[times, since, until]` by limit: how often another client changed it, since when, and until when it
+/// is left alone (Unix seconds). The last digit of `times` is the number of changes; the digits before it are the
+/// number of time-outs so far. `count` is false where the drift is already known (a correction is under way) or is not
+/// corrected at all.
 pub fn step(ledger: &mut BTreeMap<Knob, [i64; 3]>, drifted: &BTreeSet<Knob>, count: bool, now: Timestamp) -> BTreeSet<Knob> {
     let now = now.as_second();
-    // What the status says may be forged: no time-out is longer than the longest there is.
+    // The status may be forged, so no time-out is longer than the longest one.
     for [_, since, until] in ledger.values_mut() {
         *until = (*until).min(now.saturating_add(LONGEST_TIME_OUT));
         *since = (*since).min(now.saturating_add(LONGEST_TIME_OUT));
@@ -58,7 +59,7 @@ pub fn step(ledger: &mut BTreeMap<Knob, [i64; 3]>, drifted: &BTreeSet<Knob>, cou
     ledger.iter().filter(|(_, [_, _, until])| now < *until).map(|(knob, _)| *knob).collect()
 }
 
-/// When the first time-out ends, if one is running.
+/// When the first running time-out ends (Unix seconds).
 #[must_use]
 pub fn next_end(ledger: &BTreeMap<Knob, [i64; 3]>, now: Timestamp) -> Option<i64> {
     ledger.values().map(|[_, _, until]| *until).filter(|until| now.as_second() < *until).min()
@@ -70,7 +71,7 @@ mod tests {
 
     const KNOB: Knob = Knob::ServerIdleTimeout;
 
-    /// Lets somebody else put the field back at each of these seconds; answers when it was left alone.
+    /// Another client changes the limit at each of these seconds. Returns whether it was left alone then.
     fn left_alone(at: &[i64]) -> Vec<bool> {
         let mut ledger = BTreeMap::new();
         let drifted = BTreeSet::from([KNOB]);
@@ -104,7 +105,7 @@ mod tests {
         );
     }
 
-    /// How long a field is left alone after so many time-outs, in seconds.
+    /// How long a limit is left alone after this many time-outs (seconds).
     fn time_out(outs: i64) -> i64 {
         let mut ledger = BTreeMap::from([(KNOB, [outs * 10 + 1, 1_000_000, 0])]);
         let now = Timestamp::from_second(1_000_001).expect("a time");

@@ -1,4 +1,4 @@
-//! From a spec to the values that a target can take: preset, limits, caps, and what has no place.
+//! Turns a spec into values that a target can take: preset, limits, caps, and limits that the target does not have.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,23 +15,24 @@ use crate::api::{
     flush::{Flush, Reload},
 };
 
-/// What a target does with a field.
+/// What a target does with a new value of a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Capability {
     /// A running process uses a new value at once, and nothing is closed.
     Hot,
     /// A running process uses a new value at once, and the write itself closes connections.
     Flush(Flush),
-    /// A new value is stored, and used after the next start of the process.
+    /// A new value is stored, and takes effect when the process next starts.
     AfterRestart,
-    /// A process may read a new value while it runs. Whether it uses the value is known only from its own report, or from its start.
+    /// A process may read a new value while it runs. Whether it uses the value is known only from its own report, or
+    /// from its start.
     Reported(Reload),
-    /// There is no such setting.
+    /// The target has no such setting.
     Unsupported,
 }
 
 impl Capability {
-    /// What each change of the limit closes, where it closes connections.
+    /// What each change of the limit closes, if it closes connections.
     #[must_use]
     pub const fn flush(self) -> Option<Flush> {
         match self {
@@ -41,36 +42,39 @@ impl Capability {
     }
 }
 
-/// What was saved of a unit under the names that its places have now; see [`Traits::moved`].
+/// Maps a unit's saved values to the current names of its config paths; see [`Traits::moved`].
 pub type Follow = fn(&Sites, &UnitState, &BTreeSet<(Knob, Value)>) -> Option<Moved>;
 
-/// What is true of every target of a kind.
+/// What all targets of a kind can do.
 #[derive(Clone, Copy)]
 pub struct Traits {
-    /// What it does with a field.
+    /// What the target does with a new value of a limit.
     pub capability: fn(Knob) -> Capability,
-    /// The format, where the target is a file: its limits are [`Capability::Reported`], whatever `capability` says.
+    /// The format, if the target is a file: its limits are [`Capability::Reported`], whatever `capability` says.
     pub file: Option<Format>,
-    /// Whether its nodes are started anew for what they read only then, by the policy's own word (`restart.policy: Rolling`).
+    /// Whether the operator restarts its nodes for limits that they read only when they start
+    /// (`restart.policy: Rolling`).
     pub rolling: bool,
-    /// Why a value cannot be said to the target, as the end of a sentence; `None` where it can. Mostly it is 0, "no limit", where the
-    /// target takes 0 for a default of its own.
+    /// Why the target cannot express a value, as the end of a sentence; `None` if it can. Usually the value is 0, "no
+    /// limit", and the target takes 0 for its own default.
     pub inexpressible: fn(Knob, Value) -> Option<&'static str>,
-    /// The largest value it takes, at most the one given.
+    /// Lowers a value to the target's maximum.
     pub cap: fn(Knob, Value) -> Value,
-    /// Further values that have to be written together with the declared ones, or the target refuses them.
+    /// Further values that have to be written together with the declared ones; otherwise the target refuses them.
     pub companions: fn(&Settings, &UnitState, Option<&Sites>) -> Settings,
-    /// What was saved of a unit, under the names that its places have now, where names changed; the last are the values that the operator
-    /// may have written.
+    /// Maps a unit's saved values to the current names of its config paths, where names changed. The last argument is
+    /// the values that the operator may have written.
     pub moved: Follow,
-    /// How long a pool idles whose limit is not set, where that is known.
+    /// The idle timeout of a pool whose limit is not set, if it is known.
     pub default_idle: fn(Knob) -> Option<Duration>,
-    /// The most tasks of each of these nodes that pools with these limits can hold; `None` where nothing bounds them.
+    /// The highest number of tasks of each of these nodes that pools with these limits can hold; `None` where nothing
+    /// bounds them.
     pub most_pooled: fn(&Settings, &[&NodeState]) -> Option<MostPooled>,
 }
 
 impl Traits {
-    /// A server that takes every value while it runs, of which nothing else is known: what a kind has of its own is said on top of it.
+    /// A server that takes every value while it runs, with nothing else known. Each kind of target overrides what
+    /// differs.
     pub const PLAIN: Self = Self {
         capability: |_| Capability::Hot,
         file: None,
@@ -83,13 +87,13 @@ impl Traits {
         most_pooled: |_, _| None,
     };
 
-    /// Whether the target has a place for a limit, and a way to say this value.
+    /// Whether the target has a limit and can express this value.
     #[must_use]
     pub fn takes(&self, knob: Knob, value: Value) -> bool {
         self.capability(knob) != Capability::Unsupported && (self.inexpressible)(knob, value).is_none()
     }
 
-    /// How long a pool idles whose limit is not set, where that is known.
+    /// The idle timeout of a pool whose limit is not set, if it is known.
     #[must_use]
     pub fn default_idle(&self, knob: Knob) -> Option<Duration> {
         match self.file {
@@ -98,13 +102,13 @@ impl Traits {
         }
     }
 
-    /// Whether targets of this kind have a place for a limit.
+    /// Whether targets of this kind have a limit.
     #[must_use]
     pub fn supports(&self, knob: Knob) -> bool {
         self.capability(knob) != Capability::Unsupported
     }
 
-    /// What the target does with a field.
+    /// What the target does with a new value of a limit.
     #[must_use]
     pub fn capability(&self, knob: Knob) -> Capability {
         match self.file {
@@ -115,45 +119,45 @@ impl Traits {
     }
 }
 
-/// What a policy asks of a target.
+/// What a policy declares for a target.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Declared {
-    /// What is to be stored.
+    /// The values to store.
     pub settings: Settings,
-    /// What the user wrote and the target has no place for, or no way to say.
+    /// Limits that the user wrote and the target does not have, or cannot express.
     pub unsupported: BTreeSet<Knob>,
-    /// What the user wrote himself, rather than a preset.
+    /// Limits that the user wrote, rather than a preset.
     pub written: BTreeSet<Knob>,
-    /// What a preset asked for and the target's own maximum lowered, with that maximum.
+    /// Limits of a preset that exceed the target's own maximum, with that maximum.
     pub capped: Settings,
-    /// What holds instead for some of the nodes: those of roles first, for an override of nodes beats them.
+    /// Overrides for some of the nodes. Those by role come first, because an override by node name beats them.
     pub overrides: Vec<Override>,
-    /// What holds instead towards a provider. It is written as it is: nothing tightens it.
+    /// Limits towards a provider. They are written as declared; adaptive control does not tighten them.
     pub providers: BTreeMap<String, Settings>,
 }
 
-/// What holds instead for some of the nodes.
+/// Limits that differ for some of the nodes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Override {
-    /// Its name.
+    /// The override's name.
     pub name: String,
-    /// A role.
+    /// The role that it applies to.
     pub role: Option<String>,
-    /// Names of nodes.
+    /// Names of the nodes that it applies to.
     pub nodes: BTreeSet<String>,
     /// The limits that differ.
     pub settings: Settings,
 }
 
 impl Declared {
-    /// Every value that is asked of any unit.
+    /// Every value that is declared for any unit.
     #[must_use]
     pub fn values(&self) -> BTreeSet<(Knob, Value)> {
         let overrides = self.overrides.iter().flat_map(|over| &over.settings);
         self.settings.iter().chain(overrides).map(|(knob, value)| (*knob, *value)).collect()
     }
 
-    /// What is asked of one unit.
+    /// The limits that are declared for one unit.
     #[must_use]
     pub fn of(&self, unit: &Unit) -> Settings {
         let mut settings = self.settings.clone();
@@ -164,7 +168,7 @@ impl Declared {
         settings
     }
 
-    /// The same at an openness. A limit without a floor stays.
+    /// The declared limits at an openness. A limit without a floor stays.
     #[must_use]
     pub fn at(&self, floor: &Settings, openness: Percent) -> Self {
         let mut desired = self.clone();
@@ -173,7 +177,8 @@ impl Declared {
             let mut whole = self.settings.clone();
             whole.extend(&o.settings);
             let moved = openness::at(&whole, floor, openness);
-            // A floor may bind a limit that the override leaves to the policy: then the pair is the override's too.
+            // A floor may also move a limit that the override leaves to the policy. Then the override gets that limit
+            // too.
             o.settings = moved
                 .into_iter()
                 .filter(|(knob, value)| o.settings.contains_key(knob) || desired.settings.get(knob) != Some(value))
@@ -182,7 +187,8 @@ impl Declared {
         desired
     }
 
-    /// Why an override cannot be one, as the user is told; the API server cannot know what it makes of the rest.
+    /// Why an override is invalid, as a message for the user. The API server does not merge it with the rest, so it
+    /// cannot check this.
     #[must_use]
     pub fn invalid(&self, floor: &Settings) -> Option<String> {
         if let Some(message) = openness::invalid(&self.settings, floor) {
@@ -206,7 +212,7 @@ impl Declared {
     }
 }
 
-/// Field by field: limits beat the preset, and what neither sets is not managed.
+/// Merges preset and limits, limit by limit: limits beat the preset, and a limit that neither sets is not managed.
 #[must_use]
 pub fn declare(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Declared {
     let mut declared = Declared::default();
@@ -248,7 +254,7 @@ pub fn declare(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Declared {
     declared
 }
 
-/// How far the limits may be tightened, of those that the target has.
+/// The floor of those limits that the target has.
 #[must_use]
 pub fn floor(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Settings {
     let floor = spec.adaptive.as_ref().and_then(|adaptive| adaptive.floor.as_ref()).map(Limits::settings).unwrap_or_default();
@@ -320,7 +326,8 @@ mod tests {
         }))
         .expect("a spec");
         let floor = Settings::from([(whole, Value::Count(10)), (part, Value::Count(10))]);
-        // Far apart the way is geometric: 39 and 19 of the whole at a fifth, where the part stands at 28.
+        // The ratio is large, so the interpolation is geometric: at 20% the whole is 39 (19 in the override), and the
+        // part is 28.
         let fifth = declare(&spec, &TRAITS).at(&floor, 20);
         assert_eq!(fifth.settings, Settings::from([(whole, Value::Count(39)), (part, Value::Count(28))]));
         assert_eq!(fifth.overrides[0].settings, Settings::from([(whole, Value::Count(19)), (part, Value::Count(19))]));
@@ -349,7 +356,7 @@ mod tests {
                 Knob::ServerIdleTimeout | Knob::IntraClusterMaxIdleConns | Knob::BackendMaxIdleConns => Capability::Hot,
                 _ => Capability::Unsupported,
             },
-            // A time is less than any count.
+            // A duration is less than any count.
             cap: |_, value| value.min(Value::Count(1500)),
             ..TRAITS
         };

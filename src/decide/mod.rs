@@ -1,7 +1,7 @@
-//! What to do, and what to say of it. Pure and total: values in (`now` is one), values out.
+//! Decides what to do and what to report. Pure and total: values in (`now` is one of them), values out.
 //!
-//! No kube client, no HTTP, no tokio and no clock may come in here: the controller, the tests and every
-//! tool that explains a decision call the very same code.
+//! This module must not use a kube client, HTTP, tokio or a clock: the controller, the tests and every tool that
+//! explains a decision call the same code.
 
 pub mod adapt;
 pub mod advice;
@@ -56,25 +56,25 @@ use crate::api::{
     status::Control,
 };
 
-/// What a site is to hold.
+/// The value to write to a config path.
 #[derive(Clone, Debug, PartialEq)]
 pub enum To {
-    /// A limit, in whatever way the target writes it.
+    /// A limit, in the target's own notation.
     Value(Value),
-    /// Exactly what was there; `None` removes it.
+    /// The exact original value; `None` removes the setting.
     Raw(Option<Json>),
 }
 
 /// One write.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
-    /// Where.
+    /// The config path to write.
     pub site: Site,
-    /// What.
+    /// The new value.
     pub to: To,
 }
 
-/// Everything a decision is made from.
+/// Everything that a decision depends on.
 pub struct Input<'a> {
     /// `metadata.generation`.
     pub generation: Option<i64>,
@@ -82,87 +82,89 @@ pub struct Input<'a> {
     pub suspend: bool,
     /// `spec.driftPolicy`.
     pub drift_policy: DriftPolicy,
-    /// What the policy asks for.
+    /// What the policy declares.
     pub declared: &'a Declared,
-    /// What is true of the target.
+    /// What the target can do.
     pub traits: &'a Traits,
     /// The units that answered.
     pub units: &'a [(Unit, UnitState)],
-    /// What they held before the first write.
+    /// What the units held before the first write.
     pub saved: &'a BTreeMap<String, Saved>,
-    /// Units whose last write did not end well: what they hold is unfinished work, not drift.
+    /// Units whose last write did not succeed. A difference there is unfinished work, not drift.
     pub unfinished: &'a BTreeSet<String>,
-    /// Units whose process has started anew since it was last written: what they hold is their own file's, and nobody's contest.
+    /// Units whose process restarted since the last write. Their drift comes from their own config file, so it does not
+    /// count as contention.
     pub restarted: &'a BTreeSet<String>,
     /// What the nodes' processes are known to use.
     pub lives: &'a Lives,
-    /// The status as it stands.
+    /// The current status of the policy.
     pub previous: &'a IdleConnectionPolicyStatus,
-    /// What moves the limits by itself, if anything does.
+    /// The input of adaptive control; `None` where the policy has none.
     pub adaptive: Option<Adaptive<'a>>,
-    /// The time.
+    /// The current time.
     pub now: Timestamp,
 }
 
-/// What the loop is made from.
+/// The input of adaptive control.
 #[derive(Clone, Copy)]
 pub struct Adaptive<'a> {
-    /// The numbers.
+    /// The parameters of the control law for this policy.
     pub tuning: &'a Tuning,
-    /// How far the limits may be tightened.
+    /// The floor of the limits.
     pub floor: &'a Settings,
-    /// Where it stands.
+    /// The state after the last evaluation.
     pub state: &'a State,
-    /// What the nodes' tasks say.
+    /// The nodes' task counts.
     pub signal: &'a Signal,
-    /// Annotations that stop it.
+    /// Directions that an annotation pauses.
     pub pause: Pause,
-    /// What is known of the pools' part of the tasks, besides what the signal tells.
+    /// The pooled connections' share of the tasks, as far as it is known without the signal.
     pub share: Share,
-    /// The most tasks of each node that pooled connections can be, by the limits that the nodes may be using.
+    /// The highest number of tasks per node that pooled connections can be, from the limits that the nodes may be
+    /// using.
     pub most_pooled: Option<&'a MostPooled>,
-    /// Whether the source says only that there are too many.
+    /// Whether the source only says that there are too many tasks, without a count.
     pub levels: bool,
     /// Whether nodes are restarted for every step.
     pub rolls: bool,
-    /// What a change does by itself; `None` where it closes nothing.
+    /// Side effect of each change; `None` where a change closes no connections.
     pub disturbance: Option<adapt::Disturbance>,
-    /// Nothing is decided before this (Unix milliseconds).
+    /// No decision before this time (Unix milliseconds).
     pub not_before: i64,
-    /// The loop's own clock (Unix milliseconds), which does not jump.
+    /// Adaptive control's own clock (Unix milliseconds), which does not jump.
     pub now: i64,
 }
 
-/// What may not be done for now.
+/// Directions that are paused.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pause {
-    /// No tightening.
+    /// Tightening is paused.
     pub tighten: bool,
-    /// No relaxing.
+    /// Relaxing is paused.
     pub relax: bool,
 }
 
-/// What to do.
+/// The decision of one reconcile: what to write, and what to remember.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Plan {
     /// By unit id; a unit with nothing to do is absent.
     pub units: BTreeMap<String, UnitPlan>,
-    /// Where somebody else changed a value: limit, unit name, what was found.
+    /// Values that differ from the desired ones although the operator wrote them.
     pub drift: Vec<Drift>,
-    /// Limits that are left alone for a while, because somebody else insists on another value.
+    /// Limits that are left alone for a while because another client keeps changing them.
     pub contended: BTreeSet<Knob>,
-    /// What to remember.
+    /// What to keep in `status.control`.
     pub control: Control,
-    /// What is declared, at the present openness.
+    /// The declared limits at the current openness.
     pub desired: Declared,
-    /// What came of the loop's look.
+    /// The result of adaptive control's evaluation.
     pub outcome: Option<Outcome>,
-    /// What came of looking at restarts, and what stands in the way of one.
+    /// The restart plan, and what blocks a restart.
     pub restart: Option<(restart::Outcome, Option<String>)>,
 }
 
 impl Plan {
-    /// This plan and one that was made after it for other units of the same policy.
+    /// Merges this plan with a later one for other units of the same policy.
     #[must_use]
     pub fn joined(mut self, later: Self) -> Self {
         let Self { units, drift, contended, control, desired: _, outcome: _, restart: _ } = later;
@@ -174,7 +176,7 @@ impl Plan {
     }
 }
 
-/// A value that somebody else changed.
+/// A stored value that differs from the desired one although the operator wrote it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drift {
     /// The limit.
@@ -183,26 +185,26 @@ pub struct Drift {
     pub id: String,
     /// The unit's name.
     pub unit: String,
-    /// Whether its process has started anew, rather than been told otherwise.
+    /// Whether the unit's process restarted since the last write: the value need not come from another client then.
     pub restarted: bool,
-    /// What it holds now.
+    /// The value that the unit holds now.
     pub found: Option<Value>,
-    /// What it should hold.
+    /// The value that the unit should hold.
     pub declared: Value,
 }
 
 /// What to do to one unit.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct UnitPlan {
-    /// What to save before the first write.
+    /// Original values to save before the first write.
     pub capture: Sites,
-    /// What to write, all at once.
+    /// What to write, before [`order`] splits it.
     pub changes: Vec<Change>,
-    /// Sites that are back to what they held, or gone, once the changes are made: no longer kept.
+    /// Config paths whose saved value is no longer needed once the changes are made.
     pub forget: BTreeSet<Site>,
 }
 
-/// Decides what to write. Nothing is written where nothing differs.
+/// Decides what to write. Writes nothing where nothing differs.
 #[must_use]
 pub fn decide(input: &Input<'_>) -> Plan {
     let settled = input.generation.is_some()
@@ -213,7 +215,7 @@ pub fn decide(input: &Input<'_>) -> Plan {
 
     let mut plan = Plan { control: input.previous.control.clone().unwrap_or_default(), ..Plan::default() };
     if input.previous.observed_generation != input.generation {
-        // A new generation is a new decision of the policy's author, so it ends a contest about the former one.
+        // A new generation is the author's new decision, so it ends the contention about the previous one.
         plan.control.contended.clear();
     }
     plan.outcome = input.adaptive.map(|adaptive| look(input, &adaptive));
@@ -223,7 +225,7 @@ pub fn decide(input: &Input<'_>) -> Plan {
         plan.desired = input.declared.at(adaptive.floor, outcome.state.openness);
         plan.control.adaptation = Some(outcome.state.encode());
     }
-    // What was just decided is not drift, and neither is what was decided and not yet seen to be everywhere.
+    // A value that was decided just now, or was decided and not yet seen on all nodes, is not drift.
     let settled = settled && plan.outcome.as_ref().is_none_or(|outcome| outcome.decision.is_none());
     let mut wanted = BTreeMap::new();
     for (unit, state) in input.units {
@@ -269,7 +271,7 @@ pub fn decide(input: &Input<'_>) -> Plan {
     plan
 }
 
-/// One look of the loop, with what the nodes say of the values that it wanted before.
+/// One evaluation of adaptive control, with the nodes' progress on the previously desired values.
 fn look(input: &Input<'_>, adaptive: &Adaptive<'_>) -> Outcome {
     let Adaptive { tuning, floor, state, signal, now, .. } = *adaptive;
     let declared = &input.declared.settings;
@@ -280,7 +282,7 @@ fn look(input: &Input<'_>, adaptive: &Adaptive<'_>) -> Outcome {
 }
 
 impl<'a> Adaptive<'a> {
-    /// What is true around the loop, by all that it was told.
+    /// What holds for adaptive control besides the signal.
     #[must_use]
     pub fn facts(&self, declared: &'a Settings, suspend: bool, standing: Standing) -> Facts<'a> {
         Facts {
@@ -298,7 +300,7 @@ impl<'a> Adaptive<'a> {
         }
     }
 
-    /// The pools' part of the tasks, no more than the open files and the limits themselves allow.
+    /// The pooled connections' share of the tasks, bounded by the open files and by the limits.
     #[must_use]
     pub fn attribution(&self) -> Attribution {
         match self.signal {
@@ -308,16 +310,16 @@ impl<'a> Adaptive<'a> {
     }
 }
 
-/// How far the nodes are with what the loop wants.
+/// How far the nodes have applied what adaptive control wants.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Standing {
-    /// Whether more than half of the nodes that answered use it.
+    /// Whether more than half of the nodes use the desired values.
     pub in_effect: bool,
-    /// Whether a limit with a floor takes a restart.
+    /// Whether a limit that has a floor takes effect only after a restart.
     pub needs_restart: bool,
 }
 
-/// See [`Standing`].
+/// Computes [`Standing`].
 #[must_use]
 pub fn standing<'a>(
     declared: &Declared,
@@ -355,7 +357,7 @@ pub fn standing<'a>(
     }
 }
 
-/// What one unit is to hold: what is declared, and what has to go with it.
+/// What one unit should hold: the declared limits, and those that depend on them.
 #[must_use]
 pub fn settings(declared: &Declared, traits: &Traits, unit: &Unit, state: &UnitState, saved: Option<&Sites>) -> Settings {
     let wanted = declared.of(unit);
@@ -377,7 +379,7 @@ fn unit_plan(settings: &Settings, state: &UnitState, saved: Option<&Sites>, hand
                 plan.changes.push(Change { site: site.clone(), to: To::Value(value) });
             }
             (None, Some(original)) => {
-                // No longer declared: back to what was there before the policy came.
+                // No longer declared: restore the original value.
                 plan.forget.insert(site.clone());
                 if stored.raw != *original {
                     plan.changes.push(Change { site: site.clone(), to: To::Raw(original.clone()) });
@@ -389,14 +391,14 @@ fn unit_plan(settings: &Settings, state: &UnitState, saved: Option<&Sites>, hand
     plan
 }
 
-/// Limits of a unit that are no longer declared and have not got their old value back.
+/// Limits of a unit that are no longer declared and whose original value is not restored yet.
 #[must_use]
 pub fn not_back(settings: &Settings, state: &UnitState, saved: Option<&Sites>) -> BTreeSet<Knob> {
     let changes = saved.map(|saved| restore(state, saved)).unwrap_or_default();
     changes.into_iter().map(|change| change.site.knob).filter(|knob| !settings.contains_key(knob)).collect()
 }
 
-/// What brings a unit back to what it held: every saved site that still exists and differs.
+/// The changes that restore a unit: every saved config path that still exists and differs.
 #[must_use]
 pub fn restore(state: &UnitState, saved: &Sites) -> Vec<Change> {
     state

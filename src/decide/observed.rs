@@ -1,4 +1,4 @@
-//! What was seen: units that can be written, the places in them that hold a limit, and the nodes behind them.
+//! What was observed: units that can be written, the config paths in them that hold a limit, and their nodes.
 
 use std::{collections::BTreeMap, fmt, sync::Arc, time::Duration};
 
@@ -8,25 +8,25 @@ use serde_json::Value as Json;
 
 use crate::api::{Knob, Value};
 
-/// Something that is written as a whole: one Caddy server, or one AIStore cluster with all its nodes.
+/// What is written as a whole: one Caddy server, one AIStore cluster with all its nodes, or one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Unit {
-    /// Stable as long as it is the same thing: a pod's UID and port, an endpoint, a cluster's uuid.
+    /// A stable identity: a pod's UID and port, an endpoint, a cluster's UUID.
     pub id: String,
-    /// What people call it.
+    /// The name for display.
     pub name: String,
-    /// Where it is reached, `scheme://host:port`.
+    /// The address, `scheme://host:port`.
     pub address: String,
-    /// What its pod calls its part (`app.kubernetes.io/component`), where it is one and does.
+    /// The label `app.kubernetes.io/component` of the unit's pod, if it is a pod and has this label.
     pub role: Option<String>,
 }
 
-/// One place in a unit's configuration that holds a limit.
+/// A config path: one place in a unit's configuration that holds a limit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Site {
     /// The limit it holds.
     pub knob: Knob,
-    /// Where; only the target that wrote it reads it.
+    /// The place, in a notation that only its target reads.
     pub place: String,
 }
 
@@ -51,86 +51,89 @@ impl<'de> Deserialize<'de> for Site {
     }
 }
 
-/// What sites held, as the server wrote it; `None` where nothing was set.
+/// What config paths held, as the server wrote it; `None` where nothing was set.
 pub type Sites = BTreeMap<Site, Option<Json>>;
 
-/// What was saved of a unit whose places have changed their names.
+/// The saved values of a unit whose config paths have new names.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Moved {
-    /// What was saved, under the names that the places have now.
+    /// The saved values, under the current names.
     pub sites: Sites,
-    /// What was saved of places of which it is not known any more which they are: no longer kept, and told.
+    /// Config paths whose current name is not known. Their saved values are dropped, and the status reports that.
     pub lost: std::collections::BTreeSet<Site>,
 }
 
-/// What a site holds.
+/// What a config path holds.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Stored {
-    /// As a limit; `None` where nothing is set, or something that no limit can be.
+    /// The value as a limit; `None` where nothing is set, or the value is not valid for a limit.
     pub value: Option<Value>,
-    /// As the server wrote it; `None` where nothing is set.
+    /// The value as the server wrote it; `None` where nothing is set.
     pub raw: Option<Json>,
 }
 
-/// What one unit said of itself.
+/// What one unit reported.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct UnitState {
-    /// The places that hold a limit. A limit without one cannot be set on this unit.
+    /// The config paths that hold a limit. A limit without one cannot be set on this unit.
     pub sites: BTreeMap<Site, Stored>,
-    /// The nodes behind it, each by its own word.
+    /// The unit's nodes, each as it reports itself.
     pub nodes: Vec<NodeState>,
-    /// When the unit's configuration last changed, by its own word and corrected to the local clock.
+    /// When the unit reports that its configuration last changed, corrected to the local clock.
     pub changed: Option<Timestamp>,
-    /// The hash of a file's text, where it is a file and something is written.
+    /// The hash of a file's text, if the unit is a file and something is written.
     pub hash: Option<String>,
-    /// What a former version of the operator called places whose present name does not tell: former name to present one.
+    /// Config paths that an earlier version of the operator named differently, where the present name does not show it:
+    /// earlier name to present name.
     pub former: BTreeMap<String, String>,
-    /// Whether a change of its configuration ends streams through it, such as those of `WebSocket`, at once.
+    /// Whether a change of the configuration closes streams through the unit, such as those of `WebSocket`, at once.
     pub cuts_streams: bool,
-    /// The configuration as read and its version, for the target alone.
+    /// The configuration as read, with its version; only the target uses it.
     pub native: Arc<Json>,
 }
 
-/// What one node said of itself.
+/// What one node reported.
 #[derive(Clone, Debug, PartialEq)]
 pub struct NodeState {
     /// Its name.
     pub name: String,
-    /// What it stores, or why it did not say. A limit it has no place for is absent; one set to nothing a limit can be is `None`.
+    /// What the node stores, or why it did not report that. A limit that it does not have is absent; one whose setting
+    /// is empty or not valid for a limit is `None`.
     pub stored: Result<BTreeMap<Knob, Option<Value>>, Fault>,
-    /// How long its process has run at least, and how much longer at most.
+    /// How long its process has run: a lower bound, and how much longer it may be.
     pub uptime: Option<Uptime>,
-    /// Where its metrics page is, `scheme://host:port`, if it is not the unit's own address.
+    /// The address of its metrics page, `scheme://host:port`, if it is not the unit's own address.
     pub metrics: Option<String>,
-    /// Whether its process uses what is stored, where it tells ([`super::Capability::Reported`]).
+    /// Whether its process uses what is stored, if it reports that ([`super::Capability::Reported`]).
     pub uses: Option<bool>,
-    /// Where its process runs, by its cluster's word; `None` where a restart is never needed.
+    /// Where its process runs, as its cluster reports; `None` where a restart is never needed.
     pub process: Option<Process>,
-    /// Where it serves its clients; `None` where that is not known.
+    /// Where the node serves its clients; `None` if that is not known.
     pub serves: Option<Serves>,
 }
 
 impl NodeState {
-    /// A node of which nothing is known but what it stores, or why it did not say.
+    /// A node with nothing known but what it stores, or why it did not report that.
     #[must_use]
     pub fn new(name: impl Into<String>, stored: Result<BTreeMap<Knob, Option<Value>>, Fault>) -> Self {
         Self { name: name.into(), stored, uptime: None, metrics: None, uses: None, process: None, serves: None }
     }
 }
 
-/// Where a node serves its clients. It is a foreign word: an address is used only where it may be reached.
+/// Where a node serves its clients. The node reports this itself, so an address is used only if the operator may reach
+/// it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Serves {
     /// A host name or an IP address, an IPv6 address in brackets.
     pub host: String,
-    /// The port; `None` where the node does not say.
+    /// The port; `None` if the node does not report it.
     pub port: Option<u16>,
-    /// Whether it speaks TLS there.
+    /// Whether the node uses TLS there.
     pub tls: bool,
 }
 
 impl Serves {
-    /// Of an address such as `https://host:port`.
+    /// Parses an address such as `https://host:port`.
     #[must_use]
     pub fn parse(address: &str) -> Option<Self> {
         let (scheme, rest) = address.split_once("://")?;
@@ -144,22 +147,23 @@ impl Serves {
     }
 }
 
-/// Where a node's process runs. It is a foreign word: nothing is done to a pod that only one part of it points at.
+/// Where a node's process runs. The cluster reports this itself, so the operator does nothing to a pod that only one
+/// part of it matches.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Process {
-    /// The name of its pod; empty where it did not say.
+    /// The name of its pod; empty if it is not reported.
     pub pod: String,
     /// The hosts of its addresses.
     pub hosts: Vec<String>,
-    /// Whether it is out of service (AIStore: in maintenance).
+    /// Whether the node is out of service (AIStore: in maintenance).
     pub drained: bool,
-    /// Whether it has to be taken out of service before it is restarted.
+    /// Whether the node has to be taken out of service before it is restarted.
     pub drains: bool,
     /// Nodes of a lower rank are restarted first.
     pub rank: u8,
 }
 
-/// How long a process has run. Servers that report it now and then report too little, never too much.
+/// How long a process has run. A server that refreshes this figure at intervals reports too little, never too much.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Uptime {
     /// At least this long.
@@ -169,7 +173,7 @@ pub struct Uptime {
 }
 
 impl UnitState {
-    /// About how many bytes it takes in memory.
+    /// Approximate size in memory (bytes).
     #[must_use]
     pub fn size(&self) -> usize {
         let text = |raw: &Json| raw.as_str().map_or(0, str::len);
@@ -187,49 +191,50 @@ impl UnitState {
             + self.nodes.iter().map(node).sum::<usize>()
     }
 
-    /// Whether any site or node has a place for a limit.
+    /// Whether the unit has a config path for a limit.
     #[must_use]
     pub fn has_place(&self, knob: Knob) -> bool {
         self.sites.keys().any(|site| site.knob == knob)
     }
 }
 
-/// Why something could not be read or written, as the user is told.
+/// Why a read or a write failed, as the user sees it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The kind.
+    /// The kind of fault.
     pub cause: Cause,
-    /// One sentence: what happened, and to which address. Holds no foreign body but AIStore's own message.
+    /// One sentence: what happened, and at which address. It contains no response of another server, except AIStore's
+    /// own message.
     pub message: String,
 }
 
-/// Kinds of fault that are treated differently.
+/// Kinds of fault that are handled differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cause {
-    /// No answer, a broken one, or one that is not its kind's: tried again with back-off.
+    /// No answer, a broken one, or one of another kind of server: retried with back-off.
     Unreachable,
-    /// Starting up or electing: tried again soon.
+    /// The target is starting up or electing: retried soon.
     NotReady,
-    /// Somebody else was faster, again and again: tried again.
+    /// Other clients wrote first, several times in a row: retried.
     Busy,
-    /// 401.
+    /// HTTP status 401.
     Unauthorized,
-    /// 403.
+    /// HTTP status 403.
     Forbidden,
-    /// The certificate is not signed by the given CA, or for another name.
+    /// The certificate is not signed by the given CA, or is for another name.
     Certificate,
-    /// The target understood and refused: final until something changes.
+    /// The target understood the request and refused it: final until something changes.
     Rejected,
-    /// The address is outside what the operator may reach.
+    /// The operator may not reach the address.
     NotPermitted,
-    /// What the target points at is not there.
+    /// What the target points at does not exist.
     NotFound,
-    /// What is there belongs to somebody else.
+    /// What exists there belongs to another client.
     Conflict,
 }
 
 impl Fault {
-    /// A fault with its sentence.
+    /// A fault with its message.
     #[must_use]
     pub fn new(cause: Cause, message: impl Into<String>) -> Self {
         Self { cause, message: message.into() }

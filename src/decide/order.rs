@@ -1,16 +1,17 @@
-//! Which write goes first. A client must let go of a connection before its server does; while both are being changed too.
+//! The order of writes. A client has to close a connection before its server does, also while both settings are being
+//! changed.
 
 use super::{Change, To, UnitState};
 use crate::api::{Knob, Value};
 
-/// Whether a limit is an idle time of the client's side, or of the server's.
+/// Whether a limit is an idle timeout of the client's side, or of the server's.
 const fn is_time_of(knob: Knob, client: bool) -> bool {
     knob.is_idle_time() && knob.is_client() == client
 }
 
-/// The changes of one unit in the order they are written: each part is read back before the next. First what widens the
-/// distance between client and server (a client's time shrinks, a server's grows), then what narrows it. One part where the idle
-/// times of only one side change.
+/// One unit's changes in the order of writing; each part is read back before the next is written. The first part widens
+/// the distance between client and server (a client's timeout shrinks, a server's grows), the second narrows it. There
+/// is one part where the idle timeouts of only one side change.
 #[must_use]
 pub fn parts(changes: &[Change], state: &UnitState) -> Vec<Vec<Change>> {
     let timed = |client: bool| changes.iter().any(|change| is_time_of(change.site.knob, client));
@@ -21,8 +22,8 @@ pub fn parts(changes: &[Change], state: &UnitState) -> Vec<Vec<Change>> {
     [first, then].into_iter().filter(|part| !part.is_empty()).collect()
 }
 
-/// The changes of a file that may be written now. What is written is not yet used: what narrows the distance between client and server
-/// waits until nobody says any more that it uses something older.
+/// The changes of a file that may be written now. A file that is written is not yet used. A change that narrows the
+/// distance between client and server therefore waits until no node reports that it uses an older file.
 #[must_use]
 pub fn due(changes: &[Change], state: &UnitState) -> Vec<Change> {
     let timed = |client: bool| {
@@ -34,7 +35,7 @@ pub fn due(changes: &[Change], state: &UnitState) -> Vec<Change> {
     }
     let widening: Vec<_> = changes.iter().filter(|change| !narrows(change, state)).cloned().collect();
     let behind = state.nodes.iter().any(|node| node.uses == Some(false));
-    // The first file of all is read at once and as a whole: there is nothing to be in step with.
+    // The first file is read at once and as a whole: there is nothing to keep in step with.
     let first = state.sites.values().all(|stored| stored.value.is_none());
     match widening.len() {
         _ if first => changes.to_vec(),
@@ -44,20 +45,21 @@ pub fn due(changes: &[Change], state: &UnitState) -> Vec<Change> {
     }
 }
 
-/// Whether a change takes from the distance between client and server: a client's idle time grows, or a server's shrinks.
+/// Whether a change narrows the distance between client and server: a client's idle timeout grows, or a server's
+/// shrinks.
 fn narrows(change: &Change, state: &UnitState) -> bool {
     is_time_of(change.site.knob, grows(change, state))
 }
 
-/// Whether a change makes an idle time longer. Where it was unset, it was whatever the server does by itself: taken for longer than
-/// anything that is set.
+/// Whether a change makes an idle timeout longer. An unset one is the server's default, which counts as longer than any
+/// value.
 fn grows(change: &Change, state: &UnitState) -> bool {
     let old = state.sites.get(&change.site).and_then(|stored| stored.value);
     match (&change.to, old) {
         (To::Value(Value::Duration(new)), Some(Value::Duration(old))) if old.is_zero() => new.is_zero(),
         (To::Value(Value::Duration(new)), Some(Value::Duration(old))) => new.is_zero() || *new > old,
         (To::Value(_), _) => false,
-        // Put back to what was there, which only the target can read: it was there before the policy came and tightened.
+        // Only the target can read a restored original. It is from before the policy tightened, so it counts as longer.
         (To::Raw(_), _) => true,
     }
 }
@@ -121,7 +123,7 @@ mod tests {
         assert_eq!(order(&from, &to), [[SERVER, Knob::BackendMaxIdleConns]]);
     }
 
-    /// What of these changes of a file may be written now.
+    /// The changes of a file that may be written now.
     fn may(from: &[(Knob, Option<u64>)], to: &[(Knob, u64)], uses: &[Option<bool>]) -> Vec<Knob> {
         let node = |uses: &Option<bool>| NodeState { uses: *uses, ..NodeState::new("n", Ok(BTreeMap::new())) };
         let state = UnitState {

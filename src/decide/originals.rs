@@ -1,4 +1,4 @@
-//! What the nodes held before the first write: a log of records, newest wins unit by unit.
+//! The nodes' values from before the first write: a log of records, in which the newest record of each unit wins.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,24 +10,24 @@ use super::observed::Sites;
 /// What one unit held before the first write to it, and how to reach it again.
 #[derive(Serialize, Deserialize, Clone, Debug, PartialEq)]
 pub struct Saved {
-    /// What people call it.
+    /// The name for display.
     pub name: String,
-    /// Where it was reached.
+    /// The address at the time.
     pub address: String,
-    /// `spec.target` at the time, so that it can be restored after the policy points elsewhere.
+    /// `spec.target` at the time, so that the unit can be restored after the policy points elsewhere.
     pub target: Json,
-    /// Each site's value as the server wrote it; null where nothing was set.
+    /// The value of each config path as the server wrote it; null where nothing was set.
     pub sites: Sites,
 }
 
-/// One record of the log: units with what they held, or null for a unit that is no longer kept.
+/// One record of the log: units with their original values, or null for a unit that is no longer kept.
 #[derive(Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 pub struct Record {
     /// By unit id.
     pub units: BTreeMap<String, Option<Saved>>,
 }
 
-/// Most bytes of one record; an object in etcd may have 1.5 MiB.
+/// The maximum size of one record (bytes); an object in etcd may have 1.5 MiB.
 pub const MOST_RECORD_BYTES: usize = 512 * 1024;
 
 /// The log, by ascending revision.
@@ -38,7 +38,7 @@ pub struct Log {
 }
 
 impl Log {
-    /// What is kept now.
+    /// The current content, by unit id.
     #[must_use]
     pub fn units(&self) -> BTreeMap<String, Saved> {
         let mut units = BTreeMap::new();
@@ -53,7 +53,8 @@ impl Log {
         units
     }
 
-    /// Revisions that say nothing which a later one does not say again, or which nobody needs to hear.
+    /// Revisions that are no longer needed: later ones state all that they state, or they remove only units that no
+    /// earlier record has.
     #[must_use]
     pub fn superseded(&self) -> Vec<i64> {
         let mut later = BTreeSet::new();
@@ -66,7 +67,7 @@ impl Log {
                 later.extend(record.units.keys().cloned());
             }
         }
-        // Oldest first, so that a stop half-way never leaves an old record without the one that overrules it.
+        // Oldest first, so that an interruption never leaves an old record without the one that overrides it.
         superseded.reverse();
         superseded
     }
@@ -78,7 +79,7 @@ impl Log {
     }
 }
 
-/// Cuts a change into records that each fit into one object.
+/// Splits a change into records that each fit into one object.
 #[must_use]
 pub fn split(change: BTreeMap<String, Option<Saved>>) -> Vec<Record> {
     let mut records: Vec<Record> = Vec::new();
@@ -143,7 +144,7 @@ mod tests {
 
     #[test]
     fn a_record_is_filled_to_the_brim_and_no_further() {
-        // Each unit is its id and what is saved of it.
+        // The size of a unit is that of its id and of what is saved of it.
         let one = |id: &str, fill: usize| (id.to_owned(), Some(Saved { name: "x".repeat(fill), ..saved("") }));
         let size = |(id, saved): &(String, Option<Saved>)| id.len() + serde_json::to_vec(saved).map_or(0, |v| v.len());
         let first = one("a", 300_000);

@@ -14,7 +14,7 @@ use crate::{
     decide::conditions::{Seen, UnitResult, report},
 };
 
-/// A server that takes everything while it runs.
+/// A server that takes every value while it runs.
 const TRAITS: Traits = Traits::PLAIN;
 
 const KNOB: Knob = Knob::ServerIdleTimeout;
@@ -44,7 +44,7 @@ fn saved(secs: Option<u64>) -> Saved {
     }
 }
 
-/// A policy that wants 30 s, on one unit.
+/// A policy that declares 30 s, on one unit.
 struct Scene {
     declared: Declared,
     units: Vec<(Unit, UnitState)>,
@@ -77,7 +77,7 @@ impl Scene {
         self
     }
 
-    /// As after a pass that ended well.
+    /// As after a successful reconcile.
     fn settled(mut self) -> Self {
         let settled = Self { units: vec![(unit("u"), holding(Some(30)))], ..Self::new(None) };
         self.previous = settled.report(&Plan { desired: settled.declared.clone(), ..Plan::default() }).0;
@@ -204,7 +204,7 @@ fn only_what_is_put_back_counts_as_a_contest_and_each_time_once() {
     assert!(!counted(DriftPolicy::Report, "Drifted"));
 }
 
-/// A file on three pods, of which some say that they use it.
+/// A file on three pods, with what each of them reports.
 fn file(uses: [Option<bool>; 3]) -> (Scene, Traits) {
     let mut scene = Scene::new(Some(30)).captured(None);
     let state = &mut scene.units[0].1;
@@ -275,7 +275,7 @@ fn a_file_is_in_effect_when_every_pod_has_said_so() {
     );
 }
 
-/// A node that has run for 100 s, or one that was seen to be started anew with what it stores.
+/// A node that has run for 100 s, or one that was seen to restart with what it stores.
 fn watched(node: &NodeState, followed: bool, now: Timestamp) -> Lives {
     let ran = |secs| Some(observed::Uptime { at_least: Duration::from_secs(secs), slack: Duration::from_secs(10) });
     let mut lives = Lives::new();
@@ -288,7 +288,7 @@ fn watched(node: &NodeState, followed: bool, now: Timestamp) -> Lives {
 #[test]
 fn a_node_waits_for_a_restart_when_it_stores_what_is_wanted_and_is_older_than_that() {
     let after_restart = Traits { capability: |_| Capability::AfterRestart, ..TRAITS };
-    // What is remembered of the change is lost; the unit itself says when that was, in milliseconds 1,000,000,000.
+    // The record of the change is lost. The unit itself reports when the change was made: at millisecond 1,000,000,000.
     let waits = |stores, was, followed: bool, traits: &Traits| {
         let mut scene = Scene::new(Some(stores)).captured(Some(was));
         scene.units[0].1.changed = Some(scene.now);
@@ -404,7 +404,7 @@ fn news_is_told_once_and_again_only_when_it_is_another() {
         assert_eq!(count, 1, "{reason}");
         scene.previous = status;
         assert_eq!(told(&scene).1, 0, "{reason} is no news any more");
-        // The same status for another reason is news.
+        // The same status with another reason is reported again.
         scene.previous.conditions.iter_mut().for_each(|condition| condition.reason = "Progressing".into());
         assert_eq!(told(&scene).1, 1, "{reason}");
     }
@@ -470,7 +470,7 @@ fn a_node_is_programmed_only_once_a_field_that_is_no_longer_declared_is_back() {
         let condition = condition::find(status, type_).expect("the condition");
         (condition.status.clone(), condition.reason.clone())
     };
-    // The write was not carried out, whatever came of it.
+    // The write was not carried out.
     let (before, notices) = scene.report(&plan);
     assert_eq!(of(&before, ConditionType::Programmed), ("False".into(), "Progressing".into()));
     assert_eq!(of(&before, ConditionType::Ready), ("False".into(), "Progressing".into()));
@@ -479,7 +479,7 @@ fn a_node_is_programmed_only_once_a_field_that_is_no_longer_declared_is_back() {
     assert_eq!((&*nodes.summary, nodes.drifted), ("0/1", 1));
     assert_eq!(nodes.worst[0].cause, "server.idleTimeout is no longer declared and does not have its original value yet");
     assert!(notices.is_empty(), "{notices:?}");
-    // It was.
+    // The write was carried out.
     scene.units = vec![(unit("u"), holding(Some(300)))];
     scene.saved.clear();
     let (after, _) = scene.report(&plan);
@@ -552,7 +552,7 @@ fn a_large_fleet_has_a_small_status() {
     assert!(status.conditions.iter().all(|c| c.message.chars().count() <= MESSAGE_LENGTH));
 }
 
-/// A world of three units that anybody may change at any time, and passes that may die after any write.
+/// Three units that other clients may change at any time, and reconciles that may die after any write.
 #[derive(Clone, Debug)]
 enum Step {
     Pass { die_after: usize },
@@ -574,7 +574,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(400))]
 
-    /// Whatever happens in between, the first capture of a site is what restores it, and a decision made twice is the same.
+    /// Whatever happens in between, a config path is restored from its first capture, and a decision made twice is the
+    /// same.
     #[test]
     fn originals_survive_everything(steps in steps()) {
         let mut scene = Scene::new(None);
@@ -592,7 +593,7 @@ proptest! {
                     let plan = scene.decide();
                     prop_assert_eq!(&plan, &scene.decide());
                     let mut writes = 0;
-                    // Captures are one write, before all others.
+                    // All captures are one write, before the others.
                     for (id, unit) in &plan.units {
                         for (site, raw) in &unit.capture {
                             prop_assert!(!originals.contains_key(id), "captured twice");
@@ -630,7 +631,7 @@ proptest! {
     }
 }
 
-/// The loop's input with nothing that stops it.
+/// The input of adaptive control with nothing that restricts it.
 fn adaptive<'a>(tuning: &'a Tuning, floor: &'a Settings, state: &'a State, signal: &'a Signal) -> Adaptive<'a> {
     Adaptive {
         tuning,
@@ -693,7 +694,8 @@ fn what_most_nodes_use_is_in_effect() {
         [false, true, false, false, true, false]
     );
     assert!(!standing(&[30], &TRAITS, false).needs_restart);
-    // Where it takes a restart, it is used by processes that were seen to start with it; the first step waits for that as well (D5).
+    // Where a limit takes a restart, only processes that were seen to start with it use it; the first step waits for
+    // that as well (D5).
     let restarted = |held: &[u64], followed| standing(held, &restarts, followed);
     assert_eq!(
         (restarted(&[30], true).in_effect, restarted(&[30], false).in_effect, restarted(&[9], true).in_effect),
