@@ -1,4 +1,5 @@
-//! What a policy would better say: the rules of tuning HTTP connection pools, each with its fix in one sentence. docs/advice.md has the reasons.
+//! Advice on a policy: rules for tuning HTTP connection pools, each with its fix in one sentence. docs/advice.md gives
+//! the reasons.
 
 use std::{fmt, time::Duration};
 
@@ -14,7 +15,7 @@ use crate::api::{Format, IdleConnectionPolicySpec, Knob, Preset, Value};
 pub struct Advice {
     /// The rule, as docs/advice.md calls it.
     pub rule: &'static str,
-    /// What is so, and what to do.
+    /// What was found, and what to do.
     pub sentence: String,
 }
 
@@ -24,16 +25,16 @@ impl fmt::Display for Advice {
     }
 }
 
-/// What was seen at run time, as far as it was.
+/// What was observed at run time; `None` where it was not observed.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Observed<'a> {
-    /// Requests to one host at the same time.
+    /// Concurrent requests to one host.
     pub concurrency: Option<f64>,
-    /// Open files in percent of what a process may have, and the node where that is highest.
+    /// The highest use of file descriptors, in percent of the limit, and its node.
     pub open_files: Option<(u32, &'a str)>,
-    /// A node that ends streams, such as those of `WebSocket`, at once when its configuration is changed.
+    /// A node that closes streams, such as those of `WebSocket`, at once when its configuration changes.
     pub cut_streams: Option<&'a str>,
-    /// How long the servers of all nodes were measured to keep idle connections.
+    /// How long the servers of all nodes keep idle connections, as measured.
     pub server_idle: Option<Duration>,
 }
 
@@ -41,9 +42,9 @@ pub struct Observed<'a> {
 const GO_PER_HOST: u32 = 2;
 /// `http.DefaultTransport.IdleConnTimeout`, seconds.
 const GO_IDLE: u64 = 90;
-/// Free sockets as a share of all, in percent: fewer and each burst opens new ones, more and they only cost.
+/// Idle connections as a share of all, in percent. With fewer, each burst opens new ones; more only cost.
 const FREE: std::ops::RangeInclusive<u32> = 10..=20;
-/// Open files, in percent of the limit.
+/// Use of file descriptors above which there is advice, in percent of the limit.
 const MOST_FILES: u32 = 80;
 
 struct Rules<'a> {
@@ -53,7 +54,7 @@ struct Rules<'a> {
     said: Vec<Advice>,
 }
 
-/// What there is to say of a policy.
+/// All advice on a policy.
 #[must_use]
 pub fn advice(spec: &IdleConnectionPolicySpec, declared: &Declared, traits: &Traits, observed: Observed<'_>) -> Vec<Advice> {
     let mut rules = Rules { spec, declared, traits, said: Vec::new() };
@@ -85,13 +86,13 @@ impl Rules<'_> {
         self.traits.capability(knob) != Capability::Unsupported
     }
 
-    /// Whether what is left out is what Go's net/http does.
+    /// Whether unset limits have the defaults of Go's net/http.
     fn is_go(&self) -> bool {
         let format = self.spec.target.config_map.as_ref().map(|config_map| config_map.format);
         matches!(format, Some(Format::Yaml | Format::Json | Format::Env))
     }
 
-    /// Whether the policy is about a pool at all.
+    /// Whether the policy sets any limit of a pool.
     fn governs(&self, pool: &str) -> bool {
         self.declared.settings.keys().any(|knob| knob.pool() == pool)
     }
@@ -150,7 +151,7 @@ impl Rules<'_> {
         }
     }
 
-    /// What was measured counts, whatever is declared.
+    /// A measured timeout counts, whatever is declared.
     fn outlives_measured(&mut self, client: Option<Duration>, measured: Duration) {
         let knob = Knob::IntraClusterIdleConnTimeout;
         let Some(client) = client.filter(|client| verdict(ClientIdle::After(*client), Idled::Closed(measured)) != Verdict::Safe)
@@ -164,7 +165,8 @@ impl Rules<'_> {
         );
     }
 
-    /// Caddy ends streams when it is given another configuration, unless a proxy has a `stream_close_delay` (caddyserver/caddy#5471).
+    /// Caddy closes streams when its configuration changes, unless a proxy has a `stream_close_delay`
+    /// (caddyserver/caddy#5471).
     fn streams(&mut self, cut_by: Option<&str>) {
         let Some(node) = cut_by.filter(|_| self.spec.adaptive.is_some()) else { return };
         self.say(
@@ -313,7 +315,7 @@ mod tests {
         for (adaptive, cut_streams, told) in [
             (json!({"adaptive": {}}), Some("gw-0"), vec!["streams"]),
             (json!({"adaptive": {}}), None, vec![]),
-            // A change by hand is expected to have effects; a step of adaptive control is not.
+            // Effects of a change by hand are expected; those of a step of adaptive control are not.
             (json!({}), Some("gw-0"), vec![]),
         ] {
             let mut spec = spec.clone();

@@ -9,7 +9,7 @@ use crate::api::{
     stored::some,
 };
 
-/// Declared limits of which each change closes the same connections.
+/// Declared limits whose changes close the same connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flushes {
     /// The limits.
@@ -20,7 +20,8 @@ pub struct Flushes {
     pub all: bool,
 }
 
-/// What changes of the declared limits close; empty where a change closes nothing, or only a restart brings it into effect.
+/// What changes of the declared limits close; empty where a change closes nothing, or takes effect only after a
+/// restart.
 #[must_use]
 pub fn flushes(declared: &Declared, traits: &Traits) -> Vec<Flushes> {
     let mut limits: Vec<_> = declared.values().into_iter().map(|(knob, _)| knob).collect();
@@ -37,7 +38,7 @@ pub fn flushes(declared: &Declared, traits: &Traits) -> Vec<Flushes> {
 }
 
 impl Flushes {
-    /// The same as a sentence, without a full stop.
+    /// A sentence for the user, without a full stop.
     #[must_use]
     pub fn sentence(&self) -> String {
         let names: Vec<_> = self.limits.iter().map(ToString::to_string).collect();

@@ -1,4 +1,4 @@
-//! A hash that is the same in every build, which the standard library's do not promise.
+//! A hash that is the same in every build. The hashes of the standard library do not promise that.
 
 /// FNV-1a, 64 bits.
 #[must_use]

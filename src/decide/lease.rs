@@ -1,29 +1,29 @@
-//! Who leads: what to do about a Lease, from whom it names and for how long it has not changed.
+//! Leader election: what to do about a Lease, given its holder and how long it has not changed.
 //!
-//! Time is measured as client-go does: by how long *this* process has seen the Lease unchanged, on a clock that nobody sets. What the Lease
-//! says of times is for people; a clock that is wrong by minutes elects nobody.
+//! Time is measured as client-go does: by how long *this* process has seen the Lease unchanged, on a monotonic clock.
+//! The times in the Lease are for people; a clock that is wrong by minutes elects no leader.
 
 use std::time::Duration;
 
-/// What was seen of a Lease.
+/// An observation of a Lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Seen<'a> {
-    /// Whom it names; nobody, where it was released or never held.
+    /// The holder; `None` if the Lease was released or never held.
     pub holder: Option<&'a str>,
-    /// How long the holder may let it be without renewing, by the Lease's own word.
+    /// How long the holder may go without renewing, according to the Lease.
     pub valid_for: Duration,
-    /// For how long it has not changed since it was first seen like this.
+    /// How long this process has seen the Lease unchanged.
     pub unchanged_for: Duration,
 }
 
-/// What to do about it.
+/// What to do about the Lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Move {
-    /// Nobody holds it any more: write one's own name.
+    /// No replica holds it any more: write the name of this replica.
     Take,
-    /// It is one's own: say that one is there.
+    /// This replica holds it: renew it.
     Renew,
-    /// Somebody else holds it, for at most this much longer if nothing is heard.
+    /// Another replica holds it, for at most this much longer if it does not renew.
     Wait(Duration),
 }
 

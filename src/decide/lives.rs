@@ -1,8 +1,9 @@
 //! Which limits a process uses, if it reads its settings only when it starts. Pure.
 //!
-//! After a write a node stores the new value, and its process keeps the old one until it restarts. A value is known to be in use after a
-//! restart only: the node reported that it stores the value, and later reported a smaller uptime. A node that joins builds its connections
-//! from its own file before the cluster sends it anything, and the operator cannot read that file.
+//! After a write a node stores the new value, and its process keeps the old one until it restarts. A value is known to
+//! be in use after a restart only: the node reported that it stores the value, and later reported a smaller uptime. A
+//! node that joins builds its connections from its own file before the cluster sends it anything, and the operator
+//! cannot read that file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,12 +37,14 @@ pub struct Life {
 }
 
 impl Life {
-    /// Whether the process uses this value; `None` where that is not known.
+    /// Whether the process uses this value; `None` if that is not known. `changed`: when the limit last changed (Unix
+    /// milliseconds).
     #[must_use]
     pub fn uses(&self, knob: Knob, value: Value, changed: Option<i64>) -> Option<bool> {
         match self.uses.get(&knob) {
             Some(used) => Some(*used == value),
-            // It was not started with it: it is older, or was not told before it had started.
+            // It did not start with this value: it is older than the change, or it joined and got the value after its
+            // start.
             None => (self.joined || changed.is_some_and(|changed| self.started_before <= changed)).then_some(false),
         }
     }
@@ -49,9 +52,9 @@ impl Life {
 
 /// Records a node's report. `joined`: other nodes were watched before this one appeared.
 pub fn look(lives: &mut Lives, node: &NodeState, joined: bool, now: Timestamp) {
-    // Without its own figures it may be the cluster that answers for it.
+    // A node without its own uptime may be one that the cluster answers for.
     let (Some(uptime), Ok(stored)) = (node.uptime, &node.stored) else { return };
-    // Figures are a node's own word, and may be any number.
+    // The node reports this figure itself, so it may be any number.
     let ran = i64::try_from(uptime.at_least.as_millis()).unwrap_or(i64::MAX);
     let started_before = now.as_millisecond().saturating_sub(ran);
     let stored: Settings = stored.iter().filter_map(|(knob, value)| Some((*knob, (*value)?))).collect();
@@ -61,7 +64,7 @@ pub fn look(lives: &mut Lives, node: &NodeState, joined: bool, now: Timestamp) {
         return;
     };
     if uptime.at_least < life.uptime {
-        // Another process, started with what was stored when the one before was last seen.
+        // Another process. It started with what was stored when the previous one was last seen.
         life.uses = std::mem::take(&mut life.stored);
         (life.joined, life.started_before) = (false, started_before);
     }
@@ -76,10 +79,11 @@ pub fn read_at_start(settings: &Settings, traits: &Traits) -> Settings {
     settings.iter().filter(|(knob, _)| read(knob)).map(|(knob, value)| (*knob, *value)).collect()
 }
 
-/// Most nodes that are written down one by one, so that what the controller keeps in the status stays small. In a larger cluster a rollout
-/// that is interrupted by a start of this program leaves the nodes before it as not observed.
+/// Maximum number of nodes that are recorded one by one, so that `status.control` stays small. In a larger cluster, if
+/// the operator restarts during a rollout, the nodes that were restarted before count as not observed.
 const MOST_NAMED: usize = 32;
-/// Tolerance when two readings of one node timestamp are compared (milliseconds): the clock offset comes from `Date`, in whole seconds.
+/// Tolerance when two readings of one node timestamp are compared (milliseconds): the clock offset comes from `Date`,
+/// in whole seconds.
 const SAME_TIME: u64 = 5_000;
 
 fn hash_of(values: &Settings) -> String {
@@ -98,16 +102,17 @@ fn hash_of_one(node: &NodeState) -> String {
     format!("{:08x}", (hash ^ (hash >> 32)) & 0xffff_ffff)
 }
 
-/// The nodes that answered, and when their configuration last changed, by their own word (Unix milliseconds); `None` where none says.
+/// The nodes that answered, and when they report that their configuration last changed (Unix milliseconds); `None`
+/// where none reports it.
 #[must_use]
 pub fn answered<'a>(states: impl Iterator<Item = &'a UnitState> + Clone) -> Option<(Vec<&'a NodeState>, i64)> {
     let changed = states.clone().filter_map(|state| state.changed).max()?.as_millisecond();
     Some((states.flat_map(|state| &state.nodes).collect(), changed))
 }
 
-/// The record of processes that are known to use the stored values. It is kept in the status, because a restarted operator or a new leader
-/// has not observed those restarts. `values` are the limits that a process reads at its start; `changed` is when the nodes say that their
-/// configuration last changed (Unix milliseconds).
+/// The record of processes that are known to use the stored values. It is kept in the status, because a restarted
+/// operator or a new leader has not observed those restarts. `values` are the limits that a process reads at its start;
+/// `changed` is when the nodes say that their configuration last changed (Unix milliseconds).
 #[must_use]
 pub fn confirmation(
     nodes: &[&NodeState],
@@ -119,7 +124,7 @@ pub fn confirmation(
     let names = if !using.is_empty() && using.len() == nodes.len() {
         hash_of_all(nodes.iter().copied())
     } else if (1..=MOST_NAMED).contains(&using.len()) {
-        // Eight digits and a blank each: no list is as long as the hash of all.
+        // Eight digits and a space each: no list is as long as the hash of all nodes.
         let mut names: Vec<_> = using.into_iter().map(|node| hash_of_one(node)).collect();
         names.sort();
         names.join(" ") + " "
@@ -129,7 +134,7 @@ pub fn confirmation(
     Some(Confirmed { values: hash_of(values), nodes: names, changed })
 }
 
-/// Whether both say the same of the same configuration.
+/// Whether both records state the same about the same configuration.
 #[must_use]
 pub fn agree(a: &Confirmed, b: &Confirmed) -> bool {
     a.values == b.values && a.nodes == b.nodes && a.changed.abs_diff(b.changed) <= SAME_TIME
@@ -143,8 +148,8 @@ pub fn replaced(lives: &mut Lives, node: &str, values: &Settings) {
     }
 }
 
-/// Restores the record for these nodes, which must be all nodes of the policy. A node that is already known, or that does not store the
-/// values, is not changed.
+/// Restores the record for these nodes, which must be all nodes of the policy. A node that is already known, or that
+/// does not store the values, is not changed.
 pub fn take_up(lives: &mut Lives, written: &Confirmed, nodes: &[&NodeState], values: &Settings, changed: i64) {
     if written.values != hash_of(values) || written.changed.abs_diff(changed) > SAME_TIME {
         return;
@@ -175,7 +180,8 @@ mod tests {
         Timestamp::from_second(10_000 + second).expect("a time")
     }
 
-    /// Looks at one node: when, how long it says to have run, what it stores; whether it came later than others.
+    /// Observes one node at these seconds, with its reported uptime and its stored value. `joined`: it appeared after
+    /// others.
     fn seen(looks: &[(i64, Option<u64>, u32)], joined: bool) -> Lives {
         let mut lives = Lives::new();
         for (second, uptime, stores) in looks {
@@ -184,7 +190,7 @@ mod tests {
         lives
     }
 
-    /// Whether it uses 80, which was written at second 100.
+    /// Whether the node uses 80, which was written at second 100.
     fn uses(looks: &[(i64, Option<u64>, u32)], joined: bool) -> Option<bool> {
         seen(looks, joined).get("t1")?.uses(KNOB, Value::Count(80), Some(10_100_000))
     }

@@ -1,12 +1,13 @@
-//! What a server was measured to do with idle connections, and how that compares with what is expected, advertised or programmed.
+//! What a server was measured to do with idle connections, and how that compares with what is expected, advertised or
+//! programmed.
 //!
 //! Pure: connections are opened and timed in `crate::probe`.
 
 use std::{fmt, time::Duration};
 
-/// The smallest difference between a measurement and an expectation that counts.
+/// The smallest tolerance between a measurement and an expectation.
 const MIN_TOLERANCE: Duration = Duration::from_secs(1);
-/// The smallest error of a measurement that is allowed for.
+/// The smallest error that a measurement is assumed to have.
 const MIN_ERROR: Duration = Duration::from_millis(250);
 
 /// How long one idle connection stayed open. Connections that closed sort before those that did not.
@@ -19,7 +20,7 @@ pub enum Idled {
 }
 
 impl Idled {
-    /// The time of either.
+    /// The time, of either variant.
     #[must_use]
     pub const fn time(self) -> Duration {
         match self {
@@ -27,7 +28,8 @@ impl Idled {
         }
     }
 
-    /// Whether this agrees with an idle timeout of `expected`, within [`tolerance`]. `None` where the probe ended too early to say.
+    /// Whether this agrees with an idle timeout of `expected`, within [`tolerance`]. `None` where the probe ended too
+    /// early to say.
     #[must_use]
     pub fn meets(self, expected: Duration) -> Option<bool> {
         let tolerance = tolerance(expected);
@@ -70,14 +72,14 @@ pub fn time(time: Duration) -> String {
     format!("{}{}{seconds}", part(hours, "h"), part(minutes, "m"))
 }
 
-/// The shortest, the middle and the longest of several connections.
+/// The shortest, the median and the longest of several connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Spread {
-    /// The one that was closed first.
+    /// The connection that closed first.
     pub min: Idled,
-    /// The one in the middle; of an even number the earlier of the two.
+    /// The connection in the middle; of an even number, the earlier of the two.
     pub median: Idled,
-    /// The one that was closed last, or not at all.
+    /// The connection that closed last, or did not close.
     pub max: Idled,
 }
 
@@ -91,7 +93,8 @@ impl Spread {
         Some(Self { min: *sorted.first()?, median, max: *sorted.last()? })
     }
 
-    /// Whether every connection agrees with an idle timeout of `expected`. `None` where the probe ended too early to say.
+    /// Whether every connection agrees with an idle timeout of `expected`. `None` where the probe ended too early to
+    /// say.
     #[must_use]
     pub fn meets(&self, expected: Duration) -> Option<bool> {
         let each = [self.min, self.median, self.max].map(|idled| idled.meets(expected));
@@ -111,7 +114,7 @@ pub fn tolerance(expected: Duration) -> Duration {
     (expected / 20).max(MIN_TOLERANCE)
 }
 
-/// What a `Keep-Alive` header field says. Unknown parameters are passed over.
+/// A `Keep-Alive` header field. Unknown parameters are ignored.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Advertised {
     /// `timeout=`: how long the server keeps an idle connection, whole seconds.
@@ -121,7 +124,7 @@ pub struct Advertised {
 }
 
 impl Advertised {
-    /// Reads the field's value. `None` where neither parameter is in it.
+    /// Parses the field's value. `None` where it has neither parameter.
     #[must_use]
     pub fn parse(value: &str) -> Option<Self> {
         let mut read = Self::default();
@@ -137,8 +140,8 @@ impl Advertised {
         (read != Self::default()).then_some(read)
     }
 
-    /// Whether the server keeps connections at least as long as it says, allowing for an error of 1% or 250 ms. `None` where it does not say,
-    /// or the probe ended before that time.
+    /// Whether the server keeps connections at least as long as it says, allowing for an error of 1% or 250 ms. `None`
+    /// where it does not say, or the probe ended before that time.
     #[must_use]
     pub fn keeps_time(&self, measured: &Spread) -> Option<bool> {
         let timeout = self.timeout?;
@@ -169,8 +172,8 @@ pub enum Requests {
 }
 
 impl Requests {
-    /// Whether the server answers at least as many requests as its first answer says: that answer and `max` more. `None` where the probe
-    /// ended before that number.
+    /// Whether the server answers at least as many requests as its first answer says: that answer and `max` more.
+    /// `None` where the probe ended before that number.
     #[must_use]
     pub fn keeps(self, max: u32) -> Option<bool> {
         match self {

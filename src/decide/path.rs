@@ -1,7 +1,7 @@
 //! Where requests are lost on a path: a client that keeps idle connections longer than its server does.
 //!
-//! A client whose connection was closed by the server at the moment of the next request cannot know whether the request was handled. It may repeat
-//! only idempotent requests (RFC 9110, 9.2.2).
+//! A client whose connection was closed by the server at the moment of the next request cannot know whether the request
+//! was handled. It may repeat only idempotent requests (RFC 9110, 9.2.2).
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::measured::{Idled, time};
 
 /// How much sooner than its server a client has to close an idle connection.
 const MARGIN: Duration = Duration::from_secs(1);
-/// What is allowed for the error of a measurement.
+/// Allowance for the error of a measurement.
 const MEASUREMENT_ERROR: Duration = Duration::from_millis(250);
 /// A client's idle time below which a pool is of little use: then the server is changed first.
 const MIN_CLIENT_IDLE: Duration = Duration::from_secs(2);
@@ -32,14 +32,14 @@ impl std::fmt::Display for ClientIdle {
     }
 }
 
-/// What is so of one hop.
+/// The verdict on one hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// The client closes first.
     Safe,
     /// The server may close while the client sends a request.
     Trap,
-    /// The server was still open when the probe ended, and the client may keep connections longer than that.
+    /// The connection was still open when the probe ended, and the client may keep connections longer than that.
     Undecided,
 }
 
@@ -64,7 +64,7 @@ pub enum Side {
     Server,
 }
 
-/// A change that ends a trap: the side, and its new value.
+/// A change that removes a trap: the side, and its new value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Change {
     /// Which side.
@@ -73,8 +73,8 @@ pub struct Change {
     pub to: Duration,
 }
 
-/// What ends a trap, the better change first. A lower idle time of the client costs the server nothing; a server with a very short timeout is raised,
-/// because a pool that keeps nothing is none.
+/// The changes that remove a trap, the better one first. A lower idle time of the client costs the server nothing. If
+/// the server's timeout is very short, raising it comes first, because a pool that keeps nothing is useless.
 #[must_use]
 pub fn changes(client: ClientIdle, server: Duration) -> Vec<Change> {
     let lower = (server + MEASUREMENT_ERROR).saturating_sub(MARGIN);
@@ -93,16 +93,16 @@ fn whole_seconds(time: Duration) -> Duration {
     Duration::from_secs(time.as_secs() + u64::from(time.subsec_nanos() > 0))
 }
 
-/// A client whose default is known.
+/// A client with a known default.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownClient {
-    /// The name to write on the command line.
+    /// The name on the command line.
     pub name: &'static str,
-    /// What it is, and the setting.
+    /// The product and its setting.
     pub setting: &'static str,
     /// Its default.
     pub idle: ClientIdle,
-    /// Where its makers say so.
+    /// The vendor's documentation of the default.
     pub source: &'static str,
 }
 
@@ -110,7 +110,7 @@ const fn known(name: &'static str, setting: &'static str, seconds: u64, source: 
     KnownClient { name, setting, idle: ClientIdle::After(Duration::from_secs(seconds)), source }
 }
 
-/// Clients whose defaults are known, by name. docs/measured.md has this table.
+/// Clients with known defaults, by name. docs/measured.md shows this table.
 pub const KNOWN_CLIENTS: &[KnownClient] = &[
     known("agentkeepalive", "agentkeepalive for Node: `freeSocketTimeout`", 4, "https://github.com/node-modules/agentkeepalive"),
     known(
@@ -180,7 +180,7 @@ pub const KNOWN_CLIENTS: &[KnownClient] = &[
     known("undici", "undici, which is Node's `fetch`: `keepAliveTimeout`", 4, "https://undici.nodejs.org/#/docs/api/Client"),
 ];
 
-/// The known client of this name.
+/// The known client with this name, in upper or lower case.
 #[must_use]
 pub fn known_client(name: &str) -> Option<&'static KnownClient> {
     KNOWN_CLIENTS.iter().find(|client| client.name.eq_ignore_ascii_case(name))

@@ -1,7 +1,7 @@
 //! Which node is restarted next, for limits that its process reads only when it starts.
 //!
-//! Nothing is begun that has not been written down first, in `status.control.restart`; everything that is begun is seen through, whatever the
-//! policy says by then; and each act is repeated until what it was for is seen.
+//! Nothing begins before it is recorded in `status.control.restart`. Once its pod is gone, a restart is completed,
+//! whatever the policy says by then. Each action is repeated until its result is observed.
 
 use std::collections::BTreeMap;
 
@@ -13,59 +13,59 @@ use crate::api::{
 
 const DAY: i64 = 24 * 3600;
 
-/// A node, as far as restarting it goes.
+/// A node, as far as restarts go.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Node<'a> {
     /// Its name.
     pub name: &'a str,
-    /// Whether it stores what is wanted and its process is known not to use it.
+    /// Whether it stores the desired values and its process is known not to use them.
     pub pending: bool,
-    /// Whether it answers for itself.
+    /// Whether the node itself answers.
     pub answers: bool,
-    /// Where it runs, by its cluster's word.
+    /// Where its process runs, as its cluster reports.
     pub process: Option<&'a Process>,
 }
 
-/// A pod, by the API server's word.
+/// A pod, as the API server reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pod {
     /// `metadata.uid`.
     pub uid: String,
-    /// Where it is reached.
+    /// Its IP addresses.
     pub ips: Vec<String>,
-    /// Its name in DNS, `hostname.subdomain.namespace.svc`, where that can be its cluster's word for it: the cluster is reached by a Service
-    /// of the pod's own namespace.
+    /// Its DNS name, `hostname.subdomain.namespace.svc`, if the cluster can mean this pod by it: the cluster is reached
+    /// by a Service of the pod's own namespace.
     pub dns: Option<String>,
-    /// Its condition Ready.
+    /// Whether its condition Ready is True.
     pub ready: bool,
-    /// Whether it is on its way out.
+    /// Whether it is being deleted.
     pub terminating: bool,
 }
 
-/// Everything it is decided from.
+/// Everything that the decision depends on.
 pub struct Input<'a> {
     /// `spec.restart`.
     pub spec: &'a Restart,
-    /// Whether a restart may begin at all: nothing is suspended, and what is pending is worth it.
+    /// Whether a restart may begin: nothing is suspended, and what is pending is worth it.
     pub may_begin: bool,
     /// The nodes of the target.
     pub nodes: &'a [Node<'a>],
     /// Pods by name, those of nodes that wait or are being restarted.
     pub pods: &'a BTreeMap<String, Pod>,
-    /// What was written down.
+    /// What is recorded.
     pub control: &'a RestartControl,
-    /// When the newest change was made that needs a restart (Unix milliseconds).
+    /// When the newest change that needs a restart was made (Unix milliseconds).
     pub changed: i64,
-    /// Now (Unix seconds).
+    /// The current time (Unix seconds).
     pub now: i64,
 }
 
-/// Something to do; doing it twice does no harm.
+/// An action. Repeating it does no harm.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// Take a node out of service, so that its cluster does not rebuild what it holds.
+    /// Take a node out of service, so that its cluster does not rebuild the node's data.
     Drain(String),
-    /// Ask for its pod, this very one, to be evicted.
+    /// Evict exactly this pod.
     Evict {
         /// The node.
         node: String,
@@ -80,59 +80,59 @@ pub enum Act {
     Roll {
         /// Deployment, StatefulSet or DaemonSet.
         kind: String,
-        /// Its name.
+        /// The workload's name.
         name: String,
-        /// What the pods are started for.
+        /// The hash that the pods are started for.
         hash: String,
     },
 }
 
-/// What is to be said of it.
+/// What to report.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
     /// A node is being restarted.
     Rolling(String),
-    /// A node has not come back in time; none is restarted before it has.
+    /// A node has not come back in time. No other node is restarted before it has.
     Stalled(String),
-    /// As many nodes as may are out of service already; one of them.
+    /// As many nodes as allowed are already out of service; this is one of them.
     Unavailable(String),
-    /// The restarts of the day are used up.
+    /// `restart.maxPerDay` is used up.
     Budget,
-    /// The pod that a node runs in is not known.
+    /// The pod of a node is not known.
     NoPod(String),
 }
 
-/// What came of it.
+/// The result of a decision.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
-    /// To be written down before anything is done.
+    /// What to record before any action.
     pub control: RestartControl,
-    /// To be done after that.
+    /// The actions to take after that.
     pub acts: Vec<Act>,
-    /// Nodes that have come back and use the new limits.
+    /// Nodes that came back and use the new limits.
     pub finished: Vec<String>,
-    /// To be said.
+    /// What to report.
     pub said: Option<Said>,
-    /// Whether the first one waits for the clock to be past the change.
+    /// Whether the first restart waits until the clock is past the change.
     pub soon: bool,
 }
 
 impl Outcome {
-    /// Nothing has come of it yet; the budget is of the last 24 hours.
+    /// No action yet. The budget counts the last 24 hours.
     pub(super) fn new(control: &RestartControl, now: i64) -> Self {
         let mut control = control.clone();
         control.begun.retain(|begun| now.saturating_sub(*begun) < DAY);
         Self { control, ..Self::default() }
     }
 
-    /// Whether there is something going on that nobody tells of: worth another look soon.
+    /// Whether something is under way that no watch reports, so that another look is due soon.
     #[must_use]
     pub fn is_going_on(&self) -> bool {
         self.soon || !self.control.nodes.is_empty()
     }
 }
 
-/// Decides.
+/// Decides the next actions.
 #[must_use]
 pub fn step(input: &Input<'_>) -> Outcome {
     let mut outcome = Outcome::new(input.control, input.now);
@@ -149,7 +149,7 @@ pub fn step(input: &Input<'_>) -> Outcome {
     outcome
 }
 
-/// Nodes that were restarted for this change and run in another pod by now.
+/// Nodes that were restarted for this change and now run in another pod.
 pub fn replaced<'a>(
     control: &'a RestartControl,
     changed: i64,
@@ -163,24 +163,24 @@ pub fn replaced<'a>(
     control.nodes.iter().filter(move |_| control.change == changed).filter(is_back).map(|current| current.node.as_str())
 }
 
-/// Whether a node answers again, in a pod that has taken the place of the one that was to go.
+/// Whether a node answers again, from a pod that has replaced the evicted one.
 fn is_back(current: &Restarting, node: &Node<'_>, pod: &Pod) -> bool {
     pod.uid != current.uid && pod.ready && !pod.terminating && node.answers
 }
 
-/// Whether what was begun may still take a while.
+/// Whether a restart is still within `restart.timeout`.
 pub(super) fn in_time(spec: &Restart, current: &Restarting, now: i64) -> bool {
     let timeout = spec.timeout.get().map_or(600, |timeout| i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX));
     now.saturating_sub(current.since) <= timeout
 }
 
-/// Takes the next step with a node that is being restarted; false when there is nothing left to do.
+/// Takes the next step of a restart that has begun; false when there is nothing left to do.
 fn go_on(input: &Input<'_>, current: &Restarting, permitted: bool, outcome: &mut Outcome) -> bool {
     let in_time = in_time(input.spec, current, input.now);
     let name = || current.node.clone();
     outcome.said = Some(if in_time { Said::Rolling(name()) } else { Said::Stalled(name()) });
     let Some(node) = input.nodes.iter().find(|node| node.name == current.node) else {
-        // Where others answer and it has not been seen for so long, it has left its cluster.
+        // Other nodes answer, and this one has been missing for too long: it has left its cluster.
         let left = !in_time && !input.nodes.is_empty();
         if left {
             outcome.said = None;
@@ -190,10 +190,10 @@ fn go_on(input: &Input<'_>, current: &Restarting, permitted: bool, outcome: &mut
     let drained = node.process.is_some_and(|process| process.drained);
     match input.pods.get(&current.pod) {
         Some(pod) if pod.uid == current.uid && !pod.terminating => {
-            // The cluster's word may have changed since it was written down.
+            // The cluster's report may have changed since the restart was recorded.
             let elsewhere = node.process.is_some_and(|process| !is_in(process, pod));
             if !permitted || elsewhere {
-                // Called off before it went.
+                // Called off before the pod was gone.
                 outcome.said = elsewhere.then(|| Said::NoPod(name()));
                 outcome.acts.extend(drained.then(|| Act::Undrain(name())));
                 return drained;
@@ -214,19 +214,20 @@ fn go_on(input: &Input<'_>, current: &Restarting, permitted: bool, outcome: &mut
             if !node.pending {
                 outcome.finished.push(name());
             }
-            // Another change came meanwhile: it has to be restarted once more for that, in its turn.
+            // Another change was made meanwhile: the node has to be restarted once more for it, in its turn.
             let outdated = input.control.change != input.changed;
             if !node.pending || outdated {
                 outcome.said = None;
             }
             node.pending && !outdated
         }
-        // Going, gone, or on its way back.
+        // The pod is terminating, gone, or on its way back.
         _ => true,
     }
 }
 
-/// Whether both of the cluster's words, the name and an address, are the same pod's. Pods of two clusters often have the same name.
+/// Whether an address that the cluster reports is the pod's, besides the name. Pods of two clusters often have the same
+/// name.
 fn is_in(process: &Process, pod: &Pod) -> bool {
     let named = |host: &str| pod.dns.as_deref().is_some_and(|name| is_name(host, name));
     process.hosts.iter().any(|host| pod.ips.contains(host) || named(host))
@@ -240,7 +241,7 @@ pub fn is_name(host: &str, name: &str) -> bool {
         && matches!(host.as_bytes().get(name.len()), None | Some(b'.'))
 }
 
-/// Writes down the next nodes, as many as may be out of service.
+/// Records the next nodes to restart, as many as may be out of service.
 fn begin(input: &Input<'_>, outcome: &mut Outcome) {
     let current = |outcome: &Outcome, name: &str| outcome.control.nodes.iter().any(|current| current.node == name);
     let mut waiting: Vec<_> = input.nodes.iter().filter(|node| node.pending && !current(outcome, node.name)).collect();
@@ -270,8 +271,8 @@ fn begin(input: &Input<'_>, outcome: &mut Outcome) {
             return;
         }
         if input.now.saturating_mul(1000) <= input.changed {
-            // When a change was made may be known to a second or two only. Who starts before the end of that could not be told from who
-            // did before the change.
+            // The time of a change may be known to a second or two only. A process that started before the end of that
+            // time could not be distinguished from one that started before the change.
             outcome.said.get_or_insert(Said::Rolling(node.name.to_owned()));
             outcome.soon = true;
             return;
@@ -310,7 +311,7 @@ mod tests {
     }
 
     impl Scene {
-        /// Three nodes that wait for a restart; the first is the primary, the others hold data.
+        /// Three nodes that wait for a restart. The first is the primary; the others hold data.
         fn new() -> Self {
             let process = |n: u8, drains| Process {
                 pod: format!("pod-{n}"),
@@ -362,7 +363,7 @@ mod tests {
             })
         }
 
-        /// Looks, and writes down what came of it.
+        /// Decides, and records the result.
         fn look(&mut self) -> Outcome {
             let outcome = self.at(NOW);
             self.control = outcome.control.clone();
@@ -377,7 +378,7 @@ mod tests {
             self.pods.get_mut(name).unwrap()
         }
 
-        /// t1 is drained and its pod replaced by one that is ready.
+        /// t1 is drained, and its pod has been replaced by one that is ready.
         fn replaced() -> Self {
             let mut scene = Self::new();
             scene.look();
@@ -387,7 +388,7 @@ mod tests {
         }
     }
 
-    #[allow(clippy::unnecessary_wraps)] // It is compared with what may be nothing.
+    #[allow(clippy::unnecessary_wraps)] // It is compared with an `Option`.
     fn rolling(name: &str) -> Option<Said> {
         Some(Said::Rolling(name.into()))
     }
@@ -496,7 +497,7 @@ mod tests {
             |scene| scene.node("t1").1.pod = "somebody-elses".into(),
             |scene| scene.node("t1").1.hosts = vec!["10.9.9.9".into(), "pod-2.ais.svc".into(), "pod-1".into()],
             |scene| scene.pod("pod-1").ips.clear(),
-            // Two clusters whose pods have the same names are the usual pair for disaster recovery.
+            // Disaster recovery usually pairs two clusters whose pods have the same names.
             |scene| scene.node("t1").1.hosts = vec!["pod-1.targets.elsewhere.svc.other.example".into()],
             |scene| {
                 scene.node("t1").1.hosts = vec!["pod-1.targets.ais.svc.cluster.local".into()];
@@ -583,7 +584,7 @@ mod tests {
             let outcome = scene.look();
             assert_eq!((outcome.acts.len(), outcome.control.nodes.len(), outcome.finished.len()), (0, 0, 0));
 
-            // Once its pod has gone it is seen through all the same.
+            // Once its pod is gone, the restart is completed anyway.
             let mut scene = Scene::replaced();
             call_off(&mut scene);
             assert_eq!(scene.look().acts, [Act::Undrain("t1".into())]);

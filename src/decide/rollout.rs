@@ -1,7 +1,7 @@
-//! When a workload's pods are replaced, for a file that its processes read only when they start: once for a change, by an annotation of its
-//! pod template. How many pods may be out of service meanwhile is the workload's own rule.
+//! When a workload's pods are replaced, for a file that its processes read only when they start: once for a change, by
+//! an annotation of its pod template. The workload's own rule decides how many pods may be out of service meanwhile.
 //!
-//! As with restarts, nothing is begun that has not been written down first, and each act is repeated until what it was for is seen.
+//! As with restarts, nothing begins before it is recorded, and each action is repeated until its result is observed.
 
 use super::restart::{Act, Outcome, Said, in_time};
 use crate::api::{
@@ -9,38 +9,38 @@ use crate::api::{
     status::{RestartControl, Restarting},
 };
 
-/// What keeps the pods running, by the API server's word.
+/// The workload that keeps the pods running, as the API server reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Workload {
     /// Deployment, StatefulSet or DaemonSet.
     pub kind: String,
     /// Its name.
     pub name: String,
-    /// The hash that its pods are started for.
+    /// The hash that its pods were started for.
     pub hash: Option<String>,
-    /// Whether all its pods are of its template, and available.
+    /// Whether all its pods have its current template and are available.
     pub complete: bool,
 }
 
-/// Everything it is decided from.
+/// Everything that the decision depends on.
 pub struct Input<'a> {
     /// `spec.restart`.
     pub spec: &'a Restart,
-    /// Whether a rollout may begin at all: nothing is suspended, and what is pending is worth it.
+    /// Whether a rollout may begin: nothing is suspended, and what is pending is worth it.
     pub may_begin: bool,
-    /// The hash of what is written; `None` while that is not yet all that is wanted.
+    /// The hash of the written file; `None` while the file does not hold everything that is desired.
     pub hash: Option<&'a str>,
-    /// Whether a pod is not known to use it.
+    /// Whether some pod is not known to use it.
     pub pending: bool,
-    /// What keeps the pods running; `None` where that is nothing that can be rolled out.
+    /// The workload that keeps the pods running; `None` where that is none that can be rolled out.
     pub workload: Option<&'a Workload>,
-    /// What was written down.
+    /// What is recorded.
     pub control: &'a RestartControl,
-    /// Now (Unix seconds).
+    /// The current time (Unix seconds).
     pub now: i64,
 }
 
-/// Decides.
+/// Decides the next actions.
 #[must_use]
 pub fn step(input: &Input<'_>) -> Outcome {
     let mut outcome = Outcome::new(input.control, input.now);
@@ -54,7 +54,7 @@ pub fn step(input: &Input<'_>) -> Outcome {
     if let Some(current) = outcome.control.nodes.first().cloned() {
         let told = workload.hash.as_ref() == Some(&current.uid);
         if !told && (!permitted || input.hash != Some(&current.uid)) {
-            // Called off, or overtaken by another change, before the workload was told.
+            // Called off, or overtaken by another change, before the workload was changed.
             outcome.control.nodes.clear();
         } else if told && workload.complete {
             outcome.control.nodes.clear();
@@ -69,7 +69,7 @@ pub fn step(input: &Input<'_>) -> Outcome {
     }
     let Some(hash) = input.hash.filter(|_| permitted && input.pending) else { return outcome };
     if workload.hash.as_deref() == Some(hash) {
-        // Its pods were started for it, and some do not say so: starting them once more would change nothing.
+        // Its pods were started for this file, and some do not report that: another start would change nothing.
         return outcome;
     }
     if !workload.complete {
@@ -105,7 +105,7 @@ mod tests {
     }
 
     impl Scene {
-        /// A change that nobody uses yet.
+        /// A change that no pod uses yet.
         fn new() -> Self {
             Self {
                 spec: Restart { policy: RestartPolicy::Rolling, ..Restart::default() },
@@ -122,7 +122,7 @@ mod tests {
             }
         }
 
-        /// Begun, and not carried out yet.
+        /// Recorded, and not carried out yet.
         fn begun() -> Self {
             let mut scene = Self::new();
             scene.control = scene.at(NOW).control;
@@ -160,7 +160,7 @@ mod tests {
         assert_eq!((outcome.acts, outcome.said), (told(), Some(Said::Rolling(NAME.into()))));
         assert_eq!((outcome.control.begun.clone(), outcome.control.nodes[0].uid.as_str()), (vec![NOW], "new"));
         scene.control = outcome.control;
-        // The process died before it told the workload: told again, and not counted again.
+        // The operator died before it changed the workload: the action is repeated, and not counted again.
         let outcome = scene.at(NOW + 9);
         assert_eq!((outcome.acts, outcome.control.begun), (told(), vec![NOW]));
         scene.workload().hash = Some("new".into());

@@ -1,4 +1,5 @@
-//! The three truths of every limit, node by node: what is desired, what the node stores, what its process is known to use.
+//! The state of every limit, node by node: what is desired, what the node stores, what its process is known to use, and
+//! what was measured.
 
 use serde::{Deserialize, Serialize};
 
@@ -10,43 +11,44 @@ use super::{
 };
 use crate::api::{IdleConnectionPolicyStatus, Knob, Settings, Value};
 
-/// One node, by its own word.
+/// One node, as it reports itself.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Truths {
     /// Its name.
     pub name: String,
-    /// What is written together with it: a Caddy server, an `AIStore` cluster, a file.
+    /// The unit that it belongs to: a Caddy server, an `AIStore` cluster, a file.
     pub unit: String,
-    /// What it is to hold: the declared limits at the present openness, its own overrides included; those that it has a place for.
+    /// What it should hold: the declared limits at the current openness, with its own overrides; only limits that it
+    /// has.
     pub desired: Settings,
-    /// What it stores of these. A limit that is set to nothing is absent.
+    /// What it stores of these. A limit without a value is absent.
     pub programmed: Settings,
     /// What its process is known to use of these.
     pub in_effect: Settings,
-    /// What its server was measured to do, with `spec.verify`.
+    /// What was measured of its server, with `spec.verify`.
     pub measured: Settings,
-    /// How far that has come.
+    /// How far the desired limits have come.
     pub stage: Stage,
-    /// What stands in the way, where something does.
+    /// What blocks them, if anything does.
     pub error: Option<String>,
 }
 
-/// How far a node has come.
+/// How far the desired limits have come on a node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum Stage {
-    /// Its process uses what is desired.
+    /// The process uses the desired limits.
     InEffect,
-    /// It stores what is desired; its process is not known to use all of it.
+    /// The node stores the desired limits; its process is not known to use all of them.
     Programmed,
-    /// It stores something else.
+    /// The node stores other values.
     Drifted,
-    /// It did not answer, or not as its kind does.
+    /// The node did not answer, or not as its kind does.
     Unreachable,
-    /// It did not let the operator in.
+    /// The node refused access.
     Unauthorized,
 }
 
-/// Each node of a pass, by unit and name. `status` is what the same pass has reported.
+/// All nodes of a reconcile, by unit and name. `status` is what the same reconcile reported.
 #[must_use]
 pub fn truths(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Truths> {
     if seen.problem.is_some() {
@@ -141,7 +143,7 @@ mod tests {
         Value::Duration(Duration::from_secs(n))
     }
 
-    /// What is to be said of a node that wants 30 s.
+    /// The result for a node that should hold 30 s.
     fn one(traits: Traits, node: NodeState) -> Truths {
         let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None };
         let state = Ok(UnitState { nodes: vec![node], ..UnitState::default() });

@@ -1,4 +1,4 @@
-//! What the probes of a policy's nodes say together, and what `InEffect` says of them.
+//! What the probes of a policy's nodes say together, and what the condition `InEffect` says about them.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -13,16 +13,16 @@ use crate::api::{
     conditions::{ConditionType, Reason, State},
 };
 
-/// Most bytes of a node's name, and most characters of a reason, that a condition repeats.
+/// The maximum length of a node's name (bytes) and of a reason (characters) in a condition.
 const MAX_NAME: usize = 80;
 const MAX_REASON: usize = 300;
-/// The smallest step in which a measured time is reported: a hundredth of a second more or less is no news.
+/// The smallest step in which a measured time is reported, so that small differences do not change the status.
 const STEP: Duration = Duration::from_millis(100);
 
-/// How the last probe of a node ended.
+/// The result of a node's last probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Probe {
-    /// The idle timeout that the node stored when the probe began. A probe says nothing of another one.
+    /// The idle timeout that the node stored when the probe began. The probe says nothing about another value.
     pub programmed: Option<Duration>,
     /// How long the connection stayed open, see [`steady`]; or why that was not measured.
     pub outcome: Result<Idled, String>,
@@ -31,13 +31,13 @@ pub struct Probe {
 /// The last probe of each node, by [`key`]. A node that has not been probed is absent.
 pub type Probes = BTreeMap<String, Probe>;
 
-/// A node's name among all of a policy.
+/// A node's key among all nodes of a policy.
 #[must_use]
 pub fn key(unit: &Unit, node: &NodeState) -> String {
     format!("{} {}", unit.id, node.name)
 }
 
-/// The idle timeout of the server side that a node stores; `None` where it stores none, or no limit.
+/// The server's idle timeout that a node stores; `None` where it stores none, or no limit.
 #[must_use]
 pub fn programmed(node: &NodeState) -> Option<Duration> {
     match node.stored.as_ref().ok()?.get(&Knob::ServerIdleTimeout)? {
@@ -46,7 +46,8 @@ pub fn programmed(node: &NodeState) -> Option<Duration> {
     }
 }
 
-/// A measured time as it is reported: the programmed time where it is that, the one before where it is still that, otherwise rounded.
+/// A measured time as it is reported: the programmed time or the previous one, if it equals that within the error;
+/// otherwise rounded.
 #[must_use]
 pub fn steady(measured: Idled, programmed: Option<Duration>, before: Option<Idled>) -> Idled {
     let Idled::Closed(after) = measured else { return measured };
@@ -59,20 +60,21 @@ pub fn steady(measured: Idled, programmed: Option<Duration>, before: Option<Idle
     Idled::Closed(STEP * u32::try_from(steps).unwrap_or(u32::MAX))
 }
 
-/// What is known of all nodes that answered.
+/// The combined probes of all nodes that answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Verified {
-    /// Nodes that were to be measured.
+    /// The number of nodes to measure.
     nodes: usize,
-    /// Nodes that do what they store.
+    /// The number of nodes that do what they store.
     agree: usize,
-    /// A node that does something else: its name, what it does, and what it stores. The first by name.
+    /// The first node by name that does something else: its name, what it does, and what it stores.
     differs: Option<(String, Idled, Duration)>,
-    /// How many nodes do.
+    /// The number of nodes that do something else.
     different: usize,
-    /// A node that could not be measured, and why. The first by name.
+    /// The first node by name that could not be measured, and why.
     failed: Option<(String, String)>,
-    /// The idle timeout that every node was measured to have, within 1% or 250 ms; `None` where one was not measured or differs.
+    /// The idle timeout that was measured on every node, equal within 1% or 250 ms; `None` where one was not measured
+    /// or differs.
     pub shared: Option<Duration>,
 }
 
@@ -123,19 +125,20 @@ pub fn verified(units: &[UnitResult], probes: &Probes) -> Verified {
     found
 }
 
-/// The middle one of times that differ by no more than a measurement may be off.
+/// The median of times that differ by no more than the error of a measurement.
 fn shared(mut times: Vec<Duration>) -> Option<Duration> {
     times.sort_unstable();
     let (first, last) = (times.first()?, times.last()?);
     is_same(*last, *first).then(|| times[(times.len() - 1) / 2])
 }
 
-/// Whether a measured time is another one, as far as a measurement can say.
+/// Whether two times are equal within the error of a measurement.
 fn is_same(measured: Duration, other: Duration) -> bool {
     measured.abs_diff(other) <= error(other)
 }
 
-/// What `InEffect` says with the probes. What a process is known not to use is said first: a probe adds to what configurations say.
+/// The message of `InEffect` with the probes. A process that is known not to use the limits comes first: probes only
+/// add to what configurations say.
 #[must_use]
 pub fn refined(base: Said, verified: &Verified) -> Said {
     if state(ConditionType::InEffect, base.reason) == State::False {
@@ -182,7 +185,7 @@ mod tests {
         said(Reason::InEffect, "The processes of all nodes use the declared limits".to_owned())
     }
 
-    /// Nodes that store 30 s, each with what its probe came to.
+    /// Nodes that store 30 s, each with the result of its probe.
     fn of(outcomes: &[Option<Result<Idled, &str>>]) -> Verified {
         let unit = |n: usize| Unit { id: format!("u{n}"), name: format!("gateway-{n}"), address: String::new(), role: None };
         let node = |n: usize| {
