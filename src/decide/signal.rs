@@ -3,6 +3,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
+use super::plural::of_nodes;
 use crate::api::conditions::Reason;
 
 /// The tasks of a node that are idle connections, from its own gauge.
@@ -117,30 +118,31 @@ impl Gap {
     #[must_use]
     pub fn sentence(&self) -> Cow<'static, str> {
         let fixed = match self {
-            Self::Unasked => "has not been asked yet",
+            Self::Unasked => "has not been queried yet",
             Self::NotPermitted => {
-                "was not asked: its address is neither in --allow-endpoints, nor of a pod of this namespace or that pod's host port, and it names no such pod"
+                "was not queried: its address is not in --allow-endpoints, it is neither the address nor the host port of a pod in this \
+                 namespace, and the node names no such pod; add the address to --allow-endpoints"
             }
             Self::Unreachable => "cannot be reached: connection refused or no route",
-            Self::TimedOut => "did not send its whole answer in time",
+            Self::TimedOut => "did not send a complete answer in time",
             Self::Broken => "closed the connection before the end of its answer, or does not speak HTTP",
-            Self::Certificate => "shows a certificate that no CA given for it has signed",
-            Self::Busy => "was not asked: all connections or all memory of this namespace were in use",
-            Self::Encoded => "answers with a Content-Encoding although none was asked for; turn compression off for this path",
+            Self::Certificate => "has a certificate that is not signed by a trusted CA",
+            Self::Busy => "was not queried: all connections or all memory of this namespace were in use",
+            Self::Encoded => "answers with a Content-Encoding that was not requested; turn off compression for this path",
             Self::WebPage => "answers with a web page (text/html) instead of metrics; correct the path or the port",
-            Self::CutOff => "ends its page in the middle",
-            Self::NoSeries => "has no such series",
-            Self::NoMatch => "has the series, but not with the labels in adaptive.signal.matchLabels",
-            Self::Malformed => "has the series in a line that is not in the format",
-            Self::SeveralSeries => "has several series; set adaptive.signal.matchLabels or adaptive.signal.aggregation",
-            Self::Contradiction => "gives the same series two values",
-            Self::NotFinite => "answers NaN, infinite or less than 0",
-            Self::NoCpus => "does not say how many CPUs it has; set threshold.value",
+            Self::CutOff => "sent an incomplete page",
+            Self::NoSeries => "does not have the requested series",
+            Self::NoMatch => "has the series, but not with the labels in spec.adaptive.signal.matchLabels",
+            Self::Malformed => "has the series in a line that cannot be parsed",
+            Self::SeveralSeries => "has several series; set spec.adaptive.signal.matchLabels or spec.adaptive.signal.aggregation",
+            Self::Contradiction => "has two values for the same series",
+            Self::NotFinite => "answers with a value that is NaN, infinite or negative",
+            Self::NoCpus => "does not report its number of CPUs; set spec.adaptive.signal.threshold.value",
             Self::QueryError => "answers with an error instead of a result",
-            Self::NotAnAnswer => "answers with something else than a query result; correct the endpoint or pathPrefix",
-            Self::SeveralResults => "answers with several series; aggregate them into one",
+            Self::NotAnAnswer => "does not answer with a query result; correct the endpoint or pathPrefix",
+            Self::SeveralResults => "answers with several series; aggregate them in the query",
             Self::Stale => "has not answered for too long",
-            Self::Outdated => "answers with a sample whose own timestamp is too old, or too far ahead",
+            Self::Outdated => "answers with a sample whose timestamp is too old or too far in the future",
             Self::TooLarge(most) => return format!("answers with more than {most} MiB").into(),
             Self::Status(status) => return format!("answers with HTTP status {status} instead of metrics").into(),
             Self::Redirect(status, None) => {
@@ -154,9 +156,9 @@ impl Gap {
             }
             Self::Unauthorized(status) => return format!("refuses access (HTTP status {status})").into(),
             Self::TooManySeries(most) => {
-                return format!("has more than {most} series; narrow adaptive.signal.matchLabels").into();
+                return format!("has more than {most} series; narrow spec.adaptive.signal.matchLabels").into();
             }
-            Self::NotGauge(kind) => return format!("has it as a {kind}; name a gauge").into(),
+            Self::NotGauge(kind) => return format!("has the series as a {kind}; name a gauge").into(),
             Self::QueryFailed(status) => return format!("refused the query (HTTP status {status})").into(),
             Self::QueryStatus(status) => return format!("answers the query with HTTP status {status}").into(),
             Self::NotANumber(kind) => return format!("answers with a {kind}; the query must return one number").into(),
@@ -441,11 +443,12 @@ fn rank(percentile: u32, total: usize) -> usize {
 
 fn missing(gaps: &[(&str, Gap, f64)], valid: usize, total: usize) -> Signal {
     let Some((node, gap, _)) = gaps.first() else {
-        return Signal::Missing { reason: Reason::Pending, message: "No node is known yet whose tasks could be counted".into() };
+        return Signal::Missing { reason: Reason::Pending, message: "No node with a task count is known yet".into() };
     };
     let same = valid == 0 && gaps.iter().all(|(_, other, _)| other.reason() == gap.reason());
     let reason = if same { gap.reason() } else { Reason::BelowQuorum };
-    Signal::Missing { reason, message: format!("{valid} of {total} nodes counted; {node} {}", gap.sentence()) }
+    let counted = of_nodes(valid, total);
+    Signal::Missing { reason, message: format!("The tasks of {counted} are counted; {node} {}", gap.sentence()) }
 }
 
 fn count(n: usize) -> u32 {
@@ -536,7 +539,7 @@ mod tests {
         let (reason, message) = gap(&[("a", sample(0.4)), ("b", lost.clone()), ("c", lost)], 0);
         assert_eq!(
             (reason, message.as_str()),
-            (Reason::BelowQuorum, "1 of 3 nodes counted; b cannot be reached: connection refused or no route")
+            (Reason::BelowQuorum, "The tasks of 1 of 3 nodes are counted; b cannot be reached: connection refused or no route")
         );
     }
 
@@ -571,7 +574,7 @@ mod tests {
             assert_eq!(seen, reason);
             assert!(message.ends_with(&*sentence), "{message}");
         }
-        assert_eq!(gap(&[], 0).1, "No node is known yet whose tasks could be counted");
+        assert_eq!(gap(&[], 0).1, "No node with a task count is known yet");
     }
 
     #[test]
@@ -591,7 +594,7 @@ mod tests {
         assert_eq!(fresh(&[("a", at(910_000))], 95, 1_000_000).fresh, 1);
         assert_eq!(fresh(&[("a", at(1_000_200))], 95, 1_000_000).fresh, 1, "a clock a little ahead of ours");
         assert_eq!(seen(909_999).0, Reason::Stale);
-        assert!(seen(909_999).1.ends_with("a sample whose own timestamp is too old, or too far ahead"), "{}", seen(909_999).1);
+        assert!(seen(909_999).1.ends_with("a sample whose timestamp is too old or too far in the future"), "{}", seen(909_999).1);
         assert_eq!(seen(1_090_001).0, Reason::Stale);
         for time in [i64::MIN, i64::MAX] {
             assert_eq!(seen(time).0, Reason::Stale);

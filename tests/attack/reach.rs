@@ -205,7 +205,7 @@ async fn an_address_of_a_host_is_a_pods_only_at_a_port_that_the_pod_publishes() 
     world.apply("ais", &sampled(&cluster.address)).await;
     let status = world.until_condition("ais", "MetricsAvailable", "False", "BelowQuorum").await;
     let message = &find(&status, "MetricsAvailable").unwrap().message;
-    assert!(message.contains("was not asked"), "{message}");
+    assert!(message.contains("was not queried"), "{message}");
     assert_eq!(node.asked(), 0);
     run("node", port).await;
     world.until_condition("ais", "MetricsAvailable", "True", "Fresh").await;
@@ -229,7 +229,7 @@ async fn a_node_behind_a_load_balancer_is_asked_at_its_pod_and_the_balancer_is_n
     for n in 0..3 {
         let status = world.until_condition(&format!("ais-{n}"), "MetricsAvailable", "False", "BelowQuorum").await;
         let message = &find(&status, "MetricsAvailable").unwrap().message;
-        assert!(message.contains("was not asked"), "{message}");
+        assert!(message.contains("was not queried"), "{message}");
     }
     pod(&world, "target-0", host(&node.address)).await;
     for n in 1..3 {

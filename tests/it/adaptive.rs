@@ -376,10 +376,10 @@ async fn what_cannot_be_counted_moves_nothing_and_says_why() {
     let world = World::new("uncounted").await;
     let (caddy, _) = gateway(None).await;
     for (name, metric, reason, words) in [
-        ("none", "no_such_gauge", "NoSeries", "has no such series"),
-        ("counter", "go_memstats_alloc_bytes_total", "NoSeries", "has it as a counter; name a gauge"),
-        ("several", "go_gc_duration_seconds", "NoSeries", "has it as a summary; name a gauge"),
-        ("buckets", "caddy_admin_http_requests_total", "NoSeries", "0 of 1 nodes counted"),
+        ("none", "no_such_gauge", "NoSeries", "does not have the requested series"),
+        ("counter", "go_memstats_alloc_bytes_total", "NoSeries", "has the series as a counter; name a gauge"),
+        ("several", "go_gc_duration_seconds", "NoSeries", "has the series as a summary; name a gauge"),
+        ("buckets", "caddy_admin_http_requests_total", "NoSeries", "The tasks of 0 of 1 node are counted"),
     ] {
         let mut spec = policy(&caddy, "Enforce", 1, "30s", "5s");
         spec["adaptive"]["signal"]["metric"] = metric.into();
@@ -470,15 +470,15 @@ async fn a_prometheus_query_or_an_alert_of_it_is_a_source_too() {
         spec
     };
     for (text, reason, words) in [
-        ("no_such_series", "NoSeries", "prometheus has no such series"),
+        ("no_such_series", "NoSeries", "prometheus does not have the requested series"),
         (
             "{__name__=~\"go_goroutines|go_threads\"}",
             "QueryFailed",
-            "prometheus answers with several series; aggregate them into one",
+            "prometheus answers with several series; aggregate them in the query",
         ),
         ("go_goroutines{", "QueryFailed", "prometheus refused the query"),
-        ("vector(0) / 0", "NoSeries", "prometheus answers NaN, infinite or less than 0"),
-        ("ALERTS{alertname=\"TooMany\",alertstate=\"firing\"}", "NoSeries", "prometheus has no such series"),
+        ("vector(0) / 0", "NoSeries", "prometheus answers with a value that is NaN, infinite or negative"),
+        ("ALERTS{alertname=\"TooMany\",alertstate=\"firing\"}", "NoSeries", "prometheus does not have the requested series"),
     ] {
         world.apply("gw", &query(text, 500)).await;
         let status = world

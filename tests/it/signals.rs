@@ -146,8 +146,8 @@ fn pages() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     });
     let large = format!("# TYPE go_goroutines gauge\ngo_goroutines 25\nx 1\n{filler}{filler}");
     assert!(large.len() > 8 * 1024 * 1024, "{}", large.len());
-    let old = "Stale: node answers with a sample whose own timestamp is too old, or too far ahead";
-    let several = "SeveralSeries: node has several series; set adaptive.signal.matchLabels or adaptive.signal.aggregation";
+    let old = "Stale: node answers with a sample whose timestamp is too old or too far in the future";
+    let several = "SeveralSeries: node has several series; set spec.adaptive.signal.matchLabels or spec.adaptive.signal.aggregation";
     vec![
         ("a sample of an hour ago", page(&format!("go_goroutines 2500 {}\n", now - hour)), old),
         ("a sample of now", page(&format!("go_goroutines 25 {now}\n")), "25"),
@@ -169,7 +169,7 @@ fn pages() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         (
             "a summary",
             page("# TYPE go_goroutines summary\ngo_goroutines 25\n"),
-            "NoSeries: node has it as a summary; name a gauge",
+            "NoSeries: node has the series as a summary; name a gauge",
         ),
         ("the same line twice", page("go_goroutines 25\ngo_goroutines 25\n"), "25"),
         (
@@ -206,11 +206,11 @@ fn pages() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         (
             "compressed unasked",
             b"HTTP/1.1 200 OK\r\nContent-Encoding: gzip\r\nContent-Length: 4\r\n\r\n\x1f\x8b\x08\x00".to_vec(),
-            "BelowQuorum: node answers with a Content-Encoding although none was asked for; turn compression off for this path",
+            "BelowQuorum: node answers with a Content-Encoding that was not requested; turn off compression for this path",
         ),
         ("a page of more than 8 MiB, the gauge at its beginning", page(&large), "25"),
         ("and at its end", page(&format!("{filler}{filler}go_goroutines 25\n")), "25"),
-        ("cut in the middle of a value", unframed("a 1\ngo_goroutines 12"), "BelowQuorum: node ends its page in the middle"),
+        ("cut in the middle of a value", unframed("a 1\ngo_goroutines 12"), "BelowQuorum: node sent an incomplete page"),
         ("whole without a length", unframed("a 1\ngo_goroutines 25\n"), "25"),
         ("whole without a last newline", page("a 1\ngo_goroutines 25"), "25"),
         (
@@ -271,7 +271,7 @@ async fn what_a_query_is_answered_with_is_named_for_what_it_is() {
         (
             "a web page",
             typed("text/html", "<html>"),
-            "QueryFailed: node answers with something else than a query result; correct the endpoint or pathPrefix",
+            "QueryFailed: node does not answer with a query result; correct the endpoint or pathPrefix",
         ),
         ("more than is read", json(&" ".repeat(9 * 1024 * 1024)), "BelowQuorum: node answers with more than 8 MiB"),
     ] {
@@ -361,7 +361,7 @@ async fn the_policy_says_which_series_count_and_where_the_page_is() {
     world.apply("gw", &paged(path, &signal(json!({})))).await;
     let status = world.until_condition("gw", "MetricsAvailable", "False", "SeveralSeries").await;
     let message = &find(&status, "MetricsAvailable").unwrap().message;
-    assert!(message.ends_with("set adaptive.signal.matchLabels or adaptive.signal.aggregation"), "{message}");
+    assert!(message.ends_with("set spec.adaptive.signal.matchLabels or spec.adaptive.signal.aggregation"), "{message}");
     reads(json!({"aggregation": "Sum"}), 542.0).await;
     reads(json!({"aggregation": "Max"}), 500.0).await;
     reads(json!({"aggregation": "Sum", "matchLabels": {"app": "web"}}), 42.0).await;
@@ -369,7 +369,7 @@ async fn the_policy_says_which_series_count_and_where_the_page_is() {
     world.apply("gw", &paged(path, &signal(json!({"matchLabels": {"app": "none"}})))).await;
     let status = world.until_condition("gw", "MetricsAvailable", "False", "NoSeries").await;
     let message = &find(&status, "MetricsAvailable").unwrap().message;
-    assert!(message.ends_with("has the series, but not with the labels in adaptive.signal.matchLabels"), "{message}");
+    assert!(message.ends_with("has the series, but not with the labels in spec.adaptive.signal.matchLabels"), "{message}");
     world.apply("gw", &paged("/metrics", &signal(json!({})))).await;
     world
         .until("gw", "the status is named", |s| {
