@@ -142,14 +142,14 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::High { pressure: Some(pressure), lasted } | Self::Low { pressure: Some(pressure), lasted } => {
-                write!(f, "{} % of the threshold for {}", percent(pressure), spoken(lasted))
+                write!(f, "{}% of the threshold for {}", percent(pressure), spoken(lasted))
             }
             Self::High { pressure: None, lasted } => write!(f, "task count alert raised for {}", spoken(lasted)),
             Self::Low { pressure: None, lasted } => write!(f, "no task count alert for {}", spoken(lasted)),
-            Self::Ineffective => write!(f, "it did not help"),
-            Self::PoolsTooSmall => write!(f, "the pools are too small"),
+            Self::Ineffective => write!(f, "tightening did not help"),
+            Self::PoolsTooSmall => write!(f, "the pools are too small for tightening to help"),
             Self::Withdrawn => write!(f, "the task count fell before the last step was in effect"),
-            Self::SignalGone => write!(f, "the task count is gone"),
+            Self::SignalGone => write!(f, "the task count is not available"),
         }
     }
 }

@@ -106,7 +106,7 @@ async fn requests_in_flight_are_not_idle_connections_which_is_named_and_taken_ba
     } else {
         world.until("gw", "rolled back", |s| s.openness_percent == Some(100)).await
     };
-    assert_eq!(status.history[0].reason, "it did not help");
+    assert_eq!(status.history[0].reason, "tightening did not help");
     assert!(status.history.iter().any(|d| d.verdict.as_deref() == Some("Ineffective")), "{:#?}", status.history);
     caddy.shows("/web/idle_timeout", &json!("2s")).await;
     let note = world.until_event("gw", "Ineffective").await;

@@ -742,7 +742,7 @@ fn a_step_that_waits_for_a_restart_says_so_whatever_the_task_count() {
 fn an_alert_is_not_said_in_percent() {
     let mut course = Course::due(|state| (state.watched.fast, state.watched.slow, state.watched.primed) = (2.0, 2.0, true));
     let said = |course: &Course| course.look(2.0).decision.map(|decision| decision.reason.to_string());
-    assert_eq!(said(&course).as_deref(), Some("200 % of the threshold for 10m"));
+    assert_eq!(said(&course).as_deref(), Some("200% of the threshold for 10m"));
     course.levels = true;
     assert_eq!(said(&course).as_deref(), Some("task count alert raised for 10m"));
 }
