@@ -67,7 +67,7 @@ pub fn advice(spec: &IdleConnectionPolicySpec, declared: &Declared, traits: &Tra
     if let Some((percent, node)) = observed.open_files.filter(|(percent, _)| *percent > MOST_FILES) {
         rules.say(
             "open-files",
-            format!("{node} has {percent} % of the files open that it may: tighten the limits, or raise its limit of open files"),
+            format!("{node} uses {percent}% of its file descriptor limit; tighten the limits or raise the descriptor limit"),
         );
     }
     rules.said
@@ -108,7 +108,10 @@ impl Rules<'_> {
             if two && self.has_place(knob) {
                 self.say(
                     "per-host-two",
-                    format!("{knob} is Go's 2, so that all but two connections to a host are closed after each burst: set it to the requests to one host at a time"),
+                    format!(
+                        "{knob} is 2 (Go's default), so all but two connections to a host are closed after each burst; set it to the \
+                         number of concurrent requests to one host"
+                    ),
                 );
             }
         }
@@ -119,7 +122,9 @@ impl Rules<'_> {
         if self.has_place(knob) && self.governs("backend") && self.count(knob).unwrap_or(0) == 0 {
             self.say(
                 "conns-unlimited",
-                format!("{knob} is no limit, so that a slow backend gets a connection for every request: set it to what one host can take"),
+                format!(
+                    "{knob} has no limit, so a slow backend gets a connection for every request; set it to what one host can take"
+                ),
             );
         }
     }
@@ -140,13 +145,19 @@ impl Rules<'_> {
         if short && client_unset {
             self.say(
                 "client-outlives-server",
-                format!("{client} is Go's {GO_IDLE}s, and {server} is not longer: set it at least 1s shorter, or requests are lost on closed connections"),
+                format!(
+                    "{client} is {GO_IDLE}s (Go's default), and {server} is not longer; set {client} at least 1s shorter than \
+                     {server}, or requests are lost on closed connections"
+                ),
             );
         }
         if backend_unset {
             self.say(
                 "client-outlives-server",
-                format!("{backend} is Go's {GO_IDLE}s, longer than many servers and load balancers wait: set it shorter than what is behind it does"),
+                format!(
+                    "{backend} is {GO_IDLE}s (Go's default), and many servers and load balancers close idle connections earlier; set \
+                     it shorter than the idle timeout of the server behind it"
+                ),
             );
         }
     }
@@ -161,7 +172,10 @@ impl Rules<'_> {
         let (client, server) = (Value::Duration(client), Value::Duration(measured));
         self.say(
             "client-outlives-server",
-            format!("{knob} is {client}, and the servers were measured to close idle connections after {server}: set it at least 1s shorter, or requests are lost on closed connections"),
+            format!(
+                "{knob} is {client}, and measurements show that the servers close idle connections after {server}; set {knob} at \
+                 least 1s shorter, or requests are lost on closed connections"
+            ),
         );
     }
 
@@ -171,7 +185,10 @@ impl Rules<'_> {
         let Some(node) = cut_by.filter(|_| self.spec.adaptive.is_some()) else { return };
         self.say(
             "streams",
-            format!("a reverse_proxy of {node} closes its WebSockets and other streams each time that the limits are moved: set stream_close_delay, for example to 5m"),
+            format!(
+                "A reverse_proxy of {node} closes its WebSockets and other streams whenever a limit changes; set stream_close_delay, \
+                 for example to 5m"
+            ),
         );
     }
 
@@ -182,11 +199,14 @@ impl Rules<'_> {
         };
         let share = f64::from(set) / seen;
         if share < 0.5 {
-            self.say("per-host-far-off", format!("{knob} {set} is less than half of the {seen:.0} requests at a time: raise it, or each burst opens connections anew"));
+            self.say(
+                "per-host-far-off",
+                format!("{knob} {set} is less than half of the {seen:.0} concurrent requests; raise it, or each burst opens new connections"),
+            );
         } else if share > 4.0 {
             self.say(
                 "per-host-far-off",
-                format!("{knob} {set} is over four times the {seen:.0} requests at a time: lower it, idle connections only cost"),
+                format!("{knob} {set} is more than four times the {seen:.0} concurrent requests; lower it, because the other connections only cost"),
             );
         }
     }
@@ -201,7 +221,7 @@ impl Rules<'_> {
             self.say(
                 "free-share",
                 format!(
-                    "{idle} {idle_set} is {percent} % of {all} {all_set}: {way} it to between {} and {} %",
+                    "{idle} {idle_set} is {percent}% of {all} {all_set}; {way} it to between {}% and {}%",
                     FREE.start(),
                     FREE.end()
                 ),
@@ -291,7 +311,7 @@ mod tests {
 
     #[test]
     fn a_share_is_said_with_the_way_out() {
-        for (idle, way) in [(9, "raise it to between 10 and 20 %"), (21, "lower it to between 10 and 20 %")] {
+        for (idle, way) in [(9, "raise it to between 10% and 20%"), (21, "lower it to between 10% and 20%")] {
             let spec = backend(&json!({"idleConnTimeout": "20s", "maxIdleConnsPerHost": idle, "maxConnsPerHost": 100}));
             let advised = advised("yaml", &spec, Observed::default());
             assert!(advised[0].sentence.ends_with(way), "{idle}: {}", advised[0].sentence);
@@ -334,7 +354,7 @@ mod tests {
         for (measured, told) in [(None, false), (Some(30), false), (Some(21), false), (Some(20), true), (Some(5), true)] {
             let observed = Observed { server_idle: measured.map(Duration::from_secs), ..Observed::default() };
             let all = advised("yaml", &spec, observed);
-            let found: Vec<_> = all.iter().filter(|advice| advice.sentence.contains("were measured to close")).collect();
+            let found: Vec<_> = all.iter().filter(|advice| advice.sentence.contains("measurements show")).collect();
             assert_eq!(found.len(), usize::from(told), "{measured:?}: {all:?}");
             assert!(found.iter().all(|advice| advice.rule == "client-outlives-server"));
         }
