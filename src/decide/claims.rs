@@ -199,9 +199,9 @@ impl<S: Clone + Eq + std::hash::Hash> Queue<S> {
 #[must_use]
 pub fn sentence(winner: &Claimant, me: &Claimant) -> String {
     if winner.namespace == me.namespace {
-        format!("policy {} is older and governs the same target; delete one of them", winner.name)
+        format!("Policy {} is older and governs the same target; delete one of them", winner.name)
     } else {
-        "an older policy in another namespace governs the same target".into()
+        "An older policy in another namespace governs the same target; delete one of them".into()
     }
 }
 

@@ -197,7 +197,7 @@ impl Declared {
         let mut seen = BTreeSet::new();
         for o in &self.overrides {
             if let Some(node) = o.nodes.iter().find(|node| !seen.insert(node.as_str())) {
-                return Some(format!("overrides: node {node} is named twice; name it in one override only"));
+                return Some(format!("spec.overrides names node {node} twice; name it in one override only"));
             }
         }
         let nodes = self.overrides.iter().map(|o| (&o.name, &o.settings));
@@ -207,7 +207,7 @@ impl Declared {
             let bound: Settings =
                 floor.iter().filter(|(knob, _)| settings.contains_key(knob)).map(|(knob, floor)| (*knob, *floor)).collect();
             let wrong = openness::invalid(&whole, &bound).or_else(|| openness::apart(&whole))?;
-            Some(format!("override {name}: {wrong}"))
+            Some(format!("Override {name}: {wrong}"))
         })
     }
 }
@@ -339,14 +339,14 @@ mod tests {
         let said = |overrides: &Json| declared(overrides).invalid(&floor).unwrap_or_default();
         assert_eq!(said(&json!([{"name": "a", "nodes": ["n"], "limits": {"server": {"idleTimeout": "20s"}}}])), "");
         let low = said(&json!([{"name": "a", "nodes": ["n"], "limits": {"server": {"idleTimeout": "19s"}}}]));
-        assert!(low.starts_with("override a: adaptive.floor.server.idleTimeout 20s exceeds the limit 19s"), "{low}");
+        assert!(low.starts_with("Override a: spec.adaptive.floor.server.idleTimeout 20s exceeds the limit 19s"), "{low}");
         let apart = said(&json!([{"name": "a", "role": "r", "limits": {"backend": {"maxIdleConns": 9}}}]));
         assert_eq!(
             apart,
-            "override a: backend.maxIdleConnsPerHost 10 exceeds backend.maxIdleConns 9; lower the first or raise the second"
+            "Override a: backend.maxIdleConnsPerHost 10 exceeds backend.maxIdleConns 9; lower the first or raise the second"
         );
         let twice = said(&json!([{"name": "a", "nodes": ["n"], "limits": {}}, {"name": "b", "nodes": ["n"], "limits": {}}]));
-        assert!(twice.contains("node n is named twice"), "{twice}");
+        assert!(twice.contains("names node n twice"), "{twice}");
     }
 
     #[test]

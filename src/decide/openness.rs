@@ -52,13 +52,14 @@ pub fn invalid(declared: &Settings, floor: &Settings) -> Option<String> {
     floor.iter().find_map(|(knob, floor)| {
         let zero = |value: &Value| matches!(value, Value::Count(0) | Value::Duration(Duration::ZERO));
         match declared.get(knob) {
-            None => Some(format!("adaptive.floor.{knob} has no limit above it; set limits.{knob}, or remove the floor")),
+            None => Some(format!("spec.adaptive.floor.{knob} has no limit above it; set spec.limits.{knob} or remove the floor")),
             Some(limit) if zero(limit) || zero(floor) => Some(format!(
-                "adaptive.floor.{knob}: 0 is no limit and cannot be tightened; set limits.{knob} and a floor above 0"
+                "spec.adaptive.floor.{knob}: 0 means no limit, which cannot be tightened; set spec.limits.{knob} and a floor above 0"
             )),
-            Some(limit) if floor > limit => {
-                Some(format!("adaptive.floor.{knob} {floor} exceeds the limit {limit}, which is this target's maximum; lower it"))
-            }
+            Some(limit) if floor > limit => Some(format!(
+                "spec.adaptive.floor.{knob} {floor} exceeds the limit {limit}, which an override or the target's own maximum may have \
+                 lowered; lower the floor"
+            )),
             Some(_) => None,
         }
     })
@@ -329,7 +330,7 @@ mod tests {
         let limits = Settings::from([(Knob::ServerIdleTimeout, seconds(30)), (Knob::BackendMaxIdleConns, Value::Count(0))]);
         let check = |knob, value| invalid(&limits, &Settings::from([(knob, value)])).unwrap_or_default();
         assert!(check(Knob::ServerIdleTimeout, seconds(31)).contains("exceeds the limit 30s"));
-        assert!(check(Knob::BackendMaxIdleConns, Value::Count(5)).contains("0 is no limit"));
+        assert!(check(Knob::BackendMaxIdleConns, Value::Count(5)).contains("0 means no limit"));
         assert!(check(Knob::BackendIdleConnTimeout, seconds(3)).contains("has no limit above it"));
         assert_eq!(check(Knob::ServerIdleTimeout, seconds(30)), "");
     }

@@ -407,7 +407,7 @@ async fn a_floor_above_what_the_target_makes_of_a_preset_is_refused_in_the_statu
     world.apply("ais", &spec).await;
     let status = world.until_condition("ais", "Accepted", "False", "Invalid").await;
     let message = &find(&status, "Accepted").unwrap().message;
-    assert!(message.starts_with("adaptive.floor.intraCluster.idleConnTimeout 40s exceeds the limit 29s"), "{message}");
+    assert!(message.starts_with("spec.adaptive.floor.intraCluster.idleConnTimeout 40s exceeds the limit 29s"), "{message}");
     assert_eq!(ais.puts(), 0);
 }
 

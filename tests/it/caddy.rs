@@ -56,7 +56,7 @@ async fn some_nodes_have_limits_of_their_own() {
     ]);
     world.apply("gw", &policy).await;
     let status = world.until_condition("gw", "Accepted", "False", "Invalid").await;
-    assert!(find(&status, "Accepted").unwrap().message.contains("gw-1 is named twice"));
+    assert!(find(&status, "Accepted").unwrap().message.contains("names node gw-1 twice"));
     assert_eq!(held().await, is([("30s", 100); 3]), "nothing is written that is not clear");
 }
 

@@ -18,7 +18,7 @@ async fn the_older_policy_wins_and_the_other_says_who() {
     world.apply("second", &spec(1, "10s")).await;
     let status = world.until_condition("second", "Accepted", "False", "Conflicted").await;
     let accepted = find(&status, "Accepted").unwrap();
-    assert_eq!(accepted.message, "policy first is older and governs the same target; delete one of them");
+    assert_eq!(accepted.message, "Policy first is older and governs the same target; delete one of them");
     assert_eq!(find(&status, "Stalled").unwrap().reason, "Conflicted");
     assert_eq!(find(&status, "Ready").unwrap().status, "False");
     world.until_event("second", "Conflicted").await;
