@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, fmt};
 
 use serde_json::Value as Json;
 
-use super::{NodeState, Traits, Unit, UnitState, originals::Saved, signal::Reading, tighten::Share};
+use super::{NodeState, Traits, Unit, UnitState, originals::Saved, plural::with_noun, signal::Reading, tighten::Share};
 use crate::api::{Knob, Settings, Value};
 
 /// The highest number of tasks per node that pooled connections can be, by node name.
@@ -56,7 +56,7 @@ impl fmt::Display for Bound {
         let Self { most, tasks, is_counted, nodes, node } = self;
         let least = if *is_counted { "" } else { "at least " };
         write!(f, "{most:.0} of {least}{tasks:.0} tasks ({:.0}%) on ", self.share() * 100.0)?;
-        if *nodes == 1 { write!(f, "{node}") } else { write!(f, "{nodes} nodes") }
+        if *nodes == 1 { write!(f, "{node}") } else { write!(f, "{}", with_noun(*nodes, "node", "nodes")) }
     }
 }
 

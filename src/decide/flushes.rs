@@ -49,7 +49,7 @@ impl Flushes {
         };
         let settle = match self.flush.settle {
             settle if settle.is_zero() => String::new(),
-            settle => format!(" during {}", GoDuration::from(settle)),
+            settle => format!(" within {}", GoDuration::from(settle)),
         };
         format!("Each change of {limits} closes all idle connections of {of}{settle}")
     }
@@ -108,7 +108,7 @@ mod tests {
         let declared = Declared { providers: [("a".to_owned(), own)].into(), ..Declared::default() };
         let found = flushes(&declared, &traits);
         assert_eq!(found, [Flushes { limits: vec![Knob::BackendMaxConnsPerHost], flush: drains, all: true }]);
-        assert_eq!(found[0].sentence(), "Each change of these limits closes all idle connections of the server during 10m");
+        assert_eq!(found[0].sentence(), "Each change of these limits closes all idle connections of the server within 10m");
     }
 
     #[test]

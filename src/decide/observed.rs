@@ -47,7 +47,7 @@ impl<'de> Deserialize<'de> for Site {
         let text = String::deserialize(deserializer)?;
         text.split_once('@')
             .and_then(|(knob, place)| Some(Self { knob: Knob::at(knob)?, place: place.to_owned() }))
-            .ok_or_else(|| serde::de::Error::custom("a site is written as limit@place"))
+            .ok_or_else(|| serde::de::Error::custom("a config path is written as limit@place"))
     }
 }
 

@@ -7,6 +7,7 @@ use super::{
     condition::{Said, said, shortened, shortened_to_bytes, state},
     conditions::UnitResult,
     measured::{Idled, error, time},
+    plural::with_noun,
 };
 use crate::api::{
     Knob, Value,
@@ -151,8 +152,7 @@ pub fn refined(base: Said, verified: &Verified) -> Said {
         };
         let more = match verified.different - 1 {
             0 => String::new(),
-            1 => "; 1 more node differs".to_owned(),
-            more => format!("; {more} more nodes differ"),
+            more => format!("; {} differed too", with_noun(more, "other node", "other nodes")),
         };
         return said(Reason::MeasuredDifferently, format!("{name} {did}; {} is programmed{more}", time(*expected)));
     }
@@ -164,8 +164,8 @@ pub fn refined(base: Said, verified: &Verified) -> Said {
     }
     if verified.nodes > 0 && verified.agree == verified.nodes {
         let message = match verified.nodes {
-            1 => "The server of the node closes idle connections when it is programmed to".to_owned(),
-            nodes => format!("The servers of all {nodes} nodes close idle connections when they are programmed to"),
+            1 => "The server of the node closes idle connections after the programmed time".to_owned(),
+            nodes => format!("The servers of all {nodes} nodes close idle connections after the programmed time"),
         };
         return said(Reason::Measured, message);
     }
@@ -213,7 +213,7 @@ mod tests {
             (
                 &[late, open, late],
                 Reason::MeasuredDifferently,
-                "gateway-0 closed an idle connection after 5m; 30s is programmed; 2 more nodes differ",
+                "gateway-0 closed an idle connection after 5m; 30s is programmed; 2 other nodes differed too",
             ),
             (&[open], Reason::MeasuredDifferently, "gateway-0 kept an idle connection open for more than 6m; 30s is programmed"),
             (&[AGREES, Some(Err("cannot connect"))], Reason::NotMeasured, "gateway-1 was not measured: cannot connect"),

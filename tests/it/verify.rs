@@ -53,7 +53,7 @@ async fn a_server_that_does_what_is_programmed_is_measured_and_nothing_more_is_w
     world.apply("gw", &policy).await;
     let status = world.until_condition("gw", "InEffect", "True", "Measured").await;
     assert_eq!(measured(&status).as_deref(), Some("2s"));
-    assert_eq!(message(&status, "InEffect"), "The server of the node closes idle connections when it is programmed to");
+    assert_eq!(message(&status, "InEffect"), "The server of the node closes idle connections after the programmed time");
     // Reconciliation continues and writes nothing.
     let version = world.get("gw").await.metadata.resource_version;
     let reads = node.reads();
@@ -171,7 +171,7 @@ async fn one_namespace_has_at_most_sixteen_probes_open() {
     });
     world.apply("gw", &policy).await;
     let status = world.until_condition("gw", "InEffect", "True", "Measured").await;
-    assert_eq!(message(&status, "InEffect"), "The servers of all 40 nodes close idle connections when they are programmed to");
+    assert_eq!(message(&status, "InEffect"), "The servers of all 40 nodes close idle connections after the programmed time");
     assert_eq!((first.connections(), first.requests()), (NODES, NODES), "one connection for each node");
     assert!((9..=16).contains(&first.most_open()), "{} were open at the same time", first.most_open());
 }
