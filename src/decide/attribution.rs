@@ -170,7 +170,11 @@ mod tests {
         };
         assert_eq!(most(7, &[Some(5), Some(9)], None, false), Some(vec![9.0, 9.0]));
         assert_eq!(most(7, &[Some(5), Some(6)], None, false), Some(vec![7.0, 7.0]));
-        assert_eq!(most(7, &[Some(5)], Some(32), false), Some(vec![32.0]), "a process may not have been started since");
+        assert_eq!(
+            most(7, &[Some(5)], Some(32), false),
+            Some(vec![32.0]),
+            "a process may still use the value from before the first write"
+        );
         assert_eq!(most(7, &[Some(5), None], None, false), None, "a value that is no limit bounds nothing");
         assert_eq!(most(7, &[Some(0)], None, false), None, "no limit is more than any");
         assert_eq!(most(0, &[Some(7)], None, false), None);
@@ -203,7 +207,11 @@ mod tests {
         let reading = |idle_share, files_share| Reading { idle_share, files_share, ..Reading::of(2.0) };
         let share = |reading: &Reading| Attribution::new(Share::UNKNOWN, None, reading).share;
         assert_eq!(share(&reading(Some(0.2), None)), Share::estimated(0.2));
-        assert_eq!(share(&reading(Some(0.2), Some(0.1))), Share { estimate: Some(0.1), most: 0.1 }, "files bound it still");
+        assert_eq!(
+            share(&reading(Some(0.2), Some(0.1))),
+            Share { estimate: Some(0.1), most: 0.1 },
+            "the open files still bound the estimate"
+        );
         assert_eq!(share(&reading(None, None)), Share::UNKNOWN);
     }
 

@@ -244,9 +244,13 @@ mod tests {
         claims.insert(&old, vouched(&["x", "y"]));
         assert_eq!(claims.insert(&young, vouched(&["z", "y"])), [old.clone()].into());
         assert_eq!(claims.winner(&young), Some(&old));
-        assert_eq!(claims.insert(&young, vouched(&["z"])), [old.clone()].into(), "what it no longer shares concerns the other");
+        assert_eq!(
+            claims.insert(&young, vouched(&["z"])),
+            [old.clone()].into(),
+            "the other policy is affected by an identity that is no longer shared"
+        );
         assert_eq!(claims.winner(&young), None);
-        assert!(claims.insert(&young, vouched(&["z"])).is_empty(), "the same again is no news");
+        assert!(claims.insert(&young, vouched(&["z"])).is_empty(), "the same claim again affects no policy");
     }
 
     #[test]
@@ -255,7 +259,7 @@ mod tests {
         let mut claims = Claims::default();
         claims.insert(&old, stated("uuid"));
         claims.insert(&young, stated("uuid"));
-        assert_eq!(claims.insert(&other, stated("uuid")), [old.clone(), young.clone()].into(), "all of them are told");
+        assert_eq!(claims.insert(&other, stated("uuid")), [old.clone(), young.clone()].into(), "the other policies are affected");
         assert_eq!(claims.winner(&young), Some(&old));
         assert_eq!(claims.winner(&other), None);
         assert!(claims.is_shared(&other) && claims.is_shared(&old));

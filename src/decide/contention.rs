@@ -130,7 +130,7 @@ mod tests {
     #[test]
     fn to_the_second() {
         assert_eq!(left_alone(&[0, 599]), [false, true]);
-        assert_eq!(left_alone(&[0, 600]), [false, false], "ten minutes are not within ten minutes");
+        assert_eq!(left_alone(&[0, 600]), [false, false], "exactly ten minutes later is not within ten minutes");
         assert_eq!(left_alone(&[0, 1, 600, 601, 602]), [false, true, true, false, true], "the end of a time-out is not in it");
     }
 

@@ -77,7 +77,7 @@ mod tests {
         assert_eq!(of(&Traits::PLAIN, &[(server, 30)], &[(server, 5)]), None, "nothing is closed");
         assert_eq!(of(&flushing, &[(server, 30)], &[]), None, "nothing moves");
         let alone = disturbance(&seconds(&[(server, 30)]), &seconds(&[(server, 5)]), &flushing, |knob| knob == server);
-        assert_eq!(alone.map(|alone| alone.longest_idle), Some(30_000), "it has no pool towards upstreams");
+        assert_eq!(alone.map(|alone| alone.longest_idle), Some(30_000), "the target has no upstream pool");
         let nginx = Traits { file: Some(Format::Nginx), ..Traits::PLAIN };
         assert_eq!(of(&nginx, &[(backend, 20)], &[(backend, 5)]), Some((0, 75)), "nginx keeps its clients for 75 s");
     }

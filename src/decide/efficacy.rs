@@ -160,16 +160,23 @@ mod tests {
     fn the_rules_one_by_one() {
         let cases = [
             // what, pending, steps so far, failed so far, after, verdict
-            ("five per cent is a help", pending(1.2, None), 1, 0, 1.14, Verdict::Effective),
-            ("less is not, and one step tells nothing", pending(1.2, None), 1, 0, 1.15, Verdict::Inconclusive),
-            ("two steps do", pending(1.2, None), 2, 0, 1.15, Verdict::Ineffective),
-            ("half of what was expected is a help", pending(1.2, Some(0.06)), 1, 0, 1.164, Verdict::Effective),
-            ("less is one failure", pending(1.2, Some(0.06)), 1, 0, 1.18, Verdict::Inconclusive),
-            ("and two are enough", pending(1.2, Some(0.06)), 1, 1, 1.18, Verdict::Ineffective),
-            ("what is just not within the noise does", pending(1.2, Some(NOISE)), 1, 1, 1.18, Verdict::Ineffective),
-            ("what is within the noise tells nothing", pending(1.2, Some(0.02)), 1, 1, 1.18, Verdict::Inconclusive),
+            ("a fall by 5% is an effect", pending(1.2, None), 1, 0, 1.14, Verdict::Effective),
+            ("less is none, and one step is not enough for a verdict", pending(1.2, None), 1, 0, 1.15, Verdict::Inconclusive),
+            ("two steps are enough", pending(1.2, None), 2, 0, 1.15, Verdict::Ineffective),
+            ("half of the expected fall is an effect", pending(1.2, Some(0.06)), 1, 0, 1.164, Verdict::Effective),
+            ("less than half is one failure", pending(1.2, Some(0.06)), 1, 0, 1.18, Verdict::Inconclusive),
+            ("two failures are enough", pending(1.2, Some(0.06)), 1, 1, 1.18, Verdict::Ineffective),
+            ("an expected fall at the noise floor counts", pending(1.2, Some(NOISE)), 1, 1, 1.18, Verdict::Ineffective),
             (
-                "a rise that slowed down is a doubt",
+                "an expected fall below the noise floor does not count",
+                pending(1.2, Some(0.02)),
+                1,
+                1,
+                1.18,
+                Verdict::Inconclusive,
+            ),
+            (
+                "a rise that slowed down is inconclusive",
                 Pending { slope: 0.002, ..pending(1.2, Some(0.1)) },
                 3,
                 1,
@@ -177,7 +184,7 @@ mod tests {
                 Verdict::Inconclusive,
             ),
             (
-                "a rise that went on as before is not",
+                "a rise that went on as before is no effect",
                 Pending { slope: 0.002, ..pending(1.2, Some(0.1)) },
                 3,
                 1,
@@ -219,7 +226,7 @@ mod tests {
         assert_eq!(
             at_equal_uptime(&unseen, &life(&[(5_000, 0.1), (62_000, 0.3)]), 60_000),
             None,
-            "nobody saw the youth of the earlier one"
+            "the earlier process was not observed when it was young"
         );
         let old = life(&[(200_000, 1.2)]);
         assert_eq!(at_equal_uptime(&old, &life(&[(250_000, 0.6)]), 150_000), Some((1.2, 0.6)));
@@ -232,7 +239,11 @@ mod tests {
             life.note(uptime, 0.5);
             life.curve[0]
         };
-        assert_eq!([59_999, 60_000, 65_999, 66_000].map(first), [None, Some(500), Some(500), None], "a tenth late is still then");
+        assert_eq!(
+            [59_999, 60_000, 65_999, 66_000].map(first),
+            [None, Some(500), Some(500), None],
+            "up to a tenth late still counts"
+        );
         let mut life = Life::default();
         life.note(60_000, 0.5);
         life.note(60_000, 0.6);
@@ -240,16 +251,16 @@ mod tests {
         let mut life = Life::default();
         life.note(10_000, 0.1);
         life.note(100_000, 0.7);
-        assert_eq!(life.curve[0], Some(700), "as late as it may be, where the process was seen before");
+        assert_eq!(life.curve[0], Some(700), "however late, if the process was observed before");
         let mut life = Life::default();
         life.note(59_000, 0.5);
         life.note(58_000, 0.5);
         assert_eq!(life.last, Some((58_000, 500)));
         life.note(61_000, 0.5);
         life.note(60_000, 0.6);
-        assert_eq!(life.curve[0], Some(500), "a second back is a clock, not a restart");
+        assert_eq!(life.curve[0], Some(500), "one second back is clock noise, not a restart");
         life.note(58_999, 0.6);
-        assert_eq!(life.curve[0], None, "more is");
+        assert_eq!(life.curve[0], None, "more than a second back is a restart");
     }
 
     #[test]

@@ -199,31 +199,31 @@ mod tests {
     fn only_what_was_stored_before_a_start_is_used_after_it() {
         for (what, looks, joined, expected) in [
             ("a process that is older than the change", vec![(101, Some(500), 80)], false, Some(false)),
-            ("one that may be younger, which nobody has seen start", vec![(200, Some(40), 80)], false, None),
+            ("a process that may be younger, whose start was not observed", vec![(200, Some(40), 80)], false, None),
             (
-                "it was seen to store it, and then to be younger",
+                "it was seen to store the value, and then to be younger",
                 vec![(101, Some(500), 80), (200, Some(3), 80)],
                 false,
                 Some(true),
             ),
-            ("and ever after", vec![(101, Some(500), 80), (200, Some(3), 80), (900, Some(700), 80)], false, Some(true)),
+            ("it stays in use", vec![(101, Some(500), 80), (200, Some(3), 80), (900, Some(700), 80)], false, Some(true)),
             ("it was down when the change was made (D1b)", vec![(50, Some(500), 52), (200, Some(3), 80)], false, Some(false)),
             ("it joined after the change (D1a)", vec![(200, Some(3), 80)], true, Some(false)),
-            ("and was then started anew", vec![(200, Some(30), 80), (300, Some(3), 80)], true, Some(true)),
+            ("it joined and was then restarted", vec![(200, Some(30), 80), (300, Some(3), 80)], true, Some(true)),
             (
-                "frozen in its start over the change (D1c): the figure starts late",
+                "frozen during its start, across the change (D1c): the uptime starts late",
                 vec![(90, Some(500), 52), (99, Some(0), 52), (130, Some(1), 80)],
                 false,
                 Some(false),
             ),
             (
-                "a hand edit that was put back (D2)",
+                "an edit by hand that was put back (D2)",
                 vec![(101, Some(500), 80), (200, Some(3), 80), (300, Some(103), 7), (304, Some(107), 80)],
                 false,
                 Some(true),
             ),
             (
-                "started anew during the hand edit",
+                "restarted during the edit by hand",
                 vec![(101, Some(500), 80), (200, Some(3), 80), (300, Some(103), 7), (310, Some(2), 80)],
                 false,
                 Some(false),
@@ -265,18 +265,18 @@ mod tests {
         assert_eq!(used(&all, &nodes, &values, 1_001_000, false), 3);
         assert_eq!(used(&one, &nodes, &values, 1_001_000, false), 1);
         assert_eq!(used(&one, &nodes[..2], &values, 1_001_000, false), 1, "another node has left");
-        assert_eq!(used(&all, &nodes[..2], &values, 1_001_000, false), 0, "all are all");
+        assert_eq!(used(&all, &nodes[..2], &values, 1_001_000, false), 0, "the record of all nodes needs all nodes");
         assert_eq!(used(&all, &nodes, &[(KNOB, Value::Count(81))].into(), 1_001_000, false), 0);
         assert_eq!(used(&all, &nodes, &values, 1_006_000, false), 0, "the configuration was changed meanwhile");
-        assert_eq!(used(&all, &nodes, &values, 1_001_000, true), 0, "it has come since");
+        assert_eq!(used(&all, &nodes, &values, 1_001_000, true), 0, "the node joined since");
         let other = node("t2", Some(40), 52);
-        assert_eq!(used(&all, &[nodes[0], nodes[1], &other], &values, 1_001_000, false), 2, "it stores something else");
+        assert_eq!(used(&all, &[nodes[0], nodes[1], &other], &values, 1_001_000, false), 2, "the node stores another value");
         let mut evicted = seen(&[(200, Some(3), 80)], false);
         replaced(&mut evicted, "t1", &values);
         assert_eq!(evicted["t1"].uses(KNOB, Value::Count(80), Some(10_100_000)), Some(true));
         let mut young = seen(&[(200, Some(0), 80)], true);
         replaced(&mut young, "t1", &values);
-        assert_eq!(young["t1"].uses(KNOB, Value::Count(80), None), Some(true), "too young for its figure to become smaller");
+        assert_eq!(young["t1"].uses(KNOB, Value::Count(80), None), Some(true), "the uptime is too short to become shorter");
         let many: Vec<_> = (0..40).map(|n| node(&format!("t{n}"), Some(40), 80)).collect();
         let many: Vec<_> = many.iter().collect();
         assert!(confirmation(&many, |node| node.name != "t0", &values, 0).is_none());

@@ -264,7 +264,7 @@ mod tests {
 
     #[test]
     fn a_fault_is_said_by_its_sentence() {
-        assert_eq!(Fault::new(Cause::Busy, "it was changed meanwhile").to_string(), "it was changed meanwhile");
+        assert_eq!(Fault::new(Cause::Busy, "the object changed meanwhile").to_string(), "the object changed meanwhile");
     }
 
     #[test]

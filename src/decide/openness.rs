@@ -225,7 +225,7 @@ mod tests {
             else {
                 unreachable!()
             };
-            assert!(client + MARGIN <= server, "{openness} %: {client:?} and {server:?}");
+            assert!(client + MARGIN <= server, "{openness}%: {client:?} and {server:?}");
         }
     }
 
@@ -239,7 +239,7 @@ mod tests {
         assert_eq!(parts(&limits, &floor, 50), Value::Count(55));
         assert_eq!((parts(&limits, &floor, 20), at(&limits, &floor, 20)[&whole]), (Value::Count(25), Value::Count(25)));
         let alone = Settings::from([(whole, Value::Count(10))]);
-        assert_eq!(parts(&limits, &alone, 0), Value::Count(100), "without a floor it stays");
+        assert_eq!(parts(&limits, &alone, 0), Value::Count(100), "a limit without a floor stays");
         let unlimited = of(100, 0);
         assert_eq!(parts(&unlimited, &Settings::from([(part, Value::Count(10))]), 50), Value::Count(55), "0 is no limit");
     }
@@ -248,11 +248,15 @@ mod tests {
     fn a_client_moves_for_its_server_only_where_it_must() {
         let (client, server) = (Knob::IntraClusterIdleConnTimeout, Knob::ServerIdleTimeout);
         let of = |c, s| Settings::from([(client, seconds(c)), (server, seconds(s))]);
-        assert_eq!(at(&of(40, 400), &of(20, 200), 50)[&client], seconds(30), "far below its server's it goes its own way");
+        assert_eq!(
+            at(&of(40, 400), &of(20, 200), 50)[&client],
+            seconds(30),
+            "far below the server's timeout, the client's is not clamped"
+        );
         let floor = Settings::from([(client, seconds(20))]);
         assert_eq!(at(&of(40, 0), &floor, 50)[&client], seconds(30), "0 is no limit");
         let floor = Settings::from([(server, seconds(20))]);
-        assert_eq!(at(&of(40, 60), &floor, 0)[&client], seconds(40), "without a floor it stays");
+        assert_eq!(at(&of(40, 60), &floor, 0)[&client], seconds(40), "a limit without a floor stays");
     }
 
     #[test]
@@ -277,7 +281,7 @@ mod tests {
             assert!(told >= openness && (told == 100 || at(&limits, &floor, told + 1) != stored), "the widest that fits: {told}");
         }
         let stored = Settings::from([(Knob::ServerIdleTimeout, seconds(7))]);
-        assert_eq!(infer(&limits, &floor, &stored), 100, "nothing of ours is as if untouched");
+        assert_eq!(infer(&limits, &floor, &stored), 100, "values that the operator did not write count as full openness");
         assert_eq!(infer(&limits, &floor, &Settings::new()), 100);
     }
 
@@ -301,7 +305,7 @@ mod tests {
             Settings::from([(Knob::BackendMaxIdleConns, Value::Count(100))]),
             Settings::from([(Knob::BackendMaxIdleConns, Value::Count(50))]),
         );
-        assert!((remaining(&many, &floor, 0, 100) - 1.0).abs() < 1e-9, "it never grows by tightening");
+        assert!((remaining(&many, &floor, 0, 100) - 1.0).abs() < 1e-9, "a pool never grows by tightening");
     }
 
     #[test]

@@ -142,14 +142,14 @@ mod tests {
         assert_eq!(
             may(&wide, &[(CLIENT, 5), (SERVER, 6), (OTHER, 2)], used),
             [CLIENT, OTHER],
-            "what widens goes first, whoever uses what"
+            "widening changes go first, whatever the nodes use"
         );
         assert_eq!(may(&wide, &[(CLIENT, 5), (SERVER, 6)], behind), [CLIENT]);
         assert_eq!(may(&narrow, &[(CLIENT, 20), (SERVER, 30)], behind), [SERVER]);
         let between = [(CLIENT, Some(5)), (SERVER, Some(30))];
         assert_eq!(may(&between, &[(SERVER, 6)], behind), []);
         assert_eq!(may(&between, &[(SERVER, 6)], used), [SERVER]);
-        assert_eq!(may(&between, &[(SERVER, 6)], &[Some(true), None]), [SERVER], "who says nothing is not waited for");
+        assert_eq!(may(&between, &[(SERVER, 6)], &[Some(true), None]), [SERVER], "a node that reports nothing is not waited for");
     }
 
     #[test]
@@ -165,7 +165,7 @@ mod tests {
         assert_eq!(
             may(&[(CLIENT, Some(5)), (SERVER, None)], &[(SERVER, 6)], behind),
             [],
-            "the second side comes to one that is in use"
+            "the second side is added to one that is in use"
         );
     }
 }

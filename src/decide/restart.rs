@@ -404,7 +404,7 @@ mod tests {
         );
         assert!(first.is_going_on());
         assert_eq!(scene.look().acts, [Act::Drain("t1".into())]);
-        assert_eq!(scene.look().acts, [Act::Drain("t1".into())], "until it is seen");
+        assert_eq!(scene.look().acts, [Act::Drain("t1".into())], "repeated until its result is observed");
         scene.node("t1").1.drained = true;
         let evict = Act::Evict { node: "t1".into(), pod: "pod-1".into(), uid: "uid-1".into() };
         assert_eq!(scene.look().acts, std::slice::from_ref(&evict));
@@ -417,7 +417,7 @@ mod tests {
         assert_eq!(scene.look().acts, []);
         scene.pod("pod-1").ready = true;
         scene.node("t1").3 = false;
-        assert_eq!(scene.look().acts, [], "ready is not joined");
+        assert_eq!(scene.look().acts, [], "a ready pod has not joined the cluster yet");
         scene.node("t1").3 = true;
         assert_eq!(scene.look().acts, [Act::Undrain("t1".into())]);
         scene.node("t1").1.drained = false;
@@ -425,12 +425,12 @@ mod tests {
         assert_eq!(
             (waiting.acts.len(), waiting.finished.len(), waiting.said),
             (0, 0, rolling("t1")),
-            "it has not said what it uses"
+            "the node has not reported what it uses"
         );
         scene.node("t1").2 = false;
         let last = scene.look();
-        assert_eq!((last.finished, last.said), (vec!["t1".to_owned()], rolling("t2")), "and the next begins");
-        assert_eq!(last.control.begun, [NOW], "one time for all nodes");
+        assert_eq!((last.finished, last.said), (vec!["t1".to_owned()], rolling("t2")), "the next restart begins");
+        assert_eq!(last.control.begun, [NOW], "one entry for all nodes");
     }
 
     #[test]
@@ -461,7 +461,7 @@ mod tests {
             other(&mut scene);
             let outcome = scene.look();
             assert_eq!((outcome.control.nodes.len(), outcome.said), (0, Some(Said::Unavailable("p0".into()))));
-            assert!(outcome.control.begun.is_empty(), "nothing is spent");
+            assert!(outcome.control.begun.is_empty(), "no budget is spent");
         }
     }
 
@@ -473,14 +473,14 @@ mod tests {
         let late = scene.at(NOW + 601);
         assert_eq!((late.said, late.control.nodes.len(), late.acts.len()), (Some(Said::Stalled("t1".into())), 1, 0));
         scene.pod("pod-1").ready = true;
-        assert_eq!(scene.at(NOW + 9999).acts, [Act::Undrain("t1".into())], "late is not never");
+        assert_eq!(scene.at(NOW + 9999).acts, [Act::Undrain("t1".into())], "a late pod still counts");
     }
 
     #[test]
     fn the_day_has_so_many() {
         let mut scene = Scene::new();
         scene.control = RestartControl { change: 1, begun: vec![NOW - 86_399], nodes: Vec::new() };
-        assert_eq!(scene.at(NOW).said, rolling("t1"), "the same change goes on");
+        assert_eq!(scene.at(NOW).said, rolling("t1"), "the same change continues");
         scene.changed = 2;
         assert_eq!(scene.at(NOW).said, Some(Said::Budget));
         assert_eq!(scene.at(NOW).control.nodes, []);
@@ -494,7 +494,7 @@ mod tests {
     #[test]
     fn a_pod_that_is_not_surely_the_nodes_is_left_alone() {
         let cases: [fn(&mut Scene); 5] = [
-            |scene| scene.node("t1").1.pod = "somebody-elses".into(),
+            |scene| scene.node("t1").1.pod = "another-pod".into(),
             |scene| scene.node("t1").1.hosts = vec!["10.9.9.9".into(), "pod-2.ais.svc".into(), "pod-1".into()],
             |scene| scene.pod("pod-1").ips.clear(),
             // Disaster recovery usually pairs two clusters whose pods have the same names.
@@ -537,18 +537,18 @@ mod tests {
     fn a_change_in_the_middle_holds_nobody_up() {
         let mut scene = Scene::replaced();
         scene.node("t1").1.drained = false;
-        assert_eq!(scene.look().said, rolling("t1"), "it has not said what it uses");
+        assert_eq!(scene.look().said, rolling("t1"), "the node has not reported what it uses");
         scene.changed = 2;
         scene.spec.max_per_day = 2;
         let outcome = scene.look();
         assert_eq!((outcome.finished.len(), outcome.control.begun.len(), outcome.control.change), (0, 2, 2));
-        assert_eq!(outcome.control.nodes[0].uid, "uid-new", "once more, for the new one");
+        assert_eq!(outcome.control.nodes[0].uid, "uid-new", "once more, for the new change");
         scene.spec.max_per_day = 1;
         let mut scene = Scene::replaced();
         scene.node("t1").1.drained = false;
         scene.changed = 2;
         let outcome = scene.look();
-        assert_eq!((outcome.control.nodes.len(), outcome.said), (0, Some(Said::Budget)), "if the day allows it");
+        assert_eq!((outcome.control.nodes.len(), outcome.said), (0, Some(Said::Budget)), "if the budget allows it");
     }
 
     #[test]
@@ -559,7 +559,7 @@ mod tests {
         let gone = scene.at(NOW + 601);
         assert_eq!((gone.said, gone.finished.len()), (rolling("t2"), 0));
         scene.processes.clear();
-        assert_eq!(scene.at(NOW + 601).said, Some(Said::Stalled("t1".into())), "nobody answers at all");
+        assert_eq!(scene.at(NOW + 601).said, Some(Said::Stalled("t1".into())), "no node answers");
     }
 
     #[test]
@@ -605,7 +605,7 @@ mod tests {
         assert_eq!(names, ["t1", "t2"]);
         scene.spec.max_per_day = 1;
         scene.control = RestartControl { change: 0, begun: vec![NOW], nodes: Vec::new() };
-        assert!(!scene.at(NOW).is_going_on(), "a budget that is used up is waited for, not looked at again and again");
+        assert!(!scene.at(NOW).is_going_on(), "a budget that is used up needs no early requeue");
     }
 
     #[test]

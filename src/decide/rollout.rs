@@ -173,7 +173,7 @@ mod tests {
         let outcome = scene.at(NOW + 30);
         assert_eq!((outcome.finished.clone(), outcome.said.clone()), (vec![NAME.to_owned()], None));
         scene.control = outcome.control;
-        assert_eq!(scene.at(NOW + 31).acts, vec![], "even where some pod still says otherwise");
+        assert_eq!(scene.at(NOW + 31).acts, vec![], "even if a pod still reports another file");
     }
 
     #[test]

@@ -519,13 +519,9 @@ mod tests {
         let at = |measure| NodeSample { last: Some((5_000_000, measure)), gap: None };
         let ran = |measure, now| fresh(&[("a", at(measure))], 95, now).youngest;
         let full = Measure { pressure: 1.0, ..Measure::default() };
-        assert_eq!(ran(full, 5_090_000), None, "nobody says");
+        assert_eq!(ran(full, 5_090_000), None, "no uptime is reported");
         assert_eq!(ran(Measure { started: Some(4_900.0), uptime: Some(7.0), ..full }, 5_060_000), Some(160_000));
-        assert_eq!(
-            ran(Measure { uptime: Some(30.0), ..full }, 5_060_000),
-            Some(90_000),
-            "and as long again as the sample is old"
-        );
+        assert_eq!(ran(Measure { uptime: Some(30.0), ..full }, 5_060_000), Some(90_000), "plus the age of the sample");
         assert_eq!(ran(Measure { started: Some(6_000.0), ..full }, 5_060_000), Some(0), "a clock ahead of ours");
         let (young, old) = (Measure { uptime: Some(2.0), ..full }, Measure { uptime: Some(900.0), ..full });
         assert_eq!(fresh(&[("a", at(old)), ("b", at(young))], 95, 5_000_000).youngest, Some(2_000));
@@ -621,11 +617,11 @@ mod tests {
         let counted = IdleTasks::Counted;
         assert_eq!(share(&[("a", with(2.0, counted(50.0))), ("b", with(0.1, counted(10.0)))]), (Some(0.25), None));
         assert_eq!(share(&[("a", with(2.0, counted(900.0)))]), (Some(1.0), None), "no more than there are tasks");
-        assert_eq!(share(&[("a", with(2.0, counted(0.0)))]), (Some(0.0), None), "none is a number as well");
+        assert_eq!(share(&[("a", with(2.0, counted(0.0)))]), (Some(0.0), None), "zero is a number too");
         let missing = share(&[("a", with(2.0, counted(50.0))), ("b", with(2.0, IdleTasks::Missing))]);
-        assert_eq!(missing, (None, Some("b".into())), "a missing gauge is no zero");
+        assert_eq!(missing, (None, Some("b".into())), "a missing gauge is not zero");
         assert_eq!(share(&[("a", with(2.0, IdleTasks::NotRequested))]), (None, None));
-        assert_eq!(share(&[("a", with(0.0, counted(0.0)))]), (None, None), "no task at all says nothing of shares");
+        assert_eq!(share(&[("a", with(0.0, counted(0.0)))]), (None, None), "without tasks there is no share");
     }
 
     #[test]
@@ -657,7 +653,7 @@ mod tests {
         };
         let uncounted = fresh(&[("a", with(None))], 95, 0);
         assert_eq!((uncounted.crowd, uncounted.files_share), (Vec::new(), None));
-        assert_eq!(fresh(&[("a", with(Some(0.0)))], 95, 0).files_share, None, "no task at all says nothing of shares");
+        assert_eq!(fresh(&[("a", with(Some(0.0)))], 95, 0).files_share, None, "without tasks there is no share");
     }
 
     #[test]
@@ -689,6 +685,6 @@ mod tests {
             gap: None,
         };
         assert_eq!(crowd(&[("a", alert(Some(2048.0)))]), named(&[("a", 2048.0)]), "an alert says how many there are at least");
-        assert_eq!(crowd(&[("a", alert(None)), ("b", high)]), named(&[]), "of one of them nothing is known");
+        assert_eq!(crowd(&[("a", alert(None)), ("b", high)]), named(&[]), "one node has no count");
     }
 }

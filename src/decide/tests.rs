@@ -255,7 +255,7 @@ fn a_file_is_in_effect_when_every_pod_has_said_so() {
     assert_eq!(
         (reason.as_str(), message.as_str()),
         ("NotObserved", "Not all nodes are known to hold the declared limits (see Programmed)"),
-        "nothing is on its way"
+        "no file is on its way"
     );
     assert_eq!(said([yes; 3], 0), ("InEffect".into(), "The processes of all 3 nodes use the declared limits".into(), true, 3));
     let (reason, message, in_effect, count) = said([yes, no, None], 179);
@@ -301,9 +301,9 @@ fn a_node_waits_for_a_restart_when_it_stores_what_is_wanted_and_is_older_than_th
     let at = 1_000_000_000;
     assert_eq!(waits(30, 300, false, &after_restart), (true, at));
     assert_eq!(waits(30, 300, true, &after_restart), (false, at), "it was seen to start since");
-    assert_eq!(waits(77, 300, false, &after_restart), (false, at), "a restart would not bring what is not stored");
-    assert_eq!(waits(30, 30, false, &after_restart), (false, 0), "what was there before was not changed");
-    assert_eq!(waits(30, 300, false, &TRAITS), (false, 0), "what is used at once waits for nothing");
+    assert_eq!(waits(77, 300, false, &after_restart), (false, at), "a restart cannot apply a value that is not stored");
+    assert_eq!(waits(30, 30, false, &after_restart), (false, 0), "an original value was not changed");
+    assert_eq!(waits(30, 300, false, &TRAITS), (false, 0), "a limit that is used at once needs no restart");
 }
 
 #[test]
@@ -341,10 +341,10 @@ fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
     let progressing = (false, "0 of 1 nodes hold the declared limits".to_owned());
     assert_eq!(said(well()), (true, MOVED.to_owned()));
     assert_eq!(said(Case { moving: false, ..well() }), progressing);
-    assert_eq!(said(Case { generation: 0, ..well() }), progressing, "another generation was");
+    assert_eq!(said(Case { generation: 0, ..well() }), progressing, "another generation was written");
     assert_eq!(said(Case { ready: ("False", "Succeeded"), ..well() }), progressing);
     assert_eq!(said(Case { ready: ("True", "Suspended"), ..well() }), progressing, "nothing was written then");
-    assert_eq!(said(Case { drift: true, ..well() }), (true, CHANGED.to_owned()), "by somebody else");
+    assert_eq!(said(Case { drift: true, ..well() }), (true, CHANGED.to_owned()), "changed by another client");
     assert_eq!(said(Case { contended: true, ..well() }), (true, CHANGED.to_owned()));
     assert_eq!(said(Case { drift: true, moving: false, ready: ("False", "Progressing"), ..well() }), (true, CHANGED.to_owned()));
 }
@@ -403,7 +403,7 @@ fn news_is_told_once_and_again_only_when_it_is_another() {
         let (status, count) = told(&scene);
         assert_eq!(count, 1, "{reason}");
         scene.previous = status;
-        assert_eq!(told(&scene).1, 0, "{reason} is no news any more");
+        assert_eq!(told(&scene).1, 0, "{reason} is not reported again");
         // The same status with another reason is reported again.
         scene.previous.conditions.iter_mut().for_each(|condition| condition.reason = "Progressing".into());
         assert_eq!(told(&scene).1, 1, "{reason}");
@@ -738,13 +738,17 @@ fn only_what_was_settled_can_drift() {
     };
     assert_eq!(drift(|_| {}), 1);
     assert_eq!(drift(|scene| scene.previous.observed_generation = Some(0)), 0, "another generation");
-    assert_eq!(drift(|scene| scene.previous.conditions.clear()), 0, "nothing was said yet");
+    assert_eq!(drift(|scene| scene.previous.conditions.clear()), 0, "no condition was reported yet");
     assert_eq!(drift(|scene| scene.previous.conditions[0] = programmed("Progressing")), 0);
-    assert_eq!(drift(|scene| scene.previous.conditions[0] = programmed("Partial")), 1, "it holds neither");
+    assert_eq!(
+        drift(|scene| scene.previous.conditions[0] = programmed("Partial")),
+        1,
+        "the unit holds neither the original nor the declared value"
+    );
     let untouched = |scene: &mut Scene| {
         scene.previous.conditions[0] = programmed("Partial");
         scene.saved = BTreeMap::from([("u".to_owned(), saved(Some(77)))]);
     };
-    assert_eq!(drift(untouched), 0, "it was not reached then");
-    assert_eq!(drift(|scene| scene.saved.clear()), 0, "it was never written");
+    assert_eq!(drift(untouched), 0, "the unit was not reached then");
+    assert_eq!(drift(|scene| scene.saved.clear()), 0, "the unit was never written");
 }

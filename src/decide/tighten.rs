@@ -136,14 +136,14 @@ mod tests {
     #[test]
     fn the_step_by_the_need() {
         let cases = [
-            ("a quarter too many", 100, 1.2, Share::UNKNOWN, None, 74),
-            ("twice too many: half at most", 100, 2.0, Share::UNKNOWN, None, 50),
-            ("hardly too many: a fifth at least", 100, 0.91, Share::UNKNOWN, None, 80),
-            ("pools are half of it: twice the step", 100, 1.0, Share::estimated(0.5), None, 79),
-            ("what was enough before is gone back to", 100, 1.2, Share::UNKNOWN, Some(30), 30),
-            ("but not upwards", 100, 1.2, Share::UNKNOWN, Some(90), 74),
-            ("near the floor the floor", 9, 2.0, Share::UNKNOWN, None, 0),
-            ("at the least that is told apart from the floor", 10, 2.0, Share::UNKNOWN, None, 5),
+            ("a quarter of the tasks has to go", 100, 1.2, Share::UNKNOWN, None, 74),
+            ("twice the threshold: half at most", 100, 2.0, Share::UNKNOWN, None, 50),
+            ("barely too many: a fifth at least", 100, 0.91, Share::UNKNOWN, None, 80),
+            ("pools are half of the tasks: twice the step", 100, 1.0, Share::estimated(0.5), None, 79),
+            ("returns to the openness that was enough before", 100, 1.2, Share::UNKNOWN, Some(30), 30),
+            ("never upwards", 100, 1.2, Share::UNKNOWN, Some(90), 74),
+            ("near the floor it goes to the floor", 9, 2.0, Share::UNKNOWN, None, 0),
+            ("at the lowest openness above the floor", 10, 2.0, Share::UNKNOWN, None, 5),
             ("the last point", 1, 0.9, Share::UNKNOWN, None, 0),
         ];
         for (what, openness, pressure, share, proved, expected) in cases {

@@ -187,7 +187,11 @@ mod tests {
         assert_eq!(seen(one(hot, stores(None))), (Stage::Drifted, None, None), "set to nothing");
         assert_eq!(seen(one(late, stores(Some(30)))), (Stage::Programmed, Some(seconds(30)), None), "not known to be used");
         let placeless = one(hot, NodeState::new("n", Ok(BTreeMap::new())));
-        assert_eq!((placeless.stage, placeless.desired.len()), (Stage::InEffect, 0), "what it has no place for it need not hold");
+        assert_eq!(
+            (placeless.stage, placeless.desired.len()),
+            (Stage::InEffect, 0),
+            "a limit that the node does not have is not desired"
+        );
     }
 
     #[test]

@@ -226,7 +226,7 @@ mod tests {
             assert!(said.message.contains(part), "{}", said.message);
         }
         let pending = || said(Reason::RestartRequired, "2 of 2 nodes".to_owned());
-        assert_eq!(refined(pending(), &of(&[late])), pending(), "known first");
+        assert_eq!(refined(pending(), &of(&[late])), pending(), "what is known comes first");
         let unknown = || said(Reason::NotObserved, "m".to_owned());
         assert_eq!(refined(unknown(), &of(&[AGREES])), unknown());
         assert_eq!(refined(unknown(), &of(&[late])).reason, Reason::MeasuredDifferently);

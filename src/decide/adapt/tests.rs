@@ -191,14 +191,14 @@ fn the_end_of_a_window_is_foreseen() {
     quiet.state.watched.fast = CLOSE - 0.01;
     assert_eq!(end(&quiet), None);
     quiet.state.watched.fast = CLOSE;
-    assert_eq!(end(&quiet), Some(110_000), "hardly too many");
+    assert_eq!(end(&quiet), Some(110_000), "barely over the threshold");
     for (age, left) in [(TOO_SOON, 110_000), (TOO_SOON - 1, 20_000)] {
         quiet.state.changes = vec![(START - age, Way::Tighten)];
         assert_eq!(end(&quiet), Some(left), "tightened {age} ago");
     }
     quiet.state.changes.clear();
     quiet.state.episode.as_mut().unwrap().steps = 1;
-    assert_eq!(end(&quiet), Some(20_000), "further steps do not hesitate");
+    assert_eq!(end(&quiet), Some(20_000), "further steps do not wait longer");
     let mut judged = course(100_000);
     judged.state.pending = Course::judged(|_, _| {}).state.pending;
     assert_eq!(end(&judged), None);
@@ -261,14 +261,14 @@ fn a_day_without_a_change_makes_it_forget() {
     };
     assert_eq!(course(DAY - 1000, 100, |_| {}), (1, 4, 30));
     assert_eq!(course(DAY, 100, |_| {}), (0, 1, 100));
-    assert_eq!(course(DAY, 50, |_| {}), (0, 1, 30), "not where it is tightened still");
+    assert_eq!(course(DAY, 50, |_| {}), (0, 1, 30), "not while the limits are tightened");
     let waiting = |state: &mut State| {
         state.pending = Course::judged(|pending, _| pending.since = Some(START)).state.pending;
     };
     assert_eq!(course(DAY, 100, waiting), (0, 1, 30));
 
     let locked = |until| Course::at(100, |state| state.lockout = Some(Lockout { until, times: 2 })).look(0.5).state.lockout;
-    assert!(locked(START - DAY + 1).is_some(), "how often is remembered for a day more");
+    assert!(locked(START - DAY + 1).is_some(), "the number of lock-outs is remembered for another day");
     assert_eq!(locked(START - DAY), None);
 }
 
@@ -278,7 +278,7 @@ fn a_step_is_judged_when_the_pools_had_time_to_drain_and_a_sample_was_seen() {
     assert_eq!(judged(&Course::judged(|_, _| {})), Some(Verdict::Effective));
     assert_eq!(judged(&Course::judged(|pending, _| pending.since = Some(START - DEAD + 1))), None);
     assert_eq!(judged(&Course::judged(|pending, _| pending.since = None)), None, "it counts from now");
-    assert_eq!(judged(&Course::judged(|_, state| state.watched.at = None)), None, "this is the first look");
+    assert_eq!(judged(&Course::judged(|_, state| state.watched.at = None)), None, "this is the first evaluation");
     // The effect counts from the time at which it could begin.
     let state = Course::judged(|pending, _| pending.since = None).look(1.0).state;
     assert_eq!((state.pending.unwrap().since, state.dead_until), (Some(START), START + DEAD));
@@ -412,10 +412,10 @@ fn half_an_hour_at_the_floor_with_nothing_to_show_for_it_is_enough() {
         });
         course.hold(1.5, 1800)
     };
-    assert_eq!(course(|_| {}), [(1790, 100)], "since a look before the first");
+    assert_eq!(course(|_| {}), [(1790, 100)], "counted from an evaluation before the first");
     assert_eq!(course(|state| state.watched.at = None), [(1800, 100)]);
-    assert_eq!(course(|state| state.episode.as_mut().unwrap().helped = Some(50)), [], "it helped, and is not enough");
-    assert_eq!(course(|state| state.episode.as_mut().unwrap().base = Some(1.7)), [], "so it did");
+    assert_eq!(course(|state| state.episode.as_mut().unwrap().helped = Some(50)), [], "tightening helped, but is not enough");
+    assert_eq!(course(|state| state.episode.as_mut().unwrap().base = Some(1.7)), [], "tightening helped");
     assert_eq!(course(|state| state.efficacy = Efficacy::Effective), []);
     let mut pending = Course::at(0, |state| {
         state.episode = Some(Episode::begin(START - HOUR, 100));
@@ -423,7 +423,7 @@ fn half_an_hour_at_the_floor_with_nothing_to_show_for_it_is_enough() {
         state.watched.floor_for = HOUR;
     });
     let outcome = pending.look(1.5);
-    assert_eq!((outcome.decision, outcome.limit), (None, Some(Limit::AtFloor)), "it is being measured");
+    assert_eq!((outcome.decision, outcome.limit), (None, Some(Limit::AtFloor)), "the step is being measured");
     pending.state.pending = None;
     assert!(pending.look(1.5).decision.is_some());
     // The half hour counts only over the threshold and at the floor.
@@ -466,7 +466,7 @@ fn the_next_episode_goes_straight_to_what_was_enough() {
     let lately = vec![(START - 3 * HOUR, Way::Relax)];
     let to = |proved| Course::due(|state| (state.proved, state.changes) = (proved, lately.clone())).tightens();
     assert_eq!(to(30), Some(30));
-    assert_eq!(to(99), Some(58), "a step is a step");
+    assert_eq!(to(99), Some(58), "a step has its minimum size");
     assert_eq!(to(100), Some(58));
     let further = Course::due(|state| {
         (state.proved, state.changes) = (30, lately.clone());
@@ -606,7 +606,7 @@ fn a_clock_that_was_set_back_leaves_nothing_in_the_future() {
     let now = START + 1234;
     let state = Course { now, ..course }.look(0.95).state;
     assert_eq!(state.episode.map(|episode| episode.since), Some(now));
-    assert_eq!(state.changes, [(START + 1000, Way::Tighten)], "in whole seconds, as it is written");
+    assert_eq!(state.changes, [(START + 1000, Way::Tighten)], "in whole seconds, as the state stores them");
     assert_eq!((state.dead_until, state.lockout.map(|lockout| lockout.until)), (now + DAY, Some(now + DAY)));
     let pending = state.pending.unwrap();
     assert_eq!((pending.decided, pending.since), (now, Some(now)));
@@ -651,7 +651,7 @@ fn the_fallback_begins_after_its_time_in_the_dark_and_ends_after_two_minutes_of_
         Course::at(50, |state| (state.fallback, state.watched.fresh_for) = (true, fresh_for - TICK)).look(0.5).state.fallback
     };
     assert_eq!((light(BACK), light(BACK - 1)), (false, true));
-    assert!(!Course::at(50, |state| state.watched.fresh_for = HOUR).look(0.5).state.fallback, "it was not in it");
+    assert!(!Course::at(50, |state| state.watched.fresh_for = HOUR).look(0.5).state.fallback, "the fallback was not active");
 }
 
 #[test]
@@ -713,11 +713,7 @@ fn a_step_that_no_node_uses_does_not_stand_in_the_way_of_relaxing() {
     let withdrawn = waits(false, None, false);
     let step = withdrawn.decision.expect("a step back");
     assert_eq!((step.from, step.to, step.reason), (50, 100, Reason::Withdrawn));
-    assert_eq!(
-        withdrawn.judged.map(|judged| judged.verdict),
-        Some(Verdict::Inconclusive),
-        "nothing is known of what it would do"
-    );
+    assert_eq!(withdrawn.judged.map(|judged| judged.verdict), Some(Verdict::Inconclusive), "the effect of the step is not known");
     assert_eq!((withdrawn.state.pending, withdrawn.state.efficacy), (None, Efficacy::NotTightened));
     // Nodes that are being restarted for the step will use it.
     let rolling = waits(false, None, true);
@@ -734,7 +730,7 @@ fn a_step_that_waits_for_a_restart_says_so_whatever_the_task_count() {
         (course.in_effect, course.needs_restart) = (false, true);
         assert_eq!(course.look(pressure).limit, Some(Limit::RestartForbidden), "{pressure}");
         course.rolls = true;
-        assert_eq!(course.look(pressure).limit, None, "{pressure}: they are being restarted");
+        assert_eq!(course.look(pressure).limit, None, "{pressure}: the nodes are being restarted");
     }
 }
 
@@ -776,7 +772,7 @@ fn where_a_write_closes_connections_a_verdict_waits_until_they_can_be_back_and_t
     // The slow average takes 140 s to follow, which is more than a quarter of the claim time.
     let quarter = 140_000;
     assert_eq!(verdict(&reloaded(CLAIM - 1, level(quarter, 1.0)), 1.0), None, "connections may still come back");
-    assert_eq!(verdict(&reloaded(CLAIM, level(quarter - 1, 1.0)), 1.0), None, "it has not been level for long");
+    assert_eq!(verdict(&reloaded(CLAIM, level(quarter - 1, 1.0)), 1.0), None, "the count has not been level for long enough");
     assert_eq!(verdict(&reloaded(CLAIM, level(quarter, 1.0)), 1.0), Some(Verdict::Effective));
     assert_eq!(
         verdict(&reloaded(CLAIM, level(quarter, 1.4)), 1.4),
@@ -786,7 +782,7 @@ fn where_a_write_closes_connections_a_verdict_waits_until_they_can_be_back_and_t
     let rising = |_: &mut Pending, state: &mut State| {
         (state.watched.fast, state.watched.slow, state.watched.plateau) = (1.0, 1.0, Some((START - HOUR, 0.97)));
     };
-    assert_eq!(verdict(&reloaded(CLAIM, rising), 1.0), None, "it still rises");
+    assert_eq!(verdict(&reloaded(CLAIM, rising), 1.0), None, "the count still rises");
     assert_eq!(verdict(&reloaded(3 * CLAIM, rising), 1.0), Some(Verdict::Effective), "but not forever");
 }
 
@@ -801,7 +797,7 @@ fn what_fell_because_of_a_write_ends_no_episode_and_is_no_high_count() {
     if let Some(pending) = &mut course.state.pending {
         pending.since = Some(START - CLAIM);
     }
-    assert!(!kept(&course), "they are back, or will not be");
+    assert!(!kept(&course), "the connections are back, or will not come back");
     course.disturbance = None;
     assert!(!kept(&course));
 }
@@ -821,7 +817,11 @@ fn where_a_write_closes_connections_steps_are_few_and_share_a_verdict() {
     let first = reloaded(10 * MINUTE, |_, _| {}).state.pending.expect("a step");
     let second = due(1, 50, Some(Pending { since: Some(START - 4 * MINUTE), ..first.clone() }));
     let outcome = second.look(1.5);
-    assert_eq!(outcome.decision.map(|step| (step.from, step.to <= 20)), Some((50, true)), "it does not wait for the verdict");
+    assert_eq!(
+        outcome.decision.map(|step| (step.from, step.to <= 20)),
+        Some((50, true)),
+        "the step does not wait for the verdict"
+    );
     let shared = outcome.state.pending.expect("one verdict for both");
     assert_eq!((shared.decided, shared.before, shared.from, shared.since), (first.decided, first.before, 100, None));
 }
