@@ -1,4 +1,4 @@
-//! One condition and one Event: how they are made and read back.
+//! Conditions and Events: how they are built and read back.
 
 use std::fmt;
 
@@ -11,10 +11,10 @@ use crate::api::{
     status::MESSAGE_LENGTH,
 };
 
-/// Names in one sentence.
+/// The maximum number of names in one sentence.
 const MAX_LISTED: usize = 3;
 
-/// What a condition is to say. Its status follows from its type and reason.
+/// The reason and the message of a condition. Its status follows from its type and reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {
     /// The reason.
@@ -23,12 +23,12 @@ pub struct Said {
     pub message: String,
 }
 
-/// A [`Said`] of these two.
+/// Builds a [`Said`].
 pub fn said(reason: Reason, message: impl Into<String>) -> Said {
     Said { reason, message: message.into() }
 }
 
-/// The status of a condition for a reason. A reason that the table does not have for this condition says nothing, so it is Unknown.
+/// The status of a condition for a reason. It is Unknown for a reason that the table does not have for this condition.
 #[must_use]
 pub fn state(type_: ConditionType, reason: Reason) -> State {
     let state = type_.state(reason);
@@ -36,7 +36,7 @@ pub fn state(type_: ConditionType, reason: Reason) -> State {
     state.unwrap_or(State::Unknown)
 }
 
-/// A condition. The transition time stays the one of the `previous` status as long as the condition's status is the same.
+/// Builds a condition. It keeps the transition time of the `previous` status while the condition's status is the same.
 #[must_use]
 pub fn condition(
     type_: ConditionType,
@@ -57,14 +57,14 @@ pub fn condition(
     }
 }
 
-/// The condition of a type in a status.
+/// Finds a condition by its type.
 #[must_use]
 pub fn find(status: &IdleConnectionPolicyStatus, type_: ConditionType) -> Option<&Condition> {
     status.conditions.iter().find(|condition| condition.type_ == <&str>::from(type_))
 }
 
-/// The reason of a condition in a status; `None` also where another version wrote one that this version does not know, or that has another
-/// status in this version.
+/// The reason of a condition in a status. `None` also where another version wrote a reason that this version does not
+/// know, or that has another status in this version.
 #[must_use]
 pub fn reason(status: &IdleConnectionPolicyStatus, type_: ConditionType) -> Option<Reason> {
     let condition = find(status, type_)?;
@@ -72,7 +72,7 @@ pub fn reason(status: &IdleConnectionPolicyStatus, type_: ConditionType) -> Opti
     type_.state(reason).filter(|state| condition.status == <&str>::from(state)).map(|_| reason)
 }
 
-/// An Event that is to be published once.
+/// An Event to publish once.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Notice {
     /// The Event's reason, from which its type follows.
@@ -87,7 +87,8 @@ impl fmt::Display for Notice {
     }
 }
 
-/// As the API server stores times, so that what is read back equals what was written.
+/// Truncates to whole seconds, as the API server stores times, so that a status that is read back equals what was
+/// written.
 #[must_use]
 pub fn whole_seconds(now: Timestamp) -> Timestamp {
     Timestamp::from_second(now.as_second()).unwrap_or(now)
@@ -103,7 +104,7 @@ pub fn listed(names: &[impl AsRef<str>]) -> String {
     }
 }
 
-/// Cuts at a character boundary and says so.
+/// Shortens a text to `most` characters, with an ellipsis.
 #[must_use]
 pub fn shortened(text: &str, most: usize) -> String {
     if text.chars().count() <= most {
@@ -112,7 +113,7 @@ pub fn shortened(text: &str, most: usize) -> String {
     text.chars().take(most - 1).chain(['…']).collect()
 }
 
-/// The same by bytes, as the API server counts them.
+/// Shortens a text to `most` bytes, as the API server counts them, with an ellipsis.
 #[must_use]
 pub fn shortened_to_bytes(text: &str, most: usize) -> String {
     if text.len() <= most {

@@ -1,4 +1,4 @@
-//! Status and Events from what was seen and done. Never more than was seen.
+//! Builds the status and the Events from what was observed and done. They never state more than was observed.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -22,82 +22,82 @@ use crate::api::{
     status::{Confirmed, MOST_NODES_NAMED, NAME_LENGTH, NodeCause, Nodes, ObjectName, PendingRestart, StatusLimits},
 };
 
-/// How long a changed file may take to a pod: the kubelet looks each minute, and its cache may be as old again.
+/// How long a changed file may take to reach a pod: the kubelet looks each minute, and its cache may be as old again.
 pub const PROPAGATION: SignedDuration = SignedDuration::from_secs(180);
 
-/// What stands in the way of looking at the nodes at all.
+/// What prevents the operator from looking at the nodes at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The reason of Ready.
+    /// The reason of the condition Ready.
     pub reason: Reason,
     /// What happened, to what, and what to do.
     pub message: String,
     /// Whether Accepted is False: the policy is not valid or did not win its target.
     pub refused: bool,
-    /// Whether only a person can change it.
+    /// Whether only a user can fix it.
     pub stalled: bool,
 }
 
-/// One unit after the work.
+/// One unit after the reconcile.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UnitResult {
-    /// Which.
+    /// The unit.
     pub unit: Unit,
-    /// What it says of itself now.
+    /// What it reports now.
     pub state: Result<UnitState, Fault>,
-    /// Why a write to it did not end well.
+    /// Why a write to it failed, if it did.
     pub write: Option<Fault>,
 }
 
-/// Everything a report is made from.
+/// Everything that a report depends on.
 pub struct Seen<'a> {
     /// `metadata.generation`.
     pub generation: Option<i64>,
     /// `spec.suspend`.
     pub suspend: bool,
-    /// What the policy asks for.
+    /// What the policy declares.
     pub declared: &'a Declared,
-    /// What is true of the target.
+    /// What the target can do.
     pub traits: &'a Traits,
-    /// What stands in the way; the rest is then empty.
+    /// What prevents the operator from looking at the nodes; the rest is then empty.
     pub problem: Option<&'a Problem>,
     /// The units.
     pub units: &'a [UnitResult],
-    /// What was to be done.
+    /// The plan of this reconcile.
     pub plan: &'a Plan,
     /// What the units held before the first write.
     pub saved: &'a BTreeMap<String, Saved>,
-    /// The newest record of it.
+    /// The newest record of the original values.
     pub original: Option<String>,
     /// What the nodes' processes are known to use.
     pub lives: &'a Lives,
-    /// What the loop saw, if there is one.
+    /// What adaptive control observed, if the policy has it.
     pub adaptive: Option<SeenLoop<'a>>,
-    /// What the policy would better say.
+    /// Advice on the policy.
     pub advice: &'a [Advice],
-    /// What to say of Accepted where a policy of another namespace governs a target that says the same of itself.
+    /// The message of Accepted if a policy of another namespace governs a target that states the same identity.
     pub shared: Option<&'a str>,
-    /// What probes of the nodes found; `None` where nothing is to be measured.
+    /// The nodes' probes; `None` where nothing is to be measured.
     pub probes: Option<&'a Probes>,
-    /// The status as it stands.
+    /// The current status of the policy.
     pub previous: &'a IdleConnectionPolicyStatus,
-    /// The time.
+    /// The current time.
     pub now: Timestamp,
 }
 
 impl Seen<'_> {
-    /// What the nodes are to hold: what is declared, at the present openness.
+    /// What the nodes should hold: the declared limits at the current openness.
     const fn desired(&self) -> &Declared {
         if self.problem.is_some() { self.declared } else { &self.plan.desired }
     }
 
-    /// What they are called: the declared limits, where they are those.
+    /// What to call these limits: "declared" if they are the declared ones.
     fn which(&self) -> &'static str {
         if self.desired().settings == self.declared.settings { "declared" } else { "desired" }
     }
 }
 
-/// What the nodes say, counted.
+/// The nodes' reports, counted.
 #[derive(Debug, Default)]
 struct Tally {
     nodes: Nodes,
@@ -110,13 +110,13 @@ struct Tally {
     unknown: BTreeSet<Knob>,
     companions: Settings,
     placeless: BTreeSet<Knob>,
-    /// Whether some node has a place for something that is declared.
+    /// Whether some node has any of the declared limits.
     governs: bool,
     write_fault: Option<Fault>,
     changed: BTreeMap<Knob, i64>,
 }
 
-/// The reason of Ready=False for a fault that stands in the way of everything.
+/// The reason of Ready=False for a fault that affects everything.
 #[must_use]
 pub const fn failure(cause: Cause) -> Reason {
     match cause {
@@ -130,7 +130,7 @@ pub const fn failure(cause: Cause) -> Reason {
     }
 }
 
-/// The status that follows from what was seen, and what is new in it.
+/// The status that follows from what was observed, and the Events that are new in it.
 #[must_use]
 pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
     let tally = tally(seen);
@@ -175,7 +175,7 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
     if let (Some(adaptive), Some(outcome), None) = (&seen.adaptive, &seen.plan.outcome, seen.problem) {
         notices.extend(loop_conditions::tell(adaptive, outcome, &seen.declared.settings, seen.previous, &mut status, seen.now));
     } else if seen.problem.is_some() {
-        // Nobody looked; what was decided is still so.
+        // The nodes were not queried, so the earlier decisions still hold.
         status.openness_percent = seen.previous.openness_percent;
         status.history.clone_from(&seen.previous.history);
     }
@@ -194,7 +194,7 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
     (status, notices)
 }
 
-/// What was measured before, as long as this process has not measured a node yet: a new leader knows nothing.
+/// What was measured before, as long as this process has not measured a node yet: a new leader has no probes.
 fn carried(seen: &Seen<'_>) -> Option<Said> {
     let is_same = seen.previous.observed_generation == seen.generation;
     let before = find(seen.previous, ConditionType::InEffect).filter(|_| is_same && seen.probes.is_some_and(Probes::is_empty))?;
@@ -211,7 +211,7 @@ fn measured(seen: &Seen<'_>) -> Option<Limits> {
     Some(Limits::from(&Settings::from([(Knob::ServerIdleTimeout, Value::Duration(shared))])))
 }
 
-/// What is written down of processes that read their settings when they start.
+/// The record of processes that read their settings when they start.
 fn confirmed(seen: &Seen<'_>, tally: &Tally) -> Option<Confirmed> {
     let desired = lives::read_at_start(&seen.desired().settings, seen.traits);
     if desired.is_empty() {
@@ -224,7 +224,7 @@ fn confirmed(seen: &Seen<'_>, tally: &Tally) -> Option<Confirmed> {
         stored.is_some_and(|stored| desired.iter().all(|(knob, value)| stored.get(knob) == Some(&Some(*value)) && used(*knob)))
     };
     let now = lives::confirmation(&nodes, uses, &desired, changed)?;
-    // Two readings of the same time differ a little; that is no news.
+    // Two readings of the same time differ slightly; that must not change the status.
     let before = seen.previous.control.as_ref().and_then(|control| control.confirmed.clone());
     Some(before.filter(|before| lives::agree(before, &now)).unwrap_or(now))
 }
@@ -330,13 +330,13 @@ fn tally(seen: &Seen<'_>) -> Tally {
     tally
 }
 
-/// The fault with the unit's name: a condition is read alone.
+/// Adds the unit's name to a fault, because a condition is read alone.
 fn of_unit(unit: &Unit, fault: &Fault) -> Fault {
     let is_named = fault.message.contains(&unit.name);
     Fault { message: if is_named { fault.message.clone() } else { format!("{}: {}", unit.name, fault.message) }, ..fault.clone() }
 }
 
-/// Fields on which all agree.
+/// Limits of which all nodes have the same value.
 fn shared(values: &BTreeMap<Knob, BTreeSet<Option<Value>>>) -> Settings {
     values
         .iter()
@@ -347,8 +347,8 @@ fn shared(values: &BTreeMap<Knob, BTreeSet<Option<Value>>>) -> Settings {
         .collect()
 }
 
-/// Where a restart is needed and nothing is remembered of when the value changed (the process may have died right after
-/// the write), the unit's own word is the latest it can have been.
+/// If a restart is needed and the time of the change is not recorded (the process may have died right after the write),
+/// the unit's own timestamp is the latest possible time.
 fn evidence(changed: &mut BTreeMap<Knob, i64>, settings: &Settings, traits: &Traits, state: &UnitState, saved: Option<&Sites>) {
     let Some(latest) = state.changed else { return };
     for (site, stored) in &state.sites {
@@ -359,7 +359,7 @@ fn evidence(changed: &mut BTreeMap<Knob, i64>, settings: &Settings, traits: &Tra
     }
 }
 
-/// Whether a process uses what its node stores; `None` where that is not known.
+/// Whether a process uses what its node stores; `None` if that is not known.
 pub(super) fn in_use(
     knob: Knob,
     traits: &Traits,
@@ -377,7 +377,7 @@ pub(super) fn in_use(
     }
 }
 
-/// The nodes, as far as restarting them goes, and when the newest change was made that needs one (Unix milliseconds).
+/// The nodes, as far as restarts go, and when the newest change that needs one was made (Unix milliseconds).
 #[must_use]
 pub fn waiting<'a>(
     desired: &Declared,
@@ -502,7 +502,7 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> Said {
     if nodes.drifted > 0 {
         // Drift that is reported, contended or being corrected does not make this generation unwritten.
         let known = !seen.plan.drift.is_empty() || !seen.plan.contended.is_empty();
-        // What the operator moves by itself was written once as declared: that stays true.
+        // Limits that adaptive control moves were once written as declared: that stays true.
         let was_ready = seen.previous.observed_generation == seen.generation
             && reason(seen.previous, ConditionType::Ready) == Some(Reason::Succeeded);
         let moving = seen.plan.outcome.as_ref().is_some_and(|outcome| !outcome.state.changes.is_empty());
@@ -558,7 +558,7 @@ fn programmed(seen: &Seen<'_>, tally: &Tally) -> Said {
     }
 }
 
-/// `The node holds` or `All 3 nodes hold`.
+/// For example `The node holds` or `All 3 nodes hold`.
 fn all_nodes(n: u32, one: &str, many: &str) -> String {
     if n == 1 { format!("The node {one}") } else { format!("All {n} nodes {many}") }
 }
@@ -572,7 +572,7 @@ fn worst(nodes: &Nodes) -> String {
     }
 }
 
-/// Which fields are left alone, what they hold, and until when.
+/// Which limits are left alone, what they hold, and until when.
 fn contended(seen: &Seen<'_>, tally: &Tally) -> String {
     let desired = &seen.desired().settings;
     let field = |knob: &Knob| {
@@ -593,7 +593,7 @@ fn contended(seen: &Seen<'_>, tally: &Tally) -> String {
     )
 }
 
-/// That none of the declared limits can be written.
+/// The message if none of the declared limits can be written.
 fn nothing(seen: &Seen<'_>) -> String {
     let limits: Vec<_> = seen.declared.settings.keys().chain(&seen.declared.unsupported).map(|knob| knob.path()).collect();
     format!(
@@ -611,7 +611,7 @@ fn holds_now(seen: &Seen<'_>, drift: &Drift) -> bool {
     })
 }
 
-/// What is said of drift, in the condition and then in the Event.
+/// The message about drift, for the condition and the Event.
 fn drifted(drift: &Drift) -> String {
     let Drift { unit, knob, declared, .. } = drift;
     let found = drift.found.map_or_else(|| "unset".into(), |found| found.to_string());
@@ -621,7 +621,7 @@ fn drifted(drift: &Drift) -> String {
     format!("Another client changed {knob} of {unit} to {found} instead of {declared}")
 }
 
-/// What configurations and processes say, and what probes add to it.
+/// What configurations and processes report, and what probes add to it.
 fn in_effect(seen: &Seen<'_>, tally: &Tally) -> Said {
     let said = in_effect_said(seen, tally);
     let Some(probes) = seen.probes else { return said };
@@ -695,7 +695,7 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
     )
 }
 
-/// Pods that report an older file.
+/// The message if some pods report an older file.
 fn behind(seen: &Seen<'_>, tally: &Tally) -> Said {
     let (names, nodes): (Vec<_>, _) = (tally.behind.iter().collect(), &tally.nodes);
     let written = seen.units.iter().filter_map(|result| result.state.as_ref().ok()?.changed).max();
@@ -741,7 +741,7 @@ fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> 
                 tell(EventReason::Partial, note);
             }
             (ConditionType::Programmed, _, Reason::Contended) => {
-                // Other fields are put back all the same.
+                // Other limits are put back anyway.
                 let back = |drift: &&Drift| !seen.plan.contended.contains(&drift.knob) && holds_now(seen, drift);
                 for drift in seen.plan.drift.iter().filter(back) {
                     tell(EventReason::DriftCorrected, &format!("Limit restored: {}", drifted(drift)));

@@ -1,4 +1,5 @@
-//! What is said of the loop: its conditions, figures, history and Events. Figures are said when something happens, not as they move.
+//! The report of adaptive control: its conditions, figures, history and Events. Figures change when something happens,
+//! not whenever they move.
 
 use std::fmt;
 
@@ -22,40 +23,40 @@ use crate::api::{
     status::{Decision, Recommendation, Tasks},
 };
 
-/// Most decisions in the history.
+/// The maximum number of decisions in the history.
 const MOST_DECISIONS: usize = 6;
-/// A recommendation that moves by less than this many points is the same.
+/// A recommendation that moves by fewer points than this is the same.
 const SAME: u32 = 10;
 
-/// What the loop saw.
+/// What adaptive control observed.
 #[derive(Clone)]
 pub struct SeenLoop<'a> {
-    /// The numbers.
+    /// The parameters of the control law.
     pub tuning: &'a Tuning,
-    /// How far the limits may be tightened.
+    /// The floor of the limits.
     pub floor: &'a Settings,
-    /// What the nodes' tasks said.
+    /// The nodes' task counts.
     pub signal: &'a Signal,
-    /// What may not be done.
+    /// Directions that are paused.
     pub pause: Pause,
-    /// What an annotation that cannot be read is called, if there is one.
+    /// The name of an annotation that cannot be read, if there is one.
     pub unreadable: Option<&'a str>,
-    /// What was known of the pools' part of the tasks.
+    /// What is known of the pooled connections' share of the tasks.
     pub attribution: Attribution,
     /// Idle connections of all nodes, where they report them.
     pub idle_connections: Option<f64>,
-    /// What a step costs: the idle connections that its write closes. `None` where a write closes none.
+    /// What a step costs: the idle connections that its write closes; `None` where a write closes none.
     pub closes: Option<Closes>,
-    /// Whether the source says only whether there are too many.
+    /// Whether the source only says whether there are too many tasks, without a count.
     pub levels: bool,
-    /// Whether the pressure has been elsewhere for a while than where the status says.
+    /// Whether the utilization has differed from the status for a while.
     pub moved: bool,
 }
 
 /// The idle connections that a step's write closes.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Closes {
-    /// How many there are, on all nodes; `None` where the nodes do not say.
+    /// Their number on all nodes; `None` where the nodes do not report it.
     pub connections: Option<f64>,
 }
 
@@ -68,7 +69,7 @@ impl fmt::Display for Closes {
     }
 }
 
-/// Writes what is to be said of the loop into a status whose other conditions are in place.
+/// Adds the report of adaptive control to a status whose other conditions are complete.
 pub fn tell(
     seen: &SeenLoop<'_>,
     outcome: &Outcome,
@@ -89,7 +90,7 @@ pub fn tell(
         (ConditionType::TighteningLimited, limited(seen, outcome)),
     ];
     let flips = |(type_, said): &(ConditionType, Said)| {
-        // When a step is due to be judged is known once it is in effect.
+        // When a step is due to be judged is known only once it is in effect.
         let is_due = |old: &Condition| said.reason == Reason::Measuring && outcome.due().is_some() && old.message != said.message;
         has_flipped(previous, *type_, said.reason) || find(previous, *type_).is_some_and(is_due)
     };
@@ -110,7 +111,7 @@ pub fn tell(
     notices
 }
 
-/// Whether a condition gets another status or another reason.
+/// Whether the status or the reason of a condition changes.
 fn has_flipped(previous: &IdleConnectionPolicyStatus, type_: ConditionType, reason: Reason) -> bool {
     let is_same = |old: &Condition| old.status == state(type_, reason).to_string() && old.reason == reason.to_string();
     !find(previous, type_).is_some_and(is_same)
@@ -145,7 +146,8 @@ fn high(seen: &SeenLoop<'_>, outcome: &Outcome, reading: Option<&Reading>) -> Sa
         over => format!("; {over} nodes are over it"),
     };
     let message = if seen.levels { alerts(reading) } else { format!("{}{over}", counted(reading)) };
-    // The episode stays open while connections that a write closed come back. The condition describes the present count.
+    // The episode stays open while connections that a write closed come back. The condition describes the present
+    // count.
     match outcome.state.episode.filter(|_| !outcome.has_dipped) {
         Some(_) if seen.levels => said(Reason::OverThreshold, message),
         Some(_) => said(Reason::OverThreshold, format!("{message}; the episode ends below {}%", percent(CLOSE))),
@@ -153,7 +155,7 @@ fn high(seen: &SeenLoop<'_>, outcome: &Outcome, reading: Option<&Reading>) -> Sa
     }
 }
 
-/// Where nodes raise alerts and give no count: nothing is said in percent.
+/// The message for alerts without a count: it has no percentages.
 fn alerts(reading: &Reading) -> String {
     let Reading { node, over, red, expected, .. } = reading;
     match (over, red) {
@@ -163,7 +165,7 @@ fn alerts(reading: &Reading) -> String {
     }
 }
 
-/// `22400 tasks, 112% of the threshold of 20000 (highest: gw-3)`.
+/// For example `22400 tasks, 112% of the threshold of 20000 (highest: gw-3)`.
 #[must_use]
 pub fn counted(reading: &Reading) -> String {
     let pressure = percent(reading.up);
@@ -325,7 +327,7 @@ fn history(
     let said = |pressure: f64| (pressure.is_finite() && !seen.levels).then(|| percent(pressure));
     status.history.clone_from(&previous.history);
     if let Some(judged) = &outcome.judged {
-        // The last tightening is the one that was judged: there is never another before it.
+        // The verdict is on the last tightening: there is never an earlier one without a verdict.
         if let Some(entry) =
             status.history.iter_mut().find(|entry| entry.to_percent < entry.from_percent && entry.verdict.is_none())
         {
@@ -389,7 +391,7 @@ fn notices(
             (ConditionType::MetricsAvailable, ConditionState::True, _) if was_lost => {
                 tell(EventReason::MetricsRestored, said.message.clone());
             }
-            // One Event for one episode, also where the count was gone for a while.
+            // One Event for one episode, even if the count was missing for a while.
             (ConditionType::HighTaskCount, ConditionState::True, _) if !was_told(outcome, previous) => {
                 tell(EventReason::HighTaskCount, said.message.clone());
             }
@@ -422,7 +424,7 @@ fn notices(
     notices
 }
 
-/// Whether the status was written in the same episode of too many tasks before.
+/// Whether an earlier status was written in the same episode of too many tasks.
 fn was_told(outcome: &Outcome, previous: &IdleConnectionPolicyStatus) -> bool {
     let since = |state: &State| state.episode.map(|episode| episode.since);
     let written = previous.control.as_ref().and_then(|control| control.adaptation.as_deref()).map(State::decode);
@@ -467,7 +469,7 @@ mod tests {
         }
     }
 
-    /// Everything that a status, its Events and its history say of a look.
+    /// Everything that a status, its Events and its history say after an evaluation.
     fn everything_said(signal: &Signal, outcome: &Outcome, edit: impl FnOnce(&mut SeenLoop<'_>)) -> String {
         let tuning = Tuning::of(Some(&Adaptive { mode: Mode::Enforce, ..Adaptive::default() }));
         let mut seen = seen(&tuning, signal);
@@ -552,7 +554,7 @@ mod tests {
         }
     }
 
-    /// What is said at a pressure and a second.
+    /// The status at a utilization and a second.
     fn said(
         previous: &IdleConnectionPolicyStatus,
         generation: i64,
@@ -566,7 +568,7 @@ mod tests {
         told(previous, generation, &signal, outcome, moved, at).0
     }
 
-    /// The status and the reasons of what is told.
+    /// The status, and the reasons of the Events.
     fn told(
         previous: &IdleConnectionPolicyStatus,
         generation: i64,
@@ -607,7 +609,7 @@ mod tests {
         let high =
             |since| Outcome { state: State { episode: Some(Episode::begin(since, 100)), ..State::default() }, ..outcome() };
         let away = |outcome: &Outcome| {
-            // While the target does not answer, its conditions are gone; what was decided is still written down.
+            // While the target does not answer, its conditions are gone, but what was decided is still recorded.
             let control = Control { adaptation: Some(outcome.state.encode()), ..Control::default() };
             IdleConnectionPolicyStatus { control: Some(control), ..IdleConnectionPolicyStatus::default() }
         };
@@ -648,7 +650,7 @@ mod tests {
             assert_eq!(high.map(|c| c.last_transition_time), before.map(|c| c.last_transition_time), "it is as it was since");
         }
 
-        // One condition that flips brings all figures up to date, and is the only one that is so since now.
+        // A condition that flips updates all figures, and only that condition gets a new transition time.
         let episode = Episode { since: 0, from: 100, base: None, steps: 0, helped: None, failed: 0, learned: None };
         let over = Outcome { state: State { episode: Some(episode), ..State::default() }, ..outcome() };
         let then = said(&first, 1, 1.5, &over, false, 60);
@@ -656,7 +658,7 @@ mod tests {
         let since = |status: &IdleConnectionPolicyStatus, type_| find(status, type_).map(|c| c.last_transition_time.clone());
         assert_ne!(since(&then, ConditionType::HighTaskCount), since(&first, ConditionType::HighTaskCount));
         assert_eq!(since(&then, ConditionType::Tightened), since(&first, ConditionType::Tightened));
-        // The same status for another reason is a flip too, and no new time.
+        // The same status with another reason is a flip too, without a new transition time.
         let floor = said(&then, 1, 1.6, &Outcome { limit: Some(Limit::BudgetExhausted), ..over.clone() }, false, 120);
         assert_eq!(floor.utilization_percent, Some(160));
         let other = said(&floor, 1, 1.7, &Outcome { limit: Some(Limit::AtFloor), ..over }, false, 180);
