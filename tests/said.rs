@@ -190,8 +190,8 @@ impl Scene {
         self.plan.restart = Some((Outcome { said: Some(said), finished, ..Outcome::default() }, why.map(str::to_owned)));
     }
 
-    fn problem(&mut self, reason: Reason, refused: bool, stalled: bool) {
-        self.problem = Some(Problem { reason, message: "What happened, to what, and what to do".into(), refused, stalled });
+    fn problem(&mut self, problem: impl FnOnce(&'static str) -> Problem) {
+        self.problem = Some(problem("What happened, to what, and what to do"));
         self.units.clear();
     }
 }
@@ -311,11 +311,11 @@ fn every_situation_is_said_as_it_was_reviewed() {
             }),
         ),
         ("another client changed a node to the declared value", after(&|scene| scene.plan.contended = [SERVER].into())),
-        ("the policy is not valid", after(&|scene| scene.problem(Reason::Invalid, true, true))),
-        ("another policy is older", after(&|scene| scene.problem(Reason::Conflicted, true, true))),
-        ("the target does not exist", after(&|scene| scene.problem(Reason::TargetNotFound, true, false))),
-        ("a Secret is missing", after(&|scene| scene.problem(Reason::RefNotFound, false, false))),
-        ("the operator lacks a right", after(&|scene| scene.problem(Reason::Forbidden, false, true))),
+        ("the policy is not valid", after(&|scene| scene.problem(|text| Problem::invalid(Reason::Invalid, text)))),
+        ("another policy is older", after(&|scene| scene.problem(|text| Problem::invalid(Reason::Conflicted, text)))),
+        ("the target does not exist", after(&|scene| scene.problem(Problem::no_target))),
+        ("a Secret is missing", after(&|scene| scene.problem(|text| Problem::waiting(Reason::RefNotFound, text)))),
+        ("the operator lacks a right", after(&|scene| scene.problem(|text| Problem::blocked(Reason::Forbidden, text)))),
         ("a restart is needed", after(&|scene| scene.pools(&[("gateway-7f4c9d-abcde", true), ("gateway-7f4c9d-fghjk", false)]))),
         (
             "all were restarted",

@@ -43,32 +43,28 @@ pub enum Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
-            Error::PodsForbidden => problem(
-                Reason::Forbidden,
-                false,
-                true,
-                "The operator may not list and watch pods; grant it in this namespace".into(),
-            ),
+            Error::PodsForbidden => no_right("list and watch", "pods").into(),
             error => Self::Error(error),
         }
     }
 }
 
-/// An answer of the API server; without the right to it, that is what the status says.
-fn permitted<T>(answer: Result<T, Error>, verb: &str, what: &str) -> Result<T, Failure> {
-    match answer {
-        Err(Error::Kube(kube::Error::Api(status))) if status.is_forbidden() => Err(problem(
-            Reason::Forbidden,
-            false,
-            true,
-            format!("The operator may not {verb} {what}; grant it in this namespace"),
-        )),
-        answer => Ok(answer?),
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self::Problem(problem)
     }
 }
 
-fn problem(reason: Reason, refused: bool, stalled: bool, message: String) -> Failure {
-    Failure::Problem(Problem { reason, message, refused, stalled })
+fn no_right(verb: &str, what: &str) -> Problem {
+    Problem::blocked(Reason::Forbidden, format!("The operator may not {verb} {what}; grant it in this namespace"))
+}
+
+/// An answer of the API server; without the right to it, that is what the status says.
+fn permitted<T>(answer: Result<T, Error>, verb: &str, what: &str) -> Result<T, Failure> {
+    match answer {
+        Err(Error::Kube(kube::Error::Api(status))) if status.is_forbidden() => Err(no_right(verb, what).into()),
+        answer => Ok(answer?),
+    }
 }
 
 /// What the target's references hold, read anew.
@@ -133,7 +129,7 @@ async fn secret_text(ctx: &Context, namespace: &str, reference: &KeyRef, field: 
     if text.is_empty() || !text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         let KeyRef { name, key } = reference;
         let message = format!("Secret {name}: key {key} holds no {what}; put the bare {what} there");
-        return Err(problem(Reason::RefKeyNotFound, false, false, message));
+        return Err(Problem::waiting(Reason::RefKeyNotFound, message).into());
     }
     Ok(text)
 }
@@ -146,12 +142,13 @@ async fn secret_key(ctx: &Context, namespace: &str, KeyRef { name, key }: &KeyRe
 }
 
 fn no_key(kind: &str, name: &str, key: &str, field: &str) -> Failure {
-    problem(Reason::RefKeyNotFound, false, false, format!("{kind} {name} has no key {key}; add it, or correct {field}.key"))
+    let message = format!("{kind} {name} has no key {key}; add it, or correct {field}.key");
+    Problem::waiting(Reason::RefKeyNotFound, message).into()
 }
 
 fn readable<T>(answer: Result<Option<T>, Error>, kind: &str, name: &str, field: &str) -> Result<T, Failure> {
     permitted(answer, "get", &format!("{kind} {name}"))?.ok_or_else(|| {
-        problem(Reason::RefNotFound, false, false, format!("{kind} {name} does not exist; create it, or correct {field}"))
+        Problem::waiting(Reason::RefNotFound, format!("{kind} {name} does not exist; create it, or correct {field}")).into()
     })
 }
 
@@ -179,7 +176,7 @@ pub async fn places(ctx: &Context, subject: &Subject, target: &Target) -> Result
 }
 
 fn invalid() -> Failure {
-    problem(Reason::Invalid, true, true, "spec.target says nowhere to look; set one of its members".into())
+    Problem::invalid(Reason::Invalid, "spec.target says nowhere to look; set one of its members").into()
 }
 
 fn allowed(ctx: &Context, subject: &Subject, endpoint: &str) -> Result<Place, Failure> {
@@ -191,8 +188,8 @@ fn allowed(ctx: &Context, subject: &Subject, endpoint: &str) -> Result<Place, Fa
             }
             Ok(Place::new(&address, address.split("://").nth(1).unwrap_or(&address), &address))
         }
-        Err(error @ endpoint::Error::NotAllowed(_)) => Err(problem(Reason::RefNotPermitted, true, true, error.to_string())),
-        Err(error) => Err(problem(Reason::Invalid, true, true, error.to_string())),
+        Err(error @ endpoint::Error::NotAllowed(_)) => Err(Problem::invalid(Reason::RefNotPermitted, error.to_string()).into()),
+        Err(error) => Err(Problem::invalid(Reason::Invalid, error.to_string()).into()),
     }
 }
 
@@ -253,7 +250,7 @@ fn one_workload(pods: &[&Arc<Pod>]) -> Result<(), Failure> {
     let names: Vec<_> = workloads.iter().take(3).map(name).collect();
     let message =
         format!("The selector matches pods of several workloads ({}); a policy is for one: narrow it down", names.join(", "));
-    Err(problem(Reason::Invalid, true, true, message))
+    Err(Problem::invalid(Reason::Invalid, message).into())
 }
 
 fn place(pod: &Pod, scheme: Scheme, port: u16) -> Option<Place> {
@@ -275,17 +272,12 @@ async fn service_and_slices(
     let name = &service.name;
     let api = Api::<Service>::namespaced(ctx.client.clone(), namespace);
     let object = permitted(in_time(api.get_opt(name)).await, "get", &format!("Service {name}"))?;
-    let object = object.ok_or_else(|| {
-        problem(Reason::TargetNotFound, true, false, format!("Service {name} does not exist; create it, or correct spec.target"))
-    })?;
+    let missing = || Problem::no_target(format!("Service {name} does not exist; create it, or correct spec.target"));
+    let object = object.ok_or_else(missing)?;
     if object.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("ExternalName")) {
         // Its name could stand for any address; the allow-list is for those.
-        return Err(problem(
-            Reason::RefNotPermitted,
-            true,
-            true,
-            format!("Service {name} is an ExternalName; use an endpoint that --allow-endpoints lists"),
-        ));
+        let message = format!("Service {name} is an ExternalName; use an endpoint that --allow-endpoints lists");
+        return Err(Problem::invalid(Reason::RefNotPermitted, message).into());
     }
     let has_port = object
         .spec
@@ -293,12 +285,7 @@ async fn service_and_slices(
         .and_then(|spec| spec.ports.as_ref())
         .is_some_and(|ports| ports.iter().any(|p| p.port == i32::from(service.port)));
     if !has_port {
-        return Err(problem(
-            Reason::TargetNotFound,
-            true,
-            false,
-            format!("Service {name} has no port {}; correct spec.target", service.port),
-        ));
+        return Err(Problem::no_target(format!("Service {name} has no port {}; correct spec.target", service.port)).into());
     }
     let slices = Api::<EndpointSlice>::namespaced(ctx.client.clone(), namespace);
     let its = ListParams::default().labels(&format!("kubernetes.io/service-name={name}"));
@@ -321,12 +308,8 @@ async fn behind(ctx: &Context, subject: &Subject, service: &ServiceRef) -> Resul
         (port, found.into_iter().map(|(_, address)| SocketAddr::new(address.ip(), 0)).collect())
     };
     if addresses.is_empty() {
-        return Err(problem(
-            Reason::TargetNotFound,
-            true,
-            false,
-            format!("Service {} has no endpoints; is anything running behind it?", service.name),
-        ));
+        let message = format!("Service {} has no endpoints; is anything running behind it?", service.name);
+        return Err(Problem::no_target(message).into());
     }
     let aliases = addresses.iter().map(|at| format!("{}://{}", service.scheme.name(), SocketAddr::new(at.ip(), port))).collect();
     ctx.pool.provider(&subject.path).name(&host, addresses);
@@ -368,7 +351,7 @@ async fn reachable(ctx: &Context, namespace: &str, service: &ServiceRef, found: 
         service.name,
         some(&foreign)
     );
-    Err(problem(Reason::RefNotPermitted, true, true, message))
+    Err(Problem::invalid(Reason::RefNotPermitted, message).into())
 }
 
 fn addresses(object: &Service, slices: &[EndpointSlice], service: &ServiceRef) -> Vec<Found> {

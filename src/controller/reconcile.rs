@@ -37,7 +37,7 @@ use crate::{
     },
     clock,
     decide::{
-        self, Cause, Declared, Input, Plan, Traits, Unit, UnitState,
+        self, Cause, Declared, Fault, Input, Plan, Traits, Unit, UnitState,
         advice::{self, Observed},
         claims::{Claimant, SHARED, sentence},
         conditions::{Problem, Seen, UnitResult, failure},
@@ -174,7 +174,7 @@ async fn place(ctx: &Context, subject: &mut Subject, memory: &mut Memory) -> Res
     if let Some(message) = subject.refusal.clone().or_else(|| declared.invalid(&decide::floor(subject.spec(), &traits))) {
         ctx.enqueue(ctx.board.give_up(&subject.claimant));
         memory.adaptation = None;
-        let problem = Problem { reason: Reason::Invalid, message, refused: true, stalled: true };
+        let problem = Problem::invalid(Reason::Invalid, message);
         return problem_report(ctx, subject, memory, &declared, &traits, &problem).await.map(Placed::Done);
     }
     let kind = subject.spec().target.type_;
@@ -211,15 +211,20 @@ async fn subscribed_places(ctx: &Context, subject: &Subject) -> Result<Vec<Place
     ctx.pods.subscribe(&subject.reference, interest);
     let places = places::places(ctx, subject, &spec.target).await?;
     if places.is_empty() {
-        return Err(problem(Cause::NotFound, "Nothing matches spec.target: no pod or endpoint was found".into()));
+        return Err(Problem::no_target("Nothing matches spec.target: no pod or endpoint was found").into());
     }
     Ok(places)
 }
 
-fn problem(cause: Cause, message: String) -> Failure {
-    let stalled = matches!(cause, Cause::Forbidden | Cause::NotPermitted | Cause::Conflict);
-    let refused = matches!(cause, Cause::NotPermitted | Cause::NotFound | Cause::Conflict);
-    Failure::Problem(Problem { reason: failure(cause), message, refused, stalled })
+/// The problem that a fault of the whole target is.
+fn problem(Fault { cause, message }: Fault) -> Failure {
+    let problem = match cause {
+        Cause::NotPermitted | Cause::Conflict => Problem::invalid(failure(cause), message),
+        Cause::NotFound => Problem::no_target(message),
+        Cause::Forbidden => Problem::blocked(failure(cause), message),
+        _ => Problem::waiting(failure(cause), message),
+    };
+    problem.into()
 }
 
 /// Says why the target cannot be looked at.
@@ -251,8 +256,7 @@ async fn conflicted(
 ) -> Result<Action, Error> {
     // Policies that wait for this one need not: what it points at is known.
     ctx.enqueue(ctx.board.keep(&subject.claimant));
-    let message = sentence(winner, &subject.claimant);
-    let problem = Problem { reason: Reason::Conflicted, message, refused: true, stalled: true };
+    let problem = Problem::invalid(Reason::Conflicted, sentence(winner, &subject.claimant));
     problem_report(ctx, subject, memory, declared, traits, &problem).await
 }
 
@@ -295,9 +299,8 @@ async fn find(
     let spec = subject.spec();
     let credentials = places::credentials(ctx, &subject.namespace, &spec.target).await?;
     memory.credentials = credentials.clone();
-    let target = targets::connect(&spec.target, &declared.providers, places, credentials, ctx.reach(subject))
-        .map_err(|fault| problem(fault.cause, fault.message))?;
-    let units = target.discover().await.map_err(|fault| problem(fault.cause, fault.message))?;
+    let target = targets::connect(&spec.target, &declared.providers, places, credentials, ctx.reach(subject)).map_err(problem)?;
+    let units = target.discover().await.map_err(problem)?;
     Ok(Found { target, units })
 }
 
@@ -710,7 +713,7 @@ async fn problem_report(
     }
     Box::pin(say(ctx, subject, memory, declared, traits, Some(problem), &plan, &[], None)).await?;
     let times = memory.failing.get("").map_or(0, |failing| failing.times);
-    memory.ended("", Some(&decide::Fault::new(Cause::Unreachable, problem.message.clone())), Instant::now());
+    memory.ended("", Some(&Fault::new(Cause::Unreachable, problem.message.clone())), Instant::now());
     // References and clusters may come at any moment and nobody tells: asked again, ever more seldom.
     Ok(Action::requeue(wait(times).min(resync(ctx, &subject.reference))))
 }

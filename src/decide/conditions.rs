@@ -25,20 +25,46 @@ use crate::api::{
 /// How long a changed file may take to reach a pod: the kubelet looks each minute, and its cache may be as old again.
 pub const PROPAGATION: SignedDuration = SignedDuration::from_secs(180);
 
-/// What prevents the operator from looking at the nodes at all.
+/// Why the nodes of a policy cannot be read at all.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
     /// The reason of the condition Ready.
     pub reason: Reason,
-    /// What happened, to what, and what to do.
+    /// What happened, to which object, and what to do.
     pub message: String,
-    /// Whether Accepted is False: the policy is not valid or did not win its target.
+    /// Whether Accepted is False: the policy is not valid, has no target, or lost its target to an older policy.
     pub refused: bool,
-    /// Whether only a user can fix it.
+    /// Whether Stalled is True: the problem remains until a person removes its cause.
     pub stalled: bool,
 }
 
-/// One unit after the reconcile.
+impl Problem {
+    /// The policy is not valid, or may not govern its target: Accepted is False, and Stalled is True.
+    #[must_use]
+    pub fn invalid(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), refused: true, stalled: true }
+    }
+
+    /// The policy is valid, but the operator lacks a right: Stalled is True.
+    #[must_use]
+    pub fn blocked(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), refused: false, stalled: true }
+    }
+
+    /// The policy is valid, and the operator retries: an object that it refers to is missing, or a server does not answer.
+    #[must_use]
+    pub fn waiting(reason: Reason, message: impl Into<String>) -> Self {
+        Self { reason, message: message.into(), refused: false, stalled: false }
+    }
+
+    /// The target does not exist: Accepted is False, and the operator retries.
+    #[must_use]
+    pub fn no_target(message: impl Into<String>) -> Self {
+        Self { reason: Reason::TargetNotFound, message: message.into(), refused: true, stalled: false }
+    }
+}
+
+/// One unit after the work.
 #[derive(Clone, Debug, PartialEq)]
 pub struct UnitResult {
     /// The unit.

@@ -352,8 +352,7 @@ fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
 #[test]
 fn news_is_told_once_and_again_only_when_it_is_another() {
     let scene = |held| Scene::new(Some(held));
-    let problem =
-        conditions::Problem { reason: Reason::Conflicted, message: "an older one".into(), refused: true, stalled: true };
+    let problem = conditions::Problem::invalid(Reason::Conflicted, "an older one");
     let plan = |drift: bool, contended: bool, said: Option<restart::Said>| {
         let mut plan = Plan { desired: scene(30).declared, ..Plan::default() };
         if drift {
@@ -420,7 +419,7 @@ fn advice_is_given_once_for_a_generation_and_not_while_something_stands_in_the_w
     let advice = |n: usize| vec![advice::Advice { rule: "free-share", sentence: "too many are free".into() }; n];
     let told = |n, advised, problem: bool| {
         let scene = Scene::new(Some(30));
-        let obstacle = conditions::Problem { reason: Reason::Invalid, message: "x".into(), refused: true, stalled: true };
+        let obstacle = conditions::Problem::invalid(Reason::Invalid, "x");
         let plan = Plan { control: Control { advised, ..Control::default() }, ..Plan::default() };
         let seen = Seen {
             generation: Some(7),
