@@ -45,7 +45,7 @@ enum Error {
     Controller(#[from] controller::Error),
     #[error("{0}")]
     Leader(#[from] leader::Error),
-    #[error("a metric is declared incorrectly: {0}")]
+    #[error("cannot register the metrics: {0}")]
     Metrics(#[from] prometheus::Error),
     #[error("{0} exited unexpectedly; exiting so that the pod is restarted")]
     Ended(&'static str),

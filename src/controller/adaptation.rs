@@ -340,7 +340,7 @@ pub async fn prepare(
         (SourceName::Prometheus, ..) => {
             obstacle = Some(Signal::Missing {
                 reason: Reason::QueryFailed,
-                message: "adaptive.signal.prometheus has no query or no threshold".into(),
+                message: "adaptive.signal has no prometheus.query or no threshold.value; set both".into(),
             });
         }
     }

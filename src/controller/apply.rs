@@ -69,7 +69,7 @@ pub async fn tell_lost(ctx: &Context, subject: &Subject, unit: &str, moved: &Mov
     let named: Vec<_> = places.iter().take(3).map(|place| shortened_to_bytes(place, 160)).collect();
     let more = if places.len() > named.len() { format!(" and {} more", places.len() - named.len()) } else { String::new() };
     let note = format!(
-        "{unit}: the routes of {}{more} were changed so that it is not known which reverse proxy held which settings before the policy; they keep those that they have now; give each an @id to avoid this",
+        "{unit}: the routes of {}{more} changed, and their reverse proxies cannot be matched with their original settings; they keep their current settings. Give each reverse proxy an @id to avoid this",
         named.join(", ")
     );
     report::event(ctx, subject, &Notice { reason: EventReason::RestoreAbandoned, note }, "moved").await
@@ -180,7 +180,7 @@ pub async fn write(
                 }
                 if Instant::now() >= until || subject.visit.goes_on().is_err() {
                     let message =
-                        format!("{} was not written yet: the writes before it took too long; it is written next", unit.name);
+                        format!("{} was not written yet, because earlier writes took too long; it is written next", unit.name);
                     return UnitResult { unit, state: Ok(state), write: Some(Fault::new(Cause::NotReady, message)) };
                 }
                 write_one(ctx, target.as_ref(), unit, &state, changes).await
@@ -227,7 +227,7 @@ async fn write_part(
     let write = match written {
         Err(fault) if !shows => Some(fault),
         Ok(()) if !shows && now.is_ok() => {
-            Some(Fault::new(Cause::Busy, format!("{} took the change and does not show it", unit.name)))
+            Some(Fault::new(Cause::Busy, format!("{} accepted the change and does not show it", unit.name)))
         }
         Ok(()) | Err(_) => None,
     };

@@ -54,11 +54,11 @@ pub enum Error {
     Config(#[from] kube::Error),
     /// Requests go where they are sent, and nowhere else.
     #[error(
-        "a proxy on the way to the API server is not supported: take proxy-url out of the kubeconfig, or name the API server in NO_PROXY"
+        "a proxy between the operator and the API server is not supported; remove proxy-url from the kubeconfig, or list the API server in NO_PROXY"
     )]
     Proxy,
     /// Not a name that a certificate can hold.
-    #[error("tls-server-name {0:?} is not a name")]
+    #[error("tls-server-name {0:?} is neither a host name nor an IP address; correct the kubeconfig")]
     Name(String),
 }
 
@@ -150,7 +150,7 @@ pub fn led(client: &Client, leadership: Leadership) -> Client {
         let client = client.clone();
         async move {
             if !may {
-                return Err("not written: this replica does not hold the lease".into());
+                return Err("no change was sent to the API server: this replica does not hold the lease".into());
             }
             client.send(request).await.map_err(plain)
         }

@@ -84,8 +84,7 @@ impl Gathering {
                 self.answered.push((unit, Err(fault)));
             }
             let late = std::mem::take(&mut self.waiting).into_iter().map(|unit| {
-                let message =
-                    format!("{} was not asked: the other nodes took more than {TIMEOUT:?}; it is asked next", unit.name);
+                let message = format!("{} was not read: the other nodes took more than {TIMEOUT:?}; it is read next", unit.name);
                 (unit, Err(Fault::new(Cause::NotReady, message)))
             });
             self.skipped.extend(late);
@@ -115,7 +114,7 @@ impl Gathering {
                 return Ok(state);
             }
             let message = format!(
-                "{} has more in its configuration than the operator has memory for in this namespace; select fewer nodes in one policy",
+                "the configuration of {} needs more memory than the operator has for this namespace; select fewer nodes in one policy",
                 unit.name
             );
             Err(Fault::new(Cause::Busy, message))

@@ -73,46 +73,50 @@ pub type PolicyRef = ObjectRef<StoredPolicy>;
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The API server refused or failed.
-    #[error("API server: {0}")]
+    #[error("the request to the API server failed: {0}")]
     Kube(#[from] kube::Error),
     /// The API server did not answer.
     #[error("the API server did not answer within {API_TIMEOUT:?}")]
     TimedOut,
     /// Pods could not be listed.
-    #[error("pods in namespace {0} could not be listed in time; check that the operator may list and watch pods there")]
+    #[error("the pods in namespace {0} were not listed in time; check that the operator may list and watch pods there")]
     Pods(String),
     /// No right to look at pods.
-    #[error("the operator may not list and watch pods; grant it in this namespace")]
+    #[error("the operator lacks the right to list and watch pods; grant it in this namespace")]
     PodsForbidden,
     /// The label selector is not valid.
-    #[error("spec.target: selector is not a valid label selector")]
+    #[error("the selector in spec.target is not a valid label selector")]
     Selector,
     /// A saved original cannot be read.
-    #[error("ControllerRevision {0} does not hold originals; repair or delete it, and nothing is written before that")]
+    #[error(
+        "ControllerRevision {0} contains no readable original settings; repair or delete it, because nothing is written before that"
+    )]
     Original(String),
     /// What is saved was not read; nothing is written before it is.
-    #[error("what the nodes held before is not known yet; nothing is written before it is read")]
+    #[error("the original settings of the nodes have not been read yet; nothing is written before that")]
     Unread,
     /// A policy that this version does not understand enough of to say so in its status.
     #[error("{0}")]
     Unreadable(String),
     /// A policy without namespace, name or uid, which the API server never sends.
-    #[error("the API server sent a policy without name, namespace or uid")]
+    #[error("the API server sent a policy without a namespace, uid or creation timestamp")]
     Nameless,
     /// The policy is being deleted; the visit for that comes next.
-    #[error("the policy is being deleted")]
+    #[error("the pass was cancelled because the policy is being deleted")]
     Cancelled,
     /// A visit took too long.
-    #[error("reading took more than {:?}; the policy is visited again", scheduler::DEADLINE)]
+    #[error("reading the nodes took more than {:?}; the operator retries", scheduler::DEADLINE)]
     Overdue,
     /// A panic was caught.
-    #[error("the operator panicked while it worked on this policy; other policies are not affected; report it with the log")]
+    #[error("a pass of this policy panicked, and other policies are not affected; report the panic with the operator's log")]
     Panicked,
     /// The API server does not take the status. The nodes are worked on all the same.
-    #[error("the API server refuses the status: {0}")]
+    #[error("the API server rejected the status: {0}")]
     StatusRefused(String),
     /// `release` could not restore everything.
-    #[error("{0} policies keep their finalizer, because nodes could not be restored; see above, repair and run release again")]
+    #[error(
+        "policies that keep their finalizer because nodes could not be restored: {0}; fix the errors above and run release again"
+    )]
     Unreleased(usize),
 }
 
@@ -481,7 +485,8 @@ pub struct Subject {
 
 impl Subject {
     fn new(stored: StoredPolicy) -> Result<Self, Error> {
-        let refusal = |foreign| format!("{foreign}: upgrade the operator from {}, or take it out", env!("CARGO_PKG_VERSION"));
+        let refusal =
+            |foreign| format!("{foreign}; upgrade the operator from {}, or remove it from the policy", env!("CARGO_PKG_VERSION"));
         let status_lost = stored.lost;
         let (object, foreign) = stored.read().map_err(|foreign| Error::Unreadable(refusal(foreign)))?;
         let (Some(namespace), Some(uid), Some(created)) = (object.namespace(), object.uid(), object.creation_timestamp()) else {

@@ -56,7 +56,7 @@ impl From<Problem> for Failure {
 }
 
 fn no_right(verb: &str, what: &str) -> Problem {
-    Problem::blocked(Reason::Forbidden, format!("The operator may not {verb} {what}; grant it in this namespace"))
+    Problem::blocked(Reason::Forbidden, format!("The operator lacks the right to {verb} {what}; grant it in this namespace"))
 }
 
 /// An answer of the API server; without the right to it, that is what the status says.
@@ -89,7 +89,7 @@ pub async fn prometheus(ctx: &Context, subject: &Subject, spec: &Prometheus) -> 
     let place = match (&spec.endpoint, &spec.service) {
         (Some(endpoint), _) => allowed(ctx, subject, endpoint)?,
         (None, Some(service)) => behind(ctx, subject, service).await?,
-        (None, None) => return Err(invalid()),
+        (None, None) => return Err(invalid("adaptive.signal.prometheus has neither an endpoint nor a service; set one of them")),
     };
     let references = References {
         token: spec.token_secret_ref.as_ref(),
@@ -128,7 +128,7 @@ async fn secret_text(ctx: &Context, namespace: &str, reference: &KeyRef, field: 
     let text = String::from_utf8(bytes).map(|text| text.trim().to_owned()).unwrap_or_default();
     if text.is_empty() || !text.bytes().all(|byte| matches!(byte, b' '..=b'~')) {
         let KeyRef { name, key } = reference;
-        let message = format!("Secret {name}: key {key} holds no {what}; put the bare {what} there");
+        let message = format!("Key {key} of Secret {name} contains no valid {what}; store only the {what} in it");
         return Err(Problem::waiting(Reason::RefKeyNotFound, message).into());
     }
     Ok(text)
@@ -155,7 +155,8 @@ fn readable<T>(answer: Result<Option<T>, Error>, kind: &str, name: &str, field: 
 /// Where the target is now.
 pub async fn places(ctx: &Context, subject: &Subject, target: &Target) -> Result<Vec<Place>, Failure> {
     let namespace = &subject.namespace;
-    match target.lookup().ok_or_else(invalid)? {
+    let nowhere = || invalid("spec.target names no pods, Service or endpoints; set a selector, a service or endpoints");
+    match target.lookup().ok_or_else(nowhere)? {
         Lookup::Endpoints(endpoints) => endpoints.into_iter().map(|endpoint| allowed(ctx, subject, endpoint)).collect(),
         Lookup::Behind(service) => Ok(vec![behind(ctx, subject, service).await?]),
         Lookup::EachBehind(service) => {
@@ -175,8 +176,8 @@ pub async fn places(ctx: &Context, subject: &Subject, target: &Target) -> Result
     }
 }
 
-fn invalid() -> Failure {
-    Problem::invalid(Reason::Invalid, "spec.target says nowhere to look; set one of its members").into()
+fn invalid(message: &str) -> Failure {
+    Problem::invalid(Reason::Invalid, message).into()
 }
 
 fn allowed(ctx: &Context, subject: &Subject, endpoint: &str) -> Result<Place, Failure> {
@@ -245,11 +246,13 @@ fn one_workload(pods: &[&Arc<Pod>]) -> Result<(), Failure> {
         return Ok(());
     }
     let name = |workload: &Option<(String, String)>| {
-        workload.as_ref().map_or_else(|| "none".into(), |(kind, name)| format!("{kind} {name}"))
+        workload.as_ref().map_or_else(|| "no workload".into(), |(kind, name)| format!("{kind} {name}"))
     };
-    let names: Vec<_> = workloads.iter().take(3).map(name).collect();
-    let message =
-        format!("The selector matches pods of several workloads ({}); a policy is for one: narrow it down", names.join(", "));
+    let names: Vec<_> = workloads.iter().map(name).collect();
+    let message = format!(
+        "The selector in spec.target matches pods of several workloads ({}); narrow it down to one workload",
+        some(&names)
+    );
     Err(Problem::invalid(Reason::Invalid, message).into())
 }
 
@@ -272,11 +275,11 @@ async fn service_and_slices(
     let name = &service.name;
     let api = Api::<Service>::namespaced(ctx.client.clone(), namespace);
     let object = permitted(in_time(api.get_opt(name)).await, "get", &format!("Service {name}"))?;
-    let missing = || Problem::no_target(format!("Service {name} does not exist; create it, or correct spec.target"));
+    let missing = || Problem::no_target(format!("Service {name} does not exist; create it, or correct its name in the policy"));
     let object = object.ok_or_else(missing)?;
     if object.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("ExternalName")) {
         // Its name could stand for any address; the allow-list is for those.
-        let message = format!("Service {name} is an ExternalName; use an endpoint that --allow-endpoints lists");
+        let message = format!("Service {name} is of type ExternalName; use an endpoint that --allow-endpoints lists");
         return Err(Problem::invalid(Reason::RefNotPermitted, message).into());
     }
     let has_port = object
@@ -285,7 +288,9 @@ async fn service_and_slices(
         .and_then(|spec| spec.ports.as_ref())
         .is_some_and(|ports| ports.iter().any(|p| p.port == i32::from(service.port)));
     if !has_port {
-        return Err(Problem::no_target(format!("Service {name} has no port {}; correct spec.target", service.port)).into());
+        return Err(
+            Problem::no_target(format!("Service {name} has no port {}; correct the port in the policy", service.port)).into()
+        );
     }
     let slices = Api::<EndpointSlice>::namespaced(ctx.client.clone(), namespace);
     let its = ListParams::default().labels(&format!("kubernetes.io/service-name={name}"));
@@ -308,7 +313,7 @@ async fn behind(ctx: &Context, subject: &Subject, service: &ServiceRef) -> Resul
         (port, found.into_iter().map(|(_, address)| SocketAddr::new(address.ip(), 0)).collect())
     };
     if addresses.is_empty() {
-        let message = format!("Service {} has no endpoints; is anything running behind it?", service.name);
+        let message = format!("Service {} has no endpoints; check that its pods run and are ready", service.name);
         return Err(Problem::no_target(message).into());
     }
     let aliases = addresses.iter().map(|at| format!("{}://{}", service.scheme.name(), SocketAddr::new(at.ip(), port))).collect();

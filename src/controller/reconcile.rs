@@ -211,7 +211,7 @@ async fn subscribed_places(ctx: &Context, subject: &Subject) -> Result<Vec<Place
     ctx.pods.subscribe(&subject.reference, interest);
     let places = places::places(ctx, subject, &spec.target).await?;
     if places.is_empty() {
-        return Err(Problem::no_target("Nothing matches spec.target: no pod or endpoint was found").into());
+        return Err(Problem::no_target("No pod or endpoint matches spec.target; create it, or correct spec.target").into());
     }
     Ok(places)
 }

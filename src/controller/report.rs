@@ -88,7 +88,7 @@ pub async fn internal_error(ctx: &Context, policy: &PolicyRef) -> Result<(), Err
     let uid = object.uid();
     let generation = object.meta().generation;
     let mut status = object.read().map_err(Error::Unreadable)?.0.status.unwrap_or_default();
-    let message = "The operator failed on this policy with an internal error and tries again; report it with the operator's log";
+    let message = "The operator failed on this policy with an internal error and retries; report it with the operator's log";
     if reason(&status, ConditionType::Ready) == Some(Reason::InternalError) && status.observed_generation == generation {
         return Ok(());
     }

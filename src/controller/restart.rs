@@ -84,7 +84,7 @@ async fn evictions(
     let (pods, obstacle) = match pods(ctx, subject, names).await {
         Ok(pods) => (pods, None),
         Err(Error::Kube(kube::Error::Api(status))) if status.is_forbidden() => {
-            (BTreeMap::new(), Some("the operator may not get pods in this namespace".into()))
+            (BTreeMap::new(), Some("the operator lacks the right to get pods; grant it in this namespace".into()))
         }
         Err(error) => return Err(error),
     };
@@ -185,11 +185,11 @@ async fn evict(ctx: &Context, subject: &Subject, node: &str, pod: &str, uid: &st
         Err(Error::Kube(kube::Error::Api(status))) => match status.code {
             // It is gone, or another pod has its name: what was to be restarted has ended already.
             404 | 409 => Ok(()),
-            429 => Err(format!("a PodDisruptionBudget does not let pod {pod} go yet")),
-            403 => Err("the operator may not evict pods; grant create on pods/eviction".into()),
-            code => Err(format!("the API server did not evict pod {pod} ({code})")),
+            429 => Err(format!("a PodDisruptionBudget does not allow the eviction of pod {pod} yet")),
+            403 => Err("the operator lacks the right to evict pods; grant create on pods/eviction".into()),
+            code => Err(format!("the API server rejected the eviction of pod {pod} ({code})")),
         },
-        Err(_) => Err(format!("the API server did not answer to the eviction of pod {pod}")),
+        Err(_) => Err(format!("the API server did not answer the eviction of pod {pod}")),
     }
 }
 

@@ -98,11 +98,11 @@ async fn restore_all(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
         match how {
             Taken::HandedOver => left.handed_over += 1,
             Taken::NotSavedYet => {
-                let message = "an older policy governs it now and has not saved its original settings yet";
+                let message = "an older policy now governs this target and has not saved its original settings yet";
                 left.unrestored.push((saved.name, Fault::new(Cause::Busy, message)));
             }
             Taken::Elsewhere => {
-                let message = "an older policy in another namespace governs it, so its settings are left as they are";
+                let message = "an older policy in another namespace governs this target, so its settings stay as they are";
                 left.unrestored.push((saved.name, Fault::new(Cause::Conflict, message)));
             }
         }
@@ -161,7 +161,11 @@ impl Left {
             parts.push(format!("{} no longer {}", nodes(self.gone), if self.gone == 1 { "exists" } else { "exist" }));
         }
         if self.handed_over > 0 {
-            parts.push(format!("the original settings of {} are kept by an older policy", nodes(self.handed_over)));
+            let (were, their) = if self.handed_over == 1 { ("was", "its") } else { ("were", "their") };
+            parts.push(format!(
+                "{} {were} handed over to an older policy, which keeps {their} original settings",
+                nodes(self.handed_over)
+            ));
         }
         (!parts.is_empty()).then(|| parts.join("; "))
     }
@@ -230,7 +234,7 @@ pub async fn departed(ctx: &Context, subject: &Subject, memory: &mut Memory, uni
                 continue;
             }
             let note = format!(
-                "{} left the policy and was not restored within {}: {fault}",
+                "{} is no longer part of the policy and was not restored within {}: {fault}",
                 gone[&id].name,
                 subject.spec().restore_timeout
             );
@@ -261,7 +265,7 @@ async fn restore(
         .map(|(id, saved)| {
             async move {
                 if Instant::now() >= until {
-                    let message = format!("was not asked yet: the nodes before it took more than {TRY:?}");
+                    let message = format!("not restored yet, because the nodes before this one took more than {TRY:?}");
                     return (id.clone(), Err(Fault::new(Cause::NotReady, message)));
                 }
                 (id.clone(), restore_one(ctx, subject, &memory.credentials, id, saved).await)
@@ -280,7 +284,7 @@ async fn restore_one(
     id: &str,
     saved: &Saved,
 ) -> Result<Restored, Fault> {
-    let unreadable = || Fault::new(Cause::NotFound, "what was saved of it names no target");
+    let unreadable = || Fault::new(Cause::NotFound, "the saved original settings name no valid target");
     let then: Target = serde_json::from_value(saved.target.clone()).map_err(|_| unreadable())?;
     let now = &subject.spec().target;
     let first = restore_at(ctx, subject, remembered, id, saved, &then).await;
@@ -325,7 +329,7 @@ async fn restore_at(
     if let Some(moved) = &moved
         && apply::tell_lost(ctx, subject, &saved.name, moved).await.is_err()
     {
-        return Err(Fault::new(Cause::NotReady, "the API server did not take the Event that says what is not restored"));
+        return Err(Fault::new(Cause::NotReady, "the Event about settings that are not restored could not be created"));
     }
     let sites = moved.as_ref().map_or(&saved.sites, |moved| &moved.sites);
     let changes = decide::restore(&state, sites);
@@ -336,7 +340,7 @@ async fn restore_at(
     match (result.state, result.write) {
         (Err(fault), _) | (Ok(_), Some(fault)) => Err(fault),
         (Ok(state), None) if decide::restore(&state, sites).is_empty() => Ok(Restored::Seen),
-        (Ok(_), None) => Err(Fault::new(Cause::Busy, "took the old settings and does not show them")),
+        (Ok(_), None) => Err(Fault::new(Cause::Busy, "the original settings were accepted and do not show")),
     }
 }
 
@@ -374,7 +378,7 @@ async fn present(ctx: &Context, subject: &Subject, id: &str, saved: &Saved, spec
     }
     let at: Vec<_> = places.into_iter().filter(|place| place.id == id).collect();
     if at.is_empty() {
-        let message = format!("{} is no longer at an address that the saved target names", saved.name);
+        let message = format!("{} is no longer at an address of the saved target", saved.name);
         return Err(Fault::new(Cause::NotPermitted, message));
     }
     Ok(Some(at))

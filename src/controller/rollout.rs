@@ -88,7 +88,7 @@ pub async fn look(
     let (workload, obstacle) = match workload(ctx, subject, config_map).await {
         Ok(workload) => (workload, None),
         Err(Error::Kube(kube::Error::Api(refusal))) if refusal.is_forbidden() => {
-            (None, Some("the operator may not get workloads in this namespace".into()))
+            (None, Some("the operator lacks the right to get workloads; grant it in this namespace".into()))
         }
         Err(error) => return Err(error),
     };
@@ -131,11 +131,11 @@ pub async fn roll(ctx: &Context, subject: &Subject, kind: &str, name: &str, hash
         }
         Err(Error::Kube(kube::Error::Api(status))) if status.is_not_found() => Ok(()),
         Err(Error::Kube(kube::Error::Api(status))) if status.is_forbidden() => {
-            Err(format!("the operator may not patch {kind} {name}; grant patch on it"))
+            Err(format!("the operator lacks the right to patch {kind} {name}; grant it in this namespace"))
         }
         Err(Error::Kube(kube::Error::Api(status))) => {
-            Err(format!("the API server did not take the patch of {kind} {name} ({})", status.code))
+            Err(format!("the API server rejected the patch of {kind} {name} ({})", status.code))
         }
-        Err(_) => Err(format!("the API server did not answer to the patch of {kind} {name}")),
+        Err(_) => Err(format!("the API server did not answer the patch of {kind} {name}")),
     }
 }

@@ -46,20 +46,28 @@ impl Served {
 impl fmt::Display for Served {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unasked => write!(f, "the API server has not been asked for the CRD yet"),
+            Self::Unasked => write!(f, "the operator has not read the CRD yet"),
             Self::Missing => {
-                write!(f, "there is no CRD for policies: apply the one of this version, which `idleconn-operator crd` prints")
+                write!(
+                    f,
+                    "the CRD for policies is not installed; apply the CRD of this version, which `idleconn-operator crd` prints"
+                )
             }
-            Self::Untold => write!(f, "the API server does not show its schemas; the CRD is taken for this version's"),
-            Self::Same => write!(f, "the CRD is this version's"),
+            Self::Untold => {
+                write!(f, "the API server does not publish its schemas; the operator assumes that the CRD has its own version")
+            }
+            Self::Same => write!(f, "the CRD has the version of this operator"),
             Self::Older(missing) => write!(
                 f,
-                "the CRD is older than this operator {}, and lacks {}: apply the one of this version, which `idleconn-operator crd` prints",
+                "the CRD is older than this operator {} and lacks {}; apply the CRD of this version, which `idleconn-operator crd` prints",
                 env!("CARGO_PKG_VERSION"),
                 some(missing)
             ),
             Self::Newer(_) => {
-                write!(f, "the CRD is newer than this operator; policies that use what it does not know are refused")
+                write!(
+                    f,
+                    "the CRD is newer than this operator; policies with fields that the operator does not know are rejected"
+                )
             }
         }
     }

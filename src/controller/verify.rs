@@ -48,7 +48,7 @@ const FIRST_PART: u32 = 60;
 
 /// How a probe speaks TLS. As with a kubelet's probes, no certificate is checked: nothing secret is sent.
 static TLS: LazyLock<Result<Arc<ClientConfig>, String>> =
-    LazyLock::new(|| trust::any().map_err(|error| format!("TLS cannot be used: {error}")));
+    LazyLock::new(|| trust::any().map_err(|error| format!("TLS is not available: {error}")));
 
 /// Bounds the probes that are open.
 pub struct Slots {
@@ -236,7 +236,7 @@ impl Job {
 
     /// Where the node is, by the same rules as every other address that a node names.
     async fn target(&self, ctx: &Context) -> Result<(Server, Ask), String> {
-        let serves = self.serves.as_ref().ok_or("the node's address is not known")?;
+        let serves = self.serves.as_ref().ok_or("the address of the node is not known")?;
         let port = self.http_get.port.or(serves.port).ok_or("the port is not known; set spec.verify.server.httpGet.port")?;
         let tls = self.http_get.scheme.map_or(serves.tls, |scheme| scheme == Scheme::Https);
         let scheme = if tls { "https" } else { "http" };
@@ -246,7 +246,7 @@ impl Job {
             format!("{origin} is neither an address of a pod of this namespace nor in the operator's --allow-endpoints")
         })?;
         let host = self.http_get.host.clone().unwrap_or_else(|| serves.host.clone());
-        let unusable = || format!("{host} cannot be a host name");
+        let unusable = || format!("{host} is not a valid host name");
         let tls = if tls {
             let name =
                 ServerName::try_from(host.trim_start_matches('[').trim_end_matches(']').to_owned()).map_err(|_| unusable())?;

@@ -253,7 +253,7 @@ async fn proxies_that_cannot_be_told_apart_are_left_as_they_are_and_named() {
     world.delete("gw").await;
     assert_eq!(node.servers().await["web"]["routes"], json!(both));
     let told = world.until_event("gw", "RestoreAbandoned").await;
-    assert!(told.contains("web/127.0.0.1:9[") && told.ends_with("give each an @id to avoid this"), "{told}");
+    assert!(told.contains("web/127.0.0.1:9[") && told.ends_with("Give each reverse proxy an @id to avoid this"), "{told}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -174,8 +174,8 @@ async fn a_disruption_budget_is_waited_for_and_nothing_is_deleted_past_it() {
     };
     allow(0).await;
     world.apply("prod", &spec(&ais.proxies[0], "20s", &rolling())).await;
-    let waits =
-        "0 of 5 nodes use the declared limits; restarting target-t0: a PodDisruptionBudget does not let pod ais-target-t0 go yet";
+    let waits = "0 of 5 nodes use the declared limits; restarting target-t0: \
+                 a PodDisruptionBudget does not allow the eviction of pod ais-target-t0 yet";
     world.until("prod", "waiting for the budget", |s| find(s, "InEffect").is_some_and(|c| c.message == waits)).await;
     assert_eq!(kubelet.gone(), [""; 0]);
     allow(5).await;

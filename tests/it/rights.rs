@@ -78,7 +78,7 @@ async fn without_a_right_in_one_namespace_its_policies_alone_are_forbidden_until
     for (name, what) in [("pods", "list and watch pods"), ("service", "get Service gw")] {
         let status = partial.until_condition(name, "Ready", "False", "Forbidden").await;
         let message = &find(&status, "Ready").unwrap().message;
-        assert_eq!(message, &format!("The operator may not {what}; grant it in this namespace"));
+        assert_eq!(message, &format!("The operator lacks the right to {what}; grant it in this namespace"));
         assert_eq!(find(&status, "Stalled").map(|c| c.reason.as_str()), Some("Forbidden"));
     }
     let status = unseen.status("unseen").await;

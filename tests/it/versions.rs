@@ -94,17 +94,17 @@ async fn a_missing_or_older_crd_is_waited_for_and_what_a_newer_one_allows_is_ref
     let node = AdminApi::start(typical()).await;
     let before = node.servers();
     let operator = Operator::start(&cluster).await;
-    operator.says(StatusCode::SERVICE_UNAVAILABLE, "there is no CRD for policies: apply the one of this version").await;
+    operator.says(StatusCode::SERVICE_UNAVAILABLE, "the CRD for policies is not installed; apply the CRD of this version").await;
 
     operator.stop().await;
     let operator = Operator::start(&cluster).await;
-    operator.says(StatusCode::SERVICE_UNAVAILABLE, "there is no CRD for policies").await;
+    operator.says(StatusCode::SERVICE_UNAVAILABLE, "the CRD for policies is not installed").await;
 
     install(&client, &older()).await;
     operator
         .says(
             StatusCode::SERVICE_UNAVAILABLE,
-            "older than this operator 0.1.0, and lacks spec.restart, status.recommendation: apply",
+            "older than this operator 0.1.0 and lacks spec.restart, status.recommendation; apply",
         )
         .await;
     let raw = Api::<DynamicObject>::namespaced_with(
@@ -143,7 +143,7 @@ async fn a_missing_or_older_crd_is_waited_for_and_what_a_newer_one_allows_is_ref
         .await
     };
     condition("gw", "Programmed", "Programmed").await;
-    let ready = format!("the CRD is this version's\nthe operator at http://{} is ready\n", operator.address);
+    let ready = format!("the CRD has the version of this operator\nthe operator at http://{} is ready\n", operator.address);
     assert_eq!(operator.check(&cluster).await, (true, ready));
 
     // The CRD is upgraded before the operator: the operator refuses unknown fields at once, by name, and continues with the other
@@ -152,7 +152,7 @@ async fn a_missing_or_older_crd_is_waited_for_and_what_a_newer_one_allows_is_ref
     apply("ahead", limits(json!({"idleTimeout": "10s", "patience": "5s"}))).await;
     let refused = condition("ahead", "Accepted", "Invalid").await.message;
     assert!(
-        refused.starts_with("spec.limits.server.patience is of a newer version: upgrade the operator from 0.1.0"),
+        refused.starts_with("spec.limits.server.patience is of a newer version; upgrade the operator from 0.1.0"),
         "{refused}"
     );
     apply("gw", limits(json!({"idleTimeout": "20s"}))).await;
