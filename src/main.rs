@@ -26,15 +26,15 @@ enum Error {
     #[error("{0}")]
     Log(#[from] telemetry::Error),
     #[error("cannot write the CRD: {0}")]
-    Crd(String),
+    Crd(#[from] serde_saphyr::ser::Error),
     #[error("cannot print: {0}")]
     Print(#[from] std::io::Error),
     #[error("cannot find a cluster: {0}; set --kubeconfig or KUBECONFIG, or run in a cluster")]
-    Cluster(String),
+    Cluster(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("cannot listen on --metrics-address {0}: {1}; choose another address")]
-    Listen(std::net::SocketAddr, std::io::Error),
+    Listen(std::net::SocketAddr, #[source] std::io::Error),
     #[error("cannot listen on --api-address {0}: {1}; choose another address, or none")]
-    Api(std::net::SocketAddr, std::io::Error),
+    Api(std::net::SocketAddr, #[source] std::io::Error),
     #[error(
         "--demo serves the API without authentication and {0} is reachable from other hosts; set --api-address to a loopback address such as 127.0.0.1:8081"
     )]
@@ -68,7 +68,7 @@ async fn command(cli: Cli) -> Result<(), Error> {
     match cli.command {
         Command::Crd => {
             use std::io::Write as _;
-            let yaml = crd::yaml().map_err(|error| Error::Crd(error.to_string()))?;
+            let yaml = crd::yaml()?;
             Ok(std::io::stdout().write_all(yaml.as_bytes())?)
         }
         Command::Run(options) => run(options).await,
@@ -235,7 +235,6 @@ async fn config(cluster: &Cluster) -> Result<Config, Error> {
     }
 }
 
-#[allow(clippy::needless_pass_by_value)] // This is the signature that `map_err` needs.
-fn no_cluster(error: impl std::fmt::Display) -> Error {
-    Error::Cluster(error.to_string())
+fn no_cluster(error: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Error {
+    Error::Cluster(error.into())
 }

@@ -2,7 +2,13 @@
 
 use std::io::IsTerminal as _;
 
-use tracing_subscriber::{EnvFilter, fmt, layer::SubscriberExt as _, util::SubscriberInitExt as _};
+use tracing_subscriber::{
+    EnvFilter,
+    filter::ParseError,
+    fmt,
+    layer::SubscriberExt as _,
+    util::{SubscriberInitExt as _, TryInitError},
+};
 
 use crate::config::LogFormat;
 
@@ -11,7 +17,7 @@ use crate::config::LogFormat;
 /// # Errors
 /// Returns an error if the level is invalid, or if logging was already started.
 pub fn start(format: LogFormat, level: &str) -> Result<(), Error> {
-    let filter = EnvFilter::builder().parse(level).map_err(|_| Error::Level(level.to_owned()))?;
+    let filter = EnvFilter::builder().parse(level).map_err(|error| Error::Level(level.to_owned(), error))?;
     let registry = tracing_subscriber::registry().with(filter);
     let started = match format {
         LogFormat::Text => registry
@@ -19,7 +25,7 @@ pub fn start(format: LogFormat, level: &str) -> Result<(), Error> {
             .try_init(),
         LogFormat::Json => registry.with(fmt::layer().json().with_writer(std::io::stderr)).try_init(),
     };
-    started.map_err(|_| Error::Twice)
+    Ok(started?)
 }
 
 /// Why logging could not be started.
@@ -27,8 +33,8 @@ pub fn start(format: LogFormat, level: &str) -> Result<(), Error> {
 pub enum Error {
     /// The level is invalid.
     #[error("invalid --log-level {0:?}; use error, warn, info, debug, trace or a list such as info,idleconn_operator=debug")]
-    Level(String),
+    Level(String, #[source] ParseError),
     /// Logging was already started.
     #[error("logging was already started")]
-    Twice,
+    Twice(#[from] TryInitError),
 }

@@ -8,6 +8,7 @@ use kube::{
     Client, Config,
     client::{Body, ConfigExt as _},
 };
+use rustls::pki_types::InvalidDnsNameError;
 use tower::{BoxError, ServiceBuilder, service_fn};
 
 use crate::{
@@ -59,7 +60,7 @@ pub enum Error {
     Proxy,
     /// Not a name that a certificate can hold.
     #[error("tls-server-name {0:?} is neither a host name nor an IP address; correct the kubeconfig")]
-    Name(String),
+    Name(String, #[source] InvalidDnsNameError),
 }
 
 /// A client over this pool's connections, that asks once. kube's own would ask again up to 15 times, for a quarter of an hour each, and hold
@@ -137,7 +138,7 @@ fn trust(config: &Config, pool: &Pool) -> Result<Option<Trust>, Error> {
         return Ok(None);
     }
     let name = config.tls_server_name.clone();
-    let name = name.map(|name| name.clone().try_into().map_err(|_| Error::Name(name))).transpose()?;
+    let name = name.map(|name| name.clone().try_into().map_err(|error| Error::Name(name, error))).transpose()?;
     Ok(Some(pool.trust(config.rustls_client_config()?, name)))
 }
 

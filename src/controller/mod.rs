@@ -35,6 +35,7 @@ use std::{
 use futures::{Stream, StreamExt as _, stream};
 use kube::{
     Api, Client, Resource as _, ResourceExt as _,
+    core::ParseExpressionError,
     runtime::{
         Config, Controller, Predicate as _, PredicateConfig, WatchStreamExt as _,
         controller::Action,
@@ -86,12 +87,12 @@ pub enum Error {
     PodsForbidden,
     /// The label selector is not valid.
     #[error("the selector in spec.target is not a valid label selector")]
-    Selector,
+    Selector(#[from] ParseExpressionError),
     /// A saved original cannot be read.
     #[error(
         "ControllerRevision {0} contains no readable original settings; repair or delete it, because nothing is written before that"
     )]
-    Original(String),
+    Original(String, #[source] serde_json::Error),
     /// What is saved was not read; nothing is written before it is.
     #[error("the original settings of the nodes have not been read yet; nothing is written before that")]
     Unread,

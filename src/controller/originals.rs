@@ -28,7 +28,7 @@ pub async fn load(api: &Api<ControllerRevision>, policy: &str) -> Result<Log, Er
         let object = revision.metadata.name.unwrap_or_default();
         let data = revision.data.map(|RawExtension(data)| data).unwrap_or_default();
         // One that cannot be read is not passed over: a second capture would take our own values for the original.
-        let record: Record = serde_json::from_value(data).map_err(|_| Error::Original(object))?;
+        let record: Record = serde_json::from_value(data).map_err(|error| Error::Original(object, error))?;
         log.records.insert(revision.revision, record);
     }
     Ok(log)
@@ -43,7 +43,7 @@ pub async fn append(
 ) -> Result<(), Error> {
     for record in split(change) {
         let revision = log.next();
-        let data = serde_json::to_value(&record).map_err(|_| Error::Original(name(policy, revision)))?;
+        let data = serde_json::to_value(&record).map_err(|error| Error::Original(name(policy, revision), error))?;
         let object = ControllerRevision {
             metadata: ObjectMeta {
                 name: Some(name(policy, revision)),

@@ -58,7 +58,7 @@ impl Interest {
     /// # Errors
     /// [`Error::Selector`], where it is not a valid label selector.
     pub fn of(selector: &LabelSelector) -> Result<Self, Error> {
-        Selector::try_from(selector.clone()).map(|selector| Self::Selected(Box::new(selector))).map_err(|_| Error::Selector)
+        Ok(Self::Selected(Box::new(Selector::try_from(selector.clone())?)))
     }
 }
 
