@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 
-use super::{Context, PolicyRef, Subject, live::Point, memory::Memory, places, planted, reachability};
+use super::{Context, PolicyRef, Subject, live::Point, memory::Memory, path, places, planted, reachability};
 use crate::{
     api::{
         self, IdleConnectionPolicyStatus, Settings,
@@ -91,6 +91,11 @@ pub struct Look {
 }
 
 impl Look {
+    /// What the samples say.
+    pub const fn signal(&self) -> &Signal {
+        &self.signal
+    }
+
     /// Open files in percent of what a process may have, and the node where that is highest.
     pub fn files(&self) -> Option<(u32, String)> {
         self.signal.reading()?.files.clone()
@@ -234,8 +239,19 @@ impl Context {
         // A pass that is being made looks for itself.
         let Ok(mut memory) = memory.try_lock() else { return };
         let Some(adaptation) = &mut memory.adaptation else { return };
-        planted::panics("sample", &format!("{}/{}", policy.namespace.as_deref().unwrap_or_default(), policy.name));
+        let path = path(policy);
+        let _span = tracing::error_span!("sample", policy = %path).entered();
+        planted::panics("sample", &path);
         let Tick { news, fresh, point } = adaptation.tick();
+        tracing::debug!(
+            fresh,
+            tasks = point.tasks,
+            threshold = point.threshold,
+            utilization = point.pressure,
+            openness = point.openness,
+            pass_due = news,
+            "evaluated a round of samples"
+        );
         let evaluation = metrics::Evaluation { is_fresh: fresh, pressure: point.pressure, openness: point.openness };
         self.metrics.looked(policy.namespace.as_deref().unwrap_or_default(), &policy.name, evaluation);
         self.live.sampled(policy, point);

@@ -176,6 +176,7 @@ pub async fn write(
                     return UnitResult { unit, state: Ok(state), write: None };
                 }
                 if let Some(fault) = held_back {
+                    tracing::debug!(unit = unit.name, "changes are withheld: the unit rejected them, or the retry is not due");
                     return UnitResult { unit, state: Ok(state), write: Some(fault) };
                 }
                 if Instant::now() >= until || subject.visit.goes_on().is_err() {
@@ -188,7 +189,10 @@ pub async fn write(
             .boxed()
         })
         .collect();
-    stream::iter(jobs).buffer_unordered(AT_ONCE).collect().await
+    let results: Vec<_> = stream::iter(jobs).buffer_unordered(AT_ONCE).collect().await;
+    let failed = results.iter().filter(|result| result.write.is_some() || result.state.is_err()).count();
+    tracing::debug!(units = results.len(), failed, "wrote a group of units");
+    results
 }
 
 /// Writes one unit and reads it back: an answer of 200 alone says too little.
@@ -224,6 +228,7 @@ async fn write_part(
     }
     // What counts is what it stores, whatever it answered: a change that took longer than was waited for is a change.
     let shows = now.as_ref().is_ok_and(|now| stored(now, changes));
+    tracing::debug!(unit = unit.name, changes = part.len(), accepted = written.is_ok(), read_back = shows, "wrote the unit");
     let write = match written {
         Err(fault) if !shows => Some(fault),
         Ok(()) if !shows && now.is_ok() => {

@@ -7,6 +7,7 @@ mod client;
 pub mod connections;
 mod gather;
 pub mod live;
+mod logging;
 mod memory;
 mod originals;
 mod places;
@@ -69,6 +70,11 @@ const DEBOUNCE: Duration = Duration::from_millis(10);
 
 /// A policy by namespace and name.
 pub type PolicyRef = ObjectRef<StoredPolicy>;
+
+/// Returns `namespace/name` of a policy, as in logs and metrics.
+fn path(policy: &PolicyRef) -> String {
+    format!("{}/{}", policy.namespace.as_deref().unwrap_or_default(), policy.name)
+}
 
 /// Why a policy could not be worked on. It is tried again; the status says nothing, for nothing was seen.
 #[derive(Debug, thiserror::Error)]
@@ -189,7 +195,7 @@ impl Context {
     fn forget(&self, policy: &PolicyRef) {
         self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(policy);
         self.pods.subscribe(policy, None);
-        self.pool.forget(&format!("{}/{}", policy.namespace.as_deref().unwrap_or_default(), policy.name));
+        self.pool.forget(&path(policy));
         self.live.forget(policy);
         self.metrics.forget(policy.namespace.as_deref().unwrap_or_default(), &policy.name);
     }
@@ -394,7 +400,7 @@ impl Lists {
             }
         };
         if self.listed && self.unlisted.is_empty() && !self.context.ready.swap(true, Ordering::Relaxed) {
-            tracing::info!("policies listed; ready");
+            tracing::info!("listed the policies; ready");
         }
         events
     }
@@ -437,7 +443,7 @@ impl Lists {
         if self.said.insert(text.clone()) {
             tracing::warn!(
                 error = text,
-                "policies cannot be watched; check that the CRD is installed and that the operator may read it; trying again"
+                "policies cannot be watched; check that the CRD is installed and that the operator may watch policies; retrying"
             );
         }
         // A namespace without rights holds up no other one.
@@ -458,8 +464,9 @@ fn error_policy(policy: Arc<StoredPolicy>, error: &Error, context: Arc<Context>)
     context.metrics.failed();
     let Ok(mut memory) = memory.try_lock() else { return Action::requeue(memory::wait(0)) };
     memory.failures = memory.failures.saturating_add(1);
-    if memory.news("error", &error.to_string()) {
-        tracing::warn!(policy = policy.name, namespace = policy.namespace, %error, "could not be worked on; trying again");
+    let text = logging::chain(error);
+    if memory.news("error", &text) {
+        tracing::warn!(policy = %path(&policy), error = text, "the pass failed; retrying");
     }
     Action::requeue(memory::wait(memory.failures - 1))
 }

@@ -22,6 +22,7 @@ use tokio::{
     sync::{mpsc, watch},
     task::JoinHandle,
 };
+use tracing::Instrument as _;
 
 use super::{
     Error, PolicyRef,
@@ -236,6 +237,7 @@ impl Pods {
         let (standing, seen) = watch::channel(Standing::Begun);
         let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
         let follower = Follower { index: index.clone(), policies: policies.clone(), standing, nudges: self.nudges.clone() };
+        let span = tracing::error_span!("watch", namespace);
         let task = tokio::spawn(async move {
             loop {
                 let events = watcher(api.clone(), watcher::Config::default()).default_backoff().modify(trim);
@@ -245,8 +247,8 @@ impl Pods {
                     std::future::ready(())
                 });
                 // Its end, or a panic over one pod, is not the end of the watch.
-                if std::panic::AssertUnwindSafe(following).catch_unwind().await.is_err() {
-                    tracing::error!("the watch of pods panicked; watching again");
+                if std::panic::AssertUnwindSafe(following).catch_unwind().instrument(span.clone()).await.is_err() {
+                    span.in_scope(|| tracing::error!("the watch of pods panicked; restarting it"));
                 }
                 tokio::time::sleep(FIRST_LIST).await;
             }
@@ -296,7 +298,7 @@ impl Follower {
                         self.nudge_all();
                     }
                 } else {
-                    tracing::debug!(%error, "the watch of pods was interrupted and goes on");
+                    tracing::debug!(%error, "the watch of pods was interrupted; retrying");
                 }
             }
         }

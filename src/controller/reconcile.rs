@@ -14,15 +14,16 @@ use kube::{
     runtime::controller::Action,
 };
 use serde_json::json;
+use tracing::{Instrument as _, Span};
 
 use super::{
     Context, Error, PolicyRef, Subject,
     adaptation::{self, Adaptation, Look},
     apply,
     claims::{Scope, is_stated},
-    connections, gather, in_time,
+    connections, gather, in_time, logging,
     memory::{Memory, wait},
-    originals,
+    originals, path,
     places::{self, Failure},
     planted,
     pods::Interest,
@@ -59,11 +60,28 @@ const MOMENT: Duration = Duration::from_millis(5);
 /// How long after a pass has begun a node is still written. What is left then is written in the next pass.
 const WRITING: Duration = Duration::from_secs(60);
 
-/// Works on one policy. A panic is this policy's failure and no other's.
+/// Makes one pass. Every log line of it carries the policy.
 pub async fn reconcile(policy: Arc<StoredPolicy>, ctx: Arc<Context>) -> Result<Action, Error> {
     let reference = PolicyRef::from_obj(&*policy);
+    // A span of a lower level would be missing from warnings where the log level is warn.
+    let span = tracing::error_span!("reconcile", policy = %path(&reference), generation = tracing::field::Empty);
+    async {
+        let ended = attempt(&ctx, &reference).await;
+        match &ended {
+            Ok(action) => tracing::debug!(?action, "the pass ended"),
+            Err(error) => tracing::debug!(error = logging::chain(error), "the pass failed"),
+        }
+        ended
+    }
+    .instrument(span)
+    .await
+}
+
+/// Works on one policy. A panic is this policy's failure and no other's.
+async fn attempt(ctx: &Arc<Context>, reference: &PolicyRef) -> Result<Action, Error> {
     let Some(namespace) = reference.namespace.clone() else { return Err(Error::Nameless) };
     if !ctx.leadership.holds() {
+        tracing::debug!("this replica is not the leader");
         // Looked at when this replica is the leader.
         return Ok(Action::await_change());
     }
@@ -74,8 +92,8 @@ pub async fn reconcile(policy: Arc<StoredPolicy>, ctx: Arc<Context>) -> Result<A
         return Ok(Action::requeue(WHILE_UNLISTED));
     }
     let _due = ctx.scheduler.due();
-    let visited = scheduler::contained(Box::pin(visit(&ctx, &reference, &namespace))).await;
-    ctx.scheduler.end(&reference);
+    let visited = scheduler::contained(Box::pin(visit(ctx, reference, &namespace))).await;
+    ctx.scheduler.end(reference);
     match visited {
         // It is being deleted: the visit for that comes next.
         Ok(Err(Error::Cancelled)) => Ok(Action::requeue(MOMENT)),
@@ -83,13 +101,13 @@ pub async fn reconcile(policy: Arc<StoredPolicy>, ctx: Arc<Context>) -> Result<A
         Err(scheduler::Panicked) => {
             ctx.metrics.panicked();
             {
-                let memory = ctx.memory(&reference);
+                let memory = ctx.memory(reference);
                 let mut memory = memory.lock().await;
                 // What it had in memory may be half of something.
                 *memory = Memory { failures: memory.failures, ..Memory::default() };
             }
-            if let Ok(Err(error)) = scheduler::contained(Box::pin(report::internal_error(&ctx, &reference))).await {
-                tracing::warn!(policy = reference.name, namespace, %error, "the status does not show the internal error");
+            if let Ok(Err(error)) = scheduler::contained(Box::pin(report::internal_error(ctx, reference))).await {
+                tracing::warn!(error = logging::chain(&error), "cannot write the internal error to the status");
             }
             Err(Error::Panicked)
         }
@@ -100,8 +118,13 @@ async fn visit(ctx: &Arc<Context>, reference: &PolicyRef, namespace: &str) -> Re
     let memory = ctx.memory(reference);
     let mut memory = memory.lock().await;
     let mut slot = None;
+    let mut generation = None;
     let action = loop {
         let Some(mut subject) = read(ctx, reference, namespace, &mut memory).await? else { return Ok(Action::await_change()) };
+        if generation != subject.object.metadata.generation {
+            generation = subject.object.metadata.generation;
+            Span::current().record("generation", generation);
+        }
         let deleted = subject.object.metadata.deletion_timestamp.is_some();
         // What needs only the API server is done before a slot is waited for: younger policies wait for it.
         let place = if deleted {
@@ -183,12 +206,14 @@ async fn place(ctx: &Context, subject: &mut Subject, memory: &mut Memory) -> Res
         Err(failure) => return failed(ctx, subject, memory, &declared, &traits, failure).await.map(Placed::Done),
     };
     let identities = targets::identities(&subject.spec().target, &subject.namespace, &places);
+    tracing::debug!(kind = kind.name(), places = logging::names(places.iter().map(|place| &place.name)), "found the target");
     let claimed = ctx.board.claim_places(&subject.claimant, kind, identities);
     ctx.enqueue(claimed.concerned);
     if let Some(winner) = claimed.winner {
         return conflicted(ctx, subject, memory, &declared, &traits, &winner).await.map(Placed::Done);
     }
     if ctx.board.must_wait(&subject.claimant, &Scope::Places(kind)) {
+        tracing::debug!("older policies are looked at first");
         // It is looked at again as soon as the older policies have been.
         return Ok(Placed::Done(Action::requeue(resync(ctx, &subject.reference))));
     }
@@ -281,6 +306,7 @@ async fn pass(ctx: &Context, subject: &mut Subject, memory: &mut Memory, places:
         return conflicted(ctx, subject, memory, &declared, traits, &winner).await;
     }
     if ctx.board.must_wait(&subject.claimant, &Scope::Stated(subject.namespace.clone())) {
+        tracing::debug!("older policies are looked at first");
         return Ok(Action::requeue(resync(ctx, &subject.reference)));
     }
     subject.shared = claimed.shared;
@@ -301,6 +327,7 @@ async fn find(
     memory.credentials = credentials.clone();
     let target = targets::connect(&spec.target, &declared.providers, places, credentials, ctx.reach(subject)).map_err(problem)?;
     let units = target.discover().await.map_err(problem)?;
+    logging::discovered(&units);
     Ok(Found { target, units })
 }
 
@@ -329,6 +356,7 @@ async fn work(
         let timed = ctx.metrics.time(Step::Gather);
         let Some(answers) = visit.reading(gathering.next()).await? else { break };
         drop(timed);
+        logging::read(&answers);
         let mut answered = Vec::new();
         for (unit, state) in answers {
             match state {
@@ -472,6 +500,11 @@ async fn decided(job: &Job<'_>, subject: &Subject, memory: &mut Memory, done: &D
         let restarted = restarted(target.as_ref(), &drifted, &mut memory.births).await;
         plan = decide::decide(&Input { restarted: &restarted, ..input });
     }
+    if let (Some(look), Some(outcome)) = (look, &plan.outcome) {
+        logging::signal(look.signal());
+        logging::outcome(outcome);
+    }
+    logging::plan(&plan, answered);
     if ctx.settings.dry_run {
         plan.units.clear();
     }
@@ -490,7 +523,7 @@ async fn finish(job: &Job<'_>, subject: &mut Subject, memory: &mut Memory, done:
     memory.looked(&nodes, all, stamp);
     take_up(subject, memory, &plan, traits, &results, all);
     plan_changed(&mut plan, &results, traits, stamp);
-    log_faults(subject, memory, &results);
+    log_faults(memory, &results);
 
     let probe = verify::look(ctx, subject, memory, &results, all);
     let departed = restore::departed(ctx, subject, memory, units).await?;
@@ -610,7 +643,7 @@ fn note(memory: &mut Memory, written: &[UnitResult], plan: &Plan) {
 }
 
 /// Says once what ails a unit, and once that nothing does any more.
-fn log_faults(subject: &Subject, memory: &mut Memory, results: &[UnitResult]) {
+fn log_faults(memory: &mut Memory, results: &[UnitResult]) {
     for result in results {
         let said = match (&result.state, &result.write) {
             (Err(fault), _) | (Ok(_), Some(fault)) => fault.message.clone(),
@@ -619,9 +652,9 @@ fn log_faults(subject: &Subject, memory: &mut Memory, results: &[UnitResult]) {
         let known = memory.logged.contains_key(&result.unit.id);
         if (known || !said.is_empty()) && memory.news(&result.unit.id, &said) {
             if said.is_empty() {
-                tracing::info!(policy = subject.path, node = result.unit.name, "answers again");
+                tracing::info!(unit = result.unit.name, "the unit recovered");
             } else {
-                tracing::warn!(policy = subject.path, node = result.unit.name, "{said}");
+                tracing::warn!(unit = result.unit.name, "{said}");
             }
         }
     }
@@ -684,7 +717,7 @@ async fn say(
         // A status that cannot be written must not stand in the way of what the nodes need.
         Err(Error::StatusRefused(message)) => {
             if memory.news("status", &message) {
-                tracing::error!(policy = subject.path, message, "the API server refuses the status of this policy");
+                tracing::error!(error = message, "the API server rejected the status of this policy");
             }
             Ok(())
         }
@@ -709,7 +742,7 @@ async fn problem_report(
     let control = subject.object.status.as_ref().and_then(|status| status.control.clone()).unwrap_or_default();
     let plan = Plan { control, desired: declared.clone(), ..Plan::default() };
     if memory.news("problem", &problem.message) {
-        tracing::warn!(policy = subject.path, reason = %problem.reason, "{}", problem.message);
+        tracing::warn!(reason = %problem.reason, "{}", problem.message);
     }
     Box::pin(say(ctx, subject, memory, declared, traits, Some(problem), &plan, &[], None)).await?;
     let times = memory.failing.get("").map_or(0, |failing| failing.times);

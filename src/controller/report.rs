@@ -132,7 +132,7 @@ pub async fn event(ctx: &Context, subject: &Subject, notice: &Notice, seed: &str
         Err(error) => return Err(error),
         Ok(_) => {}
     }
-    tracing::info!(policy = subject.path, reason = %notice.reason, "{}", notice.note);
+    tracing::info!(reason = %notice.reason, "{}", notice.note);
     Ok(())
 }
 

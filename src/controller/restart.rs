@@ -11,7 +11,7 @@ use kube::{
     api::{ObjectMeta, PostParams},
 };
 
-use super::{Context, Error, Subject, in_time, memory::Memory, places, reachability::pod_name_in_dns, rollout};
+use super::{Context, Error, Subject, in_time, logging, memory::Memory, places, reachability::pod_name_in_dns, rollout};
 use crate::{
     api::restart::{Restart, RestartFor, RestartPolicy},
     clock,
@@ -57,6 +57,7 @@ pub async fn look(
         None => evictions(ctx, subject, memory, plan, traits, &asked, results).await?,
     };
     let Some((outcome, obstacle)) = looked else { return Ok(()) };
+    logging::restarts(&outcome, may_begin, obstacle.as_deref());
     plan.control.restart = outcome.control.clone();
     plan.restart = Some((outcome, obstacle.or_else(|| memory.restart_note.clone())));
     Ok(())
@@ -78,7 +79,9 @@ async fn evictions(
     if control.restart.nodes.is_empty() && nodes.iter().all(|node| !node.pending) {
         return Ok(None);
     }
-    let waiting = nodes.iter().filter(|node| node.pending).filter_map(|node| node.process);
+    let pending = || nodes.iter().filter(|node| node.pending);
+    tracing::debug!(nodes = logging::names(pending().map(|node| node.name)), "nodes need a restart");
+    let waiting = pending().filter_map(|node| node.process);
     let mut names: BTreeSet<_> = waiting.map(|process| process.pod.clone()).filter(|name| !name.is_empty()).collect();
     names.extend(control.restart.nodes.iter().map(|current| current.pod.clone()));
     let (pods, obstacle) = match pods(ctx, subject, names).await {
@@ -163,7 +166,7 @@ pub async fn act(
         }
     }
     if memory.news("restart", why.as_deref().unwrap_or_default()) && why.is_some() {
-        tracing::warn!(policy = subject.path, "restart: {}", why.as_deref().unwrap_or_default());
+        tracing::warn!("a restart cannot go on: {}", why.as_deref().unwrap_or_default());
     }
     memory.restart_note = why;
 }
@@ -179,7 +182,7 @@ async fn evict(ctx: &Context, subject: &Subject, node: &str, pod: &str, uid: &st
     match in_time(api.create_subresource::<Eviction, Status>("eviction", pod, &PostParams::default(), &eviction(pod, uid))).await
     {
         Ok(_) => {
-            tracing::info!(policy = subject.path, node, pod, "evicted, for its process to use the new limits");
+            tracing::info!(node, pod, "evicted the pod so that the node uses the new limits");
             Ok(())
         }
         Err(Error::Kube(kube::Error::Api(status))) => match status.code {
@@ -189,7 +192,10 @@ async fn evict(ctx: &Context, subject: &Subject, node: &str, pod: &str, uid: &st
             403 => Err("the operator lacks the right to evict pods; grant create on pods/eviction".into()),
             code => Err(format!("the API server rejected the eviction of pod {pod} ({code})")),
         },
-        Err(_) => Err(format!("the API server did not answer the eviction of pod {pod}")),
+        Err(error) => {
+            tracing::debug!(node, pod, error = logging::chain(&error), "cannot evict the pod");
+            Err(format!("the API server did not answer the eviction of pod {pod}"))
+        }
     }
 }
 

@@ -9,13 +9,14 @@ use std::{
 use futures::{FutureExt as _, StreamExt as _, stream};
 use k8s_openapi::api::{apps::v1::ControllerRevision, core::v1::Pod};
 use kube::{Api, Resource as _, ResourceExt as _, api::ListParams, runtime::controller::Action};
+use tracing::Instrument as _;
 
 use super::{
     Context, Error, PolicyRef, Subject, apply,
     claims::{Taken, is_stated},
-    in_time,
+    in_time, logging,
     memory::Memory,
-    originals, places,
+    originals, path, places,
     reachability::addresses_of,
     reconcile, report, restart,
 };
@@ -49,7 +50,7 @@ pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
     }
     if ctx.settings.dry_run {
         if memory.news("restore", "dry run") {
-            tracing::warn!(policy = subject.path, "is being deleted; --dry-run restores nothing and keeps the finalizer");
+            tracing::warn!("the policy is being deleted; --dry-run restores nothing and keeps the finalizer");
         }
         return Ok(Action::await_change());
     }
@@ -62,7 +63,7 @@ pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
         let waited = began.elapsed();
         if waited < timeout {
             if memory.news("restore", &fault.message) {
-                tracing::warn!(policy = subject.path, node = name, "not restored yet: {fault}");
+                tracing::warn!(unit = name, "the unit is not restored yet: {fault}");
             }
             return Ok(Action::requeue(NEXT_TRY.min(timeout.saturating_sub(waited))));
         }
@@ -107,8 +108,14 @@ async fn restore_all(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
             }
         }
     }
+    tracing::debug!(units = units.len(), handed_over = left.handed_over, blocked = left.unrestored.len(), "restoring units");
     let now = Instant::now();
     for (id, end) in restore(ctx, subject, memory, &units).await {
+        tracing::debug!(
+            unit = units.get(&id).map(|saved| saved.name.as_str()),
+            restored = end.is_ok(),
+            "tried to restore the unit"
+        );
         memory.ended(&id, end.as_ref().err(), now);
         match (end, units.get(&id)) {
             (Ok(Restored::Seen), _) => left.seen += 1,
@@ -200,7 +207,7 @@ async fn finish(ctx: &Context, subject: &Subject, memory: &mut Memory, left: &Le
     }
     ctx.forget(&subject.reference);
     ctx.enqueue(ctx.board.forget(&subject.namespace, &subject.name, None));
-    tracing::info!(policy = subject.path, restored, "let go");
+    tracing::info!(restored, "released the policy");
     Ok(())
 }
 
@@ -284,8 +291,10 @@ async fn restore_one(
     id: &str,
     saved: &Saved,
 ) -> Result<Restored, Fault> {
-    let unreadable = || Fault::new(Cause::NotFound, "the saved original settings name no valid target");
-    let then: Target = serde_json::from_value(saved.target.clone()).map_err(|_| unreadable())?;
+    let then: Target = serde_json::from_value(saved.target.clone()).map_err(|error| {
+        tracing::debug!(unit = saved.name, %error, "cannot read the saved target");
+        Fault::new(Cause::NotFound, "the saved original settings name no valid target")
+    })?;
     let now = &subject.spec().target;
     let first = restore_at(ctx, subject, remembered, id, saved, &then).await;
     if matches!(first, Ok(Restored::Seen)) || then == *now || then.type_ != now.type_ {
@@ -327,8 +336,9 @@ async fn restore_at(
     let ours = apply::written(subject, &decide::declare(subject.spec(), &traits));
     let moved = (traits.moved)(&saved.sites, &state, &ours);
     if let Some(moved) = &moved
-        && apply::tell_lost(ctx, subject, &saved.name, moved).await.is_err()
+        && let Err(error) = apply::tell_lost(ctx, subject, &saved.name, moved).await
     {
+        tracing::debug!(unit = saved.name, error = logging::chain(&error), "cannot create the Event");
         return Err(Fault::new(Cause::NotReady, "the Event about settings that are not restored could not be created"));
     }
     let sites = moved.as_ref().map_or(&saved.sites, |moved| &moved.sites);
@@ -397,29 +407,35 @@ pub async fn release(ctx: &Context, all: bool) -> Result<(), Error> {
             if !held || !(all || stored.meta().deletion_timestamp.is_some()) {
                 continue;
             }
-            let reference = PolicyRef::from_obj(&stored);
-            let subject = match Subject::new(stored) {
-                Ok(subject) => subject,
-                Err(error) => {
-                    // The others are let go all the same.
-                    tracing::error!(policy = reference.name, namespace = reference.namespace, "not restored: {error}");
-                    left += 1;
-                    continue;
-                }
-            };
-            let revisions = Api::<ControllerRevision>::namespaced(ctx.client.clone(), &subject.namespace);
-            let log = originals::load(&revisions, &subject.name).await?;
-            let mut memory = Memory { originals: Some(log), ..Memory::default() };
-            let unrestored = restore_all(ctx, &subject, &mut memory).await?;
-            for (name, fault) in &unrestored.unrestored {
-                tracing::error!(policy = subject.path, node = name, "not restored: {fault}");
-            }
-            if unrestored.unrestored.is_empty() {
-                finish(ctx, &subject, &mut memory, &unrestored).await?;
-            } else {
+            let span = tracing::error_span!("release", policy = %path(&PolicyRef::from_obj(&stored)));
+            if !Box::pin(release_one(ctx, stored)).instrument(span).await? {
                 left += 1;
             }
         }
     }
     if left == 0 { Ok(()) } else { Err(Error::Unreleased(left)) }
+}
+
+/// Restores one policy, and removes its finalizer. Returns false if a node could not be restored; the other policies are released
+/// all the same.
+async fn release_one(ctx: &Context, stored: StoredPolicy) -> Result<bool, Error> {
+    let subject = match Subject::new(stored) {
+        Ok(subject) => subject,
+        Err(error) => {
+            tracing::error!("the policy cannot be released: {error}");
+            return Ok(false);
+        }
+    };
+    let revisions = Api::<ControllerRevision>::namespaced(ctx.client.clone(), &subject.namespace);
+    let log = originals::load(&revisions, &subject.name).await?;
+    let mut memory = Memory { originals: Some(log), ..Memory::default() };
+    let left = restore_all(ctx, &subject, &mut memory).await?;
+    for (name, fault) in &left.unrestored {
+        tracing::error!(unit = name, "the unit cannot be restored: {fault}");
+    }
+    if !left.unrestored.is_empty() {
+        return Ok(false);
+    }
+    finish(ctx, &subject, &mut memory, &left).await?;
+    Ok(true)
 }

@@ -8,7 +8,7 @@ use kube::{
 use serde_json::{Value as Json, json};
 
 use super::{
-    Context, Error, Subject, in_time, places,
+    Context, Error, Subject, in_time, logging, places,
     restart::{Asked, Looked},
 };
 use crate::{
@@ -92,6 +92,13 @@ pub async fn look(
         }
         Err(error) => return Err(error),
     };
+    tracing::debug!(
+        hash,
+        pending,
+        workload = workload.as_ref().map(|workload| format!("{} {}", workload.kind, workload.name)),
+        complete = workload.as_ref().map(|workload| workload.complete),
+        "looked up the workload"
+    );
     let outcome = rollout::step(&Input {
         spec: &asked.spec,
         may_begin: asked.may_begin,
@@ -126,7 +133,7 @@ pub async fn roll(ctx: &Context, subject: &Subject, kind: &str, name: &str, hash
     let Some(known) = self::kind(kind) else { return Ok(()) };
     match in_time(known.api(ctx, subject).patch(name, &params, &patch)).await {
         Ok(_) => {
-            tracing::info!(policy = subject.path, kind, name, "its pods are replaced, for their processes to use the new limits");
+            tracing::info!(kind, name, "replacing the pods of the workload so that they use the new limits");
             Ok(())
         }
         Err(Error::Kube(kube::Error::Api(status))) if status.is_not_found() => Ok(()),
@@ -136,6 +143,9 @@ pub async fn roll(ctx: &Context, subject: &Subject, kind: &str, name: &str, hash
         Err(Error::Kube(kube::Error::Api(status))) => {
             Err(format!("the API server rejected the patch of {kind} {name} ({})", status.code))
         }
-        Err(_) => Err(format!("the API server did not answer the patch of {kind} {name}")),
+        Err(error) => {
+            tracing::debug!(kind, name, error = logging::chain(&error), "cannot patch the workload");
+            Err(format!("the API server did not answer the patch of {kind} {name}"))
+        }
     }
 }

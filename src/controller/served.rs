@@ -5,7 +5,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use kube::{Client, Resource as _};
 use serde_json::Value as Json;
 
-use super::{Context, in_time};
+use super::{Context, in_time, logging};
 use crate::api::{
     IdleConnectionPolicy,
     schema::{self, Difference},
@@ -120,7 +120,10 @@ pub async fn ask(client: &Client) -> Served {
         Ok(document) => document,
         // It comes as plain text: there is no reason in it.
         Err(super::Error::Kube(kube::Error::Api(status))) if status.code == 404 => return Served::Missing,
-        Err(_) => return Served::Untold,
+        Err(error) => {
+            tracing::debug!(error = logging::chain(&error), "cannot read the schemas of the API server");
+            return Served::Untold;
+        }
     };
     let kind = IdleConnectionPolicy::kind(&());
     let schemas = document["components"]["schemas"].as_object();

@@ -15,6 +15,7 @@ use tokio::{
     sync::{OwnedSemaphorePermit, Semaphore},
     task::AbortHandle,
 };
+use tracing::Instrument as _;
 
 use super::{Context, PolicyRef, Subject, memory::Memory, reachability};
 use crate::{
@@ -184,13 +185,14 @@ fn begin(
         key: key(unit, node),
     };
     let me = ctx.me.clone();
-    let task = tokio::spawn(async move {
+    let span = tracing::error_span!("probe", policy = subject.path, node = node.name);
+    let probing = async move {
         let Some(slots) = me.upgrade().map(|ctx| ctx.probes.clone()) else { return };
         let Some(_turn) = slots.turn(&job.namespace).await else { return };
         // In a box, because thousands of nodes may wait for their turn.
         Box::pin(job.run(me, &found)).await;
-    });
-    task.abort_handle()
+    };
+    tokio::spawn(probing.instrument(span)).abort_handle()
 }
 
 /// One probe.
@@ -215,6 +217,12 @@ impl Job {
             Ok((server, ask)) => http1::idle(&server, &ask, self.wait(), |_| {}).await.map_err(|error| error.to_string()),
             Err(reason) => Err(reason),
         };
+        match &outcome {
+            Ok(observed) => {
+                tracing::debug!(observed = ?observed.idled, programmed = ?self.programmed, "measured the idle timeout")
+            }
+            Err(reason) => tracing::debug!(reason, "cannot measure the idle timeout"),
+        }
         let is_new = {
             let mut found = found.lock().unwrap_or_else(PoisonError::into_inner);
             let before = found.get(&self.key).and_then(|probe| probe.outcome.as_ref().ok().copied());
