@@ -1,18 +1,18 @@
-//! How many connections a policy's own questions may use.
+//! Connection settings for the requests to the nodes of one policy.
 
 use std::time::Duration;
 
 use crate::pool::Settings;
 
-/// The longest that any question takes: `AIStore`'s own time for a write, and some.
+/// Maximum time of a request: `AIStore`'s own timeout for a write, and a margin.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// How long an idle connection is kept at most, as Go's own client does (`http.DefaultTransport`).
+/// Maximum idle time of a connection, the same as in Go's `http.DefaultTransport`.
 const LONGEST_IDLE: Duration = Duration::from_secs(90);
-/// Connections to a node: it is read and scraped at the same time.
+/// Connections to each node: it may be read and scraped at the same time.
 const EACH: u32 = 2;
 
-/// Room for the nodes that are asked again and again, each `every` so often: a connection that is closed in between costs a handshake each
-/// time, and that is what this operator is there against.
+/// Returns settings that keep the connections to nodes open between requests at the interval `every`: a connection that is
+/// closed in between costs a handshake at each request.
 #[must_use]
 pub fn settings(nodes: usize, every: Duration) -> Settings {
     let settings = Settings::default();
@@ -20,7 +20,7 @@ pub fn settings(nodes: usize, every: Duration) -> Settings {
     let max_free_sockets = settings.max_free_sockets.max(wanted);
     Settings {
         max_free_sockets,
-        // As many as by default beyond those, for new connections while all the others rest.
+        // The default number in addition, for new connections while all the others are idle.
         max_sockets: settings.max_sockets.saturating_add(max_free_sockets - settings.max_free_sockets),
         timeout: TIMEOUT,
         free_socket_timeout: (every * 3).clamp(settings.free_socket_timeout, LONGEST_IDLE),

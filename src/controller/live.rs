@@ -1,4 +1,4 @@
-//! What passes and samples have shown of each policy, for those who look. Published here and never read back: nothing is decided by it.
+//! Results of passes and samples of each policy, for the API and the metrics. Decisions do not read them.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -10,45 +10,45 @@ use jiff::Timestamp;
 use super::PolicyRef;
 use crate::{decide::truths::Truths, signals::Samples};
 
-/// Points of a chart that are remembered: an hour at one each 10 s.
+/// Maximum points of a trend: one hour at one point each 10 s.
 const MOST_POINTS: usize = 360;
 
-/// How a policy stood after a round of samples.
+/// State of a policy after a round of samples.
 #[derive(Clone, Copy, Debug)]
 pub struct Point {
-    /// When (Unix milliseconds).
+    /// Time in Unix milliseconds.
     pub time: i64,
-    /// Tasks of the node that counts; `None` where they could not be counted.
+    /// Tasks of the node that counts; `None` if they could not be counted.
     pub tasks: Option<f64>,
-    /// Its threshold; likewise.
+    /// Threshold of that node; `None` if the tasks could not be counted.
     pub threshold: Option<f64>,
-    /// Tasks by threshold; likewise.
+    /// Utilization; `None` if the tasks could not be counted.
     pub pressure: Option<f64>,
-    /// Idle connections of all nodes, where they report them.
+    /// Idle connections of all nodes; `None` if a node does not report them.
     pub idle_connections: Option<f64>,
-    /// How far open the limits were, percent.
+    /// Openness in percent.
     pub openness: u8,
 }
 
-/// What is known of one policy.
+/// Last results of one policy.
 #[derive(Clone, Default)]
 pub struct Live {
-    /// The nodes, as the last pass saw them.
+    /// Nodes in the last pass.
     pub nodes: Arc<Vec<Truths>>,
-    /// When that was; `None` where there was none.
+    /// Time of the last pass; `None` before the first one.
     pub seen: Option<Timestamp>,
-    /// What the nodes last ran, where they are sampled.
+    /// Last samples of the nodes; `None` without adaptive control.
     pub samples: Option<Samples>,
-    /// The last rounds, oldest first.
+    /// Last rounds of samples, oldest first.
     pub trend: VecDeque<Point>,
 }
 
-/// All policies that were looked at.
+/// Last results of all policies.
 #[derive(Default)]
 pub struct Board(Mutex<HashMap<PolicyRef, Live>>);
 
 impl Board {
-    /// After a pass.
+    /// Records the result of a pass.
     pub fn passed(&self, policy: &PolicyRef, nodes: Vec<Truths>, samples: Option<Samples>, now: Timestamp) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let live = known.entry(policy.clone()).or_default();
@@ -60,7 +60,7 @@ impl Board {
         live.samples = samples;
     }
 
-    /// After a round of samples; of a policy that is gone nothing is kept.
+    /// Records a round of samples; ignores a policy that is gone.
     pub fn sampled(&self, policy: &PolicyRef, point: Point) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(live) = known.get_mut(policy) else { return };
@@ -70,13 +70,13 @@ impl Board {
         live.trend.push_back(point);
     }
 
-    /// What is known of a policy.
+    /// Returns the last results of a policy.
     #[must_use]
     pub fn of(&self, policy: &PolicyRef) -> Option<Live> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(policy).cloned()
     }
 
-    /// The last point of each policy that has one.
+    /// Returns the last point of each policy that has one.
     #[must_use]
     pub fn latest(&self) -> BTreeMap<(String, String), Point> {
         let live = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -86,7 +86,7 @@ impl Board {
         live.iter().filter_map(last).collect()
     }
 
-    /// A policy that is gone.
+    /// Forgets a policy.
     pub fn forget(&self, policy: &PolicyRef) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(policy);
     }

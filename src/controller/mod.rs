@@ -1,4 +1,4 @@
-//! The thin shell: watch, gather, decide, apply, report. Nothing is decided in here.
+//! Controller: watches, gathers, applies and reports. [`crate::decide`] makes the decisions.
 
 mod adaptation;
 mod apply;
@@ -59,16 +59,16 @@ use crate::{
 pub use client::{Error as ClientError, LEASE_PROVIDER, PROVIDER, client, lease_client};
 use memory::Memory;
 
-/// How long a call to the API server may take; kube's own retries would hold a worker for many minutes.
+/// Timeout of a call to the API server. kube's own retries would hold a worker for many minutes.
 const API_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes that what nodes answered may take until their passes have ended, for all namespaces; a quarter of it for one.
+/// Maximum bytes of node responses that are kept until their passes end, for all namespaces; one namespace gets a quarter of it.
 const KEPT: usize = 48 * 1024 * 1024;
-/// What each namespace gets of it in any case.
+/// Bytes that each namespace gets in any case.
 const KEPT_FLOOR: usize = 256 * 1024;
-/// Edits that come within this of each other are one.
+/// Edits within this time of each other cause one pass.
 const DEBOUNCE: Duration = Duration::from_millis(10);
 
-/// A policy by namespace and name.
+/// Namespace and name of a policy.
 pub type PolicyRef = ObjectRef<StoredPolicy>;
 
 /// Returns `namespace/name` of a policy, as in logs and metrics.
@@ -76,58 +76,58 @@ fn path(policy: &PolicyRef) -> String {
     format!("{}/{}", policy.namespace.as_deref().unwrap_or_default(), policy.name)
 }
 
-/// Why a policy could not be worked on. It is tried again; the status says nothing, for nothing was seen.
+/// Reason why a pass failed. The operator retries; the status stays as it is, because nothing was observed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The API server refused or failed.
+    /// The API server rejected the request, or it failed.
     #[error("the request to the API server failed: {0}")]
     Kube(#[from] kube::Error),
     /// The API server did not answer.
     #[error("the API server did not answer within {API_TIMEOUT:?}")]
     TimedOut,
-    /// Pods could not be listed.
+    /// The pods of this namespace were not listed in time.
     #[error("the pods in namespace {0} were not listed in time; check that the operator may list and watch pods there")]
     Pods(String),
-    /// No right to look at pods.
+    /// The operator has no right to watch pods.
     #[error("the operator lacks the right to list and watch pods; grant it in this namespace")]
     PodsForbidden,
     /// The label selector is not valid.
     #[error("the selector in spec.target is not a valid label selector")]
     Selector(#[from] ParseExpressionError),
-    /// A saved original cannot be read.
+    /// The original settings in this ControllerRevision cannot be read.
     #[error(
         "ControllerRevision {0} contains no readable original settings; repair or delete it, because nothing is written before that"
     )]
     Original(String, #[source] serde_json::Error),
-    /// What is saved was not read; nothing is written before it is.
+    /// The original settings have not been read; nothing is written before that.
     #[error("the original settings of the nodes have not been read yet; nothing is written before that")]
     Unread,
-    /// A policy that this version does not understand enough of to say so in its status.
+    /// This version cannot read the policy, so it cannot write the status either.
     #[error("{0}")]
     Unreadable(String),
-    /// A policy without namespace, name or uid, which the API server never sends.
+    /// The API server never sends a policy without these.
     #[error("the API server sent a policy without a namespace, uid or creation timestamp")]
     Nameless,
-    /// The policy is being deleted; the visit for that comes next.
+    /// The policy is being deleted; the pass for the deletion comes next.
     #[error("the pass was cancelled because the policy is being deleted")]
     Cancelled,
-    /// A visit took too long.
+    /// A pass took too long.
     #[error("reading the nodes took more than {:?}; the operator retries", scheduler::DEADLINE)]
     Overdue,
     /// A panic was caught.
     #[error("a pass of this policy panicked, and other policies are not affected; report the panic with the operator's log")]
     Panicked,
-    /// The API server does not take the status. The nodes are worked on all the same.
+    /// The API server rejected the status. The pass continues: the nodes are written all the same.
     #[error("the API server rejected the status: {0}")]
     StatusRefused(String),
-    /// `release` could not restore everything.
+    /// `release` could not restore the nodes of this number of policies.
     #[error(
         "policies that keep their finalizer because nodes could not be restored: {0}; fix the errors above and run release again"
     )]
     Unreleased(usize),
 }
 
-/// Waits for a call to the API server, but not for ever.
+/// Waits for a call to the API server, at most [`API_TIMEOUT`].
 async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
     match tokio::time::timeout(API_TIMEOUT, call).await {
         Ok(answer) => Ok(answer?),
@@ -135,48 +135,48 @@ async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Er
     }
 }
 
-/// What the controller is told.
+/// Settings of the controller, from flags.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Namespaces to work in; empty: all.
+    /// Namespaces to watch; empty means all.
     pub namespaces: Vec<String>,
-    /// What `endpoint` fields may reach.
+    /// Addresses that `endpoint` fields may name.
     pub allow_endpoints: AllowList,
-    /// How often nodes are read when nothing happens.
+    /// Interval at which nodes are read if nothing happens.
     pub resync: Duration,
-    /// Decides and reports, and writes to no node.
+    /// Decide and report, but write to no node.
     pub dry_run: bool,
-    /// Names this process in Events.
+    /// Name of this process in Events.
     pub instance: String,
 }
 
-/// Everything a reconciliation needs.
+/// Shared state of all passes.
 pub struct Context {
     client: Client,
-    /// Every request, those to the API server included.
+    /// Connections of all requests, including those to the API server.
     pub pool: Pool,
     settings: Settings,
     /// The operator's own metrics.
     pub metrics: Metrics,
     pods: pods::Pods,
     board: claims::Board,
-    /// Which visits run.
+    /// Schedules the passes.
     pub scheduler: Arc<scheduler::Scheduler>,
-    /// Bounds the probes of all policies.
+    /// Limits the probes of all policies.
     probes: Arc<verify::Slots>,
-    /// Memory for what nodes answered, by namespace.
+    /// Memory budget for node responses, by namespace.
     kept: Budget,
     nudges: mpsc::UnboundedSender<PolicyRef>,
     memories: Mutex<HashMap<PolicyRef, Arc<tokio::sync::Mutex<Memory>>>>,
-    /// The policies, as they are watched.
+    /// Policies from the watch.
     pub policies: reflector::Store<StoredPolicy>,
-    /// What was seen of them.
+    /// Results of passes and samples, for the API and the metrics.
     pub live: live::Board,
     ready: AtomicBool,
     served: watch::Sender<Arc<served::Served>>,
-    /// Whether this process is the one that acts.
+    /// Whether this process is the leader.
     pub leadership: Leadership,
-    /// Itself, for tasks that must not keep it alive.
+    /// Weak reference to itself, for tasks that must not keep it alive.
     me: Weak<Context>,
 }
 
@@ -200,43 +200,43 @@ impl Context {
         self.metrics.forget(policy.namespace.as_deref().unwrap_or_default(), &policy.name);
     }
 
-    /// Has policies looked at again.
+    /// Enqueues policies for another pass.
     fn enqueue(&self, claimants: BTreeSet<Claimant>) {
         for claimant in claimants {
-            // The receiver ends with the controller.
+            // This fails only after the controller has ended.
             let _ = self.nudges.send(PolicyRef::new(&claimant.name).within(&claimant.namespace));
         }
     }
 
-    /// A policy is gone; policies that waited for it, or lost to it, are looked at again.
+    /// Forgets a policy that is gone, and enqueues the policies that waited for it or lost their target to it.
     fn gone(&self, policy: &PolicyRef) {
         self.forget(policy);
         self.enqueue(self.board.forget(policy.namespace.as_deref().unwrap_or_default(), &policy.name, None));
     }
 
-    /// Whether the policies have been listed once: nothing is begun before that.
+    /// Reports whether the policies have been listed once. No pass begins before that.
     #[must_use]
     pub fn is_listed(&self) -> bool {
         self.ready.load(Ordering::Relaxed)
     }
 
-    /// Whether the policies have been listed once: the CRD is there, may be read, and is one that can be worked with.
+    /// Reports whether the policies have been listed once and the operator supports the installed CRD.
     #[must_use]
     pub fn is_ready(&self) -> bool {
         self.is_listed() && self.served().obstacle().is_none()
     }
 }
 
-/// A controller that is ready to run.
+/// Controller that is ready to run.
 pub struct Operator {
-    /// What it works with; also for the servers beside it.
+    /// Shared state, also used by the HTTP servers.
     pub context: Arc<Context>,
     writer: reflector::store::Writer<StoredPolicy>,
     inbox: mpsc::UnboundedReceiver<PolicyRef>,
 }
 
 impl Operator {
-    /// Prepares; nothing is asked of anybody yet.
+    /// Prepares the controller. No request is sent yet.
     #[must_use]
     pub fn new(client: &Client, pool: &Pool, settings: Settings, metrics: Metrics, leadership: Leadership) -> Self {
         let client = client::led(client, leadership.clone());
@@ -264,8 +264,8 @@ impl Operator {
         Self { context, writer, inbox }
     }
 
-    /// Works until `stop`, once it is this process that acts; until then it watches only, so that it knows the policies by then. A CRD that
-    /// is missing is waited for.
+    /// Runs until `stop`. As a standby, it only watches, so that it knows the policies when it becomes the leader. It waits for
+    /// a missing CRD.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + Sync + 'static) {
         let Self { context, writer, inbox } = self;
         let reader = context.policies.clone();
@@ -307,16 +307,17 @@ impl Operator {
         }
     }
 
-    /// Restores what policies have changed and drops their finalizers: those being deleted, or all.
+    /// Restores the original settings and removes the finalizers of all policies, or only of those that are being deleted.
     ///
     /// # Errors
-    /// Where the API server fails; nodes that cannot be restored are reported by name, and their policies keep the finalizer.
+    /// If a request to the API server fails, or if a node cannot be restored. The log names such nodes, and their policies keep
+    /// the finalizer.
     pub async fn release(self, all: bool) -> Result<(), Error> {
         Box::pin(restore::release(&self.context, all)).await
     }
 }
 
-/// Policies as they change, of all namespaces or of the listed ones.
+/// Watches the policies of all namespaces, or of the configured ones.
 fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<StoredPolicy>, watcher::Error>> + Send + 'static {
     let apis: Vec<Api<StoredPolicy>> = match &context.settings.namespaces[..] {
         [] => vec![Api::all(context.client.clone())],
@@ -327,29 +328,29 @@ fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<Sto
         let events = watcher(api, watcher::Config::default()).default_backoff();
         let trimmed = events.modify(|policy| {
             policy.managed_fields_mut().clear();
-            // An object's annotations may have 256 KiB.
+            // The annotations of an object may have up to 256 KiB.
             policy.annotations_mut().retain(|name, _| crate::api::PAUSES.contains(&name.as_str()));
         });
         trimmed.map(move |event| (n, event)).boxed()
     });
     let mut lists = Lists::of(context, streams.len());
-    // Several lists make one store: it begins empty, and a list that begins later must not empty it again.
+    // Several lists fill one store. It is emptied once, at the start: a list that begins later must not empty it again.
     let begin = if several { vec![Ok(watcher::Event::Init), Ok(watcher::Event::InitDone)] } else { Vec::new() };
     let events = stream::select_all(streams).flat_map(move |(n, event)| stream::iter(lists.follow(n, event)));
     stream::iter(begin).chain(events)
 }
 
-/// The lists that the store of policies is made of, each followed by a watch.
+/// Lists that fill the store of policies. A watch follows each list.
 struct Lists {
     context: Arc<Context>,
     several: bool,
-    /// Lists that are not complete yet.
+    /// Indexes of the lists that are not complete yet.
     unlisted: HashSet<usize>,
-    /// Whether one was complete.
+    /// Whether a list has been complete.
     listed: bool,
-    /// By list: the policies that it has named so far.
+    /// By list: policies of the list that is being read.
     named: HashMap<usize, HashSet<PolicyRef>>,
-    /// By list: the policies that are known from it.
+    /// By list: policies that exist, as far as known.
     known: HashMap<usize, HashSet<PolicyRef>>,
     said: HashSet<String>,
 }
@@ -367,7 +368,7 @@ impl Lists {
         }
     }
 
-    /// What the store is told of an event in one of the lists.
+    /// Converts an event of one list to the events for the store.
     fn follow(
         &mut self,
         n: usize,
@@ -405,14 +406,14 @@ impl Lists {
         events
     }
 
-    /// A policy exists.
+    /// Records that a policy exists.
     fn seen(&mut self, n: usize, policy: &StoredPolicy) {
         let reference = PolicyRef::from_obj(policy);
         let deleted = policy.meta().deletion_timestamp.is_some();
         if deleted {
             self.context.scheduler.deletion_seen(&reference);
         }
-        // Nothing more is done with one that is deleted and not held.
+        // A policy that is being deleted without the finalizer needs no pass.
         let over = deleted && !policy.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
         if !over && let Ok(subject) = Subject::new(policy.clone()) {
             self.context.board.listed(&subject.claimant, subject.spec().target.type_);
@@ -420,7 +421,7 @@ impl Lists {
         self.known.entry(n).or_default().insert(reference);
     }
 
-    /// A list is complete: policies that it does not name were deleted while nothing was watched.
+    /// Completes a list. Known policies that it does not contain were deleted while there was no watch.
     fn complete(&mut self, n: usize) -> Vec<watcher::Result<watcher::Event<StoredPolicy>>> {
         self.said.clear();
         self.unlisted.remove(&n);
@@ -446,7 +447,7 @@ impl Lists {
                 "policies cannot be watched; check that the CRD is installed and that the operator may watch policies; retrying"
             );
         }
-        // A namespace without rights holds up no other one.
+        // A namespace in which the operator has no rights does not delay the others.
         if pods::is_forbidden(error) {
             self.unlisted.remove(&n);
         }
@@ -456,7 +457,7 @@ impl Lists {
 #[allow(clippy::needless_pass_by_value)] // The signature is kube's.
 fn error_policy(policy: Arc<StoredPolicy>, error: &Error, context: Arc<Context>) -> Action {
     if let Ok(subject) = Subject::new((*policy).clone()) {
-        // Younger ones do not wait for one that cannot be worked on.
+        // Younger policies do not wait for one whose pass failed.
         context.enqueue(context.board.keep(&subject.claimant));
     }
     let policy = PolicyRef::from_obj(&*policy);
@@ -471,23 +472,23 @@ fn error_policy(policy: Arc<StoredPolicy>, error: &Error, context: Arc<Context>)
     Action::requeue(memory::wait(memory.failures - 1))
 }
 
-/// A policy with everything in place that the API server guarantees.
+/// Policy with the metadata that the API server guarantees.
 pub struct Subject {
     reference: PolicyRef,
-    /// `namespace/name`, for logs.
+    /// `namespace/name`, which also names the provider of its connections.
     path: String,
     namespace: String,
     name: String,
     uid: String,
     object: IdleConnectionPolicy,
-    /// Why it is not worked on, where it says what this version does not understand.
+    /// Message for the status if the policy has fields or values that this version does not know.
     refusal: Option<String>,
     claimant: Claimant,
-    /// Whether a part of its status cannot be read: it counts as lost, and is written anew.
+    /// Whether a part of the status cannot be read. It counts as lost, and is written again.
     status_lost: bool,
-    /// How long the present visit may go on.
+    /// Deadline and cancellation of the current pass.
     visit: scheduler::Visit,
-    /// Whether a policy of another namespace governs a target that says the same of itself.
+    /// Whether a policy in another namespace governs a target with the same identity.
     shared: bool,
 }
 

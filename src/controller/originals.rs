@@ -1,4 +1,5 @@
-//! Originals in `ControllerRevisions`: found by label and name, never by owner, so that a restored backup finds them too.
+//! Original settings in `ControllerRevisions`. They are found by label and name, never by owner, so that they are also found
+//! after a backup was restored.
 
 use std::collections::BTreeMap;
 
@@ -14,27 +15,28 @@ use crate::{
     decide::originals::{Log, Record, Saved, split},
 };
 
-/// The name of a revision's object.
+/// Returns the name of the object of a revision.
 #[must_use]
 pub fn name(policy: &str, revision: i64) -> String {
     if revision == 1 { format!("{policy}-original") } else { format!("{policy}-original-{revision}") }
 }
 
-/// Reads the log.
+/// Reads the log of original settings.
 pub async fn load(api: &Api<ControllerRevision>, policy: &str) -> Result<Log, Error> {
     let list = in_time(api.list(&ListParams::default().labels(&format!("{POLICY_LABEL}={policy}")))).await?;
     let mut log = Log::default();
     for revision in list {
         let object = revision.metadata.name.unwrap_or_default();
         let data = revision.data.map(|RawExtension(data)| data).unwrap_or_default();
-        // One that cannot be read is not passed over: a second capture would take our own values for the original.
+        // An unreadable revision is an error: without it, the operator would save its own values as the original ones.
         let record: Record = serde_json::from_value(data).map_err(|error| Error::Original(object, error))?;
         log.records.insert(revision.revision, record);
     }
     Ok(log)
 }
 
-/// Adds to the log and drops what is thereby superseded. Another writer's object of the same name is an error: the log must be read again.
+/// Appends to the log, and deletes superseded revisions. If another writer has created an object of the same name, this fails, and
+/// the log must be read again.
 pub async fn append(
     api: &Api<ControllerRevision>,
     policy: &str,
@@ -65,7 +67,7 @@ pub async fn append(
     Ok(())
 }
 
-/// Drops the whole log, newest last, so that a stop half-way leaves the word that counts.
+/// Deletes the log, the newest revision last: if this stops half-way, the revision that counts remains.
 pub async fn clear(api: &Api<ControllerRevision>, policy: &str, log: &mut Log) -> Result<(), Error> {
     while let Some(revision) = log.records.keys().next().copied() {
         delete(api, policy, revision).await?;

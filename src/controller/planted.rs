@@ -1,11 +1,11 @@
-//! A panic on demand, to show that the panic of one policy is that policy's failure. Only tests set the variable.
+//! Panics on demand, for tests that a panic affects one policy only. Only tests set the variable.
 
 use std::sync::OnceLock;
 
-/// `STAGE:NAMESPACE/NAME`: that stage of every visit to that policy panics.
+/// `STAGE:NAMESPACE/NAME`: this stage of every pass of this policy panics.
 const VARIABLE: &str = "IDLECONN_PLANT_PANIC";
 
-/// Panics where a test has asked for it.
+/// Panics if the variable names this stage and policy.
 pub fn panics(stage: &str, policy: &str) {
     static PLANTED: OnceLock<Option<(String, String)>> = OnceLock::new();
     let planted = PLANTED.get_or_init(|| {
@@ -13,7 +13,7 @@ pub fn panics(stage: &str, policy: &str) {
         text.split_once(':').map(|(stage, policy)| (stage.to_owned(), policy.to_owned()))
     });
     if let Some((in_stage, of_policy)) = planted {
-        #[allow(clippy::manual_assert, clippy::panic)] // What this file is for.
+        #[allow(clippy::manual_assert, clippy::panic)] // This file exists for this panic.
         if in_stage == stage && of_policy == policy {
             panic!("planted by {VARIABLE}");
         }

@@ -1,5 +1,5 @@
-//! Pods: one watch for each namespace in which a policy selects pods or names their addresses. Pods are trimmed to what is needed and
-//! indexed; selectors are matched here, so that the number of policies costs no connections.
+//! Pods: one watch for each namespace in which a policy selects pods or uses their addresses. Pods are reduced to the needed
+//! fields and indexed. Selectors are matched here, so that more policies do not need more connections.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -30,51 +30,51 @@ use super::{
 };
 use crate::api::CONFIG_HASH;
 
-/// How long the first list may take.
+/// Timeout of the first list, and the pause before a watch restarts.
 const FIRST_LIST: Duration = Duration::from_secs(10);
 
-/// How far a namespace's watch has come.
+/// State of the watch of a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Standing {
-    /// Nothing has been listed yet.
+    /// The first list is not complete yet.
     Begun,
     /// The pods are known.
     Listed,
-    /// The API server refuses the watch. What was listed before a right was taken away is not what there is.
+    /// The API server forbids the watch. A list from before a right was removed is not used, because it may be outdated.
     Forbidden,
 }
 
-/// What a policy wants to know of its namespace's pods.
+/// Interest of a policy in the pods of its namespace.
 #[derive(Clone, Debug)]
 pub enum Interest {
-    /// The pods that a selector selects, and each change of theirs.
+    /// The selected pods and their changes.
     Selected(Box<Selector>),
-    /// Which pod has an address.
+    /// Lookups of pods by address.
     Addresses,
 }
 
 impl Interest {
-    /// In the pods that a selector selects.
+    /// Returns an interest in the selected pods.
     ///
     /// # Errors
-    /// [`Error::Selector`], where it is not a valid label selector.
+    /// [`Error::Selector`] if the selector is not valid.
     pub fn of(selector: &LabelSelector) -> Result<Self, Error> {
         Ok(Self::Selected(Box::new(Selector::try_from(selector.clone())?)))
     }
 }
 
-/// A namespace's pods.
+/// Pods of a namespace.
 #[derive(Default)]
 struct Index {
     pods: HashMap<String, Arc<Pod>>,
     by_label: HashMap<(String, String), BTreeSet<String>>,
     by_ip: HashMap<IpAddr, BTreeSet<String>>,
-    /// By address and port of a host that a pod publishes a port at.
+    /// By host address and `hostPort`.
     by_host: HashMap<(IpAddr, u16), BTreeSet<String>>,
 }
 
 impl Index {
-    /// Puts a pod in its place; answers the one that it replaces.
+    /// Adds or replaces a pod. Returns the replaced pod.
     fn put(&mut self, pod: Pod) -> Option<Arc<Pod>> {
         let name = pod.name_any();
         let before = self.take(&name);
@@ -105,7 +105,7 @@ impl Index {
         Some(pod)
     }
 
-    /// The pods of the rarest label that a selector asks for are looked at, not all of them.
+    /// Returns the selected pods, by name. It matches only the pods with the rarest of the selector's labels.
     fn select(&self, selector: &Selector, wanted: Option<&BTreeMap<String, String>>) -> Vec<Arc<Pod>> {
         let sets = wanted.into_iter().flatten().map(|(key, value)| self.by_label.get(&(key.clone(), value.clone())));
         let rarest = sets.min_by_key(|set| set.map_or(0, BTreeSet::len));
@@ -129,7 +129,7 @@ fn drop_name<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<String>>, 
     }
 }
 
-/// What a policy's work depends on: a pod that differs in nothing of this is no news.
+/// Returns the fields of a pod that passes depend on. A change of other fields causes no pass.
 fn facts(pod: &Pod) -> impl PartialEq + use<> {
     let status = pod.status.clone().unwrap_or_default();
     (
@@ -154,7 +154,7 @@ impl Drop for Watch {
     }
 }
 
-/// The watches, by namespace.
+/// Watches by namespace.
 pub struct Pods {
     client: Client,
     nudges: mpsc::UnboundedSender<PolicyRef>,
@@ -162,13 +162,13 @@ pub struct Pods {
 }
 
 impl Pods {
-    /// None yet. Policies to look at again go into `nudges`.
+    /// Returns an empty set of watches. Policies that need a pass are sent to `nudges`.
     #[must_use]
     pub fn new(client: Client, nudges: mpsc::UnboundedSender<PolicyRef>) -> Self {
         Self { client, nudges, watches: Mutex::default() }
     }
 
-    /// The pods that a selector selects now, by name.
+    /// Returns the selected pods, by name.
     pub async fn list(&self, namespace: &str, selector: &LabelSelector) -> Result<Vec<Arc<Pod>>, Error> {
         let Interest::Selected(matcher) = Interest::of(selector)? else { return Ok(Vec::new()) };
         let index = self.listed(namespace).await?;
@@ -176,7 +176,7 @@ impl Pods {
         Ok(index.select(&matcher, selector.match_labels.as_ref()))
     }
 
-    /// The pods that have this address.
+    /// Returns the pods with this address.
     pub async fn at(&self, namespace: &str, ip: IpAddr) -> Result<Vec<Arc<Pod>>, Error> {
         let index = self.listed(namespace).await?;
         let index = index.lock().unwrap_or_else(PoisonError::into_inner);
@@ -184,7 +184,7 @@ impl Pods {
         Ok(names.filter_map(|name| index.pods.get(name)).cloned().collect())
     }
 
-    /// The pods that publish a port at this address of a host.
+    /// Returns the pods that publish this port on this host address.
     pub async fn publishing(&self, namespace: &str, ip: IpAddr, port: u16) -> Result<Vec<Arc<Pod>>, Error> {
         let index = self.listed(namespace).await?;
         let index = index.lock().unwrap_or_else(PoisonError::into_inner);
@@ -192,7 +192,7 @@ impl Pods {
         Ok(names.filter_map(|name| index.pods.get(name)).cloned().collect())
     }
 
-    /// The pod of this name.
+    /// Returns the pod with this name.
     pub async fn named(&self, namespace: &str, name: &str) -> Result<Option<Arc<Pod>>, Error> {
         let index = self.listed(namespace).await?;
         let index = index.lock().unwrap_or_else(PoisonError::into_inner);
@@ -213,7 +213,7 @@ impl Pods {
         }
     }
 
-    /// What a policy wants to know from now on; a watch that no policy needs ends.
+    /// Sets the interest of a policy. A watch that no policy needs ends.
     pub fn subscribe(&self, policy: &PolicyRef, interest: Option<Interest>) {
         let own = policy.namespace.as_deref().unwrap_or_default();
         let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
@@ -246,7 +246,7 @@ impl Pods {
                     follower.follow(event, &mut relisted);
                     std::future::ready(())
                 });
-                // Its end, or a panic over one pod, is not the end of the watch.
+                // A panic on one pod does not end the watch.
                 if std::panic::AssertUnwindSafe(following).catch_unwind().instrument(span.clone()).await.is_err() {
                     span.in_scope(|| tracing::error!("the watch of pods panicked; restarting it"));
                 }
@@ -257,7 +257,7 @@ impl Pods {
     }
 }
 
-/// Takes the events of one namespace's watch.
+/// Handles the events of the watch of one namespace.
 struct Follower {
     index: Arc<Mutex<Index>>,
     policies: Arc<Mutex<HashMap<PolicyRef, Interest>>>,
@@ -307,7 +307,7 @@ impl Follower {
     fn put(&self, pod: Pod) {
         let now = Arc::new(pod.clone());
         let before = self.index.lock().unwrap_or_else(PoisonError::into_inner).put(pod);
-        // Until the first list is complete, all policies wait for that.
+        // All policies wait until the first list is complete.
         if *self.standing.borrow() != Standing::Listed {
             return;
         }
@@ -318,14 +318,14 @@ impl Follower {
         }
     }
 
-    /// Tells the policies that select one of these pods, as it was or as it is.
+    /// Enqueues the policies that select one of these pods, by its old or new labels.
     fn nudge(&self, pods: &[&Arc<Pod>]) {
         let policies = self.policies.lock().unwrap_or_else(PoisonError::into_inner);
         for (policy, interest) in &*policies {
             if let Interest::Selected(selector) = interest
                 && pods.iter().any(|pod| selector.matches(pod.labels()))
             {
-                // The receiver ends with the controller.
+                // This fails only after the controller has ended.
                 let _ = self.nudges.send(policy.clone());
             }
         }
@@ -338,7 +338,7 @@ impl Follower {
     }
 }
 
-/// Whether a watch is refused for want of a right: it goes on asking.
+/// Reports whether a watch failed because a right is missing. The watch retries.
 pub fn is_forbidden(error: &watcher::Error) -> bool {
     let (watcher::Error::InitialListFailed(error) | watcher::Error::WatchStartFailed(error) | watcher::Error::WatchFailed(error)) =
         error
@@ -348,13 +348,13 @@ pub fn is_forbidden(error: &watcher::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_forbidden())
 }
 
-/// What is needed of a container: its ports that the host publishes.
+/// Returns a container reduced to its published ports; `None` if it publishes none.
 fn published(container: Container) -> Option<Container> {
     let ports: Vec<_> = container.ports.into_iter().flatten().filter(|port| port.host_port.is_some()).collect();
     (!ports.is_empty()).then(|| Container { ports: Some(ports), ..Container::default() })
 }
 
-/// Keeps what is needed of a pod: its spec is most of its size.
+/// Removes the fields of a pod that are not needed. The spec is most of its size.
 fn trim(pod: &mut Pod) {
     pod.managed_fields_mut().clear();
     pod.annotations_mut().retain(|name, _| name == CONFIG_HASH);

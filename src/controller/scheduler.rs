@@ -1,6 +1,6 @@
-//! Which visits to policies run: fairly between namespaces, each within its time, and each policy's failure its own.
+//! Scheduler of the passes, which are called visits here: fair between namespaces, with a deadline for each visit.
 //!
-//! Lives here: slots, deadlines, cancellation, panics, and whether work progresses. What a visit does is opaque to this file.
+//! It has slots, deadlines, cancellation, panics, and the check that work progresses. It does not know what a visit does.
 
 use std::{
     collections::{BTreeMap, HashMap, VecDeque},
@@ -16,27 +16,27 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Error, PolicyRef};
 
-/// Visits that ask nodes at the same time. A visit that waits for a slow node costs some kilobytes; what its answers take is bounded
-/// elsewhere ([`crate::budget`]).
+/// Maximum visits that read nodes at the same time. A visit that waits for a slow node costs some kilobytes; [`crate::budget`]
+/// bounds the memory of the responses.
 const SLOTS: usize = 128;
-/// A namespace starts a visit while this many times what it has running is less than what is free. One namespace alone gets 15 slots, and
-/// after 15 greedy namespaces 18 slots are still free.
+/// A namespace may start a visit while the number of its running visits, times this, is less than the number of free slots. One
+/// namespace alone gets 15 slots, and after 15 greedy namespaces 18 slots are still free.
 const FAIRNESS: usize = 8;
-/// How long a visit may read. What it has begun to write is carried out to its end.
+/// Maximum time that a visit may read. A write that has begun is completed.
 pub const DEADLINE: Duration = Duration::from_secs(120);
-/// Work that is due and has not progressed for so long is stuck: longer than any visit may take, its writes included.
+/// Due work without progress for this time is stuck. It is longer than any visit may take, including its writes.
 const STALLED: Duration = Duration::from_secs(300);
 
-/// A panic, caught. What it said is not kept, because it may quote a foreign answer.
+/// A caught panic. Its message is not kept, because it may quote the response of another server.
 #[derive(Debug)]
 pub struct Panicked;
 
-/// Runs a future to its end; a panic in it ends the future and nothing else.
+/// Runs a future to its end. A panic in it ends only this future.
 pub async fn contained<T>(work: impl Future<Output = T>) -> Result<T, Panicked> {
     AssertUnwindSafe(work).catch_unwind().await.map_err(|_| Panicked)
 }
 
-/// Hands out slots and knows what runs.
+/// Grants slots, and knows the running visits.
 #[derive(Default)]
 pub struct Scheduler {
     state: Mutex<State>,
@@ -47,7 +47,7 @@ struct State {
     running: HashMap<String, usize>,
     waiting: BTreeMap<String, VecDeque<(u64, oneshot::Sender<Slot>)>>,
     visits: HashMap<PolicyRef, CancellationToken>,
-    /// Visits that wait or run, by number, and since when.
+    /// Visits that wait or run: number and start time.
     open: BTreeMap<u64, Instant>,
     next: u64,
     progressed: Instant,
@@ -80,7 +80,8 @@ impl State {
         *self.running.entry(namespace.to_owned()).or_insert(0) += 1;
     }
 
-    /// The namespace whose turn it is: of those that may start a visit the one with the fewest running, then the one that waited longest.
+    /// Returns the next namespace: of those that may start a visit, the one with the fewest running visits, then the one that has
+    /// waited longest.
     fn turn(&self) -> Option<String> {
         let admitted = self.waiting.iter().filter(|(namespace, _)| self.admits(namespace));
         let order = |(namespace, queue): &(&String, &VecDeque<(u64, _)>)| {
@@ -90,7 +91,7 @@ impl State {
     }
 }
 
-/// The right to ask nodes. Given back when it is dropped.
+/// Permission to read nodes. Dropping it returns the slot.
 pub struct Slot {
     scheduler: Arc<Scheduler>,
     namespace: String,
@@ -112,7 +113,7 @@ impl Drop for Slot {
     }
 }
 
-/// A visit that is due, until it has ended.
+/// A visit from when it is due until it ends.
 pub struct Due {
     scheduler: Arc<Scheduler>,
     number: u64,
@@ -131,7 +132,7 @@ impl Scheduler {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A visit is due from now on.
+    /// Records that a visit is due.
     pub fn due(self: &Arc<Self>) -> Due {
         let mut state = self.state();
         state.next += 1;
@@ -161,7 +162,7 @@ impl Scheduler {
         }
     }
 
-    /// Gives free slots to those whose turn it is. One that stopped waiting gives its slot back at once.
+    /// Grants free slots to waiting visits. A visit that stopped waiting returns its slot at once.
     fn grant(self: &Arc<Self>) {
         loop {
             let (grant, slot) = {
@@ -183,26 +184,26 @@ impl Scheduler {
         }
     }
 
-    /// Begins a visit of a policy that is not being deleted. A deletion that is seen meanwhile cancels it.
+    /// Begins a visit to a policy that is not being deleted. If the policy is deleted meanwhile, the visit is cancelled.
     pub fn begin(self: &Arc<Self>, policy: &PolicyRef) -> Visit {
         let cancelled = CancellationToken::new();
         self.state().visits.insert(policy.clone(), cancelled.clone());
         Visit { cancelled, until: Instant::now() + DEADLINE }
     }
 
-    /// The visit has ended.
+    /// Ends the visit.
     pub fn end(&self, policy: &PolicyRef) {
         self.state().visits.remove(policy);
     }
 
-    /// A policy was seen to be deleted: what its visit reads is of no use any more.
+    /// Cancels the visit to a policy that is being deleted: its results are no longer needed.
     pub fn deletion_seen(&self, policy: &PolicyRef) {
         if let Some(visit) = self.state().visits.get(policy) {
             visit.cancel();
         }
     }
 
-    /// For how long work has been due without any progress, where that is too long.
+    /// Returns for how long due work has had no progress, if that is too long.
     #[must_use]
     pub fn stalled(&self) -> Option<Duration> {
         let state = self.state();
@@ -211,7 +212,7 @@ impl Scheduler {
     }
 }
 
-/// How long a visit may go on.
+/// Deadline and cancellation of a visit.
 #[derive(Clone)]
 pub struct Visit {
     cancelled: CancellationToken,
@@ -225,7 +226,7 @@ impl Default for Visit {
 }
 
 impl Visit {
-    /// Whether to begin nothing new.
+    /// Checks whether the visit may begin new work.
     ///
     /// # Errors
     /// [`Error::Cancelled`] and [`Error::Overdue`].
@@ -236,7 +237,7 @@ impl Visit {
         if Instant::now() >= self.until { Err(Error::Overdue) } else { Ok(()) }
     }
 
-    /// Reads, until the visit is cancelled or out of time. Not for what changes something: that is carried out to its end.
+    /// Waits for a read until the visit is cancelled or overdue. Do not use it for writes: a write must be completed.
     ///
     /// # Errors
     /// [`Error::Cancelled`] and [`Error::Overdue`].
