@@ -1,4 +1,5 @@
-//! Who points at what, in memory: the contest for a target, and originals handed from one policy to another of the same namespace.
+//! Registry of which policy governs which target, in memory, and of original settings that are handed over from one policy to
+//! another in the same namespace.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -15,16 +16,16 @@ use crate::{
     targets,
 };
 
-/// What an older policy has to be looked at for before a younger one goes on.
+/// Fact about older policies that a younger policy waits for.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Scope {
-    /// Where a target of this kind is: known without asking any node.
+    /// Location of the targets of this kind, which is known without a request to a node.
     Places(TargetType),
-    /// What the targets of this namespace say of themselves.
+    /// Identities that the targets of this namespace report.
     Stated(String),
 }
 
-/// What all policies were seen to point at and to have saved.
+/// Targets and saved original settings of all policies.
 #[derive(Default)]
 pub struct Board {
     inner: Mutex<Inner>,
@@ -34,30 +35,30 @@ pub struct Board {
 struct Inner {
     claims: Claims,
     queue: Queue<Scope>,
-    /// By namespace and unit: what each policy saved of it.
+    /// By namespace and unit: original settings that each policy saved.
     saved: HashMap<(String, String), BTreeMap<Claimant, Sites>>,
-    /// The units that each policy has saved.
+    /// Units whose original settings each policy has saved.
     units: HashMap<Claimant, Vec<String>>,
 }
 
-/// Where a policy stands after it has said what it points at.
+/// Result of a claim.
 pub struct Claimed {
-    /// The policy that it loses to.
+    /// Older policy that governs the same target, if there is one.
     pub winner: Option<Claimant>,
-    /// Whether a policy of another namespace governs a target that says the same of itself.
+    /// Whether a policy in another namespace governs a target that reports the same identity.
     pub shared: bool,
-    /// Policies that have to look again.
+    /// Policies that need another pass.
     pub concerned: BTreeSet<Claimant>,
 }
 
-/// How a unit came to be another policy's.
+/// How an older policy governs a unit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Taken {
-    /// An older policy of the same namespace governs it and has saved what it held.
+    /// An older policy in the same namespace governs it and has saved its original settings.
     HandedOver,
-    /// An older policy of the same namespace governs it and has saved nothing yet.
+    /// An older policy in the same namespace governs it and has not saved its original settings yet.
     NotSavedYet,
-    /// An older policy of another namespace governs it.
+    /// An older policy in another namespace governs it.
     Elsewhere,
 }
 
@@ -66,7 +67,7 @@ impl Board {
         f(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// A policy exists. Younger ones wait for it until it has been looked at.
+    /// Adds a policy. Younger policies wait until a pass has looked for its target.
     pub fn listed(&self, claimant: &Claimant, kind: TargetType) {
         self.with(|inner| {
             if inner.claims.get(claimant).is_none() {
@@ -78,12 +79,12 @@ impl Board {
         });
     }
 
-    /// Whether an older policy has to be looked at first; then this one is among those that are answered once it has been.
+    /// Reports whether a policy must wait for an older one. If so, the claim of the older one returns it as concerned.
     pub fn must_wait(&self, me: &Claimant, scope: &Scope) -> bool {
         self.with(|inner| inner.queue.must_wait(scope, me))
     }
 
-    /// Notes where a policy's target is. What the target states stays as it was.
+    /// Claims the location of a policy's target. The identities that the target reports stay as they were.
     pub fn claim_places(&self, me: &Claimant, kind: TargetType, vouched: BTreeSet<String>) -> Claimed {
         self.with(|inner| {
             let stated = inner.claims.get(me).map(|claim| claim.stated.clone()).unwrap_or_default();
@@ -91,7 +92,7 @@ impl Board {
         })
     }
 
-    /// Notes what a policy's target states of itself.
+    /// Claims the identities that a policy's target reports.
     pub fn claim_stated(&self, me: &Claimant, stated: BTreeSet<String>) -> Claimed {
         self.with(|inner| {
             let vouched = inner.claims.get(me).map(|claim| claim.vouched.clone()).unwrap_or_default();
@@ -99,7 +100,7 @@ impl Board {
         })
     }
 
-    /// Notes that a policy points at nothing.
+    /// Records that a policy has no target. Returns the policies that need another pass.
     pub fn give_up(&self, me: &Claimant) -> BTreeSet<Claimant> {
         self.with(|inner| {
             let mut concerned = inner.claims.insert(me, Claim::default());
@@ -108,8 +109,8 @@ impl Board {
         })
     }
 
-    /// Notes that a policy was looked at and could not be seen through: what it was seen to point at before, or has saved, stays its own.
-    /// Answers the policies that waited for it.
+    /// Records that the target of a policy could not be determined: the policy keeps what it claimed before, or the units whose
+    /// settings it has saved. Returns the policies that waited for it.
     pub fn keep(&self, me: &Claimant) -> BTreeSet<Claimant> {
         self.with(|inner| {
             if inner.claims.get(me).is_none() {
@@ -121,7 +122,7 @@ impl Board {
         })
     }
 
-    /// Forgets policies by name, but for one; answers the policies that this concerns.
+    /// Forgets the policies with this name, except one. Returns the policies that need another pass.
     pub fn forget(&self, namespace: &str, name: &str, but: Option<&Claimant>) -> BTreeSet<Claimant> {
         self.with(|inner| {
             let known = inner.claims.claimants().filter(|c| c.namespace == namespace && c.name == name);
@@ -130,7 +131,7 @@ impl Board {
         })
     }
 
-    /// Notes what a policy has saved.
+    /// Records the original settings that a policy has saved.
     pub fn saved(&self, me: &Claimant, log: &Log) {
         self.with(|inner| {
             inner.drop_saved(me);
@@ -142,8 +143,8 @@ impl Board {
         });
     }
 
-    /// What another policy of the same namespace saved of a unit: the original is what was there before the first of them. What policies of
-    /// other namespaces saved is their authors' word, and not used.
+    /// Returns the original settings of a unit that another policy of the same namespace saved: those from before the first policy
+    /// are the original ones. Records of other namespaces are not used, because their authors could have written anything.
     pub fn original(&self, me: &Claimant, unit: &str) -> Sites {
         self.with(|inner| {
             let by = inner.saved.get(&(me.namespace.clone(), unit.to_owned())).into_iter().flatten();
@@ -151,7 +152,7 @@ impl Board {
         })
     }
 
-    /// Units, each with what it could be recognised by, that an older policy governs.
+    /// Returns those of the units, given with their identities, that an older policy governs.
     pub fn taken_over(&self, me: &Claimant, units: &BTreeMap<String, Claim>) -> BTreeMap<String, Taken> {
         self.with(|inner| {
             let taken = units.iter().filter_map(|(unit, claim)| {
@@ -172,7 +173,7 @@ impl Board {
     }
 }
 
-/// Whether an identity is one that a target states of itself.
+/// Reports whether an identity is one that a target reports.
 pub fn is_stated(identity: &str) -> bool {
     identity.starts_with("aistore/")
 }

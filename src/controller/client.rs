@@ -1,4 +1,4 @@
-//! The way to the API server: asked once, its clock listened to, and nothing written without the lease.
+//! Client of the API server: each request is sent once, each response sets the clock, and nothing is written without the lease.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -17,18 +17,19 @@ use crate::{
     pool::{Patience, Pool, Settings, Trust},
 };
 
-/// The API server's connections, among the pool's providers.
+/// Provider of the connections to the API server in the pool.
 pub const PROVIDER: &str = "kubernetes";
 
-/// The connections over which the Lease is renewed.
+/// Provider of the connections for the Lease.
 pub const LEASE_PROVIDER: &str = "kubernetes-lease";
 
-/// The API server gives up an idle connection after 90 s (`IdleTimeout` in Kubernetes' `secure_serving.go`): this side is
-/// the first, so that no request meets one that is about to be closed.
+/// The API server closes an idle connection after 90 s (`IdleTimeout` in Kubernetes' `secure_serving.go`). The operator closes it
+/// earlier, so that no request uses a connection that the server is about to close.
 const SETTINGS: Settings = Settings {
-    // Each watch keeps one for itself, and there may be one for each policy: a request that waits for a watch's would wait for ever.
+    // Each watch occupies a connection, and there may be a watch for each policy: a request that waits for such a connection would
+    // wait forever.
     max_sockets: 4096,
-    // Passes run side by side, each with a request at a time: what they leave idle is used by the next.
+    // Passes run in parallel, each with one request at a time. The next request uses a connection that they leave idle.
     max_free_sockets: 64,
     timeout: Duration::from_secs(60),
     keep_alive: true,
@@ -40,37 +41,37 @@ const SETTINGS: Settings = Settings {
 const PATIENCE: Patience = Patience {
     connecting: Duration::from_secs(10),
     head: SETTINGS.timeout,
-    // A watch is begun anew after 290 s at the latest, as kube asks for it.
+    // kube restarts a watch after at most 290 s.
     silence: Duration::from_secs(330),
 };
 
-/// Where the environment names a proxy.
+/// Environment variables that name a proxy.
 const PROXIES: [&str; 3] = ["HTTPS_PROXY", "HTTP_PROXY", "ALL_PROXY"];
 
-/// Why there is no way to the API server.
+/// Reason why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Tokens, certificates and CAs.
+    /// Tokens, certificates or CAs are not usable.
     #[error("{0}")]
     Config(#[from] kube::Error),
-    /// Requests go where they are sent, and nowhere else.
+    /// The configuration names a proxy, which is not supported.
     #[error(
         "a proxy between the operator and the API server is not supported; remove proxy-url from the kubeconfig, or list the API server in NO_PROXY"
     )]
     Proxy,
-    /// Not a name that a certificate can hold.
+    /// A certificate cannot contain this server name.
     #[error("tls-server-name {0:?} is neither a host name nor an IP address; correct the kubeconfig")]
     Name(String, #[source] InvalidDnsNameError),
 }
 
-/// A client over this pool's connections, that asks once. kube's own would ask again up to 15 times, for a quarter of an hour each, and hold
-/// a worker while it does: whoever asks here has a back-off of its own, and a 429 from the Eviction API is an answer. Every answer says what
-/// time it is.
+/// Returns a client that uses the connections of this pool and sends each request once. kube's own client would retry up to 15 times, for
+/// a quarter of an hour each, and would hold a worker meanwhile. The callers have their own back-off, and for them a 429 from the Eviction
+/// API is a result. The date of each response sets the clock.
 pub fn client(config: &Config, pool: &Pool) -> Result<Client, Error> {
     client_of(config, pool, PROVIDER, SETTINGS)
 }
 
-/// The same over connections of its own, for the Lease alone: however many watches there are, it is renewed.
+/// Returns a client with separate connections for the Lease, so that it is renewed however many watches there are.
 pub fn lease_client(config: &Config, pool: &Pool) -> Result<Client, Error> {
     client_of(config, pool, LEASE_PROVIDER, Settings { max_sockets: 4, max_free_sockets: 2, ..SETTINGS })
 }
@@ -81,7 +82,7 @@ fn client_of(config: &Config, pool: &Pool, provider: &'static str, settings: Set
             |name: &str| std::env::var(name).is_ok_and(|value| value.parse::<http::Uri>().is_ok_and(|value| value == *proxy));
         let of_environment = PROXIES.iter().any(|name| is_ours(name) || is_ours(&name.to_lowercase()));
         let direct = std::env::var("NO_PROXY").or_else(|_| std::env::var("no_proxy")).unwrap_or_default();
-        // A proxy-url in the kubeconfig is meant for this very server.
+        // A proxy-url in the kubeconfig applies to this server.
         if !of_environment || !is_direct(&direct, &config.cluster_url) {
             return Err(Error::Proxy);
         }
@@ -108,8 +109,8 @@ fn client_of(config: &Config, pool: &Pool, provider: &'static str, settings: Set
     Ok(Client::new(service, config.default_namespace.clone()))
 }
 
-/// Whether `NO_PROXY` names a server, by the rules of Go's `httpproxy`: `*`, an address, a network, or a domain with all below it, each
-/// but a network with an optional port.
+/// Reports whether `NO_PROXY` contains a server, by the rules of Go's `httpproxy`: `*`, an address, a network, or a domain with its
+/// subdomains. All except a network may have a port.
 fn is_direct(no_proxy: &str, server: &http::Uri) -> bool {
     let host = server.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
     let port = server.port_u16().unwrap_or(if server.scheme_str() == Some("http") { 80 } else { 443 });
@@ -132,7 +133,7 @@ fn is_direct(no_proxy: &str, server: &http::Uri) -> bool {
     })
 }
 
-/// None over plain HTTP, where there is nothing to check.
+/// Returns the TLS settings; `None` for plain HTTP.
 fn trust(config: &Config, pool: &Pool) -> Result<Option<Trust>, Error> {
     if config.cluster_url.scheme_str() != Some("https") {
         return Ok(None);
@@ -142,7 +143,7 @@ fn trust(config: &Config, pool: &Pool) -> Result<Option<Trust>, Error> {
     Ok(Some(pool.trust(config.rustls_client_config()?, name)))
 }
 
-/// The same, but it writes only while this process may act: the last look is right before a request leaves.
+/// Returns a client that writes only while this process is the leader. The last check is directly before a request is sent.
 #[must_use]
 pub fn led(client: &Client, leadership: Leadership) -> Client {
     let (namespace, client) = (client.default_namespace().to_owned(), client.clone());
@@ -159,7 +160,7 @@ pub fn led(client: &Client, leadership: Leadership) -> Client {
     Client::new(guarded, namespace)
 }
 
-/// What the layer below said, without that layer's wrapping: it is wrapped again above.
+/// Unwraps the error of the layer below, because the layer above wraps it again.
 fn plain(error: kube::Error) -> BoxError {
     match error {
         kube::Error::Service(error) => error,

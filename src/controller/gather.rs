@@ -1,4 +1,4 @@
-//! Gather: units are read side by side and handed over in groups, as they answer. A slow unit delays neither the others nor itself: it is in a
+//! Gathering: units are read in parallel and returned in groups as they answer. A slow unit does not delay the others: it is in a
 //! later group of the same pass.
 
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
@@ -13,34 +13,34 @@ use crate::{
     targets::Target,
 };
 
-/// Units that are asked at the same time.
+/// Maximum units that are read at the same time.
 const CONCURRENCY: usize = 64;
-/// How long the first answers of a group wait for more.
+/// Time that the first answer of a group waits for more.
 const GROUPING: Duration = Duration::from_millis(400);
-/// How long all units together may take to answer. Those that were not asked by then are asked in the next pass, where those that hung are
-/// not due.
+/// Timeout of all reads together. Units that were not read by then are read in the next pass, in which the units that did not
+/// answer are not due.
 const TIMEOUT: Duration = Duration::from_secs(20);
 
-/// A unit and what it said.
+/// Unit, and its state or why it cannot be read.
 pub type Answer = (Unit, Result<UnitState, Fault>);
 
-/// Units that are being read.
+/// Reads that are in progress.
 pub struct Gathering {
-    /// Units that failed before and are not due to be asked again.
+    /// Units that were not read: their back-off is not over, or there was no time left.
     pub skipped: Vec<Answer>,
     open: FuturesUnordered<BoxFuture<'static, Answer>>,
-    /// Units that are being asked, by id.
+    /// Units that are being read, by id.
     asked: BTreeMap<String, Unit>,
     waiting: Vec<Unit>,
     answered: Vec<Answer>,
     target: Arc<dyn Target>,
-    /// What the answers take, until the pass has ended.
+    /// Memory of the answers, until the pass ends.
     held: Reservation,
     until: Instant,
 }
 
 impl Gathering {
-    /// Asks all units that are due. What they answer is held in the tenant's memory as long as this lives.
+    /// Begins to read all units that are due. Their answers count against the namespace's memory as long as this exists.
     pub fn begin(target: Arc<dyn Target>, units: Vec<Unit>, memory: &Memory, tenant: &Arc<Tenant>) -> Self {
         let now = std::time::Instant::now();
         let (mut skipped, mut waiting) = (Vec::new(), Vec::new());
@@ -55,7 +55,7 @@ impl Gathering {
         Self { skipped, open, asked: BTreeMap::new(), waiting, answered, target, held, until: Instant::now() + TIMEOUT }
     }
 
-    /// The next group of answers: what there is when all have answered, or a moment after the first. `None` after the last.
+    /// Returns the next group of answers: when all units have answered, or a moment after the first answer. `None` after the last group.
     pub async fn next(&mut self) -> Option<Vec<Answer>> {
         let mut until = self.until;
         if !self.answered.is_empty() {
@@ -93,7 +93,7 @@ impl Gathering {
         (!answers.is_empty()).then_some(answers)
     }
 
-    /// Does something else while the units go on answering.
+    /// Runs other work while the reads continue.
     pub async fn alongside<T>(&mut self, work: impl Future<Output = T>) -> T {
         tokio::pin!(work);
         loop {

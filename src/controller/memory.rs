@@ -1,4 +1,4 @@
-//! What the controller keeps in memory of each policy. All of it can be lost: it saves time, never truth.
+//! State of each policy in memory. All of it can be lost: it saves time, and no fact exists only here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,75 +16,75 @@ use crate::{
     targets::Credentials,
 };
 
-/// The first wait after a failure; it doubles.
+/// Back-off after the first failure; it doubles.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
-/// The longest wait after failures.
+/// Maximum back-off.
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
-/// One policy's memory.
+/// State of one policy.
 #[derive(Default)]
 pub struct Memory {
-    /// The object it belongs to; another UID under the same name starts afresh.
+    /// UID of the policy. A new UID under the same name clears the state.
     pub uid: String,
-    /// What was there before the first write, as read from the API server; `None` until it has been read.
+    /// Original settings, from the API server; `None` until they have been read.
     pub originals: Option<Log>,
-    /// The last credentials that could be read. In a namespace that is being deleted the Secret goes first.
+    /// Last credentials that could be read. In a namespace that is being deleted, the Secret is deleted before the policy.
     pub credentials: Credentials,
-    /// Units that do not answer, and when each is asked again.
+    /// Units that do not answer, with their back-off. The key "" stands for the target as a whole.
     pub failing: BTreeMap<String, Failing>,
-    /// Units that answer and did not take a change.
+    /// Units that answer but did not accept a change.
     pub unwritten: BTreeMap<String, Unwritten>,
-    /// Units whose last write did not end well.
+    /// Units whose last write did not succeed.
     pub unfinished: BTreeSet<String>,
-    /// When each unit's process started, as far as it was asked.
+    /// Start of each unit's process, if it was read.
     pub births: BTreeMap<String, String>,
-    /// Failures of the policy as a whole, in a row.
+    /// Consecutive failed passes.
     pub failures: u32,
-    /// When units that the policy no longer points at were first missed.
+    /// Units that are no longer part of the policy, with the time of the first attempt to restore them.
     pub departed: BTreeMap<String, Instant>,
-    /// When the policy was first seen to be deleted.
+    /// Time of the first pass after the policy was deleted.
     pub leaving: Option<Instant>,
-    /// What was last said in the log, so that it is said once.
+    /// Last log message by subject, so that a message is logged once.
     pub logged: BTreeMap<String, String>,
-    /// What moves the limits by itself, if anything does.
+    /// Adaptive control, if the policy has it.
     pub adaptation: Option<Adaptation>,
-    /// What stood in the way of the last restart, if anything did.
+    /// Why the last restart step failed, if it did.
     pub restart_note: Option<String>,
-    /// The nodes that have been watched.
+    /// Names of the nodes that have been observed.
     pub nodes: BTreeSet<String>,
-    /// What their processes are known to use.
+    /// Settings that the processes of the nodes are known to use.
     pub lives: Lives,
-    /// What measures their servers, if anything does.
+    /// Probes of the servers, with `spec.verify`.
     pub verifier: Option<Verifier>,
 }
 
-/// A unit that fails.
+/// Back-off of a unit that does not answer.
 pub struct Failing {
-    /// Failures in a row.
+    /// Consecutive failures.
     pub times: u32,
-    /// When it is asked again.
+    /// Time of the next attempt.
     pub due: Instant,
-    /// Why.
+    /// Last fault.
     pub fault: Fault,
 }
 
-/// A change that a unit did not take.
+/// Changes that a unit did not accept.
 pub struct Unwritten {
     changes: Vec<Change>,
     times: u32,
-    /// When it is sent again; never, where the unit understood and refused.
+    /// Time of the next attempt; `None` if the unit rejected the changes.
     pub due: Option<Instant>,
     fault: Fault,
 }
 
 impl Memory {
-    /// What the units held before the first write, as far as it has been read.
+    /// Returns the original settings of the units; empty until they have been read.
     #[must_use]
     pub fn saved(&self) -> BTreeMap<String, Saved> {
         self.originals.as_ref().map(Log::units).unwrap_or_default()
     }
 
-    /// Notes how a unit's last reading ended.
+    /// Records the result of reading a unit.
     pub fn ended(&mut self, unit: &str, fault: Option<&Fault>, now: Instant) {
         let Some(fault) = fault else {
             self.failing.remove(unit);
@@ -95,7 +95,7 @@ impl Memory {
         self.failing.insert(unit.to_owned(), Failing { times: times.saturating_add(1), due, fault: fault.clone() });
     }
 
-    /// Notes how a unit's last write ended. It is read all the same.
+    /// Records the result of a write. The unit is read in any case.
     pub fn written(&mut self, unit: &str, changes: &[Change], fault: Option<&Fault>, now: Instant) {
         let Some(fault) = fault else {
             self.unwritten.remove(unit);
@@ -108,14 +108,14 @@ impl Memory {
         self.unwritten.insert(unit.to_owned(), unwritten);
     }
 
-    /// Why these changes are not sent to a unit now: it did not take them, and is not due to be asked again.
+    /// Returns why these changes are not sent to a unit now: it did not accept them, and the next attempt is not due.
     #[must_use]
     pub fn held_back(&self, unit: &str, changes: &[Change], now: Instant) -> Option<Fault> {
         let unwritten = self.unwritten.get(unit).filter(|unwritten| unwritten.changes == changes)?;
         unwritten.due.is_none_or(|due| now < due).then(|| unwritten.fault.clone())
     }
 
-    /// Notes what the nodes say of themselves. `all`: every node of the policy is among them.
+    /// Records what the nodes report. `all` means that these are all nodes of the policy.
     pub fn looked(&mut self, nodes: &[&NodeState], all: bool, now: Timestamp) {
         let watched = !self.nodes.is_empty();
         for node in nodes {
@@ -131,7 +131,7 @@ impl Memory {
         }
     }
 
-    /// Forgets units that are neither there any more nor waiting to be restored: pods come and go.
+    /// Forgets units that neither exist any more nor wait to be restored: pods come and go.
     pub fn keep_only(&mut self, units: &[Unit]) {
         let mut ids: BTreeSet<_> = units.iter().map(|unit| unit.id.clone()).collect();
         ids.extend(self.originals.iter().flat_map(|log| log.units().into_keys()));
@@ -145,13 +145,13 @@ impl Memory {
         });
     }
 
-    /// Whether this was not said before; it is noted as said.
+    /// Reports whether the last log message about a subject differs from this one, and records this one.
     pub fn news(&mut self, about: &str, said: &str) -> bool {
         self.logged.insert(about.to_owned(), said.to_owned()).as_deref() != Some(said)
     }
 }
 
-/// How long to wait after so many failures in a row.
+/// Returns the back-off after a number of consecutive failures.
 #[must_use]
 pub fn wait(failures: u32) -> Duration {
     FIRST_WAIT.saturating_mul(1 << failures.min(16)).min(LONGEST_WAIT)
@@ -174,11 +174,11 @@ mod tests {
         let mut memory = Memory::default();
         let at = |second: i64| Timestamp::from_second(10_000 + second).expect("a time");
         let uses = |memory: &Memory, name: &str| memory.lives.get(name).and_then(|life| life.uses(KNOB, Value::Count(80), None));
-        // One of the first two does not say how long it has run, and does so later.
+        // One of the first two nodes does not report its uptime at first, and reports it later.
         memory.looked(&[&node("p0", uptime), &node("t0", None)], true, at(0));
         memory.looked(&[&node("p0", uptime), &node("t0", uptime), &node("t1", uptime)], true, at(30));
         assert_eq!([uses(&memory, "p0"), uses(&memory, "t0"), uses(&memory, "t1")], [None, None, Some(false)]);
-        // One that leaves and comes back has joined.
+        // A node that leaves and comes back has joined.
         memory.looked(&[&node("p0", uptime)], true, at(60));
         memory.looked(&[&node("p0", uptime), &node("t0", uptime)], true, at(90));
         assert_eq!(uses(&memory, "t0"), Some(false));

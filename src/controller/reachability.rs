@@ -1,7 +1,7 @@
 //! Which addresses the operator connects to on a policy's behalf: the guard against server-side request forgery (SSRF).
 //!
-//! A policy, a node, an `EndpointSlice` and a saved original can all name any address, and whoever writes them may be hostile. An address is
-//! used only if an administrator lists it in `--allow-endpoints`, or if the API server says at the time of use that it belongs to the policy's
+//! A policy, a node, an `EndpointSlice` and a saved original can all name any address, and their authors may be hostile. An address is used
+//! only if an administrator lists it in `--allow-endpoints`, or if the API server reports at the time of use that it belongs to the policy's
 //! own namespace. Of an address that a node names, only scheme, host and port are used.
 
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +13,7 @@ use url::{Host, Url};
 use super::{Context, Error, in_time};
 use crate::{decide::restart::is_name, pool::Provider};
 
-/// Scheme, host and port of an address that somebody else wrote; path, query and credentials are dropped.
+/// Scheme, host and port of an address that another party wrote; path, query and credentials are dropped.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Origin {
     scheme: String,
@@ -22,13 +22,13 @@ pub struct Origin {
 }
 
 impl Origin {
-    /// `None` where it is not an HTTP address.
+    /// Parses an address; `None` if it is not an HTTP address.
     #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let url = Url::parse(text).ok().filter(|url| matches!(url.scheme(), "http" | "https"))?;
         let host = match url.host()? {
             Host::Ipv4(ip) => Host::Ipv4(ip),
-            // The same address in the other family's spelling.
+            // An IPv4 address may be written as an IPv6 address.
             Host::Ipv6(ip) => ip.to_ipv4_mapped().map_or(Host::Ipv6(ip), Host::Ipv4),
             Host::Domain(name) => Host::Domain(name.to_owned()),
         };
@@ -42,16 +42,16 @@ impl std::fmt::Display for Origin {
     }
 }
 
-/// The name that the cluster's DNS gives a pod under its headless Service, `hostname.subdomain.namespace.svc`, without the cluster's domain.
-/// `None` where the pod has no such name.
+/// Returns the DNS name of a pod under its headless Service, `hostname.subdomain.namespace.svc`, without the cluster's domain. `None`
+/// if the pod has no such name.
 #[must_use]
 pub fn pod_name_in_dns(pod: &Pod) -> Option<String> {
     let spec = pod.spec.as_ref()?;
     Some(format!("{}.{}.{}.svc", spec.hostname.as_ref()?, spec.subdomain.as_ref()?, pod.namespace()?))
 }
 
-/// The address of a node, as its own cluster names it, if it may be reached: a listed one, one of a pod of the policy's namespace, or one of the
-/// host that such a pod runs on, at a port that the pod publishes there (`hostPort`).
+/// Returns the address of a node, as its own cluster names it, if it is permitted: an address in `--allow-endpoints`, of a pod of the
+/// policy's namespace, or of such a pod's host with a port that the pod publishes there (`hostPort`).
 pub async fn named_by_a_node(ctx: &Context, namespace: &str, provider: &Provider, text: &str) -> Option<String> {
     let origin = Origin::parse(text)?;
     if let Ok(listed) = ctx.settings.allow_endpoints.check(&origin.to_string()) {
@@ -66,7 +66,7 @@ pub async fn named_by_a_node(ctx: &Context, namespace: &str, provider: &Provider
                 return None;
             }
             let ips = addresses_of(&pod);
-            // No DNS is asked: the answer could be any address.
+            // DNS is not used: it could return any address.
             provider.name(host, ips.iter().map(|ip| SocketAddr::new(*ip, 0)).collect());
             return (!ips.is_empty()).then(|| origin.to_string());
         }
@@ -76,8 +76,9 @@ pub async fn named_by_a_node(ctx: &Context, namespace: &str, provider: &Provider
     is_pods.then(|| origin.to_string())
 }
 
-/// The same page at the address of the pod that the node says it runs in: for a node whose own address is a load balancer's or the name of a
-/// host, which the API server does not know. The pod is one of the policy's namespace, where any may be asked. `None` where there is none.
+/// Returns the same URL at the address of the pod in which the node reports to run. It is for nodes whose own address is a load
+/// balancer or a host name, which the API server does not know. Every pod of the policy's namespace is permitted. `None` if there is
+/// no such pod.
 pub async fn of_its_pod(ctx: &Context, namespace: &str, pod: &str, text: &str) -> Option<String> {
     if pod.is_empty() {
         return None;
@@ -91,7 +92,7 @@ pub async fn of_its_pod(ctx: &Context, namespace: &str, pod: &str, text: &str) -
     Some(Origin { host, ..origin }.to_string())
 }
 
-/// The same, as socket addresses: a name is looked up in DNS only where `--allow-endpoints` lists it.
+/// Returns the permitted address of a node as socket addresses. Only a name in `--allow-endpoints` is looked up in DNS.
 pub async fn addresses(ctx: &Context, namespace: &str, provider: &Provider, text: &str) -> Option<Vec<SocketAddr>> {
     let permitted = Origin::parse(&named_by_a_node(ctx, namespace, provider, text).await?)?;
     let port = permitted.port;
@@ -108,19 +109,19 @@ pub async fn addresses(ctx: &Context, namespace: &str, provider: &Provider, text
     }
 }
 
-/// What an endpoint of a Service is.
+/// Kind of an endpoint of a Service.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Endpoint {
-    /// A pod of the namespace that has this address, or an address that `--allow-endpoints` lists.
+    /// The address belongs to a pod of the namespace, or is in `--allow-endpoints`.
     Known,
-    /// A pod that does not exist any more.
+    /// The pod does not exist any more.
     Gone,
-    /// An address of which the API server does not say that it belongs to the namespace.
+    /// The API server does not report that the address belongs to the namespace.
     Foreign,
 }
 
-/// Whether an endpoint of a Service may be reached. Whoever may write Endpoints or `EndpointSlices` can put any address into them
-/// (CVE-2021-25740), so their word is not enough. `pod` is the UID and the name that the slice gives.
+/// Checks whether an endpoint of a Service is permitted. Anyone who may write Endpoints or `EndpointSlices` can put any address into them
+/// (CVE-2021-25740), so the slice alone is not enough. `pod` is the UID and the name from the slice.
 pub async fn endpoint(
     ctx: &Context,
     namespace: &str,
@@ -141,7 +142,7 @@ pub async fn endpoint(
     })
 }
 
-/// Where the API server says that a pod's ports are published: each address of its host with each `hostPort`.
+/// Returns where a pod's ports are published, as the API server reports it: each address of its host with each `hostPort`.
 #[must_use]
 pub fn published_at(pod: &Pod) -> Vec<(IpAddr, u16)> {
     let status = pod.status.as_ref();
@@ -156,7 +157,7 @@ pub fn published_at(pod: &Pod) -> Vec<(IpAddr, u16)> {
     hosts.into_iter().flat_map(|host| ports.iter().map(move |port| (host, *port))).collect()
 }
 
-/// The addresses that the API server knows a pod by.
+/// Returns the addresses of a pod, as the API server reports them.
 #[must_use]
 pub fn addresses_of(pod: &Pod) -> Vec<IpAddr> {
     let status = pod.status.as_ref();

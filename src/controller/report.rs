@@ -1,4 +1,4 @@
-//! Report: Events, then the status; each only when there is something new.
+//! Reporting: Events, then the status, each only if something is new.
 
 use k8s_openapi::{
     api::{core::v1::ObjectReference, events::v1::Event},
@@ -24,14 +24,14 @@ use crate::{
     metrics::Step,
 };
 
-/// Most bytes of an Event's note; the API server takes 1,024.
+/// Maximum bytes of an Event's note; the API server accepts 1,024.
 const NOTE_LENGTH: usize = 900;
 
-/// What is told of a decision. It is the same news as long as no decision has been written down since: a process that died between the
-/// telling and the writing left a step that the next one takes instead, with other words and perhaps other news beside it.
+/// Events of a decision. Such an Event is the same until a decision is in the status: if a process ended between the Event and the
+/// status, the next process decides again, perhaps with another text and with other Events beside it.
 const STEPS: [EventReason; 3] = [EventReason::Tightened, EventReason::Relaxed, EventReason::ReachedFloor];
 
-/// Tells what is new. Events go first: a status that was written would make them old news after a crash.
+/// Publishes what is new. Events are first: after a crash between the two, a written status would hide that they are missing.
 pub async fn report(
     ctx: &Context,
     subject: &Subject,
@@ -56,14 +56,14 @@ pub async fn report(
     }
     let api = Api::<StoredPolicy>::namespaced(ctx.client.clone(), &subject.namespace);
     if subject.status_lost {
-        // An apply would leave in place what another client has put there.
+        // An apply would keep fields that another client has set.
         let empty = json!({"metadata": {"uid": subject.uid}, "status": null});
         in_time(api.patch_status(&subject.name, &PatchParams::default(), &Patch::Merge(empty))).await?;
     }
     let body = json!({
         "apiVersion": IdleConnectionPolicy::api_version(&()),
         "kind": IdleConnectionPolicy::kind(&()),
-        // Another object of the same name, made since, must not get this one's status.
+        // The uid protects a newer object of the same name.
         "metadata": {"name": subject.name, "uid": subject.uid},
         "status": status,
     });
@@ -80,7 +80,7 @@ pub async fn report(
     }
 }
 
-/// Says that the operator itself has failed on a policy. Nothing that decides takes part in it, for that may be what has failed.
+/// Reports an internal error in the status. It uses no decision code, because that code may be what failed.
 pub async fn internal_error(ctx: &Context, policy: &PolicyRef) -> Result<(), Error> {
     let Some(namespace) = &policy.namespace else { return Err(Error::Nameless) };
     let api = Api::<StoredPolicy>::namespaced(ctx.client.clone(), namespace);
@@ -110,15 +110,15 @@ pub async fn internal_error(ctx: &Context, policy: &PolicyRef) -> Result<(), Err
     Ok(())
 }
 
-/// Publishes an Event under a name that the same news always gets, so that telling it twice leaves one. The name can be foreseen: where an
-/// Event of this name says something else, somebody else made it, and the news gets another name.
+/// Publishes an Event. The same news always has the same name, so that publishing it twice leaves one Event. The name is predictable:
+/// if an Event of this name has other content, another client created it, and this Event gets another name.
 pub async fn event(ctx: &Context, subject: &Subject, notice: &Notice, seed: &str) -> Result<(), Error> {
     let api = Api::<Event>::namespaced(ctx.client.clone(), &subject.namespace);
     let name = format!("{}.{:016x}", subject.name, fnv1a(&format!("{}/{seed}/{}", subject.uid, notice.reason)));
     let mut event = told(ctx, subject, notice, name);
     match in_time(api.create(&PostParams::default(), &event)).await {
         Err(Error::Kube(kube::Error::Api(status))) if status.is_already_exists() => {
-            // Without the right to read Events, or where it is the same news, it counts as told.
+            // If it cannot be read, it counts as the same Event.
             let name = event.metadata.name.clone().unwrap_or_default();
             let Ok(Some(there)) = in_time(api.get_opt(&name)).await else { return Ok(()) };
             if is_same(&there, &event) {
@@ -127,7 +127,7 @@ pub async fn event(ctx: &Context, subject: &Subject, notice: &Notice, seed: &str
             event.metadata.name = Some(format!("{name}.{:08x}", fastrand::u32(..)));
             in_time(api.create(&PostParams::default(), &event)).await?;
         }
-        // The namespace is being deleted and takes no more Events.
+        // A namespace that is being deleted accepts no Events.
         Err(Error::Kube(kube::Error::Api(status))) if status.is_forbidden() => return Ok(()),
         Err(error) => return Err(error),
         Ok(_) => {}
@@ -136,7 +136,8 @@ pub async fn event(ctx: &Context, subject: &Subject, notice: &Notice, seed: &str
     Ok(())
 }
 
-/// Whether two Events tell the same of the same policy. The notes may differ: a process that died before it wrote the status tells it anew.
+/// Reports whether two Events have the same policy and reason. The notes may differ: a process that ended before it wrote the status
+/// is followed by one that publishes the Event again.
 fn is_same(one: &Event, other: &Event) -> bool {
     let about = |event: &Event| event.regarding.as_ref().map(|policy| (policy.kind.clone(), policy.uid.clone()));
     let kind = |event: &Event| (event.reason.clone(), event.type_.clone(), event.reporting_controller.clone());

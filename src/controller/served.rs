@@ -1,4 +1,4 @@
-//! The CRD as the API server serves it, held against the one that this program is made for.
+//! Comparison of the CRD that the API server serves with the CRD of this version.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -12,31 +12,31 @@ use crate::api::{
     stored::some,
 };
 
-/// How soon to look again where there is none that can be worked with, or it was not told.
+/// Interval of the checks while the CRD is missing, too old or unknown.
 const SOON: Duration = Duration::from_secs(2);
-/// How soon otherwise: an upgrade of the CRD under a running operator is seen after this.
+/// Interval of the checks otherwise: an upgrade of the CRD under a running operator is detected within this time.
 const LATER: Duration = Duration::from_secs(60);
 
-/// What the API server has.
+/// CRD that the API server serves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Served {
-    /// It has not been asked yet.
+    /// The API server has not been asked yet.
     #[default]
     Unasked,
-    /// There is no such CRD.
+    /// The CRD is not installed.
     Missing,
-    /// It did not say. What it has is taken for what is needed, as it was before anybody asked.
+    /// The API server does not publish its schemas. The operator assumes that the CRD has its own version.
     Untold,
-    /// What this program is made for.
+    /// The CRD has the version of this operator.
     Same,
-    /// It lacks these fields, and would drop what is written there.
+    /// The CRD lacks these fields, so the API server would drop their values.
     Older(Vec<String>),
-    /// It has these fields, which this program does not know.
+    /// The CRD has these fields, which this version does not know.
     Newer(Vec<String>),
 }
 
 impl Served {
-    /// Why nothing is done as long as it is so; `None` where something is.
+    /// Returns why the operator waits; `None` if it can work.
     #[must_use]
     pub fn obstacle(&self) -> Option<String> {
         matches!(self, Self::Unasked | Self::Missing | Self::Older(_)).then(|| self.to_string())
@@ -74,20 +74,20 @@ impl fmt::Display for Served {
 }
 
 impl Context {
-    /// What the API server has, as it was last seen.
+    /// Returns the result of the last check.
     #[must_use]
     pub fn served(&self) -> Arc<Served> {
         self.served.borrow().clone()
     }
 
-    /// Waits until there is a CRD that can be worked with. Whoever cannot work should not be the one that acts: during an upgrade the
-    /// replicas of the version before still can.
+    /// Waits until the operator can work with the CRD. A replica that cannot work should not become the leader: during an upgrade, the
+    /// replicas of the older version still can work.
     pub async fn workable(&self) {
-        // The sender is this one's own: it does not end.
+        // `self` owns the sender, so this does not fail.
         let _ = self.served.subscribe().wait_for(|served| served.obstacle().is_none()).await;
     }
 
-    /// Looks again and again; never ends.
+    /// Checks the CRD repeatedly; never ends.
     pub(super) async fn watch_served(&self) {
         loop {
             let before = self.served();
@@ -110,7 +110,7 @@ impl Context {
     }
 }
 
-/// Asks the API server.
+/// Reads the schemas of the API server.
 pub async fn ask(client: &Client) -> Served {
     let (group, version) = (IdleConnectionPolicy::group(&()), IdleConnectionPolicy::version(&()));
     let Ok(request) = http::Request::get(format!("/openapi/v3/apis/{group}/{version}")).body(Vec::new()) else {
@@ -118,7 +118,7 @@ pub async fn ask(client: &Client) -> Served {
     };
     let document: Json = match in_time(client.request(request)).await {
         Ok(document) => document,
-        // It comes as plain text: there is no reason in it.
+        // This response is plain text, so it has no reason.
         Err(super::Error::Kube(kube::Error::Api(status))) if status.code == 404 => return Served::Missing,
         Err(error) => {
             tracing::debug!(error = logging::chain(&error), "cannot read the schemas of the API server");
