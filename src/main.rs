@@ -1,4 +1,4 @@
-//! The operator's entry point: flags, the TLS provider, and the exit code.
+//! Entry point of the operator: flags, the TLS provider, and the exit code.
 
 use std::{process::ExitCode, sync::Arc, time::Duration};
 
@@ -63,7 +63,7 @@ async fn main() -> ExitCode {
 }
 
 async fn command(cli: Cli) -> Result<(), Error> {
-    // This fails only if a provider is already installed, which is as good.
+    // This fails only if a provider is already installed, which serves as well.
     let _ = rustls::crypto::ring::default_provider().install_default();
     match cli.command {
         Command::Crd => {
@@ -125,7 +125,7 @@ fn leadership(election: Option<&Election>) -> Leadership {
     election.map_or_else(Leadership::always, Election::leadership)
 }
 
-/// Never ends if there is no election.
+/// Campaigns for the Lease until it is lost. Never ends without leader election.
 async fn stands(election: Option<&mut Election>) -> leader::Error {
     match election {
         Some(election) => election.run().await,
@@ -186,7 +186,7 @@ async fn run(options: Run) -> Result<(), Error> {
     ended
 }
 
-/// The API, ready to serve. It authorizes callers on every replica, whether it is the leader or not.
+/// Binds the API and returns the future that serves it. Leader and standbys authorize callers.
 async fn api(options: &Run, client: &Client, context: Arc<Context>) -> Result<impl Future<Output = ()>, Error> {
     let listener = match options.api_address.0 {
         Some(address) if options.demo && !address.ip().is_loopback() => return Err(Error::Open(address)),
@@ -218,7 +218,7 @@ async fn client(cluster: &Cluster, pool: &Pool) -> Result<Client, Error> {
     controller::client(&config(cluster).await?, pool).map_err(no_cluster)
 }
 
-/// A candidate with its own connections; none without election.
+/// Returns a candidate for the Lease with separate connections; `None` without leader election.
 async fn election(lease: &Lease, cluster: &Cluster, pool: &Pool) -> Result<Option<Election>, Error> {
     let Some(terms) = lease.terms()? else { return Ok(None) };
     let client = controller::lease_client(&config(cluster).await?, pool).map_err(no_cluster)?;

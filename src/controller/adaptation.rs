@@ -1,4 +1,4 @@
-//! The loop's place in the controller: what is sampled, what is remembered between passes, and when a pass is worth making.
+//! Adaptive control in the controller: what is sampled, the state between passes, and when a pass is due.
 
 use std::{
     collections::BTreeMap,
@@ -39,16 +39,16 @@ use crate::{
     targets,
 };
 
-/// A threshold where the user gives none: AIStore's own first line, 512 goroutines a CPU.
+/// Default threshold: 512 goroutines per CPU, AIStore's own first alert.
 const PER_CPU: f64 = 512.0;
-/// How long the pressure must be elsewhere before the status follows.
+/// Time that the utilization must differ from the status before a pass updates it (milliseconds).
 const MOVED: i64 = 60_000;
-/// By how many points.
+/// Percentage points by which the utilization must differ from the status.
 const POINTS: u32 = 10;
-/// What a Prometheus server is called among the nodes.
+/// Node name of a Prometheus server.
 const PROMETHEUS: &str = "prometheus";
 
-/// One policy's loop, between passes.
+/// Adaptive control of one policy, between passes.
 #[allow(clippy::struct_excessive_bools)] // Independent facts, not a state machine.
 pub struct Adaptation {
     tuning: Tuning,
@@ -74,41 +74,41 @@ pub struct Adaptation {
     moved: bool,
 }
 
-/// What came of a round of samples.
+/// Result of a round of samples.
 struct Tick {
-    /// Whether a pass is worth making.
+    /// Whether a pass is due.
     news: bool,
-    /// Whether enough nodes were counted.
+    /// Whether the tasks of enough nodes are known.
     fresh: bool,
-    /// How the policy stands.
+    /// State of the policy.
     point: Point,
 }
 
-/// What the loop is told in one pass.
+/// Signal of one pass.
 pub struct Look {
     signal: Signal,
     now: i64,
 }
 
 impl Look {
-    /// What the samples say.
+    /// Returns the signal.
     pub const fn signal(&self) -> &Signal {
         &self.signal
     }
 
-    /// Open files in percent of what a process may have, and the node where that is highest.
+    /// Returns the highest share of used file descriptors in percent, and its node.
     pub fn files(&self) -> Option<(u32, String)> {
         self.signal.reading()?.files.clone()
     }
 }
 
 impl Adaptation {
-    /// How many nodes are asked for samples, and how often.
+    /// Returns how many nodes are sampled, and the interval.
     pub fn asked(&self) -> (usize, Duration) {
         (self.sampler.count(), Duration::from_millis(u64::try_from(self.tuning.interval).unwrap_or(10_000)))
     }
 
-    /// What the nodes last ran, as it comes.
+    /// Returns the last samples of the nodes.
     pub fn samples(&self) -> Samples {
         self.sampler.samples()
     }
@@ -120,19 +120,19 @@ impl Adaptation {
         self.sampler.signal(self.percentile, self.tuning.most_age(), now)
     }
 
-    /// Looks once more, now.
+    /// Evaluates the samples now.
     pub fn look(&self) -> Look {
         let now = clock::now().as_millisecond();
         Look { signal: self.signal(now), now }
     }
 
-    /// Takes note of what the units say of their pools, where all of them have: it bounds what tightening can do.
+    /// Records the maximum of pooled connections if all units have answered: it bounds the effect of tightening.
     pub fn bound(&mut self, traits: &Traits, saved: &BTreeMap<String, Saved>, answered: &[(Unit, UnitState)], all: bool) {
         let most = || attribution::most_pooled(&self.declared.settings, &self.floor, traits, saved, answered);
         self.most_pooled = all.then(most).flatten();
     }
 
-    /// For the decision.
+    /// Returns the input of the decision.
     pub fn input<'a>(&'a self, look: &'a Look) -> Adaptive<'a> {
         Adaptive {
             tuning: &self.tuning,
@@ -150,12 +150,12 @@ impl Adaptation {
         }
     }
 
-    /// How many connections idle on all nodes, where they say so.
+    /// Returns the number of idle connections on all nodes; `None` if a node does not report it.
     fn idle_connections(&self, look: &Look) -> Option<f64> {
         Some(look.signal.reading()?.idle_tasks? / f64::from(self.tasks_per_connection))
     }
 
-    /// For the report.
+    /// Returns the input of the report.
     pub fn seen<'a>(&'a self, look: &'a Look) -> SeenLoop<'a> {
         SeenLoop {
             tuning: &self.tuning,
@@ -171,7 +171,7 @@ impl Adaptation {
         }
     }
 
-    /// After a pass whose report has been written, with what the nodes held at its end.
+    /// Takes over the outcome of a pass whose report was written, with the state of the nodes at its end.
     pub fn commit<'a>(
         &mut self,
         outcome: &Outcome,
@@ -189,13 +189,13 @@ impl Adaptation {
         self.standing = decide::standing(&self.declared, &self.floor, &self.state, traits, lives, &changed, units);
     }
 
-    /// After a round of samples: whether a pass is worth making.
+    /// Evaluates a round of samples.
     fn tick(&mut self) -> Tick {
         let look = self.look();
         let facts = self.input(&look).facts(&self.declared.settings, self.suspend, self.standing);
         let outcome = adapt::step(&self.tuning, &facts, &self.state, &look.signal, look.now);
         let news = outcome.decision.is_some() || outcome.judged.is_some() || outcome.digest(&look.signal) != self.digest;
-        // While samples are missing the window stands still, and asking sooner would not bring its end nearer.
+        // While samples are missing, the window does not advance, so sampling earlier would not help.
         let reading = look.signal.reading();
         let end = if reading.is_some() { adapt::next_end(&self.tuning, &outcome.state, look.now) } else { None };
         if let Some(wait) = end.filter(|wait| *wait < self.tuning.interval) {
@@ -218,7 +218,7 @@ impl Adaptation {
     }
 
     fn has_moved(&mut self, look: &Look) -> bool {
-        // An alert is either raised or not: there is no figure that could move.
+        // With alerts there is no utilization that could change.
         let Some(reading) = look.signal.reading().filter(|_| !self.levels) else {
             self.moved_since = None;
             return false;
@@ -232,11 +232,11 @@ impl Adaptation {
 }
 
 impl Context {
-    /// After a round of samples.
+    /// Handles a round of samples, and enqueues the policy if a pass is due.
     pub(super) fn tick(&self, policy: &PolicyRef) {
         let memory = self.memories.lock().unwrap_or_else(std::sync::PoisonError::into_inner).get(policy).cloned();
         let Some(memory) = memory else { return };
-        // A pass that is being made looks for itself.
+        // A pass in progress evaluates the samples itself.
         let Ok(mut memory) = memory.try_lock() else { return };
         let Some(adaptation) = &mut memory.adaptation else { return };
         let path = path(policy);
@@ -255,7 +255,7 @@ impl Context {
         let evaluation = metrics::Evaluation { is_fresh: fresh, pressure: point.pressure, openness: point.openness };
         self.metrics.looked(policy.namespace.as_deref().unwrap_or_default(), &policy.name, evaluation);
         self.live.sampled(policy, point);
-        // While the target cannot be found nothing can be done about it: the pass that is due will look.
+        // While the target cannot be found, a pass could not act. The next attempt evaluates the samples.
         let backing_off = memory.failing.get("").is_some_and(|failing| failing.due > Instant::now());
         if news && !backing_off {
             let _ = self.nudges.send(policy.clone());
@@ -263,7 +263,8 @@ impl Context {
     }
 }
 
-/// What annotations say: what is paused, one that cannot be read, and when the first of them ends.
+/// Reads the annotations that pause adaptive control. Returns what is paused, an annotation that cannot be read, and when the
+/// first pause ends.
 pub fn pauses(subject: &Subject, now: Timestamp) -> (Pause, Option<&'static str>, Option<Timestamp>) {
     let mut unreadable = None;
     let mut next: Option<Timestamp> = None;
@@ -289,7 +290,7 @@ pub fn pauses(subject: &Subject, now: Timestamp) -> (Pause, Option<&'static str>
     (Pause { tighten: all || tighten, relax: all || relax }, unreadable, next)
 }
 
-/// Brings the loop up to what the policy says now; `None` where it has none.
+/// Applies the current policy to adaptive control; ends it if the policy has none.
 pub async fn prepare(
     ctx: &Context,
     subject: &Subject,
@@ -361,7 +362,7 @@ pub async fn prepare(
         }
     }
     if watch.nodes.is_empty() && source != SourceName::Prometheus {
-        // Membership could not be read this time: it is what it was.
+        // The nodes could not be read in this pass: keep the last known ones.
         if let Some(old) = &memory.adaptation {
             watch.nodes = old.sampler.nodes();
         }
@@ -420,7 +421,7 @@ pub async fn prepare(
     });
 }
 
-/// What is looked for in each node's page.
+/// Returns what to read from the metrics page of each node.
 fn probe(signal: &SignalSpec, threshold: Threshold) -> Probe {
     let selection = Selection::new(signal.match_labels.clone(), signal.aggregation.unwrap_or_default());
     let probe = Probe::gauge(&signal.metric, threshold).of_series(selection);
@@ -429,7 +430,7 @@ fn probe(signal: &SignalSpec, threshold: Threshold) -> Probe {
     probe.with_idle(&idle.metric, selection, tasks_per_connection(signal).into())
 }
 
-/// What a step does by itself to the target as it answered.
+/// Returns what a step itself does to the connections of the target.
 fn disturbance(declared: &Settings, floor: &Settings, traits: &Traits, answered: &[(Unit, UnitState)]) -> Option<Disturbance> {
     decide::disturbance(declared, floor, traits, |knob| {
         let has = |(_, state): &(Unit, UnitState)| state.sites.keys().any(|site| site.knob == knob);
@@ -443,7 +444,7 @@ fn tasks_per_connection(signal: &SignalSpec) -> u32 {
     declared.unwrap_or(IdleConnections::TASKS_PER_CONNECTION).max(1)
 }
 
-/// From what was written down; where that is lost, from what the nodes hold.
+/// Returns the state from the status; if the status is lost, the openness is inferred from the settings of the nodes.
 fn resume(subject: &Subject, memory: &Memory, declared: &Declared, floor: &Settings, answered: &[(Unit, UnitState)]) -> State {
     let control = subject.object.status.as_ref().and_then(|status| status.control.as_ref());
     if let Some(text) = control.and_then(|control| control.adaptation.as_ref()) {
@@ -464,7 +465,8 @@ fn resume(subject: &Subject, memory: &Memory, declared: &Declared, floor: &Setti
     State { openness, ..State::default() }
 }
 
-/// The nodes and where their pages are. An address that a node's own cluster names needs a permit each time that it is asked.
+/// Returns the nodes with the URLs of their metrics pages. An address that the node's own cluster names needs a permit at each
+/// request.
 fn nodes(subject: &Subject, units: &[Unit], answered: &[(Unit, UnitState)]) -> Vec<Node> {
     let states: BTreeMap<&str, &UnitState> = answered.iter().map(|(unit, state)| (unit.id.as_str(), state)).collect();
     let target = &subject.spec().target;
@@ -480,7 +482,7 @@ fn nodes(subject: &Subject, units: &[Unit], answered: &[(Unit, UnitState)]) -> V
         };
         for node in &state.nodes {
             let address = node.metrics.as_ref().unwrap_or(&unit.address).clone();
-            // Where a ConfigMap's pod is, the API server says.
+            // For pods that mount a ConfigMap, the API server supplies the address.
             let named = node.metrics.is_some() && target.member().is_some_and(Member::names_its_nodes);
             let pod = node.process.as_ref().map(|process| process.pod.clone()).unwrap_or_default();
             nodes.push(Node { name: node.name.clone(), address, named, pod, path: path.clone() });

@@ -1,4 +1,4 @@
-//! Apply: save what is there, write, read back. In that order, unit by unit side by side.
+//! Applying: saves the original settings, writes, and reads back, in this order. Units are written in parallel.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,10 +24,11 @@ use crate::{
     targets::Target,
 };
 
-/// Units that are written at the same time.
+/// Maximum units that are written at the same time.
 const AT_ONCE: usize = 64;
 
-/// What was saved, under the names that the units' places have now. What cannot be told any more is not kept, and told once.
+/// Renames saved original settings after the config paths of a unit have changed. Settings whose path is ambiguous now are
+/// dropped, and an Event names them.
 pub async fn follow(
     ctx: &Context,
     subject: &Subject,
@@ -52,7 +53,7 @@ pub async fn follow(
     append(ctx, subject, memory, change).await
 }
 
-/// The values that the operator may have written to a node of the policy.
+/// Returns the values that the operator may have written to a node of the policy.
 pub fn written(subject: &Subject, declared: &Declared) -> BTreeSet<(Knob, Value)> {
     let programmed = subject.object.status.as_ref().and_then(|status| status.limits.as_ref()?.programmed.as_ref());
     let mut written = declared.values();
@@ -60,7 +61,7 @@ pub fn written(subject: &Subject, declared: &Declared) -> BTreeSet<(Knob, Value)
     written
 }
 
-/// Says which places of a unit do not get back what they held, because it is not known any more which they are.
+/// Publishes an Event with the config paths of a unit whose original settings are dropped, because they are ambiguous now.
 pub async fn tell_lost(ctx: &Context, subject: &Subject, unit: &str, moved: &Moved) -> Result<(), Error> {
     if moved.lost.is_empty() {
         return Ok(());
@@ -75,7 +76,7 @@ pub async fn tell_lost(ctx: &Context, subject: &Subject, unit: &str, moved: &Mov
     report::event(ctx, subject, &Notice { reason: EventReason::RestoreAbandoned, note }, "moved").await
 }
 
-/// Saves what the planned writes would overwrite; nothing may be written before this has succeeded.
+/// Saves the settings that the planned writes would overwrite. Nothing may be written before this has succeeded.
 pub async fn capture(
     ctx: &Context,
     subject: &Subject,
@@ -106,7 +107,7 @@ pub async fn capture(
     append(ctx, subject, memory, change).await
 }
 
-/// Stops keeping what is back in place.
+/// Drops saved original settings that are restored.
 pub async fn forget(
     ctx: &Context,
     subject: &Subject,
@@ -121,7 +122,7 @@ pub async fn forget(
         let Some(UnitPlan { forget, .. }) = plan.units.get(&result.unit.id) else { continue };
         let (Some(mut saved), Ok(state)) = (kept.remove(&result.unit.id), &result.state) else { continue };
         let before = saved.sites.len();
-        // Only what was seen to be back.
+        // Drop only settings that were read back.
         saved.sites.retain(|site, raw| !(forget.contains(site) && state.sites.get(site).is_none_or(|stored| stored.raw == *raw)));
         if saved.sites.len() != before {
             change.insert(result.unit.id.clone(), Some(saved).filter(|saved| !saved.sites.is_empty()));
@@ -130,7 +131,7 @@ pub async fn forget(
     append(ctx, subject, memory, change).await
 }
 
-/// Adds to what is saved. After a failure the log is read again, for another may have written it.
+/// Appends to the saved original settings. After a failure the log is read again, because another writer may have changed it.
 pub async fn append(
     ctx: &Context,
     subject: &Subject,
@@ -148,8 +149,9 @@ pub async fn append(
     Ok(())
 }
 
-/// Makes the planned writes and reads every written unit back. After `until`, or once the visit is cancelled, no further unit is written.
-#[allow(clippy::too_many_arguments)] // All of one pass.
+/// Makes the planned writes and reads every written unit back. After `until`, or if the visit is cancelled, no further unit is
+/// written.
+#[allow(clippy::too_many_arguments)] // All are needed in one pass.
 pub async fn write(
     ctx: &Context,
     subject: &Subject,
@@ -162,7 +164,7 @@ pub async fn write(
 ) -> Vec<UnitResult> {
     let _timed = ctx.metrics.time(Step::Apply);
     if plan.units.values().any(|unit| !unit.changes.is_empty()) {
-        // An older write that is still under way would land after these.
+        // An older write in progress could overwrite these.
         ctx.reach(subject).provider.writes_ended().await;
     }
     let jobs: Vec<_> = units
@@ -195,7 +197,7 @@ pub async fn write(
     results
 }
 
-/// Writes one unit and reads it back: an answer of 200 alone says too little.
+/// Writes one unit and reads it back: status 200 alone does not prove the change.
 pub async fn write_one(ctx: &Context, target: &dyn Target, unit: Unit, state: &UnitState, changes: &[Change]) -> UnitResult {
     let mut state = std::borrow::Cow::Borrowed(state);
     let mut done: Vec<Change> = Vec::new();
@@ -204,7 +206,8 @@ pub async fn write_one(ctx: &Context, target: &dyn Target, unit: Unit, state: &U
         let result = write_part(ctx, target, unit.clone(), &state, &part, &done).await;
         match (result.state, result.write) {
             (Ok(now), None) if done.len() < changes.len() => state = std::borrow::Cow::Owned(now),
-            // What narrows the distance between client and server is not written before what widens it was seen.
+            // A change that narrows the margin between client and server is written only after the one that widens it was read
+            // back.
             (state, write) => return UnitResult { unit, state, write },
         }
     }
@@ -223,10 +226,10 @@ async fn write_part(
     ctx.metrics.wrote(written.is_ok());
     let mut now = target.read(&unit).await;
     if now.as_ref().is_err_and(|fault| fault.cause == Cause::Unreachable) {
-        // A reload may have closed the very connection that the question went over.
+        // A reload may have closed the connection of this request.
         now = target.read(&unit).await;
     }
-    // What counts is what it stores, whatever it answered: a change that took longer than was waited for is a change.
+    // The stored settings count, not the response: a change that took longer than the timeout is a change.
     let shows = now.as_ref().is_ok_and(|now| stored(now, changes));
     tracing::debug!(unit = unit.name, changes = part.len(), accepted = written.is_ok(), read_back = shows, "wrote the unit");
     let write = match written {
@@ -239,7 +242,7 @@ async fn write_part(
     UnitResult { unit, state: now, write }
 }
 
-/// Whether every site that is still there holds what it was to hold.
+/// Reports whether every config path that still exists has the value of its change.
 fn stored(now: &UnitState, changes: &[Change]) -> bool {
     changes.iter().all(|change| {
         now.sites.get(&change.site).is_none_or(|stored| match &change.to {

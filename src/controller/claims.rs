@@ -143,8 +143,8 @@ impl Board {
         });
     }
 
-    /// Returns the original settings of a unit that another policy of the same namespace saved: those from before the first policy
-    /// are the original ones. Records of other namespaces are not used, because their authors could have written anything.
+    /// Returns the original settings of a unit that another policy of the same namespace saved: those from before the first
+    /// policy are the original ones. Records of other namespaces are not used, because their authors could have written anything.
     pub fn original(&self, me: &Claimant, unit: &str) -> Sites {
         self.with(|inner| {
             let by = inner.saved.get(&(me.namespace.clone(), unit.to_owned())).into_iter().flatten();

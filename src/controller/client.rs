@@ -26,8 +26,8 @@ pub const LEASE_PROVIDER: &str = "kubernetes-lease";
 /// The API server closes an idle connection after 90 s (`IdleTimeout` in Kubernetes' `secure_serving.go`). The operator closes it
 /// earlier, so that no request uses a connection that the server is about to close.
 const SETTINGS: Settings = Settings {
-    // Each watch occupies a connection, and there may be a watch for each policy: a request that waits for such a connection would
-    // wait forever.
+    // Each watch occupies a connection, and there may be a watch for each policy: a request that waits for such a connection
+    // would wait forever.
     max_sockets: 4096,
     // Passes run in parallel, each with one request at a time. The next request uses a connection that they leave idle.
     max_free_sockets: 64,
@@ -64,9 +64,9 @@ pub enum Error {
     Name(String, #[source] InvalidDnsNameError),
 }
 
-/// Returns a client that uses the connections of this pool and sends each request once. kube's own client would retry up to 15 times, for
-/// a quarter of an hour each, and would hold a worker meanwhile. The callers have their own back-off, and for them a 429 from the Eviction
-/// API is a result. The date of each response sets the clock.
+/// Returns a client that uses the connections of this pool and sends each request once. kube's own client would retry up to 15
+/// times, for a quarter of an hour each, and would hold a worker meanwhile. The callers have their own back-off, and for them a
+/// 429 from the Eviction API is a result. The date of each response sets the clock.
 pub fn client(config: &Config, pool: &Pool) -> Result<Client, Error> {
     client_of(config, pool, PROVIDER, SETTINGS)
 }
@@ -109,8 +109,8 @@ fn client_of(config: &Config, pool: &Pool, provider: &'static str, settings: Set
     Ok(Client::new(service, config.default_namespace.clone()))
 }
 
-/// Reports whether `NO_PROXY` contains a server, by the rules of Go's `httpproxy`: `*`, an address, a network, or a domain with its
-/// subdomains. All except a network may have a port.
+/// Reports whether `NO_PROXY` contains a server, by the rules of Go's `httpproxy`: `*`, an address, a network, or a domain with
+/// its subdomains. All except a network may have a port.
 fn is_direct(no_proxy: &str, server: &http::Uri) -> bool {
     let host = server.host().unwrap_or_default().trim_start_matches('[').trim_end_matches(']').to_ascii_lowercase();
     let port = server.port_u16().unwrap_or(if server.scheme_str() == Some("http") { 80 } else { 443 });

@@ -55,7 +55,8 @@ impl Gathering {
         Self { skipped, open, asked: BTreeMap::new(), waiting, answered, target, held, until: Instant::now() + TIMEOUT }
     }
 
-    /// Returns the next group of answers: when all units have answered, or a moment after the first answer. `None` after the last group.
+    /// Returns the next group of answers: when all units have answered, or a moment after the first answer. `None` after the last
+    /// group.
     pub async fn next(&mut self) -> Option<Vec<Answer>> {
         let mut until = self.until;
         if !self.answered.is_empty() {

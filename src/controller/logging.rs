@@ -1,6 +1,7 @@
 //! Debug lines of a pass: the inputs of each decision, and the decision.
 //!
-//! They contain names, counts, limits and times: no secrets, and no responses of other servers. The span of the pass adds the policy.
+//! They contain names, counts, limits and times: no secrets, and no responses of other servers. The span of the pass adds the
+//! policy.
 
 use std::error::Error;
 

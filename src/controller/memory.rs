@@ -193,7 +193,7 @@ mod tests {
         let mut memory = Memory::default();
         memory.written("u", &change(1), Some(&Fault::new(Cause::Rejected, "no")), now);
         assert!(memory.held_back("u", &change(1), later).is_some());
-        assert!(memory.held_back("u", &change(2), now).is_none(), "another change is another question");
+        assert!(memory.held_back("u", &change(2), now).is_none(), "other changes are sent");
         memory.written("u", &change(1), Some(&Fault::new(Cause::Busy, "later")), now);
         assert!(memory.held_back("u", &change(1), now).is_some());
         assert!(memory.held_back("u", &change(1), later).is_none());

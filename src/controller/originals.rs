@@ -35,8 +35,8 @@ pub async fn load(api: &Api<ControllerRevision>, policy: &str) -> Result<Log, Er
     Ok(log)
 }
 
-/// Appends to the log, and deletes superseded revisions. If another writer has created an object of the same name, this fails, and
-/// the log must be read again.
+/// Appends to the log, and deletes superseded revisions. If another writer has created an object of the same name, this fails,
+/// and the log must be read again.
 pub async fn append(
     api: &Api<ControllerRevision>,
     policy: &str,

@@ -1,4 +1,4 @@
-//! Where a policy's target is, and what its references hold: pods, Services, Secrets and `ConfigMaps` of its namespace.
+//! Discovery: finds the target of a policy and reads its references: pods, Services, Secrets and `ConfigMaps` of its namespace.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -29,14 +29,14 @@ use crate::{
     targets::{Credentials, Place, PodFacts, endpoint},
 };
 
-/// The label by which pods say what part of an application they are.
+/// Label of a pod with its role in an application.
 const COMPONENT: &str = "app.kubernetes.io/component";
 
-/// Why the target cannot be looked at: for the user, or for another try.
+/// Why the target cannot be found or read.
 pub enum Failure {
-    /// Goes into the status.
+    /// The status shows it.
     Problem(Problem),
-    /// The API server did not do its part.
+    /// A request to the API server failed; the pass is retried.
     Error(Error),
 }
 
@@ -59,7 +59,7 @@ fn no_right(verb: &str, what: &str) -> Problem {
     Problem::blocked(Reason::Forbidden, format!("The operator lacks the right to {verb} {what}; grant it in this namespace"))
 }
 
-/// An answer of the API server; without the right to it, that is what the status says.
+/// Converts a missing right into a problem for the status.
 fn permitted<T>(answer: Result<T, Error>, verb: &str, what: &str) -> Result<T, Failure> {
     match answer {
         Err(Error::Kube(kube::Error::Api(status))) if status.is_forbidden() => Err(no_right(verb, what).into()),
@@ -67,23 +67,23 @@ fn permitted<T>(answer: Result<T, Error>, verb: &str, what: &str) -> Result<T, F
     }
 }
 
-/// What the target's references hold, read anew.
+/// Reads the target's references.
 pub async fn credentials(ctx: &Context, namespace: &str, target: &Target) -> Result<Credentials, Failure> {
     let references = target.member().map(Member::references).unwrap_or_default();
     referred(ctx, namespace, references).await
 }
 
-/// A Prometheus server, and what its references hold.
+/// Prometheus server, with the contents of its references.
 pub struct PrometheusServer {
     /// `scheme://host:port`.
     pub address: String,
-    /// Token and CA.
+    /// Bearer token and CA.
     pub credentials: Credentials,
-    /// Header fields.
+    /// Additional header fields.
     pub headers: Vec<(String, String)>,
 }
 
-/// Where a Prometheus server is, and what its references hold.
+/// Finds a Prometheus server and reads its references.
 pub async fn prometheus(ctx: &Context, subject: &Subject, spec: &Prometheus) -> Result<PrometheusServer, Failure> {
     let namespace = &subject.namespace;
     let place = match (&spec.endpoint, &spec.service) {
@@ -122,7 +122,7 @@ async fn referred(ctx: &Context, namespace: &str, references: References<'_>) ->
     Ok(credentials)
 }
 
-/// One line of a Secret that goes into an HTTP header.
+/// Reads a value of a Secret for an HTTP header: one line of printable ASCII.
 async fn secret_text(ctx: &Context, namespace: &str, reference: &KeyRef, field: &str, what: &str) -> Result<String, Failure> {
     let bytes = secret_key(ctx, namespace, reference, field).await?;
     let text = String::from_utf8(bytes).map(|text| text.trim().to_owned()).unwrap_or_default();
@@ -152,7 +152,7 @@ fn readable<T>(answer: Result<Option<T>, Error>, kind: &str, name: &str, field: 
     })
 }
 
-/// Where the target is now.
+/// Finds the target.
 pub async fn places(ctx: &Context, subject: &Subject, target: &Target) -> Result<Vec<Place>, Failure> {
     let namespace = &subject.namespace;
     let nowhere = || invalid("spec.target names no pods, Service or endpoints; set a selector, a service or endpoints");
@@ -183,7 +183,7 @@ fn invalid(message: &str) -> Failure {
 fn allowed(ctx: &Context, subject: &Subject, endpoint: &str) -> Result<Place, Failure> {
     match ctx.settings.allow_endpoints.check(endpoint) {
         Ok(address) => {
-            // What a Service of this name was when the policy pointed at one is not what is listed.
+            // Addresses of an earlier Service with this name do not apply to a listed host.
             if let Some(host) = url::Url::parse(&address).ok().as_ref().and_then(url::Url::host_str) {
                 ctx.pool.provider(&subject.path).unname(host);
             }
@@ -194,26 +194,26 @@ fn allowed(ctx: &Context, subject: &Subject, endpoint: &str) -> Result<Place, Fa
     }
 }
 
-/// The name by which a pod's port is known as long as it is the same pod.
+/// Returns an id of a pod's port that is stable while the pod exists.
 #[must_use]
 pub fn pod_id(uid: &str, port: u16) -> String {
     format!("pod/{uid}:{port}")
 }
 
-/// Whether a pod has ended, or is about to.
+/// Reports whether a pod has ended or is being deleted.
 #[must_use]
 pub fn is_over(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some()
 }
 
-/// A pod that mounts a file, also before it has an address: it may be waiting for that very file.
+/// Returns the place of a pod that mounts a file. It may have no address yet, because it may wait for this file.
 fn mounting(pod: &Pod) -> Option<Place> {
     let status = pod.status.as_ref();
     let containers = status.and_then(|status| status.container_statuses.as_ref());
     let running = |status: &ContainerStatus| Some(status.state.as_ref()?.running.as_ref()?.started_at.as_ref()?.0);
     let facts = PodFacts {
-        // The first of them; none, as long as one has not started.
+        // Start of the container that started first; `None` until all have started.
         started: containers.and_then(|all| all.iter().map(running).collect::<Option<Vec<_>>>()?.into_iter().min()),
         hash: pod.annotations().get(CONFIG_HASH).cloned(),
     };
@@ -221,7 +221,7 @@ fn mounting(pod: &Pod) -> Option<Place> {
     Some(Place { pod: Some(facts), ..Place::new(format!("pod/{}", pod.uid()?), pod.name_any(), address) })
 }
 
-/// What keeps a pod running, as `Kind name`; nothing, where it is on its own.
+/// Returns kind and name of the workload of a pod; `None` if it has no controller.
 #[must_use]
 pub fn workload(pod: &Pod) -> Option<(String, String)> {
     let owner = pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
@@ -230,7 +230,8 @@ pub fn workload(pod: &Pod) -> Option<(String, String)> {
     {
         return Some(("DeploymentConfig".into(), name.clone()));
     }
-    // A Deployment, and a Rollout of Argo's, names its ReplicaSets after itself and the hash of the template, which their pods have as a label.
+    // A Deployment, or a Rollout of Argo, names its ReplicaSets after itself and the hash of the template. The pods have this
+    // hash as a label.
     let of = |(label, kind): &(&str, &str)| {
         let name = owner.name.strip_suffix(&format!("-{}", pod.labels().get(*label)?))?;
         Some(((*kind).to_owned(), name.to_owned()))
@@ -278,7 +279,7 @@ async fn service_and_slices(
     let missing = || Problem::no_target(format!("Service {name} does not exist; create it, or correct its name in the policy"));
     let object = object.ok_or_else(missing)?;
     if object.spec.as_ref().is_some_and(|spec| spec.type_.as_deref() == Some("ExternalName")) {
-        // Its name could stand for any address; the allow-list is for those.
+        // The external name could be any address; --allow-endpoints is for those.
         let message = format!("Service {name} is of type ExternalName; use an endpoint that --allow-endpoints lists");
         return Err(Problem::invalid(Reason::RefNotPermitted, message).into());
     }
@@ -298,12 +299,12 @@ async fn service_and_slices(
     Ok((object, slices.items))
 }
 
-/// One address for a whole Service, under its DNS name, which its certificate carries; no DNS is asked.
+/// Returns one place for a whole Service under its DNS name, which its certificate contains. DNS is not used.
 async fn behind(ctx: &Context, subject: &Subject, service: &ServiceRef) -> Result<Place, Failure> {
     let namespace = &subject.namespace;
     let (object, slices) = service_and_slices(ctx, namespace, service).await?;
     let host = format!("{}.{namespace}.svc", service.name);
-    // A ClusterIP leads to any of them, so all of them are looked at.
+    // A ClusterIP may lead to any endpoint, so all are checked.
     let found = reachable(ctx, namespace, service, addresses(&object, &slices, service)).await?;
     let cluster_ip = object.spec.as_ref().and_then(|spec| spec.cluster_ip.as_deref()).and_then(|ip| ip.parse().ok());
     let (port, addresses) = if let Some(ip) = cluster_ip {
@@ -322,7 +323,7 @@ async fn behind(ctx: &Context, subject: &Subject, service: &ServiceRef) -> Resul
     Ok(Place { aliases, ..Place::new(&address, format!("{}:{port}", service.name), &address) })
 }
 
-/// Each endpoint of a Service, by the pod it is or by its address.
+/// Returns a place for each endpoint of a Service, identified by its pod or its address.
 fn endpoints_of(found: Vec<Found>, service: &ServiceRef) -> Vec<Place> {
     found
         .into_iter()
@@ -335,10 +336,10 @@ fn endpoints_of(found: Vec<Found>, service: &ServiceRef) -> Vec<Place> {
         .collect()
 }
 
-/// An endpoint: UID and name of a pod where it is one, and the address with the port behind the Service's.
+/// Endpoint: UID and name of its pod, if it is a pod, and its address with the target port.
 type Found = (Option<(String, String)>, SocketAddr);
 
-/// The endpoints that may be reached; one that may not is a problem, one whose pod is gone is left out.
+/// Returns the permitted endpoints. An endpoint that is not permitted is a problem; one whose pod is gone is left out.
 async fn reachable(ctx: &Context, namespace: &str, service: &ServiceRef, found: Vec<Found>) -> Result<Vec<Found>, Failure> {
     let (mut kept, mut foreign) = (Vec::new(), Vec::new());
     for (pod, address) in found {
@@ -364,7 +365,7 @@ fn addresses(object: &Service, slices: &[EndpointSlice], service: &ServiceRef) -
     let name =
         ports.into_iter().flatten().find(|p| p.port == i32::from(service.port)).and_then(|p| p.name.clone()).unwrap_or_default();
     let mut found = BTreeMap::new();
-    // A dual-stack Service has slices of both families: a pod is one node, at its address of the Service's first family.
+    // A dual-stack Service has slices of both families. A pod is one node, at its address of the Service's first family.
     let first = object.spec.as_ref().and_then(|spec| spec.ip_families.as_ref()?.first().cloned());
     let mut slices: Vec<_> = slices.iter().collect();
     slices.sort_by_key(|slice| first.as_ref().is_some_and(|family| *family != slice.address_type));

@@ -1,8 +1,8 @@
 //! Which addresses the operator connects to on a policy's behalf: the guard against server-side request forgery (SSRF).
 //!
-//! A policy, a node, an `EndpointSlice` and a saved original can all name any address, and their authors may be hostile. An address is used
-//! only if an administrator lists it in `--allow-endpoints`, or if the API server reports at the time of use that it belongs to the policy's
-//! own namespace. Of an address that a node names, only scheme, host and port are used.
+//! A policy, a node, an `EndpointSlice` and a saved original can all name any address, and their authors may be hostile. An
+//! address is used only if an administrator lists it in `--allow-endpoints`, or if the API server reports at the time of use that
+//! it belongs to the policy's own namespace. Of an address that a node names, only scheme, host and port are used.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -42,16 +42,16 @@ impl std::fmt::Display for Origin {
     }
 }
 
-/// Returns the DNS name of a pod under its headless Service, `hostname.subdomain.namespace.svc`, without the cluster's domain. `None`
-/// if the pod has no such name.
+/// Returns the DNS name of a pod under its headless Service, `hostname.subdomain.namespace.svc`, without the cluster's domain.
+/// `None` if the pod has no such name.
 #[must_use]
 pub fn pod_name_in_dns(pod: &Pod) -> Option<String> {
     let spec = pod.spec.as_ref()?;
     Some(format!("{}.{}.{}.svc", spec.hostname.as_ref()?, spec.subdomain.as_ref()?, pod.namespace()?))
 }
 
-/// Returns the address of a node, as its own cluster names it, if it is permitted: an address in `--allow-endpoints`, of a pod of the
-/// policy's namespace, or of such a pod's host with a port that the pod publishes there (`hostPort`).
+/// Returns the address of a node, as its own cluster names it, if it is permitted: an address in `--allow-endpoints`, of a pod of
+/// the policy's namespace, or of such a pod's host with a port that the pod publishes there (`hostPort`).
 pub async fn named_by_a_node(ctx: &Context, namespace: &str, provider: &Provider, text: &str) -> Option<String> {
     let origin = Origin::parse(text)?;
     if let Ok(listed) = ctx.settings.allow_endpoints.check(&origin.to_string()) {
@@ -77,8 +77,8 @@ pub async fn named_by_a_node(ctx: &Context, namespace: &str, provider: &Provider
 }
 
 /// Returns the same URL at the address of the pod in which the node reports to run. It is for nodes whose own address is a load
-/// balancer or a host name, which the API server does not know. Every pod of the policy's namespace is permitted. `None` if there is
-/// no such pod.
+/// balancer or a host name, which the API server does not know. Every pod of the policy's namespace is permitted. `None` if there
+/// is no such pod.
 pub async fn of_its_pod(ctx: &Context, namespace: &str, pod: &str, text: &str) -> Option<String> {
     if pod.is_empty() {
         return None;
@@ -120,8 +120,8 @@ pub enum Endpoint {
     Foreign,
 }
 
-/// Checks whether an endpoint of a Service is permitted. Anyone who may write Endpoints or `EndpointSlices` can put any address into them
-/// (CVE-2021-25740), so the slice alone is not enough. `pod` is the UID and the name from the slice.
+/// Checks whether an endpoint of a Service is permitted. Anyone who may write Endpoints or `EndpointSlices` can put any address
+/// into them (CVE-2021-25740), so the slice alone is not enough. `pod` is the UID and the name from the slice.
 pub async fn endpoint(
     ctx: &Context,
     namespace: &str,

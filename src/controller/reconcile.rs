@@ -1,4 +1,4 @@
-//! One pass over one policy: gather, decide, apply, report.
+//! One pass of one policy: gather, decide, apply, report.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,15 +49,15 @@ use crate::{
     targets::{self, Place, Target},
 };
 
-/// While the CRD has to be upgraded: no event tells when it has been.
+/// Requeue interval while the CRD is missing or too old: no event reports its upgrade.
 const WHILE_OLDER: Duration = Duration::from_secs(1);
-/// Until the policies have been listed.
+/// Requeue interval until the policies have been listed.
 const WHILE_UNLISTED: Duration = Duration::from_millis(50);
-/// While a node is being restarted: no event tells when it has come back.
+/// Requeue interval during a restart: no event reports when the node is back.
 const WHILE_RESTARTING: Duration = Duration::from_secs(2);
-/// A little past the time when something is due, so that it is.
+/// Added to a due time, so that the pass begins after it.
 const MOMENT: Duration = Duration::from_millis(5);
-/// How long after a pass has begun a node is still written. What is left then is written in the next pass.
+/// Time after the begin of a pass during which nodes are written. The others are written in the next pass.
 const WRITING: Duration = Duration::from_secs(60);
 
 /// Makes one pass. Every log line of it carries the policy.
@@ -77,12 +77,12 @@ pub async fn reconcile(policy: Arc<StoredPolicy>, ctx: Arc<Context>) -> Result<A
     .await
 }
 
-/// Works on one policy. A panic is this policy's failure and no other's.
+/// Makes one pass if the operator may act. A panic affects only this policy.
 async fn attempt(ctx: &Arc<Context>, reference: &PolicyRef) -> Result<Action, Error> {
     let Some(namespace) = reference.namespace.clone() else { return Err(Error::Nameless) };
     if !ctx.leadership.holds() {
         tracing::debug!("this replica is not the leader");
-        // Looked at when this replica is the leader.
+        // All policies are enqueued when this replica becomes the leader.
         return Ok(Action::await_change());
     }
     if let Served::Missing | Served::Older(_) = &*ctx.served() {
@@ -95,7 +95,7 @@ async fn attempt(ctx: &Arc<Context>, reference: &PolicyRef) -> Result<Action, Er
     let visited = scheduler::contained(Box::pin(visit(ctx, reference, &namespace))).await;
     ctx.scheduler.end(reference);
     match visited {
-        // It is being deleted: the visit for that comes next.
+        // The policy is being deleted: the pass for the deletion comes next.
         Ok(Err(Error::Cancelled)) => Ok(Action::requeue(MOMENT)),
         Ok(ended) => ended,
         Err(scheduler::Panicked) => {
@@ -103,7 +103,7 @@ async fn attempt(ctx: &Arc<Context>, reference: &PolicyRef) -> Result<Action, Er
             {
                 let memory = ctx.memory(reference);
                 let mut memory = memory.lock().await;
-                // What it had in memory may be half of something.
+                // The state in memory may be inconsistent.
                 *memory = Memory { failures: memory.failures, ..Memory::default() };
             }
             if let Ok(Err(error)) = scheduler::contained(Box::pin(report::internal_error(ctx, reference))).await {
@@ -126,7 +126,7 @@ async fn visit(ctx: &Arc<Context>, reference: &PolicyRef, namespace: &str) -> Re
             Span::current().record("generation", generation);
         }
         let deleted = subject.object.metadata.deletion_timestamp.is_some();
-        // What needs only the API server is done before a slot is waited for: younger policies wait for it.
+        // Steps that need only the API server come before the wait for a slot: younger policies wait for them.
         let place = if deleted {
             ctx.enqueue(ctx.board.keep(&subject.claimant));
             None
@@ -140,7 +140,7 @@ async fn visit(ctx: &Arc<Context>, reference: &PolicyRef, namespace: &str) -> Re
             let asked = tokio::time::Instant::now();
             slot = Some(ctx.scheduler.admit(namespace).await);
             if asked.elapsed() > MOMENT {
-                // Much may have happened to the policy since it was read.
+                // The policy may have changed since it was read.
                 continue;
             }
         }
@@ -161,9 +161,9 @@ async fn visit(ctx: &Arc<Context>, reference: &PolicyRef, namespace: &str) -> Re
     Ok(action)
 }
 
-/// The policy as the API server has it now, and what was saved of its nodes. `None` where it is gone.
+/// Reads the policy and its saved original settings from the API server. `None` if the policy is gone.
 async fn read(ctx: &Context, reference: &PolicyRef, namespace: &str, memory: &mut Memory) -> Result<Option<Subject>, Error> {
-    // The watch may lag behind the operator's own writes: read again, so that nothing is said or done twice.
+    // The watch may lag behind the operator's own writes. Reading again prevents double Events and writes.
     let api = Api::<StoredPolicy>::namespaced(ctx.client.clone(), namespace);
     let Some(object) = in_time(api.get_opt(&reference.name)).await? else {
         ctx.forget(reference);
@@ -184,13 +184,13 @@ async fn read(ctx: &Context, reference: &PolicyRef, namespace: &str, memory: &mu
     Ok(Some(subject))
 }
 
-/// Where a policy's target is, or what was to be done before any node is asked.
+/// Result of looking for the target: its location, or the end of the pass.
 enum Placed {
     At(Vec<Place>),
     Done(Action),
 }
 
-/// Finds the target by the API server's word alone, and claims it.
+/// Finds the target with requests to the API server only, and claims it.
 async fn place(ctx: &Context, subject: &mut Subject, memory: &mut Memory) -> Result<Placed, Error> {
     let traits = traits(subject);
     let declared = decide::declare(subject.spec(), &traits);
@@ -214,7 +214,7 @@ async fn place(ctx: &Context, subject: &mut Subject, memory: &mut Memory) -> Res
     }
     if ctx.board.must_wait(&subject.claimant, &Scope::Places(kind)) {
         tracing::debug!("older policies are looked at first");
-        // It is looked at again as soon as the older policies have been.
+        // The policy is enqueued as soon as the older policies have claimed their targets.
         return Ok(Placed::Done(Action::requeue(resync(ctx, &subject.reference))));
     }
     Ok(Placed::At(places))
@@ -229,7 +229,8 @@ async fn subscribed_places(ctx: &Context, subject: &Subject) -> Result<Vec<Place
     let spec = subject.spec();
     let interest = match spec.target.selector() {
         Some(selector) => Some(Interest::of(selector)?),
-        // An AIStore cluster names its nodes' addresses, and a Service its endpoints: both are looked up among the pods.
+        // An AIStore cluster names the addresses of its nodes, and a Service those of its endpoints: both are looked up among the
+        // pods.
         None if spec.names_addresses() => Some(Interest::Addresses),
         None => None,
     };
@@ -241,7 +242,7 @@ async fn subscribed_places(ctx: &Context, subject: &Subject) -> Result<Vec<Place
     Ok(places)
 }
 
-/// The problem that a fault of the whole target is.
+/// Converts a fault of the whole target.
 fn problem(Fault { cause, message }: Fault) -> Failure {
     let problem = match cause {
         Cause::NotPermitted | Cause::Conflict => Problem::invalid(failure(cause), message),
@@ -252,7 +253,7 @@ fn problem(Fault { cause, message }: Fault) -> Failure {
     problem.into()
 }
 
-/// Says why the target cannot be looked at.
+/// Reports why the target cannot be read.
 async fn failed(
     ctx: &Context,
     subject: &mut Subject,
@@ -265,7 +266,7 @@ async fn failed(
         Failure::Error(error) => return Err(error),
         Failure::Problem(problem) => problem,
     };
-    // A cluster that does not answer for a while is not given up.
+    // A cluster that does not answer for a while keeps its claim.
     let concerned = if problem.refused { ctx.board.give_up(&subject.claimant) } else { ctx.board.keep(&subject.claimant) };
     ctx.enqueue(concerned);
     problem_report(ctx, subject, memory, declared, traits, &problem).await
@@ -279,13 +280,13 @@ async fn conflicted(
     traits: &Traits,
     winner: &Claimant,
 ) -> Result<Action, Error> {
-    // Policies that wait for this one need not: what it points at is known.
+    // The target of this policy is known, so policies that wait for it can continue.
     ctx.enqueue(ctx.board.keep(&subject.claimant));
     let problem = Problem::invalid(Reason::Conflicted, sentence(winner, &subject.claimant));
     problem_report(ctx, subject, memory, declared, traits, &problem).await
 }
 
-/// What a pass has found out about its target.
+/// Connected target and its units.
 struct Found {
     target: Arc<dyn Target>,
     units: Vec<Unit>,
@@ -370,7 +371,7 @@ async fn work(
         gathering.alongside(Box::pin(round(&job, subject, memory, &mut done, answered))).await?;
     }
     if done.plan.is_none() {
-        // No unit was due to be asked: the loop looks all the same.
+        // No unit was due, but adaptive control is evaluated in each pass.
         Box::pin(round(&job, subject, memory, &mut done, Vec::new())).await?;
     }
     done.results.extend(std::mem::take(&mut gathering.skipped).into_iter().map(|(unit, state)| UnitResult {
@@ -381,28 +382,28 @@ async fn work(
     Box::pin(finish(&job, subject, memory, done)).await
 }
 
-/// What one pass works with.
+/// Inputs of one pass.
 struct Job<'a> {
     ctx: &'a Context,
     declared: &'a Declared,
     traits: &'a Traits,
     target: &'a Arc<dyn Target>,
     units: &'a [Unit],
-    /// After this nothing more is written in this pass.
+    /// Nothing is written after this time.
     until: Instant,
 }
 
-/// What the groups of one pass have come to.
+/// Results of the groups of one pass.
 #[derive(Default)]
 struct Done {
     results: Vec<UnitResult>,
     plan: Option<Plan>,
     look: Option<Look>,
-    /// Whether the loop took a step in this pass: what late units hold is then no drift.
+    /// Whether adaptive control took a step in this pass. The settings of later units are then not drift.
     stepped: bool,
 }
 
-/// Decides about one group of units, writes what is to be written, and reads it back.
+/// Decides about one group of units, writes, and reads back.
 async fn round(
     job: &Job<'_>,
     subject: &mut Subject,
@@ -434,7 +435,8 @@ async fn round(
         done.stepped = true;
     }
     if corrects || decision.is_some() {
-        // Said before it is done: after a crash in between, a correction is still told of, and a decision is not made twice.
+        // Report before writing: after a crash between the two, the correction is still reported, and the decision is not made
+        // twice.
         let before: Vec<_> = answered
             .iter()
             .map(|(unit, state)| UnitResult { unit: unit.clone(), state: Ok(state.clone()), write: None })
@@ -463,7 +465,7 @@ async fn round(
     Ok(())
 }
 
-/// What is decided about one group of units. The loop looks once in a pass; later groups get what it found.
+/// Decides about one group of units. Adaptive control is evaluated once in a pass; later groups use its outcome.
 async fn decided(job: &Job<'_>, subject: &Subject, memory: &mut Memory, done: &Done, answered: &[(Unit, UnitState)]) -> Plan {
     let Job { ctx, declared, traits, target, .. } = *job;
     let saved = memory.saved();
@@ -494,7 +496,8 @@ async fn decided(job: &Job<'_>, subject: &Subject, memory: &mut Memory, done: &D
     };
     let mut plan = ctx.metrics.timed(Step::Decide, async { decide::decide(&input) }).await;
     if !plan.drift.is_empty() {
-        // A process that has restarted holds its own file's settings: no client changed them. Asked only now, because it costs a request.
+        // A restarted process has the settings of its config file: no client changed them. The start time costs a request, so it
+        // is read only after drift.
         let drifted = |unit: &Unit| plan.drift.iter().any(|drift| drift.id == unit.id);
         let drifted: Vec<_> = answered.iter().map(|(unit, _)| unit).filter(|unit| drifted(unit)).collect();
         let restarted = restarted(target.as_ref(), &drifted, &mut memory.births).await;
@@ -511,7 +514,7 @@ async fn decided(job: &Job<'_>, subject: &Subject, memory: &mut Memory, done: &D
     plan
 }
 
-/// Reports what the pass has come to, and does what follows from it.
+/// Reports the results of the pass, performs restarts, and returns when the next pass is due.
 async fn finish(job: &Job<'_>, subject: &mut Subject, memory: &mut Memory, done: Done) -> Result<Action, Error> {
     let Job { ctx, declared, traits, target, units, .. } = *job;
     let Done { mut results, plan, look, .. } = done;
@@ -536,7 +539,7 @@ async fn finish(job: &Job<'_>, subject: &mut Subject, memory: &mut Memory, done:
         let units = results.iter().filter_map(|result| Some((&result.unit, result.state.as_ref().ok()?)));
         adaptation.commit(outcome, look, &status, traits, &memory.lives, units);
     }
-    // Begun was only what has been written down now.
+    // Begin only restarts that are in the status by now.
     restart::act(ctx, subject, memory, &plan, target.as_ref(), &results).await;
     let mut next = next_look(ctx, subject, memory, &plan);
     next = next.min(hurried(&plan, &results, &written_down).unwrap_or(next));
@@ -546,14 +549,14 @@ async fn finish(job: &Job<'_>, subject: &mut Subject, memory: &mut Memory, done:
     Ok(Action::requeue(probe.map_or(next, |probe| next.min(probe))))
 }
 
-/// Sizes the policy's own connections: for the nodes that are read, and those that are scraped.
+/// Sizes the connection pool of the policy for the nodes that are read and sampled.
 fn bound(ctx: &Context, subject: &Subject, memory: &Memory, units: usize) {
     let (nodes, every) = memory.adaptation.as_ref().map_or((0, ctx.settings.resync), Adaptation::asked);
     let settings = connections::settings(units.max(nodes), every.max(ctx.settings.resync));
     ctx.pool.provider(&subject.path).configure(settings);
 }
 
-/// How soon to look again at what nobody tells of: restarts that are going on, and files on their way.
+/// Returns the requeue interval for changes that no event reports: restarts in progress, and files that are propagating.
 fn hurried(plan: &Plan, results: &[UnitResult], written_down: &RestartControl) -> Option<Duration> {
     if plan.control.restart != *written_down {
         return Some(MOMENT);
@@ -562,7 +565,7 @@ fn hurried(plan: &Plan, results: &[UnitResult], written_down: &RestartControl) -
     (restarting || is_propagating(results)).then_some(WHILE_RESTARTING)
 }
 
-/// Whether a file has been changed that not all pods have said yet to use: nobody tells when they do.
+/// Reports whether a file was changed recently and some pods do not report it yet. No event tells when they do.
 fn is_propagating(results: &[UnitResult]) -> bool {
     let behind = |state: &UnitState| state.nodes.iter().any(|node| node.uses == Some(false));
     let fresh = |state: &UnitState| {
@@ -572,7 +575,8 @@ fn is_propagating(results: &[UnitResult]) -> bool {
     results.iter().filter_map(|result| result.state.as_ref().ok()).any(|state| behind(state) && fresh(state))
 }
 
-/// When to look again if nothing happens: when a node that failed is due, or a contested field, and by and by in any case.
+/// Returns when the next pass is due if nothing happens: at the end of a back-off, contention or pause, and at the latest at the
+/// resync.
 fn next_look(ctx: &Context, subject: &Subject, memory: &Memory, plan: &Plan) -> Duration {
     let now = clock::now();
     let contended = contention::next_end(&plan.control.contended, now).and_then(|end| Timestamp::from_second(end + 1).ok());
@@ -585,7 +589,7 @@ fn next_look(ctx: &Context, subject: &Subject, memory: &Memory, plan: &Plan) -> 
     due.into_iter().chain(contended).chain(pause).chain([resync(ctx, &subject.reference)]).min().unwrap_or(MOMENT)
 }
 
-/// Which of these units have started anew since they were last asked; notes when they did.
+/// Returns the units whose process has restarted since the last call, and records the start times.
 async fn restarted(target: &dyn Target, units: &[&Unit], births: &mut BTreeMap<String, String>) -> BTreeSet<String> {
     let questions = units.iter().map(|unit| async { (unit.id.clone(), target.started(unit).await) });
     let mut restarted = BTreeSet::new();
@@ -599,7 +603,7 @@ async fn restarted(target: &dyn Target, units: &[&Unit], births: &mut BTreeMap<S
     restarted
 }
 
-/// What was written down of the nodes' processes, when this program has just begun to watch them.
+/// Takes over from the status what the processes of the nodes use, after the operator has restarted.
 fn take_up(subject: &Subject, memory: &mut Memory, plan: &Plan, traits: &Traits, results: &[UnitResult], all: bool) {
     let written = subject.object.status.as_ref().and_then(|status| status.control.as_ref()?.confirmed.as_ref());
     let Some(written) = written.filter(|_| all) else { return };
@@ -609,8 +613,8 @@ fn take_up(subject: &Subject, memory: &mut Memory, plan: &Plan, traits: &Traits,
     lives::take_up(&mut memory.lives, written, &nodes, &desired, changed);
 }
 
-/// Notes when fields that need a restart were changed: a process that is older does not use them. What is only put back is no change: who
-/// was not started meanwhile has used it all along.
+/// Records when limits that need a restart were changed: an older process does not use them. A restored value is no change: a
+/// process that was not restarted meanwhile has used it all the time.
 fn plan_changed(plan: &mut Plan, results: &[UnitResult], traits: &Traits, now: Timestamp) {
     let put_back: BTreeSet<_> = plan.drift.iter().map(|drift| (drift.id.clone(), drift.knob)).collect();
     for result in results.iter().filter(|result| result.write.is_none()) {
@@ -642,7 +646,7 @@ fn note(memory: &mut Memory, written: &[UnitResult], plan: &Plan) {
     }
 }
 
-/// Says once what ails a unit, and once that nothing does any more.
+/// Logs a fault of a unit once, and once that the unit recovered.
 fn log_faults(memory: &mut Memory, results: &[UnitResult]) {
     for result in results {
         let said = match (&result.state, &result.write) {
@@ -660,8 +664,8 @@ fn log_faults(memory: &mut Memory, results: &[UnitResult]) {
     }
 }
 
-/// Reports what was seen, or what stands in the way of looking.
-#[allow(clippy::too_many_arguments)] // A struct would be `Seen` once more.
+/// Reports the results of the pass, or the problem that prevents it.
+#[allow(clippy::too_many_arguments)] // A struct would repeat `Seen`.
 async fn say(
     ctx: &Context,
     subject: &mut Subject,
@@ -714,7 +718,7 @@ async fn say(
             subject.object.status = Some(status);
             Ok(())
         }
-        // A status that cannot be written must not stand in the way of what the nodes need.
+        // A rejected status must not block writes to the nodes.
         Err(Error::StatusRefused(message)) => {
             if memory.news("status", &message) {
                 tracing::error!(error = message, "the API server rejected the status of this policy");
@@ -725,7 +729,7 @@ async fn say(
     }
 }
 
-/// A node that ends streams at once when its configuration is changed.
+/// Returns a unit that closes streams when its configuration is changed.
 fn cut_streams(results: &[UnitResult]) -> Option<&str> {
     let cuts = |result: &&UnitResult| result.state.as_ref().is_ok_and(|state| state.cuts_streams);
     results.iter().find(cuts).map(|result| &*result.unit.name)
@@ -747,11 +751,11 @@ async fn problem_report(
     Box::pin(say(ctx, subject, memory, declared, traits, Some(problem), &plan, &[], None)).await?;
     let times = memory.failing.get("").map_or(0, |failing| failing.times);
     memory.ended("", Some(&Fault::new(Cause::Unreachable, problem.message.clone())), Instant::now());
-    // References and clusters may come at any moment and nobody tells: asked again, ever more seldom.
+    // No event reports that a missing reference or cluster appears: retry with a growing interval.
     Ok(Action::requeue(wait(times).min(resync(ctx, &subject.reference))))
 }
 
-/// The finalizer goes on before anything is saved or written.
+/// Adds the finalizer before anything is saved or written.
 async fn finalizer(ctx: &Context, subject: &mut Subject) -> Result<(), Error> {
     if subject.object.finalizers().iter().any(|f| f == FINALIZER) || ctx.settings.dry_run {
         return Ok(());
@@ -766,7 +770,7 @@ async fn finalizer(ctx: &Context, subject: &mut Subject) -> Result<(), Error> {
     Ok(())
 }
 
-/// Writes the list of finalizers, unless somebody else has written the object since.
+/// Writes the list of finalizers. Fails if another client has written the object since.
 pub async fn set_finalizers(ctx: &Context, subject: &Subject, finalizers: &[String]) -> Result<StoredPolicy, Error> {
     let api = Api::<StoredPolicy>::namespaced(ctx.client.clone(), &subject.namespace);
     let patch =
@@ -774,7 +778,7 @@ pub async fn set_finalizers(ctx: &Context, subject: &Subject, finalizers: &[Stri
     in_time(api.patch(&subject.name, &PatchParams::default(), &Patch::Merge(patch))).await
 }
 
-/// When to read the nodes again if nothing happens: spread by a tenth, so that policies do not march in step.
+/// Returns the resync interval of a policy, spread by a tenth so that policies are not resynced at the same time.
 fn resync(ctx: &Context, policy: &PolicyRef) -> Duration {
     let spread = policy.name.bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte))) % 200;
     ctx.settings.resync * (900 + spread) / 1000

@@ -27,8 +27,8 @@ use crate::{
 /// Maximum bytes of an Event's note; the API server accepts 1,024.
 const NOTE_LENGTH: usize = 900;
 
-/// Events of a decision. Such an Event is the same until a decision is in the status: if a process ended between the Event and the
-/// status, the next process decides again, perhaps with another text and with other Events beside it.
+/// Events of a decision. Such an Event is the same until a decision is in the status: if a process ended between the Event and
+/// the status, the next process decides again, perhaps with another text and with other Events beside it.
 const STEPS: [EventReason; 3] = [EventReason::Tightened, EventReason::Relaxed, EventReason::ReachedFloor];
 
 /// Publishes what is new. Events are first: after a crash between the two, a written status would hide that they are missing.
@@ -110,8 +110,8 @@ pub async fn internal_error(ctx: &Context, policy: &PolicyRef) -> Result<(), Err
     Ok(())
 }
 
-/// Publishes an Event. The same news always has the same name, so that publishing it twice leaves one Event. The name is predictable:
-/// if an Event of this name has other content, another client created it, and this Event gets another name.
+/// Publishes an Event. The same news always has the same name, so that publishing it twice leaves one Event. The name is
+/// predictable: if an Event of this name has other content, another client created it, and this Event gets another name.
 pub async fn event(ctx: &Context, subject: &Subject, notice: &Notice, seed: &str) -> Result<(), Error> {
     let api = Api::<Event>::namespaced(ctx.client.clone(), &subject.namespace);
     let name = format!("{}.{:016x}", subject.name, fnv1a(&format!("{}/{seed}/{}", subject.uid, notice.reason)));
@@ -136,8 +136,8 @@ pub async fn event(ctx: &Context, subject: &Subject, notice: &Notice, seed: &str
     Ok(())
 }
 
-/// Reports whether two Events have the same policy and reason. The notes may differ: a process that ended before it wrote the status
-/// is followed by one that publishes the Event again.
+/// Reports whether two Events have the same policy and reason. The notes may differ: a process that ended before it wrote the
+/// status is followed by one that publishes the Event again.
 fn is_same(one: &Event, other: &Event) -> bool {
     let about = |event: &Event| event.regarding.as_ref().map(|policy| (policy.kind.clone(), policy.uid.clone()));
     let kind = |event: &Event| (event.reason.clone(), event.type_.clone(), event.reporting_controller.clone());

@@ -1,4 +1,4 @@
-//! Restarts, carried out: pods are looked up, drained and evicted. What is restarted when is decided elsewhere.
+//! Performs restarts: looks up pods, drains nodes and evicts pods. [`crate::decide::restart`] decides what is restarted when.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,18 +24,18 @@ use crate::{
     targets::{self, Target},
 };
 
-/// What the policy asks for, and whether anything of it may begin now.
+/// Restart settings of the policy, and whether a restart may begin.
 pub struct Asked {
     /// `spec.restart`.
     pub spec: Restart,
-    /// Nothing is suspended, and what is pending is worth it.
+    /// The policy is not suspended, and `restart.for` covers the pending change.
     pub may_begin: bool,
 }
 
-/// What came of looking, and what stood in the way; nothing, where nothing waits.
+/// Decision, and the blocker of a restart; `None` if no node waits for a restart.
 pub type Looked = Option<(restart::Outcome, Option<String>)>;
 
-/// Looks at what waits for a restart, and puts what is to be done into the plan.
+/// Decides about restarts, and adds the decision to the plan.
 pub async fn look(
     ctx: &Context,
     subject: &Subject,
@@ -63,7 +63,7 @@ pub async fn look(
     Ok(())
 }
 
-/// Nodes that are restarted one after the other, by evicting their pods.
+/// Decides about restarts by eviction, one node after the other.
 async fn evictions(
     ctx: &Context,
     subject: &Subject,
@@ -91,7 +91,7 @@ async fn evictions(
         }
         Err(error) => return Err(error),
     };
-    // Whose pod was evicted for this change stored what is wanted then, and has another process now.
+    // A node whose pod was evicted for this change had stored the desired values by then, and has a new process now.
     let replaced: Vec<_> = restart::replaced(&control.restart, changed, &nodes, &pods).map(str::to_owned).collect();
     let (nodes, changed) = if replaced.is_empty() {
         (nodes, changed)
@@ -116,7 +116,7 @@ async fn evictions(
 
 async fn pods(ctx: &Context, subject: &Subject, names: BTreeSet<String>) -> Result<BTreeMap<String, Pod>, Error> {
     let api = Api::<v1::Pod>::namespaced(ctx.client.clone(), &subject.namespace);
-    // A cluster at an endpoint may be any cluster, and its names those of its own DNS.
+    // Nodes at an endpoint may be outside this cluster, with names of another DNS.
     let behind_service = subject.spec().target.service().is_some();
     let mut pods = BTreeMap::new();
     for name in names {
@@ -140,7 +140,7 @@ fn seen(pod: &v1::Pod) -> Pod {
     }
 }
 
-/// Does what the plan says, after it has been written down. What does not succeed is done again at the next look.
+/// Performs the planned acts after the plan is in the status. The next pass repeats an act that failed.
 pub async fn act(
     ctx: &Context,
     subject: &Subject,
@@ -186,7 +186,7 @@ async fn evict(ctx: &Context, subject: &Subject, node: &str, pod: &str, uid: &st
             Ok(())
         }
         Err(Error::Kube(kube::Error::Api(status))) => match status.code {
-            // It is gone, or another pod has its name: what was to be restarted has ended already.
+            // The pod is gone, or another pod has its name: the old process has already ended.
             404 | 409 => Ok(()),
             429 => Err(format!("a PodDisruptionBudget does not allow the eviction of pod {pod} yet")),
             403 => Err("the operator lacks the right to evict pods; grant create on pods/eviction".into()),
@@ -199,8 +199,9 @@ async fn evict(ctx: &Context, subject: &Subject, node: &str, pod: &str, uid: &st
     }
 }
 
-/// The eviction of this very pod: another of its name is one that has come back already. kube's own `Api::evict` sends the precondition in a
-/// field that the API server does not know (`delete_options`), and so evicts whatever has the name.
+/// Returns the eviction of the pod with this uid: another pod of the same name is already its successor. kube's own `Api::evict`
+/// sends the precondition in a field that the API server does not know (`delete_options`), so it would evict any pod of that
+/// name.
 #[must_use]
 pub fn eviction(pod: &str, uid: &str) -> Eviction {
     Eviction {
@@ -212,7 +213,7 @@ pub fn eviction(pod: &str, uid: &str) -> Eviction {
     }
 }
 
-/// Puts nodes back into service that a policy which is being deleted has taken out of it.
+/// Returns drained nodes to service when the policy is being deleted.
 pub async fn call_off(ctx: &Context, subject: &Subject, credentials: targets::Credentials) -> Result<(), (String, Fault)> {
     let control = subject.object.status.as_ref().and_then(|status| status.control.as_ref());
     let nodes: Vec<_> = control.map(|control| control.restart.nodes.clone()).unwrap_or_default();
@@ -229,7 +230,7 @@ pub async fn call_off(ctx: &Context, subject: &Subject, credentials: targets::Cr
     for node in &nodes {
         for unit in &units {
             match target.drain(unit, &node.node, false).await {
-                // It was never taken out.
+                // The node was not drained.
                 Err(fault) if fault.cause == Cause::Rejected => {}
                 Err(fault) => return Err((node.node.clone(), fault)),
                 Ok(()) => {}

@@ -1,4 +1,4 @@
-//! Putting back what was there: when a policy is deleted, points elsewhere, or is released.
+//! Restores original settings when a policy is deleted, changes its target, or is released.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,14 +36,14 @@ use crate::{
     targets::{self, Credentials, Place},
 };
 
-/// Units that are restored at the same time.
+/// Maximum units that are restored at the same time.
 const AT_ONCE: usize = 64;
-/// How long one try may begin to restore further units.
+/// Time in which one attempt begins to restore units.
 const TRY: Duration = Duration::from_secs(60);
-/// The wait between two tries while a deletion waits.
+/// Interval between attempts while a deletion waits.
 const NEXT_TRY: Duration = Duration::from_secs(2);
 
-/// Ends a policy that is being deleted.
+/// Handles a policy that is being deleted.
 pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> Result<Action, Error> {
     if !subject.object.finalizers().iter().any(|f| f == FINALIZER) {
         return Ok(Action::await_change());
@@ -54,7 +54,7 @@ pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
         }
         return Ok(Action::await_change());
     }
-    // By this process's own patience, not by the clock: one that is an hour ahead would give up at once.
+    // Measured by this process, not from the deletion time: with a clock that is an hour ahead it would give up at once.
     let began = *memory.leaving.get_or_insert_with(Instant::now);
     let timeout = subject.spec().restore_timeout.get().unwrap_or(Duration::from_secs(300));
     let mut left = restore_all(ctx, subject, memory).await?;
@@ -84,12 +84,12 @@ fn nodes(n: usize) -> String {
     if n == 1 { "1 node was".into() } else { format!("{n} nodes were") }
 }
 
-/// Restores everything that was saved and answers what could not be, with the cause.
+/// Restores all saved original settings. Returns what became of the units.
 async fn restore_all(ctx: &Context, subject: &Subject, memory: &mut Memory) -> Result<Left, Error> {
     if subject.spec().deletion_policy == DeletionPolicy::Retain {
         return Ok(Left::default());
     }
-    // A write that is still under way would land after what is put back.
+    // An older write in progress could overwrite the restored settings.
     ctx.reach(subject).provider.writes_ended().await;
     let mut units = memory.saved();
     let taken = ctx.board.taken_over(&subject.claimant, &recognised(&units));
@@ -127,7 +127,7 @@ async fn restore_all(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
     Ok(left)
 }
 
-/// What a unit that was saved could be recognised by.
+/// Returns the identities of saved units.
 fn recognised(units: &BTreeMap<String, Saved>) -> BTreeMap<String, Claim> {
     let claim = |(id, saved): (&String, &Saved)| {
         let claim = if is_stated(id) {
@@ -141,21 +141,21 @@ fn recognised(units: &BTreeMap<String, Saved>) -> BTreeMap<String, Claim> {
     units.iter().map(claim).collect()
 }
 
-/// What became of the units that were saved.
+/// What became of the saved units.
 #[derive(Default)]
 struct Left {
-    /// Units that could not be restored, and why.
+    /// Units that could not be restored, with the cause.
     unrestored: Vec<(String, Fault)>,
-    /// Units that were seen to hold what was saved.
+    /// Units whose original settings were read back.
     seen: usize,
     /// Units that do not exist any more.
     gone: usize,
-    /// Units whose original another policy of the namespace has saved.
+    /// Units whose original settings another policy of the namespace has saved.
     handed_over: usize,
 }
 
 impl Left {
-    /// What was seen, and no more; `None` where nothing was.
+    /// Returns the note of the Event; `None` if there was no unit.
     fn note(&self) -> Option<String> {
         let nodes = |n: usize| if n == 1 { "1 node".to_owned() } else { format!("{n} nodes") };
         let mut parts = Vec::new();
@@ -178,15 +178,15 @@ impl Left {
     }
 }
 
-/// How a unit was restored.
+/// Result of restoring a unit.
 enum Restored {
-    /// It was seen to hold what was saved.
+    /// The original settings were read back.
     Seen,
-    /// It does not exist any more, or is another one by now.
+    /// The unit does not exist any more, or another one has replaced it.
     Gone,
 }
 
-/// Tells that all is back, drops what was saved, lets go of the policy.
+/// Publishes the Event, deletes the saved original settings, and removes the finalizer.
 async fn finish(ctx: &Context, subject: &Subject, memory: &mut Memory, left: &Left) -> Result<(), Error> {
     let restored = left.unrestored.is_empty();
     if restored && let Some(note) = left.note() {
@@ -198,7 +198,7 @@ async fn finish(ctx: &Context, subject: &Subject, memory: &mut Memory, left: &Le
             originals::clear(&api, &subject.name, &mut log).await?;
         }
     }
-    // What could not be restored stays saved: a policy of the same name takes it up again.
+    // Settings that could not be restored stay saved: a policy of the same name restores them later.
     let finalizers: Vec<_> = subject.object.finalizers().iter().filter(|f| *f != FINALIZER).cloned().collect();
     match reconcile::set_finalizers(ctx, subject, &finalizers).await {
         Ok(_) => {}
@@ -211,7 +211,7 @@ async fn finish(ctx: &Context, subject: &Subject, memory: &mut Memory, left: &Le
     Ok(())
 }
 
-/// Restores units that the policy no longer points at; true while some are left.
+/// Restores units that are no longer part of the policy. Returns true while some are left.
 pub async fn departed(ctx: &Context, subject: &Subject, memory: &mut Memory, units: &[Unit]) -> Result<bool, Error> {
     if subject.spec().suspend || ctx.settings.dry_run {
         return Ok(false);
@@ -256,8 +256,8 @@ pub async fn departed(ctx: &Context, subject: &Subject, memory: &mut Memory, uni
     Ok(left)
 }
 
-/// Restores units side by side: those first that have not failed, so that units which hang keep no other from its turn. Those that are not
-/// begun in time are restored by the next try.
+/// Restores units in parallel. Units that have not failed are first, so that units which hang do not delay the others. Units that
+/// are not begun in time are restored in the next attempt.
 async fn restore(
     ctx: &Context,
     subject: &Subject,
@@ -283,7 +283,8 @@ async fn restore(
     stream::iter(jobs).buffer_unordered(AT_ONCE).collect().await
 }
 
-/// Restores a unit where it was saved, or else where the policy finds the same unit now: Services are renamed, and schemes change.
+/// Restores a unit at the saved target, or at the current target of the policy if it finds the same unit there: Services are
+/// renamed, and schemes change.
 async fn restore_one(
     ctx: &Context,
     subject: &Subject,
@@ -315,7 +316,8 @@ async fn restore_at(
     spec: &Target,
 ) -> Result<Restored, Fault> {
     let Some(places) = present(ctx, subject, id, saved, spec).await? else { return Ok(Restored::Gone) };
-    // In a namespace that is being deleted the Secret goes first; then what was last read of it has to do.
+    // In a namespace that is being deleted, the Secret is deleted before the policy. Then the credentials that were last read are
+    // used.
     let credentials = match places::credentials(ctx, &subject.namespace, spec).await {
         Ok(credentials) => credentials,
         Err(_) => remembered.clone(),
@@ -323,12 +325,12 @@ async fn restore_at(
     let target = targets::connect(spec, &BTreeMap::new(), places, credentials, ctx.reach(subject))?;
     let units = match target.discover().await {
         Ok(units) => units,
-        // What is there is somebody else's by now, and not what the operator wrote.
+        // Another client owns it now, so the operator's values are gone.
         Err(fault) if fault.cause == Cause::Conflict => return Ok(Restored::Gone),
         Err(fault) => return Err(fault),
     };
     let Some(unit) = units.into_iter().find(|unit| unit.id == id) else {
-        // Another cluster answers at the address: the one that was changed is gone.
+        // Another cluster answers at the address: the saved one is gone.
         return Ok(Restored::Gone);
     };
     let state = target.read(&unit).await?;
@@ -354,8 +356,8 @@ async fn restore_at(
     }
 }
 
-/// Where a saved unit is now, by the word of the API server or of `--allow-endpoints`; `None` where it is gone. The address that was saved is
-/// not used: whoever may write `ControllerRevisions` could have put any address there.
+/// Returns the current location of a saved unit from the API server or `--allow-endpoints`; `None` if the unit is gone. The saved
+/// address is not used: anyone who may write `ControllerRevisions` could have put any address there.
 async fn present(ctx: &Context, subject: &Subject, id: &str, saved: &Saved, spec: &Target) -> Result<Option<Vec<Place>>, Fault> {
     if matches!(spec.lookup(), Some(Lookup::Mounting(_))) {
         return Ok(Some(vec![Place::new(id, &saved.name, "")]));
@@ -383,7 +385,7 @@ async fn present(ctx: &Context, subject: &Subject, id: &str, saved: &Saved, spec
         Err(places::Failure::Error(error)) => return Err(Fault::new(Cause::Unreachable, shortened(&error.to_string(), 200))),
     };
     if targets::kind(spec.type_).states_identity {
-        // A cluster is known by what it answers.
+        // The cluster reports its own identity, which is checked later.
         return Ok(Some(places));
     }
     let at: Vec<_> = places.into_iter().filter(|place| place.id == id).collect();
@@ -394,7 +396,7 @@ async fn present(ctx: &Context, subject: &Subject, id: &str, saved: &Saved, spec
     Ok(Some(at))
 }
 
-/// Restores and lets go of policies without their being deleted (`all`), or of those that are.
+/// Restores and releases all policies (`all`), or only those that are being deleted.
 pub async fn release(ctx: &Context, all: bool) -> Result<(), Error> {
     let apis: Vec<Api<StoredPolicy>> = match &ctx.settings.namespaces[..] {
         [] => vec![Api::all(ctx.client.clone())],

@@ -1,4 +1,5 @@
-//! Rollouts, carried out: the workload of the selected pods is looked up, and its pod template annotated. What is rolled out when is decided elsewhere.
+//! Performs rollouts: looks up the workload of the selected pods and annotates its pod template. [`crate::decide::rollout`]
+//! decides what is rolled out when.
 
 use k8s_openapi::api::apps::v1::{DaemonSet, Deployment, StatefulSet};
 use kube::{
@@ -21,12 +22,12 @@ use crate::{
     },
 };
 
-/// A kind of workload that replaces its pods when their template changes.
+/// Kind of workload that replaces its pods when their template changes.
 struct Kind {
     resource: ApiResource,
-    /// Pods there should be, and what is meant where nothing is said.
+    /// Path of the desired number of pods, and its default.
     wanted: (&'static str, i64),
-    /// Counts in its status that are as many when it has replaced them all.
+    /// Counts in the status that equal this number after all pods have been replaced.
     counts: &'static [&'static str],
 }
 
@@ -56,7 +57,7 @@ impl Kind {
         Api::namespaced_with(ctx.client.clone(), &subject.namespace, &self.resource)
     }
 
-    /// Whether all pods are of the template, and available.
+    /// Reports whether all pods have the current template and are available.
     fn is_complete(&self, object: &DynamicObject) -> bool {
         let (place, unset) = self.wanted;
         let wanted = object.data.pointer(place).and_then(Json::as_i64).unwrap_or(unset);
@@ -66,7 +67,7 @@ impl Kind {
     }
 }
 
-/// Looks at what waits for a rollout.
+/// Decides about a rollout.
 pub async fn look(
     ctx: &Context,
     subject: &Subject,
@@ -126,7 +127,7 @@ async fn workload(ctx: &Context, subject: &Subject, config_map: &ConfigMap) -> R
     }))
 }
 
-/// Has a workload replace its pods. Saying it twice is saying it once.
+/// Annotates the pod template of a workload so that its pods are replaced. Idempotent.
 pub async fn roll(ctx: &Context, subject: &Subject, kind: &str, name: &str, hash: &str) -> Result<(), String> {
     let patch = Patch::Merge(json!({"spec": {"template": {"metadata": {"annotations": {(CONFIG_HASH): hash}}}}}));
     let params = PatchParams { field_manager: Some(MANAGER.into()), ..PatchParams::default() };

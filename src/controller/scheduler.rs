@@ -274,7 +274,7 @@ mod tests {
         for n in 0..15 {
             held.push(saturate(&scheduler, &format!("greedy-{n}")).await);
         }
-        assert_eq!(held[0].len(), 15, "one alone gets a part");
+        assert_eq!(held[0].len(), 15, "one namespace alone gets a part");
         assert!(held.iter().all(|slots| !slots.is_empty()));
         assert!(now(&scheduler, "innocent").await.is_some());
         assert_eq!(scheduler.state().free, 18);

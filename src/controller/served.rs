@@ -80,8 +80,8 @@ impl Context {
         self.served.borrow().clone()
     }
 
-    /// Waits until the operator can work with the CRD. A replica that cannot work should not become the leader: during an upgrade, the
-    /// replicas of the older version still can work.
+    /// Waits until the operator can work with the CRD. A replica that cannot work should not become the leader: during an
+    /// upgrade, the replicas of the older version still can work.
     pub async fn workable(&self) {
         // `self` owns the sender, so this does not fail.
         let _ = self.served.subscribe().wait_for(|served| served.obstacle().is_none()).await;

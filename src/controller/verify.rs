@@ -1,7 +1,7 @@
-//! `spec.verify`: one connection to each node in each interval, over a separate dialer. `decide::verify` judges the result.
+//! Probes for `spec.verify`: one connection to each node in each interval. [`crate::decide::verify`] judges the results.
 //!
-//! The common pool closes idle connections itself, so probes do not use it. Their number is bounded for the whole operator and for each namespace,
-//! because a node may keep a connection as long as it likes.
+//! The common pool closes idle connections itself, so probes use a separate dialer. Their number is limited for the whole
+//! operator and for each namespace, because a node may keep a connection as long as it likes.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -32,26 +32,26 @@ use crate::{
     probe::{Ask, Server, http1, trust},
 };
 
-/// Probes of all policies that are open at the same time.
+/// Maximum open probes of all policies.
 const MAX_OPEN: usize = 64;
-/// Probes of one namespace.
+/// Maximum open probes of one namespace.
 const MAX_OPEN_OF_NAMESPACE: usize = 16;
-/// How long a connection is left idle at least, before a server counts as one that does not close.
+/// Minimum idle time after which a server counts as one that does not close.
 const MIN_WAIT: Duration = Duration::from_secs(360);
-/// How long a connection is left idle at most.
+/// Maximum idle time of a probe.
 const MAX_WAIT: Duration = Duration::from_secs(3600);
-/// How much longer than a tolerated idle timeout a connection is watched.
+/// Time that a connection is watched after the tolerated idle timeout.
 const MARGIN: Duration = Duration::from_secs(1);
-/// How soon a pass is made for a probe that is due.
+/// Minimum requeue interval for a due probe.
 const MIN_REQUEUE: Duration = Duration::from_millis(100);
-/// Which part of the interval the first probes of nodes are spread over.
+/// The first probes of nodes are spread over the interval divided by this.
 const FIRST_PART: u32 = 60;
 
-/// How a probe speaks TLS. As with a kubelet's probes, no certificate is checked: nothing secret is sent.
+/// TLS settings of probes. As in a kubelet's probes, no certificate is checked: nothing secret is sent.
 static TLS: LazyLock<Result<Arc<ClientConfig>, String>> =
     LazyLock::new(|| trust::any().map_err(|error| format!("TLS is not available: {error}")));
 
-/// Bounds the probes that are open.
+/// Limits the open probes.
 pub struct Slots {
     all: Arc<Semaphore>,
     namespaces: Mutex<HashMap<String, Arc<Semaphore>>>,
@@ -64,7 +64,7 @@ impl Default for Slots {
 }
 
 impl Slots {
-    /// Waits for a turn: first among the namespace's own probes, then among all. `None` only if the process ends.
+    /// Waits for a slot of the namespace, then for one of all. `None` only if the process ends.
     async fn turn(&self, namespace: &str) -> Option<[OwnedSemaphorePermit; 2]> {
         let own = {
             let mut namespaces = self.namespaces.lock().unwrap_or_else(PoisonError::into_inner);
@@ -77,16 +77,16 @@ impl Slots {
     }
 }
 
-/// The probes of one policy. They end when this is dropped.
+/// Probes of one policy. Dropping this ends them.
 #[derive(Default)]
 pub struct Verifier {
     nodes: BTreeMap<String, Node>,
     found: Arc<Mutex<Probes>>,
-    /// What the probes were asked to do; another request makes what was found worthless.
+    /// Request of the probes. A new request invalidates the results.
     asks: Option<HttpGet>,
 }
 
-/// When a node is probed.
+/// Schedule of the probes of a node.
 struct Node {
     due: Instant,
     running: Option<AbortHandle>,
@@ -107,7 +107,7 @@ impl Drop for Node {
 }
 
 impl Verifier {
-    /// What was found, by node.
+    /// Returns the results by node.
     pub fn found(&self) -> Probes {
         self.found.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -119,7 +119,7 @@ impl Verifier {
     }
 }
 
-/// Begins the probes that are due. Answers when the next one is; `None` where nothing is to be measured.
+/// Begins the due probes. Returns the time until the next one; `None` if there is nothing to measure.
 pub fn look(ctx: &Context, subject: &Subject, memory: &mut Memory, results: &[UnitResult], all: bool) -> Option<Duration> {
     let Some(spec) = subject.spec().verify.as_ref().map(|verify| &verify.server) else {
         memory.verifier = None;
@@ -153,20 +153,21 @@ pub fn look(ctx: &Context, subject: &Subject, memory: &mut Memory, results: &[Un
     waiting.map(|node| node.due.saturating_duration_since(now).max(MIN_REQUEUE)).min()
 }
 
-/// A node's own place in an interval, in thousandths of it. The low bits of FNV alone are alike for names that differ in their last digit.
+/// Returns a node's fixed position in the interval, in thousandths. The low bits of FNV alone are similar for names that differ
+/// only in the last digit.
 fn share(key: &str) -> u32 {
     let hash = fnv1a(key).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     u32::try_from((hash >> 32) % 1000).unwrap_or_default()
 }
 
-/// The time until the node's own moment in the interval after this one: at least an interval from now, and less than two.
+/// Returns the time until the node's position in the next interval: at least one interval, and less than two.
 fn until_slot(now: i64, interval: Duration, key: &str) -> Duration {
     let length = i64::try_from(interval.as_millis()).unwrap_or(i64::MAX).max(1);
     let own = i64::from(share(key)) * (length / 1000);
     interval + Duration::from_millis(u64::try_from((own - now).rem_euclid(length)).unwrap_or_default())
 }
 
-/// Probes one node in the background, and has the policy looked at where the result is new.
+/// Probes one node in the background, and enqueues the policy if the result is new.
 fn begin(
     ctx: &Context,
     subject: &Subject,
@@ -207,9 +208,9 @@ struct Job {
 }
 
 impl Job {
-    /// Probes the node, and notes what it showed. The context is not held while the connection is idle.
+    /// Probes the node and records the result. The context is not held while the connection is idle.
     async fn run(self, me: Weak<Context>, found: &Mutex<Probes>) {
-        // The turn may have come long after the pass.
+        // The slot may have become free long after the pass.
         let Some(ctx) = me.upgrade().filter(|ctx| ctx.leadership.holds()) else { return };
         let target = self.target(&ctx).await;
         drop(ctx);
@@ -231,18 +232,18 @@ impl Job {
             found.insert(self.key.clone(), probe.clone()) != Some(probe)
         };
         if let Some(ctx) = me.upgrade().filter(|_| is_new) {
-            // The receiver ends with the controller.
+            // This fails only after the controller has ended.
             let _ = ctx.nudges.send(self.policy);
         }
     }
 
-    /// How long the connection is left idle at most: long enough to see what the server does instead.
+    /// Returns the maximum idle time: long enough to observe another idle timeout.
     fn wait(&self) -> Duration {
         let needed = self.programmed.map(|time| time + tolerance(time) + MARGIN).unwrap_or_default();
         needed.clamp(MIN_WAIT, MAX_WAIT)
     }
 
-    /// Where the node is, by the same rules as every other address that a node names.
+    /// Returns the server and the request. The address is checked like every other address that a node names.
     async fn target(&self, ctx: &Context) -> Result<(Server, Ask), String> {
         let serves = self.serves.as_ref().ok_or("the address of the node is not known")?;
         let port = self.http_get.port.or(serves.port).ok_or("the port is not known; set spec.verify.server.httpGet.port")?;
@@ -299,7 +300,7 @@ mod tests {
             }
             if namespace == "a" {
                 let more = tokio::time::timeout(Duration::from_millis(50), slots.turn("a")).await;
-                assert!(more.is_err(), "its part is used");
+                assert!(more.is_err(), "all slots of the namespace are used");
             }
         }
         assert_eq!(held.len(), MAX_OPEN);
