@@ -15,7 +15,7 @@ use crate::{
     api::{Knob, Limits, Value, conditions::EventReason},
     decide::{
         Cause, Change, Declared, Fault, Moved, Plan, To, Traits, Unit, UnitPlan, UnitState,
-        condition::{Notice, shortened_to_bytes},
+        condition::{Notice, listed, shortened_to_bytes},
         conditions::UnitResult,
         order,
         originals::Saved,
@@ -67,11 +67,10 @@ pub async fn tell_lost(ctx: &Context, subject: &Subject, unit: &str, moved: &Mov
         return Ok(());
     }
     let places: BTreeSet<_> = moved.lost.iter().map(|site| &*site.place).collect();
-    let named: Vec<_> = places.iter().take(3).map(|place| shortened_to_bytes(place, 160)).collect();
-    let more = if places.len() > named.len() { format!(" and {} more", places.len() - named.len()) } else { String::new() };
+    let places: Vec<_> = places.iter().map(|place| shortened_to_bytes(place, 160)).collect();
     let note = format!(
-        "{unit}: the routes of {}{more} changed, and their reverse proxies cannot be matched with their original settings; they keep their current settings. Give each reverse proxy an @id to avoid this",
-        named.join(", ")
+        "{unit}: the routes of {} changed, and their reverse proxies cannot be matched with their original settings; they keep their current settings. Give each reverse proxy an @id to avoid this",
+        listed(&places)
     );
     report::event(ctx, subject, &Notice { reason: EventReason::RestoreAbandoned, note }, "moved").await
 }

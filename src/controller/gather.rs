@@ -115,7 +115,7 @@ impl Gathering {
                 return Ok(state);
             }
             let message = format!(
-                "the configuration of {} needs more memory than the operator has for this namespace; select fewer nodes in one policy",
+                "The configuration of {} needs more memory than the operator has for this namespace; select fewer nodes in one policy",
                 unit.name
             );
             Err(Fault::new(Cause::Busy, message))

@@ -99,11 +99,11 @@ async fn restore_all(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
         match how {
             Taken::HandedOver => left.handed_over += 1,
             Taken::NotSavedYet => {
-                let message = "an older policy now governs this target and has not saved its original settings yet";
+                let message = "An older policy now governs this target and has not saved its original settings yet";
                 left.unrestored.push((saved.name, Fault::new(Cause::Busy, message)));
             }
             Taken::Elsewhere => {
-                let message = "an older policy in another namespace governs this target, so its settings stay as they are";
+                let message = "An older policy in another namespace governs this target, so its settings stay as they are";
                 left.unrestored.push((saved.name, Fault::new(Cause::Conflict, message)));
             }
         }
@@ -272,7 +272,7 @@ async fn restore(
         .map(|(id, saved)| {
             async move {
                 if Instant::now() >= until {
-                    let message = format!("not restored yet, because the nodes before this one took more than {TRY:?}");
+                    let message = format!("Not restored yet, because the nodes before this one took more than {TRY:?}");
                     return (id.clone(), Err(Fault::new(Cause::NotReady, message)));
                 }
                 (id.clone(), restore_one(ctx, subject, &memory.credentials, id, saved).await)
@@ -294,7 +294,7 @@ async fn restore_one(
 ) -> Result<Restored, Fault> {
     let then: Target = serde_json::from_value(saved.target.clone()).map_err(|error| {
         tracing::debug!(unit = saved.name, %error, "cannot read the saved target");
-        Fault::new(Cause::NotFound, "the saved original settings name no valid target")
+        Fault::new(Cause::NotFound, "The saved original settings name no valid target")
     })?;
     let now = &subject.spec().target;
     let first = restore_at(ctx, subject, remembered, id, saved, &then).await;
@@ -341,7 +341,7 @@ async fn restore_at(
         && let Err(error) = apply::tell_lost(ctx, subject, &saved.name, moved).await
     {
         tracing::debug!(unit = saved.name, error = logging::chain(&error), "cannot create the Event");
-        return Err(Fault::new(Cause::NotReady, "the Event about settings that are not restored could not be created"));
+        return Err(Fault::new(Cause::NotReady, "The Event about settings that are not restored could not be created"));
     }
     let sites = moved.as_ref().map_or(&saved.sites, |moved| &moved.sites);
     let changes = decide::restore(&state, sites);
@@ -352,7 +352,7 @@ async fn restore_at(
     match (result.state, result.write) {
         (Err(fault), _) | (Ok(_), Some(fault)) => Err(fault),
         (Ok(state), None) if decide::restore(&state, sites).is_empty() => Ok(Restored::Seen),
-        (Ok(_), None) => Err(Fault::new(Cause::Busy, "the original settings were accepted and do not show")),
+        (Ok(_), None) => Err(Fault::new(Cause::Busy, "The original settings were accepted and do not show")),
     }
 }
 
@@ -373,7 +373,7 @@ async fn present(ctx: &Context, subject: &Subject, id: &str, saved: &Saved, spec
                 let address = format!("{}://{}", spec.scheme().name(), SocketAddr::new(*ip, port));
                 Ok(Some(vec![Place::new(id, &saved.name, address)]))
             }
-            _ => Err(Fault::new(Cause::Unreachable, format!("pod {} has no address", saved.name))),
+            _ => Err(Fault::new(Cause::Unreachable, format!("Pod {} has no address", saved.name))),
         };
     }
     let places = match places::places(ctx, subject, spec).await {
