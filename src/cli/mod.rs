@@ -15,6 +15,7 @@ mod probe;
 mod progress;
 mod status;
 mod table;
+mod words;
 
 use std::{fmt::Write as _, io::Write as _, path::PathBuf};
 
@@ -30,6 +31,7 @@ use kube::{
 use pause::Direction;
 use serde::Serialize;
 use serde_json::json;
+use words::counted;
 
 use crate::{
     api::{GoDuration, IdleConnectionPolicy, StoredPolicy, adaptive::Mode},
@@ -433,8 +435,9 @@ fn linted(options: &Lint) -> Result<Answer, Error> {
     let all = json!({"policies": policies, "findings": findings.iter().map(each).collect::<Vec<_>>()});
     let text = options.output.of(&all, || {
         let lines: String = findings.iter().map(|finding| finding.to_string() + "\n").collect();
-        let summary = format!("{policies} policies, {errors} errors, {} pieces of advice", findings.len() - errors);
-        format!("{lines}{summary}\n")
+        let policies = counted(policies, "policy", "policies");
+        let advice = counted(findings.len() - errors, "piece of advice", "pieces of advice");
+        format!("{lines}{policies}, {}, {advice}\n", counted(errors, "error", "errors"))
     })?;
     Ok(Answer { text, is_failure: errors > 0 })
 }
@@ -468,7 +471,7 @@ fn simulate(options: &Simulate) -> Result<String, Error> {
     let policy: IdleConnectionPolicy =
         serde_saphyr::from_str(&text).map_err(|error| Error::Policy(options.file.clone(), error.to_string()))?;
     let mut setup = simulate::setup(&policy.spec, &targets::traits(&policy.spec.target)).map_err(Error::Setup)?;
-    // What would happen is asked, whatever the policy may do by now.
+    // The simulation shows what adaptive control would do, whatever the mode of the policy is.
     setup.tuning.mode = Mode::Enforce;
     let signal = policy.spec.adaptive.as_ref().and_then(|adaptive| adaptive.signal.as_ref());
     let threshold = options.threshold.or_else(|| signal?.threshold.as_ref()?.value);
@@ -478,16 +481,17 @@ fn simulate(options: &Simulate) -> Result<String, Error> {
             let trace = Trace::read(file, f64::from(threshold.ok_or(Error::Threshold)?), &setup.declared)?;
             let seconds = trace.seconds();
             let caveat = if trace.has_shares() {
-                "The tasks are those of the trace, less the pooled connections that tightening would have closed."
+                "The task counts are those of the trace, minus the pooled connections that tightening would have closed."
             } else {
-                "The tasks are those of the trace, whatever was decided: a trace without pooled_share cannot answer whether it helps."
+                "The task counts are those of the trace, whatever was decided: without pooled_share, a trace cannot show whether tightening helps."
             };
             (Box::new(trace), seconds, caveat)
         }
         (None, kind) => {
             let kind = kind.unwrap_or(Kind::Burst);
             let plant = Model::new(kind, options.seed, 8, false, &setup.declared);
-            (Box::new(plant), i64::from(options.hours) * 3600, "The tasks are a model's, which knows nothing of your servers.")
+            let caveat = "The task counts come from a model, which knows nothing about your servers.";
+            (Box::new(plant), i64::from(options.hours) * 3600, caveat)
         }
     };
     let run = simulate::run(&setup, plant.as_mut(), seconds, None);
@@ -507,17 +511,17 @@ fn decisions(run: &Run, caveat: &str) -> String {
         let verdict = decided.verdict.as_deref().unwrap_or("-");
         let _ = writeln!(
             text,
-            "{time:>9}  {:>3} %  {:>3} %  {verdict:<13}  {}",
+            "{time:>9}  {:>4}%  {:>4}%  {verdict:<13}  {}",
             decided.from_percent, decided.to_percent, decided.reason
         );
     }
     let summary = &run.summary;
     let _ = write!(
         text,
-        "\n{}\n{} changes, {} reversals, {:.0} min over the threshold, {} % open at the end, {}\n{caveat}\n",
+        "\n{}\n{}, {}, {:.0} min over the threshold, {}% open at the end, {}\n{caveat}\n",
         plot::terminal(run),
-        summary.changes,
-        summary.reversals,
+        counted(summary.changes, "change", "changes"),
+        counted(summary.reversals, "reversal", "reversals"),
         summary.minutes_over_threshold,
         summary.final_openness_percent,
         summary.verdict,
@@ -544,6 +548,44 @@ mod tests {
         assert_eq!((&said["policies"], &said["findings"][0]["error"]), (&json!(1), &json!(true)), "{said}");
         let (is_failure, said) = linted("caddy.yaml").await;
         assert!(!is_failure, "{said}");
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples/refused.yaml");
+        let cli = Cli::parse_from(["kubectl-idleconn".as_ref(), "lint".as_ref(), "-f".as_ref(), path.as_os_str()]);
+        let text = run(cli).await.expect("an answer").text;
+        assert!(text.ends_with("\n1 policy, 1 error, 0 pieces of advice\n"), "{text}");
+    }
+
+    #[test]
+    fn a_simulation_is_summed_up_with_plurals_and_percent_signs() {
+        let decided = |from_percent, to_percent| simulate::Decided {
+            time: 3730,
+            from_percent,
+            to_percent,
+            reason: "235% of the threshold for 2m".into(),
+            verdict: None,
+        };
+        let summary = simulate::Summary {
+            changes: 2,
+            reversals: 1,
+            minutes_over_threshold: 4.2,
+            final_openness_percent: 100,
+            verdict: "NotTightened".into(),
+        };
+        let run = Run {
+            decisions: vec![decided(100, 50), decided(50, 100)],
+            points: Vec::new(),
+            summary,
+            blind: 0,
+            written: 0,
+            told: Vec::new(),
+        };
+        let text = decisions(&run, "It is a model.");
+        let lines: Vec<_> = text.lines().collect();
+        assert_eq!(lines[0], "     TIME   FROM     TO  VERDICT        REASON");
+        assert_eq!(lines[1], "  1:02:10   100%    50%  -              235% of the threshold for 2m");
+        let end = "2 changes, 1 reversal, 4 min over the threshold, 100% open at the end, NotTightened\nIt is a model.\n";
+        assert!(text.ends_with(end), "{text}");
+        assert!(text.contains("  100% ") && text.contains("Bars: utilization"), "{text}");
+        assert!(plot::svg(&run).expect("a plot").contains("Utilization (blue)"));
     }
 
     #[tokio::test]

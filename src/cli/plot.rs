@@ -1,4 +1,4 @@
-//! A run as a picture: in the terminal, and as SVG.
+//! Plots of a simulation: in the terminal, and as SVG.
 
 use std::fmt::Write as _;
 
@@ -15,7 +15,7 @@ const BLUE: RGBColor = RGBColor(0x1f, 0x6f, 0xb4);
 const ORANGE: RGBColor = RGBColor(0xc2, 0x5b, 0x00);
 const GREY: RGBColor = RGBColor(0x77, 0x77, 0x77);
 
-/// The points of each column.
+/// Splits the points into the columns of the terminal.
 fn columns(run: &Run) -> Vec<&[Point]> {
     let n = run.points.len().clamp(1, WIDTH);
     (0..n).map(|column| &run.points[column * run.points.len() / n..(column + 1) * run.points.len() / n]).collect()
@@ -25,7 +25,7 @@ fn highest(points: &[Point]) -> Option<f64> {
     points.iter().filter_map(|point| point.pressure).max_by(f64::total_cmp)
 }
 
-/// Pressure as bars, the threshold as a line, openness as a row of digits (tenths), decisions as marks.
+/// Plots utilization as bars, the threshold as a line, openness as a row of digits (tenths), and decisions as marks.
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss)] // Rows and columns.
 pub fn terminal(run: &Run) -> String {
     let columns = columns(run);
@@ -33,10 +33,10 @@ pub fn terminal(run: &Run) -> String {
     let line = (HEIGHT as f64 / top).round() as usize;
     let mut text = String::new();
     for row in (1..=HEIGHT).rev() {
-        let label = if row == line { "100 %" } else { "" };
+        let label = if row == line { "100%" } else { "" };
         let _ = write!(text, "{label:>6} ");
         for points in &columns {
-            let filled = highest(points).map(|pressure| pressure / top * HEIGHT as f64);
+            let filled = highest(points).map(|utilization| utilization / top * HEIGHT as f64);
             text.push(match filled {
                 Some(filled) if filled >= row as f64 => '█',
                 Some(filled) if filled >= row as f64 - 0.5 => '▄',
@@ -60,12 +60,12 @@ pub fn terminal(run: &Run) -> String {
         decided.map_or(' ', |d| if d.tightens() { 'v' } else { '^' })
     }));
     text.push_str(
-        "\n  Bars: pressure, in percent of the threshold; ?: missing. Open: tenths, * is as declared. v tightens, ^ relaxes.\n",
+        "\n  Bars: utilization, in percent of the threshold; ?: missing. Open: tenths, * is as declared. v tightens, ^ relaxes.\n",
     );
     text
 }
 
-/// The same with axes.
+/// Plots utilization, openness, the threshold and decisions over time.
 #[allow(clippy::cast_precision_loss)] // Seconds.
 pub fn svg(run: &Run) -> Result<String, String> {
     let mut text = String::new();
@@ -78,7 +78,7 @@ pub fn svg(run: &Run) -> Result<String, String> {
         let top = run.points.iter().filter_map(|point| point.pressure).fold(1.25, f64::max) * 100.0;
         let mut chart = ChartBuilder::on(&area)
             .margin(12)
-            .caption("Tasks (blue) and openness (orange), percent; grey: the threshold", ("sans-serif", 16))
+            .caption("Utilization (blue) and openness (orange), in percent; threshold (grey)", ("sans-serif", 16))
             .x_label_area_size(36)
             .y_label_area_size(48)
             .build_cartesian_2d(0.0..end, 0.0..top)
@@ -91,7 +91,7 @@ pub fn svg(run: &Run) -> Result<String, String> {
             .draw()
             .map_err(|e| fail(&e))?;
         chart.draw_series(LineSeries::new([(0.0, 100.0), (end, 100.0)], &GREY)).map_err(|e| fail(&e))?;
-        // A gap is a gap: each stretch that was counted is a line of its own.
+        // Missing samples are a gap: the stretches between them are separate lines.
         for stretch in run.points.split(|point| point.pressure.is_none()).filter(|stretch| !stretch.is_empty()) {
             let line = stretch.iter().filter_map(|point| Some((hours(point.time), point.pressure? * 100.0)));
             chart.draw_series(LineSeries::new(line, &BLUE)).map_err(|e| fail(&e))?;

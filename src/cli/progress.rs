@@ -1,4 +1,4 @@
-//! One line on standard error while connections are left idle.
+//! Progress on standard error of work that takes longer than two seconds.
 
 use std::{
     io::{IsTerminal as _, Write as _},
@@ -11,27 +11,28 @@ use std::{
 
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
+use super::words::counted;
 use crate::decide::measured::time;
 
-/// What takes less time has no line.
+/// Work that takes less time has no line.
 const QUIET: Duration = Duration::from_secs(2);
-/// How often a terminal's line is written again.
+/// Interval at which the line on a terminal is rewritten.
 const TICK: Duration = Duration::from_secs(1);
 
-/// How many connections wait for their server.
+/// Number of connections that are idle.
 #[derive(Clone, Default)]
 pub struct Progress {
     idle: Arc<AtomicUsize>,
 }
 
-/// One connection; it counts from [`Waiting::begin`] until it is dropped.
+/// One connection. It counts from [`Waiting::begin`] until it is dropped.
 pub struct Waiting {
     idle: Arc<AtomicUsize>,
     counts: bool,
 }
 
 impl Waiting {
-    /// The connection is idle now.
+    /// Counts the connection as idle from now on.
     pub fn begin(&mut self) {
         if !std::mem::replace(&mut self.counts, true) {
             self.idle.fetch_add(1, Ordering::Relaxed);
@@ -48,12 +49,13 @@ impl Drop for Waiting {
 }
 
 impl Progress {
-    /// A connection that is not idle yet.
+    /// Adds a connection that is not idle yet.
     pub fn connection(&self) -> Waiting {
         Waiting { idle: self.idle.clone(), counts: false }
     }
 
-    /// Does the work. After 2 s a terminal gets a line each second, which is gone at the end; anything else gets one line.
+    /// Does the work. After 2 s a terminal shows a line that is updated each second and removed at the end. If standard error is not a
+    /// terminal, one line is written, once.
     pub async fn during<T>(&self, max_wait: Duration, work: impl Future<Output = T>) -> T {
         tokio::pin!(work);
         tokio::select! {
@@ -78,7 +80,7 @@ impl Progress {
                 }
                 _ = ticks.tick() => {
                     eprint!("\r\u{1b}[K{}", self.line(began.elapsed(), max_wait));
-                    // A terminal that is gone is no reason to stop.
+                    // If the terminal is gone, the work continues.
                     let _ = std::io::stderr().flush();
                 }
             }
@@ -86,9 +88,9 @@ impl Progress {
     }
 
     fn line(&self, elapsed: Duration, max_wait: Duration) -> String {
-        let (idle, elapsed) = (self.idle.load(Ordering::Relaxed), Duration::from_secs(elapsed.as_secs()));
-        let connections = if idle == 1 { "connection is" } else { "connections are" };
-        format!("{idle} {connections} idle after {}, at most {}", time(elapsed), time(max_wait))
+        let idle = counted(self.idle.load(Ordering::Relaxed), "connection is", "connections are");
+        let elapsed = Duration::from_secs(elapsed.as_secs());
+        format!("{idle} idle after {}, at most {}", time(elapsed), time(max_wait))
     }
 }
 

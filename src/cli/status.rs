@@ -37,7 +37,7 @@ fn row(policy: &IdleConnectionPolicy, now: Timestamp) -> [String; 11] {
     let percent = |value: Option<u32>| value.map(|value| format!("{value}%"));
     let changed = status.history.first().map(|last| {
         let ago = spoken((now.as_millisecond() - last.time.0.as_millisecond()).max(0));
-        format!("{} -> {} %, {ago} ago", last.from_percent, last.to_percent)
+        format!("{} -> {}%, {ago} ago", last.from_percent, last.to_percent)
     });
     let mode = policy.spec.adaptive.as_ref().map(|adaptive| format!("{:?}", adaptive.mode));
     [
@@ -91,7 +91,7 @@ mod tests {
         });
         let said = rows(&[policy(&status)], Timestamp::from_second(90).expect("a time"));
         let line = said.lines().nth(1).expect("a row");
-        for cell in ["False (ProgrammingFailed)", "21900/20000", "110%", "Holding", "55%", "11/12", "75 -> 55 %, 90s ago"] {
+        for cell in ["False (ProgrammingFailed)", "21900/20000", "110%", "Holding", "55%", "11/12", "75 -> 55%, 90s ago"] {
             assert!(line.contains(cell), "{cell} in {line}");
         }
     }
