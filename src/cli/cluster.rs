@@ -1,4 +1,4 @@
-//! Which cluster is asked, and with whose rights: the user's own.
+//! The cluster of a command. Requests use the user's own permissions.
 
 use std::path::PathBuf;
 
@@ -10,40 +10,39 @@ use kube::{
 use super::Error;
 use crate::api::{IdleConnectionPolicy, StoredPolicy};
 
-/// As kubectl has them.
+/// Options of the cluster, as in kubectl.
 #[derive(clap::Args, Debug)]
 pub struct Cluster {
-    /// The namespace; by default the kubeconfig's.
+    /// Namespace; by default that of the kubeconfig.
     #[arg(short, long)]
     pub namespace: Option<String>,
-    /// The kubeconfig; by default KUBECONFIG, then ~/.kube/config.
+    /// Path of the kubeconfig; by default $KUBECONFIG, then ~/.kube/config.
     #[arg(long)]
     pub kubeconfig: Option<PathBuf>,
-    /// The kubeconfig's context.
+    /// Context of the kubeconfig; by default the current one.
     #[arg(long)]
     pub context: Option<String>,
 }
 
 impl Cluster {
-    /// Policies of the namespace, and its name.
+    /// Returns the policies of the namespace, and its name.
     pub async fn policies(&self) -> Result<(Api<StoredPolicy>, String), Error> {
         let (config, namespace) = self.config().await?;
         Ok((Api::namespaced(Client::try_from(config)?, &namespace), namespace))
     }
 
-    /// Policies of all namespaces.
+    /// Returns the policies of all namespaces.
     pub async fn all_policies(&self) -> Result<Api<StoredPolicy>, Error> {
         Ok(Api::all(Client::try_from(self.read().await?)?))
     }
 
-    /// One policy.
+    /// Reads one policy.
     pub async fn policy(&self, name: &str) -> Result<IdleConnectionPolicy, Error> {
-        let (api, namespace) = self.policies().await?;
-        let stored = api.get_opt(name).await?.ok_or_else(|| Error::NotFound { name: name.to_owned(), namespace })?;
-        understood(stored)
+        let (api, _) = self.policies().await?;
+        understood(api.get(name).await?)
     }
 
-    /// The kubeconfig, and the namespace that is meant.
+    /// Reads the kubeconfig, and returns the namespace with it.
     pub async fn config(&self) -> Result<(Config, String), Error> {
         let config = self.read().await?;
         let namespace = self.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
@@ -64,13 +63,13 @@ impl Cluster {
     }
 }
 
-/// A policy, as far as this version understands it; what it does not is said beside it.
+/// Returns a policy as far as this version understands it, and names the rest on standard error.
 pub fn understood(stored: StoredPolicy) -> Result<IdleConnectionPolicy, Error> {
     let name = stored.name_any();
     match stored.read() {
         Ok((policy, foreign)) => {
             if let Some(foreign) = foreign {
-                eprintln!("kubectl idleconn: {}", Error::Newer { name, foreign });
+                eprintln!("Warning: {}", Error::Newer { name, foreign });
             }
             Ok(policy)
         }

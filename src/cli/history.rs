@@ -6,9 +6,6 @@ use crate::api::{IdleConnectionPolicy, status::Decision};
 /// The decisions, newest first, as the status keeps them.
 pub fn rows(policy: &IdleConnectionPolicy) -> String {
     let decisions = policy.status.as_ref().map(|status| &status.history[..]).unwrap_or_default();
-    if decisions.is_empty() {
-        return "Nothing has been decided yet.\n".to_owned();
-    }
     let rows: Vec<_> = decisions.iter().map(row).collect();
     table(["TIME", "FROM", "TO", "TASKS", "UTILIZATION", "VERDICT", "REASON"], &rows)
 }

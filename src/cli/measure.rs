@@ -113,7 +113,7 @@ pub struct Prober {
 impl Reach {
     /// Checks the options. `default_wait` is for a missing `--max-wait`.
     pub fn prober(&self, default_wait: Duration) -> Result<Prober, Error> {
-        let unusable = |error: rustls::Error| Error::Setup(format!("the certificates cannot be used: {error}"));
+        let unusable = |error: rustls::Error| Error::Other(format!("the certificates cannot be used: {error}"));
         let tls = match &self.ca {
             _ if self.insecure => trust::any().map_err(unusable)?,
             Some(path) => {
@@ -125,12 +125,12 @@ impl Reach {
         let mut headers = HeaderMap::new();
         for field in &self.headers {
             let (name, value) =
-                read_field(field).ok_or_else(|| Error::Setup(format!("--header {field:?} is not NAME: VALUE")))?;
+                read_field(field).ok_or_else(|| Error::Usage(format!("--header {field:?} is not NAME: VALUE")))?;
             headers.append(name, value);
         }
         let max_wait = self.max_wait.as_ref().and_then(GoDuration::get).unwrap_or(default_wait);
         if max_wait.is_zero() {
-            return Err(Error::Setup("--max-wait must be more than 0s".into()));
+            return Err(Error::Usage("--max-wait must be more than 0s".into()));
         }
         Ok(Prober { connections: self.connections, max_wait, tls, headers, host: self.host.clone() })
     }

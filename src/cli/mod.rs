@@ -3,6 +3,7 @@
 //! Lives here: the commands. Each is a function from what was read to text; only this file reads files and clusters.
 
 mod cluster;
+mod error;
 mod explain;
 mod history;
 pub mod lint;
@@ -21,6 +22,7 @@ use std::{fmt::Write as _, io::Write as _, path::PathBuf};
 
 use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
 use cluster::{Cluster, understood};
+pub use error::Error;
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use kube::{
@@ -42,6 +44,9 @@ use crate::{
     },
     targets,
 };
+
+/// Kind and group of policies, as kubectl writes them before a name.
+const RESOURCE: &str = "idleconnectionpolicy.idleconn.io";
 
 /// Asks idle connection policies.
 #[derive(Parser, Debug)]
@@ -148,13 +153,13 @@ pub struct History {
 pub struct Pause {
     /// The policy.
     pub name: String,
-    /// For how long, for example 2h; by default until it is resumed.
+    /// Duration of the pause, such as 2h; by default until `resume`.
     #[arg(long = "for", value_name = "TIME")]
     pub time: Option<GoDuration>,
-    /// Goes on relaxing.
+    /// Pause tightening only.
     #[arg(long, conflicts_with = "relax")]
     pub tighten: bool,
-    /// Goes on tightening.
+    /// Pause relaxing only.
     #[arg(long)]
     pub relax: bool,
     /// Where.
@@ -229,7 +234,7 @@ pub enum Output {
 impl Output {
     /// What machines read, or the table.
     fn of(self, value: &impl Serialize, table: impl FnOnce() -> String) -> Result<String, Error> {
-        let unprintable = |error: &dyn std::fmt::Display| Error::Setup(format!("cannot be printed: {error}"));
+        let unprintable = |error: &dyn std::fmt::Display| Error::Other(format!("cannot be printed: {error}"));
         match self {
             Self::Table => Ok(table()),
             Self::Json => serde_json::to_string(value).map(|text| text + "\n").map_err(|error| unprintable(&error)),
@@ -238,88 +243,37 @@ impl Output {
     }
 }
 
-/// Why there is no answer: one line, with what to do.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// A file.
-    #[error("{0}: {1}")]
-    File(PathBuf, std::io::Error),
-    /// Nothing to look at.
-    #[error("no IdleConnectionPolicy was found in what -f names")]
-    NoPolicies,
-    /// A policy that is none.
-    #[error("{0} is no IdleConnectionPolicy: {1}")]
-    Policy(PathBuf, String),
-    /// A policy that says what this version does not understand.
-    #[error("{name}: {foreign}: upgrade kubectl-idleconn from {version}", version = env!("CARGO_PKG_VERSION"))]
-    Newer {
-        /// The policy.
-        name: String,
-        /// What is not understood.
-        foreign: String,
-    },
-    /// A policy that cannot be simulated.
-    #[error("{0}")]
-    Setup(String),
-    /// A trace.
-    #[error("{0}")]
-    Trace(#[from] trace::Error),
-    /// No threshold.
-    #[error("the policy has no adaptive.signal.threshold.value, and a trace has no CPU count; give --threshold")]
-    Threshold,
-    /// A plot.
-    #[error("the plot cannot be written: {0}")]
-    Plot(String),
-    /// No kubeconfig.
-    #[error("no cluster to ask: {0}; set KUBECONFIG or give --kubeconfig")]
-    Kubeconfig(String),
-    /// The API server.
-    #[error("{0}")]
-    Kube(#[from] kube::Error),
-    /// The watch broke off.
-    #[error("{0}")]
-    Watch(#[from] watcher::Error),
-    /// Nobody reads any more, or nobody can.
-    #[error("cannot print: {0}")]
-    Print(std::io::Error),
-    /// The operator.
-    #[error("{0}")]
-    Operator(String),
-    /// No such policy.
-    #[error("there is no policy {name} in namespace {namespace}; kubectl get icp -A lists them")]
-    NotFound {
-        /// Its name.
-        name: String,
-        /// Where it was looked for.
-        namespace: String,
-    },
-}
-
-/// What was asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Result of a command.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Answer {
-    /// What to print.
+    /// Text for standard output.
     pub text: String,
-    /// Whether the exit code is 1 all the same: what was looked at is wrong, and the text says how.
+    /// Lines for standard error.
+    pub notice: String,
+    /// Whether the exit code is 1: a check failed, or one of several policies was not found.
     pub is_failure: bool,
 }
 
 impl From<String> for Answer {
     fn from(text: String) -> Self {
-        Self { text, is_failure: false }
+        Self { text, ..Self::default() }
     }
 }
 
-/// Does what is asked and answers what to print.
+/// Runs a command and returns what to print.
 ///
 /// # Errors
 /// See [`Error`].
 pub async fn run(cli: Cli) -> Result<Answer, Error> {
     match cli.command {
-        Command::Status(options) => Ok(status(options).await?.into()),
+        Command::Status(options) => status(options).await,
         Command::Nodes(options) => {
             let (config, namespace) = options.cluster.config().await?;
             let list = nodes::ask(config, &namespace, &options).await?;
+            if options.output == Output::Table && list.nodes.is_empty() {
+                let notice = format!("No nodes found for policy {}.\n", options.name);
+                return Ok(Answer { notice, ..Answer::default() });
+            }
             Ok(options.output.of(&list, || nodes::rows(&list))?.into())
         }
         Command::Explain(options) => {
@@ -327,24 +281,27 @@ pub async fn run(cli: Cli) -> Result<Answer, Error> {
         }
         Command::History(options) => {
             let policy = options.cluster.policy(&options.name).await?;
+            if options.output == Output::Table && policy.status.as_ref().is_none_or(|status| status.history.is_empty()) {
+                let notice = format!("No decisions found for policy {}.\n", options.name);
+                return Ok(Answer { notice, ..Answer::default() });
+            }
             let decisions = policy.status.as_ref().map(|status| status.history.clone()).unwrap_or_default();
             Ok(options.output.of(&decisions, || history::rows(&policy))?.into())
         }
         Command::Pause(options) => {
-            let (api, namespace) = options.cluster.policies().await?;
+            let (api, _) = options.cluster.policies().await?;
             let direction = match (options.tighten, options.relax) {
                 (true, _) => Direction::Tighten,
                 (_, true) => Direction::Relax,
                 _ => Direction::Both,
             };
-            let end = pause::pause(&api, &options.name, direction, options.time, Timestamp::now()).await;
-            let end = end.map_err(|error| found(error, &options.name, &namespace))?;
-            Ok(format!("{} is paused {end}\n", options.name).into())
+            let end = pause::pause(&api, &options.name, direction, options.time, Timestamp::now()).await?;
+            Ok(format!("{RESOURCE}/{} paused{end}\n", options.name).into())
         }
         Command::Resume(options) => {
-            let (api, namespace) = options.cluster.policies().await?;
-            pause::resume(&api, &options.name).await.map_err(|error| found(error, &options.name, &namespace))?;
-            Ok(format!("{} goes on\n", options.name).into())
+            let (api, _) = options.cluster.policies().await?;
+            pause::resume(&api, &options.name).await?;
+            Ok(format!("{RESOURCE}/{} resumed\n", options.name).into())
         }
         Command::Lint(options) => linted(&options),
         Command::Probe(options) => probe::run(&options).await,
@@ -358,41 +315,41 @@ pub async fn run(cli: Cli) -> Result<Answer, Error> {
     }
 }
 
-/// The API server's own `not found` names a resource, and not what to do.
-fn found(error: Error, name: &str, namespace: &str) -> Error {
-    match error {
-        Error::Kube(kube::Error::Api(status)) if status.is_not_found() => {
-            Error::NotFound { name: name.to_owned(), namespace: namespace.to_owned() }
-        }
-        error => error,
-    }
-}
-
-async fn status(options: Status) -> Result<String, Error> {
+async fn status(options: Status) -> Result<Answer, Error> {
     let (api, namespace) = if options.all_namespaces {
-        (options.cluster.all_policies().await?, String::new())
+        (options.cluster.all_policies().await?, None)
     } else {
-        options.cluster.policies().await?
+        let (api, namespace) = options.cluster.policies().await?;
+        (api, Some(namespace))
     };
     if options.watch {
         return follow(&api, &options).await;
     }
     let policies = match &options.name {
-        Some(name) => vec![understood(api.get(name).await.map_err(|error| found(error.into(), name, &namespace))?)?],
+        Some(name) => vec![understood(api.get(name).await?)?],
         None => api.list(&ListParams::default()).await?.into_iter().filter_map(shown).collect(),
     };
-    options.output.of(&policies, || {
-        if policies.is_empty() { "No policies found.\n".to_owned() } else { status::rows(&policies, Timestamp::now()) }
-    })
+    if policies.is_empty() && options.output == Output::Table {
+        return Ok(Answer { notice: none_found(namespace.as_deref()), ..Answer::default() });
+    }
+    Ok(options.output.of(&policies, || status::rows(&policies, Timestamp::now()))?.into())
 }
 
-/// A policy that can be shown; one that cannot does not hide the others.
+/// Says that there are no policies, in the words of kubectl.
+fn none_found(namespace: Option<&str>) -> String {
+    match namespace {
+        Some(namespace) => format!("No resources found in {namespace} namespace.\n"),
+        None => "No resources found\n".into(),
+    }
+}
+
+/// Reads a policy of a list. A policy that cannot be read is named on standard error and does not hide the others.
 fn shown(stored: StoredPolicy) -> Option<IdleConnectionPolicy> {
-    understood(stored).inspect_err(|error| eprintln!("kubectl idleconn: {error}")).ok()
+    understood(stored).inspect_err(|error| eprintln!("Warning: {error}")).ok()
 }
 
-/// Prints on until it is interrupted.
-async fn follow(api: &Api<StoredPolicy>, options: &Status) -> Result<String, Error> {
+/// Prints policies when they change, until the process is interrupted.
+async fn follow(api: &Api<StoredPolicy>, options: &Status) -> Result<Answer, Error> {
     let wanted = options
         .name
         .as_ref()
@@ -404,21 +361,21 @@ async fn follow(api: &Api<StoredPolicy>, options: &Status) -> Result<String, Err
                 Some(policy) => policy,
                 None => continue,
             },
-            // No rights, or no CRD: waiting would change nothing.
-            Err(error @ watcher::Error::InitialListFailed(kube::Error::Api(_))) => return Err(error.into()),
+            // Without the permission or the CRD, a retry changes nothing.
+            Err(watcher::Error::InitialListFailed(error @ kube::Error::Api(_))) => return Err(error.into()),
             Err(error) => {
-                eprintln!("kubectl idleconn: {error}; trying again");
+                eprintln!("Warning: {error}; retrying");
                 continue;
             }
         };
         let text = options.output.of(&policy, || status::rows(std::slice::from_ref(&policy), Timestamp::now()))?;
         std::io::stdout().write_all(text.as_bytes()).map_err(Error::Print)?;
     }
-    Ok(String::new())
+    Ok(Answer::default())
 }
 
 fn linted(options: &Lint) -> Result<Answer, Error> {
-    let linter = lint::Linter::new().map_err(Error::Setup)?;
+    let linter = lint::Linter::new().map_err(Error::Other)?;
     let mut findings = Vec::new();
     let mut policies = 0;
     for (path, text) in texts(&options.files)? {
@@ -439,7 +396,7 @@ fn linted(options: &Lint) -> Result<Answer, Error> {
         let advice = counted(findings.len() - errors, "piece of advice", "pieces of advice");
         format!("{lines}{policies}, {}, {advice}\n", counted(errors, "error", "errors"))
     })?;
-    Ok(Answer { text, is_failure: errors > 0 })
+    Ok(Answer { text, is_failure: errors > 0, ..Answer::default() })
 }
 
 /// What `-f` names, as kubectl takes it: a file, the YAML and JSON files of a folder, or standard input.
@@ -470,7 +427,7 @@ fn simulate(options: &Simulate) -> Result<String, Error> {
     let text = std::fs::read_to_string(&options.file).map_err(|error| Error::File(options.file.clone(), error))?;
     let policy: IdleConnectionPolicy =
         serde_saphyr::from_str(&text).map_err(|error| Error::Policy(options.file.clone(), error.to_string()))?;
-    let mut setup = simulate::setup(&policy.spec, &targets::traits(&policy.spec.target)).map_err(Error::Setup)?;
+    let mut setup = simulate::setup(&policy.spec, &targets::traits(&policy.spec.target)).map_err(Error::Other)?;
     // The simulation shows what adaptive control would do, whatever the mode of the policy is.
     setup.tuning.mode = Mode::Enforce;
     let signal = policy.spec.adaptive.as_ref().and_then(|adaptive| adaptive.signal.as_ref());
@@ -586,6 +543,18 @@ mod tests {
         assert!(text.ends_with(end), "{text}");
         assert!(text.contains("  100% ") && text.contains("Bars: utilization"), "{text}");
         assert!(plot::svg(&run).expect("a plot").contains("Utilization (blue)"));
+    }
+
+    #[test]
+    fn an_empty_list_is_named_as_in_kubectl() {
+        assert_eq!(none_found(Some("default")), "No resources found in default namespace.\n");
+        assert_eq!(none_found(None), "No resources found\n");
+    }
+
+    #[test]
+    fn wrong_arguments_exit_with_2() {
+        let error = Cli::try_parse_from(["kubectl-idleconn", "pause", "gw", "--tighten", "--relax"]).expect_err("a conflict");
+        assert_eq!(error.exit_code(), i32::from(Error::Usage(String::new()).exit_code()));
     }
 
     #[tokio::test]

@@ -159,9 +159,6 @@ fn read(body: &[u8]) -> Result<NodeList, Error> {
 
 /// One row for each limit of each node.
 pub fn rows(list: &NodeList) -> String {
-    if list.nodes.is_empty() {
-        return "No nodes were seen.\n".to_owned();
-    }
     let rows: Vec<_> = list.nodes.iter().flat_map(of_node).collect();
     table(["NODE", "TASKS", "LIMIT", "DESIRED", "PROGRAMMED", "IN EFFECT", "MEASURED", "STATE", "ERROR"], &rows)
 }

@@ -116,7 +116,7 @@ pub async fn run(options: &Path) -> Result<Answer, Error> {
     let given = options.client_idle.iter().map(|text| given(text)).collect::<Result<Vec<_>, _>>()?;
     for (name, _) in &given {
         if name != FIRST && !servers.iter().any(|server| server.name == *name) {
-            return Err(Error::Setup(format!("--client-idle {name}=… names no hop")));
+            return Err(Error::Usage(format!("--client-idle {name}=… names no hop")));
         }
     }
     let prober = options.reach.prober(DEFAULT_WAIT)?;
@@ -130,7 +130,7 @@ pub async fn run(options: &Path) -> Result<Answer, Error> {
     });
     let hops = progress.during(prober.max_wait(), join_all(hops)).await;
     let is_failure = hops.iter().any(|hop| hop.verdict != "Safe");
-    Ok(Answer { text: options.output.of(&hops, || text(&hops))?, is_failure })
+    Ok(Answer { text: options.output.of(&hops, || text(&hops))?, is_failure, ..Answer::default() })
 }
 
 /// Every policy in the files.
@@ -151,7 +151,7 @@ async fn named(options: &Path, files: &[IdleConnectionPolicy], hop: &str) -> Res
         Some((name, url)) => (name, Some(url)),
         None => (hop, None),
     };
-    let unusable = || Error::Setup(format!("{hop} is neither NAME=URL with an http:// or https:// URL nor the name of a policy"));
+    let unusable = || Error::Usage(format!("{hop} is neither NAME=URL with an http:// or https:// URL nor the name of a policy"));
     let url = url.map(|url| Url::parse(url).ok().filter(|url| matches!(url.scheme(), "http" | "https") && url.host().is_some()));
     let url = url.map(|url| url.ok_or_else(unusable)).transpose()?;
     let file = files.iter().find(|policy| policy.metadata.name.as_deref() == Some(name)).cloned();
@@ -172,7 +172,7 @@ fn given(text: &str) -> Result<(String, Known<ClientIdle>), Error> {
         None => from_name(value),
     };
     let known: Vec<_> = decide::path::KNOWN_CLIENTS.iter().map(|client| client.name).collect();
-    let unknown = || Error::Setup(format!("--client-idle {text}: {value} is neither a time nor one of {}", known.join(", ")));
+    let unknown = || Error::Usage(format!("--client-idle {text}: {value} is neither a time nor one of {}", known.join(", ")));
     Ok((name.to_owned(), idle.ok_or_else(unknown)?))
 }
 

@@ -1,4 +1,4 @@
-//! `pause` and `resume`: the annotations that stop the loop, as Git or a person may also write them.
+//! `pause` and `resume`: the annotations that pause adaptive control. Git and other clients may set them too.
 
 use jiff::Timestamp;
 use kube::{
@@ -10,17 +10,17 @@ use serde_json::{Map, Value as Json, json};
 use super::Error;
 use crate::api::{GoDuration, PAUSED, PAUSED_RELAX, PAUSED_TIGHTEN, StoredPolicy};
 
-/// Who changes annotations here, for `managedFields`.
+/// Field manager of the annotations.
 const MANAGER: &str = "kubectl-idleconn";
 
-/// Which way.
+/// What is paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Direction {
-    /// Nothing moves.
+    /// Tightening and relaxing.
     Both,
-    /// Nothing is tightened.
+    /// Tightening.
     Tighten,
-    /// Nothing is relaxed.
+    /// Relaxing.
     Relax,
 }
 
@@ -34,7 +34,7 @@ impl Direction {
     }
 }
 
-/// Pauses, for a time or until it is resumed; answers until when, in words.
+/// Pauses for a time, or until the policy is resumed. Returns ` until TIME` if there is an end.
 pub async fn pause(
     api: &Api<StoredPolicy>,
     name: &str,
@@ -44,13 +44,13 @@ pub async fn pause(
 ) -> Result<String, Error> {
     let end = time.and_then(|time| time.get()).map(|time| now.checked_add(time)).transpose();
     let end =
-        end.map_err(|_| Error::Setup("--for is too long".to_owned()))?.map(|end| end.round(jiff::Unit::Second).unwrap_or(end));
+        end.map_err(|_| Error::Usage("--for is too long".to_owned()))?.map(|end| end.round(jiff::Unit::Second).unwrap_or(end));
     let value = end.map_or_else(|| "true".to_owned(), |end| end.to_string());
     annotate(api, name, Map::from_iter([(direction.annotation().to_owned(), Json::String(value))])).await?;
-    Ok(end.map_or_else(|| "until it is resumed".to_owned(), |end| format!("until {end}")))
+    Ok(end.map_or_else(String::new, |end| format!(" until {end}")))
 }
 
-/// Takes every pause away.
+/// Removes all pauses.
 pub async fn resume(api: &Api<StoredPolicy>, name: &str) -> Result<(), Error> {
     let all = [Direction::Both, Direction::Tighten, Direction::Relax];
     annotate(api, name, all.into_iter().map(|direction| (direction.annotation().to_owned(), Json::Null)).collect()).await

@@ -145,7 +145,7 @@ struct Expected {
 pub async fn run(options: &Probe) -> Result<Answer, Error> {
     for url in &options.urls {
         if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
-            return Err(Error::Setup(format!("{url} is not an http:// or https:// URL")));
+            return Err(Error::Usage(format!("{url} is not an http:// or https:// URL")));
         }
     }
     let expect = options.expect.as_ref().and_then(GoDuration::get);
@@ -153,14 +153,14 @@ pub async fn run(options: &Probe) -> Result<Answer, Error> {
     let prober = options.reach.prober(needed.map_or(DEFAULT_WAIT, |needed| needed + MARGIN))?;
     if needed.is_some_and(|needed| prober.max_wait() <= needed) {
         let least = needed.map(time).unwrap_or_default();
-        return Err(Error::Setup(format!("--max-wait must be more than {least}: an idle timeout up to that meets --expect")));
+        return Err(Error::Usage(format!("--max-wait must be more than {least}: an idle timeout up to that meets --expect")));
     }
     let progress = Progress::default();
     let each = options.urls.iter().flat_map(|url| options.protocol.versions(url).iter().map(move |version| (url, *version)));
     let work = join_all(each.map(|(url, version)| row(options, &prober, &progress, url, version)));
     let rows: Vec<_> = progress.during(prober.max_wait(), work).await.into_iter().flatten().collect();
     let is_failure = rows.iter().any(|row| row.is_failure);
-    Ok(Answer { text: options.output.of(&rows, || text(&rows))?, is_failure })
+    Ok(Answer { text: options.output.of(&rows, || text(&rows))?, is_failure, ..Answer::default() })
 }
 
 /// `None` where HTTP/2 was only tried, and the server does not offer it.

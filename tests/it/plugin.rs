@@ -14,12 +14,22 @@ use crate::support::{
     operator::{World, restless},
 };
 
+/// Runs the plugin and returns its exit code, standard output and standard error.
+async fn run(args: &[&str]) -> (i32, String, String) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-idleconn"));
+    let Output { status, stdout, stderr } = command.args(args).arg("--kubeconfig").arg(kubeconfig()).output().await.unwrap();
+    (status.code().unwrap(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
+}
+
+/// The same in the namespace of the world.
+async fn run_in(world: &World, args: &[&str]) -> (i32, String, String) {
+    run(&[args, &["--namespace", &world.namespace]].concat()).await
+}
+
 /// Returns the output, or the error line.
 async fn idleconn(world: &World, args: &[&str]) -> Result<String, String> {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-idleconn"));
-    command.args(args).args(["--namespace", &world.namespace, "--kubeconfig"]).arg(kubeconfig());
-    let Output { status, stdout, stderr } = command.output().await.unwrap();
-    if status.success() { Ok(String::from_utf8(stdout).unwrap()) } else { Err(String::from_utf8(stderr).unwrap()) }
+    let (code, out, err) = run_in(world, args).await;
+    if code == 0 { Ok(out) } else { Err(err) }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -28,7 +38,7 @@ async fn a_person_pauses_the_loop_sees_what_it_would_do_and_lets_it_go_on() {
     world.apply("gw", &restless(&node, "1m")).await;
     world.until_condition("gw", "MetricsAvailable", "True", "Fresh").await;
 
-    assert_eq!(idleconn(&world, &["pause", "gw"]).await.unwrap(), "gw is paused until it is resumed\n");
+    assert_eq!(idleconn(&world, &["pause", "gw"]).await.unwrap(), "idleconnectionpolicy.idleconn.io/gw paused\n");
     node.run(2000);
     world.until_condition("gw", "TighteningLimited", "True", "Paused").await;
     let said = idleconn(&world, &["status"]).await.unwrap();
@@ -36,9 +46,10 @@ async fn a_person_pauses_the_loop_sees_what_it_would_do_and_lets_it_go_on() {
         said.lines().nth(1).is_some_and(|line| line.contains("gw") && line.contains("100%") && line.contains("1/1")),
         "{said}"
     );
-    assert_eq!(idleconn(&world, &["history", "gw"]).await.unwrap(), "Nothing has been decided yet.\n");
+    let none = (0, String::new(), "No decisions found for policy gw.\n".to_owned());
+    assert_eq!(run_in(&world, &["history", "gw"]).await, none);
 
-    assert_eq!(idleconn(&world, &["resume", "gw"]).await.unwrap(), "gw goes on\n");
+    assert_eq!(idleconn(&world, &["resume", "gw"]).await.unwrap(), "idleconnectionpolicy.idleconn.io/gw resumed\n");
     world.until("gw", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
     let said = idleconn(&world, &["history", "gw"]).await.unwrap();
     assert!(said.lines().nth(1).is_some_and(|line| line.contains("100%") && line.contains("2000 -> ")), "{said}");
@@ -48,7 +59,7 @@ async fn a_person_pauses_the_loop_sees_what_it_would_do_and_lets_it_go_on() {
     assert_eq!(status[0]["metadata"]["name"], "gw");
 
     let said = idleconn(&world, &["pause", "gw", "--relax", "--for", "2h"]).await.unwrap();
-    let end: jiff::Timestamp = said.trim_end().strip_prefix("gw is paused until ").unwrap().parse().unwrap();
+    let end: jiff::Timestamp = said.trim_end().strip_prefix("idleconnectionpolicy.idleconn.io/gw paused until ").unwrap().parse().unwrap();
     let left = end.duration_since(jiff::Timestamp::now());
     assert!(left > jiff::SignedDuration::from_mins(119) && left <= jiff::SignedDuration::from_mins(121), "{left}");
     let object = world.get("gw").await;
@@ -57,15 +68,31 @@ async fn a_person_pauses_the_loop_sees_what_it_would_do_and_lets_it_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_there_is_said_in_one_line_that_says_what_to_do() {
+async fn errors_and_exit_codes_are_those_of_kubectl() {
     let world = World::empty("plugin").await;
-    assert_eq!(idleconn(&world, &["status"]).await.unwrap(), "No policies found.\n");
-    for command in [&["status", "gw"][..], &["history", "gw"], &["explain", "gw"], &["pause", "gw"], &["resume", "gw"]] {
-        let said = idleconn(&world, command).await.unwrap_err();
-        let expected =
-            format!("kubectl idleconn: there is no policy gw in namespace {}; kubectl get icp -A lists them\n", world.namespace);
-        assert_eq!(said, expected, "{command:?}");
+    let none = (0, String::new(), format!("No resources found in {} namespace.\n", world.namespace));
+    assert_eq!(run_in(&world, &["status"]).await, none);
+    for command in ["status", "history", "explain", "pause", "resume"] {
+        let said = run_in(&world, &[command, "gw"]).await;
+        let line = "Error from server (NotFound): idleconnectionpolicies.idleconn.io \"gw\" not found\n";
+        assert_eq!(said, (1, String::new(), line.to_owned()), "{command}");
     }
+    // Wrong arguments exit with 2, a failed check with 1.
+    let (code, _, err) = run_in(&world, &["pause", "gw", "--tighten", "--relax"]).await;
+    assert!(code == 2 && err.starts_with("error: "), "{code} {err}");
+    let (code, _, err) = run(&["path", "ftp://x"]).await;
+    assert!(code == 2 && err.starts_with("error: ftp://x is neither"), "{code} {err}");
+    // No API server listens on port 1.
+    let file = std::env::temp_dir().join(format!("idleconn-nowhere-{}.yaml", std::process::id()));
+    let nowhere = "{clusters: [{name: a, cluster: {server: 'http://127.0.0.1:1'}}], users: [{name: a, user: {}}], \
+                   contexts: [{name: a, context: {cluster: a, user: a}}], current-context: a}";
+    std::fs::write(&file, nowhere).unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_kubectl-idleconn"));
+    let Output { status, stderr, .. } = command.arg("status").arg("--kubeconfig").arg(&file).output().await.unwrap();
+    let err = String::from_utf8(stderr).unwrap();
+    assert_eq!(status.code(), Some(1), "{err}");
+    assert!(err.starts_with("error: cannot connect to the API server: ") && err.lines().count() == 1, "{err}");
+    std::fs::remove_file(file).unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -99,10 +126,10 @@ async fn the_operator_itself_says_what_each_node_has() {
     let said = idleconn(&world, &there).await.unwrap_err();
     assert_eq!(
         said,
-        "kubectl idleconn: This replica is a standby and has no data of the nodes; ask the leader, which holds the Lease\n"
+        "error: This replica is a standby and has no data of the nodes; ask the leader, which holds the Lease\n"
     );
     let said = idleconn(&world, &["nodes", "gw", "--operator", "http://127.0.0.1:1"]).await.unwrap_err();
-    assert!(said.starts_with("kubectl idleconn: no operator answers at 127.0.0.1:1"), "{said}");
+    assert!(said.starts_with("error: no operator answers at 127.0.0.1:1"), "{said}");
     let said = idleconn(&world, &["nodes", "gw", "--operator-namespace", &world.namespace]).await.unwrap_err();
     assert!(said.contains("no operator runs in namespace") && said.contains("give --operator-namespace"), "{said}");
 }

@@ -179,8 +179,8 @@ async fn a_missing_or_older_crd_is_waited_for_and_what_a_newer_one_allows_is_ref
         "gw: spec.restart.policy=Canary is of a newer version: upgrade kubectl-idleconn from 0.1.0\n",
         "mesh: spec.target.type=Envoy is of a newer version: upgrade kubectl-idleconn from 0.1.0\n",
     ];
-    assert_eq!(said, warnings.map(|warning| format!("kubectl idleconn: {warning}")).concat());
-    assert_eq!(ask(&["explain", "mesh"]).await, (false, String::new(), format!("kubectl idleconn: {}", warnings[2])));
+    assert_eq!(said, warnings.map(|warning| format!("Warning: {warning}")).concat());
+    assert_eq!(ask(&["explain", "mesh"]).await, (false, String::new(), format!("error: {}", warnings[2])));
     assert!(ask(&["pause", "gw"]).await.0 && ask(&["resume", "gw"]).await.0, "nothing in the spec is asked for");
 
     // The same holds for an operator that starts now. It still handles deletions, and a policy that it cannot read does not block
