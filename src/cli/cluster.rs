@@ -33,23 +33,27 @@ impl Cluster {
 
     /// Returns the policies of all namespaces.
     pub async fn all_policies(&self) -> Result<Api<StoredPolicy>, Error> {
-        Ok(Api::all(Client::try_from(self.read().await?)?))
+        Ok(Api::all(Client::try_from(self.kubeconfig().await?)?))
     }
 
     /// Reads one policy.
     pub async fn policy(&self, name: &str) -> Result<IdleConnectionPolicy, Error> {
         let (api, _) = self.policies().await?;
-        understood(api.get(name).await?)
+        let (policy, warning) = read(api.get(name).await?)?;
+        if let Some(warning) = warning {
+            eprintln!("Warning: {warning}");
+        }
+        Ok(policy)
     }
 
     /// Reads the kubeconfig, and returns the namespace with it.
     pub async fn config(&self) -> Result<(Config, String), Error> {
-        let config = self.read().await?;
+        let config = self.kubeconfig().await?;
         let namespace = self.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
         Ok((config, namespace))
     }
 
-    async fn read(&self) -> Result<Config, Error> {
+    async fn kubeconfig(&self) -> Result<Config, Error> {
         let problem = |error: &dyn std::error::Error| Error::Kubeconfig(error.to_string());
         let wanted = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
         match &self.kubeconfig {
@@ -63,16 +67,11 @@ impl Cluster {
     }
 }
 
-/// Returns a policy as far as this version understands it, and names the rest on standard error.
-pub fn understood(stored: StoredPolicy) -> Result<IdleConnectionPolicy, Error> {
+/// Returns a policy as far as this version understands it, and a warning that names the rest.
+pub fn read(stored: StoredPolicy) -> Result<(IdleConnectionPolicy, Option<Error>), Error> {
     let name = stored.name_any();
     match stored.read() {
-        Ok((policy, foreign)) => {
-            if let Some(foreign) = foreign {
-                eprintln!("Warning: {}", Error::Newer { name, foreign });
-            }
-            Ok(policy)
-        }
+        Ok((policy, foreign)) => Ok((policy, foreign.map(|foreign| Error::Newer { name, foreign }))),
         Err(foreign) => Err(Error::Newer { name, foreign }),
     }
 }

@@ -85,7 +85,8 @@ fn refusal(status: &Status) -> String {
         // The API server answers a request for an object that does not exist with the name of the object, and a request for an
         // unknown resource without.
         (404, _) if !names_object => {
-            "error: the server doesn't have a resource type \"idleconnectionpolicies\"; install the CRD of idleconn-operator".into()
+            "error: the server doesn't have a resource type \"idleconnectionpolicies\"; install the CRD of idleconn-operator"
+                .into()
         }
         (401, _) => "error: You must be logged in to the server (Unauthorized)".into(),
         (_, "") => format!("Error from server: {}", status.message),
@@ -126,7 +127,8 @@ mod tests {
             line(json!({"code": 401, "reason": "Unauthorized", "message": "Unauthorized"})),
             "error: You must be logged in to the server (Unauthorized)"
         );
-        let missing = line(json!({"code": 404, "reason": "NotFound", "message": "the server could not find the requested resource"}));
+        let missing =
+            line(json!({"code": 404, "reason": "NotFound", "message": "the server could not find the requested resource"}));
         assert!(missing.starts_with("error: the server doesn't have a resource type"), "{missing}");
     }
 

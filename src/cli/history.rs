@@ -1,16 +1,30 @@
-//! `history`: what was decided, why, and whether it helped.
+//! `history`: the decisions of adaptive control, their reasons and their verdicts.
 
-use super::table::table;
+use kube::ResourceExt as _;
+use serde::Serialize;
+
 use crate::api::{IdleConnectionPolicy, status::Decision};
 
-/// The decisions, newest first, as the status keeps them.
-pub fn rows(policy: &IdleConnectionPolicy) -> String {
-    let decisions = policy.status.as_ref().map(|status| &status.history[..]).unwrap_or_default();
-    let rows: Vec<_> = decisions.iter().map(row).collect();
-    table(["TIME", "FROM", "TO", "TASKS", "UTILIZATION", "VERDICT", "REASON"], &rows)
+/// Headings of the table; the first column is shown if there are several policies.
+pub const HEADINGS: [&str; 8] = ["NAME", "TIME", "FROM", "TO", "TASKS", "UTILIZATION", "VERDICT", "REASON"];
+
+/// One decision, for machines.
+#[derive(Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Row {
+    policy: String,
+    #[serde(flatten)]
+    decision: Decision,
 }
 
-fn row(decision: &Decision) -> [String; 7] {
+/// Returns the decisions of a policy, newest first.
+pub fn rows(policy: &IdleConnectionPolicy) -> Vec<Row> {
+    let decisions = policy.status.as_ref().map(|status| &status.history[..]).unwrap_or_default();
+    decisions.iter().map(|decision| Row { policy: policy.name_any(), decision: decision.clone() }).collect()
+}
+
+/// Returns the cells of a decision, in the order of the headings.
+pub fn cells(Row { policy, decision }: &Row) -> Vec<String> {
     let then = |before: Option<String>, after: Option<String>| match (before, after) {
         (None, None) => "-".to_owned(),
         (before, after) => {
@@ -20,7 +34,8 @@ fn row(decision: &Decision) -> [String; 7] {
     };
     let count = |count: i64| count.to_string();
     let percent = |percent: u32| format!("{percent}%");
-    [
+    vec![
+        policy.clone(),
         decision.time.0.to_string(),
         percent(decision.from_percent),
         percent(decision.to_percent),
@@ -38,7 +53,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_step_that_has_not_been_judged_says_so() {
+    fn a_step_without_a_verdict_has_a_question_mark() {
         let policy: IdleConnectionPolicy = from_value(json!({
             "metadata": {"name": "gw"},
             "spec": {"target": {"type": "Caddy", "caddy": {}}},
@@ -48,9 +63,9 @@ mod tests {
             ]},
         }))
         .expect("a policy");
-        let said = rows(&policy);
-        let lines: Vec<_> = said.lines().collect();
-        assert!(lines[1].contains("2000 -> ?") && lines[1].contains("200% -> ?") && lines[1].contains("   -   "), "{said}");
-        assert!(lines[2].contains("2000 -> 900") && lines[2].contains("Effective"), "{said}");
+        let rows: Vec<_> = rows(&policy).iter().map(cells).collect();
+        assert_eq!(rows[0], ["gw", "2026-11-21T20:00:00Z", "75%", "55%", "2000 -> ?", "200% -> ?", "-", "high"]);
+        assert_eq!(rows[1][4..7], ["2000 -> 900", "-", "Effective"]);
+        assert_eq!(rows[0].len(), HEADINGS.len());
     }
 }

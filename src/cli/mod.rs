@@ -9,30 +9,34 @@ mod history;
 pub mod lint;
 mod measure;
 mod nodes;
+mod output;
 mod path;
 mod pause;
 mod plot;
 mod probe;
 mod progress;
+mod selection;
 mod status;
 mod table;
 mod words;
 
 use std::{fmt::Write as _, io::Write as _, path::PathBuf};
 
-use clap::{CommandFactory as _, Parser, Subcommand, ValueEnum};
-use cluster::{Cluster, understood};
+use clap::{CommandFactory as _, Parser, Subcommand};
+use cluster::Cluster;
 pub use error::Error;
 use futures::StreamExt as _;
 use jiff::Timestamp;
 use kube::{
-    Api,
-    api::ListParams,
+    Api, ResourceExt as _,
     runtime::{WatchStreamExt as _, watcher},
 };
-use pause::Direction;
-use serde::Serialize;
+use output::{NODES, Output, POLICIES, ROWS, formats, objects};
+use pause::{Annotations, Direction};
+use selection::{RESOURCE, Selection, none_found};
 use serde_json::json;
+use status::Columns;
+use table::Table;
 use words::counted;
 
 use crate::{
@@ -40,13 +44,10 @@ use crate::{
     simulate::{
         self, Plant, Run,
         plant::{Kind, Model},
-        trace::{self, Trace},
+        trace::Trace,
     },
     targets,
 };
-
-/// Kind and group of policies, as kubectl writes them before a name.
-const RESOURCE: &str = "idleconnectionpolicy.idleconn.io";
 
 /// Asks idle connection policies.
 #[derive(Parser, Debug)]
@@ -90,47 +91,60 @@ pub enum Command {
 /// `status`.
 #[derive(clap::Args, Debug)]
 pub struct Status {
-    /// The policy; by default all of the namespace.
-    pub name: Option<String>,
-    /// Policies of all namespaces.
-    #[arg(short = 'A', long, conflicts_with_all = ["namespace", "name"])]
+    /// Names of the policies; by default all policies of the namespace.
+    #[arg(value_name = "NAME", value_parser = selection::name)]
+    pub names: Vec<String>,
+    /// Label selector, such as app=gateway.
+    #[arg(short = 'l', long, conflicts_with = "names")]
+    pub selector: Option<String>,
+    /// Show policies of all namespaces.
+    #[arg(short = 'A', long, conflicts_with_all = ["namespace", "names"])]
     pub all_namespaces: bool,
-    /// Prints the table again whenever something changes, until it is interrupted.
+    /// After the first output, print each policy again when it changes.
     #[arg(short, long)]
     pub watch: bool,
-    /// Where.
+    /// Omit the header line of tables.
+    #[arg(long)]
+    pub no_headers: bool,
+    /// Cluster and namespace.
     #[command(flatten)]
     pub cluster: Cluster,
-    /// How it is printed.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    /// Output format.
+    #[arg(short, long, default_value = "table", value_parser = formats(POLICIES))]
     pub output: Output,
 }
 
 /// `nodes`.
 #[derive(clap::Args, Debug)]
 pub struct Nodes {
-    /// The policy.
+    /// Name of the policy.
+    #[arg(value_parser = selection::name)]
     pub name: String,
-    /// Where the operator runs: it is asked through a port-forward to its pod, with a token of its account `idleconn-viewer`.
+    /// Namespace of the operator. The request goes through a port-forward to its pod, with a token of its ServiceAccount
+    /// `idleconn-viewer`.
     #[arg(long, default_value = "idleconn-system")]
     pub operator_namespace: String,
-    /// Asks the operator here instead, such as `http://127.0.0.1:8081`: over https, or on this machine.
+    /// URL of the operator instead of a port-forward, such as `http://127.0.0.1:8081`. It must be https, or this machine.
     #[arg(long)]
     pub operator: Option<url::Url>,
-    /// Where.
+    /// Omit the header line of tables.
+    #[arg(long)]
+    pub no_headers: bool,
+    /// Cluster and namespace.
     #[command(flatten)]
     pub cluster: Cluster,
-    /// How it is printed.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    /// Output format.
+    #[arg(short, long, default_value = "table", value_parser = formats(NODES))]
     pub output: Output,
 }
 
-/// `explain`.
+/// `explain`. It has no formats: the sentences are for people, and `status -o json` has the facts.
 #[derive(clap::Args, Debug)]
 pub struct Explain {
-    /// The policy.
-    pub name: String,
-    /// Where.
+    /// Policies.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Cluster and namespace.
     #[command(flatten)]
     pub cluster: Cluster,
 }
@@ -138,21 +152,26 @@ pub struct Explain {
 /// `history`.
 #[derive(clap::Args, Debug)]
 pub struct History {
-    /// The policy.
-    pub name: String,
-    /// Where.
+    /// Policies.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Omit the header line of tables.
+    #[arg(long)]
+    pub no_headers: bool,
+    /// Cluster and namespace.
     #[command(flatten)]
     pub cluster: Cluster,
-    /// How it is printed.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    /// Output format.
+    #[arg(short, long, default_value = "table", value_parser = formats(ROWS))]
     pub output: Output,
 }
 
 /// `pause`.
 #[derive(clap::Args, Debug)]
 pub struct Pause {
-    /// The policy.
-    pub name: String,
+    /// Policies.
+    #[command(flatten)]
+    pub selection: Selection,
     /// Duration of the pause, such as 2h; by default until `resume`.
     #[arg(long = "for", value_name = "TIME")]
     pub time: Option<GoDuration>,
@@ -162,7 +181,7 @@ pub struct Pause {
     /// Pause relaxing only.
     #[arg(long)]
     pub relax: bool,
-    /// Where.
+    /// Cluster and namespace.
     #[command(flatten)]
     pub cluster: Cluster,
 }
@@ -170,9 +189,10 @@ pub struct Pause {
 /// `resume`.
 #[derive(clap::Args, Debug)]
 pub struct Resume {
-    /// The policy.
-    pub name: String,
-    /// Where.
+    /// Policies.
+    #[command(flatten)]
+    pub selection: Selection,
+    /// Cluster and namespace.
     #[command(flatten)]
     pub cluster: Cluster,
 }
@@ -187,7 +207,7 @@ pub struct Lint {
     #[arg(long)]
     pub concurrency: Option<f64>,
     /// How it is printed.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    #[arg(short, long, default_value = "table", value_parser = formats(ROWS))]
     pub output: Output,
 }
 
@@ -216,31 +236,8 @@ pub struct Simulate {
     #[arg(long)]
     pub svg: Option<PathBuf>,
     /// How it is printed.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    #[arg(short, long, default_value = "table", value_parser = formats(ROWS))]
     pub output: Output,
-}
-
-/// How something is printed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Output {
-    /// For people, with a plot.
-    Table,
-    /// For machines.
-    Json,
-    /// For machines and people.
-    Yaml,
-}
-
-impl Output {
-    /// What machines read, or the table.
-    fn of(self, value: &impl Serialize, table: impl FnOnce() -> String) -> Result<String, Error> {
-        let unprintable = |error: &dyn std::fmt::Display| Error::Other(format!("cannot be printed: {error}"));
-        match self {
-            Self::Table => Ok(table()),
-            Self::Json => serde_json::to_string(value).map(|text| text + "\n").map_err(|error| unprintable(&error)),
-            Self::Yaml => serde_saphyr::to_string(value).map_err(|error| unprintable(&error)),
-        }
-    }
 }
 
 /// Result of a command.
@@ -267,42 +264,11 @@ impl From<String> for Answer {
 pub async fn run(cli: Cli) -> Result<Answer, Error> {
     match cli.command {
         Command::Status(options) => status(options).await,
-        Command::Nodes(options) => {
-            let (config, namespace) = options.cluster.config().await?;
-            let list = nodes::ask(config, &namespace, &options).await?;
-            if options.output == Output::Table && list.nodes.is_empty() {
-                let notice = format!("No nodes found for policy {}.\n", options.name);
-                return Ok(Answer { notice, ..Answer::default() });
-            }
-            Ok(options.output.of(&list, || nodes::rows(&list))?.into())
-        }
-        Command::Explain(options) => {
-            Ok(explain::sentences(&options.cluster.policy(&options.name).await?, Timestamp::now()).into())
-        }
-        Command::History(options) => {
-            let policy = options.cluster.policy(&options.name).await?;
-            if options.output == Output::Table && policy.status.as_ref().is_none_or(|status| status.history.is_empty()) {
-                let notice = format!("No decisions found for policy {}.\n", options.name);
-                return Ok(Answer { notice, ..Answer::default() });
-            }
-            let decisions = policy.status.as_ref().map(|status| status.history.clone()).unwrap_or_default();
-            Ok(options.output.of(&decisions, || history::rows(&policy))?.into())
-        }
-        Command::Pause(options) => {
-            let (api, _) = options.cluster.policies().await?;
-            let direction = match (options.tighten, options.relax) {
-                (true, _) => Direction::Tighten,
-                (_, true) => Direction::Relax,
-                _ => Direction::Both,
-            };
-            let end = pause::pause(&api, &options.name, direction, options.time, Timestamp::now()).await?;
-            Ok(format!("{RESOURCE}/{} paused{end}\n", options.name).into())
-        }
-        Command::Resume(options) => {
-            let (api, _) = options.cluster.policies().await?;
-            pause::resume(&api, &options.name).await?;
-            Ok(format!("{RESOURCE}/{} resumed\n", options.name).into())
-        }
+        Command::Nodes(options) => show_nodes(options).await,
+        Command::Explain(options) => explain(options).await,
+        Command::History(options) => show_history(options).await,
+        Command::Pause(options) => pause(options).await,
+        Command::Resume(options) => resume(options).await,
         Command::Lint(options) => linted(&options),
         Command::Probe(options) => probe::run(&options).await,
         Command::Path(options) => path::run(&options).await,
@@ -322,45 +288,52 @@ async fn status(options: Status) -> Result<Answer, Error> {
         let (api, namespace) = options.cluster.policies().await?;
         (api, Some(namespace))
     };
-    if options.watch {
-        return follow(&api, &options).await;
-    }
-    let policies = match &options.name {
-        Some(name) => vec![understood(api.get(name).await?)?],
-        None => api.list(&ListParams::default()).await?.into_iter().filter_map(shown).collect(),
+    let columns = Columns { namespace: options.all_namespaces, wide: options.output == Output::Wide };
+    let mut table = Table::new(&columns.headings(), options.no_headers);
+    let mut print = |policies: &[IdleConnectionPolicy], is_one: bool| {
+        let names = || policies.iter().map(|policy| format!("{RESOURCE}/{}\n", policy.name_any())).collect();
+        let row = |policy: &IdleConnectionPolicy| columns.row(policy, Timestamp::now());
+        let rows = || table.lines(&policies.iter().map(row).collect::<Vec<_>>());
+        match options.output {
+            Output::Name => Ok(names()),
+            output => output.of(&objects(policies, is_one), rows),
+        }
     };
-    if policies.is_empty() && options.output == Output::Table {
-        return Ok(Answer { notice: none_found(namespace.as_deref()), ..Answer::default() });
+    if options.watch {
+        return follow(&api, &options, print).await;
     }
-    Ok(options.output.of(&policies, || status::rows(&policies, Timestamp::now()))?.into())
-}
-
-/// Says that there are no policies, in the words of kubectl.
-fn none_found(namespace: Option<&str>) -> String {
-    match namespace {
-        Some(namespace) => format!("No resources found in {namespace} namespace.\n"),
-        None => "No resources found\n".into(),
+    let mut found = selection::find(&api, &options.names, options.selector.as_deref()).await?;
+    // An empty JSON or YAML list is a List without items, as in kubectl.
+    if !matches!(options.output, Output::Json | Output::Yaml) || found.is_failure {
+        found = match found.or_none(namespace.as_deref()) {
+            Ok(found) => found,
+            Err(answer) => return Ok(answer),
+        };
     }
-}
-
-/// Reads a policy of a list. A policy that cannot be read is named on standard error and does not hide the others.
-fn shown(stored: StoredPolicy) -> Option<IdleConnectionPolicy> {
-    understood(stored).inspect_err(|error| eprintln!("Warning: {error}")).ok()
+    let text = print(&std::mem::take(&mut found.policies), options.names.len() == 1)?;
+    Ok(found.answer(text))
 }
 
 /// Prints policies when they change, until the process is interrupted.
-async fn follow(api: &Api<StoredPolicy>, options: &Status) -> Result<Answer, Error> {
-    let wanted = options
-        .name
-        .as_ref()
-        .map_or_else(watcher::Config::default, |name| watcher::Config::default().fields(&format!("metadata.name={name}")));
+async fn follow(
+    api: &Api<StoredPolicy>,
+    options: &Status,
+    mut print: impl FnMut(&[IdleConnectionPolicy], bool) -> Result<String, Error>,
+) -> Result<Answer, Error> {
+    let mut wanted = watcher::Config::default();
+    match &options.names[..] {
+        [] => {}
+        [name] => wanted = wanted.fields(&format!("metadata.name={name}")),
+        // As in kubectl: a watch has one selector, and a field selector matches one name.
+        _ => return Err(Error::Usage("--watch takes one NAME, or a --selector".into())),
+    }
+    if let Some(selector) = &options.selector {
+        wanted = wanted.labels(selector);
+    }
     let mut changes = std::pin::pin!(watcher(api.clone(), wanted).default_backoff().applied_objects());
     while let Some(change) = changes.next().await {
-        let policy = match change {
-            Ok(stored) => match shown(stored) {
-                Some(policy) => policy,
-                None => continue,
-            },
+        let stored = match change {
+            Ok(stored) => stored,
             // Without the permission or the CRD, a retry changes nothing.
             Err(watcher::Error::InitialListFailed(error @ kube::Error::Api(_))) => return Err(error.into()),
             Err(error) => {
@@ -368,10 +341,98 @@ async fn follow(api: &Api<StoredPolicy>, options: &Status) -> Result<Answer, Err
                 continue;
             }
         };
-        let text = options.output.of(&policy, || status::rows(std::slice::from_ref(&policy), Timestamp::now()))?;
-        std::io::stdout().write_all(text.as_bytes()).map_err(Error::Print)?;
+        match cluster::read(stored) {
+            Ok((policy, warning)) => {
+                if let Some(warning) = warning {
+                    eprintln!("Warning: {warning}");
+                }
+                let text = print(std::slice::from_ref(&policy), true)?;
+                std::io::stdout().write_all(text.as_bytes()).map_err(Error::Print)?;
+            }
+            Err(error) => eprintln!("Warning: {error}"),
+        }
     }
     Ok(Answer::default())
+}
+
+async fn show_nodes(options: Nodes) -> Result<Answer, Error> {
+    let (config, namespace) = options.cluster.config().await?;
+    let list = nodes::ask(config, &namespace, &options).await?;
+    if options.output.is_table() && list.nodes.is_empty() {
+        let notice = format!("No nodes found for policy {}.\n", options.name);
+        return Ok(Answer { notice, ..Answer::default() });
+    }
+    let rows = || nodes::rows(&list, options.output == Output::Wide, options.no_headers);
+    Ok(options.output.of(&list, rows)?.into())
+}
+
+async fn explain(Explain { selection, cluster }: Explain) -> Result<Answer, Error> {
+    let (api, namespace) = cluster.policies().await?;
+    let found = selection::find(&api, &selection.names, selection.selector.as_deref()).await?;
+    let found = match found.or_none(Some(&namespace)) {
+        Ok(found) => found,
+        Err(answer) => return Ok(answer),
+    };
+    let texts: Vec<_> = found.policies.iter().map(|policy| explain::sentences(policy, Timestamp::now())).collect();
+    Ok(found.answer(texts.join("\n")))
+}
+
+async fn show_history(options: History) -> Result<Answer, Error> {
+    let (api, namespace) = options.cluster.policies().await?;
+    let found = selection::find(&api, &options.selection.names, options.selection.selector.as_deref()).await?;
+    let mut found = match found.or_none(Some(&namespace)) {
+        Ok(found) => found,
+        Err(answer) => return Ok(answer),
+    };
+    let rows: Vec<_> = found.policies.iter().flat_map(history::rows).collect();
+    if options.output.is_table() && rows.is_empty() {
+        for policy in std::mem::take(&mut found.policies) {
+            found.notice += &format!("No decisions found for policy {}.\n", policy.name_any());
+        }
+        return Ok(found.answer(String::new()));
+    }
+    // The name of the only policy is in the command.
+    let skipped = usize::from(found.policies.len() == 1);
+    let cells = |row: &history::Row| history::cells(row).split_off(skipped);
+    let mut table = Table::new(&history::HEADINGS[skipped..], options.no_headers);
+    let text = options.output.of(&rows, || table.lines(&rows.iter().map(cells).collect::<Vec<_>>()))?;
+    Ok(found.answer(text))
+}
+
+async fn pause(options: Pause) -> Result<Answer, Error> {
+    let direction = match (options.tighten, options.relax) {
+        (true, _) => Direction::Tighten,
+        (_, true) => Direction::Relax,
+        _ => Direction::Both,
+    };
+    let end = pause::end(options.time.as_ref(), Timestamp::now())?;
+    let until = end.map_or_else(String::new, |end| format!(" until {end}"));
+    each(&options.cluster, &options.selection, &format!("paused{until}"), &pause::annotations(direction, end)).await
+}
+
+async fn resume(options: Resume) -> Result<Answer, Error> {
+    each(&options.cluster, &options.selection, "resumed", &pause::no_annotations()).await
+}
+
+/// Sets annotations of each policy, and prints what was done to it.
+async fn each(cluster: &Cluster, selection: &Selection, done: &str, annotations: &Annotations) -> Result<Answer, Error> {
+    let (api, namespace) = cluster.policies().await?;
+    let names = selection::names(&api, selection).await?;
+    if names.is_empty() {
+        return Ok(none_found(Some(&namespace)));
+    }
+    let mut answer = Answer::default();
+    for name in names {
+        match pause::annotate(&api, &name, annotations).await {
+            Ok(()) => answer.text += &format!("{RESOURCE}/{name} {done}\n"),
+            Err(error @ Error::Kube(kube::Error::Api(_))) => {
+                answer.notice += &(error.line() + "\n");
+                answer.is_failure = true;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(answer)
 }
 
 fn linted(options: &Lint) -> Result<Answer, Error> {
@@ -546,9 +607,26 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_is_named_as_in_kubectl() {
-        assert_eq!(none_found(Some("default")), "No resources found in default namespace.\n");
-        assert_eq!(none_found(None), "No resources found\n");
+    fn the_flags_are_those_of_kubectl() {
+        let accepts = |line: &str| Cli::try_parse_from(["kubectl-idleconn"].into_iter().chain(line.split(' '))).is_ok();
+        for line in [
+            "status",
+            "status a icp/b -n shop --no-headers -o name",
+            "status -A -l app=gw -o wide",
+            "status -w a",
+            "nodes gw -o wide --no-headers --context prod --kubeconfig /tmp/x",
+            "explain a b",
+            "history -l app=gw -o yaml --no-headers",
+            "pause a b --for 2h --tighten",
+            "resume -l app=gw",
+        ] {
+            assert!(accepts(line), "{line}");
+        }
+        for line in
+            ["status -A a", "status -A -n shop", "status a -l app=gw", "explain", "pause", "history a -o name", "resume pod/a"]
+        {
+            assert!(!accepts(line), "{line}");
+        }
     }
 
     #[test]

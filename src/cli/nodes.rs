@@ -22,7 +22,7 @@ use tokio::{
 use tower::BoxError;
 use url::Url;
 
-use super::{Error, Nodes, table::table};
+use super::{Error, Nodes, table::Table};
 use crate::{
     api::Limits,
     pool::{self, Pool},
@@ -157,10 +157,18 @@ fn read(body: &[u8]) -> Result<NodeList, Error> {
     }
 }
 
-/// One row for each limit of each node.
-pub fn rows(list: &NodeList) -> String {
-    let rows: Vec<_> = list.nodes.iter().flat_map(of_node).collect();
-    table(["NODE", "TASKS", "LIMIT", "DESIRED", "PROGRAMMED", "IN EFFECT", "MEASURED", "STATE", "ERROR"], &rows)
+/// Prints one row for each limit of each node.
+pub fn rows(list: &NodeList, wide: bool, no_headers: bool) -> String {
+    let mut headings = vec!["NODE", "TASKS", "LIMIT", "DESIRED", "PROGRAMMED", "IN EFFECT", "MEASURED", "STATE", "ERROR"];
+    if wide {
+        headings.extend(["UNIT", "UTILIZATION"]);
+    }
+    let row = |node: &Node| {
+        let percent = node.load.utilization_percent.map_or_else(|| "-".to_owned(), |percent| format!("{percent}%"));
+        let more = if wide { vec![node.unit.clone(), percent] } else { Vec::new() };
+        of_node(node).into_iter().map(move |cells| cells.into_iter().chain(more.clone()).collect::<Vec<_>>()).collect::<Vec<_>>()
+    };
+    Table::new(&headings, no_headers).lines(&list.nodes.iter().flat_map(row).collect::<Vec<_>>())
 }
 
 fn of_node(node: &Node) -> Vec<[String; 9]> {
@@ -214,13 +222,16 @@ mod tests {
         ]}});
         let list = read(body.to_string().as_bytes()).expect("a list");
         assert_eq!(
-            rows(&list),
+            rows(&list, false, false),
             "NODE   TASKS     LIMIT                      DESIRED   PROGRAMMED   IN EFFECT   MEASURED   STATE         ERROR\n\
              gw-1   90/100    server.idleTimeout         30s       30s          unknown     5m         Programmed    -\n\
              gw-1   90/100    server.readHeaderTimeout   5s        nothing      unknown     -          Programmed    -\n\
              gw-2   unknown   -                          -         -            -           -          Unreachable   gw-2 did not answer\n\
              t-1    -         server.idleTimeout         -         -            -           30s        InEffect      -\n"
         );
+        let wide = rows(&list, true, true);
+        assert!(wide.starts_with("gw-1 ") && wide.lines().all(|line| line.ends_with('%') || line.ends_with('-')), "{wide}");
+        assert!(wide.lines().last().is_some_and(|line| line.contains(" ais ")), "{wide}");
     }
 
     #[test]

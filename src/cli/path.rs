@@ -8,10 +8,11 @@ use serde_json::Value as Json;
 use url::Url;
 
 use super::{
-    Answer, Error, Output,
+    Answer, Error,
     cluster::Cluster,
     lint::items,
     measure::{Prober, Reach, Version},
+    output::{Output, ROWS, formats},
     progress::Progress,
     table::table,
     texts,
@@ -51,8 +52,8 @@ pub struct Path {
     /// Where policies are looked for.
     #[command(flatten)]
     pub cluster: Cluster,
-    /// How it is printed.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    /// Output format.
+    #[arg(short, long, default_value = "table", value_parser = formats(ROWS))]
     pub output: Output,
 }
 

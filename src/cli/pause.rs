@@ -34,30 +34,49 @@ impl Direction {
     }
 }
 
-/// Pauses for a time, or until the policy is resumed. Returns ` until TIME` if there is an end.
-pub async fn pause(
-    api: &Api<StoredPolicy>,
-    name: &str,
-    direction: Direction,
-    time: Option<GoDuration>,
-    now: Timestamp,
-) -> Result<String, Error> {
-    let end = time.and_then(|time| time.get()).map(|time| now.checked_add(time)).transpose();
-    let end =
-        end.map_err(|_| Error::Usage("--for is too long".to_owned()))?.map(|end| end.round(jiff::Unit::Second).unwrap_or(end));
+/// Annotations of a patch; null removes one.
+pub type Annotations = Map<String, Json>;
+
+/// Returns the end of a pause that begins now; `None` if it has no end.
+pub fn end(time: Option<&GoDuration>, now: Timestamp) -> Result<Option<Timestamp>, Error> {
+    let end = time.and_then(GoDuration::get).map(|time| now.checked_add(time)).transpose();
+    let end = end.map_err(|_| Error::Usage("--for is too long".to_owned()))?;
+    Ok(end.map(|end| end.round(jiff::Unit::Second).unwrap_or(end)))
+}
+
+/// Returns the annotation of a pause until `end`, or until the policy is resumed.
+pub fn annotations(direction: Direction, end: Option<Timestamp>) -> Annotations {
     let value = end.map_or_else(|| "true".to_owned(), |end| end.to_string());
-    annotate(api, name, Map::from_iter([(direction.annotation().to_owned(), Json::String(value))])).await?;
-    Ok(end.map_or_else(String::new, |end| format!(" until {end}")))
+    Map::from_iter([(direction.annotation().to_owned(), Json::String(value))])
 }
 
-/// Removes all pauses.
-pub async fn resume(api: &Api<StoredPolicy>, name: &str) -> Result<(), Error> {
+/// Returns the annotations that remove all pauses.
+pub fn no_annotations() -> Annotations {
     let all = [Direction::Both, Direction::Tighten, Direction::Relax];
-    annotate(api, name, all.into_iter().map(|direction| (direction.annotation().to_owned(), Json::Null)).collect()).await
+    all.into_iter().map(|direction| (direction.annotation().to_owned(), Json::Null)).collect()
 }
 
-async fn annotate(api: &Api<StoredPolicy>, name: &str, annotations: Map<String, Json>) -> Result<(), Error> {
+/// Changes annotations of a policy.
+pub async fn annotate(api: &Api<StoredPolicy>, name: &str, annotations: &Annotations) -> Result<(), Error> {
     let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
     api.patch(name, &params, &Patch::Merge(json!({"metadata": {"annotations": annotations}}))).await?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pause_ends_at_a_whole_second_or_at_a_resume() {
+        let now = Timestamp::from_millisecond(400).expect("a time");
+        let hour = "1h".parse().expect("a duration");
+        let end = end(Some(&hour), now).expect("a time");
+        assert_eq!(
+            annotations(Direction::Relax, end),
+            Map::from_iter([(PAUSED_RELAX.to_owned(), json!("1970-01-01T01:00:00Z"))])
+        );
+        assert_eq!(annotations(Direction::Both, None), Map::from_iter([(PAUSED.to_owned(), json!("true"))]));
+        assert_eq!(no_annotations().len(), 3);
+    }
 }

@@ -8,8 +8,9 @@ use serde::Serialize;
 use url::Url;
 
 use super::{
-    Answer, Error, Output,
+    Answer, Error,
     measure::{Measured, Prober, Reach, Version},
+    output::{Output, ROWS, formats},
     progress::Progress,
     table::table,
 };
@@ -42,8 +43,8 @@ pub struct Probe {
     /// How servers are reached.
     #[command(flatten)]
     pub reach: Reach,
-    /// How it is printed.
-    #[arg(short, long, value_enum, default_value_t = Output::Table)]
+    /// Output format.
+    #[arg(short, long, default_value = "table", value_parser = formats(ROWS))]
     pub output: Output,
 }
 

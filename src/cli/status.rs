@@ -1,59 +1,88 @@
-//! `status`: how policies are doing, in a table.
+//! `status`: the state of policies, in a table.
 
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 
-use super::table::table;
 use crate::{
-    api::{IdleConnectionPolicy, IdleConnectionPolicyStatus},
-    decide::adapt::spoken,
+    api::{
+        IdleConnectionPolicy, IdleConnectionPolicyStatus,
+        conditions::{ConditionType, State},
+    },
+    decide::{adapt::spoken, condition::find},
 };
 
-/// What there is to see of a policy; `-` for what is not known.
-pub fn rows(policies: &[IdleConnectionPolicy], now: Timestamp) -> String {
-    let rows: Vec<_> = policies.iter().map(|policy| row(policy, now)).collect();
-    table(
-        ["NAMESPACE", "NAME", "TARGET", "MODE", "READY", "TASKS", "UTILIZATION", "TIGHTENED", "OPENNESS", "NODES", "LAST CHANGE"],
-        &rows,
-    )
+/// Columns of the table.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Columns {
+    /// Whether the policies may have different namespaces.
+    pub namespace: bool,
+    /// Whether the columns of `-o wide` are shown.
+    pub wide: bool,
 }
 
-fn row(policy: &IdleConnectionPolicy, now: Timestamp) -> [String; 11] {
-    let unseen = IdleConnectionPolicyStatus::default();
-    let status = policy.status.as_ref().unwrap_or(&unseen);
-    let condition = |type_: &str| {
-        status.conditions.iter().find(|c| c.type_ == type_).map(|c| match c.status.as_str() {
-            // A False or Unknown says why; a True of these two says itself.
-            "True" => c.status.clone(),
-            _ => format!("{} ({})", c.status, c.reason),
-        })
-    };
-    let tightened = status.conditions.iter().find(|c| c.type_ == "Tightened").map(|c| c.reason.clone());
-    let tasks = status.tasks.as_ref().and_then(|tasks| Some((tasks.percentile?, tasks.threshold)));
-    let tasks = tasks.map(|(count, threshold)| match threshold {
-        Some(threshold) => format!("{count}/{threshold}"),
-        None => count.to_string(),
-    });
-    let percent = |value: Option<u32>| value.map(|value| format!("{value}%"));
-    let changed = status.history.first().map(|last| {
-        let ago = spoken((now.as_millisecond() - last.time.0.as_millisecond()).max(0));
-        format!("{} -> {}%, {ago} ago", last.from_percent, last.to_percent)
-    });
-    let mode = policy.spec.adaptive.as_ref().map(|adaptive| format!("{:?}", adaptive.mode));
-    [
-        Some(policy.namespace().unwrap_or_default()),
-        Some(policy.name_any()),
-        Some(format!("{:?}", policy.spec.target.type_)),
-        mode,
-        condition("Ready"),
-        tasks,
-        percent(status.utilization_percent),
-        tightened,
-        percent(status.openness_percent),
-        status.nodes.as_ref().map(|nodes| nodes.summary.clone()),
-        changed,
-    ]
-    .map(|cell| cell.filter(|cell| !cell.is_empty()).unwrap_or_else(|| "-".to_owned()))
+impl Columns {
+    /// Returns the headings.
+    pub fn headings(self) -> Vec<&'static str> {
+        let mut headings =
+            vec!["NAME", "TARGET", "MODE", "READY", "TASKS", "UTILIZATION", "TIGHTENED", "OPENNESS", "NODES", "LAST CHANGE"];
+        if self.namespace {
+            headings.insert(0, "NAMESPACE");
+        }
+        if self.wide {
+            headings.extend(["PROGRAMMED", "IN EFFECT", "LIMITED", "EFFECTIVE", "WORST NODE", "AGE"]);
+        }
+        headings
+    }
+
+    /// Returns the row of a policy; `-` if a value is not known.
+    pub fn row(self, policy: &IdleConnectionPolicy, now: Timestamp) -> Vec<String> {
+        let unseen = IdleConnectionPolicyStatus::default();
+        let status = policy.status.as_ref().unwrap_or(&unseen);
+        let condition = |type_| {
+            let is_true = <&str>::from(State::True);
+            // A True of these conditions needs no reason.
+            find(status, type_)
+                .map(|c| if c.status == is_true { c.status.clone() } else { format!("{} ({})", c.status, c.reason) })
+        };
+        let reason = |type_| find(status, type_).map(|condition| condition.reason.clone());
+        let tasks = status.tasks.as_ref().and_then(|tasks| Some((tasks.percentile?, tasks.threshold)));
+        let tasks = tasks.map(|(count, threshold)| match threshold {
+            Some(threshold) => format!("{count}/{threshold}"),
+            None => count.to_string(),
+        });
+        let percent = |value: Option<u32>| value.map(|value| format!("{value}%"));
+        let since = |time: Timestamp| spoken((now.as_millisecond() - time.as_millisecond()).max(0));
+        let changed = status
+            .history
+            .first()
+            .map(|last| format!("{} -> {}%, {} ago", last.from_percent, last.to_percent, since(last.time.0)));
+        let mut row = vec![
+            Some(policy.name_any()),
+            Some(format!("{:?}", policy.spec.target.type_)),
+            policy.spec.adaptive.as_ref().map(|adaptive| format!("{:?}", adaptive.mode)),
+            condition(ConditionType::Ready),
+            tasks,
+            percent(status.utilization_percent),
+            reason(ConditionType::Tightened),
+            percent(status.openness_percent),
+            status.nodes.as_ref().map(|nodes| nodes.summary.clone()),
+            changed,
+        ];
+        if self.namespace {
+            row.insert(0, policy.namespace());
+        }
+        if self.wide {
+            row.extend([
+                condition(ConditionType::Programmed),
+                condition(ConditionType::InEffect),
+                reason(ConditionType::TighteningLimited),
+                reason(ConditionType::TighteningEffective),
+                status.tasks.as_ref().and_then(|tasks| tasks.node.clone()),
+                policy.metadata.creation_timestamp.as_ref().map(|created| since(created.0)),
+            ]);
+        }
+        row.into_iter().map(|cell| cell.filter(|cell| !cell.is_empty()).unwrap_or_else(|| "-".to_owned())).collect()
+    }
 }
 
 #[cfg(test)]
@@ -72,16 +101,22 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_a_dash_and_never_a_zero() {
-        let said = rows(&[policy(&json!({}))], Timestamp::UNIX_EPOCH);
-        assert_eq!(
-            said.lines().nth(1).map(|line| line.split_whitespace().collect::<Vec<_>>()),
-            Some("shop gw Caddy Enforce - - - - - - -".split(' ').collect())
-        );
+    fn a_value_that_is_not_known_is_a_dash_and_never_a_zero() {
+        let row = |columns: Columns| columns.row(&policy(&json!({})), Timestamp::UNIX_EPOCH).join(" ");
+        assert_eq!(row(Columns::default()), "gw Caddy Enforce - - - - - - -");
+        assert_eq!(row(Columns { namespace: true, wide: true }), "shop gw Caddy Enforce - - - - - - - - - - - - -");
     }
 
     #[test]
-    fn what_is_known_is_said_in_one_line() {
+    fn every_column_has_a_heading() {
+        for columns in [Columns::default(), Columns { namespace: true, wide: false }, Columns { namespace: false, wide: true }] {
+            let row = columns.row(&policy(&json!({})), Timestamp::UNIX_EPOCH);
+            assert_eq!(columns.headings().len(), row.len(), "{columns:?}");
+        }
+    }
+
+    #[test]
+    fn the_row_of_a_policy_has_its_figures() {
         let condition = |type_: &str, status: &str, reason: &str| json!({"type": type_, "status": status, "reason": reason, "message": "", "lastTransitionTime": "1970-01-01T00:00:00Z"});
         let status = json!({
             "conditions": [condition("Ready", "False", "ProgrammingFailed"), condition("Tightened", "True", "Holding")],
@@ -89,10 +124,9 @@ mod tests {
             "nodes": {"summary": "11/12", "total": 12, "programmed": 11, "inEffect": 11, "unreachable": 1, "drifted": 0},
             "history": [{"time": "1970-01-01T00:00:00Z", "fromPercent": 75, "toPercent": 55, "reason": "high"}],
         });
-        let said = rows(&[policy(&status)], Timestamp::from_second(90).expect("a time"));
-        let line = said.lines().nth(1).expect("a row");
+        let row = Columns::default().row(&policy(&status), Timestamp::from_second(90).expect("a time"));
         for cell in ["False (ProgrammingFailed)", "21900/20000", "110%", "Holding", "55%", "11/12", "75 -> 55%, 90s ago"] {
-            assert!(line.contains(cell), "{cell} in {line}");
+            assert!(row.iter().any(|known| known == cell), "{cell} in {row:?}");
         }
     }
 }

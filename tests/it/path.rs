@@ -96,7 +96,8 @@ async fn the_hop_is_named_and_what_is_advised_ends_the_losses() {
         "{said}"
     );
     assert!(fixed && !says.contains("lost"), "{says}");
-    let hops: Json = serde_json::from_str(hops.lines().next().unwrap()).unwrap();
+    // Progress follows on standard error.
+    let hops: Json = serde_json::Deserializer::from_str(&hops).into_iter().next().unwrap().unwrap();
     let verdicts: Vec<_> = hops.as_array().unwrap().iter().map(|hop| hop["verdict"].as_str().unwrap()).collect();
     assert_eq!(verdicts, ["Safe", "Trap"], "{hops}");
     let measured = Duration::from_millis(hops[1]["serverIdleMillis"].as_u64().unwrap());

@@ -56,10 +56,11 @@ async fn a_person_pauses_the_loop_sees_what_it_would_do_and_lets_it_go_on() {
     let decisions: Json = serde_json::from_str(&idleconn(&world, &["history", "gw", "-o", "json"]).await.unwrap()).unwrap();
     assert_eq!(decisions[0]["fromPercent"], 100);
     let status: Json = serde_json::from_str(&idleconn(&world, &["status", "gw", "-o", "json"]).await.unwrap()).unwrap();
-    assert_eq!(status[0]["metadata"]["name"], "gw");
+    assert_eq!((&status["kind"], &status["metadata"]["name"]), (&"IdleConnectionPolicy".into(), &"gw".into()));
 
     let said = idleconn(&world, &["pause", "gw", "--relax", "--for", "2h"]).await.unwrap();
-    let end: jiff::Timestamp = said.trim_end().strip_prefix("idleconnectionpolicy.idleconn.io/gw paused until ").unwrap().parse().unwrap();
+    let end: jiff::Timestamp =
+        said.trim_end().strip_prefix("idleconnectionpolicy.idleconn.io/gw paused until ").unwrap().parse().unwrap();
     let left = end.duration_since(jiff::Timestamp::now());
     assert!(left > jiff::SignedDuration::from_mins(119) && left <= jiff::SignedDuration::from_mins(121), "{left}");
     let object = world.get("gw").await;
@@ -96,6 +97,47 @@ async fn errors_and_exit_codes_are_those_of_kubectl() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn names_labels_and_formats_are_those_of_kubectl() {
+    let (world, node) = (World::empty("plugin").await, AdminApi::start(typical()).await);
+    let (a, b) = ("idleconnectionpolicy.idleconn.io/a", "idleconnectionpolicy.idleconn.io/b");
+    for name in ["a", "b"] {
+        world.apply(name, &restless(&node, "1m")).await;
+    }
+    let out = async |args: &[&str]| idleconn(&world, args).await.unwrap();
+    assert_eq!(out(&["status", "-o", "name"]).await, format!("{a}\n{b}\n"));
+    assert!(out(&["status"]).await.starts_with("NAME   TARGET   MODE "));
+    assert!(out(&["status", "-o", "wide"]).await.lines().next().unwrap().contains("IN EFFECT"));
+    assert!(out(&["status", "a", "b", "--no-headers"]).await.starts_with("a   Caddy   Enforce "));
+    let list: Json = serde_json::from_str(&out(&["status", "-o", "json"]).await).unwrap();
+    assert_eq!((&list["kind"], &list["items"][1]["metadata"]["name"]), (&"List".into(), &"b".into()));
+    assert!(out(&["status", "a", "-o", "yaml"]).await.contains("kind: IdleConnectionPolicy\n"));
+    assert!(out(&["explain", "a", "b"]).await.contains("\n\nb"));
+
+    // A name that is not found does not hide the others.
+    let (code, out_, err) = run_in(&world, &["status", "a", "c", "-o", "name"]).await;
+    assert_eq!((code, out_), (1, format!("{a}\n")));
+    assert_eq!(err, "Error from server (NotFound): idleconnectionpolicies.idleconn.io \"c\" not found\n");
+    let (code, out_, err) = run_in(&world, &["pause", a, "c", "icp/b"]).await;
+    assert_eq!((code, out_), (1, format!("{a} paused\n{b} paused\n")));
+    assert!(err.starts_with("Error from server (NotFound): "), "{err}");
+    for name in ["a", "b"] {
+        assert!(world.get(name).await.metadata.annotations.unwrap_or_default().contains_key("idleconn.io/paused"), "{name}");
+    }
+
+    // No policy has this label.
+    let (code, out_, err) = run_in(&world, &["resume", "-l", "app=gateway"]).await;
+    let none = format!("No resources found in {} namespace.\n", world.namespace);
+    assert_eq!((code, out_.as_str(), &err), (0, "", &none));
+    assert_eq!(run_in(&world, &["status", "-l", "app=gateway"]).await, (0, String::new(), none));
+    assert_eq!(out(&["resume", "-l", "app!=gateway"]).await, format!("{a} resumed\n{b} resumed\n"));
+
+    let (code, all, _) = run(&["status", "-A"]).await;
+    assert!(code == 0 && all.starts_with("NAMESPACE ") && all.contains(&world.namespace), "{all}");
+    let (code, _, err) = run_in(&world, &["status", "-w", "a", "b"]).await;
+    assert!(code == 2 && err.starts_with("error: --watch takes one NAME"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_operator_itself_says_what_each_node_has() {
     let (world, node) = (World::empty("plugin").await, AdminApi::start(typical()).await);
     world.apply("gw", &restless(&node, "1m")).await;
@@ -105,6 +147,8 @@ async fn the_operator_itself_says_what_each_node_has() {
     world.until_condition("gw", "MetricsAvailable", "True", "Fresh").await;
     world.until_condition("gw", "InEffect", "True", "InEffect").await;
     let said = idleconn(&world, &["nodes", "gw", "--operator", &open.address]).await.unwrap();
+    let without = idleconn(&world, &["nodes", "gw", "--no-headers", "-o", "wide", "--operator", &open.address]).await.unwrap();
+    assert!(!without.contains("NODE") && without.lines().count() == said.lines().count() - 1, "{without}");
     let words: Vec<_> = said.lines().nth(1).unwrap().split_whitespace().collect();
     let host = node.address.trim_start_matches("http://");
     assert_eq!(words, [host, "250/1000", "server.idleTimeout", "4s", "4s", "4s", "-", "InEffect", "-"]);
@@ -124,10 +168,7 @@ async fn the_operator_itself_says_what_each_node_has() {
     assert!(said.contains("192.0.2.1 is not this machine, and a token must not cross the network in the clear"), "{said}");
     let there = ["nodes", "gw", "--operator", &gated.address, "--operator-namespace", &world.namespace];
     let said = idleconn(&world, &there).await.unwrap_err();
-    assert_eq!(
-        said,
-        "error: This replica is a standby and has no data of the nodes; ask the leader, which holds the Lease\n"
-    );
+    assert_eq!(said, "error: This replica is a standby and has no data of the nodes; ask the leader, which holds the Lease\n");
     let said = idleconn(&world, &["nodes", "gw", "--operator", "http://127.0.0.1:1"]).await.unwrap_err();
     assert!(said.starts_with("error: no operator answers at 127.0.0.1:1"), "{said}");
     let said = idleconn(&world, &["nodes", "gw", "--operator-namespace", &world.namespace]).await.unwrap_err();
