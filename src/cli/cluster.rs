@@ -2,10 +2,13 @@
 
 use std::path::PathBuf;
 
+use k8s_openapi::api::core::v1::Namespace;
 use kube::{
     Api, Client, Config, ResourceExt as _,
+    api::ListParams,
     config::{KubeConfigOptions, Kubeconfig},
 };
+use serde::de::DeserializeOwned;
 
 use super::Error;
 use crate::api::{IdleConnectionPolicy, StoredPolicy};
@@ -53,6 +56,24 @@ impl Cluster {
         Ok((config, namespace))
     }
 
+    /// Returns the names of the policies of the namespace.
+    pub async fn policy_names(&self) -> Result<Vec<String>, Error> {
+        let (api, _) = self.policies().await?;
+        names(&api).await
+    }
+
+    /// Returns the names of all namespaces.
+    pub async fn namespaces(&self) -> Result<Vec<String>, Error> {
+        names(&Api::<Namespace>::all(Client::try_from(self.kubeconfig().await?)?)).await
+    }
+
+    /// Returns the names of the contexts of the kubeconfig.
+    pub fn contexts(&self) -> Result<Vec<String>, Error> {
+        let read = self.kubeconfig.as_ref().map_or_else(Kubeconfig::read, Kubeconfig::read_from);
+        let contexts = read.map_err(|error| Error::Kubeconfig(error.to_string()))?.contexts;
+        Ok(contexts.into_iter().map(|context| context.name).collect())
+    }
+
     async fn kubeconfig(&self) -> Result<Config, Error> {
         let problem = |error: &dyn std::error::Error| Error::Kubeconfig(error.to_string());
         let wanted = KubeConfigOptions { context: self.context.clone(), ..KubeConfigOptions::default() };
@@ -65,6 +86,14 @@ impl Cluster {
         }
         .map_err(|error| problem(&error))
     }
+}
+
+async fn names<K>(api: &Api<K>) -> Result<Vec<String>, Error>
+where
+    K: Clone + std::fmt::Debug + DeserializeOwned,
+{
+    let list = api.list_metadata(&ListParams::default()).await?;
+    Ok(list.into_iter().filter_map(|object| object.metadata.name).collect())
 }
 
 /// Returns a policy as far as this version understands it, and a warning that names the rest.

@@ -3,6 +3,7 @@
 //! Lives here: the commands. Each is a function from what was read to text; only this file reads files and clusters.
 
 mod cluster;
+mod complete;
 mod error;
 mod explain;
 mod history;
@@ -81,10 +82,18 @@ pub enum Command {
     Path(path::Path),
     /// Replays a task count through the code that decides, and prints each decision with its reason.
     Simulate(Simulate),
-    /// Prints what a shell needs to complete these commands.
+    /// Prints the completion script of a shell, for the command kubectl-idleconn. For `kubectl idleconn`, put
+    /// `kubectl_complete-idleconn` on the PATH.
     Completion {
-        /// Which shell.
+        /// Shell.
         shell: clap_complete::Shell,
+    },
+    /// Prints candidates for the last word, for `kubectl_complete-idleconn`.
+    #[command(name = "__complete", hide = true, disable_help_flag = true)]
+    Complete {
+        /// Words after `kubectl idleconn`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        words: Vec<String>,
     },
 }
 
@@ -273,6 +282,7 @@ pub async fn run(cli: Cli) -> Result<Answer, Error> {
         Command::Probe(options) => probe::run(&options).await,
         Command::Path(options) => path::run(&options).await,
         Command::Simulate(options) => Ok(simulate(&options)?.into()),
+        Command::Complete { words } => Ok(complete::complete(Cli::command(), &words).await.into()),
         Command::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "kubectl-idleconn", &mut script);

@@ -1,6 +1,6 @@
 //! `kubectl idleconn` as a user runs it: the binary with a real API server.
 
-use std::process::Output;
+use std::{path::Path, process::Output};
 
 use idleconn_operator::leader::Leadership;
 use serde_json::Value as Json;
@@ -135,6 +135,37 @@ async fn names_labels_and_formats_are_those_of_kubectl() {
     assert!(code == 0 && all.starts_with("NAMESPACE ") && all.contains(&world.namespace), "{all}");
     let (code, _, err) = run_in(&world, &["status", "-w", "a", "b"]).await;
     assert!(code == 2 && err.starts_with("error: --watch takes one NAME"), "{err}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn kubectl_completes_commands_options_and_the_names_of_policies() {
+    let (world, node) = (World::empty("plugin").await, AdminApi::start(typical()).await);
+    for name in ["gw", "api"] {
+        world.apply(name, &restless(&node, "1m")).await;
+    }
+    // kubectl runs this program with the words after `idleconn`, and it finds the plugin on the PATH.
+    let plugin = Path::new(env!("CARGO_BIN_EXE_kubectl-idleconn")).parent().unwrap();
+    let path = std::env::join_paths([plugin, Path::new("/usr/bin"), Path::new("/bin")]).unwrap();
+    let complete = async |words: &[&str]| {
+        let program = concat!(env!("CARGO_MANIFEST_DIR"), "/image/kubectl_complete-idleconn");
+        let output = Command::new(program).args(words).env("PATH", &path).output().await.unwrap();
+        assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let file = kubeconfig().to_str().unwrap();
+    let there = ["--kubeconfig", file, "-n", &world.namespace];
+    assert_eq!(complete(&[&["explain"], &there[..], &[""]].concat()).await, "api\ngw\n:4\n");
+    assert_eq!(complete(&[&["pause"], &there[..], &["api", "g"]].concat()).await, "gw\n:4\n");
+    let namespaces = complete(&["status", "--kubeconfig", file, "--namespace", &world.namespace]).await;
+    assert_eq!(namespaces, format!("{}\n:4\n", world.namespace));
+    let flags = complete(&["pause", "gw", "--t"]).await;
+    assert!(flags.starts_with("--tighten\tPause tightening only\n") && flags.ends_with("\n:4\n"), "{flags}");
+    assert!(complete(&["--he"]).await.starts_with("--help\t"));
+    assert!(complete(&["expl"]).await.starts_with("explain\t"));
+    // Without a cluster, there are no candidates and no error.
+    assert_eq!(complete(&["explain", "--kubeconfig", "/nonexistent", ""]).await, ":4\n");
+    let script = run(&["completion", "bash"]).await.1;
+    assert!(script.contains("kubectl-idleconn") && !script.contains("__complete"), "{script}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
