@@ -1,13 +1,14 @@
-//! A status in sentences, for a person at three in the morning: what is, why, and what to do.
+//! `explain`: the state of a policy in sentences, the reasons, and the next step for its owner.
 
 use std::fmt::Write as _;
 
 use jiff::Timestamp;
 
+use super::words::noun;
 use crate::{
     api::{
         IdleConnectionPolicy, IdleConnectionPolicyStatus,
-        adaptive::Mode,
+        adaptive::{Adaptive, Mode},
         conditions::{ConditionType, Reason, State},
         restart::RestartPolicy,
     },
@@ -16,12 +17,13 @@ use crate::{
         adapt::spoken,
         condition::{find, reason},
         flushes,
+        loop_conditions::Closes,
         state::State as AdaptiveState,
     },
     targets,
 };
 
-/// The story of a policy.
+/// Explains a policy: one sentence in each line, and the next step in the last.
 pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
     let unseen = IdleConnectionPolicyStatus::default();
     let status = policy.status.as_ref().unwrap_or(&unseen);
@@ -32,35 +34,37 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         let _ = writeln!(text, "{line}");
     };
     if status.observed_generation != policy.metadata.generation {
-        say(&format!(
-            "{name}: the operator has not looked at this version of the policy yet. Is it running, and does it watch this namespace?"
-        ));
+        say(&format!("{name}: the operator has not processed this version of the policy yet."));
+        say("Next: check that the operator runs and watches this namespace.");
         return text;
     }
     let message =
         |type_| find(status, type_).map(|condition| (state_of(status, type_), reason(status, type_), &condition.message));
-    let nodes = status.nodes.as_ref().map(|nodes| format!(" on {} nodes", nodes.summary)).unwrap_or_default();
+    let on_nodes = status
+        .nodes
+        .as_ref()
+        .map_or_else(String::new, |nodes| format!(" on {} {}", nodes.summary, noun(nodes.total as usize, "node", "nodes")));
     match (message(ConditionType::Ready), message(ConditionType::Programmed)) {
         (Some((Some(State::True), Some(Reason::Succeeded), _)), Some((Some(State::False), Some(reason), message))) => {
-            say(&format!("{name} was written, and is held{nodes} now ({reason}): {message}."));
+            say(&format!("{name} was applied, and its limits are now stored{on_nodes} ({reason}): {message}."));
         }
-        (Some((Some(State::True), ..)), _) => say(&format!("{name} is in order{nodes}.")),
+        (Some((Some(State::True), ..)), _) => say(&format!("{name} is in order{on_nodes}.")),
         (Some((_, Some(reason), message)), _) => say(&format!("{name} is not in order ({reason}): {message}.")),
-        _ => say(&format!("{name}: nothing is known yet.")),
+        _ => say(&format!("{name}: the operator has reported nothing yet.")),
     }
     if let Some((_, Some(reason), message)) = message(ConditionType::InEffect) {
         let rolls = policy.spec.restart.as_ref().is_some_and(|restart| restart.policy == RestartPolicy::Rolling);
         let next = match reason {
-            Reason::RollingOut => Some("The operator goes on by itself."),
-            Reason::RestartStalled => Some("Mend that node; the operator goes on when it is back."),
-            Reason::RestartRequired if rolls => Some("The operator restarts them when it may."),
+            Reason::RollingOut => Some("The operator continues automatically."),
+            Reason::RestartStalled => Some("Repair that node; the operator continues when the node is back."),
+            Reason::RestartRequired if rolls => Some("The operator restarts the nodes when spec.restart allows it."),
             Reason::RestartRequired => Some("Restart those nodes, or set spec.restart.policy to Rolling."),
             _ => None,
         };
         match (next, reason) {
-            (Some(next), _) => say(&format!("What is stored is not yet what the processes use: {message}. {next}")),
+            (Some(next), _) => say(&format!("The processes do not use the stored limits yet: {message}. {next}")),
             (None, Reason::MeasuredDifferently) => say(&format!(
-                "A server does not do what is programmed: {message}. Check that spec.verify probes the right port, and look for a proxy in front of it."
+                "A server does not do what is programmed: {message}. Check that spec.verify probes the right port, and look for a proxy in front of the server."
             )),
             (None, Reason::NotMeasured) => say(&format!("{message}.")),
             _ => {}
@@ -68,26 +72,31 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
     }
     if !status.unsupported.is_empty() {
         say(&format!(
-            "Not governed, because the target has no place for it or no way to say it: {}.",
+            "The operator does not manage {}, because the target does not have the limit or cannot represent the value.",
             status.unsupported.join(", ")
         ));
     }
     let traits = targets::traits(&policy.spec.target);
-    for flushes in flushes::flushes(&decide::declare(&policy.spec, &traits), &traits) {
+    let declared = decide::declare(&policy.spec, &traits);
+    for flushes in flushes::flushes(&declared, &traits) {
         say(&format!("{}.", flushes.sentence()));
     }
-    let mode = policy.spec.adaptive.as_ref().map_or(Mode::Disabled, |adaptive| adaptive.mode);
-    if mode == Mode::Disabled {
-        say("The limits are what Git declares; nothing moves them (spec.adaptive is absent or Disabled).");
+    let adaptive = policy.spec.adaptive.as_ref().filter(|adaptive| adaptive.mode != Mode::Disabled);
+    let Some(adaptive) = adaptive else {
+        say("The limits stay as declared, because spec.adaptive is absent or Disabled.");
         return text;
+    };
+    // A step moves all limits with a floor.
+    if decide::disturbance(&declared.settings, &decide::floor(&policy.spec, &traits), &traits, |_| true).is_some() {
+        say(&cost(adaptive, status));
     }
     if let Some((Some(State::False | State::Unknown), Some(reason), message)) = message(ConditionType::MetricsAvailable) {
-        say(&format!("The tasks cannot be counted ({reason}): {message}. Until they can, nothing is tightened."));
+        say(&format!("The tasks cannot be counted ({reason}): {message}. Until they are counted again, nothing is tightened."));
     }
     if let Some((state, _, message)) = message(ConditionType::HighTaskCount) {
         match state {
-            Some(State::True) => say(&format!("There are too many tasks: {message}.")),
-            Some(State::False) => say(&format!("The task count is fine: {message}.")),
+            Some(State::True) => say(&format!("The task count reached the threshold: {message}.")),
+            Some(State::False) => say(&format!("The task count is below the threshold: {message}.")),
             _ => {}
         }
     }
@@ -98,74 +107,92 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         let ago = now.as_millisecond() - last.time.0.as_millisecond();
         let way = if last.to_percent < last.from_percent { "tightened" } else { "relaxed" };
         say(&format!(
-            "{} ago it {way} them from {} % to {} %, because of {}.",
+            "{} ago the limits were {way} from {}% to {}%, because of {}.",
             spoken(ago.max(0)),
             last.from_percent,
             last.to_percent,
             last.reason
         ));
     }
-    if let Some((state, _, message)) =
+    if let Some((_, _, message)) =
         message(ConditionType::TighteningEffective).filter(|(_, reason, _)| *reason != Some(Reason::NotTightened))
     {
-        say(&format!("{}: {message}.", if state == Some(State::True) { "It helped" } else { "Whether it helped" }));
+        say(&format!("{message}."));
     }
     let locked = adaptive_state(status).lockout.map(|lockout| lockout.until).filter(|until| *until > now.as_millisecond());
     if let Some(until) = locked.and_then(|until| Timestamp::from_millisecond(until).ok()) {
-        say(&format!("Nothing is tightened until {until}, because the last attempt could not help."));
+        say(&format!("Nothing is tightened until {until}, because the last tightening did not lower the task count."));
     }
     if let Some((Some(State::True), _, message)) = message(ConditionType::TighteningLimited) {
-        say(&format!("It would do more and may not: {message}."));
+        say(&format!("Adaptive control is limited: {message}."));
     }
     if let Some(recommended) = &status.recommendation {
         say(&format!(
-            "It recommends to go to {} % ({}). To let it: set spec.adaptive.mode to Enforce, and remove any pause.",
+            "Adaptive control recommends an openness of {}% ({}). To apply it, set spec.adaptive.mode to Enforce and remove any pause.",
             recommended.openness_percent, recommended.reason
         ));
     }
-    say(&format!("Next: {}", next(status)));
+    match next(status) {
+        Some(next) => say(&format!("Next: {next}.")),
+        None => say("No action needed."),
+    }
     text
 }
 
-/// What adaptive control has written down; as at the beginning where it has not.
+/// Returns what a step of adaptive control closes, in the words of its Event.
+#[allow(clippy::cast_precision_loss)] // Connections of all nodes.
+fn cost(adaptive: &Adaptive, status: &IdleConnectionPolicyStatus) -> String {
+    let connections = status.tasks.as_ref().and_then(|tasks| tasks.idle_connections).map(|count| count as f64);
+    let is_counted = adaptive.signal.as_ref().is_some_and(|signal| signal.idle_connections.is_some());
+    let hint = if connections.is_none() && !is_counted {
+        " To see how many there are, set spec.adaptive.signal.idleConnections."
+    } else {
+        ""
+    };
+    format!("Each step of adaptive control {}.{hint}", Closes { connections })
+}
+
+/// Returns the stored state of adaptive control, or the initial state.
 fn adaptive_state(status: &IdleConnectionPolicyStatus) -> AdaptiveState {
     let text = status.control.as_ref().and_then(|control| control.adaptation.as_deref());
     text.map_or_else(AdaptiveState::default, AdaptiveState::decode)
 }
 
-/// The status of a condition as this version knows its reason.
+/// Returns the status of a condition; `None` if this version does not know its reason.
 fn state_of(status: &IdleConnectionPolicyStatus, type_: ConditionType) -> Option<State> {
     type_.state(reason(status, type_)?)
 }
 
-/// What to do now.
-fn next(status: &IdleConnectionPolicyStatus) -> &'static str {
+/// Returns the next step for the owner of the policy; `None` if no action is needed.
+fn next(status: &IdleConnectionPolicyStatus) -> Option<String> {
     let is = |type_| reason(status, type_);
     let (ready, metrics) = (is(ConditionType::Ready), state_of(status, ConditionType::MetricsAvailable));
     if !matches!(ready, Some(Reason::Succeeded | Reason::Suspended)) {
-        return "mend what the first sentence names; the operator tries again by itself.";
+        return Some("fix the problem above; the operator retries automatically".into());
     }
     if metrics != Some(State::True) {
-        return "make the task count available again: see adaptive.signal and the sentence above.";
+        return Some("make the task count available again; see spec.adaptive.signal and the cause above".into());
     }
     let (limited, effective) = (is(ConditionType::TighteningLimited), is(ConditionType::TighteningEffective));
     if effective == Some(Reason::Ineffective) || (ready, limited) == (Some(Reason::Succeeded), Some(Reason::PoolsTooSmall)) {
-        return "look for what else runs tasks: requests in flight, slow backends, a leak. A goroutine profile of the node named above tells.";
+        let node = status.tasks.as_ref().and_then(|tasks| tasks.node.as_deref()).unwrap_or("the node with the most tasks");
+        return Some(format!("take a goroutine profile of {node}; the tasks are not idle connections"));
     }
-    match limited {
-        Some(Reason::AtFloor) => "lower adaptive.floor, add nodes, or find who opens so many connections.",
-        Some(Reason::BudgetExhausted) => "wait, or raise adaptive.behavior.maxChangesPerHour.",
-        // What is declared may be more than what the processes use: a restart is no remedy for too many tasks then.
-        Some(Reason::RestartForbidden) if effective == Some(Reason::NotTightened) => {
-            "compare limits.desired with what the processes were started with; a restart brings the declared limits into effect, lower or higher."
+    let next = match limited? {
+        Reason::AtFloor => "lower spec.adaptive.floor, add nodes, or find the clients that open so many connections",
+        Reason::BudgetExhausted => "wait, or raise spec.adaptive.behavior.maxChangesPerHour",
+        // The declared limits may be higher than those that the processes use. Then a restart does not lower the task count.
+        Reason::RestartForbidden if effective == Some(Reason::NotTightened) => {
+            "compare status.limits.desired with the limits that the processes started with; a restart brings the declared limits into effect, lower or higher"
         }
-        Some(Reason::RestartForbidden) => "restart the nodes, one after the other.",
-        Some(Reason::NotInEffect) => {
-            "let the nodes say what they use (target.configMap.hash), or restart them, one after the other."
+        Reason::RestartForbidden => "restart the nodes, one after the other",
+        Reason::NotInEffect => {
+            "make the nodes report the limits that they use (spec.target.configMap.hash), or restart them, one after the other"
         }
-        Some(Reason::Paused) => "resume it by removing the annotation (or spec.suspend) when you are done.",
-        _ => "nothing; it looks after itself.",
-    }
+        Reason::Paused => "to resume, run kubectl idleconn resume, or set spec.suspend to false",
+        _ => return None,
+    };
+    Some(next.into())
 }
 
 #[cfg(test)]
@@ -197,42 +224,70 @@ mod tests {
     fn a_policy_at_rest() {
         assert_eq!(
             told(false, &[READY], &json!({})),
-            "gw is in order on 3/3 nodes.\nThe limits are what Git declares; nothing moves them (spec.adaptive is absent or Disabled).\n"
+            "gw is in order on 3/3 nodes.\nThe limits stay as declared, because spec.adaptive is absent or Disabled.\n"
         );
     }
 
     #[test]
-    fn a_policy_of_a_server_that_reloads_says_so() {
-        let spec = json!({
-            "target": {"type": "Caddy", "caddy": {"endpoints": ["http://10.0.0.1:2019"]}},
-            "limits": {"server": {"idleTimeout": "30s"}},
-        });
-        let status = json!({"observedGeneration": 1, "conditions": []});
-        let policy = json!({"apiVersion": "idleconn.io/v1alpha1", "kind": "IdleConnectionPolicy", "metadata": {"name": "gw", "generation": 1}, "spec": spec, "status": status});
-        let text = sentences(&serde_json::from_value(policy).expect("a policy"), Timestamp::UNIX_EPOCH);
+    fn the_cost_of_a_change_is_named() {
+        let explained = |adaptive: Json, tasks: Json| {
+            let mut spec = json!({
+                "target": {"type": "Caddy", "caddy": {"endpoints": ["http://10.0.0.1:2019"]}},
+                "limits": {"server": {"idleTimeout": "30s"}},
+            });
+            spec.as_object_mut().expect("an object").extend(adaptive.as_object().cloned().unwrap_or_default());
+            let status = json!({"observedGeneration": 1, "conditions": [], "tasks": tasks});
+            let policy = json!({"apiVersion": "idleconn.io/v1alpha1", "kind": "IdleConnectionPolicy", "metadata": {"name": "gw", "generation": 1}, "spec": spec, "status": status});
+            sentences(&serde_json::from_value(policy).expect("a policy"), Timestamp::UNIX_EPOCH)
+        };
+        let text = explained(json!({}), json!({}));
         assert!(text.contains("\nEach change of these limits closes all idle connections of the server.\n"), "{text}");
+        assert!(!text.contains("Each step"), "{text}");
+
+        let floor = json!({"server": {"idleTimeout": "1s"}});
+        let text = explained(json!({"adaptive": {"mode": "Enforce", "floor": floor}}), json!({}));
+        let all = "\nEach step of adaptive control closes all idle connections of the target, and clients reconnect.";
+        assert!(
+            text.contains(&format!("{all} To see how many there are, set spec.adaptive.signal.idleConnections.\n")),
+            "{text}"
+        );
+        let signal = json!({"idleConnections": {"metric": "idle"}});
+        let counted = json!({"adaptive": {"mode": "Enforce", "floor": floor, "signal": signal}});
+        assert!(explained(counted.clone(), json!({})).contains(&format!("{all}\n")));
+        let text = explained(counted, json!({"idleConnections": 4300}));
+        let some = "\nEach step of adaptive control closes about 4300 idle connections, and clients reconnect.\n";
+        assert!(text.contains(some), "{text}");
     }
 
     #[test]
-    fn a_policy_that_somebody_contests_is_not_in_order() {
-        let contended = ("Programmed", "False", "Contended", "Somebody else keeps changing x");
+    fn the_profile_is_of_the_node_with_the_most_tasks() {
+        let ineffective = ("TighteningEffective", "False", "Ineffective", "m");
+        let text = told(true, &[READY, FRESH, ineffective], &json!({"tasks": {"node": "gw-3"}}));
+        assert!(text.ends_with("Next: take a goroutine profile of gw-3; the tasks are not idle connections.\n"), "{text}");
+    }
+
+    #[test]
+    fn a_contended_policy_is_not_in_order() {
+        let contended = ("Programmed", "False", "Contended", "Another client keeps changing x");
         let text = told(false, &[READY, contended], &json!({}));
         assert!(
-            text.starts_with("gw was written, and is held on 3/3 nodes now (Contended): Somebody else keeps changing x.\n"),
+            text.starts_with(
+                "gw was applied, and its limits are now stored on 3/3 nodes (Contended): Another client keeps changing x.\n"
+            ),
             "{text}"
         );
     }
 
     #[test]
-    fn one_that_tightened_and_it_helped() {
-        let history = json!({"history": [{"time": "2026-01-01T00:01:00Z", "fromPercent": 100, "toPercent": 55, "reason": "131 % of the threshold for 2m"}]});
+    fn a_tightening_that_helped() {
+        let history = json!({"history": [{"time": "2026-01-01T00:01:00Z", "fromPercent": 100, "toPercent": 55, "reason": "131% of the threshold for 2m"}]});
         let text = told(
             true,
             &[
                 READY,
                 FRESH,
                 ("HighTaskCount", "False", "UnderThreshold", "12 tasks"),
-                ("Tightened", "True", "Holding", "The limits are 55 % open"),
+                ("Tightened", "True", "Holding", "The limits are held at 55%"),
                 ("TighteningEffective", "True", "Effective", "The last tightening lowered the task count"),
                 ("TighteningLimited", "False", "NotLimited", "-"),
             ],
@@ -240,46 +295,54 @@ mod tests {
         );
         assert_eq!(
             text,
-            "gw is in order on 3/3 nodes.\nThe task count is fine: 12 tasks.\nThe limits are 55 % open.\n4m ago it tightened them from 100 % to 55 %, \
-             because of 131 % of the threshold for 2m.\nIt helped: The last tightening lowered the task count.\nNext: nothing; it looks after itself.\n"
+            "gw is in order on 3/3 nodes.\nThe task count is below the threshold: 12 tasks.\nThe limits are held at 55%.\n4m ago the limits were \
+             tightened from 100% to 55%, because of 131% of the threshold for 2m.\nThe last tightening lowered the task count.\n\
+             No action needed.\n"
         );
     }
 
     #[test]
-    fn who_restarts_the_nodes_is_said() {
+    fn explain_names_who_restarts_the_nodes() {
         for (reason, next) in [
             ("RestartRequired", "m. Restart those nodes, or set spec.restart.policy to Rolling."),
-            ("RollingOut", "m. The operator goes on by itself."),
-            ("RestartStalled", "m. Mend that node; the operator goes on when it is back."),
+            ("RollingOut", "m. The operator continues automatically."),
+            ("RestartStalled", "m. Repair that node; the operator continues when the node is back."),
         ] {
             let text = told(false, &[READY, ("InEffect", "False", reason, "m")], &json!({}));
-            assert!(text.contains(&format!("What is stored is not yet what the processes use: {next}")), "{text}");
+            assert!(text.contains(&format!("The processes do not use the stored limits yet: {next}")), "{text}");
         }
     }
 
     #[test]
-    fn until_when_nothing_is_tightened_is_said() {
+    fn a_lock_has_its_end() {
         let locked = |hours: i64| {
             let until = "2026-01-01T00:00:00Z".parse::<Timestamp>().expect("a time").as_millisecond() + hours * 3_600_000;
             let state =
                 AdaptiveState { lockout: Some(crate::decide::state::Lockout { until, times: 0 }), ..AdaptiveState::default() };
             told(true, &[READY, FRESH], &json!({"control": {"loop": state.encode()}}))
         };
-        let sentence = "Nothing is tightened until 2026-01-01T04:00:00Z, because the last attempt could not help.";
+        let sentence =
+            "Nothing is tightened until 2026-01-01T04:00:00Z, because the last tightening did not lower the task count.";
         assert!(locked(4).contains(sentence), "{}", locked(4));
         assert!(!locked(0).contains("Nothing is tightened until"), "it is over");
     }
 
     #[test]
-    fn each_trouble_has_its_next_step() {
+    fn each_problem_has_its_next_step() {
         for (conditions, next) in [
-            (vec![READY, FRESH, ("TighteningLimited", "True", "AtFloor", "m")], "Next: lower adaptive.floor"),
-            (vec![READY, FRESH, ("TighteningLimited", "True", "Paused", "m")], "Next: resume it"),
-            (vec![READY, FRESH, ("TighteningEffective", "False", "Ineffective", "m")], "Next: look for what else runs tasks"),
+            (vec![READY, FRESH, ("TighteningLimited", "True", "AtFloor", "m")], "Next: lower spec.adaptive.floor"),
+            (vec![READY, FRESH, ("TighteningLimited", "True", "Paused", "m")], "Next: to resume, run kubectl idleconn resume"),
+            (
+                vec![READY, FRESH, ("TighteningEffective", "False", "Ineffective", "m")],
+                "Next: take a goroutine profile of the node with the most tasks; the tasks are not idle connections.",
+            ),
             (vec![READY, FRESH, ("TighteningLimited", "True", "RestartForbidden", "m")], "Next: restart the nodes"),
-            (vec![READY, FRESH, ("TighteningLimited", "True", "NotInEffect", "m")], "Next: let the nodes say what they use"),
+            (
+                vec![READY, FRESH, ("TighteningLimited", "True", "NotInEffect", "m")],
+                "Next: make the nodes report the limits that they use",
+            ),
             (vec![READY, ("MetricsAvailable", "False", "NoSeries", "m")], "Next: make the task count available again"),
-            (vec![("Ready", "False", "TargetNotFound", "m")], "Next: mend what the first sentence names"),
+            (vec![("Ready", "False", "TargetNotFound", "m")], "Next: fix the problem above; the operator retries automatically."),
         ] {
             let text = told(true, &conditions, &json!({}));
             assert!(text.contains(next), "{text}");

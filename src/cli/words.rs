@@ -1,9 +1,15 @@
 //! Words for numbers.
 
-/// Counts: `1 node`, `3 nodes`.
+/// The noun that agrees with the number: `node`, `nodes`.
+#[must_use]
+pub const fn noun<'a>(n: usize, one: &'a str, several: &'a str) -> &'a str {
+    if n == 1 { one } else { several }
+}
+
+/// The number with its noun: `1 node`, `3 nodes`.
 #[must_use]
 pub fn counted(n: usize, one: &str, several: &str) -> String {
-    format!("{n} {}", if n == 1 { one } else { several })
+    format!("{n} {}", noun(n, one, several))
 }
 
 #[cfg(test)]
