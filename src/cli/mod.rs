@@ -34,6 +34,7 @@ use kube::{
 };
 use output::{NODES, Output, POLICIES, ROWS, formats, objects};
 use pause::{Annotations, Direction};
+use progress::waiting;
 use selection::{RESOURCE, Selection, none_found};
 use serde_json::json;
 use status::Columns;
@@ -367,7 +368,7 @@ async fn follow(
 
 async fn show_nodes(options: Nodes) -> Result<Answer, Error> {
     let (config, namespace) = options.cluster.config().await?;
-    let list = nodes::ask(config, &namespace, &options).await?;
+    let list = waiting("the operator", nodes::ask(config, &namespace, &options)).await?;
     if options.output.is_table() && list.nodes.is_empty() {
         let notice = format!("No nodes found for policy {}.\n", options.name);
         return Ok(Answer { notice, ..Answer::default() });

@@ -18,6 +18,8 @@ use crate::decide::measured::time;
 const QUIET: Duration = Duration::from_secs(2);
 /// Interval at which the line on a terminal is rewritten.
 const TICK: Duration = Duration::from_secs(1);
+/// Removes the line of a terminal.
+const CLEAR: &str = "\r\u{1b}[K";
 
 /// Number of connections that are idle.
 #[derive(Clone, Default)]
@@ -75,11 +77,11 @@ impl Progress {
             tokio::select! {
                 biased;
                 done = &mut work => {
-                    eprint!("\r\u{1b}[K");
+                    eprint!("{CLEAR}");
                     return done;
                 }
                 _ = ticks.tick() => {
-                    eprint!("\r\u{1b}[K{}", self.line(began.elapsed(), max_wait));
+                    eprint!("{CLEAR}{}", self.line(began.elapsed(), max_wait));
                     // If the terminal is gone, the work continues.
                     let _ = std::io::stderr().flush();
                 }
@@ -92,6 +94,23 @@ impl Progress {
         let elapsed = Duration::from_secs(elapsed.as_secs());
         format!("{idle} idle after {}, at most {}", time(elapsed), time(max_wait))
     }
+}
+
+/// Does the work. After 2 s a terminal shows what it waits for, and the line is removed at the end. Anything else gets no line.
+pub async fn waiting<T>(what: &str, work: impl Future<Output = T>) -> T {
+    tokio::pin!(work);
+    tokio::select! {
+        biased;
+        done = &mut work => return done,
+        () = sleep(QUIET) => {}
+    }
+    if !std::io::stderr().is_terminal() {
+        return work.await;
+    }
+    eprint!("Waiting for {what}");
+    let done = work.await;
+    eprint!("{CLEAR}");
+    done
 }
 
 #[cfg(test)]

@@ -2,11 +2,13 @@
 
 use kube::{Api, api::ListParams};
 
-use super::{Answer, Error, cluster::read};
+use super::{Answer, Error, cluster::read, progress::waiting};
 use crate::api::{IdleConnectionPolicy, StoredPolicy};
 
 /// Kind and group of policies, as kubectl writes them before a name.
 pub const RESOURCE: &str = "idleconnectionpolicy.idleconn.io";
+/// What a request waits for.
+const API_SERVER: &str = "the API server";
 /// Names of the resource that kubectl accepts before a name.
 const TYPES: [&str; 3] = ["icp", "idleconnectionpolicy", "idleconnectionpolicies"];
 
@@ -81,12 +83,12 @@ impl Found {
 pub async fn find(api: &Api<StoredPolicy>, names: &[String], selector: Option<&str>) -> Result<Found, Error> {
     let mut found = Found::default();
     if names.is_empty() {
-        for stored in api.list(&params(selector)).await? {
+        for stored in waiting(API_SERVER, api.list(&params(selector))).await? {
             found.add(stored, false);
         }
     }
     for name in names {
-        match api.get(name).await {
+        match waiting(API_SERVER, api.get(name)).await {
             Ok(stored) => found.add(stored, true),
             Err(error @ kube::Error::Api(_)) => found.fails(&error.into()),
             Err(error) => return Err(error.into()),
@@ -100,7 +102,8 @@ pub async fn names(api: &Api<StoredPolicy>, selection: &Selection) -> Result<Vec
     if selection.selector.is_none() {
         return Ok(selection.names.clone());
     }
-    let list = api.list_metadata(&params(selection.selector.as_deref())).await?;
+    let params = params(selection.selector.as_deref());
+    let list = waiting(API_SERVER, api.list_metadata(&params)).await?;
     Ok(list.into_iter().filter_map(|object| object.metadata.name).collect())
 }
 
