@@ -1,6 +1,6 @@
-//! `lint`: what the API server would say of a file, and what there is to advise; without a cluster, for the checks of a repository.
+//! `lint`: errors that the API server would find in a file, and advice; without a cluster, for the checks of a repository.
 //!
-//! The schema and the rules are those of the CRD itself: nothing is written down twice.
+//! The schema and the rules come from the CRD itself.
 
 use std::{cell::RefCell, collections::HashMap, fmt, path::Path, rc::Rc};
 
@@ -17,14 +17,14 @@ use crate::{
     targets,
 };
 
-/// Something found in a file.
+/// Error or advice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
-    /// The file, and the policy in it where it has a name.
+    /// File, and name of the policy in it.
     pub at: String,
-    /// Whether the API server would refuse it; otherwise it is advice.
+    /// Whether the API server would refuse the policy; otherwise the finding is advice.
     pub is_error: bool,
-    /// What, and what to do.
+    /// Finding and fix.
     pub message: String,
 }
 
@@ -34,7 +34,7 @@ impl fmt::Display for Finding {
     }
 }
 
-/// The CRD, ready to be asked.
+/// Checker of policies by the schema and the rules of the CRD.
 pub struct Linter {
     schema: &'static Json,
     validator: jsonschema::Validator,
@@ -42,23 +42,23 @@ pub struct Linter {
 
 impl Linter {
     /// # Errors
-    /// Where the CRD's schema cannot be read, which a test excludes.
+    /// The schema of the CRD cannot be read; a test excludes this.
     pub fn new() -> Result<Self, String> {
         let schema = schema::own();
-        // `duration` is Go's here, and not that of JSON Schema; the pattern says what it is.
+        // The format `duration` is that of Go here, not that of JSON Schema. The pattern checks it.
         let options = jsonschema::options().should_validate_formats(false);
         let validator = options.build(schema).map_err(|fault| format!("the CRD's schema cannot be read: {fault}"))?;
         Ok(Self { schema, validator })
     }
 
-    /// Reads a file with one or several documents; those of other kinds are passed over. Answers how many policies there were, too.
+    /// Checks a file with one or more documents. Documents of other kinds are ignored. Returns the number of policies and the findings.
     #[must_use]
     pub fn file(&self, path: &Path, text: &str, concurrency: Option<f64>) -> (usize, Vec<Finding>) {
         let at = path.display().to_string();
         let error = |at: &str, message: String| Finding { at: at.to_owned(), is_error: true, message };
         let documents: Vec<Json> = match serde_saphyr::from_multiple(text) {
             Ok(documents) => documents,
-            Err(fault) => return (0, vec![error(&at, format!("is no YAML: {fault}"))]),
+            Err(fault) => return (0, vec![error(&at, format!("not YAML: {fault}"))]),
         };
         let mut findings = Vec::new();
         let mut policies = 0;
@@ -82,7 +82,7 @@ impl Linter {
     }
 }
 
-/// The objects in a document: those of a List, as `kubectl get -o yaml` writes one, or the document itself.
+/// Returns the objects in a document: the items of a List, as `kubectl get -o yaml` writes it, or the document itself.
 pub(super) fn items(mut document: Json) -> Vec<Json> {
     let is_list = document["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
     match document.get_mut("items").filter(|_| is_list).map(Json::take) {
@@ -91,7 +91,7 @@ pub(super) fn items(mut document: Json) -> Vec<Json> {
     }
 }
 
-/// What the API server would refuse, in its own words as far as they are ours.
+/// Returns the errors that the API server would report. Messages of rules are the same.
 fn refused(Linter { schema, validator }: &Linter, document: &Json) -> Vec<String> {
     let mut object = document.clone();
     let mut found = Vec::new();
@@ -103,20 +103,20 @@ fn refused(Linter { schema, validator }: &Linter, document: &Json) -> Vec<String
         found.push("metadata.name is missing".into());
     }
     if let Some(object) = object.as_object_mut() {
-        // Written by the operator, and never from a file.
+        // The operator writes the status, and a file cannot.
         object.remove("status");
     }
     unknown(schema, &object, "", &mut found);
     defaults(schema, &mut object);
     found.extend(validator.iter_errors(&object).map(|fault| format!("{}: {fault}", path(&fault.instance_path().to_string()))));
-    // As on the API server: rules are asked only of what has the right shape.
+    // As in the API server: rules are evaluated only if the schema accepts the object.
     if found.is_empty() {
         rules(schema, &object, "", &mut found);
     }
     found
 }
 
-/// `/spec/limits` as `spec.limits`.
+/// Turns `/spec/limits` into `spec.limits`.
 fn path(pointer: &str) -> String {
     pointer.trim_start_matches('/').replace('/', ".")
 }
@@ -125,7 +125,7 @@ fn below(path: &str, field: &str) -> String {
     if path.is_empty() { field.to_owned() } else { format!("{path}.{field}") }
 }
 
-/// Fields that there are none of: the API server drops them silently, or warns.
+/// Finds unknown fields. The API server drops them with or without a warning.
 fn unknown(schema: &Json, value: &Json, path: &str, found: &mut Vec<String>) {
     if let (Json::Object(fields), Json::Object(known)) = (value, &schema["properties"]) {
         for (field, value) in fields {
@@ -133,8 +133,10 @@ fn unknown(schema: &Json, value: &Json, path: &str, found: &mut Vec<String>) {
             match known.get(field) {
                 Some(schema) => unknown(schema, value, &at, found),
                 None if path.is_empty() && matches!(field.as_str(), "apiVersion" | "kind" | "metadata") => {}
-                None => found
-                    .push(format!("{at} is no field; see kubectl explain icp{}{path}", if path.is_empty() { "" } else { "." })),
+                None => found.push(format!(
+                    "{at} is an unknown field; see kubectl explain icp{}{path}",
+                    if path.is_empty() { "" } else { "." }
+                )),
             }
         }
     }
@@ -144,7 +146,7 @@ fn unknown(schema: &Json, value: &Json, path: &str, found: &mut Vec<String>) {
     }
 }
 
-/// Items of a list that has each of them once, by its keys or as a whole.
+/// Finds duplicate items of a list, by its keys or as a whole.
 fn twice(schema: &Json, value: &Json, path: &str, found: &mut Vec<String>) {
     let keys = &schema["x-kubernetes-list-map-keys"];
     let of = |item: &Json| match (schema["x-kubernetes-list-type"].as_str(), keys.as_array()) {
@@ -156,7 +158,7 @@ fn twice(schema: &Json, value: &Json, path: &str, found: &mut Vec<String>) {
     for (n, item) in value.as_array().into_iter().flatten().enumerate() {
         let key = of(item);
         if !key.is_empty() && seen.contains(&key) {
-            found.push(format!("{path}[{n}]: Duplicate value: there is one already"));
+            found.push(format!("{path}[{n}]: Duplicate value"));
         }
         seen.push(key);
     }
@@ -178,18 +180,18 @@ fn defaults(schema: &Json, value: &mut Json) {
     }
 }
 
-/// Asks the rules of everything that is there, from the outside in.
+/// Evaluates the rules of all present fields, from the outside in.
 fn rules(schema: &Json, value: &Json, path: &str, found: &mut Vec<String>) {
     for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
         let (text, message) = (rule["rule"].as_str().unwrap_or_default(), rule["message"].as_str().unwrap_or_default());
-        // What may not change later has nothing to be compared with.
+        // Rules about changes need an older object.
         if text.contains("oldSelf") {
             continue;
         }
         match holds(text, schema, value) {
             Ok(true) => {}
             Ok(false) => found.push(if path.is_empty() { message.to_owned() } else { format!("{path}: {message}") }),
-            Err(fault) => found.push(format!("{path}: a rule of the CRD cannot be asked here ({fault}): {message}")),
+            Err(fault) => found.push(format!("{path}: a rule of the CRD cannot be evaluated ({fault}): {message}")),
         }
     }
     for (field, schema) in schema["properties"].as_object().into_iter().flatten() {
@@ -202,7 +204,7 @@ fn rules(schema: &Json, value: &Json, path: &str, found: &mut Vec<String>) {
     }
 }
 
-/// An expression, compiled once: that takes far longer than asking it.
+/// Compiles an expression once, because that takes much longer than its evaluation.
 fn program(expression: &str) -> Result<Rc<Program>, String> {
     thread_local! {
         static COMPILED: RefCell<HashMap<String, Rc<Program>>> = RefCell::default();
@@ -222,12 +224,12 @@ fn holds(rule: &str, schema: &Json, value: &Json) -> Result<bool, String> {
     context.add_variable_from_value("self", of(schema, value)?);
     match program(rule)?.execute(&context) {
         Ok(Value::Bool(held)) => Ok(held),
-        Ok(other) => Err(format!("{other:?} is no answer")),
+        Ok(other) => Err(format!("the result is {other:?}")),
         Err(fault) => Err(fault.to_string()),
     }
 }
 
-/// A value as rules see it: durations are times, numbers are signed.
+/// Converts a value for rules: durations are times, numbers are signed.
 fn of(schema: &Json, value: &Json) -> Result<Value, String> {
     Ok(match value {
         Json::Null => Value::Null,
@@ -256,7 +258,7 @@ fn object(schema: &Json, fields: &Map<String, Json>) -> Result<HashMap<String, V
     fields.iter().map(each).collect()
 }
 
-/// What there is to advise of a policy that the API server would take.
+/// Returns advice for a policy that the API server would accept.
 fn advised(document: &Json, concurrency: Option<f64>) -> Result<Vec<String>, String> {
     let policy = IdleConnectionPolicy::deserialize(document).map_err(|fault| fault.to_string())?;
     let traits = targets::traits(&policy.spec.target);
@@ -267,14 +269,14 @@ fn advised(document: &Json, concurrency: Option<f64>) -> Result<Vec<String>, Str
     let mut said: Vec<_> = declared
         .unsupported
         .iter()
-        .map(|knob| {
-            let value = policy.spec.limits.as_ref().and_then(|limits| limits.settings().get(knob).copied());
-            let why = value.and_then(|value| Some((value, (traits.inexpressible)(*knob, value)?)));
+        .map(|limit| {
+            let value = policy.spec.limits.as_ref().and_then(|limits| limits.settings().get(limit).copied());
+            let why = value.and_then(|value| Some((value, (traits.inexpressible)(*limit, value)?)));
             let why = why.map_or_else(
-                || format!("limits.{knob} has no place on this target"),
-                |(value, why)| format!("limits.{knob}: {value} cannot be written to this target, because {why}"),
+                || format!("the target does not have limits.{limit}"),
+                |(value, why)| format!("limits.{limit}: {value} cannot be written to this target, because {why}"),
             );
-            format!("{why}; it is left alone, and status.unsupported will say so (unsupported)")
+            format!("{why}; the operator does not manage it and lists it in status.unsupported (unsupported)")
         })
         .collect();
     let observed = Observed { concurrency, ..Observed::default() };
@@ -306,13 +308,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_in_order_is_passed_over_in_silence() {
+    fn a_valid_policy_has_no_findings() {
         assert_eq!(policy(&json!({"target": caddy(), "limits": {"server": {"idleTimeout": "1m30s"}}})), Vec::<String>::new());
         assert_eq!(linter().file(Path::new("x"), "kind: ConfigMap\n---\nkind: Secret\n", None), (0, Vec::new()));
     }
 
     #[test]
-    fn every_rule_of_the_crd_can_be_asked() {
+    fn every_rule_of_the_crd_compiles() {
         fn all(schema: &Json, count: &mut usize) {
             for rule in schema["x-kubernetes-validations"].as_array().into_iter().flatten() {
                 let text = rule["rule"].as_str().unwrap_or_default();
@@ -330,8 +332,8 @@ mod tests {
     }
 
     #[test]
-    fn a_file_that_is_none_is_an_error() {
-        assert!(linted("a: [").iter().all(|said| said.starts_with("policy.yaml: error: is no YAML")));
+    fn a_file_that_is_not_a_policy_is_an_error() {
+        assert!(linted("a: [").iter().all(|said| said.starts_with("policy.yaml: error: not YAML")));
         let said = linted("kind: IdleConnectionPolicy\nspec: {}\n");
         assert!(said.iter().any(|said| said.contains("apiVersion is")), "{said:?}");
         assert!(said.iter().any(|said| said.contains("metadata.name is missing")), "{said:?}");
@@ -354,11 +356,14 @@ mod tests {
     }
 
     #[test]
-    fn advice_is_no_error_and_comes_with_its_rule() {
+    fn advice_is_no_error_and_names_its_rule() {
         let said =
             policy(&json!({"target": caddy(), "limits": {"backend": {"maxIdleConns": 9}, "intraCluster": {"maxIdleConns": 9}}}));
         assert_eq!(said.len(), 2, "{said:?}");
-        assert!(said[0].starts_with("policy.yaml: gw: advice: limits.intraCluster.maxIdleConns has no place"), "{said:?}");
+        assert!(
+            said[0].starts_with("policy.yaml: gw: advice: the target does not have limits.intraCluster.maxIdleConns;"),
+            "{said:?}"
+        );
         assert!(said[1].contains("(conns-unlimited)"), "{said:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! How `probe` and `path` measure a server: how it is reached, several connections at a time, and what they say together.
+//! Measurement of a server for `probe` and `path`, over several connections at the same time.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -15,29 +15,29 @@ use crate::{
     probe::{self, Ask, Observation, Opened, Server, http1, http2, trust},
 };
 
-/// The time between the first requests of parallel connections: a server that looks at its connections at intervals then closes them at different
+/// Time between the first requests of parallel connections. A server that checks its connections at intervals then closes them at different
 /// points of the interval.
 const STAGGER: Duration = Duration::from_millis(150);
 
-/// How servers are reached.
+/// Options of the connections to servers.
 #[derive(clap::Args, Debug)]
 pub struct Reach {
-    /// Connections to each URL at the same time, each with one request.
+    /// Number of parallel connections to each URL, each with one request.
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=16))]
     pub connections: u32,
-    /// The longest time that a connection is left idle; by default 6m, or a little longer than --expect.
+    /// Maximum time that a connection is left idle; by default 6m, or a little longer than --expect.
     #[arg(long, value_name = "TIME")]
     pub max_wait: Option<GoDuration>,
-    /// Accepts any certificate.
+    /// Accept any certificate.
     #[arg(long, conflicts_with = "ca")]
     pub insecure: bool,
-    /// A file with the CA certificates, in PEM, that sign the servers' certificates; by default those of the system.
+    /// PEM file with the CA certificates of the servers; by default those of the system.
     #[arg(long, value_name = "FILE")]
     pub ca: Option<PathBuf>,
-    /// A header field for each request, such as "Authorization: Bearer abc".
+    /// Header field of each request, such as "Authorization: Bearer abc".
     #[arg(long = "header", value_name = "NAME: VALUE")]
     pub headers: Vec<String>,
-    /// The host name for the Host field and for TLS; by default the URL's.
+    /// Host name for the Host field and for TLS; by default that of the URL.
     #[arg(long, value_name = "HOST")]
     pub host: Option<String>,
 }
@@ -52,7 +52,7 @@ pub enum Version {
 }
 
 impl Version {
-    /// As people write it.
+    /// Name in tables.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Http1 => "HTTP/1.1",
@@ -61,47 +61,47 @@ impl Version {
     }
 }
 
-/// What a server was measured to do in one HTTP version.
+/// Measurement of a server in one HTTP version.
 #[derive(Clone, Debug)]
 pub struct Measured {
-    /// How long its idle connections stayed open.
+    /// Time that idle connections stayed open.
     pub idle: Spread,
-    /// Each connection, in the order of their start.
+    /// The connections, in the order of their start.
     pub connections: Vec<Observation>,
-    /// What the first answer advertised.
+    /// `Keep-Alive` field of the first answer that has one.
     pub advertised: Option<Advertised>,
-    /// How many requests one connection took; `None` where that was not asked for.
+    /// Requests that one connection took; `None` without `--requests`.
     pub requests: Option<Requests>,
-    /// Why some of the connections were not measured, where some were.
+    /// Why some of the connections were not measured.
     pub problem: Option<String>,
 }
 
 impl Measured {
-    /// The middle one of a figure over all connections.
+    /// Returns the median of a time over all connections.
     fn median(&self, of: impl Fn(&Opened) -> Duration) -> Duration {
         let mut all: Vec<_> = self.connections.iter().map(|connection| of(&connection.opened)).collect();
         all.sort_unstable();
         all.get((all.len() - 1) / 2).copied().unwrap_or_default()
     }
 
-    /// How long TCP took.
+    /// Returns the time of the TCP handshake.
     pub fn connect(&self) -> Duration {
         self.median(|opened| opened.connect)
     }
 
-    /// How long the TLS handshake took; `None` over http://.
+    /// Returns the time of the TLS handshake; `None` over http://.
     pub fn tls(&self) -> Option<Duration> {
         self.connections.first()?.opened.tls?;
         Some(self.median(|opened| opened.tls.unwrap_or_default()))
     }
 
-    /// The time that a request over a connection that is already open saves: TCP and TLS.
+    /// Returns the time that a request on an open connection saves: TCP and TLS.
     pub fn reuse_saves(&self) -> Duration {
         self.median(|opened| opened.connect + opened.tls.unwrap_or_default())
     }
 }
 
-/// What is asked of every server, checked.
+/// Checked options of a measurement.
 pub struct Prober {
     connections: u32,
     max_wait: Duration,
@@ -111,7 +111,7 @@ pub struct Prober {
 }
 
 impl Reach {
-    /// Checks the options. `default_wait` is for a missing `--max-wait`.
+    /// Checks the options. `default_wait` is used without `--max-wait`.
     pub fn prober(&self, default_wait: Duration) -> Result<Prober, Error> {
         let unusable = |error: rustls::Error| Error::Other(format!("the certificates cannot be used: {error}"));
         let tls = match &self.ca {
@@ -142,12 +142,13 @@ fn read_field(field: &str) -> Option<(HeaderName, HeaderValue)> {
 }
 
 impl Prober {
-    /// How long a connection is left idle at most.
+    /// Returns the maximum time that a connection is left idle.
     pub const fn max_wait(&self) -> Duration {
         self.max_wait
     }
 
-    /// Measures one server in one HTTP version, leaving connections idle for `max_wait` at most. The error is the reason of the first connection, where all failed.
+    /// Measures one server in one HTTP version. Connections are left idle for at most `max_wait`. If all connections fail, the error is that of the
+    /// first.
     pub async fn measure(
         &self,
         url: &Url,
@@ -193,7 +194,7 @@ impl Prober {
         Ok(Measured { idle, connections, advertised, requests: counted.ok().flatten(), problem })
     }
 
-    /// Where a URL leads, and what is asked there.
+    /// Resolves a URL to a server and a request.
     async fn target(&self, url: &Url) -> Result<(Server, Ask), probe::Error> {
         let name = |kind| probe::Error::Name(std::io::Error::from(kind));
         let host = url.host_str().ok_or_else(|| name(std::io::ErrorKind::InvalidInput))?;
@@ -214,7 +215,7 @@ impl Prober {
     }
 }
 
-/// A URL as a request has it: without user, password and fragment, and under another host name where one is given.
+/// Returns the URI of a request: without user, password and fragment, and with the other host name if there is one.
 fn uri(url: &Url, host: Option<&str>) -> Option<Uri> {
     let own = || Some(&url[url::Position::BeforeHost..url::Position::AfterPort]);
     let authority: Authority = host.or_else(own)?.parse().ok()?;
@@ -227,7 +228,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_request_has_the_url_without_what_is_not_sent() {
+    fn a_request_has_the_url_without_credentials_and_fragment() {
         let of = |url: &str, host| uri(&Url::parse(url).expect("a URL"), host).expect("a request").to_string();
         assert_eq!(of("http://user:secret@gw:8080/a?b=c#d", None), "http://gw:8080/a?b=c");
         assert_eq!(of("https://[::1]", None), "https://[::1]/");

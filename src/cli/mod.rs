@@ -1,6 +1,6 @@
-//! `kubectl idleconn`: what people ask a policy at their own terminal, with their own rights.
+//! `kubectl idleconn`: commands for policies, with the user's own permissions.
 //!
-//! Lives here: the commands. Each is a function from what was read to text; only this file reads files and clusters.
+//! The output and the errors follow kubectl. Each command turns what was read into text.
 
 mod cluster;
 mod complete;
@@ -51,45 +51,56 @@ use crate::{
     targets,
 };
 
-/// Asks idle connection policies.
+/// Show, explain and pause idle connection policies, and measure idle connections.
 #[derive(Parser, Debug)]
 #[command(name = "kubectl-idleconn", bin_name = "kubectl idleconn", version, about)]
 pub struct Cli {
-    /// What to do.
+    /// Command.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What to do.
+/// Command.
 #[derive(Subcommand, Debug)]
 pub enum Command {
-    /// Shows how policies are doing.
+    /// Show the state of policies.
     Status(Status),
-    /// Shows a policy's nodes with the three truths of each limit, as the operator sees them now.
+    /// Show the nodes of a policy with the desired, programmed, effective and measured value of each limit.
+    ///
+    /// The values come from the running operator.
     Nodes(Nodes),
-    /// Says in sentences what a policy does, why, and what to do next.
+    /// Explain in sentences what policies do, why, and what to do next.
     Explain(Explain),
-    /// Shows what was decided for a policy, why, and whether it helped.
+    /// Show the decisions of adaptive control, their reasons, and whether they helped.
     History(History),
-    /// Stops tightening and relaxing, for a time or until it is resumed. Changes by hand are still corrected.
+    /// Pause adaptive control, for a time or until it is resumed.
+    ///
+    /// While it is paused, the operator still corrects changes by other clients.
     Pause(Pause),
-    /// Takes every pause away.
+    /// Resume adaptive control: remove all pauses.
     Resume(Resume),
-    /// Says what the API server would refuse in a file, and what there is to advise; without a cluster. Fails on an error.
+    /// Check files for errors that the API server would refuse, and give advice. Needs no cluster.
+    ///
+    /// The exit code is 1 if there is an error. Advice alone is no failure.
     Lint(Lint),
-    /// Measures how long servers keep idle connections, from here; without a cluster. Fails where a server cannot be measured.
+    /// Measure how long servers keep idle connections. Needs no cluster.
+    ///
+    /// The exit code is 1 if a server cannot be measured, or if --expect is not met.
     Probe(probe::Probe),
-    /// Compares how long clients keep idle connections with how long their servers do, hop by hop, and names the first at which requests are lost.
+    /// Find the first hop at which the client keeps idle connections longer than the server, so that requests are lost.
+    ///
+    /// The exit code is 1 if there is such a hop, or if a hop cannot be compared.
     Path(path::Path),
-    /// Replays a task count through the code that decides, and prints each decision with its reason.
+    /// Run adaptive control on a model or on your own task counts, and print each decision with its reason. Needs no cluster.
     Simulate(Simulate),
-    /// Prints the completion script of a shell, for the command kubectl-idleconn. For `kubectl idleconn`, put
-    /// `kubectl_complete-idleconn` on the PATH.
+    /// Print the completion script of a shell.
+    ///
+    /// The script completes the command kubectl-idleconn. To complete `kubectl idleconn`, put `kubectl_complete-idleconn` on the PATH.
     Completion {
         /// Shell.
         shell: clap_complete::Shell,
     },
-    /// Prints candidates for the last word, for `kubectl_complete-idleconn`.
+    /// Print candidates for the last word, for `kubectl_complete-idleconn`.
     #[command(name = "__complete", hide = true, disable_help_flag = true)]
     Complete {
         /// Words after `kubectl idleconn`.
@@ -130,7 +141,7 @@ pub struct Nodes {
     /// Name of the policy.
     #[arg(value_parser = selection::name)]
     pub name: String,
-    /// Namespace of the operator. The request goes through a port-forward to its pod, with a token of its ServiceAccount
+    /// Namespace of the operator. The request goes through a port-forward to its pod, with a token of its account
     /// `idleconn-viewer`.
     #[arg(long, default_value = "idleconn-system")]
     pub operator_namespace: String,
@@ -210,13 +221,13 @@ pub struct Resume {
 /// `lint`.
 #[derive(clap::Args, Debug)]
 pub struct Lint {
-    /// Files with policies or Lists of them, as YAML or JSON, folders of such files, or - for standard input. Other kinds are passed over.
+    /// YAML or JSON files with policies or Lists, folders of such files, or - for standard input. Other kinds are ignored.
     #[arg(short, long = "file", required = true, num_args = 1..)]
     pub files: Vec<PathBuf>,
-    /// Requests to one backend host at the same time, as measured: for advice on idle connections per host.
+    /// Measured number of concurrent requests to one backend host, for advice on idle connections per host.
     #[arg(long)]
     pub concurrency: Option<f64>,
-    /// How it is printed.
+    /// Output format.
     #[arg(short, long, default_value = "table", value_parser = formats(ROWS))]
     pub output: Output,
 }
@@ -224,28 +235,28 @@ pub struct Lint {
 /// `simulate`.
 #[derive(clap::Args, Debug)]
 pub struct Simulate {
-    /// The policy, as YAML.
+    /// YAML file with the policy.
     #[arg(short, long)]
     pub file: PathBuf,
-    /// CSV with `time,node,tasks` and optionally `pooled_share`; an empty cell is a missing sample.
+    /// CSV file with the columns `time,node,tasks` and optionally `pooled_share`. An empty cell is a missing sample.
     #[arg(long, conflicts_with = "model", required_unless_present = "model")]
     pub trace: Option<PathBuf>,
-    /// A built-in model instead.
+    /// Built-in model instead of a trace.
     #[arg(long, value_enum)]
     pub model: Option<Kind>,
-    /// Its noise.
+    /// Seed of the noise of the model.
     #[arg(long, default_value_t = 1)]
     pub seed: u64,
-    /// How long.
+    /// Simulated hours of the model.
     #[arg(long, default_value_t = 6, value_parser = clap::value_parser!(u32).range(1..=8784))]
     pub hours: u32,
-    /// Tasks that are too many, where the policy has no `threshold.value`.
+    /// Threshold of the task count, if the policy has no `threshold.value`.
     #[arg(long)]
     pub threshold: Option<u32>,
-    /// Writes a plot of tasks, threshold, openness and decisions.
+    /// SVG file for a plot of utilization, threshold, openness and decisions.
     #[arg(long)]
     pub svg: Option<PathBuf>,
-    /// How it is printed.
+    /// Output format.
     #[arg(short, long, default_value = "table", value_parser = formats(ROWS))]
     pub output: Output,
 }
@@ -456,7 +467,7 @@ fn linted(options: &Lint) -> Result<Answer, Error> {
         findings.extend(found);
     }
     if policies == 0 && findings.is_empty() {
-        // A check that looked at nothing has not passed.
+        // A check of no policy must not pass.
         return Err(Error::NoPolicies);
     }
     let errors = findings.iter().filter(|finding| finding.is_error).count();
@@ -471,7 +482,7 @@ fn linted(options: &Lint) -> Result<Answer, Error> {
     Ok(Answer { text, is_failure: errors > 0, ..Answer::default() })
 }
 
-/// What `-f` names, as kubectl takes it: a file, the YAML and JSON files of a folder, or standard input.
+/// Reads the files of `-f`, as kubectl does: a file, the YAML and JSON files of a folder, or standard input.
 fn texts(paths: &[PathBuf]) -> Result<Vec<(PathBuf, String)>, Error> {
     let read = |path: PathBuf| {
         let text = std::fs::read_to_string(&path).map_err(|error| Error::File(path.clone(), error))?;
@@ -571,7 +582,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_refused_file_is_an_answer_that_machines_can_read_and_a_failure() {
+    async fn a_refused_file_is_printed_as_json_and_fails() {
         let (is_failure, said) = linted("refused.yaml").await;
         assert!(is_failure);
         assert_eq!((&said["policies"], &said["findings"][0]["error"]), (&json!(1), &json!(true)), "{said}");
@@ -647,7 +658,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn lists_and_folders_are_looked_into_and_a_check_of_nothing_does_not_pass() {
+    async fn lists_and_folders_are_read_and_a_check_of_no_policy_fails() {
         let dir = std::env::temp_dir().join(format!("idleconn-lint-{}", std::process::id()));
         std::fs::create_dir_all(&dir).expect("a folder");
         let policy =

@@ -1,4 +1,4 @@
-//! `nodes`: each node of a policy, as the operator sees it now. It is asked at its own API, in the name of whoever asks.
+//! `nodes`: the nodes of a policy, from the API of the running operator.
 
 use std::time::Duration;
 
@@ -32,23 +32,23 @@ use crate::{
     },
 };
 
-/// Where a pod of the operator serves its API.
+/// Port of the API in a pod of the operator.
 const PORT: u16 = 8081;
-/// Its pods.
+/// Labels of the pods of the operator.
 const PODS: &str = "app.kubernetes.io/name=idleconn-operator";
-/// In whose name it is asked.
+/// Account whose token a request has.
 const VIEWER: &str = "idleconn-viewer";
-/// How long the operator may take.
+/// Maximum time for an answer of the operator.
 const PATIENCE: Duration = Duration::from_secs(10);
-/// The most that an answer may hold: thousands of nodes.
+/// Maximum size of an answer, in bytes: enough for thousands of nodes.
 const MOST: usize = 16 * 1024 * 1024;
 
 fn problem(text: impl Into<String>) -> Error {
     Error::Operator(text.into())
 }
 
-/// What the operator says. It is asked with a token of the viewer's that lasts ten minutes, and never with the caller's own: who has that could
-/// do whatever the caller may.
+/// Asks the operator. The request has a token of the viewer that expires after ten minutes, and never the caller's own token: with that,
+/// the recipient could do everything that the caller may do.
 pub async fn ask(config: Config, namespace: &str, options: &Nodes) -> Result<NodeList, Error> {
     let path = format!("/api/policies/{namespace}/{}/nodes", options.name);
     let client = Client::try_from(config)?;
@@ -58,7 +58,7 @@ pub async fn ask(config: Config, namespace: &str, options: &Nodes) -> Result<Nod
         let is_unauthorized =
             serde_json::from_slice::<Refusal>(&answer).is_ok_and(|refusal| refusal.error.code == "Unauthorized");
         return match token {
-            // One that is open to everybody needs none.
+            // An operator without authentication needs no token.
             Err(error) if is_unauthorized => Err(error),
             _ => read(&answer),
         };
@@ -75,7 +75,7 @@ pub async fn ask(config: Config, namespace: &str, options: &Nodes) -> Result<Nod
         }
         let mut forwarded = pods.portforward(&pod.name_any(), &[PORT]).await?;
         let Some(stream) = forwarded.take_stream(PORT) else { continue };
-        // The one that acts knows; the others say so.
+        // The leader has the data. A standby answers with an error.
         match exchange(stream, "localhost", &path, Some(&token)).await.and_then(|answer| read(&answer)) {
             Ok(found) => return Ok(found),
             Err(error) => failure = error,
@@ -84,7 +84,7 @@ pub async fn ask(config: Config, namespace: &str, options: &Nodes) -> Result<Nod
     Err(failure)
 }
 
-/// What answers at an address: over TLS anywhere, in the clear on this machine only.
+/// Asks the operator at an address: with TLS anywhere, without TLS on this machine only.
 async fn at(url: &Url, path: &str, token: Option<&String>) -> Result<Bytes, Error> {
     let host = url.host_str().filter(|_| matches!(url.scheme(), "http" | "https"));
     let host = host.ok_or_else(|| problem("--operator is http://host:port or https://host:port"))?;
@@ -100,9 +100,8 @@ async fn at(url: &Url, path: &str, token: Option<&String>) -> Result<Bytes, Erro
     let addresses: Vec<_> =
         lookup_host((host.trim_start_matches('[').trim_end_matches(']'), port)).await.map_err(silent)?.collect();
     if !addresses.iter().all(|address| address.ip().to_canonical().is_loopback()) {
-        let message = format!(
-            "{host} is not this machine, and a token must not cross the network in the clear; use https or a port-forward"
-        );
+        let message =
+            format!("{host} is not this machine, and a token must not be sent without TLS; use https or a port-forward");
         return Err(problem(message));
     }
     let stream = TcpStream::connect(&addresses[..]).await.map_err(silent)?;
@@ -117,11 +116,11 @@ async fn viewer(client: &Client, namespace: &str) -> Result<String, Error> {
     };
     let made = accounts.create_token_request(VIEWER, &PostParams::default(), &request).await.map_err(|error| {
         problem(format!(
-            "no token can be had for ServiceAccount {VIEWER} in namespace {namespace}: {error}; is the operator there, with api.viewer, and may \
-             you create serviceaccounts/token?"
+            "cannot create a token of ServiceAccount {VIEWER} in namespace {namespace}: {error}; check that the operator runs there with \
+             api.viewer, and that you may create serviceaccounts/token"
         ))
     })?;
-    made.status.map(|status| status.token).ok_or_else(|| problem("the API server made no token"))
+    made.status.map(|status| status.token).ok_or_else(|| problem("the API server created no token"))
 }
 
 async fn exchange<S>(stream: S, host: &str, path: &str, token: Option<&str>) -> Result<Bytes, Error>
@@ -153,7 +152,7 @@ fn read(body: &[u8]) -> Result<NodeList, Error> {
     }
     match serde_json::from_slice::<Refusal>(body) {
         Ok(refusal) => Err(problem(refusal.error.message)),
-        Err(_) => Err(problem("what answered is no operator, or one of another version")),
+        Err(_) => Err(problem("the answer is not from an operator, or from another version of it")),
     }
 }
 
@@ -177,7 +176,7 @@ fn of_node(node: &Node) -> Vec<[String; 9]> {
     let tasks = match (node.load.tasks, node.load.threshold, &node.gap) {
         (Some(tasks), Some(threshold), _) => format!("{tasks}/{threshold}"),
         (Some(tasks), None, _) => tasks.to_string(),
-        // What is missing is not zero.
+        // A missing count is not zero.
         (None, _, Some(_)) => "unknown".to_owned(),
         (None, _, None) => "-".to_owned(),
     };
@@ -187,7 +186,7 @@ fn of_node(node: &Node) -> Vec<[String; 9]> {
     };
     let or = |value: Option<&crate::api::Value>, otherwise: &str| value.map_or_else(|| otherwise.to_owned(), ToString::to_string);
     let dash = || "-".to_owned();
-    // What the target has no setting for can be measured all the same.
+    // A limit that the target does not have can still be measured.
     let beside = measured.iter().filter(|(knob, _)| !desired.contains_key(*knob));
     let beside = beside.map(|(knob, value)| row(knob.to_string(), dash(), dash(), dash(), value.to_string()));
     if desired.is_empty() && measured.is_empty() {
@@ -210,7 +209,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn each_limit_has_its_three_truths_and_what_is_not_known_is_not_said() {
+    fn each_limit_has_its_values_and_unknown_ones_are_named() {
         let body = json!({"success": true, "data": {"seen": "2026-11-22T01:00:00Z", "nodes": [
             {"name": "gw-1", "unit": "gw-1", "stage": "Programmed", "tasks": 90, "threshold": 100, "utilizationPercent": 90,
              "desired": {"server": {"idleTimeout": "30s", "readHeaderTimeout": "5s"}}, "programmed": {"server": {"idleTimeout": "30s"}},
@@ -235,9 +234,9 @@ mod tests {
     }
 
     #[test]
-    fn a_refusal_is_passed_on_and_anything_else_is_no_operator() {
+    fn a_refusal_is_passed_on_and_other_answers_are_not_from_an_operator() {
         let said = |body: &str| read(body.as_bytes()).expect_err("no list").to_string();
         assert_eq!(said(r#"{"success": false, "error": {"code": "NotLeading", "message": "ask another"}}"#), "ask another");
-        assert_eq!(said("<html>"), "what answered is no operator, or one of another version");
+        assert_eq!(said("<html>"), "the answer is not from an operator, or from another version of it");
     }
 }

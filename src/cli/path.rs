@@ -1,4 +1,4 @@
-//! `path`: the hops of a request, and the first at which the client keeps idle connections longer than the server does.
+//! `path`: finds the first hop at which the client keeps idle connections longer than the server.
 
 use std::{path::PathBuf, time::Duration};
 
@@ -27,29 +27,29 @@ use crate::{
     targets,
 };
 
-/// The client of the first hop, where it has no name.
+/// Name of the client of the first hop.
 const FIRST: &str = "client";
-/// How long a server is watched whose client is not known, and at most where the client keeps connections for an hour.
+/// Time for which a server is watched if its client is not known, and the maximum for known clients.
 const DEFAULT_WAIT: Duration = Duration::from_secs(360);
-/// How much longer than its client a server is watched.
+/// Time for which a server is watched beyond the idle time of its client.
 const MARGIN: Duration = Duration::from_millis(1_500);
 
 /// `path`.
 #[derive(clap::Args, Debug)]
 pub struct Path {
-    /// The servers in the order of the traffic: NAME=URL is measured; NAME alone is a policy, of --file or in the cluster.
+    /// Servers in the order of the traffic: NAME=URL to measure one, or the NAME of a policy in --file or in the cluster.
     #[arg(required = true, value_name = "HOP")]
     pub hops: Vec<String>,
-    /// Files with policies. A policy with the name of a hop says how long that hop keeps connections to the next.
+    /// File with policies. A policy with the name of a hop defines how long that hop keeps connections to the next.
     #[arg(short, long = "file", value_name = "FILE")]
     pub files: Vec<PathBuf>,
-    /// How long a hop keeps idle connections to the next: NAME=TIME, or NAME=SOFTWARE for its default. NAME= is left out for the first client.
+    /// Time that a hop keeps idle connections to the next, as NAME=TIME, or as NAME=SOFTWARE for its default. Omit NAME= for the first client.
     #[arg(long = "client-idle", value_name = "[NAME=]TIME|SOFTWARE")]
     pub client_idle: Vec<String>,
-    /// How servers are reached.
+    /// Connections to servers.
     #[command(flatten)]
     pub reach: Reach,
-    /// Where policies are looked for.
+    /// Cluster and namespace of policies.
     #[command(flatten)]
     pub cluster: Cluster,
     /// Output format.
@@ -57,7 +57,7 @@ pub struct Path {
     pub output: Output,
 }
 
-/// A time and where it comes from.
+/// A value and its source.
 #[derive(Clone, Debug)]
 struct Known<T> {
     value: T,
@@ -71,7 +71,7 @@ struct Named {
     policy: Option<IdleConnectionPolicy>,
 }
 
-/// One client and its server, for machines. Times are milliseconds; what is not known is absent, and a client without a limit has none.
+/// One client and its server, for JSON and YAML. Times are milliseconds. Unknown values are absent, and so is the time of a client without a limit.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Hop {
@@ -96,7 +96,7 @@ struct Hop {
     server_idle: Option<Idled>,
 }
 
-/// A change that ends a trap, for machines.
+/// Change that fixes a hop, for JSON and YAML.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Proposed {
@@ -134,7 +134,7 @@ pub async fn run(options: &Path) -> Result<Answer, Error> {
     Ok(Answer { text: options.output.of(&hops, || text(&hops))?, is_failure, ..Answer::default() })
 }
 
-/// Every policy in the files.
+/// Reads the policies in the files.
 fn policies(files: &[PathBuf]) -> Result<Vec<IdleConnectionPolicy>, Error> {
     let mut found = Vec::new();
     for (path, text) in texts(files)? {
@@ -165,7 +165,7 @@ async fn named(options: &Path, files: &[IdleConnectionPolicy], hop: &str) -> Res
     Ok(Named { name: name.to_owned(), url, policy })
 }
 
-/// `NAME=TIME`, `NAME=SOFTWARE`, or either without a name.
+/// Reads `NAME=TIME`, `NAME=SOFTWARE`, or either without a name.
 fn given(text: &str) -> Result<(String, Known<ClientIdle>), Error> {
     let (name, value) = text.split_once('=').unwrap_or((FIRST, text));
     let idle = match value.parse::<GoDuration>().ok().and_then(|time| time.get()) {
@@ -177,7 +177,7 @@ fn given(text: &str) -> Result<(String, Known<ClientIdle>), Error> {
     Ok((name.to_owned(), idle.ok_or_else(unknown)?))
 }
 
-/// 0 is no limit.
+/// Returns the idle time of a client; 0 means no limit.
 fn client_idle(time: Duration) -> ClientIdle {
     if time.is_zero() { ClientIdle::Never } else { ClientIdle::After(time) }
 }
@@ -186,7 +186,7 @@ fn from_name(name: &str) -> Option<Known<ClientIdle>> {
     known_client(name).map(|client| Known { value: client.idle, source: format!("default of {}", client.name) })
 }
 
-/// What nodes are known to hold, or what is declared.
+/// Returns the programmed limits, or the declared ones.
 fn settings(policy: &IdleConnectionPolicy) -> (Settings, &'static str) {
     let limits = policy.status.as_ref().and_then(|status| status.limits.as_ref());
     match limits.and_then(|limits| limits.programmed.as_ref()) {
@@ -205,7 +205,7 @@ fn from_policy(policy: &IdleConnectionPolicy) -> Option<Known<ClientIdle>> {
     Some(Known { value: client_idle(time), source: format!("{source} in the policy") })
 }
 
-/// The server's side: measured here, measured by the operator, or what its policy says.
+/// Returns the idle timeout of the server: measured now, measured by the operator, or from its policy.
 async fn server_side(
     prober: &Prober,
     progress: &Progress,
@@ -298,7 +298,7 @@ fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
-/// The table, the first trap in sentences, and what could not be compared.
+/// Returns the table, the first hop at which requests are lost, and the hops that could not be compared.
 fn text(hops: &[Hop]) -> String {
     let cells = |hop: &Hop| {
         let with = |value: Option<String>, source: &Option<String>| match (value, source) {

@@ -1,4 +1,4 @@
-//! `probe`: what servers do with idle connections, measured from here, without a cluster and without an operator.
+//! `probe`: measures how long servers keep idle connections, without a cluster and without an operator.
 
 use std::time::Duration;
 
@@ -20,27 +20,27 @@ use crate::{
     probe,
 };
 
-/// The longest idle timeout that is common: that of Caddy, 5m, and a little more.
+/// A little longer than the longest common idle timeout, the 5m of Caddy.
 const DEFAULT_WAIT: Duration = Duration::from_secs(360);
-/// How much longer than a tolerated idle timeout a connection is watched.
+/// Time for which a connection is watched beyond the tolerated idle timeout.
 const MARGIN: Duration = Duration::from_millis(500);
 
 /// `probe`.
 #[derive(clap::Args, Debug)]
 pub struct Probe {
-    /// The servers, as http:// or https:// URLs. Redirects are not followed.
+    /// URLs of the servers, http:// or https://. Redirects are not followed.
     #[arg(required = true, value_name = "URL")]
     pub urls: Vec<Url>,
-    /// Which HTTP versions are measured: http1, http2, or both. By default HTTP/1.1, and HTTP/2 where an https:// server offers it.
+    /// HTTP versions to measure.
     #[arg(long, value_enum, default_value_t = Protocol::Auto)]
     pub protocol: Protocol,
-    /// Also counts the requests that one more connection takes until the server closes it, at most N.
+    /// Also count the requests, at most N, that one more connection takes until the server closes it.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     pub requests: Option<u32>,
-    /// Fails where an idle timeout differs from this by more than 5%, or 1 s where that is more.
+    /// Fail if an idle timeout differs from this by more than 5%, or 1 s if that is more.
     #[arg(long, value_name = "TIME")]
     pub expect: Option<GoDuration>,
-    /// How servers are reached.
+    /// Connections to servers.
     #[command(flatten)]
     pub reach: Reach,
     /// Output format.
@@ -48,14 +48,14 @@ pub struct Probe {
     pub output: Output,
 }
 
-/// Which HTTP versions are measured.
+/// HTTP versions to measure.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Protocol {
-    /// HTTP/1.1, and HTTP/2 where an https:// server offers it.
+    /// HTTP/1.1, and HTTP/2 if an https:// server offers it.
     Auto,
-    /// HTTP/1.1 alone.
+    /// HTTP/1.1 only.
     Http1,
-    /// HTTP/2 alone; over http:// with prior knowledge.
+    /// HTTP/2 only; over http:// with prior knowledge.
     Http2,
     /// HTTP/1.1 and HTTP/2.
     Both,
@@ -72,7 +72,7 @@ impl Protocol {
     }
 }
 
-/// One server in one HTTP version, for machines. Times are whole numbers; what was not measured is absent.
+/// One server in one HTTP version, for JSON and YAML. Times are whole numbers. Values that were not measured are absent.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Row {
@@ -102,7 +102,7 @@ struct Row {
     is_failure: bool,
 }
 
-/// The idle timeout in milliseconds. Of a connection that stayed open it is the time that the probe waited.
+/// Idle timeout in milliseconds. For a connection that stayed open, it is the time that the probe waited.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct IdleTimeout {
@@ -113,7 +113,7 @@ struct IdleTimeout {
     still_open: usize,
 }
 
-/// What the `Keep-Alive` header field said, and whether the server kept to it; absent where the probe ended too early to say.
+/// The `Keep-Alive` header field, and whether the server complied; absent if the probe ended too early to know.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct KeepAlive {
@@ -134,7 +134,7 @@ struct RequestCount {
     closed: bool,
 }
 
-/// How the measurement compares with `--expect`.
+/// Comparison with `--expect`.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Expected {
@@ -142,7 +142,7 @@ struct Expected {
     met: bool,
 }
 
-/// Measures every URL, all at the same time.
+/// Measures all URLs at the same time.
 pub async fn run(options: &Probe) -> Result<Answer, Error> {
     for url in &options.urls {
         if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
@@ -164,7 +164,7 @@ pub async fn run(options: &Probe) -> Result<Answer, Error> {
     Ok(Answer { text: options.output.of(&rows, || text(&rows))?, is_failure, ..Answer::default() })
 }
 
-/// `None` where HTTP/2 was only tried, and the server does not offer it.
+/// Measures a URL; `None` if HTTP/2 was only tried, and the server does not offer it.
 async fn row(options: &Probe, prober: &Prober, progress: &Progress, url: &Url, version: Version) -> Option<Row> {
     let expect = options.expect.as_ref().and_then(GoDuration::get);
     let measured = prober.measure(url, version, options.requests, prober.max_wait(), progress).await;
@@ -245,7 +245,7 @@ fn micros(time: Duration) -> u64 {
     u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// The table, and under it what needs a sentence.
+/// Returns the table, and remarks below it.
 fn text(rows: &[Row]) -> String {
     let cells: Vec<_> = rows.iter().map(cells).collect();
     let headings = ["URL", "PROTOCOL", "IDLE-TIMEOUT", "MIN", "MAX", "ADVERTISED", "REQUESTS", "TLS", "REUSE-SAVES"];
@@ -271,7 +271,7 @@ fn cells(row: &Row) -> [String; 9] {
     ]
 }
 
-/// What needs a sentence: a failure, a broken word, an expectation that was not met.
+/// Returns remarks about a failure, a server that does not do what it advertises, or an expectation that was not met.
 fn remarks(row: &Row) -> Vec<String> {
     let at = format!("{} {}", row.url, row.protocol);
     let mut remarks: Vec<_> = row.error.iter().map(|error| format!("{at}: {error}")).collect();

@@ -33,7 +33,7 @@ async fn idleconn(world: &World, args: &[&str]) -> Result<String, String> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_person_pauses_the_loop_sees_what_it_would_do_and_lets_it_go_on() {
+async fn a_pause_holds_the_limits_until_resume() {
     let (world, node) = (World::new("plugin").await, AdminApi::start(typical()).await);
     world.apply("gw", &restless(&node, "1m")).await;
     world.until_condition("gw", "MetricsAvailable", "True", "Fresh").await;
@@ -193,10 +193,10 @@ async fn the_operator_itself_says_what_each_node_has() {
     // The command uses a token of the viewer, and never that of the kubeconfig.
     let said = idleconn(&world, &["nodes", "gw", "--operator", &gated.address, "--operator-namespace", &world.namespace]).await;
     let said = said.unwrap_err();
-    assert!(said.contains("no token can be had for ServiceAccount idleconn-viewer in namespace"), "{said}");
+    assert!(said.contains("cannot create a token of ServiceAccount idleconn-viewer in namespace"), "{said}");
     world.viewer().await;
     let said = idleconn(&world, &["nodes", "gw", "--operator", "http://192.0.2.1:8081"]).await.unwrap_err();
-    assert!(said.contains("192.0.2.1 is not this machine, and a token must not cross the network in the clear"), "{said}");
+    assert!(said.contains("192.0.2.1 is not this machine, and a token must not be sent without TLS"), "{said}");
     let there = ["nodes", "gw", "--operator", &gated.address, "--operator-namespace", &world.namespace];
     let said = idleconn(&world, &there).await.unwrap_err();
     assert_eq!(said, "error: This replica is a standby and has no data of the nodes; ask the leader, which holds the Lease\n");
