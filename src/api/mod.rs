@@ -20,6 +20,7 @@ pub mod schema;
 pub mod status;
 pub mod stored;
 pub mod verify;
+pub mod wording;
 
 pub use duration::GoDuration;
 pub use formats::Format;

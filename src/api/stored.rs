@@ -7,10 +7,7 @@ use kube::Resource;
 use serde::{Deserialize, Deserializer, de::Error as _};
 use serde_json::Value as Json;
 
-use super::{IdleConnectionPolicy, IdleConnectionPolicyStatus, schema};
-
-/// Maximum number of fields and values that a message names.
-const MOST_NAMED: usize = 3;
+use super::{IdleConnectionPolicy, IdleConnectionPolicyStatus, schema, wording::listed};
 
 /// The readable part of a policy, and the names of the unknown fields and values. They are found in the policy itself, because
 /// the CRD may have been upgraded a moment ago and the API server publishes its schemas with a delay.
@@ -40,21 +37,11 @@ impl StoredPolicy {
     /// # Errors
     /// The beginning of that sentence, if the policy cannot be read without its unknown parts.
     pub fn read(self) -> Result<(IdleConnectionPolicy, Option<String>), String> {
-        let foreign = (!self.unknown.is_empty()).then(|| format!("{} is of a newer version", some(&self.unknown)));
+        let foreign = (!self.unknown.is_empty()).then(|| format!("{} is of a newer version", listed(&self.unknown)));
         match self.policy {
             Ok(policy) => Ok((policy, foreign)),
             Err(unreadable) => Err(foreign.unwrap_or_else(|| format!("it cannot be read ({})", unreadable.error))),
         }
-    }
-}
-
-/// Joins the first few names, and counts the others.
-#[must_use]
-pub fn some(fields: &[String]) -> String {
-    let named = fields.iter().take(MOST_NAMED).map(String::as_str).collect::<Vec<_>>().join(", ");
-    match fields.len().saturating_sub(MOST_NAMED) {
-        0 => named,
-        more => format!("{named} and {more} more"),
     }
 }
 

@@ -4,13 +4,13 @@ use std::fmt::Write as _;
 
 use jiff::Timestamp;
 
-use super::words::noun;
 use crate::{
     api::{
         IdleConnectionPolicy, IdleConnectionPolicyStatus,
         adaptive::{Adaptive, Mode},
         conditions::{ConditionType, Reason, State},
         restart::RestartPolicy,
+        wording::noun,
     },
     decide::{
         self,
@@ -43,7 +43,7 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
     let on_nodes = status
         .nodes
         .as_ref()
-        .map_or_else(String::new, |nodes| format!(" on {} {}", nodes.summary, noun(nodes.total as usize, "node", "nodes")));
+        .map_or_else(String::new, |nodes| format!(" on {} {}", nodes.summary, noun(&nodes.total, "node", "nodes")));
     match (message(ConditionType::Ready), message(ConditionType::Programmed)) {
         (Some((Some(State::True), Some(Reason::Succeeded), _)), Some((Some(State::False), Some(reason), message))) => {
             say(&format!("{name} was applied, and its limits are now stored{on_nodes} ({reason}): {message}."));

@@ -19,7 +19,6 @@ mod progress;
 mod selection;
 mod status;
 mod table;
-mod words;
 
 use std::{fmt::Write as _, io::Write as _, path::PathBuf};
 
@@ -39,10 +38,9 @@ use selection::{RESOURCE, Selection, none_found};
 use serde_json::json;
 use status::Columns;
 use table::Table;
-use words::counted;
 
 use crate::{
-    api::{GoDuration, IdleConnectionPolicy, StoredPolicy, adaptive::Mode},
+    api::{GoDuration, IdleConnectionPolicy, StoredPolicy, adaptive::Mode, wording::with_noun},
     simulate::{
         self, Plant, Run,
         plant::{Kind, Model},
@@ -475,9 +473,9 @@ fn linted(options: &Lint) -> Result<Answer, Error> {
     let all = json!({"policies": policies, "findings": findings.iter().map(each).collect::<Vec<_>>()});
     let text = options.output.of(&all, || {
         let lines: String = findings.iter().map(|finding| finding.to_string() + "\n").collect();
-        let policies = counted(policies, "policy", "policies");
-        let advice = counted(findings.len() - errors, "piece of advice", "pieces of advice");
-        format!("{lines}{policies}, {}, {advice}\n", counted(errors, "error", "errors"))
+        let policies = with_noun(policies, "policy", "policies");
+        let advice = with_noun(findings.len() - errors, "piece of advice", "pieces of advice");
+        format!("{lines}{policies}, {}, {advice}\n", with_noun(errors, "error", "errors"))
     })?;
     Ok(Answer { text, is_failure: errors > 0, ..Answer::default() })
 }
@@ -560,8 +558,8 @@ fn decisions(run: &Run, caveat: &str) -> String {
         text,
         "\n{}\n{}, {}, {:.0} min over the threshold, {}% open at the end, {}\n{caveat}\n",
         plot::terminal(run),
-        counted(summary.changes, "change", "changes"),
-        counted(summary.reversals, "reversal", "reversals"),
+        with_noun(summary.changes, "change", "changes"),
+        with_noun(summary.reversals, "reversal", "reversals"),
         summary.minutes_over_threshold,
         summary.final_openness_percent,
         summary.verdict,

@@ -11,7 +11,7 @@ use std::{
 
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
-use super::words::counted;
+use crate::api::wording::with_noun;
 use crate::decide::measured::time;
 
 /// Work that takes less time has no line.
@@ -90,7 +90,7 @@ impl Progress {
     }
 
     fn line(&self, elapsed: Duration, max_wait: Duration) -> String {
-        let idle = counted(self.idle.load(Ordering::Relaxed), "connection is", "connections are");
+        let idle = with_noun(self.idle.load(Ordering::Relaxed), "connection is", "connections are");
         let elapsed = Duration::from_secs(elapsed.as_secs());
         format!("{idle} idle after {}, at most {}", time(elapsed), time(max_wait))
     }

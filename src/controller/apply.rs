@@ -12,10 +12,10 @@ use kube::Api;
 
 use super::{Context, Error, Subject, memory::Memory, originals, report};
 use crate::{
-    api::{Knob, Limits, Value, conditions::EventReason},
+    api::{Knob, Limits, Value, conditions::EventReason, wording::listed},
     decide::{
         Cause, Change, Declared, Fault, Moved, Plan, To, Traits, Unit, UnitPlan, UnitState,
-        condition::{Notice, listed, shortened_to_bytes},
+        condition::{Notice, shortened_to_bytes},
         conditions::UnitResult,
         order,
         originals::Saved,

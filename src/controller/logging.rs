@@ -9,7 +9,7 @@ use tracing::debug;
 
 use super::gather::Answer;
 use crate::{
-    api::stored::some,
+    api::wording::listed,
     decide::{Plan, Unit, UnitState, adapt::Outcome, restart, signal::Signal},
 };
 
@@ -29,7 +29,7 @@ pub fn chain(error: &(dyn Error + 'static)) -> String {
 
 /// Joins the first few names, and counts the others.
 pub fn names(names: impl IntoIterator<Item = impl ToString>) -> String {
-    some(&names.into_iter().map(|name| name.to_string()).collect::<Vec<_>>())
+    listed(&names.into_iter().map(|name| name.to_string()).collect::<Vec<_>>())
 }
 
 /// Logs which units the target has.

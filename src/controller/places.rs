@@ -23,7 +23,7 @@ use crate::{
         conditions::Reason,
         lookup::{Lookup, Member, References},
         policy::{KeyRef, Scheme, ServiceRef, Target},
-        stored::some,
+        wording::listed,
     },
     decide::conditions::Problem,
     targets::{Credentials, Place, PodFacts, endpoint},
@@ -44,6 +44,9 @@ impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         match error {
             Error::PodsForbidden => no_right("list and watch", "pods").into(),
+            Error::Selector(error) => {
+                Problem::invalid(Reason::Invalid, format!("The label selector of spec.target is not valid: {error}")).into()
+            }
             error => Self::Error(error),
         }
     }
@@ -252,7 +255,7 @@ fn one_workload(pods: &[&Arc<Pod>]) -> Result<(), Failure> {
     let names: Vec<_> = workloads.iter().map(name).collect();
     let message = format!(
         "The selector in spec.target matches pods of several workloads ({}); narrow it down to one workload",
-        some(&names)
+        listed(&names)
     );
     Err(Problem::invalid(Reason::Invalid, message).into())
 }
@@ -355,7 +358,7 @@ async fn reachable(ctx: &Context, namespace: &str, service: &ServiceRef, found: 
     let message = format!(
         "Service {} has endpoints that are not pods of this namespace ({}); ask an administrator to list them in --allow-endpoints",
         service.name,
-        some(&foreign)
+        listed(&foreign)
     );
     Err(Problem::invalid(Reason::RefNotPermitted, message).into())
 }

@@ -9,7 +9,7 @@ use super::{Context, in_time, logging};
 use crate::api::{
     IdleConnectionPolicy,
     schema::{self, Difference},
-    stored::some,
+    wording::listed,
 };
 
 /// Interval of the checks while the CRD is missing, too old or unknown.
@@ -61,7 +61,7 @@ impl fmt::Display for Served {
                 f,
                 "the CRD is older than this operator {} and lacks {}; apply the CRD of this version, which `idleconn-operator crd` prints",
                 env!("CARGO_PKG_VERSION"),
-                some(missing)
+                listed(missing)
             ),
             Self::Newer(_) => {
                 write!(
@@ -99,7 +99,7 @@ impl Context {
             if *before != now {
                 match &now {
                     Served::Same => tracing::info!("{now}"),
-                    Served::Newer(unknown) => tracing::warn!(fields = some(unknown), "{now}"),
+                    Served::Newer(unknown) => tracing::warn!(fields = listed(unknown), "{now}"),
                     Served::Untold => tracing::warn!("{now}"),
                     Served::Unasked | Served::Missing | Served::Older(_) => tracing::warn!("{now}; waiting"),
                 }

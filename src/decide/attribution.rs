@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, fmt};
 
 use serde_json::Value as Json;
 
-use super::{NodeState, Traits, Unit, UnitState, originals::Saved, plural::with_noun, signal::Reading, tighten::Share};
-use crate::api::{Knob, Settings, Value};
+use super::{NodeState, Traits, Unit, UnitState, originals::Saved, signal::Reading, tighten::Share};
+use crate::api::{Knob, Settings, Value, wording::with_noun};
 
 /// The highest number of tasks per node that pooled connections can be, by node name.
 pub type MostPooled = BTreeMap<String, f64>;

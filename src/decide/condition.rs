@@ -11,9 +11,6 @@ use crate::api::{
     status::MESSAGE_LENGTH,
 };
 
-/// The maximum number of names in one sentence.
-const MAX_LISTED: usize = 3;
-
 /// The reason and the message of a condition. Its status follows from its type and reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Said {
@@ -92,16 +89,6 @@ impl fmt::Display for Notice {
 #[must_use]
 pub fn whole_seconds(now: Timestamp) -> Timestamp {
     Timestamp::from_second(now.as_second()).unwrap_or(now)
-}
-
-/// The first three of a list and the number of the others: `gw-1, gw-2, gw-3 and 7 more`.
-#[must_use]
-pub fn listed(names: &[impl AsRef<str>]) -> String {
-    let first: Vec<_> = names.iter().take(MAX_LISTED).map(AsRef::as_ref).collect();
-    match names.len() - first.len() {
-        0 => first.join(", "),
-        more => format!("{} and {more} more", first.join(", ")),
-    }
 }
 
 /// Shortens a text to `most` characters, with an ellipsis.

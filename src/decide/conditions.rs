@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use super::{
     Capability, Declared, Drift, Plan, Sites, Traits, Unit, UnitState,
     advice::Advice,
-    condition::{Notice, Said, condition, find, listed, reason, said, shortened, shortened_to_bytes, state},
+    condition::{Notice, Said, condition, find, reason, said, shortened, shortened_to_bytes, state},
     lives::{self, Lives},
     loop_conditions::{self, SeenLoop},
     observed::{Cause, Fault, NodeState},
@@ -20,9 +20,10 @@ use crate::api::{
     IdleConnectionPolicyStatus, Knob, Limits, Settings, Value,
     conditions::{ConditionType, EventReason, Reason, State},
     status::{Confirmed, MOST_NODES_NAMED, NAME_LENGTH, NodeCause, Nodes, ObjectName, PendingRestart, StatusLimits},
+    wording::{listed, of_nodes},
 };
 
-/// How long a changed file may take to reach a pod: the kubelet looks each minute, and its cache may be as old again.
+/// How long a changed file may take to reach a pod: the kubelet looks each minute, its cache may be as old again, and the pod reads.
 pub const PROPAGATION: SignedDuration = SignedDuration::from_secs(180);
 
 /// Why the nodes of a policy cannot be read at all.
@@ -521,7 +522,7 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> Said {
     }
     let which = seen.which();
     let message = if nodes.unreachable > 0 {
-        format!("{} of {} nodes answered and hold the {which} limits", nodes.programmed, nodes.total)
+        format!("{} answered and hold the {which} limits", of_nodes(nodes.programmed, nodes.total))
     } else {
         format!("{} the {which} limits", all_nodes(nodes.total, "holds", "hold"))
     };
@@ -537,7 +538,7 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> Said {
         } else if known {
             said(Reason::Succeeded, "Declared limits were applied; another client has changed a node since (see Programmed)")
         } else {
-            said(Reason::Progressing, format!("{} of {} nodes hold the {which} limits", nodes.programmed, nodes.total))
+            said(Reason::Progressing, format!("{} hold the {which} limits", of_nodes(nodes.programmed, nodes.total)))
         };
     }
     said(Reason::Succeeded, message)
@@ -553,7 +554,7 @@ fn programmed(seen: &Seen<'_>, tally: &Tally) -> Said {
             Some(drift) => said(Reason::Drifted, drifted(drift)),
             None => {
                 let message =
-                    format!("{} of {} nodes hold the {} limits{}", nodes.programmed, nodes.total, seen.which(), worst(nodes));
+                    format!("{} hold the {} limits{}", of_nodes(nodes.programmed, nodes.total), seen.which(), worst(nodes));
                 said(Reason::Progressing, message)
             }
         };
@@ -561,7 +562,7 @@ fn programmed(seen: &Seen<'_>, tally: &Tally) -> Said {
     if nodes.unreachable > 0 || nodes.total == 0 {
         let message = match nodes.total {
             0 => "The target has no nodes".into(),
-            total => format!("{} of {total} nodes hold the {} limits{}", nodes.programmed, seen.which(), worst(nodes)),
+            total => format!("{} hold the {} limits{}", of_nodes(nodes.programmed, total), seen.which(), worst(nodes)),
         };
         return said(Reason::Partial, message);
     }
@@ -668,7 +669,7 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
     let (restarting, why) =
         seen.plan.restart.as_ref().map_or((None, None), |(restart, why)| (restart.said.as_ref(), why.as_ref()));
     let why = why.map_or_else(String::new, |why| format!(": {why}"));
-    let using = format!("{} of {} nodes use the {} limits", nodes.in_effect, nodes.total, seen.which());
+    let using = format!("{} use the {} limits", of_nodes(nodes.in_effect, nodes.total), seen.which());
     match restarting {
         Some(RestartState::Rolling(node)) => return said(Reason::RollingOut, format!("{using}; restarting {node}{why}")),
         Some(RestartState::Stalled(node)) => {
@@ -679,7 +680,13 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
             return said(Reason::RestartRequired, format!("{using}; no node is restarted while {node} is out of service{why}"));
         }
         Some(RestartState::Budget) => {
-            return said(Reason::RestartRequired, format!("{using}; the restarts of today are used up (restart.maxPerDay)"));
+            return said(
+                Reason::RestartRequired,
+                format!("{using}; the restarts of the last 24 hours are used up (restart.maxPerDay)"),
+            );
+        }
+        Some(RestartState::NoWorkload) => {
+            return said(Reason::RestartRequired, format!("{using}; the workload of the selected pods is not known{why}"));
         }
         Some(RestartState::NoPod(node)) => {
             return said(Reason::RestartRequired, format!("{using}; the pod of {node} is not known{why}"));
@@ -689,8 +696,12 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
     if !tally.pending.is_empty() {
         let knobs: Vec<_> = tally.pending_knobs.iter().map(|knob| knob.path()).collect();
         let named: Vec<_> = tally.pending.iter().map(|name| shortened_to_bytes(name, 80)).collect();
-        let message =
-            format!("{} of {} nodes use {} only after a restart ({})", named.len(), nodes.total, listed(&knobs), listed(&named));
+        let message = format!(
+            "{} use {} only after a restart ({})",
+            of_nodes(count(named.len()), nodes.total),
+            listed(&knobs),
+            listed(&named)
+        );
         return said(Reason::RestartRequired, message);
     }
     if !tally.behind.is_empty() {
@@ -727,7 +738,8 @@ fn behind(seen: &Seen<'_>, tally: &Tally) -> Said {
     let written = seen.units.iter().filter_map(|result| result.state.as_ref().ok()?.changed).max();
     let counted = format!("{} of {} pods report the new settings", nodes.in_effect, nodes.total);
     if written.is_some_and(|at| seen.now.duration_since(at) < PROPAGATION) {
-        let message = format!("{counted}; {} may not have received the file yet, which takes up to two minutes", listed(&names));
+        let message =
+            format!("{counted}; {} may not have received the file yet, which takes up to three minutes", listed(&names));
         return said(Reason::Propagating, message);
     }
     let (verb, them) = if names.len() == 1 { ("reports", "it if it reads") } else { ("report", "them if they read") };

@@ -6,7 +6,7 @@ use super::{Declared, Traits};
 use crate::api::{
     GoDuration, Knob,
     flush::{Closes, Flush},
-    stored::some,
+    wording::listed,
 };
 
 /// Declared limits whose changes close the same connections.
@@ -42,7 +42,7 @@ impl Flushes {
     #[must_use]
     pub fn sentence(&self) -> String {
         let names: Vec<_> = self.limits.iter().map(ToString::to_string).collect();
-        let limits = if self.all { "these limits".into() } else { some(&names) };
+        let limits = if self.all { "these limits".into() } else { listed(&names) };
         let of = match (self.flush.closes, self.limits.first()) {
             (Closes::OwnPool, Some(knob)) => format!("the {} pool", knob.pool()),
             _ => "the server".into(),

@@ -21,6 +21,7 @@ use crate::api::{
     adaptive::Mode,
     conditions::{ConditionType, EventReason, Reason, State as ConditionState},
     status::{Decision, Recommendation, Tasks},
+    wording::{of_nodes, with_noun},
 };
 
 /// The maximum number of decisions in the history.
@@ -63,7 +64,10 @@ pub struct Closes {
 impl fmt::Display for Closes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.connections {
-            Some(connections) => write!(f, "closes about {connections:.0} idle connections, and clients reconnect"),
+            Some(connections) => {
+                let connections = with_noun(whole(connections), "idle connection", "idle connections");
+                write!(f, "closes about {connections}, and clients reconnect")
+            }
             None => write!(f, "closes all idle connections of the target, and clients reconnect"),
         }
     }
@@ -120,17 +124,17 @@ fn has_flipped(previous: &IdleConnectionPolicyStatus, type_: ConditionType, reas
 fn metrics(seen: &SeenLoop<'_>) -> Said {
     match seen.signal {
         Signal::Fresh(Reading { fresh, expected, .. }) if seen.levels => {
-            said(Reason::Fresh, format!("{fresh} of {expected} nodes report their alerts"))
+            said(Reason::Fresh, format!("{} report their alerts", of_nodes(*fresh, *expected)))
         }
         Signal::Fresh(Reading { fresh, expected, idle_missing: Some(node), .. }) => {
             let message = format!(
-                "The tasks of {fresh} of {expected} nodes are counted, but {node} has no gauge of idle connections (see \
-                 spec.adaptive.signal.idleConnections)"
+                "The tasks of {} are counted, but {node} has no gauge of idle connections (see spec.adaptive.signal.idleConnections)",
+                of_nodes(*fresh, *expected)
             );
             said(Reason::IdleConnectionsMissing, message)
         }
         Signal::Fresh(Reading { fresh, expected, .. }) => {
-            said(Reason::Fresh, format!("The tasks of {fresh} of {expected} nodes are counted"))
+            said(Reason::Fresh, format!("The tasks of {} are counted", of_nodes(*fresh, *expected)))
         }
         Signal::Missing { reason, message } => said(*reason, message),
     }
@@ -142,8 +146,7 @@ fn high(seen: &SeenLoop<'_>, outcome: &Outcome, reading: Option<&Reading>) -> Sa
     };
     let over = match reading.over {
         0 => String::new(),
-        1 => "; 1 node is over it".to_owned(),
-        over => format!("; {over} nodes are over it"),
+        over => format!("; {} over it", with_noun(over, "node is", "nodes are")),
     };
     let message = if seen.levels { alerts(reading) } else { format!("{}{over}", counted(reading)) };
     // The episode stays open while connections that a write closed come back. The condition describes the present
@@ -160,8 +163,8 @@ fn alerts(reading: &Reading) -> String {
     let Reading { node, over, red, expected, .. } = reading;
     match (over, red) {
         (0, _) => "No node raises an alert for its task count".into(),
-        (over, true) => format!("{over} of {expected} nodes raise an alert for their task count, and {node} a critical one"),
-        (over, false) => format!("{over} of {expected} nodes raise an alert for their task count, such as {node}"),
+        (over, true) => format!("{} raise an alert for their task count, and {node} a critical one", of_nodes(*over, *expected)),
+        (over, false) => format!("{} raise an alert for their task count, such as {node}", of_nodes(*over, *expected)),
     }
 }
 

@@ -24,7 +24,6 @@ pub mod openness;
 pub mod order;
 pub mod originals;
 pub mod path;
-pub mod plural;
 pub mod restart;
 pub mod rollout;
 pub mod signal;

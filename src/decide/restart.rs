@@ -100,6 +100,8 @@ pub enum Said {
     Budget,
     /// The pod of a node is not known.
     NoPod(String),
+    /// The workload of the selected pods is not known.
+    NoWorkload,
 }
 
 /// The result of a decision.

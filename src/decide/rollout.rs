@@ -47,7 +47,7 @@ pub fn step(input: &Input<'_>) -> Outcome {
     let permitted = input.may_begin && input.spec.policy == RestartPolicy::Rolling;
     let Some(workload) = input.workload else {
         outcome.control.nodes.clear();
-        outcome.said = (permitted && input.pending).then(|| Said::NoPod("the selected pods' workload".into()));
+        outcome.said = (permitted && input.pending).then(|| Said::NoWorkload);
         return outcome;
     };
     let name = format!("{} {}", workload.kind, workload.name);
@@ -208,7 +208,7 @@ mod tests {
             "one thing at a time"
         );
         scene.workload = None;
-        assert!(matches!(scene.at(NOW).said, Some(Said::NoPod(_))));
+        assert!(matches!(scene.at(NOW).said, Some(Said::NoWorkload)));
         scene.pending = false;
         assert_eq!(scene.at(NOW), Outcome::default());
     }

@@ -3,8 +3,7 @@
 
 use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
 
-use super::plural::of_nodes;
-use crate::api::conditions::Reason;
+use crate::api::{conditions::Reason, wording::of_nodes};
 
 /// The tasks of a node that are idle connections, from its own gauge.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]

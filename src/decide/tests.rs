@@ -262,7 +262,7 @@ fn a_file_is_in_effect_when_every_pod_has_said_so() {
     assert_eq!((reason.as_str(), in_effect, count), ("Propagating", false, 1));
     assert_eq!(
         message,
-        "1 of 3 pods report the new settings; b may not have received the file yet, which takes up to two minutes"
+        "1 of 3 pods report the new settings; b may not have received the file yet, which takes up to three minutes"
     );
     let (reason, message, ..) = said([yes, no, None], 180);
     assert_eq!(reason, "RestartRequired");
@@ -338,7 +338,7 @@ fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
     };
     const MOVED: &str = "Declared limits were applied; adaptive control has changed them since (see Tightened)";
     const CHANGED: &str = "Declared limits were applied; another client has changed a node since (see Programmed)";
-    let progressing = (false, "0 of 1 nodes hold the declared limits".to_owned());
+    let progressing = (false, "0 of 1 node hold the declared limits".to_owned());
     assert_eq!(said(well()), (true, MOVED.to_owned()));
     assert_eq!(said(Case { moving: false, ..well() }), progressing);
     assert_eq!(said(Case { generation: 0, ..well() }), progressing, "another generation was written");

@@ -7,11 +7,11 @@ use super::{
     condition::{Said, said, shortened, shortened_to_bytes, state},
     conditions::UnitResult,
     measured::{Idled, error, time},
-    plural::with_noun,
 };
 use crate::api::{
     Knob, Value,
     conditions::{ConditionType, Reason, State},
+    wording::with_noun,
 };
 
 /// The maximum length of a node's name (bytes) and of a reason (characters) in a condition.
@@ -107,8 +107,10 @@ pub fn verified(units: &[UnitResult], probes: &Probes) -> Verified {
                 }
             }
             (Ok(Idled::Open(after)), Some(_)) => {
-                let reason = format!("its connection was still open after {}, when the probe ended", time(*after));
-                found.failed = found.failed.take().or_else(|| Some((name(), reason)));
+                if first(found.failed.as_ref().map(|(name, _)| name)) {
+                    let reason = format!("its connection was still open after {}, when the probe ended", time(*after));
+                    found.failed = Some((name(), reason));
+                }
             }
             (Ok(_), expected) => found.agree += usize::from(expected.is_some()),
             (Err(reason), _) => {

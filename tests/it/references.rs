@@ -86,11 +86,23 @@ async fn an_endpoint_outside_the_allow_list_is_refused() {
     for endpoint in ["http://10.1.2.3:51080", "http://kubernetes.default.svc:443"] {
         world.apply("prod", &json!({"target": {"type": "AIStore", "aistore": {"endpoint": endpoint}}})).await;
         let message = ready(&world, "RefNotPermitted").await;
-        assert!(message.contains("is outside the operator's --allow-endpoints"), "{message}");
+        assert!(message.contains("is not in the operator's --allow-endpoints"), "{message}");
         let status = world.status("prod").await;
         assert_eq!(find(&status, "Accepted").unwrap().reason, "RefNotPermitted");
         assert_eq!(find(&status, "Stalled").unwrap().reason, "RefNotPermitted");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_label_selector_that_is_not_valid_is_said_in_the_status() {
+    let world = World::new("selector").await;
+    // The API server takes it: its schema of a label selector has no such rule.
+    let selector = json!({"matchExpressions": [{"key": "app", "operator": "Matches", "values": ["gateway"]}]});
+    world.apply("gw", &json!({"target": {"type": "Caddy", "caddy": {"selector": selector}}})).await;
+    let status = world.until_condition("gw", "Accepted", "False", "Invalid").await;
+    let message = &find(&status, "Accepted").unwrap().message;
+    assert!(message.starts_with("The label selector of spec.target is not valid: "), "{message}");
+    assert_eq!(find(&status, "Stalled").unwrap().reason, "Invalid");
 }
 
 /// Certificate authority, and a server certificate signed by it for an address.

@@ -157,7 +157,10 @@ async fn one_after_the_other_each_in_maintenance_and_back_in_service_before_the_
     // The restarts of the day are used up: the next change waits, and the status gives the reason.
     world.apply("prod", &spec(&ais.proxies[0], "10s", &rolling())).await;
     let status = world.until_condition("prod", "InEffect", "False", "RestartRequired").await;
-    assert_eq!(message(&status), "0 of 5 nodes use the declared limits; the restarts of today are used up (restart.maxPerDay)");
+    assert_eq!(
+        message(&status),
+        "0 of 5 nodes use the declared limits; the restarts of the last 24 hours are used up (restart.maxPerDay)"
+    );
     assert_eq!(kubelet.gone().len(), 5);
 }
 

@@ -147,7 +147,8 @@ fn pages() -> Vec<(&'static str, Vec<u8>, &'static str)> {
     let large = format!("# TYPE go_goroutines gauge\ngo_goroutines 25\nx 1\n{filler}{filler}");
     assert!(large.len() > 8 * 1024 * 1024, "{}", large.len());
     let old = "Stale: node answers with a sample whose timestamp is too old or too far in the future";
-    let several = "SeveralSeries: node has several series; set spec.adaptive.signal.matchLabels or spec.adaptive.signal.aggregation";
+    let several =
+        "SeveralSeries: node has several series; set spec.adaptive.signal.matchLabels or spec.adaptive.signal.aggregation";
     vec![
         ("a sample of an hour ago", page(&format!("go_goroutines 2500 {}\n", now - hour)), old),
         ("a sample of now", page(&format!("go_goroutines 25 {now}\n")), "25"),
