@@ -228,7 +228,7 @@ async fn a_presets_excess_is_capped_and_the_status_says_so() {
         find(&status, "Accepted")
             .unwrap()
             .message
-            .contains("capped at the target's own maximum: intraCluster.idleConnTimeout 29s")
+            .contains("the preset is limited to the maximum of the target: intraCluster.idleConnTimeout 29s")
     );
     assert!(status.unsupported.is_empty(), "what only the preset asks for is not reported: {:?}", status.unsupported);
 }
@@ -296,7 +296,7 @@ async fn a_hung_node_and_a_dead_one_are_named_and_the_others_are_programmed() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_election_and_a_start_up_are_waited_out() {
     for (phase, said) in
-        [(Phase::Election, "no primary answers (502), as during an election"), (Phase::Starting, "is not ready (503)")]
+        [(Phase::Election, "No primary proxy (502), as during an election"), (Phase::Starting, "is not ready (503)")]
     {
         let (world, ais) = (World::new("ais-wait").await, Ais::start().await);
         ais.cluster().phase = phase;

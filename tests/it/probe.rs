@@ -225,7 +225,7 @@ async fn hostile_servers_end_within_their_bound() {
     let rows = rows(&arguments).await;
     assert!(began.elapsed() < secs(12), "10 s for an answer, and a little: {:?}", began.elapsed());
     let reasons =
-        ["within 10s", "longer than 1 MiB", "HTTP", "within 10s", "after each answer (status 302)", "within 10s", "HTTP"];
+        ["within 10s", "longer than 1 MiB", "HTTP", "within 10s", "after each response (status 302)", "within 10s", "HTTP"];
     for (row, reason) in rows.iter().zip(reasons) {
         assert!(row["error"].as_str().is_some_and(|error| error.contains(reason)), "{reason}: {row}");
         assert!(row["idleTimeout"].is_null(), "{row}");

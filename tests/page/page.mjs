@@ -1,5 +1,5 @@
-// page.mjs OPEN GATED [SCREENSHOTS]: tests the live page in Chromium. OPEN serves without tokens, GATED with tokens. The test writes
-// requests to the caller ("tighten", "token") to standard output and reads the replies from standard input.
+// page.mjs OPEN GATED [SCREENSHOTS]: opens the live page in a real Chromium. OPEN is a server without tokens, GATED one with tokens. The test
+// writes its requests to the caller ("tighten", "token") to standard output, and reads the answers from standard input.
 import assert from "node:assert/strict";
 import { createRequire } from "node:module";
 import net from "node:net";
@@ -15,7 +15,7 @@ const want = async (what) => {
 };
 const axe = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
 
-/** A TCP proxy to the server that can be cut off. */
+/** Proxy to the server whose connections can be cut. */
 class Way {
   constructor(target) {
     this.sockets = new Set();
@@ -58,7 +58,7 @@ async function visit(url, options) {
 }
 
 async function accessible(page, about) {
-  // evaluate() bypasses the page's Content-Security-Policy, which allows no such script.
+  // Evaluated directly, because the content security policy of the page does not allow this script.
   await page.evaluate(await (await import("node:fs/promises")).readFile(axe, "utf8"));
   const { violations } = await page.evaluate(() => globalThis.axe.run(document, { resultTypes: ["violations"] }));
   assert.deepEqual(violations.map(({ id, nodes }) => `${about}: ${id} at ${nodes.map((node) => node.target).join(", ")}`), []);
@@ -73,7 +73,7 @@ try {
   const page = await visit(url, { colorScheme: "light", viewport: { width: 1200, height: 900 } });
   await live(page);
 
-  // By keyboard: past the skip link, to the first policy, and into it.
+  // With the keyboard alone: past the skip link to the first policy, and open it.
   await page.keyboard.press("Tab");
   assert.equal(await page.evaluate(() => document.activeElement.className), "skip");
   await page.focus("#fleet a");
@@ -85,8 +85,8 @@ try {
   await page.waitForSelector("#nodes tbody tr");
   await accessible(page, "light");
 
-  // The page shows a tightening while it happens.
-  assert.equal(await page.textContent("#fleet tbody tr td:nth-of-type(4)"), "100 %");
+  // A policy is tightened while the page is open.
+  assert.equal(await page.textContent("#fleet tbody tr td:nth-of-type(4)"), "100%");
   await want("tighten");
   await page.waitForFunction(() => parseInt(document.querySelector("#fleet tbody tr td:nth-of-type(4)").textContent, 10) < 100);
   await page.waitForSelector("#history tbody tr");
@@ -94,7 +94,7 @@ try {
   assert.match(await page.textContent("#chart-said"), /\d+ tasks, \d+% of the threshold of 1000; openness \d+% \(100% = as declared, 0% = at the floor\); last decision: 100% to \d+%/);
   assert.match(await page.textContent("#conditions"), /HighTaskCount: True/);
 
-  // A confirmation comes first, and No changes nothing.
+  // The page asks first: a cancelled dialog changes nothing.
   const sent = [];
   page.on("request", (request) => request.method() === "POST" && sent.push(request.url()));
   const button = page.locator("#pool tbody tr", { hasText: name }).locator("button");
@@ -110,7 +110,7 @@ try {
   assert.equal(sent.length, 1);
   assert.match(await page.textContent("#done"), /\d+ connections? closed, \d+ will close after their current request/);
 
-  // The page shows a lost connection, and reconnects.
+  // The connection is cut: the page shows it and reconnects automatically.
   way.close();
   await page.waitForSelector('#line[data-state="stale"]');
   assert.match(await page.textContent("#line"), /Stale: last update \d+s ago; reconnecting/);
@@ -118,17 +118,17 @@ try {
   await live(page);
   if (screenshots) await page.screenshot({ path: path.join(screenshots, "page-light.png"), fullPage: true });
 
-  // Dark mode, on a phone.
+  // Dark colors, on a phone.
   const phone = await visit(`${url}/#/${encodeURIComponent(name)}`, { colorScheme: "dark", viewport: { width: 360, height: 740 } });
   await live(phone);
   await phone.waitForSelector("#nodes tbody tr");
   await phone.waitForSelector("#chart .tasks", { state: "attached" });
   await accessible(phone, "dark");
   const width = await phone.evaluate(() => document.documentElement.scrollWidth);
-  assert.ok(width <= 360, `the page is ${width}px wide on a phone of 360px`);
+  assert.ok(width <= 360, `the page is ${width} wide on a phone of 360`);
   if (screenshots) await phone.screenshot({ path: path.join(screenshots, "page-dark-phone.png") });
 
-  // With tokens: the page asks for one, reports a wrong one, and shows what the caller may see.
+  // With tokens: the page asks for one, reports a bad one, and shows the policies that the owner of the token may see.
   const guarded = await visit(gated, { colorScheme: "light" });
   await guarded.waitForSelector("#gate:not([hidden])");
   await accessible(guarded, "gate");
