@@ -190,10 +190,10 @@ async fn main() -> ExitCode {
     let saved = (1.0 - with.as_secs_f64() / without.as_secs_f64()) * 100.0;
     println!("  one connection a request: {without:.1?}, {every} handshakes");
     println!(
-        "  the pool: {with:.1?}, {few} handshakes; {reuse:.1} % reused, {spared:.1} % of the handshakes and {saved:.0} % of the time saved"
+        "  the pool: {with:.1?}, {few} handshakes; {reuse:.1}% reused, {spared:.1}% of the handshakes and {saved:.0}% of the time saved"
     );
     if reuse <= 90.0 || spared < 99.0 {
-        missed.push("more than 90 % reused and 99 % of the handshakes spared");
+        missed.push("more than 90% reused and 99% of the handshakes spared");
     }
     let trusted = reqwest::Certificate::from_pem(ca.as_bytes()).unwrap();
     let client = reqwest::Client::builder().tls_backend_rustls().tls_certs_only([trusted]).build().unwrap();
@@ -227,11 +227,11 @@ async fn main() -> ExitCode {
     }
     let (ours, theirs) = (median(ours), median(theirs));
     println!(
-        "loopback, {LOOPBACK_AT_ONCE} at a time: {ours:.0} requests a second, reqwest {theirs:.0}: {:.0} % of it",
+        "loopback, {LOOPBACK_AT_ONCE} at a time: {ours:.0} requests a second, reqwest {theirs:.0}: {:.0}% of it",
         ours / theirs * 100.0
     );
     if ours < theirs * 0.9 {
-        missed.push("90 % of reqwest's throughput on loopback");
+        missed.push("90% of reqwest's throughput on loopback");
     }
     if missed.is_empty() {
         return ExitCode::SUCCESS;

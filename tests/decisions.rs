@@ -39,7 +39,7 @@ fn course(title: &str, kind: Kind, adaptive: &Adaptive, informed: bool, handover
     let mut lines: Vec<_> = run.told.into_iter().map(|told| (told.time, told.line)).collect();
     for step in &run.decisions {
         let verdict = step.verdict.as_deref().map_or(String::new(), |verdict| format!(" ({verdict})"));
-        lines.push((step.time, format!("{} % -> {} %: {}{verdict}", step.from_percent, step.to_percent, step.reason)));
+        lines.push((step.time, format!("{}% -> {}%: {}{verdict}", step.from_percent, step.to_percent, step.reason)));
     }
     lines.sort_by_key(|(time, _)| *time);
     for (time, line) in lines {
@@ -48,7 +48,7 @@ fn course(title: &str, kind: Kind, adaptive: &Adaptive, informed: bool, handover
     let simulate::Summary { changes, reversals, minutes_over_threshold, final_openness_percent, verdict } = run.summary;
     let _ = writeln!(
         text,
-        "{changes} changes, {reversals} reversals, {minutes_over_threshold:.0} min over, {final_openness_percent} % in the end, {verdict}\n"
+        "{changes} changes, {reversals} reversals, {minutes_over_threshold:.0} min over, {final_openness_percent}% in the end, {verdict}\n"
     );
     text
 }

@@ -151,17 +151,20 @@ async fn a_thousand_providers_that_fail_in_every_way_cost_no_more_after_ten_minu
     assert_eq!(all.len(), PROVIDERS, "each over one protocol");
     for one in &all {
         let Tally { connecting, active, waiting, peak, opened, .. } = one.tally;
-        assert_eq!((connecting, active, waiting), (0, 0, 0), "{} forgot somebody: {:?}", one.provider, one.tally);
+        assert_eq!((connecting, active, waiting), (0, 0, 0), "{} forgot a request: {:?}", one.provider, one.tally);
         assert!(peak <= u64::from(MAX_SOCKETS), "{} had {peak} connections", one.provider);
         let closed: u64 = idleconn_operator::pool::Closed::ALL.into_iter().map(|why| one.tally.closed(why)).sum();
         assert_eq!(opened, closed + one.tally.idle, "{}", one.provider);
     }
-    assert_eq!(answered + failed, PROVIDERS * AT_ONCE * ROUNDS, "nobody was forgotten");
+    assert_eq!(answered + failed, PROVIDERS * AT_ONCE * ROUNDS, "no request was forgotten");
     let answers = |n: &usize| {
         HABITS.get(n % addresses.len()).is_some_and(|habit| matches!(habit, Habit::Answers | Habit::ClosesAfterwards))
     };
     let expected = (0..PROVIDERS).filter(answers).count() * AT_ONCE * ROUNDS;
-    assert_eq!(answered, expected, "whoever answers was heard, though half of them close what was to be used again");
+    assert_eq!(
+        answered, expected,
+        "every answer was received, although half of the servers close connections that were to be reused"
+    );
     let [(files, memory), (files_later, memory_later)] = costs[..] else { panic!("two looks") };
     println!(
         "{answered} answered, {failed} not; files {files} after {WARM} rounds and {files_later} after {ROUNDS}, memory {} and {} MiB",

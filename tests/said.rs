@@ -8,7 +8,6 @@ mod golden;
 use std::{
     collections::{BTreeMap, BTreeSet},
     fmt::Write as _,
-    path::Path,
     time::Duration,
 };
 
@@ -583,7 +582,7 @@ fn gaps() -> Vec<Gap> {
 /// Every message of conditions and Events in one list, for review: those of the situations of status.txt, and those of adaptive control.
 #[test]
 fn every_message_is_in_one_list() {
-    let status = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/status.txt")).unwrap();
+    let status = golden::read("tests/golden/status.txt");
     let is_message =
         |line: &&str| line.starts_with("Event ") || ["=True/", "=False/", "=Unknown/"].iter().any(|part| line.contains(part));
     let mut lines: BTreeSet<String> = status.lines().filter(is_message).map(str::to_owned).collect();

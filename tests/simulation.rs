@@ -93,7 +93,7 @@ impl Batch {
         let row = format!(
             "| {} | {} | {:.1} (most {}) | {:.1} (most {}) | {:.0} | {} | {} | {:.0} / {:.0} / {:.0} |",
             kind.name(),
-            if informed { "±50 %" } else { "unknown" },
+            if informed { "±50%" } else { "unknown" },
             self.mean(|s| s.changes as f64),
             self.most(|s| s.changes),
             self.mean(|s| s.reversals as f64),

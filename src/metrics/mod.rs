@@ -377,7 +377,7 @@ mod tests {
             r#"idleconn_signal_age_seconds{namespace="shop",policy="gw"} "#,
             r#"idleconn_utilization_ratio{namespace="shop",policy="gw"} "#,
         );
-        assert_eq!((shown(age), shown(pressure)), (None, None), "nobody looks");
+        assert_eq!((shown(age), shown(pressure)), (None, None), "no look yet");
         let look = |is_fresh, pressure| metrics.looked("shop", "gw", Evaluation { is_fresh, pressure, openness: 100 });
         look(false, None);
         let first = shown(age).expect("it is looked for");

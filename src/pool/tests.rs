@@ -426,7 +426,7 @@ async fn destroying_closes_the_idle_now_and_the_active_when_they_are_done() {
     let (provider, request) = (pool.1.clone(), server.ask(Method::GET));
     let busy = tokio::spawn(async move { provider.send(None, request).await });
     until(|| server.counts().1 == 2).await;
-    assert_eq!(pool.0.destroy("nobody", None), None);
+    assert_eq!(pool.0.destroy("absent", None), None);
     assert_eq!(pool.0.destroy("test", Some(Protocol::Https)), None, "nothing was asked over TLS");
     assert_eq!(pool.0.destroy("test", Some(Protocol::Http)), Some((1, 1)));
     assert_eq!((pool.tally().idle, pool.tally().active), (0, 1));

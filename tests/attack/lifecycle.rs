@@ -111,7 +111,7 @@ async fn the_pods_of_a_workload_that_is_going_have_no_rollout() {
             template.metadata.unwrap().annotations.unwrap_or_default().get("idleconn.io/config-hash").cloned()
         }
     };
-    eventually("a workload is told", || async { hash("new").await.or(hash("old").await) }).await;
+    eventually("a workload gets its hash", || async { hash("new").await.or(hash("old").await) }).await;
     assert!(hash("new").await.is_some() && hash("old").await.is_none());
     for name in (0..6).map(|n| format!("old-{n}")).chain(["new-0".to_owned()]) {
         let free = Patch::Merge(json!({"metadata": {"finalizers": null}}));
@@ -263,7 +263,7 @@ async fn an_event_that_somebody_else_made_first_silences_nothing() {
             let seed = format!("{}/0/{n}/{generation}/Accepted", policy.uid().unwrap());
             let event = json!({
                 "metadata": {"name": format!("gw.{:016x}", fnv1a(&seed))}, "eventTime": "2026-01-01T00:00:00.000000Z",
-                "reportingController": "somebody.else", "reportingInstance": "x", "action": "None", "reason": "Nothing", "type": "Normal",
+                "reportingController": "another.controller", "reportingInstance": "x", "action": "None", "reason": "Nothing", "type": "Normal",
                 "regarding": {"kind": "IdleConnectionPolicy", "name": "gw", "namespace": world.namespace, "uid": policy.uid()},
             });
             events.create(&PostParams::default(), &serde_json::from_value(event).unwrap()).await.unwrap();

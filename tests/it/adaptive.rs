@@ -147,7 +147,7 @@ async fn on_aistore_nothing_is_credited_before_a_restart_nor_to_it() {
     ais.set_http("idle_conns", &json!(4096));
     ais.set_http("idle_conns_per_host", &json!(128));
     let nodes = ["proxy-p0", "proxy-p1", "target-t0", "target-t1", "target-t2"];
-    // A process starts with the limits of its own file, which has these limits after the first start.
+    // A process starts with the limits from its own file, which has these limits after the first start.
     for node in nodes.into_iter().chain(nodes) {
         ais.restart(node);
     }

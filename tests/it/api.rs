@@ -176,7 +176,7 @@ async fn each_sees_what_the_api_server_lets_them_see_and_nothing_of_the_rest() {
         ],
     )
     .await;
-    let nobody = token(&one, "nobody", &[]).await;
+    let stranger = token(&one, "stranger", &[]).await;
     let (mine, theirs) = (format!("{}/gw", one.namespace), format!("{}/gw", other.namespace));
 
     for (path, reads) in [
@@ -195,7 +195,7 @@ async fn each_sees_what_the_api_server_lets_them_see_and_nothing_of_the_rest() {
         for (token, expected) in [
             (None, StatusCode::UNAUTHORIZED),
             (Some("made-up"), StatusCode::UNAUTHORIZED),
-            (Some(nobody.as_str()), StatusCode::FORBIDDEN),
+            (Some(stranger.as_str()), StatusCode::FORBIDDEN),
             (Some(reader.as_str()), reads),
         ] {
             let mut request = api.request(Method::GET, &path);
@@ -218,7 +218,7 @@ async fn each_sees_what_the_api_server_lets_them_see_and_nothing_of_the_rest() {
     let (_, providers) = api.get("/api/connections/providers", Some(&reader)).await;
     assert_eq!(providers["data"], json!([mine]));
 
-    for (token, expected) in [(&nobody, StatusCode::FORBIDDEN), (&reader, StatusCode::FORBIDDEN), (&closer, StatusCode::OK)] {
+    for (token, expected) in [(&stranger, StatusCode::FORBIDDEN), (&reader, StatusCode::FORBIDDEN), (&closer, StatusCode::OK)] {
         let request = api.request(Method::POST, &format!("/api/connections/destroy/{}", encoded(&mine))).bearer_auth(token);
         let (status, body) = answer(request).await;
         assert_eq!(status, expected, "{body}");

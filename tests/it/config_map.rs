@@ -53,7 +53,7 @@ async fn a_running_process_takes_the_file_and_says_so() {
     assert_eq!(find(&status, "Ready").unwrap().status, "True");
     let in_effect = find(&status, "InEffect").unwrap();
     assert_eq!((in_effect.status.as_str(), in_effect.reason.as_str()), ("Unknown", "NotObserved"), "{in_effect:?}");
-    assert_eq!(status.limits.as_ref().unwrap().in_effect, None, "nobody was seen to use them");
+    assert_eq!(status.limits.as_ref().unwrap().in_effect, None, "no pod was observed to use them");
     let written = text(&world).await.unwrap();
     assert!(written.contains("IdleTimeout: 1m30s") && written.contains("MaxIdleConns: 7"), "{written}");
 

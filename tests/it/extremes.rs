@@ -154,7 +154,7 @@ fn haproxy(knob: Knob) -> Option<(&'static str, Known)> {
     })
 }
 
-/// Returns the refusal by the API server for AIStore, which has ranges of its own.
+/// Returns the refusal by the API server for AIStore, which has its own ranges.
 fn refused(reader: &str, knob: Knob, zero: bool) -> Option<&'static str> {
     Some(match (reader, knob, zero) {
         ("AIStore", Knob::IntraClusterIdleConnTimeout | Knob::BackendIdleConnTimeout, true) => "refused: it takes its 6s for 0",

@@ -48,7 +48,7 @@ fn the_reference_of_the_crd() {
     let mut page = String::from(
         "# IdleConnectionPolicy\n\nGenerated from the types by `make generate`; do not edit.\n\n`idleconn.io/v1alpha1`, namespaced, short name `icp`.\n\n\
          Durations are up to four numbers, each with h, m, s or ms: `30s`, `1m30s`, `500ms`; no fractions, no days, no sign (GEP-2257). \
-         0 is \"no limit\"; a target that cannot be told so does not get it (`status.unsupported`, docs/targets/extremes.md).\n",
+         0 is \"no limit\"; a target that cannot express it does not get it (`status.unsupported`, docs/targets/extremes.md).\n",
     );
     for part in ["spec", "status"] {
         let _ = write!(page, "\n## {part}\n\n| field | type | default | meaning |\n|---|---|---|---|\n");

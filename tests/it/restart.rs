@@ -215,7 +215,7 @@ async fn a_node_that_is_out_of_service_already_counts() {
     let waits = "0 of 5 nodes use the declared limits; no node is restarted while target-t2 is out of service";
     world.until("prod", "waiting for t2", |s| find(s, "InEffect").is_some_and(|c| c.message == waits)).await;
     assert_eq!(kubelet.gone(), [""; 0]);
-    assert!(ais.in_maintenance("target-t2"), "it is somebody else's maintenance");
+    assert!(ais.in_maintenance("target-t2"), "another client set the maintenance");
     ais.maintain("target-t2", false);
     world.until_condition("prod", "InEffect", "True", "InEffect").await;
 }

@@ -41,7 +41,7 @@ impl Operator {
         // Closing standard input tells the program to end; the test waits for the exit.
         drop(self.process.stdin.take());
         let ended = tokio::time::timeout(Duration::from_secs(20), self.process.wait()).await;
-        ended.expect("it ends when it is told to").unwrap();
+        ended.expect("it ends on SIGTERM").unwrap();
     }
 
     /// Returns whether `check` succeeded, and its output.

@@ -1,7 +1,7 @@
 //! The decision part of the operator, built alone. It must compile without a client, a runtime or a clock. `make mutants` uses
 //! this crate, because a change takes seconds to build here.
 
-#![allow(clippy::duplicate_mod)] // Two tests hold files; elsewhere each is a crate of its own.
+#![allow(clippy::duplicate_mod)] // Two tests hold files; elsewhere each is a separate crate.
 
 pub use idleconn_api as api;
 

@@ -260,7 +260,7 @@ impl Ais {
         Duration::from_nanos(self.cluster().status_of(node)["tracker"]["up.ns.time"].as_u64().unwrap())
     }
 
-    /// Adds a new node, with a file of its own.
+    /// Adds a new node, with its own file.
     pub fn join(&self, node: &str) {
         let mut cluster = self.cluster();
         let file = cluster.config["net"]["http"].clone();
