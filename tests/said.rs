@@ -319,7 +319,7 @@ fn every_situation_is_said_as_it_was_reviewed() {
         (
             "all were restarted",
             after(&|scene| {
-                scene.pools(&[("gateway-7f4c9d-abcde", true), ("gateway-7f4c9d-fghjk", true), ("gateway-7f4c9d-mnpqr", true)])
+                scene.pools(&[("gateway-7f4c9d-abcde", true), ("gateway-7f4c9d-fghjk", true), ("gateway-7f4c9d-mnpqr", true)]);
             }),
         ),
         (
@@ -346,7 +346,7 @@ fn every_situation_is_said_as_it_was_reviewed() {
                 scene.restarting(
                     Said::Rolling("gateway-7f4c9d-fghjk".into()),
                     Some("PodDisruptionBudget gateway allows no disruption"),
-                )
+                );
             }),
         ),
         ("a node did not come back", after(&|scene| scene.restarting(Said::Stalled("gateway-7f4c9d-fghjk".into()), None))),
@@ -521,7 +521,7 @@ fn adaptive_messages() -> BTreeSet<String> {
     for gap in gaps() {
         let sample = NodeSample { gap: Some(gap), ..NodeSample::default() };
         let samples = NODES.map(|node| (node.to_owned(), sample.clone())).into();
-        report(&read(&samples, NODES.into_iter(), 95, 90_000, 0), &unmoved(), &plain);
+        report(&read(&samples, NODES, 95, 90_000, 0), &unmoved(), &plain);
     }
     lines
 }

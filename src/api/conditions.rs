@@ -1,5 +1,5 @@
 //! Every condition that a status may hold, every reason that it may give, and every Event: one table each. The code builds conditions and
-//! Events from these tables only, docs/status.md is generated from them, and alerts, runbooks and GitOps health checks are checked against
+//! Events from these tables only, `docs/status.md` is generated from them, and alerts, runbooks and `GitOps` health checks are checked against
 //! them.
 
 use strum::EnumMessage as _;

@@ -13,14 +13,14 @@ pub fn noun<'a, N: PartialEq + From<u8>>(number: &N, one: &'a str, many: &'a str
 
 /// A number with its noun: `1 node`, `3 nodes`.
 #[must_use]
-pub fn with_noun<N: Display + PartialEq + From<u8>>(number: N, one: &str, many: &str) -> String {
+pub fn with_noun<N: Copy + Display + PartialEq + From<u8>>(number: N, one: &str, many: &str) -> String {
     let noun = noun(&number, one, many);
     format!("{number} {noun}")
 }
 
 /// A part of a number of nodes: `0 of 1 node`, `2 of 3 nodes`.
 #[must_use]
-pub fn of_nodes<N: Display + PartialEq + From<u8>>(part: N, whole: N) -> String {
+pub fn of_nodes<N: Copy + Display + PartialEq + From<u8>>(part: N, whole: N) -> String {
     format!("{part} of {}", with_noun(whole, "node", "nodes"))
 }
 

@@ -311,7 +311,7 @@ async fn status(options: Status) -> Result<Answer, Error> {
     let columns = Columns { namespace: options.all_namespaces, wide: options.output == Output::Wide };
     let mut table = Table::new(&columns.headings(), options.no_headers);
     let mut print = |policies: &[IdleConnectionPolicy], is_one: bool| {
-        let names = || policies.iter().map(|policy| format!("{RESOURCE}/{}\n", policy.name_any())).collect();
+        let names = || policies.iter().map(|policy| [RESOURCE, "/", &policy.name_any(), "\n"].concat()).collect();
         let row = |policy: &IdleConnectionPolicy| columns.row(policy, Timestamp::now());
         let rows = || table.lines(&policies.iter().map(row).collect::<Vec<_>>());
         match options.output {
@@ -377,7 +377,7 @@ async fn follow(
 
 async fn show_nodes(options: Nodes) -> Result<Answer, Error> {
     let (config, namespace) = options.cluster.config().await?;
-    let list = waiting("the operator", nodes::ask(config, &namespace, &options)).await?;
+    let list = waiting("the operator", Box::pin(nodes::ask(config, &namespace, &options))).await?;
     if options.output.is_table() && list.nodes.is_empty() {
         let notice = format!("No nodes found for policy {}.\n", options.name);
         return Ok(Answer { notice, ..Answer::default() });
@@ -407,7 +407,7 @@ async fn show_history(options: History) -> Result<Answer, Error> {
     let rows: Vec<_> = found.policies.iter().flat_map(history::rows).collect();
     if options.output.is_table() && rows.is_empty() {
         for policy in std::mem::take(&mut found.policies) {
-            found.notice += &format!("No decisions found for policy {}.\n", policy.name_any());
+            found.notice.extend(["No decisions found for policy ", &policy.name_any(), ".\n"]);
         }
         return Ok(found.answer(String::new()));
     }
@@ -444,7 +444,7 @@ async fn each(cluster: &Cluster, selection: &Selection, done: &str, annotations:
     let mut answer = Answer::default();
     for name in names {
         match pause::annotate(&api, &name, annotations).await {
-            Ok(()) => answer.text += &format!("{RESOURCE}/{name} {done}\n"),
+            Ok(()) => answer.text.extend([RESOURCE, "/", &name, " ", done, "\n"]),
             Err(error @ Error::Kube(kube::Error::Api(_))) => {
                 answer.notice += &(error.line() + "\n");
                 answer.is_failure = true;

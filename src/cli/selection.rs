@@ -73,7 +73,7 @@ impl Found {
                 self.policies.push(policy);
             }
             Err(error) if was_named => self.fails(&error),
-            Err(error) => self.notice += &format!("Warning: {error}\n"),
+            Err(error) => self.notice.extend(["Warning: ", &error.to_string(), "\n"]),
         }
     }
 }

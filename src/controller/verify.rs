@@ -220,7 +220,7 @@ impl Job {
         };
         match &outcome {
             Ok(observed) => {
-                tracing::debug!(observed = ?observed.idled, programmed = ?self.programmed, "measured the idle timeout")
+                tracing::debug!(observed = ?observed.idled, programmed = ?self.programmed, "measured the idle timeout");
             }
             Err(reason) => tracing::debug!(reason, "cannot measure the idle timeout"),
         }

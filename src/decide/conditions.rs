@@ -550,14 +550,11 @@ fn programmed(seen: &Seen<'_>, tally: &Tally) -> Said {
         return said(Reason::Contended, contended(seen, tally));
     }
     if nodes.drifted > 0 {
-        return match seen.plan.drift.first() {
-            Some(drift) => said(Reason::Drifted, drifted(drift)),
-            None => {
-                let message =
-                    format!("{} hold the {} limits{}", of_nodes(nodes.programmed, nodes.total), seen.which(), worst(nodes));
-                said(Reason::Progressing, message)
-            }
-        };
+        if let Some(drift) = seen.plan.drift.first() {
+            return said(Reason::Drifted, drifted(drift));
+        }
+        let message = format!("{} hold the {} limits{}", of_nodes(nodes.programmed, nodes.total), seen.which(), worst(nodes));
+        return said(Reason::Progressing, message);
     }
     if nodes.unreachable > 0 || nodes.total == 0 {
         let message = match nodes.total {

@@ -47,7 +47,7 @@ pub fn step(input: &Input<'_>) -> Outcome {
     let permitted = input.may_begin && input.spec.policy == RestartPolicy::Rolling;
     let Some(workload) = input.workload else {
         outcome.control.nodes.clear();
-        outcome.said = (permitted && input.pending).then(|| Said::NoWorkload);
+        outcome.said = (permitted && input.pending).then_some(Said::NoWorkload);
         return outcome;
     };
     let name = format!("{} {}", workload.kind, workload.name);

@@ -308,6 +308,8 @@ fn a_node_waits_for_a_restart_when_it_stores_what_is_wanted_and_is_older_than_th
 
 #[test]
 fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
+    const MOVED: &str = "Declared limits were applied; adaptive control has changed them since (see Tightened)";
+    const CHANGED: &str = "Declared limits were applied; another client has changed a node since (see Programmed)";
     struct Case {
         ready: (&'static str, &'static str),
         generation: i64,
@@ -336,8 +338,6 @@ fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
         let ready = condition::find(&scene.report(&plan).0, ConditionType::Ready).expect("a condition").clone();
         (ready.status == "True", ready.message)
     };
-    const MOVED: &str = "Declared limits were applied; adaptive control has changed them since (see Tightened)";
-    const CHANGED: &str = "Declared limits were applied; another client has changed a node since (see Programmed)";
     let progressing = (false, "0 of 1 node hold the declared limits".to_owned());
     assert_eq!(said(well()), (true, MOVED.to_owned()));
     assert_eq!(said(Case { moving: false, ..well() }), progressing);

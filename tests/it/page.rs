@@ -1,4 +1,4 @@
-//! The live page in a real browser, and the API with a test generator that knows only the OpenAPI document.
+//! The live page in a real browser, and the API with a test generator that knows only the `OpenAPI` document.
 
 use std::process::Stdio;
 

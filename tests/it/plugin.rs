@@ -46,8 +46,8 @@ async fn a_pause_holds_the_limits_until_resume() {
         said.lines().nth(1).is_some_and(|line| line.contains("gw") && line.contains("100%") && line.contains("1/1")),
         "{said}"
     );
-    let none = (0, String::new(), "No decisions found for policy gw.\n".to_owned());
-    assert_eq!(run_in(&world, &["history", "gw"]).await, none);
+    let empty = (0, String::new(), "No decisions found for policy gw.\n".to_owned());
+    assert_eq!(run_in(&world, &["history", "gw"]).await, empty);
 
     assert_eq!(idleconn(&world, &["resume", "gw"]).await.unwrap(), "idleconnectionpolicy.idleconn.io/gw resumed\n");
     world.until("gw", "tightened", |s| s.openness_percent.is_some_and(|u| u < 100)).await;
@@ -125,10 +125,10 @@ async fn names_labels_and_formats_are_those_of_kubectl() {
     }
 
     // No policy has this label.
-    let (code, out_, err) = run_in(&world, &["resume", "-l", "app=gateway"]).await;
-    let none = format!("No resources found in {} namespace.\n", world.namespace);
-    assert_eq!((code, out_.as_str(), &err), (0, "", &none));
-    assert_eq!(run_in(&world, &["status", "-l", "app=gateway"]).await, (0, String::new(), none));
+    let (code, printed, err) = run_in(&world, &["resume", "-l", "app=gateway"]).await;
+    let nothing = format!("No resources found in {} namespace.\n", world.namespace);
+    assert_eq!((code, printed.as_str(), &err), (0, "", &nothing));
+    assert_eq!(run_in(&world, &["status", "-l", "app=gateway"]).await, (0, String::new(), nothing));
     assert_eq!(out(&["resume", "-l", "app!=gateway"]).await, format!("{a} resumed\n{b} resumed\n"));
 
     let (code, all, _) = run(&["status", "-A"]).await;
