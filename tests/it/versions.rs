@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use idleconn_operator::api::{IdleConnectionPolicy, crd};
+use idleconn_operator::api::{IdleConnectionPolicy, MANAGER, crd};
 use kube::{
     Api,
     api::{DeleteParams, DynamicObject, Patch, PatchParams, ValidationDirective},
@@ -17,7 +17,7 @@ use crate::support::{
     caddy::typical,
     cluster::{Own, install},
     eventually, leashed,
-    operator::{endpoints, find},
+    operator::{World, endpoints, find},
 };
 
 struct Operator {
@@ -195,4 +195,30 @@ async fn a_missing_or_older_crd_is_waited_for_and_what_a_newer_one_allows_is_ref
     assert_eq!(node.servers(), before, "the node has back what it held");
     let mesh = raw.get("mesh").await.unwrap();
     assert_eq!(mesh.data["status"]["observedGeneration"], json!(-1), "nothing is said of what was not understood");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_condition_with_a_former_name_is_removed_from_a_live_status() {
+    let mut world = World::empty("renamed").await;
+    let node = AdminApi::start(typical()).await;
+    world.apply("gw", &json!({"target": endpoints([node.address.as_str()]), "limits": {"server": {"idleTimeout": "30s"}}})).await;
+    // As a former operator left it, under the operator's field manager.
+    let condition = |type_: &str| {
+        json!({"type": type_, "status": "False", "reason": "NotLimited", "message": "The operator does what it wants to",
+            "observedGeneration": 1, "lastTransitionTime": "2026-01-01T00:00:00Z"})
+    };
+    let status = json!({"apiVersion": "idleconn.io/v1alpha1", "kind": "IdleConnectionPolicy", "metadata": {"name": "gw"},
+        "status": {"observedGeneration": 1, "conditions": [condition("Ready"), condition("Limited")]}});
+    let policies = Api::<DynamicObject>::namespaced_with(
+        world.client.clone(),
+        &world.namespace,
+        &kube::api::ApiResource::erase::<IdleConnectionPolicy>(&()),
+    );
+    policies.patch_status("gw", &PatchParams::apply(MANAGER).force(), &Patch::Apply(status)).await.unwrap();
+    let before = world.status("gw").await;
+    assert!(find(&before, "Limited").is_some(), "{before:?}");
+
+    world.start(Duration::from_secs(1));
+    let status = world.until_programmed("gw").await;
+    assert_eq!(find(&status, "Limited"), None, "{:?}", status.conditions);
 }
