@@ -16,6 +16,7 @@ use idleconn_operator::{
         IdleConnectionPolicyStatus, Knob, Value,
         adaptive::{Adaptive, Mode},
         conditions::Reason,
+        flush::Reload,
     },
     decide::{
         Capability, Cause, Declared, Drift, Fault, Lives, NodeState, Pause, Plan, Site, Stored, Traits, Unit, UnitState,
@@ -28,7 +29,7 @@ use idleconn_operator::{
         observed::Uptime,
         restart::{Outcome, Said},
         signal::{Gap, NodeSample, Reading, Signal, read},
-        state::{Efficacy, Episode, State},
+        state::{Efficacy, Episode, State, Way},
         tighten::Share,
         tuning::Tuning,
         verify::{Probe, Probes},
@@ -383,6 +384,23 @@ fn every_situation_is_said_as_it_was_reviewed() {
             after(&|scene| {
                 scene.plan.desired.settings = [(SERVER, seconds(9))].into();
                 (0..3).for_each(|n| scene.hold(n, 9));
+            }),
+        ),
+        (
+            "adaptive control is changing the limits",
+            after(&|scene| {
+                scene.hold(1, 20);
+                let state = State { openness: 60, changes: vec![(0, Way::Tighten)], ..State::default() };
+                scene.plan.outcome = Some(Look { phase: Phase::Holding, ..Look::unmoved(state) });
+            }),
+        ),
+        (
+            "a pod reports an older file",
+            after(&|scene| {
+                scene.traits.capability = |_| Capability::Reported(Reload::Hot);
+                for (n, result) in scene.units.iter_mut().enumerate() {
+                    result.state.as_mut().unwrap().nodes[0].uses = Some(n != 1);
+                }
             }),
         ),
         (
