@@ -294,8 +294,12 @@ pub async fn run(cli: Cli) -> Result<Answer, Error> {
         Command::Simulate(options) => Ok(simulate(&options)?.into()),
         Command::Complete { words } => Ok(complete::complete(Cli::command(), &words).await.into()),
         Command::Completion { shell } => {
+            // The generator does not leave out hidden commands.
+            let all = Cli::command();
+            let shown = all.get_subcommands().filter(|command| !command.is_hide_set()).cloned();
+            let mut command = clap::Command::new("kubectl-idleconn").args(all.get_arguments().cloned()).subcommands(shown);
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "kubectl-idleconn", &mut script);
+            clap_complete::generate(shell, &mut command, "kubectl-idleconn", &mut script);
             Ok(String::from_utf8_lossy(&script).into_owned().into())
         }
     }

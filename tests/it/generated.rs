@@ -47,26 +47,43 @@ fn the_reference_of_the_crd() {
     let schema = &crd["spec"]["versions"][0]["schema"]["openAPIV3Schema"];
     let mut page = String::from(
         "# IdleConnectionPolicy\n\nGenerated from the types by `make generate`; do not edit.\n\n`idleconn.io/v1alpha1`, namespaced, short name `icp`.\n\n\
-         Durations are up to four numbers, each with h, m, s or ms: `30s`, `1m30s`, `500ms`; no fractions, no days, no sign (GEP-2257). \
-         0 is \"no limit\"; a target that cannot express it does not get it (`status.unsupported`, docs/targets/extremes.md).\n",
+         Durations are up to four numbers, each with h, m, s or ms: `30s`, `1m30s`, `500ms`; no fractions, no days, no sign\n\
+         (GEP-2257). 0 means \"no limit\"; a target that cannot express it does not get it (`status.unsupported`,\n\
+         [extreme values](targets/extremes.md)).\n",
     );
     for part in ["spec", "status"] {
         let _ = write!(page, "\n## {part}\n\n| field | type | default | meaning |\n|---|---|---|---|\n");
         fields(&mut page, part, &schema["properties"][part]);
     }
     page.push_str(
-        "\n## What a change closes\n\nSome servers close idle connections at each change of a limit, whatever the new value is: *all* of the server's, or those of the limit's \
-         *own pool*. *Nothing*: connections stay open. *At a start*: the value is used after the next start. Tests count the closed connections of the real servers.\n",
+        "\n## What a change closes\n\nSome servers close idle connections at each change of a limit, whatever the new value is: *all* of the server's, or\n\
+         those of the limit's *own pool*. *Nothing*: connections stay open. *At a start*: the value is used after the next start.\n\
+         Tests count the closed connections of the real servers.\n",
     );
     let servers = [("AIStore".to_owned(), aistore::TRAITS), ("Caddy".to_owned(), caddy::TRAITS)];
     page.push_str(&closings(servers.into_iter().chain(formats()).collect()));
-    page.push_str("\n## Rules\n\nWhat the API server refuses, with the sentence that it says.\n\n");
+    page.push_str("\n## Rules\n\nMessages with which the API server refuses a policy.\n\n");
     let mut rules = Vec::new();
     sentences(schema, &mut rules);
     for rule in rules {
-        let _ = writeln!(page, "- {rule}");
+        page.push_str(&item(&rule));
     }
     check("docs/reference.md", &page);
+}
+
+/// An item of a list, in lines of at most 120 characters.
+fn item(text: &str) -> String {
+    let (mut lines, mut width) = (String::from("-"), 1);
+    for word in text.split(' ') {
+        if width + 1 + word.chars().count() > 120 {
+            lines.push_str("\n ");
+            width = 1;
+        }
+        lines.push(' ');
+        lines.push_str(word);
+        width += 1 + word.chars().count();
+    }
+    lines + "\n"
 }
 
 fn fields(page: &mut String, path: &str, schema: &Json) {
