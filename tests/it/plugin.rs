@@ -173,7 +173,9 @@ async fn kubectl_completes_commands_options_and_the_names_of_policies() {
     assert!(complete(&["expl"]).await.starts_with("explain\t"));
     // Without a cluster, there are no candidates and no error.
     assert_eq!(complete(&["explain", "--kubeconfig", "/nonexistent", ""]).await, ":4\n");
-    let script = run(&["completion", "bash"]).await.1;
+    // This command takes no kubeconfig.
+    let script = Command::new(env!("CARGO_BIN_EXE_kubectl-idleconn")).args(["completion", "bash"]).output().await.unwrap();
+    let script = String::from_utf8(script.stdout).unwrap();
     assert!(script.contains("kubectl-idleconn") && !script.contains("__complete"), "{script}");
 }
 
