@@ -24,7 +24,7 @@ use idleconn_operator::{
         attribution::Attribution,
         conditions::{Problem, Seen, UnitResult, report},
         lives,
-        loop_conditions::{Closes, SeenLoop, tell},
+        loop_conditions::{SeenLoop, tell},
         measured::Idled,
         observed::Uptime,
         restart::{Outcome, Said},
@@ -37,6 +37,7 @@ use idleconn_operator::{
 };
 use jiff::Timestamp;
 use serde_json::json;
+use strum::IntoEnumIterator as _;
 
 const SERVER: Knob = Knob::ServerIdleTimeout;
 const TOTAL: Knob = Knob::BackendMaxIdleConns;
@@ -452,7 +453,7 @@ fn adaptive_messages() -> BTreeSet<String> {
             unreadable: None,
             attribution,
             idle_connections: None,
-            closes: None,
+            closes: false,
             levels: false,
             moved: false,
         };
@@ -487,22 +488,14 @@ fn adaptive_messages() -> BTreeSet<String> {
         let state = State { episode: episode.filter(|_| over > 0), ..State::default() };
         report(&alerts, &Look { state, ..unmoved() }, &|seen| seen.levels = true);
     }
-    for phase in [Phase::AsDeclared, Phase::Tightening, Phase::Holding, Phase::Relaxing, Phase::AtFloor, Phase::FallbackHold] {
+    for phase in Phase::iter() {
         report(&fresh, &Look { phase, state: State { openness: 26, ..State::default() }, ..unmoved() }, &plain);
     }
     let bound = |seen: &mut SeenLoop<'_>| {
         let most = [(NODES[0].to_owned(), 1900.0)].into();
         seen.attribution = Attribution::new(Share::UNKNOWN, Some(&most), &reading);
     };
-    for limit in [
-        Limit::AtFloor,
-        Limit::BudgetExhausted,
-        Limit::RestartForbidden,
-        Limit::NotInEffect,
-        Limit::PoolsTooSmall,
-        Limit::Flapping,
-        Limit::Paused,
-    ] {
+    for limit in Limit::iter() {
         for openness in [100, 26] {
             let state = State { openness, ..State::default() };
             let phase = if openness < 100 { Phase::Tightening } else { Phase::AsDeclared };
@@ -510,15 +503,7 @@ fn adaptive_messages() -> BTreeSet<String> {
         }
     }
     report(&fresh, &Look { limit: Some(Limit::Paused), ..unmoved() }, &|seen| seen.unreadable = Some("idleconn.io/paused"));
-    for efficacy in [
-        Efficacy::NotTightened,
-        Efficacy::Measuring,
-        Efficacy::AwaitingUptimeMatch,
-        Efficacy::Effective,
-        Efficacy::Ineffective,
-        Efficacy::NotAttributable,
-        Efficacy::PoolsTooSmall,
-    ] {
+    for efficacy in Efficacy::iter() {
         report(&fresh, &Look { state: State { efficacy, ..State::default() }, ..unmoved() }, &bound);
     }
     for (from, to, reason) in [
@@ -532,11 +517,13 @@ fn adaptive_messages() -> BTreeSet<String> {
         (26, 100, adapt::Reason::SignalGone),
     ] {
         let decision = Some(Decision { from, to, reason, pressure: 1.12 });
-        for closes in [None, Some(Closes { connections: None }), Some(Closes { connections: Some(4300.0) })] {
-            report(&fresh, &Look { decision, ..unmoved() }, &|seen| seen.closes = closes);
+        for (closes, connections) in [(false, None), (true, None), (true, Some(4300.0))] {
+            report(&fresh, &Look { decision, ..unmoved() }, &|seen| {
+                (seen.closes, seen.idle_connections) = (closes, connections);
+            });
         }
     }
-    for gap in gaps() {
+    for gap in Gap::iter().flat_map(with_figures) {
         let sample = NodeSample { gap: Some(gap), ..NodeSample::default() };
         let samples = NODES.map(|node| (node.to_owned(), sample.clone())).into();
         report(&read(&samples, NODES, 95, 90_000, 0), &unmoved(), &plain);
@@ -544,57 +531,20 @@ fn adaptive_messages() -> BTreeSet<String> {
     lines
 }
 
-/// One of each.
-fn gaps() -> Vec<Gap> {
-    use Gap::{
-        Broken, Busy, Certificate, Contradiction, CutOff, Encoded, Malformed, NoCpus, NoMatch, NoSeries, NotANumber, NotAnAnswer,
-        NotFinite, NotGauge, NotPermitted, Outdated, QueryError, QueryFailed, QueryStatus, Redirect, SeveralResults,
-        SeveralSeries, Stale, Status, TimedOut, TooLarge, TooManySeries, Unasked, Unauthorized, Unreachable, WebPage,
-    };
-    let all = vec![
-        Unasked,
-        NotPermitted,
-        Unreachable,
-        TimedOut,
-        Broken,
-        Certificate,
-        Busy,
-        TooLarge(8),
-        Encoded,
-        Status(404),
-        Redirect(301, None),
-        Redirect(307, Some("/metrics/".into())),
-        WebPage,
-        CutOff,
-        Unauthorized(403),
-        NoSeries,
-        NoMatch,
-        Malformed,
-        SeveralSeries,
-        TooManySeries(10_000),
-        Contradiction,
-        NotFinite,
-        NotGauge("counter"),
-        NoCpus,
-        QueryFailed(400),
-        QueryError,
-        QueryStatus(503),
-        NotAnAnswer,
-        NotANumber("string"),
-        SeveralResults,
-        Stale,
-        Outdated,
-    ];
-    // A new kind of gap does not compile here until it is in the list.
-    for gap in &all {
-        match gap {
-            Unasked | NotPermitted | Unreachable | TimedOut | Broken | Certificate | Busy | TooLarge(_) | Encoded | Status(_)
-            | Redirect(..) | WebPage | CutOff | Unauthorized(_) | NoSeries | NoMatch | Malformed | SeveralSeries
-            | TooManySeries(_) | Contradiction | NotFinite | NotGauge(_) | NoCpus | QueryFailed(_) | QueryError
-            | QueryStatus(_) | NotAnAnswer | NotANumber(_) | SeveralResults | Stale | Outdated => {}
-        }
-    }
-    all
+/// A gap with figures and texts as they occur.
+fn with_figures(gap: Gap) -> Vec<Gap> {
+    vec![match gap {
+        Gap::TooLarge(_) => Gap::TooLarge(8),
+        Gap::Status(_) => Gap::Status(404),
+        Gap::Redirect(..) => return vec![Gap::Redirect(301, None), Gap::Redirect(307, Some("/metrics/".into()))],
+        Gap::Unauthorized(_) => Gap::Unauthorized(403),
+        Gap::TooManySeries(_) => Gap::TooManySeries(10_000),
+        Gap::NotGauge(_) => Gap::NotGauge("counter"),
+        Gap::QueryFailed(_) => Gap::QueryFailed(400),
+        Gap::QueryStatus(_) => Gap::QueryStatus(503),
+        Gap::NotANumber(_) => Gap::NotANumber("string"),
+        other => other,
+    }]
 }
 
 /// Every message of conditions and Events in one list, for review: those of the situations of status.txt, and those of adaptive control.

@@ -34,7 +34,7 @@ pub enum ConditionType {
 }
 
 /// The status of a condition.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display, strum::IntoStaticStr)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display, strum::IntoStaticStr, strum::EnumString)]
 #[allow(missing_docs)] // Kubernetes' own three.
 pub enum State {
     True,

@@ -22,7 +22,7 @@ use crate::{
         self, Adaptive, Declared, Lives, Pause, Standing, Traits, Unit, UnitState,
         adapt::{self, Disturbance, Outcome, percent},
         attribution::{self, MostPooled},
-        loop_conditions::{Closes, SeenLoop},
+        loop_conditions::SeenLoop,
         openness,
         originals::Saved,
         signal::Signal,
@@ -165,7 +165,7 @@ impl Adaptation {
             unreadable: self.unreadable,
             attribution: self.input(look).attribution(),
             idle_connections: self.idle_connections(look),
-            closes: self.disturbance.map(|_| Closes { connections: self.idle_connections(look) }),
+            closes: self.disturbance.is_some(),
             levels: self.levels,
             moved: self.moved,
         }

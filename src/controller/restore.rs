@@ -26,6 +26,7 @@ use crate::{
         conditions::{EventReason, Reason},
         lookup::Lookup,
         policy::{DeletionPolicy, Target},
+        wording::with_noun,
     },
     decide::{
         self, Cause, Fault, Unit,
@@ -70,7 +71,7 @@ pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
         let what = if targets::kind(subject.spec().target.type_).states_identity {
             "The cluster was".into()
         } else {
-            nodes(left.unrestored.len())
+            with_noun(left.unrestored.len(), "node was", "nodes were")
         };
         let note = format!("{what} not restored within {}: {name}: {fault}", subject.spec().restore_timeout);
         let notice = Notice { reason: EventReason::RestoreAbandoned, note };
@@ -78,10 +79,6 @@ pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
     }
     finish(ctx, subject, memory, &left).await?;
     Ok(Action::await_change())
-}
-
-fn nodes(n: usize) -> String {
-    if n == 1 { "1 node was".into() } else { format!("{n} nodes were") }
 }
 
 /// Restores all saved original settings. Returns what became of the units.
@@ -157,22 +154,19 @@ struct Left {
 impl Left {
     /// Returns the note of the Event; `None` if there was no unit.
     fn note(&self) -> Option<String> {
-        let nodes = |n: usize| if n == 1 { "1 node".to_owned() } else { format!("{n} nodes") };
         let mut parts = Vec::new();
-        match self.seen {
-            0 => {}
-            1 => parts.push("1 node has its original settings back".to_owned()),
-            n => parts.push(format!("{n} nodes have their original settings back")),
+        if self.seen > 0 {
+            parts.push(with_noun(self.seen, "node has its original settings back", "nodes have their original settings back"));
         }
         if self.gone > 0 {
-            parts.push(format!("{} no longer {}", nodes(self.gone), if self.gone == 1 { "exists" } else { "exist" }));
+            parts.push(with_noun(self.gone, "node no longer exists", "nodes no longer exist"));
         }
         if self.handed_over > 0 {
-            let (were, their) = if self.handed_over == 1 { ("was", "its") } else { ("were", "their") };
-            parts.push(format!(
-                "{} {were} handed over to an older policy, which keeps {their} original settings",
-                nodes(self.handed_over)
-            ));
+            let (was, were) = (
+                "node was handed over to an older policy, which keeps its original settings",
+                "nodes were handed over to an older policy, which keeps their original settings",
+            );
+            parts.push(with_noun(self.handed_over, was, were));
         }
         (!parts.is_empty()).then(|| parts.join("; "))
     }

@@ -166,7 +166,7 @@ pub struct Judged {
 }
 
 /// Why adaptive control does less than the task count calls for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumIter)]
 #[allow(missing_docs)] // The reasons of TighteningLimited.
 pub enum Limit {
     AtFloor,
@@ -179,7 +179,7 @@ pub enum Limit {
 }
 
 /// What adaptive control is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumIter)]
 #[allow(missing_docs)] // The reasons of Tightened.
 pub enum Phase {
     AsDeclared,

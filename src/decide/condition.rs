@@ -60,6 +60,18 @@ pub fn find(status: &IdleConnectionPolicyStatus, type_: ConditionType) -> Option
     status.conditions.iter().find(|condition| condition.type_ == <&str>::from(type_))
 }
 
+/// The status of a condition in a status, whichever version gave the reason for it.
+#[must_use]
+pub fn status_of(status: &IdleConnectionPolicyStatus, type_: ConditionType) -> Option<State> {
+    find(status, type_)?.status.parse().ok()
+}
+
+/// Whether a condition gets another status or another reason than it had.
+#[must_use]
+pub fn has_flipped(old: Option<&Condition>, status: &str, reason: &str) -> bool {
+    old.is_none_or(|old| old.status != status || old.reason != reason)
+}
+
 /// The reason of a condition in a status. `None` also where another version wrote a reason that this version does not
 /// know, or that has another status in this version.
 #[must_use]

@@ -8,7 +8,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use super::{
     Capability, Declared, Drift, Plan, Sites, Traits, Unit, UnitState,
     advice::Advice,
-    condition::{Notice, Said, condition, find, reason, said, shortened, shortened_to_bytes, state},
+    condition::{Notice, Said, condition, find, has_flipped, reason, said, shortened, shortened_to_bytes, state},
     lives::{self, Lives},
     loop_conditions::{self, SeenLoop},
     observed::{Cause, Fault, NodeState},
@@ -226,7 +226,7 @@ fn carried(seen: &Seen<'_>) -> Option<Said> {
     let is_same = seen.previous.observed_generation == seen.generation;
     let before = find(seen.previous, ConditionType::InEffect).filter(|_| is_same && seen.probes.is_some_and(Probes::is_empty))?;
     let measured = [Reason::Measured, Reason::MeasuredDifferently, Reason::NotMeasured];
-    let reason = before.reason.parse().ok().filter(|reason| measured.contains(reason))?;
+    let reason = reason(seen.previous, ConditionType::InEffect).filter(|reason| measured.contains(reason))?;
     Some(said(reason, &before.message))
 }
 
@@ -754,7 +754,7 @@ fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> 
     for type_ in [ConditionType::Accepted, ConditionType::Programmed, ConditionType::InEffect, ConditionType::Stalled] {
         let (Some(new), Some(reason)) = (find(status, type_), reason(status, type_)) else { continue };
         let old = find(seen.previous, type_);
-        let flipped = old.is_none_or(|old| old.status != new.status || old.reason != new.reason);
+        let flipped = has_flipped(old, &new.status, &new.reason);
         let was = self::reason(seen.previous, type_);
         let note = new.message.as_str();
         match (type_, state(type_, reason), reason) {

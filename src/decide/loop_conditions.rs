@@ -10,7 +10,7 @@ use super::{
     Pause,
     adapt::{Limit, Outcome, Phase, TOO_SOON, percent, spoken},
     attribution::Attribution,
-    condition::{Notice, Said, condition, find, said, shortened, state, whole_seconds},
+    condition::{self, Notice, Said, find, said, shortened, state, status_of, whole_seconds},
     openness,
     signal::{Reading, Signal},
     state::{Efficacy, State},
@@ -46,8 +46,8 @@ pub struct SeenLoop<'a> {
     pub attribution: Attribution,
     /// Idle connections of all nodes, where they report them.
     pub idle_connections: Option<f64>,
-    /// What a step costs: the idle connections that its write closes; `None` where a write closes none.
-    pub closes: Option<Closes>,
+    /// Whether a step's write closes idle connections.
+    pub closes: bool,
     /// Whether the source only says whether there are too many tasks, without a count.
     pub levels: bool,
     /// Whether the utilization has differed from the status for a while.
@@ -106,7 +106,7 @@ pub fn tell(
         if let Some(old) = find(previous, type_).filter(|_| !refresh) {
             said.message.clone_from(&old.message);
         }
-        status.conditions.push(condition(type_, &said, status.observed_generation, previous, now));
+        status.conditions.push(condition::condition(type_, &said, status.observed_generation, previous, now));
     }
     status.openness_percent = Some(outcome.state.openness.into());
     figures(seen, previous, status, reading, refresh, now);
@@ -117,8 +117,7 @@ pub fn tell(
 
 /// Whether the status or the reason of a condition changes.
 fn has_flipped(previous: &IdleConnectionPolicyStatus, type_: ConditionType, reason: Reason) -> bool {
-    let is_same = |old: &Condition| old.status == state(type_, reason).to_string() && old.reason == reason.to_string();
-    !find(previous, type_).is_some_and(is_same)
+    condition::has_flipped(find(previous, type_), state(type_, reason).into(), reason.into())
 }
 
 fn metrics(seen: &SeenLoop<'_>) -> Said {
@@ -386,7 +385,7 @@ fn notices(
     let mut notices = Vec::new();
     let mut tell = |reason, note: String| notices.push(Notice { reason, note });
     for (type_, said) in conditions.iter().filter(|(type_, said)| has_flipped(previous, *type_, said.reason)) {
-        let was_lost = find(previous, *type_).is_some_and(|old| old.status == ConditionState::False.to_string());
+        let was_lost = status_of(previous, *type_) == Some(ConditionState::False);
         match (type_, state(*type_, said.reason), said.reason) {
             (ConditionType::MetricsAvailable, ConditionState::False, _) if !was_lost => {
                 tell(EventReason::MetricsLost, said.message.clone());
@@ -409,7 +408,7 @@ fn notices(
     }
     if let Some(decision) = &outcome.decision {
         let counted = reading.filter(|_| !seen.levels).map(|reading| format!("; {}", counted(reading))).unwrap_or_default();
-        let cost = seen.closes.map(|closes| format!("; {closes}")).unwrap_or_default();
+        let cost = if seen.closes { format!("; {}", Closes { connections: seen.idle_connections }) } else { String::new() };
         let way = if decision.to < decision.from { "tightened" } else { "relaxed" };
         let note = format!("Limits {way} from {}% to {}%: {}{counted}{cost}", decision.from, decision.to, decision.reason);
         if decision.to < decision.from {
@@ -466,7 +465,7 @@ mod tests {
             unreadable: None,
             attribution: Attribution { share: Share::UNKNOWN, bound: None },
             idle_connections: None,
-            closes: None,
+            closes: false,
             levels: false,
             moved: false,
         }
@@ -487,22 +486,17 @@ mod tests {
     #[test]
     fn what_a_step_costs_is_said_with_it() {
         let signal = Signal::Fresh(Reading::of(1.2));
-        let said = |closes| {
-            let text = everything_said(&signal, &decided(100, 70), |seen| seen.closes = closes);
+        let said = |closes, connections| {
+            let edit = |seen: &mut SeenLoop<'_>| (seen.closes, seen.idle_connections) = (closes, connections);
+            let text = everything_said(&signal, &decided(100, 70), edit);
             text.lines()
                 .find_map(|line| line.strip_prefix("Limits tightened from 100% to 70%: "))
                 .map(str::to_owned)
                 .unwrap_or_default()
         };
-        assert!(
-            said(Some(Closes { connections: Some(4300.4) }))
-                .ends_with("; closes about 4300 idle connections, and clients reconnect")
-        );
-        assert!(
-            said(Some(Closes { connections: None }))
-                .ends_with("; closes all idle connections of the target, and clients reconnect")
-        );
-        assert!(!said(None).contains("closes"));
+        assert!(said(true, Some(4300.4)).ends_with("; closes about 4300 idle connections, and clients reconnect"));
+        assert!(said(true, None).ends_with("; closes all idle connections of the target, and clients reconnect"));
+        assert!(!said(false, Some(4300.4)).contains("closes"));
     }
 
     #[test]

@@ -46,7 +46,7 @@ pub struct Measure {
 }
 
 /// Why there is no sample.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, strum::EnumIter)]
 pub enum Gap {
     /// The node has not been queried yet.
     Unasked,

@@ -5,6 +5,8 @@
 
 use std::fmt::Write as _;
 
+use strum::IntoEnumIterator as _;
+
 use super::openness::Percent;
 
 /// The number of changes that are remembered: the largest budget for a day.
@@ -25,7 +27,7 @@ pub enum Way {
 }
 
 /// The effect of the last tightening.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::EnumIter)]
 #[allow(missing_docs)] // The reasons of TighteningEffective.
 pub enum Efficacy {
     #[default]
@@ -37,16 +39,6 @@ pub enum Efficacy {
     NotAttributable,
     PoolsTooSmall,
 }
-
-const EFFICACIES: [Efficacy; 7] = [
-    Efficacy::NotTightened,
-    Efficacy::Measuring,
-    Efficacy::AwaitingUptimeMatch,
-    Efficacy::Effective,
-    Efficacy::Ineffective,
-    Efficacy::NotAttributable,
-    Efficacy::PoolsTooSmall,
-];
 
 /// A period with too many tasks.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -275,7 +267,7 @@ impl State {
             text.put('w', &[i64::from(*patience)]);
         }
         if *efficacy != Efficacy::NotTightened {
-            text.put('f', &[EFFICACIES.iter().position(|e| e == efficacy).and_then(|n| i64::try_from(n).ok()).unwrap_or(0)]);
+            text.put('f', &[Efficacy::iter().position(|e| e == *efficacy).and_then(|n| i64::try_from(n).ok()).unwrap_or(0)]);
         }
         if let Some(since) = low_since {
             text.put('l', &[*since]);
@@ -342,8 +334,8 @@ impl State {
                 'k' => state.lockout = at(0).map(|until| Lockout { until, times: small(1).unwrap_or(0) }),
                 'w' => state.patience = small(0).unwrap_or(1).clamp(1, 8),
                 'f' => {
-                    let efficacy = at(0).and_then(|n| usize::try_from(n).ok()).and_then(|n| EFFICACIES.get(n));
-                    state.efficacy = efficacy.copied().unwrap_or_default();
+                    let efficacy = at(0).and_then(|n| usize::try_from(n).ok()).and_then(|n| Efficacy::iter().nth(n));
+                    state.efficacy = efficacy.unwrap_or_default();
                 }
                 'l' => state.low_since = at(0),
                 'g' => state.fallback = true,
@@ -546,7 +538,7 @@ mod tests {
                     rollback,
                     lockout: lockout.map(|(until, times)| Lockout { until, times }),
                     patience,
-                    efficacy: EFFICACIES[efficacy],
+                    efficacy: Efficacy::iter().nth(efficacy).unwrap_or_default(),
                     low_since: low,
                     fallback,
                     watched: Watched::default(),

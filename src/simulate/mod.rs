@@ -22,7 +22,7 @@ use crate::{
     decide::{
         self, Adaptive, Change, Declared, Input, NodeState, Pause, Site, Stored, To, Traits, Unit, UnitState, adapt, condition,
         conditions::{self, Seen, UnitResult},
-        loop_conditions::{Closes, SeenLoop},
+        loop_conditions::SeenLoop,
         openness::{self, Percent},
         order,
         originals::Saved,
@@ -310,7 +310,7 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
                 unreadable: None,
                 attribution: adaptive.attribution(),
                 idle_connections: None,
-                closes: setup.disturbance.map(|_| Closes { connections: None }),
+                closes: setup.disturbance.is_some(),
                 levels: false,
                 moved: false,
             };
@@ -380,8 +380,8 @@ fn turned<'a>(
 ) -> impl Iterator<Item = String> + 'a {
     after.conditions.iter().filter_map(|condition| {
         let old = before.conditions.iter().find(|old| old.type_ == condition.type_);
-        let same = old.is_some_and(|old| old.status == condition.status && old.reason == condition.reason);
-        (!same).then(|| format!("{}={}/{}: {}", condition.type_, condition.status, condition.reason, condition.message))
+        let is_new = condition::has_flipped(old, &condition.status, &condition.reason);
+        is_new.then(|| format!("{}={}/{}: {}", condition.type_, condition.status, condition.reason, condition.message))
     })
 }
 
