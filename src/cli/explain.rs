@@ -15,7 +15,7 @@ use crate::{
     decide::{
         self,
         adapt::spoken,
-        condition::{find, reason},
+        condition::{find, reason, status_of},
         flushes,
         loop_conditions::Closes,
         state::State as AdaptiveState,
@@ -38,21 +38,22 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         say("Next: check that the operator runs and watches this namespace.");
         return text;
     }
-    let message =
-        |type_| find(status, type_).map(|condition| (state_of(status, type_), reason(status, type_), &condition.message));
+    let message = |type_| find(status, type_).map(|c| (status_of(status, type_), c.reason.as_str(), &c.message));
     let on_nodes = status
         .nodes
         .as_ref()
         .map_or_else(String::new, |nodes| format!(" on {} {}", nodes.summary, noun(&nodes.total, "node", "nodes")));
     match (message(ConditionType::Ready), message(ConditionType::Programmed)) {
-        (Some((Some(State::True), Some(Reason::Succeeded), _)), Some((Some(State::False), Some(reason), message))) => {
+        (Some((Some(State::True), ready, _)), Some((Some(State::False), reason, message)))
+            if ready == <&str>::from(Reason::Succeeded) =>
+        {
             say(&format!("{name} was applied, and its limits are now stored{on_nodes} ({reason}): {message}."));
         }
         (Some((Some(State::True), ..)), _) => say(&format!("{name} is in order{on_nodes}.")),
-        (Some((_, Some(reason), message)), _) => say(&format!("{name} is not in order ({reason}): {message}.")),
-        _ => say(&format!("{name}: the operator has reported nothing yet.")),
+        (Some((_, reason, message)), _) => say(&format!("{name} is not in order ({reason}): {message}.")),
+        (None, _) => say(&format!("{name}: the operator has reported nothing yet.")),
     }
-    if let Some((_, Some(reason), message)) = message(ConditionType::InEffect) {
+    if let (Some((_, _, message)), Some(reason)) = (message(ConditionType::InEffect), reason(status, ConditionType::InEffect)) {
         let rolls = policy.spec.restart.as_ref().is_some_and(|restart| restart.policy == RestartPolicy::Rolling);
         let next = match reason {
             Reason::RollingOut => Some("The operator continues automatically."),
@@ -90,7 +91,7 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
     if decide::disturbance(&declared.settings, &decide::floor(&policy.spec, &traits), &traits, |_| true).is_some() {
         say(&cost(adaptive, status));
     }
-    if let Some((Some(State::False | State::Unknown), Some(reason), message)) = message(ConditionType::MetricsAvailable) {
+    if let Some((Some(State::False | State::Unknown), reason, message)) = message(ConditionType::MetricsAvailable) {
         say(&format!("The tasks cannot be counted ({reason}): {message}. Until they are counted again, nothing is tightened."));
     }
     if let Some((state, _, message)) = message(ConditionType::HighTaskCount) {
@@ -115,7 +116,7 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         ));
     }
     if let Some((_, _, message)) =
-        message(ConditionType::TighteningEffective).filter(|(_, reason, _)| *reason != Some(Reason::NotTightened))
+        message(ConditionType::TighteningEffective).filter(|(_, reason, _)| *reason != <&str>::from(Reason::NotTightened))
     {
         say(&format!("{message}."));
     }
@@ -158,15 +159,10 @@ fn adaptive_state(status: &IdleConnectionPolicyStatus) -> AdaptiveState {
     text.map_or_else(AdaptiveState::default, AdaptiveState::decode)
 }
 
-/// Returns the status of a condition; `None` if this version does not know its reason.
-fn state_of(status: &IdleConnectionPolicyStatus, type_: ConditionType) -> Option<State> {
-    type_.state(reason(status, type_)?)
-}
-
 /// Returns the next step for the owner of the policy; `None` if no action is needed.
 fn next(status: &IdleConnectionPolicyStatus) -> Option<String> {
     let is = |type_| reason(status, type_);
-    let (ready, metrics) = (is(ConditionType::Ready), state_of(status, ConditionType::MetricsAvailable));
+    let (ready, metrics) = (is(ConditionType::Ready), status_of(status, ConditionType::MetricsAvailable));
     if !matches!(ready, Some(Reason::Succeeded | Reason::Suspended)) {
         return Some("fix the problem above; the operator retries automatically".into());
     }
@@ -325,6 +321,16 @@ mod tests {
             "Nothing is tightened until 2026-01-01T04:00:00Z, because the last tightening did not lower the task count.";
         assert!(locked(4).contains(sentence), "{}", locked(4));
         assert!(!locked(0).contains("Nothing is tightened until"), "it is over");
+    }
+
+    #[test]
+    fn a_reason_of_another_version_is_told_in_its_words() {
+        for (status, expected) in
+            [("False", "gw is not in order (OfTomorrow): All is otherwise.\n"), ("True", "gw is in order on 3/3 nodes.\n")]
+        {
+            let text = told(false, &[("Ready", status, "OfTomorrow", "All is otherwise")], &json!({}));
+            assert!(text.starts_with(expected), "{text}");
+        }
     }
 
     #[test]
