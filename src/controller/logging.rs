@@ -144,6 +144,8 @@ mod tests {
         sync::{Arc, Mutex},
     };
 
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, LabelSelectorRequirement};
+    use kube::core::Selector;
     use serde_json::json;
     use tracing::Level;
 
@@ -197,11 +199,12 @@ mod tests {
 
     #[test]
     fn a_chain_contains_each_text_once() {
-        let cause = serde_json::from_str::<u8>("x").expect_err("no number");
+        let wrong = LabelSelectorRequirement { key: "app".into(), operator: "Matches".into(), values: None };
+        let selector = LabelSelector { match_expressions: Some(vec![wrong]), match_labels: None };
+        let cause = Selector::try_from(selector).expect_err("no operator of Kubernetes");
         let text = cause.to_string();
-        let error = controller::Error::Original("gateway-original".into(), cause);
-        let whole = chain(&error);
-        assert!(whole.starts_with("ControllerRevision gateway-original") && whole.ends_with(&format!(": {text}")), "{whole}");
+        let whole = chain(&controller::Error::from(cause));
+        assert!(whole.starts_with("the selector in spec.target") && whole.ends_with(&format!(": {text}")), "{whole}");
         let nested = io::Error::other(io::Error::other("connection refused"));
         assert_eq!(chain(&nested), "connection refused");
     }

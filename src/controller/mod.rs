@@ -94,11 +94,11 @@ pub enum Error {
     /// The label selector is not valid.
     #[error("the selector in spec.target is not a valid label selector")]
     Selector(#[from] ParseExpressionError),
-    /// The original settings in this ControllerRevision cannot be read.
+    /// The original settings in this ControllerRevision cannot be read. The cause is left out: it quotes the content.
     #[error(
         "ControllerRevision {0} contains no readable original settings; repair or delete it, because nothing is written before that"
     )]
-    Original(String, #[source] serde_json::Error),
+    Original(String),
     /// The original settings have not been read; nothing is written before that.
     #[error("the original settings of the nodes have not been read yet; nothing is written before that")]
     Unread,

@@ -29,7 +29,7 @@ pub async fn load(api: &Api<ControllerRevision>, policy: &str) -> Result<Log, Er
         let object = revision.metadata.name.unwrap_or_default();
         let data = revision.data.map(|RawExtension(data)| data).unwrap_or_default();
         // An unreadable revision is an error: without it, the operator would save its own values as the original ones.
-        let record: Record = serde_json::from_value(data).map_err(|error| Error::Original(object, error))?;
+        let record: Record = serde_json::from_value(data).map_err(|_| Error::Original(object))?;
         log.records.insert(revision.revision, record);
     }
     Ok(log)
@@ -45,7 +45,7 @@ pub async fn append(
 ) -> Result<(), Error> {
     for record in split(change) {
         let revision = log.next();
-        let data = serde_json::to_value(&record).map_err(|error| Error::Original(name(policy, revision), error))?;
+        let data = serde_json::to_value(&record).map_err(|_| Error::Original(name(policy, revision)))?;
         let object = ControllerRevision {
             metadata: ObjectMeta {
                 name: Some(name(policy, revision)),
