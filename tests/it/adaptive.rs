@@ -72,7 +72,8 @@ async fn idle_connections_are_tightened_away_and_the_limits_come_back_when_they_
     assert!(judged.utilization_after < judged.utilization_before, "{judged:?}");
     world.until_condition("gw", "HighTaskCount", "False", "UnderThreshold").await;
     assert!(tasks(&caddy).await < 600.0, "the real count is under the threshold");
-    assert!(clients.open() > 100, "and the clients still come");
+    // On a busy machine most of the clients may be about to connect again at any one time.
+    eventually("the clients still come", || async { (clients.open() > 100).then_some(()) }).await;
 
     drop(clients);
     let status = world.until("gw", "as declared again", |s| s.openness_percent == Some(100)).await;
