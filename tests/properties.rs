@@ -16,11 +16,12 @@ use idleconn_operator::{
         policy::DriftPolicy,
     },
     decide::{
-        self, Adaptive, Declared, Input, Lives, Pause, Plan, To,
+        self, Adaptive, Declared, Input, Lives, Plan, To,
         adapt::Disturbance,
         openness::{self, MARGIN},
         order,
         originals::Saved,
+        pause::Pause,
         signal::{Reading, Signal},
         state::State,
         tighten::Share,
@@ -150,7 +151,7 @@ impl World {
             _ => self.random.i64(500..30_000),
         };
         let signal = self.signal();
-        let pause = Pause { tighten: self.random.u8(0..10) == 0, relax: self.random.u8(0..10) == 0 };
+        let pause = Pause { tighten: self.random.u8(0..10) == 0, relax: self.random.u8(0..10) == 0, by: None };
         let share = match self.random.u8(0..4) {
             0 => Share::estimated(self.random.f64()),
             _ => Share::UNKNOWN,
@@ -176,7 +177,7 @@ impl World {
                     floor: &self.floor,
                     state,
                     signal: &signal,
-                    pause,
+                    pause: &pause,
                     share,
                     most_pooled: None,
                     levels,

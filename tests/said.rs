@@ -19,7 +19,7 @@ use idleconn_operator::{
         flush::Reload,
     },
     decide::{
-        Capability, Cause, Declared, Drift, Fault, Lives, NodeState, Pause, Plan, Site, Stored, Traits, Unit, UnitState,
+        Capability, Cause, Declared, Drift, Fault, Lives, NodeState, Plan, Site, Stored, Traits, Unit, UnitState,
         adapt::{self, Decision, Limit, Outcome as Look, Phase},
         attribution::Attribution,
         conditions::{Problem, Seen, UnitResult, report},
@@ -27,9 +27,10 @@ use idleconn_operator::{
         loop_conditions::{SeenLoop, tell},
         measured::Idled,
         observed::Uptime,
+        pause::{By, Pause},
         restart::{Outcome, Said},
         signal::{Gap, NodeSample, Reading, Signal, read},
-        state::{Efficacy, Episode, State, Way},
+        state::{Efficacy, Episode, Lockout, Pending, State, Way},
         tighten::Share,
         tuning::Tuning,
         verify::{Probe, Probes},
@@ -437,6 +438,19 @@ fn every_situation_is_said_as_it_was_reviewed() {
     golden::check("tests/golden/status.txt", &text);
 }
 
+/// Each kind of pause.
+const PAUSES: &[Pause] = &[
+    Pause { tighten: true, relax: true, by: Some(By::Suspend) },
+    Pause { tighten: true, relax: true, by: Some(By::Unreadable("idleconn.io/paused")) },
+    Pause { tighten: true, relax: true, by: Some(By::Annotation("idleconn.io/paused", None)) },
+    Pause {
+        tighten: true,
+        relax: false,
+        by: Some(By::Annotation("idleconn.io/paused-tighten", Some(Timestamp::constant(3600, 0)))),
+    },
+    Pause { tighten: false, relax: true, by: Some(By::Annotation("idleconn.io/paused-relax", None)) },
+];
+
 /// Everything that conditions and Events of adaptive control say, one line for each message.
 fn adaptive_messages() -> BTreeSet<String> {
     let mut lines = BTreeSet::new();
@@ -449,8 +463,9 @@ fn adaptive_messages() -> BTreeSet<String> {
             tuning: &tuning,
             floor: &floor,
             signal,
-            pause: Pause::default(),
-            unreadable: None,
+            metric: Some("go_goroutines"),
+            pause: &Pause::NONE,
+            not_before: 0,
             attribution,
             idle_connections: None,
             closes: false,
@@ -495,14 +510,47 @@ fn adaptive_messages() -> BTreeSet<String> {
         let most = [(NODES[0].to_owned(), 1900.0)].into();
         seen.attribution = Attribution::new(Share::UNKNOWN, Some(&most), &reading);
     };
-    for limit in Limit::iter() {
+    for limit in Limit::iter().filter(|limit| *limit != Limit::Paused) {
         for openness in [100, 26] {
-            let state = State { openness, ..State::default() };
+            let lockout = (limit == Limit::Locked).then_some(Lockout { until: 14_400_000, times: 0 });
+            let state = State { openness, lockout, ..State::default() };
             let phase = if openness < 100 { Phase::Tightening } else { Phase::AsDeclared };
             report(&fresh, &Look { limit: Some(limit), phase, state, ..unmoved() }, &bound);
         }
     }
-    report(&fresh, &Look { limit: Some(Limit::Paused), ..unmoved() }, &|seen| seen.unreadable = Some("idleconn.io/paused"));
+    for pause in PAUSES {
+        report(&fresh, &unmoved(), &|seen| seen.pause = pause);
+    }
+    // What the next step waits for.
+    let pending = Pending {
+        decided: 0,
+        since: Some(0),
+        wait: 120_000,
+        before: 1.1,
+        slope: 0.0,
+        from: 100,
+        to: 26,
+        expected: None,
+        life: None,
+    };
+    let stepped = Episode { since: 0, from: 100, base: None, steps: 1, helped: None, failed: 0, learned: None };
+    for (state, not_before) in [
+        (State { episode, ..State::default() }, 60_000),
+        (State { episode, dead_until: 60_000, ..State::default() }, 0),
+        (State { episode: Some(stepped), pending: Some(pending.clone()), ..State::default() }, 0),
+        (State { episode: Some(stepped), ..State::default() }, 0),
+    ] {
+        report(&fresh, &Look { state, ..unmoved() }, &|seen| seen.not_before = not_before);
+    }
+    let measuring =
+        State { openness: 0, episode: Some(stepped), pending: Some(pending), efficacy: Efficacy::Measuring, ..State::default() };
+    for closes in [false, true] {
+        report(&fresh, &Look { limit: Some(Limit::AtFloor), state: measuring.clone(), ..unmoved() }, &|seen| {
+            seen.closes = closes
+        });
+    }
+    let none = Signal::Missing { reason: Reason::NoSeries, message: format!("{} does not have the requested series", NODES[0]) };
+    report(&none, &unmoved(), &plain);
     for efficacy in Efficacy::iter() {
         report(&fresh, &Look { state: State { efficacy, ..State::default() }, ..unmoved() }, &bound);
     }

@@ -77,10 +77,10 @@ macro_rules! reasons {
 reasons! {
     variants {
         Accepted AsDeclared AtFloor AwaitingUptimeMatch BelowQuorum BudgetExhausted CertificateInvalid Conflicted Contended Drifted
-        Effective FallbackHold Flapping Forbidden Fresh Holding IdleConnectionsMissing InEffect Ineffective InternalError Invalid Measured
+        Effective FallbackHold Flapping Forbidden Fresh Holding IdleConnectionsMissing InEffect Ineffective InternalError Invalid Locked Measured
         MeasuredDifferently Measuring NoSeries NotAttributable NotInEffect NotLimited NotMeasured NotObserved NotTightened
         NothingToProgram OverThreshold Partial Paused Pending PoolsTooSmall Programmed ProgrammingFailed Progressing Propagating
-        QueryFailed RefKeyNotFound RefNotFound RefNotPermitted Rejected Relaxing RestartForbidden RestartRequired RestartStalled Retrying
+        QueryFailed RefKeyNotFound RefNotFound RefNotPermitted Rejected Relaxing Released RestartForbidden RestartRequired RestartStalled Retrying
         RollingOut SeveralSeries SharedIdentity Stale Succeeded Suspended TargetNotFound Tightening Unauthorized UnderThreshold
     }
     rows {
@@ -90,6 +90,8 @@ reasons! {
             "`spec.suspend` is true, so nothing is written", "Set `spec.suspend` to false to resume";
         Ready Unknown: Pending,
             "The operator has not looked at the policy yet", "Check that the operator runs and watches this namespace";
+        Ready Unknown: Released,
+            "The operator was uninstalled; the original settings are back, and nothing governs the target", "Install the operator again, or delete the policy";
         Ready False, Programmed False, Reconciling True: Progressing,
             "The limits are being written", "";
         Ready False: ProgrammingFailed,
@@ -126,9 +128,9 @@ reasons! {
             "All nodes store the limits, and the operator read them back", "";
         Programmed False: Partial,
             "Some nodes do not answer", "Check the nodes in `status.nodes.worst`";
-        Programmed False: Drifted,
+        Programmed False, InEffect False: Drifted,
             "Another client changed a node", "None: the operator restores the limit. With `driftPolicy: Report`, change it yourself";
-        Programmed False: Contended,
+        Programmed False, InEffect False: Contended,
             "Another client changed the same limit twice within 10 minutes of its correction; the operator leaves it alone for 10 minutes, then 20, 40 …", "Find the other client and stop it, or declare its value";
 
         InEffect True: InEffect,
@@ -210,7 +212,7 @@ reasons! {
             "Nothing has been tightened", "";
 
         TighteningLimited False: NotLimited,
-            "No restriction is active", "";
+            "No restriction is active; during an episode the message says what the next step waits for", "";
         TighteningLimited True: AtFloor,
             "The task count is above the threshold, and all limits are at their floor", "Lower `adaptive.floor`, or look for another cause";
         TighteningLimited True: BudgetExhausted,
@@ -221,6 +223,8 @@ reasons! {
             "Most nodes are not known to use the declared limits", "Let the nodes report what they use, or restart them";
         TighteningLimited True: PoolsTooSmall,
             "Emptying all pools would not bring the task count below the threshold", "Look for another cause, such as client connections";
+        TighteningLimited True: Locked,
+            "The last tightening did not lower the task count, so nothing is tightened for hours", "Look for another cause ([runbook](runbooks/IdleConnIneffective.md)); the message says until when";
         TighteningLimited True: Flapping,
             "The limits had to be tightened again soon after relaxing, so relaxing is delayed", "See the [runbook](runbooks/IdleConnFlapping.md)";
         TighteningLimited True: Paused,

@@ -5,13 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use jiff::Timestamp;
 use kube::ResourceExt as _;
 
 use super::{Context, PolicyRef, Subject, live::Point, memory::Memory, path, places, planted, reachability};
 use crate::{
     api::{
-        self, IdleConnectionPolicyStatus, Settings,
+        IdleConnectionPolicyStatus, Settings,
         adaptive::{IdleConnections, Mode, Signal as SignalSpec, Source as SourceName},
         conditions::Reason,
         lookup::Member,
@@ -19,12 +18,13 @@ use crate::{
     },
     clock,
     decide::{
-        self, Adaptive, Declared, Lives, Pause, Standing, Traits, Unit, UnitState,
+        self, Adaptive, Declared, Lives, Standing, Traits, Unit, UnitState,
         adapt::{self, Disturbance, Outcome, percent},
         attribution::{self, MostPooled},
         loop_conditions::SeenLoop,
         openness,
         originals::Saved,
+        pause::Pause,
         signal::Signal,
         state::State,
         tighten::Share,
@@ -57,8 +57,8 @@ pub struct Adaptation {
     state: State,
     sampler: Sampler,
     percentile: u32,
+    metric: Option<String>,
     pause: Pause,
-    unreadable: Option<&'static str>,
     suspend: bool,
     standing: Standing,
     levels: bool,
@@ -139,7 +139,7 @@ impl Adaptation {
             floor: &self.floor,
             state: &self.state,
             signal: &look.signal,
-            pause: self.pause,
+            pause: &self.pause,
             share: Share::UNKNOWN,
             most_pooled: self.most_pooled.as_ref(),
             levels: self.levels,
@@ -161,8 +161,9 @@ impl Adaptation {
             tuning: &self.tuning,
             floor: &self.floor,
             signal: &look.signal,
-            pause: self.pause,
-            unreadable: self.unreadable,
+            metric: self.metric.as_deref(),
+            pause: &self.pause,
+            not_before: self.not_before,
             attribution: self.input(look).attribution(),
             idle_connections: self.idle_connections(look),
             closes: self.disturbance.is_some(),
@@ -263,33 +264,6 @@ impl Context {
     }
 }
 
-/// Reads the annotations that pause adaptive control. Returns what is paused, an annotation that cannot be read, and when the
-/// first pause ends.
-pub fn pauses(subject: &Subject, now: Timestamp) -> (Pause, Option<&'static str>, Option<Timestamp>) {
-    let mut unreadable = None;
-    let mut next: Option<Timestamp> = None;
-    let mut paused = |name: &'static str| {
-        let Some(value) = subject.object.annotations().get(name) else { return false };
-        match (value.as_str(), value.parse::<Timestamp>()) {
-            ("true", _) => true,
-            ("false", _) => false,
-            (_, Ok(until)) => {
-                if now < until {
-                    next = Some(next.map_or(until, |next| next.min(until)));
-                }
-                now < until
-            }
-            (_, Err(_)) => {
-                unreadable = Some(name);
-                true
-            }
-        }
-    };
-    let all = paused(api::PAUSED);
-    let (tighten, relax) = (paused(api::PAUSED_TIGHTEN), paused(api::PAUSED_RELAX));
-    (Pause { tighten: all || tighten, relax: all || relax }, unreadable, next)
-}
-
 /// Applies the current policy to adaptive control; ends it if the policy has none.
 pub async fn prepare(
     ctx: &Context,
@@ -367,7 +341,8 @@ pub async fn prepare(
             watch.nodes = old.sampler.nodes();
         }
     }
-    let (pause, unreadable, _) = pauses(subject, clock::now());
+    let pause = Pause::of(spec.suspend, subject.object.annotations(), clock::now());
+    let metric = (source == SourceName::Nodes).then(|| signal.metric.clone());
     let levels = source == SourceName::StateFlags;
     let restart = spec.restart.clone().unwrap_or_default();
     let rolls = restart.policy == RestartPolicy::Rolling && restart.for_ == RestartFor::Any;
@@ -377,7 +352,7 @@ pub async fn prepare(
         old.sampler.set(watch);
         let same = old.tuning.mode == tuning.mode;
         (old.tuning, old.declared, old.floor) = (tuning, declared.clone(), floor);
-        (old.pause, old.unreadable, old.suspend) = (pause, unreadable, spec.suspend);
+        (old.pause, old.metric, old.suspend) = (pause, metric, spec.suspend);
         (old.percentile, old.levels, old.rolls, old.obstacle) = (signal.percentile, levels, rolls, obstacle);
         if !same {
             old.digest.clear();
@@ -403,8 +378,8 @@ pub async fn prepare(
         state,
         sampler,
         percentile: signal.percentile,
+        metric,
         pause,
-        unreadable,
         suspend: spec.suspend,
         standing: Standing::default(),
         levels,

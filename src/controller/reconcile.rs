@@ -43,6 +43,7 @@ use crate::{
         claims::{Claimant, SHARED, sentence},
         conditions::{Problem, Seen, UnitResult, failure},
         contention, lives,
+        pause::Pause,
         truths::truths,
     },
     metrics::Step,
@@ -584,8 +585,9 @@ fn next_look(ctx: &Context, subject: &Subject, memory: &Memory, plan: &Plan) -> 
     let unwritten = memory.unwritten.values().filter_map(|unwritten| unwritten.due);
     let due = memory.failing.values().map(|failing| failing.due).chain(unwritten).min();
     let due = due.map(|due| due.saturating_duration_since(Instant::now()) + MOMENT);
-    let (.., pause) = adaptation::pauses(subject, now);
-    let pause = pause.and_then(|end| Duration::try_from(end.duration_since(now)).ok()).map(|left| left + MOMENT);
+    let pause = Pause::next_end(subject.object.annotations(), now)
+        .and_then(|end| Duration::try_from(end.duration_since(now)).ok())
+        .map(|left| left + MOMENT);
     due.into_iter().chain(contended).chain(pause).chain([resync(ctx, &subject.reference)]).min().unwrap_or(MOMENT)
 }
 

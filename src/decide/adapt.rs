@@ -40,6 +40,9 @@ const LONGEST_LIFE: i64 = MARKS[MARKS.len() - 1];
 const IDLE: f64 = 0.5;
 /// A task count that moves by less than this share of the threshold is level.
 const PLATEAU: f64 = 0.02;
+/// Where each change closes all idle connections, a step is judged after this many times its own waiting time at the
+/// latest.
+const MOST_WAITS: i64 = 3;
 /// The smallest tightening step, in points of openness, where each change closes all idle connections.
 const FLUSH_CUT: Percent = 30;
 /// Where each change closes all idle connections, this step of an episode goes to the floor.
@@ -174,6 +177,7 @@ pub enum Limit {
     RestartForbidden,
     NotInEffect,
     PoolsTooSmall,
+    Locked,
     Flapping,
     Paused,
 }
@@ -231,6 +235,13 @@ impl Outcome {
         self.state.pending.as_ref().and_then(|pending| Some(pending.since? + pending.wait))
     }
 
+    /// The latest time at which the last step is judged, where a change closes connections (Unix milliseconds); `None`
+    /// as for [`Self::due`].
+    #[must_use]
+    pub fn overdue(&self) -> Option<i64> {
+        self.state.pending.as_ref().and_then(|pending| Some(pending.since? + MOST_WAITS * pending.wait))
+    }
+
     /// A text that changes when the status needs a new report, apart from decisions and verdicts.
     #[must_use]
     pub fn digest(&self, signal: &Signal) -> String {
@@ -253,7 +264,11 @@ pub fn step(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal,
     };
     match signal {
         Signal::Fresh(reading) => look.fresh(reading, elapsed),
-        Signal::Missing { .. } => look.missing(elapsed),
+        Signal::Missing { reason, .. } => {
+            // No node has been queried since a change of the signal: that does not say that the count is lost.
+            look.state.lost |= *reason != api::conditions::Reason::Pending;
+            look.missing(elapsed);
+        }
     }
     look.finish()
 }
@@ -348,6 +363,7 @@ impl<'a> Look<'a> {
     }
 
     fn fresh(&mut self, reading: &Reading, elapsed: Option<i64>) {
+        self.state.lost = false;
         self.observe(reading, elapsed);
         self.judge(reading);
         if self.state.fallback {
@@ -536,7 +552,7 @@ impl<'a> Look<'a> {
             pending.slope = 0.0;
             return true;
         }
-        self.now >= since + 3 * pending.wait
+        self.now >= since + MOST_WAITS * pending.wait
     }
 
     /// Gives up: takes back the steps that did not help, and locks tightening out for a while.
@@ -571,6 +587,7 @@ impl<'a> Look<'a> {
             if self.state.efficacy == Efficacy::PoolsTooSmall {
                 self.limit = Some(Limit::PoolsTooSmall);
             }
+            // Otherwise the lock-out itself is the limit: see `finish`.
             return;
         }
         if self.state.openness == 0 {
@@ -776,16 +793,20 @@ impl<'a> Look<'a> {
 
     fn roll_back(&mut self) {
         let Some(to) = self.state.rollback else { return };
-        let may = !self.facts.no_relaxing && self.tuning.mode == Mode::Enforce && self.now >= self.state.dead_until;
+        let is_paused = self.facts.no_relaxing || self.tuning.mode != Mode::Enforce;
         if to <= self.state.openness {
             self.state.rollback = None;
-        } else if may && self.may_change() {
+        } else if is_paused {
+            self.limit = (self.tuning.mode == Mode::Enforce).then_some(Limit::Paused);
+        } else if self.now < self.state.dead_until {
+            // The last change takes effect first.
+        } else if self.may_change() {
             self.state.rollback = None;
             let too_small = self.state.efficacy == Efficacy::PoolsTooSmall;
             let reason = if too_small { Reason::PoolsTooSmall } else { Reason::Ineffective };
             self.change(to, reason, self.state.watched.fast);
         } else {
-            self.limit = Some(if may { Limit::BudgetExhausted } else { Limit::Paused });
+            self.limit = Some(Limit::BudgetExhausted);
         }
     }
 
@@ -846,7 +867,11 @@ impl<'a> Look<'a> {
 
     fn finish(self) -> Outcome {
         let has_dipped = self.has_dipped();
+        let is_locked = self.state.lockout.is_some_and(|lockout| self.now < lockout.until);
         let Self { state, judged, decision, recommendation, mut limit, tuning, .. } = self;
+        if limit.is_none() && is_locked {
+            limit = Some(Limit::Locked);
+        }
         if limit.is_none() && state.patience >= MOST_PATIENCE {
             limit = Some(Limit::Flapping);
         }

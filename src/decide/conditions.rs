@@ -118,6 +118,17 @@ impl Seen<'_> {
         if self.problem.is_some() { self.declared } else { &self.plan.desired }
     }
 
+    /// What the nodes hold, with the number of limits where the target does not have all of them.
+    fn held(&self, tally: &Tally) -> String {
+        let which = self.which();
+        let missing = self.declared.unsupported.union(&tally.placeless).count();
+        if missing == 0 {
+            return format!("the {which} limits");
+        }
+        let all = self.declared.settings.keys().chain(&self.declared.unsupported).collect::<BTreeSet<_>>().len();
+        format!("{} of {all} {which} limits (see status.unsupported)", all - missing)
+    }
+
     /// What to call these limits: "declared" if they are the declared ones.
     fn which(&self) -> &'static str {
         if self.desired().settings == self.declared.settings { "declared" } else { "desired" }
@@ -520,11 +531,11 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> Said {
         Some(fault) => return said(Reason::ProgrammingFailed, fault.message.clone()),
         None => {}
     }
-    let which = seen.which();
+    let held = seen.held(tally);
     let message = if nodes.unreachable > 0 {
-        format!("{} answered and hold the {which} limits", of_nodes(nodes.programmed, nodes.total))
+        format!("{} answered and hold {held}", of_nodes(nodes.programmed, nodes.total))
     } else {
-        format!("{} the {which} limits", all_nodes(nodes.total, "holds", "hold"))
+        format!("{} {held}", all_nodes(nodes.total, "holds", "hold"))
     };
     if nodes.drifted > 0 {
         // Drift that is reported, contended or being corrected does not make this generation unwritten.
@@ -538,7 +549,7 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> Said {
         } else if known {
             said(Reason::Succeeded, "Declared limits were applied; another client has changed a node since (see Programmed)")
         } else {
-            said(Reason::Progressing, format!("{} hold the {which} limits", of_nodes(nodes.programmed, nodes.total)))
+            said(Reason::Progressing, format!("{} hold {held}", of_nodes(nodes.programmed, nodes.total)))
         };
     }
     said(Reason::Succeeded, message)
@@ -569,15 +580,15 @@ fn programmed(seen: &Seen<'_>, tally: &Tally) -> Said {
     match tally.companions.iter().next() {
         Some((knob, value)) => {
             let message = format!(
-                "{} the {} limits; {knob} was lowered to {value} with maxIdleConns",
+                "{} {}; {knob} was lowered to {value} with maxIdleConns",
                 all_nodes(nodes.total, "stores", "store"),
-                seen.which()
+                seen.held(tally)
             );
             said(Reason::Programmed, message)
         }
         None => said(
             Reason::Programmed,
-            format!("{} the {} limits; the operator read them back", all_nodes(nodes.total, "stores", "store"), seen.which()),
+            format!("{} {}; the operator read them back", all_nodes(nodes.total, "stores", "store"), seen.held(tally)),
         ),
     }
 }
@@ -704,6 +715,9 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
     if !tally.behind.is_empty() {
         return behind(seen, tally);
     }
+    if let Some(known) = known_otherwise(seen) {
+        return known;
+    }
     if nodes.drifted > 0 || nodes.unreachable > 0 {
         return said(
             Reason::NotObserved,
@@ -727,6 +741,16 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
             total => format!("The processes of all {total} nodes use the {} limits", seen.which()),
         },
     )
+}
+
+/// What is known where another client changed a limit that a process uses as soon as it is stored.
+fn known_otherwise(seen: &Seen<'_>) -> Option<Said> {
+    let is_used = |drift: &&Drift| matches!(seen.traits.capability(drift.knob), Capability::Hot | Capability::Flush(_));
+    let drift = seen.plan.drift.iter().filter(is_used).find(|drift| !holds_now(seen, drift))?;
+    let reason = if seen.plan.contended.is_empty() { Reason::Drifted } else { Reason::Contended };
+    let found = drift.found.map_or_else(|| "its default".into(), |found| found.to_string());
+    let Drift { unit, knob, declared, .. } = drift;
+    Some(said(reason, format!("{unit} uses {knob} {found} instead of {declared} (see Programmed)")))
 }
 
 /// The message if some pods report an older file.

@@ -7,11 +7,11 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
-    Pause,
     adapt::{Limit, Outcome, Phase, TOO_SOON, percent, spoken},
     attribution::Attribution,
     condition::{self, Notice, Said, find, said, shortened, state, status_of, whole_seconds},
     openness,
+    pause::Pause,
     signal::{Reading, Signal},
     state::{Efficacy, State},
     tuning::{CLOSE, ROOM, Tuning},
@@ -38,10 +38,12 @@ pub struct SeenLoop<'a> {
     pub floor: &'a Settings,
     /// The nodes' task counts.
     pub signal: &'a Signal,
-    /// Directions that are paused.
-    pub pause: Pause,
-    /// The name of an annotation that cannot be read, if there is one.
-    pub unreadable: Option<&'a str>,
+    /// The gauge of each node that counts its tasks; `None` where the source is another one.
+    pub metric: Option<&'a str>,
+    /// What is paused.
+    pub pause: &'a Pause,
+    /// No step before this time, because the operator has just begun to watch (Unix milliseconds).
+    pub not_before: i64,
     /// What is known of the pooled connections' share of the tasks.
     pub attribution: Attribution,
     /// Idle connections of all nodes, where they report them.
@@ -90,13 +92,19 @@ pub fn tell(
         (ConditionType::MetricsAvailable, metrics(seen)),
         (ConditionType::HighTaskCount, high(seen, outcome, reading)),
         (ConditionType::Tightened, tightened(seen, outcome)),
-        (ConditionType::TighteningEffective, effective(outcome, &seen.attribution)),
-        (ConditionType::TighteningLimited, limited(seen, outcome)),
+        (ConditionType::TighteningEffective, effective(seen, outcome)),
+        (ConditionType::TighteningLimited, limited(seen, outcome, now)),
     ];
     let flips = |(type_, said): &(ConditionType, Said)| {
-        // When a step is due to be judged is known only once it is in effect.
-        let is_due = |old: &Condition| said.reason == Reason::Measuring && outcome.due().is_some() && old.message != said.message;
-        has_flipped(previous, *type_, said.reason) || find(previous, *type_).is_some_and(is_due)
+        // These messages have no figures that move. When a step is due to be judged is known only once it is in effect.
+        let is_news = match said.reason {
+            Reason::NotLimited | Reason::Paused | Reason::Locked => true,
+            Reason::AtFloor => *type_ == ConditionType::TighteningLimited,
+            Reason::Measuring => outcome.due().is_some(),
+            _ => false,
+        };
+        let is_new = |old: &Condition| is_news && old.message != said.message;
+        has_flipped(previous, *type_, said.reason) || find(previous, *type_).is_some_and(is_new)
     };
     let new_generation = previous.observed_generation != status.observed_generation;
     let refresh =
@@ -134,6 +142,10 @@ fn metrics(seen: &SeenLoop<'_>) -> Said {
         }
         Signal::Fresh(Reading { fresh, expected, .. }) => {
             said(Reason::Fresh, format!("The tasks of {} are counted", of_nodes(*fresh, *expected)))
+        }
+        Signal::Missing { reason: reason @ (Reason::NoSeries | Reason::SeveralSeries), message } => {
+            let metric = seen.metric.map(|metric| format!("; spec.adaptive.signal.metric is {}", shortened(metric, 200)));
+            said(*reason, format!("{message}{}", metric.unwrap_or_default()))
         }
         Signal::Missing { reason, message } => said(*reason, message),
     }
@@ -206,16 +218,18 @@ fn tightened(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
     }
 }
 
-fn effective(outcome: &Outcome, attribution: &Attribution) -> Said {
+fn effective(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
+    let attribution = &seen.attribution;
     match outcome.state.efficacy {
         Efficacy::Effective => said(Reason::Effective, "The last tightening lowered the task count"),
         Efficacy::Ineffective => {
             said(Reason::Ineffective, "Tightening did not lower the task count; idle connections are not the cause")
         }
         Efficacy::Measuring => {
-            let due = outcome.due().and_then(|due| Timestamp::from_millisecond(due).ok()).map(whole_seconds);
-            let due = due.map_or_else(String::new, |due| format!("; the earliest time is {due}"));
-            said(Reason::Measuring, format!("The last tightening has not been judged yet{due}"))
+            let latest = outcome.overdue().filter(|_| seen.closes).and_then(at);
+            let latest = latest.map(|latest| format!(", the latest {latest}")).unwrap_or_default();
+            let due = outcome.due().and_then(at).map(|due| format!("; the earliest time is {due}{latest}"));
+            said(Reason::Measuring, format!("The last tightening has not been judged yet{}", due.unwrap_or_default()))
         }
         Efficacy::AwaitingUptimeMatch => said(
             Reason::AwaitingUptimeMatch,
@@ -235,6 +249,11 @@ fn effective(outcome: &Outcome, attribution: &Attribution) -> Said {
     }
 }
 
+/// A time for display, from Unix milliseconds.
+fn at(time: i64) -> Option<Timestamp> {
+    Timestamp::from_millisecond(time).ok().map(whole_seconds)
+}
+
 /// What the pools can account for, with the numbers where the limits give them.
 fn pooled(attribution: &Attribution) -> String {
     attribution.bound.as_ref().map_or_else(
@@ -243,9 +262,44 @@ fn pooled(attribution: &Attribution) -> String {
     )
 }
 
-fn limited(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
+/// What the next step waits for, where nothing keeps adaptive control from taking it in the end.
+fn waiting(seen: &SeenLoop<'_>, outcome: &Outcome, now: Timestamp) -> String {
+    let state = &outcome.state;
+    let Some(episode) = state.episode.filter(|_| !outcome.has_dipped && seen.tuning.mode == Mode::Enforce) else {
+        return "No restriction is active".into();
+    };
+    let later = |time: i64| Some(time).filter(|time| *time > now.as_millisecond()).and_then(at);
+    if let Some(until) = later(state.dead_until).filter(|_| state.dead_until >= seen.not_before) {
+        return format!("The last change takes effect first; the next one is made after {until} if the task count stays high");
+    }
+    if let Some(until) = later(seen.not_before) {
+        return format!("The operator has just begun to count the tasks; no step is made before {until}");
+    }
+    if state.pending.is_some() && !seen.closes {
+        return "The next step waits for the verdict on the last one (see TighteningEffective)".into();
+    }
+    let after = spoken(seen.tuning.tighten_after);
+    if episode.steps == 0 {
+        // See `hesitation`.
+        return format!(
+            "The limits are tightened when the task count has stayed high for {after}, or up to three quarters longer where it is barely above the threshold"
+        );
+    }
+    format!("The limits are tightened further when the task count has stayed high for {after}")
+}
+
+fn limited(seen: &SeenLoop<'_>, outcome: &Outcome, now: Timestamp) -> Said {
+    let both = seen.pause.tighten && seen.pause.relax;
+    let is_paused = seen.pause.by.is_some() && seen.tuning.mode == Mode::Enforce;
+    if is_paused && (both || matches!(outcome.limit, None | Some(Limit::Paused | Limit::Flapping))) {
+        return said(Reason::Paused, seen.pause.to_string());
+    }
     match outcome.limit {
-        None => said(Reason::NotLimited, "No restriction is active"),
+        None => said(Reason::NotLimited, waiting(seen, outcome, now)),
+        Some(Limit::AtFloor) if outcome.state.pending.is_some() => said(
+            Reason::AtFloor,
+            "Task count is above the threshold and all limits are at their floor; the effect of the last step is being measured",
+        ),
         Some(Limit::AtFloor) => said(
             Reason::AtFloor,
             "Task count is above the threshold and all limits are at their floor; lower spec.adaptive.floor or look for another cause",
@@ -277,13 +331,16 @@ fn limited(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
             let within = spoken(TOO_SOON);
             said(Reason::Flapping, format!("Limits had to be tightened again within {within} of relaxing; relaxing is delayed"))
         }
-        Some(Limit::Paused) => {
-            let by = seen.unreadable.map_or_else(
-                || "An annotation or spec.suspend pauses adaptive control".to_owned(),
-                |name| format!("Annotation {name} is neither true nor a time, so adaptive control is paused"),
-            );
-            said(Reason::Paused, by)
+        Some(Limit::Locked) => {
+            let until = outcome.state.lockout.and_then(|lockout| at(lockout.until));
+            let until = until.map(|until| format!(" until {until}")).unwrap_or_default();
+            let why = match outcome.state.efficacy {
+                Efficacy::PoolsTooSmall => "the pools are too small for tightening to help",
+                _ => "the last tightening did not lower the task count",
+            };
+            said(Reason::Locked, format!("Nothing is tightened{until}, because {why}; look for another cause"))
         }
+        Some(Limit::Paused) => said(Reason::Paused, seen.pause.to_string()),
     }
 }
 
@@ -383,9 +440,11 @@ fn notices(
     reading: Option<&Reading>,
 ) -> Vec<Notice> {
     let mut notices = Vec::new();
+    let recorded = recorded(previous);
     let mut tell = |reason, note: String| notices.push(Notice { reason, note });
     for (type_, said) in conditions.iter().filter(|(type_, said)| has_flipped(previous, *type_, said.reason)) {
-        let was_lost = status_of(previous, *type_) == Some(ConditionState::False);
+        let was_lost =
+            status_of(previous, *type_) == Some(ConditionState::False) || recorded.as_ref().is_some_and(|state| state.lost);
         match (type_, state(*type_, said.reason), said.reason) {
             (ConditionType::MetricsAvailable, ConditionState::False, _) if !was_lost => {
                 tell(EventReason::MetricsLost, said.message.clone());
@@ -429,8 +488,12 @@ fn notices(
 /// Whether an earlier status was written in the same episode of too many tasks.
 fn was_told(outcome: &Outcome, previous: &IdleConnectionPolicyStatus) -> bool {
     let since = |state: &State| state.episode.map(|episode| episode.since);
-    let written = previous.control.as_ref().and_then(|control| control.adaptation.as_deref()).map(State::decode);
-    since(&outcome.state).is_some() && written.is_some_and(|written| since(&written) == since(&outcome.state))
+    since(&outcome.state).is_some() && recorded(previous).is_some_and(|written| since(&written) == since(&outcome.state))
+}
+
+/// The state of adaptive control in a status.
+fn recorded(status: &IdleConnectionPolicyStatus) -> Option<State> {
+    status.control.as_ref().and_then(|control| control.adaptation.as_deref()).map(State::decode)
 }
 
 #[allow(clippy::cast_possible_truncation)] // Tasks of one node.
@@ -446,6 +509,7 @@ mod tests {
         decide::{
             adapt::{Judged, Phase, Reason as Cause},
             efficacy::Verdict,
+            pause::By,
             state::Episode,
             tighten::Share,
         },
@@ -461,8 +525,9 @@ mod tests {
             tuning,
             floor: &FLOOR,
             signal,
-            pause: Pause::default(),
-            unreadable: None,
+            metric: None,
+            pause: &Pause::NONE,
+            not_before: 0,
             attribution: Attribution { share: Share::UNKNOWN, bound: None },
             idle_connections: None,
             closes: false,
@@ -598,6 +663,40 @@ mod tests {
             assert_eq!(reasons, expected, "{signal:?}");
             status = next;
         }
+    }
+
+    #[test]
+    fn a_count_that_comes_back_after_a_corrected_signal_is_told() {
+        let missing = |reason| Signal::Missing { reason, message: "gw-0 does not answer".into() };
+        let lost = Outcome { state: State { lost: true, ..State::default() }, ..outcome() };
+        let mut status = IdleConnectionPolicyStatus::default();
+        for (signal, outcome, expected) in [
+            (missing(Reason::NoSeries), &lost, &[EventReason::MetricsLost][..]),
+            // The corrected gauge has not been asked for yet.
+            (missing(Reason::Pending), &lost, &[]),
+            (Signal::Fresh(Reading::of(0.5)), &outcome(), &[EventReason::MetricsRestored]),
+            (Signal::Fresh(Reading::of(0.5)), &outcome(), &[]),
+        ] {
+            let (mut next, reasons) = told(&status, 1, &signal, outcome, false, 0);
+            assert_eq!(reasons, expected, "{signal:?}");
+            next.control = Some(Control { adaptation: Some(outcome.state.encode()), ..Control::default() });
+            status = next;
+        }
+    }
+
+    #[test]
+    fn a_pause_is_said_from_its_begin_to_its_end() {
+        let signal = Signal::Fresh(Reading::of(0.5));
+        let limited = |outcome: &Outcome, pause: &Pause| {
+            let tuning = Tuning::of(Some(&Adaptive { mode: Mode::Enforce, ..Adaptive::default() }));
+            limited(&SeenLoop { pause, ..seen(&tuning, &signal) }, outcome, Timestamp::UNIX_EPOCH).reason
+        };
+        let both = Pause { tighten: true, relax: true, by: Some(By::Suspend) };
+        let one = Pause { tighten: true, relax: false, by: Some(By::Annotation("idleconn.io/paused-tighten", None)) };
+        let at_floor = Outcome { limit: Some(Limit::AtFloor), ..outcome() };
+        assert_eq!(limited(&outcome(), &Pause::NONE), Reason::NotLimited);
+        assert_eq!([&both, &one].map(|pause| limited(&outcome(), pause)), [Reason::Paused, Reason::Paused]);
+        assert_eq!([&both, &one].map(|pause| limited(&at_floor, pause)), [Reason::Paused, Reason::AtFloor]);
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub mod openness;
 pub mod order;
 pub mod originals;
 pub mod path;
+pub mod pause;
 pub mod restart;
 pub mod rollout;
 pub mod signal;
@@ -43,6 +44,7 @@ use jiff::Timestamp;
 pub use lives::Lives;
 pub use observed::{Cause, Fault, Moved, NodeState, Process, Serves, Site, Sites, Stored, Unit, UnitState};
 use originals::Saved;
+use pause::Pause;
 use serde_json::Value as Json;
 use signal::Signal;
 use state::State;
@@ -116,8 +118,8 @@ pub struct Adaptive<'a> {
     pub state: &'a State,
     /// The nodes' task counts.
     pub signal: &'a Signal,
-    /// Directions that an annotation pauses.
-    pub pause: Pause,
+    /// What is paused.
+    pub pause: &'a Pause,
     /// The pooled connections' share of the tasks, as far as it is known without the signal.
     pub share: Share,
     /// The highest number of tasks per node that pooled connections can be, from the limits that the nodes may be
@@ -133,15 +135,6 @@ pub struct Adaptive<'a> {
     pub not_before: i64,
     /// Adaptive control's own clock (Unix milliseconds), which does not jump.
     pub now: i64,
-}
-
-/// Directions that are paused.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Pause {
-    /// Tightening is paused.
-    pub tighten: bool,
-    /// Relaxing is paused.
-    pub relax: bool,
 }
 
 /// The decision of one reconcile: what to write, and what to remember.

@@ -166,6 +166,8 @@ pub struct State {
     pub low_since: Option<i64>,
     /// Whether the fallback is active.
     pub fallback: bool,
+    /// Whether the tasks could not be counted when they were last looked for.
+    pub lost: bool,
     /// What is derived again from the samples.
     pub watched: Watched,
 }
@@ -185,6 +187,7 @@ impl Default for State {
             efficacy: Efficacy::NotTightened,
             low_since: None,
             fallback: false,
+            lost: false,
             watched: Watched::default(),
         }
     }
@@ -208,6 +211,7 @@ impl State {
             efficacy,
             low_since,
             fallback,
+            lost,
             watched: _,
         } = self;
         let mut text = Writer(String::new());
@@ -275,6 +279,9 @@ impl State {
         if *fallback {
             text.put('g', &[1]);
         }
+        if *lost {
+            text.put('m', &[1]);
+        }
         text.0
     }
 
@@ -339,6 +346,7 @@ impl State {
                 }
                 'l' => state.low_since = at(0),
                 'g' => state.fallback = true,
+                'm' => state.lost = true,
                 _ => {}
             }
         }
@@ -521,13 +529,13 @@ mod tests {
                 changes,
             ),
             (0u8..=100, proptest::option::of(0u8..=100), proptest::option::of((time.clone(), 0u8..4)), 1u8..=8, 0usize..7),
-            (proptest::option::of(time), any::<bool>()),
+            (proptest::option::of(time), any::<bool>(), any::<bool>()),
         )
             .prop_map(
                 |(
                     (openness, episode, pending, dead_until, changes),
                     (proved, rollback, lockout, patience, efficacy),
-                    (low, fallback),
+                    (low, fallback, lost),
                 )| State {
                     openness,
                     episode,
@@ -541,6 +549,7 @@ mod tests {
                     efficacy: Efficacy::iter().nth(efficacy).unwrap_or_default(),
                     low_since: low,
                     fallback,
+                    lost,
                     watched: Watched::default(),
                 },
             )

@@ -637,7 +637,7 @@ fn adaptive<'a>(tuning: &'a Tuning, floor: &'a Settings, state: &'a State, signa
         floor,
         state,
         signal,
-        pause: Pause::default(),
+        pause: &Pause::NONE,
         share: Share::UNKNOWN,
         most_pooled: None,
         levels: false,
@@ -654,14 +654,15 @@ fn a_pause_stops_its_own_way_and_suspend_stops_both() {
     let signal = Signal::Missing { reason: Reason::Stale, message: String::new() };
     let settings = Settings::new();
     let cases = [
-        (Pause { tighten: false, relax: false }, false, (false, false, true)),
-        (Pause { tighten: true, relax: false }, false, (true, false, true)),
-        (Pause { tighten: false, relax: true }, false, (false, true, true)),
-        (Pause { tighten: false, relax: false }, true, (true, true, false)),
-        (Pause { tighten: true, relax: true }, true, (true, true, false)),
+        ((false, false), false, (false, false, true)),
+        ((true, false), false, (true, false, true)),
+        ((false, true), false, (false, true, true)),
+        ((false, false), true, (true, true, false)),
+        ((true, true), true, (true, true, false)),
     ];
-    for (pause, suspend, expected) in cases {
-        let adaptive = Adaptive { pause, ..adaptive(&tuning, &settings, &state, &signal) };
+    for ((tighten, relax), suspend, expected) in cases {
+        let pause = Pause { tighten, relax, by: None };
+        let adaptive = Adaptive { pause: &pause, ..adaptive(&tuning, &settings, &state, &signal) };
         let facts = adaptive.facts(&settings, suspend, Standing::default());
         assert_eq!((facts.no_tightening, facts.no_relaxing, facts.rolls), expected, "{pause:?} {suspend}");
     }

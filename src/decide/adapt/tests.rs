@@ -453,6 +453,31 @@ fn nothing_is_decided_before_its_time() {
 }
 
 #[test]
+fn a_lock_out_is_a_limit_to_its_end_whatever_the_task_count() {
+    for pressure in [0.5, 1.5] {
+        let limit = |until| {
+            let locked =
+                |state: &mut State| (state.lockout, state.efficacy) = (Some(Lockout { until, times: 0 }), Efficacy::Ineffective);
+            Course::at(100, locked).look(pressure).limit
+        };
+        assert_eq!((limit(START + 1), limit(START)), (Some(Limit::Locked), None), "{pressure}");
+    }
+}
+
+#[test]
+fn a_step_back_that_waits_for_its_turn_is_not_paused() {
+    let waits = |edit: &dyn Fn(&mut Course)| {
+        let mut course = Course::at(40, |state| (state.rollback, state.dead_until) = (Some(100), START + 1));
+        edit(&mut course);
+        let outcome = course.look(1.5);
+        (outcome.decision.map(|decision| decision.to), outcome.limit)
+    };
+    assert_eq!(waits(&|_| {}), (None, None));
+    assert_eq!(waits(&|course| course.state.dead_until = START), (Some(100), None));
+    assert_eq!(waits(&|course| course.no_relaxing = true), (None, Some(Limit::Paused)));
+}
+
+#[test]
 fn every_change_has_its_dead_time() {
     assert_eq!(Course::due(|_| {}).look(1.5).state.dead_until, START + DEAD);
     // By the longest idle timeout that the pools have.
