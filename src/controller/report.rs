@@ -15,6 +15,7 @@ use crate::{
     api::{
         IdleConnectionPolicy, IdleConnectionPolicyStatus, MANAGER, StoredPolicy,
         conditions::{ConditionType, EventReason, Reason},
+        policy::DeletionPolicy,
     },
     clock,
     decide::{
@@ -60,14 +61,7 @@ pub async fn report(
         let empty = json!({"metadata": {"uid": subject.uid}, "status": null});
         in_time(api.patch_status(&subject.name, &PatchParams::default(), &Patch::Merge(empty))).await?;
     }
-    let body = json!({
-        "apiVersion": IdleConnectionPolicy::api_version(&()),
-        "kind": IdleConnectionPolicy::kind(&()),
-        // The uid protects a newer object of the same name.
-        "metadata": {"name": subject.name, "uid": subject.uid},
-        "status": status,
-    });
-    match in_time(api.patch_status(&subject.name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(body))).await {
+    match apply(ctx, &subject.namespace, &subject.name, &subject.uid, status).await {
         Ok(_) => {
             ctx.metrics.status_written();
             Ok(())
@@ -99,15 +93,53 @@ pub async fn internal_error(ctx: &Context, policy: &PolicyRef) -> Result<(), Err
         Some(old) => *old = ready,
         None => status.conditions.push(ready),
     }
+    ctx.metrics.reported(namespace, &policy.name, &status);
+    apply(ctx, namespace, &policy.name, &uid.unwrap_or_default(), &status).await?;
+    Ok(())
+}
+
+/// Reports that the operator was uninstalled and governs the target no longer. Nothing else that was
+/// observed remains in the status: it would not be true for long. With the internal state, a new installation continues at the same
+/// openness.
+pub async fn released(ctx: &Context, subject: &mut Subject) -> Result<(), Error> {
+    let back = match subject.spec().deletion_policy {
+        DeletionPolicy::Restore => "the original settings are back",
+        DeletionPolicy::Retain => "the nodes keep their limits (spec.deletionPolicy is Retain)",
+    };
+    let message =
+        format!("The operator was uninstalled; {back}, and nothing governs the target. Install it again, or delete the policy");
+    let generation = subject.object.metadata.generation;
+    let previous = subject.object.status.clone().unwrap_or_default();
+    let ready = condition::condition(ConditionType::Ready, &said(Reason::Released, message), generation, &previous, clock::now());
+    let status = IdleConnectionPolicyStatus {
+        observed_generation: generation,
+        conditions: vec![ready],
+        control: previous.control,
+        ..IdleConnectionPolicyStatus::default()
+    };
+    // The finalizer is removed from this version of the object.
+    subject.object.metadata.resource_version = apply(ctx, &subject.namespace, &subject.name, &subject.uid, &status).await?;
+    Ok(())
+}
+
+/// Writes a status. Returns the object's new resourceVersion.
+async fn apply(
+    ctx: &Context,
+    namespace: &str,
+    name: &str,
+    uid: &str,
+    status: &IdleConnectionPolicyStatus,
+) -> Result<Option<String>, Error> {
+    let api = Api::<StoredPolicy>::namespaced(ctx.client.clone(), namespace);
     let body = json!({
         "apiVersion": IdleConnectionPolicy::api_version(&()),
         "kind": IdleConnectionPolicy::kind(&()),
-        "metadata": {"name": policy.name, "uid": uid},
+        // The uid protects a newer object of the same name.
+        "metadata": {"name": name, "uid": uid},
         "status": status,
     });
-    ctx.metrics.reported(namespace, &policy.name, &status);
-    in_time(api.patch_status(&policy.name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(body))).await?;
-    Ok(())
+    let written = in_time(api.patch_status(name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(body))).await?;
+    Ok(written.resource_version())
 }
 
 /// Publishes an Event. The same news always has the same name, so that publishing it twice leaves one Event. The name is

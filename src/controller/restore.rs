@@ -114,6 +114,9 @@ async fn restore_all(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
             "tried to restore the unit"
         );
         memory.ended(&id, end.as_ref().err(), now);
+        if end.is_ok() {
+            left.done.push(id.clone());
+        }
         match (end, units.get(&id)) {
             (Ok(Restored::Seen), _) => left.seen += 1,
             (Ok(Restored::Gone), _) => left.gone += 1,
@@ -147,6 +150,8 @@ struct Left {
     seen: usize,
     /// Units that do not exist any more.
     gone: usize,
+    /// The ids of both.
+    done: Vec<String>,
     /// Units whose original settings another policy of the namespace has saved.
     handed_over: usize,
 }
@@ -415,7 +420,7 @@ pub async fn release(ctx: &Context, all: bool) -> Result<(), Error> {
 /// Restores one policy, and removes its finalizer. Returns false if a node could not be restored; the other policies are released
 /// all the same.
 async fn release_one(ctx: &Context, stored: StoredPolicy) -> Result<bool, Error> {
-    let subject = match Subject::new(stored) {
+    let mut subject = match Subject::new(stored) {
         Ok(subject) => subject,
         Err(error) => {
             tracing::error!("the policy cannot be released: {error}");
@@ -430,7 +435,14 @@ async fn release_one(ctx: &Context, stored: StoredPolicy) -> Result<bool, Error>
         tracing::error!(unit = name, "the unit cannot be restored: {fault}");
     }
     if !left.unrestored.is_empty() {
+        // An operator that continues captures these again. Otherwise it would take the restored settings for a change by another
+        // client.
+        let restored = left.done.into_iter().map(|id| (id, None)).collect();
+        apply::append(ctx, &subject, &mut memory, restored).await?;
         return Ok(false);
+    }
+    if subject.object.metadata.deletion_timestamp.is_none() {
+        report::released(ctx, &mut subject).await?;
     }
     finish(ctx, &subject, &mut memory, &left).await?;
     Ok(true)

@@ -6,7 +6,7 @@ use crate::support::{
     admin_api::AdminApi,
     caddy::{Caddy, PROXY, set, typical},
     eventually,
-    operator::{World, endpoints, find, gateway},
+    operator::{RESYNC, World, endpoints, find, gateway},
 };
 
 fn limits() -> Json {
@@ -343,7 +343,7 @@ async fn deleting_the_status_or_replacing_the_object_loses_no_original() {
             &json!({"target": target, "limits": {"server": {"idleTimeout": "20s"}, "backend": {"idleConnTimeout": "10s"}}}),
         )
         .await;
-    world.start(super::support::operator::RESYNC);
+    world.start(RESYNC);
     world.until_programmed("gw").await;
     assert_eq!(world.originals("gw").await.0.values().next().unwrap()["server.idleTimeout@web"], "5m");
     world.delete("gw").await;
@@ -353,7 +353,7 @@ async fn deleting_the_status_or_replacing_the_object_loses_no_original() {
 #[tokio::test(flavor = "multi_thread")]
 async fn dry_run_reports_and_touches_no_node() {
     let (mut world, node) = (World::empty("dry").await, Caddy::typical().await);
-    let mut settings = world.settings(super::support::operator::RESYNC);
+    let mut settings = world.settings(RESYNC);
     settings.dry_run = true;
     world.start_with(settings);
     world.apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "limits": limits()})).await;
@@ -364,28 +364,58 @@ async fn dry_run_reports_and_touches_no_node() {
     world.delete("gw").await;
 }
 
+/// Does what `idleconn-operator release` does.
+async fn release(world: &World, all: bool) -> Result<(), idleconn_operator::controller::Error> {
+    let settings = world.settings(RESYNC);
+    let metrics = idleconn_operator::metrics::Metrics::new().unwrap();
+    let leadership = idleconn_operator::leader::Leadership::always();
+    let pool = idleconn_operator::pool::Pool::default();
+    idleconn_operator::controller::Operator::new(&world.client, &pool, settings, metrics, leadership).release(all).await
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn release_restores_and_lets_go_without_a_controller() {
     let (mut world, node) = (World::new("release").await, Caddy::typical().await);
     world.apply("gw", &json!({"target": endpoints([node.admin().as_str()]), "limits": limits()})).await;
     world.until_programmed("gw").await;
     world.kill().await;
-    let release = |all| {
-        let settings = world.settings(super::support::operator::RESYNC);
-        let client = world.client.clone();
-        async move {
-            let metrics = idleconn_operator::metrics::Metrics::new().unwrap();
-            let leadership = idleconn_operator::leader::Leadership::always();
-            let pool = idleconn_operator::pool::Pool::default();
-            idleconn_operator::controller::Operator::new(&client, &pool, settings, metrics, leadership).release(all).await
-        }
-    };
-    release(false).await.unwrap();
+    release(&world, false).await.unwrap();
     assert_eq!(node.servers().await["web"]["idle_timeout"], "30s", "a policy that is not being deleted is left alone");
-    release(true).await.unwrap();
+    release(&world, true).await.unwrap();
     assert_eq!(node.servers().await, typical());
     assert!(world.get("gw").await.metadata.finalizers.is_none());
     assert!(world.originals("gw").await.1.is_empty());
+    let status = world.status("gw").await;
+    let ready = find(&status, "Ready").unwrap();
+    assert_eq!((&*ready.status, &*ready.reason, status.conditions.len()), ("Unknown", "Released", 1), "{}", ready.message);
+    assert_eq!((status.limits, status.nodes, status.history.len()), (None, None, 0), "nothing is known of the nodes any more");
+    // A new installation governs the target again.
+    world.start(RESYNC);
+    world.until_programmed("gw").await;
+    assert_eq!(node.servers().await["web"]["idle_timeout"], "30s");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_operator_that_continues_after_a_failed_release_blames_nobody() {
+    let (mut world, mut nodes) = (World::new("unreleased").await, [Caddy::typical().await, Caddy::typical().await]);
+    let admins = [nodes[0].admin(), nodes[1].admin()];
+    world.apply("gw", &json!({"target": endpoints(admins.iter().map(|admin| admin.as_str())), "limits": limits()})).await;
+    world.until_programmed("gw").await;
+    world.kill().await;
+    nodes[1].stop();
+    let error = release(&world, true).await.expect_err("a node does not answer").to_string();
+    assert!(error.contains("policies that keep their finalizer"), "{error}");
+    assert_eq!(nodes[0].servers().await, typical(), "the other node is restored");
+    world.start(RESYNC);
+    nodes[0].shows("/web/idle_timeout", &json!("30s")).await;
+    nodes[1].resume().await;
+    world.until("gw", "all nodes hold the limits", |s| s.nodes.as_ref().is_some_and(|nodes| nodes.summary == "2/2")).await;
+    let events = world.events("gw").await;
+    assert!(!events.iter().any(|event| event.starts_with("Drift")), "the operator's own release is no drift: {events:?}");
+    world.delete("gw").await;
+    for node in &nodes {
+        assert_eq!(node.servers().await, typical());
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -396,7 +426,7 @@ async fn one_operator_works_in_all_the_namespaces_it_is_given_and_in_no_other() 
     // One policy exists before the operator starts, and one is created later.
     there.apply("gw", &spec(&nodes[1])).await;
     elsewhere.apply("gw", &spec(&nodes[2])).await;
-    let mut settings = here.settings(super::support::operator::RESYNC);
+    let mut settings = here.settings(RESYNC);
     settings.namespaces.push(there.namespace.clone());
     here.start_with(settings);
     there.until_programmed("gw").await;
