@@ -78,6 +78,14 @@ impl Error {
     }
 }
 
+/// Returns why a request to the API server failed, as a part of a sentence.
+pub fn cause(error: &kube::Error) -> String {
+    match error {
+        kube::Error::Api(status) => status.message.clone(),
+        error => deepest(error),
+    }
+}
+
 /// Formats an answer of the API server.
 fn refusal(status: &Status) -> String {
     let names_object = status.details.as_ref().is_some_and(|details| !details.name.is_empty());

@@ -8,7 +8,8 @@ use crate::{
     api::{
         IdleConnectionPolicy, IdleConnectionPolicyStatus,
         adaptive::{Adaptive, Mode},
-        conditions::{ConditionType, Reason, State},
+        conditions::{ConditionType, REASONS, Reason, State},
+        policy::DriftPolicy,
         restart::RestartPolicy,
         wording::noun,
     },
@@ -18,7 +19,6 @@ use crate::{
         condition::{find, reason, status_of},
         flushes,
         loop_conditions::Closes,
-        state::State as AdaptiveState,
     },
     targets,
 };
@@ -53,6 +53,13 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         (Some((_, reason, message)), _) => say(&format!("{name} is not in order ({reason}): {message}.")),
         (None, _) => say(&format!("{name}: the operator has reported nothing yet.")),
     }
+    if status_of(status, ConditionType::Accepted) == Some(State::False)
+        || reason(status, ConditionType::Ready) == Some(Reason::Released)
+    {
+        // The policy governs nothing, so that nothing else can be said about it.
+        say(&format!("Next: {}.", fix(status)));
+        return text;
+    }
     if let (Some((_, _, message)), Some(reason)) = (message(ConditionType::InEffect), reason(status, ConditionType::InEffect)) {
         let rolls = policy.spec.restart.as_ref().is_some_and(|restart| restart.policy == RestartPolicy::Rolling);
         let next = match reason {
@@ -67,7 +74,7 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
             (None, Reason::MeasuredDifferently) => say(&format!(
                 "A server does not do what is programmed: {message}. Check that spec.verify probes the right port, and look for a proxy in front of the server."
             )),
-            (None, Reason::NotMeasured) => say(&format!("{message}.")),
+            (None, Reason::NotMeasured | Reason::Drifted | Reason::Contended) => say(&format!("{message}.")),
             _ => {}
         }
     }
@@ -85,6 +92,7 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
     let adaptive = policy.spec.adaptive.as_ref().filter(|adaptive| adaptive.mode != Mode::Disabled);
     let Some(adaptive) = adaptive else {
         say("The limits stay as declared, because spec.adaptive is absent or Disabled.");
+        say(&next_line(policy, status));
         return text;
     };
     // A step moves all limits with a floor.
@@ -108,7 +116,7 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         let ago = now.as_millisecond() - last.time.0.as_millisecond();
         let way = if last.to_percent < last.from_percent { "tightened" } else { "relaxed" };
         say(&format!(
-            "{} ago the limits were {way} from {}% to {}%, because of {}.",
+            "{} ago the limits were {way} from {}% to {}% ({}).",
             spoken(ago.max(0)),
             last.from_percent,
             last.to_percent,
@@ -120,12 +128,13 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
     {
         say(&format!("{message}."));
     }
-    let locked = adaptive_state(status).lockout.map(|lockout| lockout.until).filter(|until| *until > now.as_millisecond());
-    if let Some(until) = locked.and_then(|until| Timestamp::from_millisecond(until).ok()) {
-        say(&format!("Nothing is tightened until {until}, because the last tightening did not lower the task count."));
-    }
-    if let Some((Some(State::True), _, message)) = message(ConditionType::TighteningLimited) {
-        say(&format!("Adaptive control is limited: {message}."));
+    match (message(ConditionType::TighteningLimited), status_of(status, ConditionType::HighTaskCount)) {
+        (Some((Some(State::True), _, message)), _) => say(&format!("Adaptive control is limited: {message}.")),
+        // The message says what the next step waits for.
+        (Some((Some(State::False), _, message)), Some(State::True)) if adaptive.mode == Mode::Enforce => {
+            say(&format!("{message}."))
+        }
+        _ => {}
     }
     if let Some(recommended) = &status.recommendation {
         say(&format!(
@@ -133,11 +142,24 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
             recommended.openness_percent, recommended.reason
         ));
     }
-    match next(status) {
-        Some(next) => say(&format!("Next: {next}.")),
-        None => say("No action needed."),
-    }
+    say(&next_line(policy, status));
     text
+}
+
+/// Returns the last line: the next step for the owner of the policy.
+fn next_line(policy: &IdleConnectionPolicy, status: &IdleConnectionPolicyStatus) -> String {
+    next(policy, status).map_or_else(|| "No action needed.".to_owned(), |next| format!("Next: {next}."))
+}
+
+/// Returns what the table of reasons advises for the reason of Ready, as the end of a sentence.
+fn fix(status: &IdleConnectionPolicyStatus) -> String {
+    let is_ready = |(type_, _): &(ConditionType, State)| *type_ == ConditionType::Ready;
+    let row = reason(status, ConditionType::Ready)
+        .and_then(|reason| REASONS.iter().find(|row| row.reason == reason && row.on.iter().any(is_ready) && !row.fix.is_empty()));
+    let Some(row) = row else { return "fix the problem above; the operator retries automatically".into() };
+    let plain = row.fix.replace('`', "");
+    let mut letters = plain.chars();
+    letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
 }
 
 /// Returns what a step of adaptive control closes, in the words of its Event.
@@ -153,18 +175,23 @@ fn cost(adaptive: &Adaptive, status: &IdleConnectionPolicyStatus) -> String {
     format!("Each step of adaptive control {}.{hint}", Closes { connections })
 }
 
-/// Returns the stored state of adaptive control, or the initial state.
-fn adaptive_state(status: &IdleConnectionPolicyStatus) -> AdaptiveState {
-    let text = status.control.as_ref().and_then(|control| control.adaptation.as_deref());
-    text.map_or_else(AdaptiveState::default, AdaptiveState::decode)
-}
-
 /// Returns the next step for the owner of the policy; `None` if no action is needed.
-fn next(status: &IdleConnectionPolicyStatus) -> Option<String> {
+fn next(policy: &IdleConnectionPolicy, status: &IdleConnectionPolicyStatus) -> Option<String> {
     let is = |type_| reason(status, type_);
     let (ready, metrics) = (is(ConditionType::Ready), status_of(status, ConditionType::MetricsAvailable));
-    if !matches!(ready, Some(Reason::Succeeded | Reason::Suspended)) {
-        return Some("fix the problem above; the operator retries automatically".into());
+    match (status_of(status, ConditionType::Ready), is(ConditionType::Programmed)) {
+        (Some(State::True), Some(Reason::Drifted)) if policy.spec.drift_policy == DriftPolicy::Report => {
+            return Some("change the limit back on the node, or set spec.driftPolicy to Correct".into());
+        }
+        (Some(State::True), Some(Reason::Contended)) => {
+            return Some("find the other client and stop it, or declare its value".into());
+        }
+        (Some(State::True), Some(Reason::Partial)) => return Some("check the nodes that do not answer".into()),
+        (Some(State::True), _) => {}
+        _ => return Some(fix(status)),
+    }
+    if policy.spec.adaptive.as_ref().is_none_or(|adaptive| adaptive.mode == Mode::Disabled) {
+        return None;
     }
     if metrics != Some(State::True) {
         return Some("make the task count available again; see spec.adaptive.signal and the cause above".into());
@@ -175,6 +202,7 @@ fn next(status: &IdleConnectionPolicyStatus) -> Option<String> {
         return Some(format!("take a goroutine profile of {node}; the tasks are not idle connections"));
     }
     let next = match limited? {
+        Reason::AtFloor if effective == Some(Reason::Measuring) => return None,
         Reason::AtFloor => "lower spec.adaptive.floor, add nodes, or find the clients that open so many connections",
         Reason::BudgetExhausted => "wait, or raise spec.adaptive.behavior.maxChangesPerHour",
         // The declared limits may be higher than those that the processes use. Then a restart does not lower the task count.
@@ -198,16 +226,19 @@ mod tests {
     use super::*;
 
     fn told(adaptive: bool, conditions: &[(&str, &str, &str, &str)], more: &Json) -> String {
+        let spec = if adaptive { json!({"adaptive": {"mode": "Enforce"}}) } else { json!({}) };
+        explained(&spec, conditions, more)
+    }
+
+    fn explained(spec: &Json, conditions: &[(&str, &str, &str, &str)], more: &Json) -> String {
         let conditions: Vec<_> = conditions
             .iter()
             .map(|(t, s, r, m)| json!({"type": t, "status": s, "reason": r, "message": m, "lastTransitionTime": "2026-01-01T00:00:00Z"}))
             .collect();
         let mut status = json!({"observedGeneration": 1, "conditions": conditions, "nodes": {"summary": "3/3", "total": 3, "programmed": 3, "inEffect": 3, "unreachable": 0, "drifted": 0}});
         status.as_object_mut().expect("an object").extend(more.as_object().cloned().unwrap_or_default());
-        let mut spec = json!({"target": {"type": "Caddy", "caddy": {"endpoints": ["http://10.0.0.1:2019"]}}});
-        if adaptive {
-            spec["adaptive"] = json!({"mode": "Enforce"});
-        }
+        let mut spec = spec.clone();
+        spec["target"] = json!({"type": "Caddy", "caddy": {"endpoints": ["http://10.0.0.1:2019"]}});
         let policy = json!({"apiVersion": "idleconn.io/v1alpha1", "kind": "IdleConnectionPolicy", "metadata": {"name": "gw", "generation": 1}, "spec": spec, "status": status});
         let policy = serde_json::from_value(policy).expect("a policy");
         sentences(&policy, "2026-01-01T00:05:00Z".parse().expect("a time"))
@@ -220,7 +251,7 @@ mod tests {
     fn a_policy_at_rest() {
         assert_eq!(
             told(false, &[READY], &json!({})),
-            "gw is in order on 3/3 nodes.\nThe limits stay as declared, because spec.adaptive is absent or Disabled.\n"
+            "gw is in order on 3/3 nodes.\nThe limits stay as declared, because spec.adaptive is absent or Disabled.\nNo action needed.\n"
         );
     }
 
@@ -292,7 +323,7 @@ mod tests {
         assert_eq!(
             text,
             "gw is in order on 3/3 nodes.\nThe task count is below the threshold: 12 tasks.\nThe limits are held at 55%.\n4m ago the limits were \
-             tightened from 100% to 55%, because of 131% of the threshold for 2m.\nThe last tightening lowered the task count.\n\
+             tightened from 100% to 55% (131% of the threshold for 2m).\nThe last tightening lowered the task count.\n\
              No action needed.\n"
         );
     }
@@ -310,17 +341,47 @@ mod tests {
     }
 
     #[test]
-    fn a_lock_has_its_end() {
-        let locked = |hours: i64| {
-            let until = "2026-01-01T00:00:00Z".parse::<Timestamp>().expect("a time").as_millisecond() + hours * 3_600_000;
-            let state =
-                AdaptiveState { lockout: Some(crate::decide::state::Lockout { until, times: 0 }), ..AdaptiveState::default() };
-            told(true, &[READY, FRESH], &json!({"control": {"loop": state.encode()}}))
-        };
-        let sentence =
-            "Nothing is tightened until 2026-01-01T04:00:00Z, because the last tightening did not lower the task count.";
-        assert!(locked(4).contains(sentence), "{}", locked(4));
-        assert!(!locked(0).contains("Nothing is tightened until"), "it is over");
+    fn what_the_next_step_waits_for_is_told_during_an_episode_only() {
+        for (high, limited, expected) in [
+            ("True", ("False", "NotLimited"), "\nm1.\n"),
+            ("False", ("False", "NotLimited"), ""),
+            ("True", ("True", "Locked"), "\nAdaptive control is limited: m1.\n"),
+            ("False", ("True", "Locked"), "\nAdaptive control is limited: m1.\n"),
+        ] {
+            let (high_reason, (status, reason)) = (if high == "True" { "OverThreshold" } else { "UnderThreshold" }, limited);
+            let high = ("HighTaskCount", high, high_reason, "m0");
+            let text = told(true, &[READY, FRESH, high, ("TighteningLimited", status, reason, "m1")], &json!({}));
+            assert_eq!(text.contains("m1"), !expected.is_empty(), "{text}");
+            assert!(text.contains(expected), "{text}");
+        }
+    }
+
+    #[test]
+    fn nothing_more_is_said_about_a_policy_that_governs_nothing() {
+        let conflicted = ("Ready", "False", "Conflicted", "An older policy governs it");
+        let refused = ("Accepted", "False", "Conflicted", "An older policy governs it");
+        assert_eq!(
+            told(true, &[conflicted, refused], &json!({})),
+            "gw is not in order (Conflicted): An older policy governs it.\n\
+             Next: delete one of the policies, or choose another key; the message names the other owner.\n"
+        );
+        assert_eq!(
+            told(true, &[("Ready", "Unknown", "Released", "The operator was uninstalled")], &json!({})),
+            "gw is not in order (Released): The operator was uninstalled.\n\
+             Next: install the operator again, or delete the policy.\n"
+        );
+    }
+
+    #[test]
+    fn reported_drift_has_its_next_step_and_corrected_drift_has_none() {
+        let drifted = [READY, ("Programmed", "False", "Drifted", "m"), ("InEffect", "False", "Drifted", "gw-1 uses 77s")];
+        for (policy, next) in [
+            ("Report", "Next: change the limit back on the node, or set spec.driftPolicy to Correct.\n"),
+            ("Correct", "No action needed.\n"),
+        ] {
+            let text = explained(&json!({"driftPolicy": policy}), &drifted, &json!({}));
+            assert!(text.contains("gw-1 uses 77s.\n") && text.ends_with(next), "{text}");
+        }
     }
 
     #[test]
@@ -348,7 +409,10 @@ mod tests {
                 "Next: make the nodes report the limits that they use",
             ),
             (vec![READY, ("MetricsAvailable", "False", "NoSeries", "m")], "Next: make the task count available again"),
-            (vec![("Ready", "False", "TargetNotFound", "m")], "Next: fix the problem above; the operator retries automatically."),
+            (vec![("Ready", "False", "TargetNotFound", "m")], "Next: create it, or correct spec.target.\n"),
+            (vec![("Ready", "False", "Progressing", "m")], "Next: fix the problem above; the operator retries automatically."),
+            (vec![READY, ("Programmed", "False", "Contended", "m")], "Next: find the other client and stop it"),
+            (vec![READY, ("Programmed", "False", "Partial", "m")], "Next: check the nodes that do not answer"),
         ] {
             let text = told(true, &conditions, &json!({}));
             assert!(text.contains(next), "{text}");

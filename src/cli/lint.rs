@@ -134,7 +134,7 @@ fn unknown(schema: &Json, value: &Json, path: &str, found: &mut Vec<String>) {
                 Some(schema) => unknown(schema, value, &at, found),
                 None if path.is_empty() && matches!(field.as_str(), "apiVersion" | "kind" | "metadata") => {}
                 None => found.push(format!(
-                    "{at} is an unknown field; see kubectl explain icp{}{path}",
+                    "{at} is an unknown field; see kubectl explain idleconnectionpolicies{}{path}",
                     if path.is_empty() { "" } else { "." }
                 )),
             }

@@ -22,7 +22,7 @@ use tokio::{
 use tower::BoxError;
 use url::Url;
 
-use super::{Error, Nodes, table::Table};
+use super::{Error, Nodes, error::cause, table::Table};
 use crate::{
     api::Limits,
     pool::{self, Pool},
@@ -116,8 +116,9 @@ async fn viewer(client: &Client, namespace: &str) -> Result<String, Error> {
     };
     let made = accounts.create_token_request(VIEWER, &PostParams::default(), &request).await.map_err(|error| {
         problem(format!(
-            "cannot create a token of ServiceAccount {VIEWER} in namespace {namespace}: {error}; check that the operator runs there with \
-             api.viewer, and that you may create serviceaccounts/token"
+            "cannot create a token of ServiceAccount {VIEWER} in namespace {namespace}: {}; check that the operator runs there with \
+             api.viewer, and that you may create serviceaccounts/token",
+            cause(&error)
         ))
     })?;
     made.status.map(|status| status.token).ok_or_else(|| problem("the API server created no token"))

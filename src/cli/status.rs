@@ -6,9 +6,12 @@ use kube::ResourceExt as _;
 use crate::{
     api::{
         IdleConnectionPolicy, IdleConnectionPolicyStatus,
-        conditions::{ConditionType, State},
+        conditions::{ConditionType, Reason, State},
     },
-    decide::{adapt::spoken, condition::find},
+    decide::{
+        adapt::spoken,
+        condition::{find, reason},
+    },
 };
 
 /// Columns of the table.
@@ -29,7 +32,7 @@ impl Columns {
             headings.insert(0, "NAMESPACE");
         }
         if self.wide {
-            headings.extend(["PROGRAMMED", "IN EFFECT", "LIMITED", "EFFECTIVE", "WORST NODE", "AGE"]);
+            headings.extend(["PROGRAMMED", "IN EFFECT", "LIMITED", "EFFECTIVE", "MOST TASKS", "AGE"]);
         }
         headings
     }
@@ -56,10 +59,12 @@ impl Columns {
             .history
             .first()
             .map(|last| format!("{} -> {}%, {} ago", last.from_percent, last.to_percent, since(last.time.0)));
+        let is_paused = self::reason(status, ConditionType::TighteningLimited) == Some(Reason::Paused);
+        let paused = if is_paused { " (paused)" } else { "" };
         let mut row = vec![
             Some(policy.name_any()),
             Some(format!("{:?}", policy.spec.target.type_)),
-            policy.spec.adaptive.as_ref().map(|adaptive| format!("{:?}", adaptive.mode)),
+            policy.spec.adaptive.as_ref().map(|adaptive| format!("{:?}{paused}", adaptive.mode)),
             condition(ConditionType::Ready),
             tasks,
             percent(status.utilization_percent),
@@ -119,13 +124,22 @@ mod tests {
     fn the_row_of_a_policy_has_its_figures() {
         let condition = |type_: &str, status: &str, reason: &str| json!({"type": type_, "status": status, "reason": reason, "message": "", "lastTransitionTime": "1970-01-01T00:00:00Z"});
         let status = json!({
-            "conditions": [condition("Ready", "False", "ProgrammingFailed"), condition("Tightened", "True", "Holding")],
+            "conditions": [condition("Ready", "False", "ProgrammingFailed"), condition("Tightened", "True", "Holding"), condition("TighteningLimited", "True", "Paused")],
             "tasks": {"percentile": 21900, "threshold": 20000}, "utilizationPercent": 110, "opennessPercent": 55,
             "nodes": {"summary": "11/12", "total": 12, "programmed": 11, "inEffect": 11, "unreachable": 1, "drifted": 0},
             "history": [{"time": "1970-01-01T00:00:00Z", "fromPercent": 75, "toPercent": 55, "reason": "high"}],
         });
         let row = Columns::default().row(&policy(&status), Timestamp::from_second(90).expect("a time"));
-        for cell in ["False (ProgrammingFailed)", "21900/20000", "110%", "Holding", "55%", "11/12", "75 -> 55%, 90s ago"] {
+        for cell in [
+            "Enforce (paused)",
+            "False (ProgrammingFailed)",
+            "21900/20000",
+            "110%",
+            "Holding",
+            "55%",
+            "11/12",
+            "75 -> 55%, 90s ago",
+        ] {
             assert!(row.iter().any(|known| known == cell), "{cell} in {row:?}");
         }
     }
