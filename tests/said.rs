@@ -438,6 +438,20 @@ fn every_situation_is_said_as_it_was_reviewed() {
     golden::check("tests/golden/status.txt", &text);
 }
 
+/// States in which the next step waits, each with the time before which the operator takes none: for the first counts, for the last
+/// change, for a verdict, and for the task count to stay high.
+fn waiting() -> [(State, i64); 4] {
+    let episode = |steps| Some(Episode { since: 0, from: 100, base: None, steps, helped: None, failed: 0, learned: None });
+    let (wait, before) = (120_000, 1.1);
+    let pending = Pending { decided: 0, since: Some(0), wait, before, slope: 0.0, from: 100, to: 26, expected: None, life: None };
+    [
+        (State { episode: episode(0), ..State::default() }, 60_000),
+        (State { episode: episode(0), dead_until: 60_000, ..State::default() }, 0),
+        (State { episode: episode(1), pending: Some(pending), ..State::default() }, 0),
+        (State { episode: episode(1), ..State::default() }, 0),
+    ]
+}
+
 /// Each kind of pause.
 const PAUSES: &[Pause] = &[
     Pause { tighten: true, relax: true, by: Some(By::Suspend) },
@@ -521,33 +535,12 @@ fn adaptive_messages() -> BTreeSet<String> {
     for pause in PAUSES {
         report(&fresh, &unmoved(), &|seen| seen.pause = pause);
     }
-    // What the next step waits for.
-    let pending = Pending {
-        decided: 0,
-        since: Some(0),
-        wait: 120_000,
-        before: 1.1,
-        slope: 0.0,
-        from: 100,
-        to: 26,
-        expected: None,
-        life: None,
-    };
-    let stepped = Episode { since: 0, from: 100, base: None, steps: 1, helped: None, failed: 0, learned: None };
-    for (state, not_before) in [
-        (State { episode, ..State::default() }, 60_000),
-        (State { episode, dead_until: 60_000, ..State::default() }, 0),
-        (State { episode: Some(stepped), pending: Some(pending.clone()), ..State::default() }, 0),
-        (State { episode: Some(stepped), ..State::default() }, 0),
-    ] {
+    for (state, not_before) in waiting() {
         report(&fresh, &Look { state, ..unmoved() }, &|seen| seen.not_before = not_before);
     }
-    let measuring =
-        State { openness: 0, episode: Some(stepped), pending: Some(pending), efficacy: Efficacy::Measuring, ..State::default() };
     for closes in [false, true] {
-        report(&fresh, &Look { limit: Some(Limit::AtFloor), state: measuring.clone(), ..unmoved() }, &|seen| {
-            seen.closes = closes
-        });
+        let state = State { openness: 0, efficacy: Efficacy::Measuring, ..waiting()[2].0.clone() };
+        report(&fresh, &Look { limit: Some(Limit::AtFloor), state, ..unmoved() }, &|seen| seen.closes = closes);
     }
     let none = Signal::Missing { reason: Reason::NoSeries, message: format!("{} does not have the requested series", NODES[0]) };
     report(&none, &unmoved(), &plain);

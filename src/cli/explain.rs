@@ -132,7 +132,7 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         (Some((Some(State::True), _, message)), _) => say(&format!("Adaptive control is limited: {message}.")),
         // The message says what the next step waits for.
         (Some((Some(State::False), _, message)), Some(State::True)) if adaptive.mode == Mode::Enforce => {
-            say(&format!("{message}."))
+            say(&format!("{message}."));
         }
         _ => {}
     }

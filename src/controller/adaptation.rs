@@ -284,11 +284,7 @@ pub async fn prepare(
     let signal = adaptive.signal.as_ref().unwrap_or(&unset);
     let source = signal.source.unwrap_or(targets::kind(spec.target.type_).source);
     let tuning = Tuning::of(Some(adaptive));
-    let threshold =
-        signal.threshold.as_ref().map_or(Threshold::PerCpu(PER_CPU), |threshold| match (threshold.value, threshold.per_cpu) {
-            (Some(value), _) => Threshold::Value(f64::from(value)),
-            (None, each) => Threshold::PerCpu(each.map_or(PER_CPU, f64::from)),
-        });
+    let threshold = threshold(signal);
     let mut obstacle = None;
     let mut watch = Watch {
         nodes: Vec::new(),
@@ -394,6 +390,14 @@ pub async fn prepare(
         moved_since: None,
         moved: false,
     });
+}
+
+fn threshold(signal: &SignalSpec) -> Threshold {
+    let Some(threshold) = &signal.threshold else { return Threshold::PerCpu(PER_CPU) };
+    match (threshold.value, threshold.per_cpu) {
+        (Some(value), _) => Threshold::Value(f64::from(value)),
+        (None, each) => Threshold::PerCpu(each.map_or(PER_CPU, f64::from)),
+    }
 }
 
 /// Returns what to read from the metrics page of each node.

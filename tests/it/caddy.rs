@@ -399,7 +399,7 @@ async fn release_restores_and_lets_go_without_a_controller() {
 async fn an_operator_that_continues_after_a_failed_release_blames_nobody() {
     let (mut world, mut nodes) = (World::new("unreleased").await, [Caddy::typical().await, Caddy::typical().await]);
     let admins = [nodes[0].admin(), nodes[1].admin()];
-    world.apply("gw", &json!({"target": endpoints(admins.iter().map(|admin| admin.as_str())), "limits": limits()})).await;
+    world.apply("gw", &json!({"target": endpoints(admins.iter().map(String::as_str)), "limits": limits()})).await;
     world.until_programmed("gw").await;
     world.kill().await;
     nodes[1].stop();
