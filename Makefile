@@ -101,7 +101,7 @@ mutants: ## Mutation tests of src/decide; takes hours; FILE=order tests src/deci
 	rm -rf target/mutants && mkdir -p target/mutants/tree
 	git ls-files -co --exclude-standard | tar cf - -T - | tar xf - -C target/mutants/tree
 	cd target/mutants/tree/tests/pure && CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR="$(CURDIR)/target/mutants/build" \
-		cargo mutants --in-place --output "$(CURDIR)/target/mutants" --timeout 60 --file '**/decide/$(or $(FILE),*).rs' -- --locked --lib
+		cargo mutants --in-place --output "$(CURDIR)/target/mutants" --timeout 60 --file '**/decide/$(or $(FILE),**/*).rs' -- --locked --lib
 
 lint: ## Check format, clippy, dependencies, workflows, scripts and words
 	cargo fmt --check

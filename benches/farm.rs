@@ -214,7 +214,7 @@ async fn sampled(path: &'static str) -> f64 {
     }
     let used = (cpu() - began) * 1e6 / f64::from(NODES) / ROUNDS as f64 / 1e3;
     let signal = sampler.signal(95, 20_000, idleconn_operator::clock::now().as_millisecond());
-    let idleconn_operator::decide::signal::Signal::Fresh(reading) = signal else { panic!("no signal") };
+    let idleconn_operator::decide::adaptive::signal::Signal::Fresh(reading) = signal else { panic!("no signal") };
     let now = accepted().await;
     println!(
         "  {} idle connections, {} opened while measuring; {} nodes answered; memory {} MiB, at most {} MiB",

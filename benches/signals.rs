@@ -11,10 +11,10 @@ use std::{
 
 use idleconn_operator::{
     api::adaptive::{Adaptive, Mode},
-    decide::{
-        adapt::{self, Facts},
+    decide::adaptive::{
         signal::{self, Measure, NodeSample},
         state::State,
+        step::{self, Facts},
         tuning::Tuning,
     },
     signals::page::{Probe, Threshold},
@@ -118,7 +118,7 @@ fn main() {
     let state = State::default();
     let looks = throughput(1, || {
         let signal = signal::read(&samples, names.iter().map(String::as_str), 95, 90_000, 1000);
-        black_box(adapt::step(&tuning, &facts, &state, &signal, 1000));
+        black_box(step::step(&tuning, &facts, &state, &signal, 1000));
     });
     println!("a decision over 100 nodes: {:.1} µs", 1e6 / looks);
     gate("a decision within 20 µs", looks >= 50_000.0);

@@ -11,7 +11,7 @@ use std::fmt::Write as _;
 
 use idleconn_operator::{
     api::adaptive::{Adaptive, Behavior, Fallback, FallbackBehavior, Mode, Profile},
-    decide::tuning::Tuning,
+    decide::adaptive::tuning::Tuning,
     simulate::{
         self, Handover, Setup,
         plant::{Kind, Model, policy},

@@ -16,8 +16,8 @@ use idleconn_operator::{
     cli::lint::Linter,
     decide::{
         Change, To,
+        adaptive::state::State,
         originals::{Log, Record},
-        state::State,
     },
     signals::page::{Framing, Probe, Threshold},
     simulate::trace::Trace,

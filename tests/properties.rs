@@ -17,15 +17,17 @@ use idleconn_operator::{
     },
     decide::{
         self, Adaptive, Declared, Input, Lives, Plan, To,
-        adapt::Disturbance,
-        openness::{self, MARGIN},
+        adaptive::{
+            disturbance::Disturbance,
+            openness::{self, MARGIN},
+            pause::Pause,
+            signal::{Reading, Signal},
+            state::State,
+            step_size::Share,
+            tuning::Tuning,
+        },
         order,
         originals::Saved,
-        pause::Pause,
-        signal::{Reading, Signal},
-        state::State,
-        tighten::Share,
-        tuning::Tuning,
     },
     simulate::{TRAITS, Virtual},
 };
@@ -283,17 +285,22 @@ fn a_clock_that_jumps_moves_nothing() {
             world.look();
         }
         for jump in [3_600_000, -3_600_000] {
-            let facts = decide::adapt::Facts::undisturbed(&world.declared.settings, &world.floor);
+            let facts = decide::adaptive::step::Facts::undisturbed(&world.declared.settings, &world.floor);
             for pressure in [0.1, 2.0] {
                 let signal = Signal::Fresh(Reading { up: pressure, down: pressure, fresh: 4, expected: 4, ..Reading::default() });
                 // A decision that was due before the jump is due after it. A window that was still running has not ended.
                 let state = State {
-                    watched: decide::state::Watched { high_for: 0, low_for: 0, floor_for: 0, ..world.state.watched.clone() },
+                    watched: decide::adaptive::state::Watched {
+                        high_for: 0,
+                        low_for: 0,
+                        floor_for: 0,
+                        ..world.state.watched.clone()
+                    },
                     pending: None,
                     rollback: None,
                     ..world.state.clone()
                 };
-                let outcome = decide::adapt::step(&world.tuning, &facts, &state, &signal, world.now + jump);
+                let outcome = decide::adaptive::step::step(&world.tuning, &facts, &state, &signal, world.now + jump);
                 assert_eq!(outcome.decision, None, "seed {seed}, {jump} ms, {pressure}");
             }
         }

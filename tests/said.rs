@@ -20,19 +20,21 @@ use idleconn_operator::{
     },
     decide::{
         Capability, Cause, Declared, Drift, Fault, Lives, NodeState, Plan, Site, Stored, Traits, Unit, UnitState,
-        adapt::{self, Decision, Limit, Outcome as Look, Phase},
-        attribution::Attribution,
+        adaptive::{
+            attribution::Attribution,
+            pause::{By, Pause},
+            report::{SeenLoop, tell},
+            signal::{Gap, NodeSample, Reading, Signal, read},
+            state::{Efficacy, Episode, Lockout, Pending, State, Way},
+            step::{self, Decision, Limit, Outcome as Look, Phase},
+            step_size::Share,
+            tuning::Tuning,
+        },
         conditions::{Problem, Seen, UnitResult, report},
         lives,
-        loop_conditions::{SeenLoop, tell},
         measured::Idled,
         observed::Uptime,
-        pause::{By, Pause},
         restart::{Outcome, Said},
-        signal::{Gap, NodeSample, Reading, Signal, read},
-        state::{Efficacy, Episode, Lockout, Pending, State, Way},
-        tighten::Share,
-        tuning::Tuning,
         verify::{Probe, Probes},
     },
 };
@@ -548,14 +550,14 @@ fn adaptive_messages() -> BTreeSet<String> {
         report(&fresh, &Look { state: State { efficacy, ..State::default() }, ..unmoved() }, &bound);
     }
     for (from, to, reason) in [
-        (100, 70, adapt::Reason::High { pressure: Some(1.12), lasted: 120_000 }),
-        (70, 0, adapt::Reason::High { pressure: None, lasted: 120_000 }),
-        (26, 56, adapt::Reason::Low { pressure: Some(0.4), lasted: 900_000 }),
-        (26, 56, adapt::Reason::Low { pressure: None, lasted: 900_000 }),
-        (26, 100, adapt::Reason::Ineffective),
-        (26, 100, adapt::Reason::PoolsTooSmall),
-        (26, 100, adapt::Reason::Withdrawn),
-        (26, 100, adapt::Reason::SignalGone),
+        (100, 70, step::Reason::High { pressure: Some(1.12), lasted: 120_000 }),
+        (70, 0, step::Reason::High { pressure: None, lasted: 120_000 }),
+        (26, 56, step::Reason::Low { pressure: Some(0.4), lasted: 900_000 }),
+        (26, 56, step::Reason::Low { pressure: None, lasted: 900_000 }),
+        (26, 100, step::Reason::Ineffective),
+        (26, 100, step::Reason::PoolsTooSmall),
+        (26, 100, step::Reason::Withdrawn),
+        (26, 100, step::Reason::SignalGone),
     ] {
         let decision = Some(Decision { from, to, reason, pressure: 1.12 });
         for (closes, connections) in [(false, None), (true, None), (true, Some(4300.0))] {

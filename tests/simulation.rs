@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fmt::Write as _, path::Path, sync::Mutex};
 
 use idleconn_operator::{
     api::adaptive::{Adaptive, Mode},
-    decide::{adapt::Disturbance, tuning::Tuning},
+    decide::adaptive::{disturbance::Disturbance, tuning::Tuning},
     simulate::{
         self, Decided, Handover, Run, Setup, Summary,
         plant::{Kind, Model, UNMANAGED_IDLE, policy},

@@ -34,6 +34,25 @@ pub fn listed(names: &[impl AsRef<str>]) -> String {
     }
 }
 
+/// A share in percent, for display.
+#[must_use]
+#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Bounded.
+pub fn percent(share: f64) -> u32 {
+    (share.clamp(0.0, 1e6) * 100.0).round() as u32
+}
+
+/// A duration for display: `45s`, `12m`, `3h 5m`.
+#[must_use]
+pub fn spoken(ms: i64) -> String {
+    let seconds = ms / 1000;
+    match seconds {
+        ..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        _ if seconds % 3600 < 60 => format!("{}h", seconds / 3600),
+        _ => format!("{}h {}m", seconds / 3600, seconds % 3600 / 60),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

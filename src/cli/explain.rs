@@ -11,14 +11,13 @@ use crate::{
         conditions::{ConditionType, REASONS, Reason, State},
         policy::DriftPolicy,
         restart::RestartPolicy,
-        wording::noun,
+        wording::{noun, spoken},
     },
     decide::{
         self,
-        adapt::spoken,
+        adaptive::{disturbance, report::Closes},
         condition::{find, reason, status_of},
         flushes,
-        loop_conditions::Closes,
     },
     targets,
 };
@@ -96,7 +95,7 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         return text;
     };
     // A step moves all limits with a floor.
-    if decide::disturbance(&declared.settings, &decide::floor(&policy.spec, &traits), &traits, |_| true).is_some() {
+    if disturbance::disturbance(&declared.settings, &decide::floor(&policy.spec, &traits), &traits, |_| true).is_some() {
         say(&cost(adaptive, status));
     }
     if let Some((Some(State::False | State::Unknown), reason, message)) = message(ConditionType::MetricsAvailable) {

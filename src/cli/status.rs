@@ -7,11 +7,9 @@ use crate::{
     api::{
         IdleConnectionPolicy, IdleConnectionPolicyStatus,
         conditions::{ConditionType, Reason, State},
+        wording::spoken,
     },
-    decide::{
-        adapt::spoken,
-        condition::{find, reason},
-    },
+    decide::condition::{find, reason},
 };
 
 /// Columns of the table.

@@ -15,20 +15,25 @@ use crate::{
         conditions::Reason,
         lookup::Member,
         restart::{RestartFor, RestartPolicy},
+        wording::percent,
     },
     clock,
     decide::{
         self, Adaptive, Declared, Lives, Standing, Traits, Unit, UnitState,
-        adapt::{self, Disturbance, Outcome, percent},
-        attribution::{self, MostPooled},
-        loop_conditions::SeenLoop,
-        openness,
+        adaptive::{
+            attribution::{self, MostPooled},
+            disturbance::{self, Disturbance},
+            openness,
+            pause::Pause,
+            report::SeenLoop,
+            signal::Signal,
+            state::State,
+            step::{self, Outcome},
+            step_size::Share,
+            tighten,
+            tuning::Tuning,
+        },
         originals::Saved,
-        pause::Pause,
-        signal::Signal,
-        state::State,
-        tighten::Share,
-        tuning::Tuning,
     },
     metrics,
     signals::{
@@ -194,11 +199,11 @@ impl Adaptation {
     fn tick(&mut self) -> Tick {
         let look = self.look();
         let facts = self.input(&look).facts(&self.declared.settings, self.suspend, self.standing);
-        let outcome = adapt::step(&self.tuning, &facts, &self.state, &look.signal, look.now);
+        let outcome = step::step(&self.tuning, &facts, &self.state, &look.signal, look.now);
         let news = outcome.decision.is_some() || outcome.judged.is_some() || outcome.digest(&look.signal) != self.digest;
         // While samples are missing, the window does not advance, so sampling earlier would not help.
         let reading = look.signal.reading();
-        let end = if reading.is_some() { adapt::next_end(&self.tuning, &outcome.state, look.now) } else { None };
+        let end = if reading.is_some() { tighten::next_end(&self.tuning, &outcome.state, look.now) } else { None };
         if let Some(wait) = end.filter(|wait| *wait < self.tuning.interval) {
             self.sampler.ask_in(Duration::from_millis(u64::try_from(wait).unwrap_or(0) + 1));
         }
@@ -411,7 +416,7 @@ fn probe(signal: &SignalSpec, threshold: Threshold) -> Probe {
 
 /// Returns what a step itself does to the connections of the target.
 fn disturbance(declared: &Settings, floor: &Settings, traits: &Traits, answered: &[(Unit, UnitState)]) -> Option<Disturbance> {
-    decide::disturbance(declared, floor, traits, |knob| {
+    disturbance::disturbance(declared, floor, traits, |knob| {
         let has = |(_, state): &(Unit, UnitState)| state.sites.keys().any(|site| site.knob == knob);
         // A file has every limit of its format. Until a server has answered, assume that it has the pool.
         traits.file.is_some() || answered.is_empty() || answered.iter().any(has)

@@ -10,7 +10,11 @@ use tracing::debug;
 use super::gather::Answer;
 use crate::{
     api::wording::listed,
-    decide::{Plan, Unit, UnitState, adapt::Outcome, restart, signal::Signal},
+    decide::{
+        Plan, Unit, UnitState,
+        adaptive::{signal::Signal, step::Outcome},
+        restart,
+    },
 };
 
 /// Returns the text of an error with the texts of its sources, without those that it already contains.

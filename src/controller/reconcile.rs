@@ -39,11 +39,11 @@ use crate::{
     clock,
     decide::{
         self, Cause, Declared, Fault, Input, Plan, Traits, Unit, UnitState,
+        adaptive::pause::Pause,
         advice::{self, Observed},
         claims::{Claimant, SHARED, sentence},
         conditions::{Problem, Seen, UnitResult, failure},
         contention, lives,
-        pause::Pause,
         truths::truths,
     },
     metrics::Step,

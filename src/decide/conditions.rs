@@ -7,10 +7,10 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
     Capability, Declared, Drift, Plan, Sites, Traits, Unit, UnitState,
+    adaptive::report::{self, SeenLoop},
     advice::Advice,
     condition::{Notice, Said, condition, find, has_flipped, reason, said, shortened, shortened_to_bytes, state},
     lives::{self, Lives},
-    loop_conditions::{self, SeenLoop},
     observed::{Cause, Fault, NodeState},
     originals::Saved,
     restart::{self, Said as RestartState},
@@ -211,7 +211,7 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
     control.changed = if seen.problem.is_none() { tally.changed } else { control.changed };
     let mut notices = notices(seen, &status);
     if let (Some(adaptive), Some(outcome), None) = (&seen.adaptive, &seen.plan.outcome, seen.problem) {
-        notices.extend(loop_conditions::tell(adaptive, outcome, &seen.declared.settings, seen.previous, &mut status, seen.now));
+        notices.extend(report::tell(adaptive, outcome, &seen.declared.settings, seen.previous, &mut status, seen.now));
     } else if seen.problem.is_some() {
         // The nodes were not queried, so the earlier decisions still hold.
         status.openness_percent = seen.previous.openness_percent;

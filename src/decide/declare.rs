@@ -6,9 +6,11 @@ use std::{
 };
 
 use super::{
-    attribution::MostPooled,
+    adaptive::{
+        attribution::MostPooled,
+        openness::{self, Percent},
+    },
     observed::{Moved, NodeState, Sites, Unit, UnitState},
-    openness::{self, Percent},
 };
 use crate::api::{
     Format, IdleConnectionPolicySpec, Knob, Limits, Settings, Value,

@@ -3,53 +3,45 @@
 //! This module must not use a kube client, HTTP, tokio or a clock: the controller, the tests and every tool that
 //! explains a decision call the same code.
 
-pub mod adapt;
+pub mod adaptive;
 pub mod advice;
-pub mod attribution;
 pub mod claims;
 pub mod condition;
 pub mod conditions;
 pub mod contention;
 pub mod declare;
-pub mod disturbance;
-pub mod efficacy;
 pub mod flushes;
 pub mod hash;
 pub mod lease;
 pub mod lives;
-pub mod loop_conditions;
 pub mod measured;
 pub mod observed;
-pub mod openness;
 pub mod order;
 pub mod originals;
 pub mod path;
-pub mod pause;
 pub mod restart;
 pub mod rollout;
-pub mod signal;
-pub mod state;
-pub mod tighten;
 pub mod truths;
-pub mod tuning;
 pub mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use adapt::{Facts, Outcome};
-use attribution::{Attribution, MostPooled};
+use adaptive::{
+    attribution::{Attribution, MostPooled},
+    disturbance::Disturbance,
+    pause::Pause,
+    signal::Signal,
+    state::State,
+    step::{self, Facts, Outcome},
+    step_size::Share,
+    tuning::Tuning,
+};
 pub use declare::{Capability, Declared, Traits, declare, floor};
-pub use disturbance::disturbance;
 use jiff::Timestamp;
 pub use lives::Lives;
 pub use observed::{Cause, Fault, Moved, NodeState, Process, Serves, Site, Sites, Stored, Unit, UnitState};
 use originals::Saved;
-use pause::Pause;
 use serde_json::Value as Json;
-use signal::Signal;
-use state::State;
-use tighten::Share;
-use tuning::Tuning;
 
 use crate::api::{
     IdleConnectionPolicyStatus, Knob, Settings, Value,
@@ -130,7 +122,7 @@ pub struct Adaptive<'a> {
     /// Whether nodes are restarted for every step.
     pub rolls: bool,
     /// Side effect of each change; `None` where a change closes no connections.
-    pub disturbance: Option<adapt::Disturbance>,
+    pub disturbance: Option<Disturbance>,
     /// No decision before this time (Unix milliseconds).
     pub not_before: i64,
     /// Adaptive control's own clock (Unix milliseconds), which does not jump.
@@ -271,7 +263,7 @@ fn look(input: &Input<'_>, adaptive: &Adaptive<'_>) -> Outcome {
     let changed = input.previous.control.as_ref().map(|control| control.changed.clone()).unwrap_or_default();
     let units = input.units.iter().map(|(unit, state)| (unit, state));
     let standing = standing(input.declared, floor, state, input.traits, input.lives, &changed, units);
-    adapt::step(tuning, &adaptive.facts(declared, input.suspend, standing), state, signal, now)
+    step::step(tuning, &adaptive.facts(declared, input.suspend, standing), state, signal, now)
 }
 
 impl<'a> Adaptive<'a> {

@@ -326,10 +326,10 @@ fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
             conditions: vec![condition],
             ..IdleConnectionPolicyStatus::default()
         };
-        let changes = if moving { vec![(1_700_000_000_000, state::Way::Tighten)] } else { Vec::new() };
+        let changes = if moving { vec![(1_700_000_000_000, adaptive::state::Way::Tighten)] } else { Vec::new() };
         let state = State { changes, ..State::default() };
         let mut plan = Plan { desired: scene.declared.clone(), ..Plan::default() };
-        plan.outcome = Some(Outcome { phase: adapt::Phase::Holding, ..Outcome::unmoved(state) });
+        plan.outcome = Some(Outcome { phase: step::Phase::Holding, ..Outcome::unmoved(state) });
         if drift {
             let (id, unit) = ("u".to_owned(), "u".to_owned());
             plan.drift.push(Drift { knob: KNOB, id, unit, restarted: false, found: None, declared: seconds(30) });
@@ -671,7 +671,7 @@ fn a_pause_stops_its_own_way_and_suspend_stops_both() {
 #[test]
 fn open_files_bound_the_pools_share() {
     let (tuning, state, settings) = (Tuning::of(None), State::default(), Settings::new());
-    let reading = |files_share| Signal::Fresh(signal::Reading { files_share, ..signal::Reading::of(1.0) });
+    let reading = |files_share| Signal::Fresh(adaptive::signal::Reading { files_share, ..adaptive::signal::Reading::of(1.0) });
     let most = |signal: &Signal| adaptive(&tuning, &settings, &state, signal).attribution().share.most;
     assert!((most(&reading(Some(0.25))) - 0.25).abs() < 1e-9);
     assert!((most(&reading(None)) - 1.0).abs() < 1e-9);

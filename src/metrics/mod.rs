@@ -20,7 +20,7 @@ use strum::VariantNames as _;
 
 use crate::{
     api::IdleConnectionPolicyStatus,
-    decide::adapt::{Decision, Reason},
+    decide::adaptive::step::{Decision, Reason},
     pool::Pool,
 };
 
@@ -356,7 +356,7 @@ mod tests {
     use serde_json::{from_value, json};
 
     use super::Evaluation;
-    use crate::decide::adapt::{Decision, Reason};
+    use crate::decide::adaptive::step::{Decision, Reason};
 
     #[test]
     fn what_happened_is_counted() {

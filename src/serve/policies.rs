@@ -26,6 +26,7 @@ use crate::{
         IdleConnectionPolicy, Limits, StoredPolicy,
         flush::Closes,
         status::{Decision, Nodes, PendingRestart, Recommendation, StatusLimits, Tasks},
+        wording::percent,
     },
     clock,
     controller::{
@@ -34,9 +35,8 @@ use crate::{
     },
     decide::{
         self,
-        adapt::percent,
+        adaptive::signal::NodeSample,
         flushes::Flushes,
-        signal::NodeSample,
         truths::{Stage, Truths},
     },
     targets,

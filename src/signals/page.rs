@@ -6,7 +6,7 @@ use super::{
     exposition::{Families, Found, without_mark},
     series::{Selection, Tally, Value},
 };
-use crate::decide::signal::{Gap, IdleTasks, Measure};
+use crate::decide::adaptive::signal::{Gap, IdleTasks, Measure};
 
 /// AIStore's yellow alert bit (`cmn/cos/node_state.go`): 512 or more goroutines per CPU.
 const YELLOW: u64 = 1 << 14;

@@ -7,7 +7,7 @@ use url::Url;
 
 use super::sampler::{Node, Watch, refused, silence};
 use crate::{
-    decide::signal::{Gap, Measure},
+    decide::adaptive::signal::{Gap, Measure},
     pool::{Provider, Request},
 };
 

@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     clock,
-    decide::signal::{self, Gap, Measure, NodeSample, Signal},
+    decide::adaptive::signal::{self, Gap, Measure, NodeSample, Signal},
     pool::{Error, Provider, Request},
 };
 

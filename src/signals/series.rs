@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::exposition::{LabelValue, Sample};
-use crate::{api::adaptive::Aggregation, decide::signal::Gap};
+use crate::{api::adaptive::Aggregation, decide::adaptive::signal::Gap};
 
 /// Most series that are aggregated.
 const MAX_SERIES: usize = 4096;

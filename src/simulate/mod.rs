@@ -20,17 +20,21 @@ use crate::{
         policy::DriftPolicy,
     },
     decide::{
-        self, Adaptive, Change, Declared, Input, NodeState, Site, Stored, To, Traits, Unit, UnitState, adapt, condition,
+        self, Adaptive, Change, Declared, Input, NodeState, Site, Stored, To, Traits, Unit, UnitState,
+        adaptive::{
+            disturbance::{self, Disturbance},
+            openness::{self, Percent},
+            pause::Pause,
+            report::SeenLoop,
+            signal::{Measure, NodeSample, Reading},
+            state::State,
+            step_size::Share,
+            tuning::Tuning,
+        },
+        condition,
         conditions::{self, Seen, UnitResult},
-        loop_conditions::SeenLoop,
-        openness::{self, Percent},
         order,
         originals::Saved,
-        pause::Pause,
-        signal::{Measure, NodeSample, Reading},
-        state::State,
-        tighten::Share,
-        tuning::Tuning,
     },
 };
 pub use plant::Plant;
@@ -47,7 +51,7 @@ pub struct Setup {
     /// Percentile of the nodes that decides.
     pub percentile: u32,
     /// Disturbance by a change itself; `None` if changes close no connections.
-    pub disturbance: Option<adapt::Disturbance>,
+    pub disturbance: Option<Disturbance>,
 }
 
 /// Replacement of the deciding process by another, which continues from the status and starts to sample.
@@ -253,8 +257,13 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
                 Err(gap) => sample.gap = Some(gap),
             }
         }
-        let signal =
-            decide::signal::read(&samples, names.iter().map(AsRef::as_ref), setup.percentile, setup.tuning.most_age(), now);
+        let signal = decide::adaptive::signal::read(
+            &samples,
+            names.iter().map(AsRef::as_ref),
+            setup.percentile,
+            setup.tuning.most_age(),
+            now,
+        );
         let stamp = Timestamp::from_millisecond(now).unwrap_or_default();
         let share = plant.share().unwrap_or(Share::UNKNOWN);
         let adaptive = Adaptive {
@@ -442,7 +451,7 @@ pub fn setup(spec: &crate::api::IdleConnectionPolicySpec, traits: &Traits) -> Re
         return Err(sentence);
     }
     Ok(Setup {
-        disturbance: decide::disturbance(&declared, &floor, traits, |_| true),
+        disturbance: disturbance::disturbance(&declared, &floor, traits, |_| true),
         declared,
         floor,
         tuning: Tuning::of(Some(adaptive)),

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use crate::{
     api::{Knob, Settings, Value},
-    decide::{
+    decide::adaptive::{
         signal::{Gap, Measure},
-        tighten::Share,
+        step_size::Share,
     },
 };
 

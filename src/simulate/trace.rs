@@ -8,10 +8,10 @@ use serde::Deserialize;
 use super::{Plant, measure};
 use crate::{
     api::Settings,
-    decide::{
+    decide::adaptive::{
         openness,
         signal::{Gap, Measure},
-        tighten::Share,
+        step_size::Share,
     },
 };
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use idleconn_operator::{
-    decide::signal::Signal,
+    decide::adaptive::signal::Signal,
     pool::Pool,
     signals::{
         Node, Sampler, Source, Watch,

@@ -26,7 +26,7 @@ use crate::{
     clock,
     decide::{
         Capability, Cause, Change, Fault, NodeState, Process, Serves, Site, Sites, To, Traits, Unit, UnitState,
-        attribution::MostPooled, observed::Uptime,
+        adaptive::attribution::MostPooled, observed::Uptime,
     },
     pool::{Provider, Request, Response},
 };

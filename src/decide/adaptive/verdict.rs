@@ -2,8 +2,10 @@
 //! came in between.
 
 use super::{
-    openness::Percent,
-    state::{Episode, Life, MARKS, Pending},
+    openness::{self, Percent},
+    signal::Reading,
+    state::{Efficacy, Episode, Life, Lockout, MARKS, Pending, Watched},
+    step::{DAY, Evaluation, HOUR, Judged, Limit, MOST_WAITS},
 };
 
 /// A fall of the task count by this share is an effect, whatever was expected.
@@ -21,6 +23,12 @@ const EPISODE_HELP: f64 = 0.08;
 const LEAST_LEARNED: f64 = 0.15;
 /// Steps in a row without an effect after which tightening counts as ineffective.
 pub const MOST_FAILURES: u8 = 2;
+/// The first lock-out of tightening; each further one doubles, up to a day.
+pub(super) const LOCKOUT: i64 = 4 * HOUR;
+/// The age from which a process no longer counts as young: the last of [`MARKS`].
+pub(super) const LONGEST_LIFE: i64 = MARKS[MARKS.len() - 1];
+/// A task count that moves by less than this share of the threshold is level.
+pub(super) const PLATEAU: f64 = 0.02;
 
 /// The verdict on a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,6 +144,118 @@ impl Life {
             }
         }
         self.last = Some((uptime, pressure));
+    }
+}
+
+impl Evaluation<'_> {
+    pub(super) fn judge(&mut self, reading: &Reading) {
+        let Some(mut pending) = self.state.pending.take() else { return };
+        if !self.facts.in_effect {
+            self.state.efficacy = Efficacy::Measuring;
+            self.state.pending = Some(pending);
+            self.limit = (self.facts.needs_restart && !self.facts.rolls).then_some(Limit::RestartForbidden);
+            return;
+        }
+        let since = *pending.since.get_or_insert(self.now);
+        // The effect is measured from the time at which it could begin.
+        self.state.dead_until = self.state.dead_until.max(since + self.acting_time(&pending));
+        if !self.is_due(&mut pending, since) {
+            self.state.efficacy = Efficacy::Measuring;
+            self.state.pending = Some(pending);
+            return;
+        }
+        let restarted = reading.youngest.is_some_and(|uptime| uptime < self.now - pending.decided);
+        let mut after = self.level();
+        if let Some(life) = &pending.life {
+            // A restart empties the pools by itself, so only values at the same uptime can be compared.
+            let Some((was, is)) = at_equal_uptime(life, &self.state.watched.life, pending.wait) else {
+                if self.state.watched.life.last.is_none_or(|(uptime, _)| uptime < LONGEST_LIFE) {
+                    self.state.efficacy = Efficacy::AwaitingUptimeMatch;
+                    self.state.pending = Some(pending);
+                } else {
+                    // The earlier process was never observed at an uptime that can be compared.
+                    self.judged =
+                        Some(Judged { verdict: Verdict::Inconclusive, before: pending.before, after: self.state.watched.fast });
+                    self.state.efficacy = Efficacy::Measuring;
+                }
+                return;
+            };
+            (pending.before, after) = (was, is);
+            pending.slope = 0.0;
+        }
+        let over = Episode { base: Some(pending.before), steps: 1, ..Episode::begin(pending.decided, pending.from) };
+        let mut episode = self.state.episode.unwrap_or(over);
+        let left = openness::remaining(self.facts.declared, self.facts.floor, pending.from, pending.to);
+        episode.learned = learned(&pending, after, left);
+        let verdict = if restarted && pending.life.is_none() {
+            Verdict::Inconclusive
+        } else {
+            judge(&pending, &mut episode, after, self.facts.disturbance.is_some(), self.now)
+        };
+        if self.state.episode.is_some() {
+            self.state.episode = Some(episode);
+        }
+        self.judged = Some(Judged { verdict, before: pending.before, after });
+        match verdict {
+            Verdict::Effective => {
+                self.state.efficacy = Efficacy::Effective;
+                self.state.lockout = None;
+                if self.state.episode.is_none() {
+                    self.state.proved = self.state.openness;
+                }
+            }
+            Verdict::Inconclusive if self.state.efficacy == Efficacy::Effective => {}
+            Verdict::Inconclusive => self.state.efficacy = Efficacy::Measuring,
+            Verdict::Ineffective => self.give_up(Efficacy::Ineffective),
+        }
+    }
+
+    /// How long after a step is in effect the next one may follow (milliseconds).
+    pub(super) fn acting_time(&self, pending: &Pending) -> i64 {
+        if self.facts.disturbance.is_some() { self.dead_time() } else { pending.wait }
+    }
+
+    /// The utilization that a verdict uses. Where a change closes connections, they come back for a while, and noise
+    /// must not count as an effect; so it is the higher of the two averages.
+    pub(super) fn level(&self) -> f64 {
+        let Watched { fast, slow, .. } = self.state.watched;
+        if self.facts.disturbance.is_some() { fast.max(slow) } else { fast }
+    }
+
+    /// Whether a step may be judged. Where a change closes connections, they need time to come back, and the count must
+    /// be level: it has moved by less than [`PLATEAU`] for a quarter of that time, and for at least as long as the slow
+    /// average takes to follow. After twice that time more the step is judged anyway.
+    pub(super) fn is_due(&mut self, pending: &mut Pending, since: i64) -> bool {
+        if self.now < since + pending.wait || self.state.watched.fresh_for < self.tuning.interval {
+            return false;
+        }
+        if self.facts.disturbance.is_none() {
+            return true;
+        }
+        #[allow(clippy::cast_possible_truncation)] // At most minutes.
+        let least = (pending.wait / 4).max(self.tuning.slow as i64);
+        let slow = self.state.watched.slow;
+        let (began, level) = *self.state.watched.plateau.get_or_insert((self.now, slow));
+        if (slow - level).abs() >= PLATEAU {
+            self.state.watched.plateau = Some((self.now, slow));
+        } else if self.now - began >= least {
+            // The rise from before has ended, so it no longer counts.
+            pending.slope = 0.0;
+            return true;
+        }
+        self.now >= since + MOST_WAITS * pending.wait
+    }
+
+    /// Gives up: takes back the steps that did not help, and locks tightening out for a while.
+    pub(super) fn give_up(&mut self, efficacy: Efficacy) {
+        let to = back_to(self.state.episode.as_ref(), self.state.openness);
+        self.state.rollback = (to > self.state.openness).then_some(to);
+        let times = self.state.lockout.map_or(0, |lockout| lockout.times.saturating_add(1));
+        let wait = (LOCKOUT << times.min(3)).min(DAY);
+        self.state.lockout = Some(Lockout { until: self.now + wait, times });
+        self.state.efficacy = efficacy;
+        self.state.pending = None;
+        self.state.proved = 100;
     }
 }
 

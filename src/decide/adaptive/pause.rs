@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, fmt};
 
 use jiff::Timestamp;
 
-use super::condition::whole_seconds;
 use crate::api::{PAUSED, PAUSED_RELAX, PAUSED_TIGHTEN};
+use crate::decide::condition::whole_seconds;
 
 /// The directions that are paused, and by what.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -4,8 +4,9 @@ use std::{collections::BTreeMap, fmt};
 
 use serde_json::Value as Json;
 
-use super::{NodeState, Traits, Unit, UnitState, originals::Saved, signal::Reading, tighten::Share};
+use super::{signal::Reading, step_size::Share};
 use crate::api::{Knob, Settings, Value, wording::with_noun};
+use crate::decide::{NodeState, Traits, Unit, UnitState, originals::Saved};
 
 /// The highest number of tasks per node that pooled connections can be, by node name.
 pub type MostPooled = BTreeMap<String, f64>;

@@ -2,11 +2,22 @@
 
 use std::time::Duration;
 
-use super::{Traits, adapt::Disturbance};
 use crate::api::{
     Knob, Settings, Value,
     flush::{Closes, Flush},
 };
+use crate::decide::Traits;
+
+/// Side effect of a change on a target that closes idle connections whenever its settings are written (measured on
+/// Caddy, nginx and HAProxy: docs/control-law.md).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Disturbance {
+    /// How long the target keeps closing connections after the write (milliseconds).
+    pub settle: i64,
+    /// The longest idle timeout of any pool of the target, managed by the policy or not (milliseconds). Connections
+    /// that a write closes can take this long to come back.
+    pub longest_idle: i64,
+}
 
 /// The assumed idle timeout of a pool whose limit is not declared and whose default is not known: the longest known
 /// default of the supported servers (Caddy's, for clients).

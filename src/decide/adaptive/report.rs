@@ -7,13 +7,12 @@ use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 use super::{
-    adapt::{Limit, Outcome, Phase, TOO_SOON, percent, spoken},
     attribution::Attribution,
-    condition::{self, Notice, Said, find, said, shortened, state, status_of, whole_seconds},
     openness,
     pause::Pause,
     signal::{Reading, Signal},
     state::{Efficacy, State},
+    step::{Limit, Outcome, Phase, TOO_SOON},
     tuning::{CLOSE, ROOM, Tuning},
 };
 use crate::api::{
@@ -21,8 +20,9 @@ use crate::api::{
     adaptive::Mode,
     conditions::{ConditionType, EventReason, Reason, State as ConditionState},
     status::{Decision, Recommendation, Tasks},
-    wording::{of_nodes, with_noun},
+    wording::{of_nodes, percent, spoken, with_noun},
 };
+use crate::decide::condition::{self, Notice, Said, find, said, shortened, state, status_of, whole_seconds};
 
 /// The maximum number of decisions in the history.
 const MOST_DECISIONS: usize = 6;
@@ -506,12 +506,12 @@ mod tests {
     use super::*;
     use crate::{
         api::{adaptive::Adaptive, status::Control},
-        decide::{
-            adapt::{Judged, Phase, Reason as Cause},
-            efficacy::Verdict,
+        decide::adaptive::{
             pause::By,
             state::Episode,
-            tighten::Share,
+            step::{Judged, Phase, Reason as Cause},
+            step_size::Share,
+            verdict::Verdict,
         },
     };
 
@@ -570,7 +570,7 @@ mod tests {
         let reason = Cause::High { pressure: None, lasted: 60_000 };
         let decided = Outcome {
             state: State { openness: 50, episode: Some(Episode::begin(0, 100)), ..State::default() },
-            decision: Some(crate::decide::adapt::Decision { from: 100, to: 50, reason, pressure: 2.0 }),
+            decision: Some(crate::decide::adaptive::step::Decision { from: 100, to: 50, reason, pressure: 2.0 }),
             judged: Some(Judged { verdict: Verdict::Ineffective, before: 2.0, after: 2.0 }),
             phase: Phase::Tightening,
             ..outcome()
@@ -765,7 +765,7 @@ mod tests {
     }
 
     fn decided(from: u8, to: u8) -> Outcome {
-        let decision = crate::decide::adapt::Decision { from, to, reason: Cause::Ineffective, pressure: 1.2 };
+        let decision = crate::decide::adaptive::step::Decision { from, to, reason: Cause::Ineffective, pressure: 1.2 };
         Outcome { decision: Some(decision), ..outcome() }
     }
 

@@ -1,12 +1,24 @@
 #![allow(clippy::float_cmp)] // The same computation gives the same result.
 
-use super::*;
+use super::{
+    disturbance::Disturbance,
+    openness::{self, Percent},
+    relax::*,
+    signal::{Reading, Signal},
+    state::{Efficacy, Episode, Life, Lockout, MOST_CHANGES, Pending, State, Way, rounded},
+    step::*,
+    step_size::Share,
+    tighten::*,
+    tuning::*,
+    verdict::{LONGEST_LIFE, Verdict},
+};
 use crate::{
     api::{
-        adaptive::{Adaptive, FallbackBehavior},
+        Settings,
+        adaptive::{Adaptive, FallbackBehavior, Mode},
         conditions,
+        wording::spoken,
     },
-    decide::state::Life,
     simulate::plant::policy,
 };
 

@@ -1,0 +1,18 @@
+//! Adaptive control: from task counts to the openness of the limits. docs/control-law.md gives the reasons.
+
+pub mod attribution;
+pub mod disturbance;
+pub mod openness;
+pub mod pause;
+mod relax;
+pub mod report;
+pub mod signal;
+pub mod state;
+pub mod step;
+pub mod step_size;
+pub mod tighten;
+pub mod tuning;
+pub mod verdict;
+
+#[cfg(test)]
+mod tests;

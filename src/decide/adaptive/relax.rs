@@ -1,0 +1,144 @@
+//! Steps towards the declared limits: when there is room, and after a tightening that did not help.
+
+use super::{
+    openness::{self, Percent},
+    state::Efficacy,
+    step::{Decision, Evaluation, HOUR, Judged, Limit, Reason},
+    tuning::{DOUBT, NEARLY_OPEN, SAFE},
+    verdict::Verdict,
+};
+use crate::api::adaptive::Mode;
+
+/// The longest window for relaxing, unless `relaxAfter` itself is longer.
+pub(super) const LONGEST_RELAX: i64 = 2 * HOUR;
+/// A relaxing step below this utilization says nothing about the openness: the pools are hardly used.
+pub(super) const IDLE: f64 = 0.5;
+
+impl Evaluation<'_> {
+    pub(super) fn maybe_relax(&mut self) {
+        let (now, tuning, facts) = (self.now, self.tuning, self.facts);
+        let slow = self.state.watched.slow;
+        if self.state.openness >= 100 {
+            return;
+        }
+        let (from, (to, doubtful)) = (self.state.openness, self.wider(slow));
+        let window = self.relax_window() * if doubtful { DOUBT } else { 1 };
+        if self.state.watched.low_for < window {
+            return;
+        }
+        let reason = Reason::Low { pressure: self.counted(slow), lasted: self.state.watched.low_for };
+        if tuning.mode != Mode::Enforce || facts.no_relaxing {
+            self.recommendation = Some(Decision { from, to, reason, pressure: slow });
+            self.limit = (tuning.mode == Mode::Enforce).then_some(Limit::Paused);
+            return;
+        }
+        if now < facts.not_before || now < self.state.dead_until {
+            return;
+        }
+        if let Some(pending) = &self.state.pending {
+            // Of steps that share a verdict, the nodes may use all but the last.
+            let is_shared =
+                facts.disturbance.is_some() && self.state.changes.last().is_some_and(|(time, _)| *time > pending.decided);
+            if let (false, false, None, false) = (facts.in_effect, facts.rolls, pending.since, is_shared) {
+                self.withdraw(pending.from, slow);
+                return;
+            }
+            if facts.disturbance.is_none() || !facts.in_effect {
+                return;
+            }
+            // There is room whatever the step did, so its effect can no longer be measured.
+            self.judged = Some(Judged { verdict: Verdict::Inconclusive, before: pending.before, after: self.level() });
+            self.state.pending = None;
+        }
+        if !facts.in_effect {
+            self.limit = (facts.needs_restart && !facts.rolls).then_some(Limit::RestartForbidden);
+            return;
+        }
+        self.relax(reason, slow);
+    }
+
+    /// Takes back a step that no process has used. Returning to what the processes use cannot create tasks, so there is
+    /// nothing to wait for.
+    pub(super) fn withdraw(&mut self, to: Percent, pressure: f64) {
+        if to <= self.state.openness {
+            self.state.pending = None;
+            return;
+        }
+        if !self.may_change() {
+            self.limit = Some(Limit::BudgetExhausted);
+            return;
+        }
+        let before = self.state.pending.take().map_or(f64::NAN, |pending| pending.before);
+        self.judged = Some(Judged { verdict: Verdict::Inconclusive, before, after: self.state.watched.fast });
+        self.state.efficacy = if to == 100 { Efficacy::NotTightened } else { Efficacy::Measuring };
+        self.limit = None;
+        self.change(to, Reason::Withdrawn, pressure);
+    }
+
+    pub(super) fn relax(&mut self, reason: Reason, pressure: f64) {
+        if self.facts.no_relaxing || self.tuning.mode != Mode::Enforce {
+            return;
+        }
+        if !self.may_change() {
+            self.limit = Some(Limit::BudgetExhausted);
+            return;
+        }
+        let (to, _) = self.wider(pressure);
+        if pressure < IDLE {
+            // The pools were hardly used, so this does not disprove what was enough under load.
+            self.state.proved = self.state.proved.min(self.state.openness);
+        } else {
+            self.state.proved = 100;
+        }
+        self.change(to, reason, pressure);
+        if to == 100 {
+            self.state.efficacy = Efficacy::NotTightened;
+        }
+    }
+
+    /// Predicts the utilization after relaxing: pools grow with the limits, everything else stays. Where the pools'
+    /// share is not known, all tasks count as pooled.
+    pub(super) fn foreseen(&self, pressure: f64, to: Percent) -> f64 {
+        let left = openness::remaining(self.facts.declared, self.facts.floor, to, self.state.openness);
+        let share = self.facts.share.estimate.unwrap_or(1.0).min(self.facts.share.most);
+        pressure * (1.0 + share * (1.0 / left - 1.0))
+    }
+
+    /// The largest of one to three steps that leaves room. If none does, one step and `true`: the prediction is in
+    /// doubt. A step that reaches [`NEARLY_OPEN`] goes to 100%.
+    pub(super) fn wider(&self, pressure: f64) -> (Percent, bool) {
+        let step = self.tuning.relax_step;
+        let up = |points: u8| {
+            let to = self.state.openness.saturating_add(points).min(100);
+            if to >= NEARLY_OPEN { 100 } else { to }
+        };
+        let leaves_room = |to: &Percent| self.foreseen(pressure, *to) <= SAFE;
+        let widest = (step..=step.saturating_mul(3)).rev().map(up).find(leaves_room);
+        widest.map_or((up(step), true), |to| (to, false))
+    }
+
+    pub(super) fn roll_back(&mut self) {
+        let Some(to) = self.state.rollback else { return };
+        let is_paused = self.facts.no_relaxing || self.tuning.mode != Mode::Enforce;
+        if to <= self.state.openness {
+            self.state.rollback = None;
+        } else if is_paused {
+            self.limit = (self.tuning.mode == Mode::Enforce).then_some(Limit::Paused);
+        } else if self.now < self.state.dead_until {
+            // The last change takes effect first.
+        } else if self.may_change() {
+            self.state.rollback = None;
+            let too_small = self.state.efficacy == Efficacy::PoolsTooSmall;
+            let reason = if too_small { Reason::PoolsTooSmall } else { Reason::Ineffective };
+            self.change(to, reason, self.state.watched.fast);
+        } else {
+            self.limit = Some(Limit::BudgetExhausted);
+        }
+    }
+
+    pub(super) fn relax_window(&self) -> i64 {
+        let levels = if self.facts.levels { 2 } else { 1 };
+        let window = self.tuning.relax_after * i64::from(self.state.patience) * levels;
+        window.min(LONGEST_RELAX.max(self.tuning.relax_after))
+    }
+}

@@ -1,0 +1,513 @@
+//! Adaptive control: one evaluation of the signal, at most one step. Pure and total; docs/control-law.md gives the
+//! reasons.
+
+use std::fmt;
+
+use super::{
+    disturbance::Disturbance,
+    openness::{self, Percent},
+    signal::{Reading, Signal},
+    state::{Episode, MOST_CHANGES, State, Watched, Way},
+    step_size::Share,
+    tuning::{CLOSE, OPEN, ROOM, Tuning},
+    verdict::Verdict,
+};
+use crate::api::{
+    self, Settings,
+    adaptive::Mode,
+    wording::{percent, spoken},
+};
+
+pub(super) const MINUTE: i64 = 60_000;
+pub(super) const HOUR: i64 = 60 * MINUTE;
+pub(super) const DAY: i64 = 24 * HOUR;
+/// Allowance for a write and its reading back, in addition to the time that pools need to drain (milliseconds).
+pub(super) const APPLY: i64 = 5_000;
+/// How long a node must report itself as critical before that alone counts as too many tasks.
+pub(super) const RED: i64 = MINUTE;
+/// How long there must be a quorum again before the fallback ends.
+pub(super) const BACK: i64 = 2 * MINUTE;
+/// Tightening within this time after relaxing makes the next relaxing wait longer (milliseconds).
+pub const TOO_SOON: i64 = 2 * HOUR;
+/// Room is recorded after the window for relaxing divided by this.
+pub(super) const WORTH_SAYING: i64 = 5;
+/// The highest patience (see [`State::patience`]); at this value the status reports flapping.
+pub(super) const MOST_PATIENCE: u8 = 8;
+/// Where each change closes all idle connections, a step is judged after this many times its own waiting time at the
+/// latest.
+pub(super) const MOST_WAITS: i64 = 3;
+
+/// What holds besides the signal.
+#[derive(Clone, Copy, Debug)]
+#[allow(clippy::struct_excessive_bools)] // Independent facts, not a state machine.
+pub struct Facts<'a> {
+    /// The declared limits.
+    pub declared: &'a Settings,
+    /// The floor of the limits.
+    pub floor: &'a Settings,
+    /// No tightening: a pause, or `suspend`.
+    pub no_tightening: bool,
+    /// No relaxing: a pause, or `suspend`.
+    pub no_relaxing: bool,
+    /// Whether most nodes use the desired values.
+    pub in_effect: bool,
+    /// Whether the desired values take effect only after a restart.
+    pub needs_restart: bool,
+    /// Whether the operator restarts the nodes for that.
+    pub rolls: bool,
+    /// The pooled connections' share of the tasks.
+    pub share: Share,
+    /// Whether the source only says that there are too many tasks, not how many.
+    pub levels: bool,
+    /// Side effect of a change; `None` where a change closes no connections.
+    pub disturbance: Option<Disturbance>,
+    /// No decision before this time (Unix milliseconds), because the process has just begun to watch.
+    pub not_before: i64,
+}
+
+impl<'a> Facts<'a> {
+    /// Nothing is paused, everything is in effect, and nothing is known of the pools.
+    #[must_use]
+    pub const fn undisturbed(declared: &'a Settings, floor: &'a Settings) -> Self {
+        Self {
+            declared,
+            floor,
+            no_tightening: false,
+            no_relaxing: false,
+            in_effect: true,
+            needs_restart: false,
+            rolls: false,
+            share: Share::UNKNOWN,
+            levels: false,
+            disturbance: None,
+            not_before: 0,
+        }
+    }
+}
+
+/// A change of the openness.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Decision {
+    /// Openness before.
+    pub from: Percent,
+    /// Openness after.
+    pub to: Percent,
+    /// Why it is made.
+    pub reason: Reason,
+    /// The utilization at which it was decided.
+    pub pressure: f64,
+}
+
+/// Why a step is taken. The history shows its `Display` text; metrics use its name.
+#[derive(Clone, Copy, Debug, PartialEq, strum::IntoStaticStr, strum::VariantNames)]
+#[allow(missing_docs)] // `pressure`: the utilization, `None` where nothing is counted. `lasted`: for how long (milliseconds).
+pub enum Reason {
+    /// Too many tasks for the whole window.
+    #[strum(serialize = "HighTaskCount")]
+    High { pressure: Option<f64>, lasted: i64 },
+    /// Few tasks for the whole window.
+    #[strum(serialize = "LowTaskCount")]
+    Low { pressure: Option<f64>, lasted: i64 },
+    /// Tightening did not help.
+    Ineffective,
+    /// Tightening cannot help: the pools are too small.
+    PoolsTooSmall,
+    /// The task count fell before the last step was in effect.
+    #[strum(serialize = "LowTaskCount")]
+    Withdrawn,
+    /// The task count is not known, and the fallback is to relax.
+    SignalGone,
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match *self {
+            Self::High { pressure: Some(pressure), lasted } | Self::Low { pressure: Some(pressure), lasted } => {
+                write!(f, "{}% of the threshold for {}", percent(pressure), spoken(lasted))
+            }
+            Self::High { pressure: None, lasted } => write!(f, "task count alert raised for {}", spoken(lasted)),
+            Self::Low { pressure: None, lasted } => write!(f, "no task count alert for {}", spoken(lasted)),
+            Self::Ineffective => write!(f, "tightening did not help"),
+            Self::PoolsTooSmall => write!(f, "the pools are too small for tightening to help"),
+            Self::Withdrawn => write!(f, "the task count fell before the last step was in effect"),
+            Self::SignalGone => write!(f, "the task count is not available"),
+        }
+    }
+}
+
+/// A step with its verdict.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Judged {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Utilization before.
+    pub before: f64,
+    /// Utilization after.
+    pub after: f64,
+}
+
+/// Why adaptive control does less than the task count calls for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumIter)]
+#[allow(missing_docs)] // The reasons of TighteningLimited.
+pub enum Limit {
+    AtFloor,
+    BudgetExhausted,
+    RestartForbidden,
+    NotInEffect,
+    PoolsTooSmall,
+    Locked,
+    Flapping,
+    Paused,
+}
+
+/// What adaptive control is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumIter)]
+#[allow(missing_docs)] // The reasons of Tightened.
+pub enum Phase {
+    AsDeclared,
+    Tightening,
+    Holding,
+    Relaxing,
+    AtFloor,
+    FallbackHold,
+}
+
+/// The result of one evaluation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Outcome {
+    /// The state after it.
+    pub state: State,
+    /// The step, if one was decided.
+    pub decision: Option<Decision>,
+    /// The verdict on an earlier step, if it was reached now.
+    pub judged: Option<Judged>,
+    /// The step that adaptive control would take if it were allowed to.
+    pub recommendation: Option<Decision>,
+    /// Why it does less than the task count calls for.
+    pub limit: Option<Limit>,
+    /// What it is doing.
+    pub phase: Phase,
+    /// Whether the task count is low because the last step's write closed connections, which may come back.
+    pub has_dipped: bool,
+}
+
+impl Outcome {
+    /// No decision, and the limits are as declared.
+    #[must_use]
+    pub const fn unmoved(state: State) -> Self {
+        Self {
+            state,
+            decision: None,
+            judged: None,
+            recommendation: None,
+            limit: None,
+            phase: Phase::AsDeclared,
+            has_dipped: false,
+        }
+    }
+
+    /// The earliest time at which the last step can be judged (Unix milliseconds); `None` unless a step is in effect
+    /// and not judged yet.
+    #[must_use]
+    pub fn due(&self) -> Option<i64> {
+        self.state.pending.as_ref().and_then(|pending| Some(pending.since? + pending.wait))
+    }
+
+    /// The latest time at which the last step is judged, where a change closes connections (Unix milliseconds); `None`
+    /// as for [`Self::due`].
+    #[must_use]
+    pub fn overdue(&self) -> Option<i64> {
+        self.state.pending.as_ref().and_then(|pending| Some(pending.since? + MOST_WAITS * pending.wait))
+    }
+
+    /// A text that changes when the status needs a new report, apart from decisions and verdicts.
+    #[must_use]
+    pub fn digest(&self, signal: &Signal) -> String {
+        let reason = match signal {
+            Signal::Fresh(Reading { idle_missing: Some(_), .. }) => api::conditions::Reason::IdleConnectionsMissing,
+            Signal::Fresh(_) => api::conditions::Reason::Fresh,
+            Signal::Missing { reason, .. } => *reason,
+        };
+        let recommended = self.recommendation.as_ref().map(|decision| decision.to / 10);
+        format!("{} {:?} {:?} {} {reason} {recommended:?}", self.state.encode(), self.phase, self.limit, self.has_dipped)
+    }
+}
+
+/// Evaluates the signal once.
+#[must_use]
+pub fn step(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal, now: i64) -> Outcome {
+    let Some((mut look, elapsed)) = Evaluation::begin(tuning, facts, before, now) else {
+        let state = State { changes: before.changes.clone(), ..State::default() };
+        return Outcome::unmoved(state);
+    };
+    match signal {
+        Signal::Fresh(reading) => look.fresh(reading, elapsed),
+        Signal::Missing { reason, .. } => {
+            // No node has been queried since a change of the signal: that does not say that the count is lost.
+            look.state.lost |= *reason != api::conditions::Reason::Pending;
+            look.missing(elapsed);
+        }
+    }
+    look.finish()
+}
+
+/// If the clock was set back, clamps stored times to `now`.
+fn forget_the_future(state: &mut State, now: i64) {
+    let past = |time: &mut i64| *time = (*time).min(now);
+    if let Some(episode) = &mut state.episode {
+        past(&mut episode.since);
+    }
+    if let Some(pending) = &mut state.pending {
+        past(&mut pending.decided);
+        pending.since.iter_mut().for_each(past);
+    }
+    // The state stores these in whole seconds.
+    state.changes.iter_mut().for_each(|(time, _)| *time = (*time).min(now / 1000 * 1000));
+    state.low_since.iter_mut().for_each(past);
+    state.dead_until = state.dead_until.min(now + DAY);
+    if let Some(lockout) = &mut state.lockout {
+        lockout.until = lockout.until.min(now + DAY);
+    }
+}
+
+/// Time since the last evaluation that counts for the windows. `None` at the first evaluation and after a silence,
+/// because what happened in it is not known. A clock that was set forward looks like a silence; one that was set back
+/// counts as no time.
+fn elapsed(tuning: &Tuning, state: &mut State, now: i64) -> Option<i64> {
+    let since = state.watched.at.replace(now).map(|at| now - at);
+    since.filter(|since| (0..=tuning.longest_silence()).contains(since))
+}
+
+pub(super) struct Evaluation<'a> {
+    pub(super) tuning: &'a Tuning,
+    pub(super) facts: &'a Facts<'a>,
+    pub(super) state: State,
+    pub(super) now: i64,
+    pub(super) judged: Option<Judged>,
+    pub(super) decision: Option<Decision>,
+    pub(super) recommendation: Option<Decision>,
+    pub(super) limit: Option<Limit>,
+}
+
+impl<'a> Evaluation<'a> {
+    /// Begins an evaluation; also returns the time since the last one (see [`elapsed`]). `None` where there is nothing
+    /// to move.
+    pub(super) fn begin(tuning: &'a Tuning, facts: &'a Facts<'a>, before: &State, now: i64) -> Option<(Self, Option<i64>)> {
+        if tuning.mode == Mode::Disabled || facts.floor.is_empty() {
+            return None;
+        }
+        let mut state = before.clone();
+        forget_the_future(&mut state, now);
+        let elapsed = elapsed(tuning, &mut state, now);
+        Some((Evaluation { tuning, facts, state, now, judged: None, decision: None, recommendation: None, limit: None }, elapsed))
+    }
+    /// No signal: the windows stand still, and after a while the fallback begins.
+    pub(super) fn unseen(&mut self, elapsed: Option<i64>) {
+        let watched = &mut self.state.watched;
+        watched.fresh_for = 0;
+        watched.red_for = 0;
+        watched.missing_for += elapsed.unwrap_or(0);
+        if self.state.watched.missing_for >= self.tuning.fallback_after {
+            self.state.fallback = true;
+        }
+    }
+
+    pub(super) fn missing(&mut self, elapsed: Option<i64>) {
+        self.unseen(elapsed);
+        let now = self.now;
+        if self.state.fallback && self.tuning.fallback_relaxes && self.state.openness < 100 {
+            let since = self.state.changes.last().map_or(0, |(time, _)| *time).max(self.facts.not_before);
+            if now - since >= self.relax_window() {
+                self.relax(Reason::SignalGone, f64::NAN);
+            }
+        }
+    }
+
+    pub(super) fn observe(&mut self, reading: &Reading, elapsed: Option<i64>) {
+        self.average(reading, elapsed);
+        let passed = elapsed.unwrap_or(0);
+        let watched = &mut self.state.watched;
+        watched.missing_for = 0;
+        watched.fresh_for += passed;
+        watched.red_for = if reading.red { watched.red_for + passed } else { 0 };
+        if self.state.fallback && self.state.watched.fresh_for >= BACK {
+            self.state.fallback = false;
+        }
+        if let Some(youngest) = reading.youngest {
+            self.state.watched.life.note(youngest, reading.mean);
+        }
+        self.windows(passed);
+        self.calm();
+    }
+
+    pub(super) fn fresh(&mut self, reading: &Reading, elapsed: Option<i64>) {
+        self.state.lost = false;
+        self.observe(reading, elapsed);
+        self.judge(reading);
+        if self.state.fallback {
+            return;
+        }
+        self.held();
+        if self.state.rollback.is_some() {
+            self.roll_back();
+        } else if self.state.episode.is_some() && !self.has_dipped() {
+            self.tighten();
+        } else {
+            self.maybe_relax();
+        }
+    }
+
+    pub(super) fn average(&mut self, reading: &Reading, elapsed: Option<i64>) {
+        let watched = &mut self.state.watched;
+        #[allow(clippy::cast_precision_loss)] // Seconds.
+        let toward = |old: f64, new: f64, constant: f64| match elapsed {
+            Some(passed) if old.is_finite() => (new - old).mul_add(1.0 - (-(passed as f64) / constant).exp(), old),
+            _ => new,
+        };
+        if watched.primed && elapsed.is_some() {
+            watched.fast = toward(watched.fast, reading.up, self.tuning.fast);
+            watched.slow = toward(watched.slow, reading.down, self.tuning.slow);
+        } else {
+            // What came before is not known, so there is no room until it has been observed, unless an earlier process
+            // observed it.
+            let slow = if self.state.low_since.is_some() { reading.down } else { reading.down.max(OPEN) };
+            (watched.fast, watched.slow, watched.primed) = (reading.up, slow, true);
+        }
+    }
+
+    /// Begins and ends the episode, and updates how long each condition of a step has held.
+    pub(super) fn windows(&mut self, passed: i64) {
+        let is_disturbed = self.is_disturbed();
+        let State { episode, low_since, watched, openness, .. } = &mut self.state;
+        let Watched { fast, slow, high_for, low_for, floor_for, red_for, .. } = watched;
+        let red = *red_for >= RED;
+        match episode {
+            None if *fast >= OPEN || red => {
+                *episode = Some(Episode::begin(self.now, *openness));
+                *high_for = 0;
+            }
+            // A count that fell because a write closed connections does not end the episode.
+            Some(_) if *fast < CLOSE && !red && is_disturbed => *high_for = 0,
+            Some(_) if *fast < CLOSE && !red => {
+                *episode = None;
+                *high_for = 0;
+            }
+            // The first step requires the count to stay at or above the threshold without a break.
+            Some(episode) if episode.steps > 0 || *fast >= OPEN || red => *high_for += passed,
+            Some(_) | None => *high_for = 0,
+        }
+        *floor_for = if *openness == 0 && *fast >= OPEN { *floor_for + passed } else { 0 };
+        // There is room only without peaks. It is recorded after a while, so that a short dip does not change the
+        // status.
+        if *slow <= ROOM && *fast < CLOSE && *openness < 100 {
+            *low_for += passed;
+            if low_since.is_none() && *low_for >= self.tuning.relax_after / WORTH_SAYING {
+                *low_since = Some(self.now - *low_for);
+            }
+        } else {
+            (*low_since, *low_for) = (None, 0);
+        }
+    }
+
+    /// Whether the task count is low because the last step's write closed connections, which may come back.
+    pub(super) fn has_dipped(&self) -> bool {
+        self.state.watched.fast < CLOSE && self.is_disturbed()
+    }
+
+    /// Whether connections that the last step's write closed can still be coming back.
+    pub(super) fn is_disturbed(&self) -> bool {
+        let Some(pending) = self.state.pending.as_ref().filter(|_| self.facts.disturbance.is_some()) else { return false };
+        pending.since.is_none_or(|since| self.now < since + pending.wait)
+    }
+
+    /// After a day without a change, forgets what slowed adaptive control down.
+    pub(super) fn calm(&mut self) {
+        let now = self.now;
+        self.state.changes.retain(|(time, _)| now - time < DAY);
+        if self.state.changes.is_empty() {
+            self.state.patience = 1;
+            if self.state.openness == 100 && self.state.pending.is_none() {
+                self.state.proved = 100;
+            }
+        }
+        if self.state.lockout.is_some_and(|lockout| now >= lockout.until + DAY) {
+            self.state.lockout = None;
+        }
+    }
+
+    /// Records whether a pause or the mode blocks changes. When the block ends, the windows start from zero, so that no
+    /// action is stored up.
+    pub(super) fn held(&mut self) {
+        let held = self.tuning.mode != Mode::Enforce || self.facts.no_tightening || self.facts.no_relaxing;
+        if self.state.watched.held && !held {
+            (self.state.watched.high_for, self.state.watched.low_for) = (0, 0);
+        }
+        self.state.watched.held = held;
+    }
+
+    /// The utilization to show; `None` where the source only raises alerts.
+    pub(super) fn counted(&self, pressure: f64) -> Option<f64> {
+        (!self.facts.levels).then_some(pressure)
+    }
+
+    /// How long no further change may follow (milliseconds). Pools drain at the idle timeout that they had, so it is
+    /// twice that, plus the time to write and to observe.
+    pub(super) fn dead_time(&self) -> i64 {
+        let idle = openness::longest_idle(self.facts.declared, self.facts.floor, self.state.openness);
+        let settle = self.facts.disturbance.map_or(0, |disturbance| disturbance.settle);
+        settle + 2 * i64::try_from(idle.as_millis()).unwrap_or(DAY).min(DAY) + self.tuning.interval + APPLY
+    }
+
+    /// How long after a step is in effect it may be judged (milliseconds). Where a change closes connections, those of
+    /// every pool can have come back by then.
+    pub(super) fn claim_time(&self) -> i64 {
+        self.facts
+            .disturbance
+            .map_or_else(|| self.dead_time(), |disturbance| disturbance.settle + disturbance.longest_idle * 5 / 4)
+    }
+
+    pub(super) fn may_change(&self) -> bool {
+        let within = |span: i64| self.state.changes.iter().filter(|(time, _)| self.now - time < span).count();
+        within(HOUR) < self.tuning.per_hour as usize && within(DAY) < self.tuning.per_day as usize
+    }
+
+    pub(super) fn change(&mut self, to: Percent, reason: Reason, pressure: f64) {
+        let from = self.state.openness;
+        let way = if to < from { Way::Tighten } else { Way::Relax };
+        self.state.dead_until = self.now + self.dead_time();
+        let too_soon = self.state.changes.last().is_some_and(|(time, last)| *last == Way::Relax && self.now - time < TOO_SOON);
+        if way == Way::Tighten && too_soon {
+            self.state.patience = (self.state.patience * 4).min(MOST_PATIENCE);
+        }
+        // The state stores whole seconds.
+        self.state.changes.push((self.now / 1000 * 1000, way));
+        if self.state.changes.len() > MOST_CHANGES {
+            self.state.changes.remove(0);
+        }
+        self.state.openness = to;
+        self.state.low_since = None;
+        self.state.watched.low_for = 0;
+        self.decision = Some(Decision { from, to, reason, pressure });
+    }
+
+    pub(super) fn finish(self) -> Outcome {
+        let has_dipped = self.has_dipped();
+        let is_locked = self.state.lockout.is_some_and(|lockout| self.now < lockout.until);
+        let Self { state, judged, decision, recommendation, mut limit, tuning, .. } = self;
+        if limit.is_none() && is_locked {
+            limit = Some(Limit::Locked);
+        }
+        if limit.is_none() && state.patience >= MOST_PATIENCE {
+            limit = Some(Limit::Flapping);
+        }
+        let phase = match (&state, state.openness) {
+            (_, 100) => Phase::AsDeclared,
+            (state, _) if state.fallback => Phase::FallbackHold,
+            (_, 0) => Phase::AtFloor,
+            (state, _) if state.pending.is_some() => Phase::Tightening,
+            (state, _) if state.low_since.is_some() && tuning.mode == Mode::Enforce => Phase::Relaxing,
+            _ => Phase::Holding,
+        };
+        Outcome { state, decision, judged, recommendation, limit, phase, has_dipped }
+    }
+}
