@@ -362,7 +362,12 @@ async fn the_policy_says_which_series_count_and_where_the_page_is() {
     world.apply("gw", &paged(path, &signal(json!({})))).await;
     let status = world.until_condition("gw", "MetricsAvailable", "False", "SeveralSeries").await;
     let message = &find(&status, "MetricsAvailable").unwrap().message;
-    assert!(message.ends_with("set spec.adaptive.signal.matchLabels or spec.adaptive.signal.aggregation; spec.adaptive.signal.metric is tasks"), "{message}");
+    assert!(
+        message.ends_with(
+            "set spec.adaptive.signal.matchLabels or spec.adaptive.signal.aggregation; spec.adaptive.signal.metric is tasks"
+        ),
+        "{message}"
+    );
     reads(json!({"aggregation": "Sum"}), 542.0).await;
     reads(json!({"aggregation": "Max"}), 500.0).await;
     reads(json!({"aggregation": "Sum", "matchLabels": {"app": "web"}}), 42.0).await;
@@ -370,7 +375,10 @@ async fn the_policy_says_which_series_count_and_where_the_page_is() {
     world.apply("gw", &paged(path, &signal(json!({"matchLabels": {"app": "none"}})))).await;
     let status = world.until_condition("gw", "MetricsAvailable", "False", "NoSeries").await;
     let message = &find(&status, "MetricsAvailable").unwrap().message;
-    assert!(message.ends_with("has the series, but not with the labels in spec.adaptive.signal.matchLabels"), "{message}");
+    assert!(
+        message.ends_with("not with the labels in spec.adaptive.signal.matchLabels; spec.adaptive.signal.metric is tasks"),
+        "{message}"
+    );
     world.apply("gw", &paged("/metrics", &signal(json!({})))).await;
     world
         .until("gw", "the status is named", |s| {
