@@ -12,9 +12,10 @@ use std::{
 use idleconn_operator::{
     api::adaptive::{Adaptive, Mode},
     decide::adaptive::{
+        config::Config,
+        driver::AdaptiveDriver,
         signal::{self, Measure, NodeSample},
         state::State,
-        step::{self, Facts},
         tuning::Tuning,
     },
     signals::page::{Probe, Threshold},
@@ -114,11 +115,10 @@ fn main() {
         .enumerate()
         .map(|(n, name)| (name.clone(), NodeSample { last: Some((1000, measure(n))), gap: None }))
         .collect();
-    let facts = Facts::undisturbed(&declared, &floor);
-    let state = State::default();
+    let mut driver = AdaptiveDriver::new(Config::plain(declared, floor, tuning), State::default(), None, 0);
     let looks = throughput(1, || {
         let signal = signal::read(&samples, names.iter().map(String::as_str), 95, 90_000, 1000);
-        black_box(step::step(&tuning, &facts, &state, &signal, 1000));
+        black_box(driver.tick(&signal, 1000));
     });
     println!("a decision over 100 nodes: {:.1} µs", 1e6 / looks);
     gate("a decision within 20 µs", looks >= 50_000.0);

@@ -11,9 +11,9 @@ use std::fmt::Write as _;
 
 use idleconn_operator::{
     api::adaptive::{Adaptive, Behavior, Fallback, FallbackBehavior, Mode, Profile},
-    decide::adaptive::tuning::Tuning,
+    decide::adaptive::{config::Config, tuning::Tuning},
     simulate::{
-        self, Handover, Setup,
+        self, Handover,
         plant::{Kind, Model, policy},
     },
 };
@@ -32,9 +32,9 @@ fn balanced() -> Adaptive {
 /// Course of one run from its start to its end.
 fn course(title: &str, kind: Kind, adaptive: &Adaptive, informed: bool, handover: Option<Handover>) -> String {
     let (declared, floor) = policy();
-    let setup = Setup { declared, floor, tuning: Tuning::of(Some(adaptive)), percentile: 95, disturbance: None };
+    let config = Config::plain(declared.clone(), floor, Tuning::of(Some(adaptive)));
     let hours = if kind == Kind::Daily { 24 } else { 6 };
-    let run = simulate::run(&setup, &mut Model::new(kind, SEED, NODES, informed, &setup.declared), hours * 3600, handover);
+    let run = simulate::run(&config, &mut Model::new(kind, SEED, NODES, informed, &declared), hours * 3600, handover);
     let mut text = format!("# {title}\n");
     let mut lines: Vec<_> = run.told.into_iter().map(|told| (told.time, told.line)).collect();
     for step in &run.decisions {

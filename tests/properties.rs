@@ -16,14 +16,15 @@ use idleconn_operator::{
         policy::DriftPolicy,
     },
     decide::{
-        self, Adaptive, Declared, Input, Lives, Plan, To,
+        self, AdaptiveInput, Declared, Input, Lives, Plan, To,
         adaptive::{
+            config::Config,
             disturbance::Disturbance,
+            driver::AdaptiveDriver,
             openness::{self, MARGIN},
             pause::Pause,
             signal::{Reading, Signal},
             state::State,
-            step_size::Share,
             tuning::Tuning,
         },
         order,
@@ -139,6 +140,7 @@ impl World {
             expected: 4,
             red: self.random.u8(0..50) == 0,
             files_share: (self.random.u8(0..4) == 0).then(|| self.random.f64()),
+            idle_share: (self.random.u8(0..4) == 0).then(|| self.random.f64()),
             youngest: (self.random.u8(0..3) == 0).then(|| self.random.i64(0..100_000_000)),
             mean: self.pressure,
             ..Reading::default()
@@ -154,14 +156,18 @@ impl World {
         };
         let signal = self.signal();
         let pause = Pause { tighten: self.random.u8(0..10) == 0, relax: self.random.u8(0..10) == 0, by: None };
-        let share = match self.random.u8(0..4) {
-            0 => Share::estimated(self.random.f64()),
-            _ => Share::UNKNOWN,
-        };
         let levels = self.seed.is_multiple_of(7);
         let disturbance = self.seed.is_multiple_of(3).then_some(Disturbance { settle: 2_000, longest_idle: 300_000 });
         let units = [(self.nodes.unit.clone(), self.nodes.state.clone())];
+        let config = Config {
+            pause: pause.clone(),
+            levels,
+            disturbance,
+            ..Config::plain(self.declared.settings.clone(), self.floor.clone(), self.tuning.clone())
+        };
         let plan = |state: &State| -> Plan {
+            // The process has observed the nodes since the beginning.
+            let driver = AdaptiveDriver::new(config.clone(), state.clone(), None, 0);
             decide::decide(&Input {
                 generation: Some(1),
                 suspend: false,
@@ -174,20 +180,7 @@ impl World {
                 restarted: &BTreeSet::new(),
                 lives: &Lives::new(),
                 previous: &self.status,
-                adaptive: Some(Adaptive {
-                    tuning: &self.tuning,
-                    floor: &self.floor,
-                    state,
-                    signal: &signal,
-                    pause: &pause,
-                    share,
-                    most_pooled: None,
-                    levels,
-                    disturbance,
-                    rolls: false,
-                    not_before: 0,
-                    now: self.now,
-                }),
+                adaptive: Some(AdaptiveInput { driver: &driver, signal: &signal, now: self.now }),
                 now: jiff::Timestamp::from_millisecond(self.now).unwrap(),
             })
         };

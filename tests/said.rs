@@ -524,7 +524,7 @@ fn adaptive_messages() -> BTreeSet<String> {
     }
     let bound = |seen: &mut SeenLoop<'_>| {
         let most = [(NODES[0].to_owned(), 1900.0)].into();
-        seen.attribution = Attribution::new(Share::UNKNOWN, Some(&most), &reading);
+        seen.attribution = Attribution::new(Some(&most), Some(&reading));
     };
     for limit in Limit::iter().filter(|limit| *limit != Limit::Paused) {
         for openness in [100, 26] {

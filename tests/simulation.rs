@@ -8,9 +8,9 @@ use std::{collections::BTreeMap, fmt::Write as _, path::Path, sync::Mutex};
 
 use idleconn_operator::{
     api::adaptive::{Adaptive, Mode},
-    decide::adaptive::{disturbance::Disturbance, tuning::Tuning},
+    decide::adaptive::{config::Config, disturbance::Disturbance, tuning::Tuning},
     simulate::{
-        self, Decided, Handover, Run, Setup, Summary,
+        self, Decided, Handover, Run, Summary,
         plant::{Kind, Model, UNMANAGED_IDLE, policy},
     },
 };
@@ -18,10 +18,10 @@ use idleconn_operator::{
 const SEEDS: u64 = 40;
 const NODES: usize = 8;
 
-fn setup() -> Setup {
+fn config() -> Config {
     let (declared, floor) = policy();
     let adaptive = Adaptive { mode: Mode::Enforce, ..Adaptive::default() };
-    Setup { declared, floor, tuning: Tuning::of(Some(&adaptive)), percentile: 95, disturbance: None }
+    Config::plain(declared, floor, Tuning::of(Some(&adaptive)))
 }
 
 /// Runs on a server whose writes close all idle connections, including pools that the policy does not manage. `knows` says
@@ -29,10 +29,10 @@ fn setup() -> Setup {
 fn reloads(kind: Kind, knows: bool) -> Vec<Run> {
     #[allow(clippy::cast_possible_truncation)] // Minutes.
     let longest_idle = (UNMANAGED_IDLE * 1000.0) as i64;
-    let setup = Setup { disturbance: knows.then_some(Disturbance { settle: 0, longest_idle }), ..setup() };
+    let config = Config { disturbance: knows.then_some(Disturbance { settle: 0, longest_idle }), ..config() };
     let run = |seed| {
-        let mut plant = Model::new(kind, seed, NODES, false, &setup.declared).flushing();
-        simulate::run(&setup, &mut plant, hours(kind) * 3600, None)
+        let mut plant = Model::new(kind, seed, NODES, false, &config.declared.settings).flushing();
+        simulate::run(&config, &mut plant, hours(kind) * 3600, None)
     };
     (0..SEEDS).map(run).collect()
 }
@@ -42,9 +42,9 @@ const fn hours(kind: Kind) -> i64 {
 }
 
 fn one(kind: Kind, seed: u64, informed: bool, handover: Option<Handover>) -> Run {
-    let setup = setup();
-    let mut plant = Model::new(kind, seed, NODES, informed, &setup.declared);
-    simulate::run(&setup, &mut plant, hours(kind) * 3600, handover)
+    let config = config();
+    let mut plant = Model::new(kind, seed, NODES, informed, &config.declared.settings);
+    simulate::run(&config, &mut plant, hours(kind) * 3600, handover)
 }
 
 fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
@@ -60,11 +60,15 @@ struct Batch {
 
 impl Batch {
     fn of(kind: Kind, informed: bool) -> Self {
-        let setup = setup();
+        let config = config();
         let runs: Vec<_> = (0..SEEDS).map(|seed| one(kind, seed, informed, None)).collect();
         let naive: Vec<_> = (0..SEEDS)
             .map(|seed| {
-                simulate::threshold_rule(&setup, &mut Model::new(kind, seed, NODES, false, &setup.declared), hours(kind) * 3600)
+                simulate::threshold_rule(
+                    &config,
+                    &mut Model::new(kind, seed, NODES, false, &config.declared.settings),
+                    hours(kind) * 3600,
+                )
             })
             .collect();
         let batch = Self { runs, naive };

@@ -40,7 +40,7 @@ use status::Columns;
 use table::Table;
 
 use crate::{
-    api::{GoDuration, IdleConnectionPolicy, StoredPolicy, adaptive::Mode, wording::with_noun},
+    api::{GoDuration, IdleConnectionPolicy, StoredPolicy, wording::with_noun},
     simulate::{
         self, Plant, Run,
         plant::{Kind, Model},
@@ -512,15 +512,13 @@ fn simulate(options: &Simulate) -> Result<String, Error> {
     let text = std::fs::read_to_string(&options.file).map_err(|error| Error::File(options.file.clone(), error))?;
     let policy: IdleConnectionPolicy =
         serde_saphyr::from_str(&text).map_err(|error| Error::Policy(options.file.clone(), error.to_string()))?;
-    let mut setup = simulate::setup(&policy.spec, &targets::traits(&policy.spec.target)).map_err(Error::Other)?;
-    // The simulation shows what adaptive control would do, whatever the mode of the policy is.
-    setup.tuning.mode = Mode::Enforce;
+    let config = simulate::config(&policy.spec, &targets::traits(&policy.spec.target)).map_err(Error::Other)?;
     let signal = policy.spec.adaptive.as_ref().and_then(|adaptive| adaptive.signal.as_ref());
     let threshold = options.threshold.or_else(|| signal?.threshold.as_ref()?.value);
     let (mut plant, seconds, caveat): (Box<dyn Plant>, i64, _) = match (&options.trace, options.model) {
         (Some(path), _) => {
             let file = std::fs::File::open(path).map_err(|error| Error::File(path.clone(), error))?;
-            let trace = Trace::read(file, f64::from(threshold.ok_or(Error::Threshold)?), &setup.declared)?;
+            let trace = Trace::read(file, f64::from(threshold.ok_or(Error::Threshold)?), &config.declared.settings)?;
             let seconds = trace.seconds();
             let caveat = if trace.has_shares() {
                 "The task counts are those of the trace, minus the pooled connections that tightening would have closed."
@@ -531,12 +529,12 @@ fn simulate(options: &Simulate) -> Result<String, Error> {
         }
         (None, kind) => {
             let kind = kind.unwrap_or(Kind::Burst);
-            let plant = Model::new(kind, options.seed, 8, false, &setup.declared);
+            let plant = Model::new(kind, options.seed, 8, false, &config.declared.settings);
             let caveat = "The task counts come from a model, which knows nothing about your servers.";
             (Box::new(plant), i64::from(options.hours) * 3600, caveat)
         }
     };
-    let run = simulate::run(&setup, plant.as_mut(), seconds, None);
+    let run = simulate::run(&config, plant.as_mut(), seconds, None);
     if let Some(path) = &options.svg {
         let svg = plot::svg(&run).map_err(Error::Plot)?;
         std::fs::write(path, svg).map_err(|error| Error::File(path.clone(), error))?;

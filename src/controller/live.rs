@@ -28,6 +28,8 @@ pub struct Point {
     pub idle_connections: Option<f64>,
     /// Openness in percent.
     pub openness: u8,
+    /// Whether the tasks of enough nodes are known.
+    pub is_fresh: bool,
 }
 
 /// Last results of one policy.

@@ -26,16 +26,7 @@ pub mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use adaptive::{
-    attribution::{Attribution, MostPooled},
-    disturbance::Disturbance,
-    pause::Pause,
-    signal::Signal,
-    state::State,
-    step::{self, Facts, Outcome},
-    step_size::Share,
-    tuning::Tuning,
-};
+use adaptive::{driver::AdaptiveDriver, signal::Signal, standing::Standing, step::Outcome};
 pub use declare::{Capability, Declared, Traits, declare, floor};
 use jiff::Timestamp;
 pub use lives::Lives;
@@ -94,37 +85,18 @@ pub struct Input<'a> {
     /// The current status of the policy.
     pub previous: &'a IdleConnectionPolicyStatus,
     /// The input of adaptive control; `None` where the policy has none.
-    pub adaptive: Option<Adaptive<'a>>,
+    pub adaptive: Option<AdaptiveInput<'a>>,
     /// The current time.
     pub now: Timestamp,
 }
 
 /// The input of adaptive control.
 #[derive(Clone, Copy)]
-pub struct Adaptive<'a> {
-    /// The parameters of the control law for this policy.
-    pub tuning: &'a Tuning,
-    /// The floor of the limits.
-    pub floor: &'a Settings,
-    /// The state after the last evaluation.
-    pub state: &'a State,
+pub struct AdaptiveInput<'a> {
+    /// Adaptive control of the policy.
+    pub driver: &'a AdaptiveDriver,
     /// The nodes' task counts.
     pub signal: &'a Signal,
-    /// What is paused.
-    pub pause: &'a Pause,
-    /// The pooled connections' share of the tasks, as far as it is known without the signal.
-    pub share: Share,
-    /// The highest number of tasks per node that pooled connections can be, from the limits that the nodes may be
-    /// using.
-    pub most_pooled: Option<&'a MostPooled>,
-    /// Whether the source only says that there are too many tasks, without a count.
-    pub levels: bool,
-    /// Whether nodes are restarted for every step.
-    pub rolls: bool,
-    /// Side effect of each change; `None` where a change closes no connections.
-    pub disturbance: Option<Disturbance>,
-    /// No decision before this time (Unix milliseconds).
-    pub not_before: i64,
     /// Adaptive control's own clock (Unix milliseconds), which does not jump.
     pub now: i64,
 }
@@ -207,7 +179,7 @@ pub fn decide(input: &Input<'_>) -> Plan {
     plan.desired = input.declared.clone();
     plan.control.adaptation = None;
     if let (Some(adaptive), Some(outcome)) = (&input.adaptive, &plan.outcome) {
-        plan.desired = input.declared.at(adaptive.floor, outcome.state.openness);
+        plan.desired = input.declared.at(&adaptive.driver.config().floor, outcome.state.openness);
         plan.control.adaptation = Some(outcome.state.encode());
     }
     // A value that was decided just now, or was decided and not yet seen on all nodes, is not drift.
@@ -257,89 +229,13 @@ pub fn decide(input: &Input<'_>) -> Plan {
 }
 
 /// One evaluation of adaptive control, with the nodes' progress on the previously desired values.
-fn look(input: &Input<'_>, adaptive: &Adaptive<'_>) -> Outcome {
-    let Adaptive { tuning, floor, state, signal, now, .. } = *adaptive;
-    let declared = &input.declared.settings;
+fn look(input: &Input<'_>, adaptive: &AdaptiveInput<'_>) -> Outcome {
+    let AdaptiveInput { driver, signal, now } = *adaptive;
+    let (floor, openness) = (&driver.config().floor, driver.state().openness);
     let changed = input.previous.control.as_ref().map(|control| control.changed.clone()).unwrap_or_default();
     let units = input.units.iter().map(|(unit, state)| (unit, state));
-    let standing = standing(input.declared, floor, state, input.traits, input.lives, &changed, units);
-    step::step(tuning, &adaptive.facts(declared, input.suspend, standing), state, signal, now)
-}
-
-impl<'a> Adaptive<'a> {
-    /// What holds for adaptive control besides the signal.
-    #[must_use]
-    pub fn facts(&self, declared: &'a Settings, suspend: bool, standing: Standing) -> Facts<'a> {
-        Facts {
-            declared,
-            floor: self.floor,
-            no_tightening: self.pause.tighten || suspend,
-            no_relaxing: self.pause.relax || suspend,
-            in_effect: standing.in_effect,
-            needs_restart: standing.needs_restart,
-            rolls: self.rolls && !suspend,
-            share: self.attribution().share,
-            levels: self.levels,
-            disturbance: self.disturbance,
-            not_before: self.not_before,
-        }
-    }
-
-    /// The pooled connections' share of the tasks, bounded by the open files and by the limits.
-    #[must_use]
-    pub fn attribution(&self) -> Attribution {
-        match self.signal {
-            Signal::Fresh(reading) => Attribution::new(self.share, self.most_pooled, reading),
-            Signal::Missing { .. } => Attribution { share: self.share, bound: None },
-        }
-    }
-}
-
-/// How far the nodes have applied what adaptive control wants.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
-    /// Whether more than half of the nodes use the desired values.
-    pub in_effect: bool,
-    /// Whether a limit that has a floor takes effect only after a restart.
-    pub needs_restart: bool,
-}
-
-/// Computes [`Standing`].
-#[must_use]
-pub fn standing<'a>(
-    declared: &Declared,
-    floor: &Settings,
-    loop_state: &State,
-    traits: &Traits,
-    lives: &Lives,
-    changed: &BTreeMap<Knob, i64>,
-    units: impl IntoIterator<Item = (&'a Unit, &'a UnitState)>,
-) -> Standing {
-    let desired = declared.at(floor, loop_state.openness);
-    let (mut nodes, mut using) = (0, 0);
-    for (unit, state) in units {
-        let wanted: Settings = desired.of(unit).into_iter().filter(|(knob, _)| floor.contains_key(knob)).collect();
-        for node in &state.nodes {
-            nodes += 1;
-            let Ok(stored) = &node.stored else { continue };
-            let uses = wanted.iter().all(|(knob, value)| {
-                stored.get(knob).is_none_or(|stored| {
-                    *stored == Some(*value) && conditions::in_use(*knob, traits, changed, lives, node) == Some(true)
-                })
-            });
-            using += usize::from(uses);
-        }
-    }
-    Standing {
-        in_effect: using * 2 > nodes,
-        needs_restart: floor.keys().filter(|knob| desired.settings.contains_key(knob)).any(|knob| {
-            match traits.capability(*knob) {
-                Capability::AfterRestart => true,
-                Capability::Reported(_) => traits.rolling,
-                Capability::Hot | Capability::Flush(_) | Capability::Unsupported => false,
-            }
-        }),
-    }
+    let standing = Standing::of(input.declared, floor, openness, input.traits, input.lives, &changed, units);
+    driver.evaluate(signal, standing, now)
 }
 
 /// What one unit should hold: the declared limits, and those that depend on them.

@@ -11,7 +11,17 @@ use crate::{
         conditions::{ConditionType, EventReason, Reason},
         status::{Control, MESSAGE_LENGTH, RestartControl, Restarting},
     },
-    decide::conditions::{Seen, UnitResult, report},
+    decide::{
+        adaptive::{
+            config::Config,
+            pause::Pause,
+            signal::Reading,
+            state::{State, Way},
+            step::Phase,
+            tuning::Tuning,
+        },
+        conditions::{Seen, UnitResult, report},
+    },
 };
 
 /// A server that takes every value while it runs.
@@ -326,10 +336,10 @@ fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
             conditions: vec![condition],
             ..IdleConnectionPolicyStatus::default()
         };
-        let changes = if moving { vec![(1_700_000_000_000, adaptive::state::Way::Tighten)] } else { Vec::new() };
+        let changes = if moving { vec![(1_700_000_000_000, Way::Tighten)] } else { Vec::new() };
         let state = State { changes, ..State::default() };
         let mut plan = Plan { desired: scene.declared.clone(), ..Plan::default() };
-        plan.outcome = Some(Outcome { phase: step::Phase::Holding, ..Outcome::unmoved(state) });
+        plan.outcome = Some(Outcome { phase: Phase::Holding, ..Outcome::unmoved(state) });
         if drift {
             let (id, unit) = ("u".to_owned(), "u".to_owned());
             plan.drift.push(Drift { knob: KNOB, id, unit, restarted: false, found: None, declared: seconds(30) });
@@ -630,29 +640,9 @@ proptest! {
     }
 }
 
-/// The input of adaptive control with nothing that restricts it.
-fn adaptive<'a>(tuning: &'a Tuning, floor: &'a Settings, state: &'a State, signal: &'a Signal) -> Adaptive<'a> {
-    Adaptive {
-        tuning,
-        floor,
-        state,
-        signal,
-        pause: &Pause::NONE,
-        share: Share::UNKNOWN,
-        most_pooled: None,
-        levels: false,
-        disturbance: None,
-        rolls: true,
-        not_before: 0,
-        now: 0,
-    }
-}
-
 #[test]
 fn a_pause_stops_its_own_way_and_suspend_stops_both() {
-    let (tuning, state) = (Tuning::of(None), State::default());
     let signal = Signal::Missing { reason: Reason::Stale, message: String::new() };
-    let settings = Settings::new();
     let cases = [
         ((false, false), false, (false, false, true)),
         ((true, false), false, (true, false, true)),
@@ -662,19 +652,23 @@ fn a_pause_stops_its_own_way_and_suspend_stops_both() {
     ];
     for ((tighten, relax), suspend, expected) in cases {
         let pause = Pause { tighten, relax, by: None };
-        let adaptive = Adaptive { pause: &pause, ..adaptive(&tuning, &settings, &state, &signal) };
-        let facts = adaptive.facts(&settings, suspend, Standing::default());
-        assert_eq!((facts.no_tightening, facts.no_relaxing, facts.rolls), expected, "{pause:?} {suspend}");
+        let config = Config { pause, suspend, rolls: true, ..Config::plain(Settings::new(), Settings::new(), Tuning::of(None)) };
+        let driver = AdaptiveDriver::new(config, State::default(), None, 0);
+        let facts = driver.facts(&signal, Standing::default());
+        assert_eq!((facts.no_tightening, facts.no_relaxing, facts.rolls), expected, "{tighten} {relax} {suspend}");
     }
 }
 
 #[test]
 fn open_files_bound_the_pools_share() {
-    let (tuning, state, settings) = (Tuning::of(None), State::default(), Settings::new());
-    let reading = |files_share| Signal::Fresh(adaptive::signal::Reading { files_share, ..adaptive::signal::Reading::of(1.0) });
-    let most = |signal: &Signal| adaptive(&tuning, &settings, &state, signal).attribution().share.most;
-    assert!((most(&reading(Some(0.25))) - 0.25).abs() < 1e-9);
-    assert!((most(&reading(None)) - 1.0).abs() < 1e-9);
+    let config = Config::plain(Settings::new(), Settings::new(), Tuning::of(None));
+    let driver = AdaptiveDriver::new(config, State::default(), None, 0);
+    let most = |files_share| {
+        let signal = Signal::Fresh(Reading { files_share, ..Reading::of(1.0) });
+        driver.facts(&signal, Standing::default()).share.most
+    };
+    assert!((most(Some(0.25)) - 0.25).abs() < 1e-9);
+    assert!((most(None) - 1.0).abs() < 1e-9);
 }
 
 #[test]
@@ -683,10 +677,11 @@ fn what_most_nodes_use_is_in_effect() {
     let floor = Settings::from([(KNOB, seconds(5))]);
     let restarts = Traits { capability: |_| Capability::AfterRestart, ..TRAITS };
     let standing = |held: &[u64], traits: &Traits, followed: bool| {
-        let (state, changed) = (State::default(), BTreeMap::from([(KNOB, 1000)]));
+        let changed = BTreeMap::from([(KNOB, 1000)]);
         let lives = watched(&holding(Some(30)).nodes[0], followed, Timestamp::from_millisecond(1001).expect("a time"));
         let units: Vec<_> = held.iter().map(|secs| (unit("n"), holding(Some(*secs)))).collect();
-        super::standing(&declared, &floor, &state, traits, &lives, &changed, units.iter().map(|(unit, state)| (unit, state)))
+        let units = units.iter().map(|(unit, state)| (unit, state));
+        Standing::of(&declared, &floor, 100, traits, &lives, &changed, units)
     };
     let hot = |held: &[u64]| standing(held, &TRAITS, false).in_effect;
     assert_eq!(

@@ -15,21 +15,20 @@ use serde::Serialize;
 
 use crate::{
     api::{
-        IdleConnectionPolicyStatus, Knob, Settings,
+        IdleConnectionPolicySpec, IdleConnectionPolicyStatus, Knob, Settings,
+        adaptive::{Adaptive, Mode, Source},
         conditions::{ConditionType, Reason},
         policy::DriftPolicy,
     },
     decide::{
-        self, Adaptive, Change, Declared, Input, NodeState, Site, Stored, To, Traits, Unit, UnitState,
+        self, AdaptiveInput, Change, Input, Lives, NodeState, Site, Stored, To, Traits, Unit, UnitState,
         adaptive::{
-            disturbance::{self, Disturbance},
+            config::Config,
+            driver::AdaptiveDriver,
             openness::{self, Percent},
-            pause::Pause,
-            report::SeenLoop,
-            signal::{Measure, NodeSample, Reading},
+            signal::{Measure, NodeSample, Reading, Signal},
             state::State,
-            step_size::Share,
-            tuning::Tuning,
+            step::Outcome,
         },
         condition,
         conditions::{self, Seen, UnitResult},
@@ -38,21 +37,6 @@ use crate::{
     },
 };
 pub use plant::Plant;
-
-/// The input of a simulation.
-#[derive(Clone)]
-pub struct Setup {
-    /// The declared limits.
-    pub declared: Settings,
-    /// The floor of adaptive control.
-    pub floor: Settings,
-    /// The parameters of adaptive control.
-    pub tuning: Tuning,
-    /// Percentile of the nodes that decides.
-    pub percentile: u32,
-    /// Disturbance by a change itself; `None` if changes close no connections.
-    pub disturbance: Option<Disturbance>,
-}
 
 /// Replacement of the deciding process by another, which continues from the status and starts to sample.
 #[derive(Clone, Copy, Debug)]
@@ -208,47 +192,29 @@ fn site(knob: Knob) -> Site {
     Site { knob, place: "simulated".into() }
 }
 
-/// Simulates a plant for this many seconds.
-#[allow(clippy::too_many_lines)] // A single pass over time, in order.
-pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<Handover>) -> Run {
-    let declared = Declared { settings: setup.declared.clone(), ..Declared::default() };
-    let mut nodes = Virtual::new(&setup.declared);
-    let saved = nodes.saved();
-    let interval = (setup.tuning.interval / 1000).max(1);
+/// Simulates a plant for this many seconds: the driver of the controller, with a plant instead of nodes.
+pub fn run(config: &Config, plant: &mut dyn Plant, seconds: i64, handover: Option<Handover>) -> Run {
+    let interval = (config.tuning.interval / 1000).max(1);
     let names: Vec<Arc<str>> = (0..plant.nodes()).map(|n| Arc::from(plant.name(n))).collect();
     let mut samples: BTreeMap<String, NodeSample> = BTreeMap::new();
-    let mut state = State::default();
-    let mut written = state.encode();
-    let mut digest = String::new();
-    let mut status = IdleConnectionPolicyStatus { observed_generation: Some(1), ..IdleConnectionPolicyStatus::default() };
-    let mut not_before = 0;
-    let mut run =
-        Run { decisions: Vec::new(), points: Vec::new(), summary: Summary::default(), blind: 0, written: 0, told: Vec::new() };
-    let mut over = 0;
-    let mut worst = None;
-
-    let mut time = 0;
+    let mut world = World::new(config);
+    let (mut over, mut time) = (0, 0);
     while time < seconds {
         let now = (EPOCH + time) * 1000;
-        plant.step(time, interval, &nodes.settings());
-        if plant.pressure() >= 1.0 {
-            over += interval;
-        }
-        if let Some(change) = plant.meddle(time) {
-            nodes.write(
-                &change.into_iter().map(|(knob, value)| Change { site: site(knob), to: To::Value(value) }).collect::<Vec<_>>(),
-            );
+        plant.step(time, interval, &world.nodes.settings());
+        over += if plant.pressure() >= 1.0 { interval } else { 0 };
+        if let Some(changed) = plant.meddle(time) {
+            let change = |(knob, value)| Change { site: site(knob), to: To::Value(value) };
+            world.nodes.write(&changed.into_iter().map(change).collect::<Vec<_>>());
         }
         let handed = handover.filter(|handover| time >= handover.at);
-        let is_between_leaders = handed.is_some_and(|handover| time < handover.at + handover.gap);
-        if is_between_leaders {
+        if handed.is_some_and(|handover| time < handover.at + handover.gap) {
             time += interval;
             continue;
         }
         if handed.is_some_and(|Handover { at, gap }| time < at + gap + interval) {
-            state = State::decode(&written);
             samples.clear();
-            not_before = now + setup.tuning.tighten_after.min(120_000);
+            world.driver = resumed(config, &world.status, now);
         }
         for (n, name) in names.iter().enumerate() {
             let sample = samples.entry(name.to_string()).or_default();
@@ -260,100 +226,122 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
         let signal = decide::adaptive::signal::read(
             &samples,
             names.iter().map(AsRef::as_ref),
-            setup.percentile,
-            setup.tuning.most_age(),
+            config.percentile,
+            config.tuning.most_age(),
             now,
         );
+        if world.driver.tick(&signal, now).is_pass_due || time % RESYNC < interval {
+            world.pass(&signal, time, now);
+        }
+        world.run.points.push(point(time, signal.reading(), world.driver.state().openness, plant.pressure()));
+        time += interval;
+    }
+    world.summed_up(over)
+}
+
+/// Seconds between two passes if nothing else calls for one: the default of `--resync-interval`.
+const RESYNC: i64 = 30;
+
+/// The driver of a process that continues from a status.
+fn resumed(config: &Config, status: &IdleConnectionPolicyStatus, now: i64) -> AdaptiveDriver {
+    let state = status.control.as_ref().and_then(|control| control.adaptation.as_deref()).map(State::decode);
+    AdaptiveDriver::new(config.clone(), state.unwrap_or_default(), status.utilization_percent, now)
+}
+
+/// The nodes, the status, and the operator in between.
+struct World {
+    driver: AdaptiveDriver,
+    nodes: Virtual,
+    saved: BTreeMap<String, Saved>,
+    status: IdleConnectionPolicyStatus,
+    /// The worst verdict so far.
+    worst: Option<Reason>,
+    run: Run,
+}
+
+impl World {
+    fn new(config: &Config) -> Self {
+        let nodes = Virtual::new(&config.declared.settings);
+        let status = IdleConnectionPolicyStatus { observed_generation: Some(1), ..IdleConnectionPolicyStatus::default() };
+        Self {
+            driver: resumed(config, &status, EPOCH * 1000),
+            saved: nodes.saved(),
+            nodes,
+            status,
+            worst: None,
+            run: Run {
+                decisions: Vec::new(),
+                points: Vec::new(),
+                summary: Summary::default(),
+                blind: 0,
+                written: 0,
+                told: Vec::new(),
+            },
+        }
+    }
+
+    /// One pass: decides, writes, and reports.
+    fn pass(&mut self, signal: &Signal, time: i64, now: i64) {
         let stamp = Timestamp::from_millisecond(now).unwrap_or_default();
-        let share = plant.share().unwrap_or(Share::UNKNOWN);
-        let adaptive = Adaptive {
-            tuning: &setup.tuning,
-            floor: &setup.floor,
-            state: &state,
-            signal: &signal,
-            pause: &Pause::NONE,
-            share,
-            most_pooled: None,
-            levels: false,
-            disturbance: setup.disturbance,
-            rolls: false,
-            not_before,
-            now,
-        };
-        let units = [(nodes.unit.clone(), nodes.state.clone())];
+        let units = [(self.nodes.unit.clone(), self.nodes.state.clone())];
+        let declared = &self.driver.config().declared;
         let plan = decide::decide(&Input {
             generation: Some(1),
             suspend: false,
             drift_policy: DriftPolicy::Correct,
-            declared: &declared,
+            declared,
             traits: &TRAITS,
             units: &units,
-            saved: &saved,
+            saved: &self.saved,
             unfinished: &BTreeSet::new(),
             restarted: &BTreeSet::new(),
-            lives: &decide::Lives::new(),
-            previous: &status,
-            adaptive: Some(adaptive),
+            lives: &Lives::new(),
+            previous: &self.status,
+            adaptive: Some(AdaptiveInput { driver: &self.driver, signal, now }),
             now: stamp,
         });
-        if let Some(unit) = plan.units.get(&nodes.unit.id) {
-            for part in order::parts(&unit.changes, &nodes.state.clone()) {
-                nodes.write(&part);
+        if let Some(unit) = plan.units.get(&self.nodes.unit.id) {
+            for part in order::parts(&unit.changes, &self.nodes.state.clone()) {
+                self.nodes.write(&part);
             }
         }
-        let Some(outcome) = plan.outcome.clone() else { break };
-        let reading = signal.reading();
-        let now_written = outcome.state.encode();
-        let now_digest = outcome.digest(&signal);
-        let news = outcome.decision.is_some()
-            || outcome.judged.is_some()
-            || now_digest != digest
-            || !plan.drift.is_empty()
-            || !plan.units.is_empty();
-        if news || status.conditions.is_empty() {
-            let results = [UnitResult { unit: nodes.unit.clone(), state: Ok(nodes.state.clone()), write: None }];
-            let seen = SeenLoop {
-                tuning: &setup.tuning,
-                floor: &setup.floor,
-                signal: &signal,
-                metric: None,
-                pause: &Pause::NONE,
-                not_before,
-                attribution: adaptive.attribution(),
-                idle_connections: None,
-                closes: setup.disturbance.is_some(),
-                levels: false,
-                moved: false,
-            };
-            let (next, notices) = conditions::report(&Seen {
-                generation: Some(1),
-                suspend: false,
-                declared: &declared,
-                traits: &TRAITS,
-                problem: None,
-                units: &results,
-                plan: &plan,
-                saved: &saved,
-                original: None,
-                lives: &decide::Lives::new(),
-                adaptive: Some(seen),
-                advice: &[],
-                shared: None,
-                probes: None,
-                previous: &status,
-                now: stamp,
-            });
-            run.told.extend(notices.iter().map(|notice| Told { time, line: notice.to_string() }));
-            run.told.extend(turned(&status, &next).map(|line| Told { time, line }));
-            status = next;
-        }
-        let unjudged = run.decisions.iter_mut().rev().find(|d| d.tightens() && d.verdict.is_none());
+        let results = [UnitResult { unit: self.nodes.unit.clone(), state: Ok(self.nodes.state.clone()), write: None }];
+        let (next, notices) = conditions::report(&Seen {
+            generation: Some(1),
+            suspend: false,
+            declared,
+            traits: &TRAITS,
+            problem: None,
+            units: &results,
+            plan: &plan,
+            saved: &self.saved,
+            original: None,
+            lives: &Lives::new(),
+            adaptive: Some(self.driver.seen(signal)),
+            advice: &[],
+            shared: None,
+            probes: None,
+            previous: &self.status,
+            now: stamp,
+        });
+        self.run.told.extend(notices.iter().map(|notice| Told { time, line: notice.to_string() }));
+        self.run.told.extend(turned(&self.status, &next).map(|line| Told { time, line }));
+        self.status = next;
+        let Some(outcome) = plan.outcome else { return };
+        self.record(&outcome, signal, time);
+        let units = [(&self.nodes.unit, &self.nodes.state)];
+        self.driver.commit(&outcome, signal, &self.status, &TRAITS, &Lives::new(), units);
+    }
+
+    /// Records what a pass decided and found out.
+    fn record(&mut self, outcome: &Outcome, signal: &Signal, time: i64) {
+        let unjudged = self.run.decisions.iter_mut().rev().find(|d| d.tightens() && d.verdict.is_none());
         if let (Some(judged), Some(entry)) = (&outcome.judged, unjudged) {
             entry.verdict = Some(judged.verdict.name().into());
         }
         if let Some(decision) = &outcome.decision {
-            run.blind += usize::from(reading.is_none());
-            run.decisions.push(Decided {
+            self.run.blind += usize::from(signal.reading().is_none());
+            self.run.decisions.push(Decided {
                 time,
                 from_percent: decision.from,
                 to_percent: decision.to,
@@ -361,27 +349,28 @@ pub fn run(setup: &Setup, plant: &mut dyn Plant, seconds: i64, handover: Option<
                 verdict: None,
             });
         }
-        let efficacy = condition::reason(&status, ConditionType::TighteningEffective);
-        if condition::reason(&status, ConditionType::TighteningLimited) == Some(Reason::PoolsTooSmall) {
-            worst.get_or_insert(Reason::PoolsTooSmall);
+        let efficacy = condition::reason(&self.status, ConditionType::TighteningEffective);
+        if condition::reason(&self.status, ConditionType::TighteningLimited) == Some(Reason::PoolsTooSmall) {
+            self.worst.get_or_insert(Reason::PoolsTooSmall);
         } else if efficacy == Some(Reason::Ineffective) {
-            worst.get_or_insert(Reason::Ineffective);
+            self.worst.get_or_insert(Reason::Ineffective);
         }
-        run.summary.verdict = worst.or(efficacy).map(|reason| reason.to_string()).unwrap_or_default();
-        run.written = run.written.max(now_written.len());
-        run.points.push(point(time, reading, outcome.state.openness, plant.pressure()));
-        state = outcome.state;
-        written = now_written;
-        digest = now_digest;
-        time += interval;
+        self.run.summary.verdict = self.worst.or(efficacy).map(|reason| reason.to_string()).unwrap_or_default();
+        self.run.written = self.run.written.max(outcome.state.encode().len());
     }
-    run.summary.changes = run.decisions.len();
-    run.summary.reversals = reversals(&run.decisions);
-    #[allow(clippy::cast_precision_loss)] // Minutes.
-    let minutes = over as f64 / 60.0;
-    run.summary.minutes_over_threshold = minutes;
-    run.summary.final_openness_percent = state.openness;
-    run
+
+    fn summed_up(mut self, over: i64) -> Run {
+        #[allow(clippy::cast_precision_loss)] // Minutes.
+        let minutes = over as f64 / 60.0;
+        self.run.summary = Summary {
+            changes: self.run.decisions.len(),
+            reversals: reversals(&self.run.decisions),
+            minutes_over_threshold: minutes,
+            final_openness_percent: self.driver.state().openness,
+            ..self.run.summary
+        };
+        self.run
+    }
 }
 
 /// Conditions with a new status or reason.
@@ -409,14 +398,14 @@ pub fn reversals(decisions: &[Decided]) -> usize {
 /// A naive rule for comparison: ten points down while there are too many tasks, otherwise ten points up, at every
 /// evaluation. It reads a missing count as zero.
 #[must_use]
-pub fn threshold_rule(setup: &Setup, plant: &mut dyn Plant, seconds: i64) -> Summary {
-    let interval = (setup.tuning.interval / 1000).max(1);
+pub fn threshold_rule(config: &Config, plant: &mut dyn Plant, seconds: i64) -> Summary {
+    let interval = (config.tuning.interval / 1000).max(1);
     let mut openness: Percent = 100;
     let mut decisions = Vec::new();
     let mut over = 0;
     let mut time = 0;
     while time < seconds {
-        plant.step(time, interval, &openness::at(&setup.declared, &setup.floor, openness));
+        plant.step(time, interval, &openness::at(&config.declared.settings, &config.floor, openness));
         if plant.pressure() >= 1.0 {
             over += interval;
         }
@@ -439,24 +428,21 @@ pub fn threshold_rule(setup: &Setup, plant: &mut dyn Plant, seconds: i64) -> Sum
     }
 }
 
-/// The setup of a policy.
+/// The configuration of a policy whose tasks are counted. The simulation shows what adaptive control would do, whatever
+/// the mode and the pauses of the policy are.
 ///
 /// # Errors
 /// Returns an error if the policy has no adaptive control, or if its limits and its floor contradict each other.
-pub fn setup(spec: &crate::api::IdleConnectionPolicySpec, traits: &Traits) -> Result<Setup, String> {
-    let declared = decide::declare(spec, traits).settings;
-    let adaptive = spec.adaptive.as_ref().ok_or("the policy has no spec.adaptive; nothing to simulate")?;
-    let floor = decide::floor(spec, traits);
-    if let Some(sentence) = openness::invalid(&declared, &floor) {
-        return Err(sentence);
+pub fn config(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Result<Config, String> {
+    let declared = decide::declare(spec, traits);
+    let adaptive = spec.adaptive.clone().map(|adaptive| Adaptive { mode: Mode::Enforce, ..adaptive });
+    let spec = &IdleConnectionPolicySpec { adaptive, suspend: false, ..spec.clone() };
+    let config = Config::of(spec, &BTreeMap::new(), &declared, traits, Source::Nodes, |_| true, Timestamp::UNIX_EPOCH)
+        .ok_or("the policy has no spec.adaptive; nothing to simulate")?;
+    match openness::invalid(&declared.settings, &config.floor) {
+        Some(sentence) => Err(sentence),
+        None => Ok(config),
     }
-    Ok(Setup {
-        disturbance: disturbance::disturbance(&declared, &floor, traits, |_| true),
-        declared,
-        floor,
-        tuning: Tuning::of(Some(adaptive)),
-        percentile: adaptive.signal.as_ref().map_or(95, |signal| signal.percentile),
-    })
 }
 
 /// A sample with this task count and threshold.

@@ -4,10 +4,7 @@ use std::time::Duration;
 
 use crate::{
     api::{Knob, Settings, Value},
-    decide::adaptive::{
-        signal::{Gap, Measure},
-        step_size::Share,
-    },
+    decide::adaptive::signal::{Gap, IdleTasks, Measure},
 };
 
 /// A group of nodes that run tasks.
@@ -24,10 +21,6 @@ pub trait Plant {
     fn sample(&mut self, node: usize) -> Result<Measure, Gap>;
     /// A write of another client at this time, if any.
     fn meddle(&mut self, _time: i64) -> Option<Settings> {
-        None
-    }
-    /// Known share of the pools in the tasks, if any.
-    fn share(&self) -> Option<Share> {
         None
     }
 }
@@ -118,7 +111,8 @@ pub struct Model {
     /// Common load of all nodes, as a factor that drifts.
     wander: f64,
     time: f64,
-    known_share: Option<f64>,
+    /// The factor by which the gauge of idle connections is wrong, if there is one.
+    gauge: Option<f64>,
     dark: Vec<bool>,
     /// If each write closes all idle connections: the last settings, and when they changed.
     flushes: Option<(Settings, f64)>,
@@ -134,7 +128,7 @@ struct Node {
 }
 
 impl Model {
-    /// A model under limits. If `informed`, the pools' share of the tasks is known with an error of up to half.
+    /// A model under limits. If `informed`, the nodes have a gauge of their idle connections with an error of up to half.
     #[must_use]
     pub fn new(kind: Kind, seed: u64, nodes: usize, informed: bool, declared: &Settings) -> Self {
         let mut random = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ kind as u64);
@@ -145,7 +139,7 @@ impl Model {
             restarted: -10.0 * HOUR,
         };
         let all = (0..nodes).map(|_| one(&mut random)).collect();
-        let known_share = informed.then(|| 0.5 + random.f64());
+        let gauge = informed.then(|| 0.5 + random.f64());
         let mut model = Self {
             kind,
             random,
@@ -154,7 +148,7 @@ impl Model {
             nodes: all,
             wander: 1.0,
             time: 0.0,
-            known_share,
+            gauge,
             dark: vec![false; nodes],
             flushes: None,
         };
@@ -300,7 +294,12 @@ impl Plant for Model {
         }
         let Node { pool, other, restarted, .. } = self.nodes[node];
         let pressure = ((pool + other) * noise).max(0.0);
-        Ok(Measure { started: Some(restarted + 1_700_000_000.0), ..super::measure((pressure * THRESHOLD).round(), THRESHOLD) })
+        let idle = self.gauge.map(|wrong| IdleTasks::Counted((pool * noise * wrong * THRESHOLD).max(0.0).round()));
+        Ok(Measure {
+            started: Some(restarted + 1_700_000_000.0),
+            idle: idle.unwrap_or_default(),
+            ..super::measure((pressure * THRESHOLD).round(), THRESHOLD)
+        })
     }
 
     fn meddle(&mut self, time: i64) -> Option<Settings> {
@@ -308,13 +307,6 @@ impl Plant for Model {
             let idle = [Knob::ServerIdleTimeout, Knob::BackendIdleConnTimeout];
             self.declared.iter().filter(|(knob, _)| idle.contains(knob)).map(|(knob, value)| (*knob, *value)).collect()
         })
-    }
-
-    fn share(&self) -> Option<Share> {
-        let error = self.known_share?;
-        #[allow(clippy::cast_precision_loss)] // Nodes.
-        let (pool, all) = self.nodes.iter().fold((0.0, 0.0), |(p, a), node| (p + node.pool, a + node.pool + node.other));
-        (all > 0.0).then(|| Share::estimated(pool / all * error))
     }
 }
 

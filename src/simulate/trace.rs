@@ -10,8 +10,7 @@ use crate::{
     api::Settings,
     decide::adaptive::{
         openness,
-        signal::{Gap, Measure},
-        step_size::Share,
+        signal::{Gap, IdleTasks, Measure},
     },
 };
 
@@ -172,20 +171,13 @@ impl Plant for Trace {
         match self.now[node] {
             // A row is valid for 90 s, so that a slightly late scrape is no gap.
             Some((at, cell)) if self.time - at <= 90 => {
-                self.tasks(cell).map(|tasks| measure(tasks, self.threshold)).ok_or(Gap::NoSeries)
+                let tasks = self.tasks(cell).ok_or(Gap::NoSeries)?;
+                let idle = cell.tasks.zip(cell.share).map(|(all, share)| IdleTasks::Counted(all * share * self.left));
+                Ok(Measure { idle: idle.unwrap_or_default(), ..measure(tasks, self.threshold) })
             }
             Some(_) => Err(Gap::Stale),
             None => Err(Gap::Unasked),
         }
-    }
-
-    fn share(&self) -> Option<Share> {
-        let known = self.now.iter().flatten().filter_map(|(_, cell)| Some((cell.share?, cell.tasks?)));
-        let (pooled, all) = known.fold((0.0, 0.0), |(p, a), (share, tasks)| {
-            let pool = share * tasks * self.left;
-            (p + pool, a + tasks * (1.0 - share) + pool)
-        });
-        (all > 0.0).then(|| Share::estimated(pooled / all))
     }
 }
 

@@ -71,10 +71,12 @@ pub struct Attribution {
 }
 
 impl Attribution {
-    /// The share from the nodes' own counts, or else `share`; bounded by the open files and the limits.
+    /// The share from the nodes' own counts, bounded by the open files and the limits. Without a reading nothing is
+    /// known.
     #[must_use]
-    pub fn new(share: Share, most_pooled: Option<&MostPooled>, reading: &Reading) -> Self {
-        let share = reading.idle_share.map_or(share, Share::estimated);
+    pub fn new(most_pooled: Option<&MostPooled>, reading: Option<&Reading>) -> Self {
+        let Some(reading) = reading else { return Self { share: Share::UNKNOWN, bound: None } };
+        let share = reading.idle_share.map_or(Share::UNKNOWN, Share::estimated);
         let share = reading.files_share.map_or(share, |most| share.at_most(most.min(1.0)));
         let bound = most_pooled.and_then(|most| Bound::of(most, reading)).filter(|bound| bound.share() < share.most);
         Self { share: bound.as_ref().map_or(share, |bound| share.at_most(bound.share())), bound }
@@ -197,7 +199,7 @@ mod tests {
             (None, pooled(20.0), vec![("a".to_owned(), 0.0)], 1.0, false),
         ] {
             let reading = Reading { files_share: files, crowd, ..Reading::of(2.0) };
-            let attribution = Attribution::new(Share::UNKNOWN, pooled.as_ref(), &reading);
+            let attribution = Attribution::new(pooled.as_ref(), Some(&reading));
             assert!((attribution.share.most - most).abs() < 1e-9, "{attribution:?}");
             assert_eq!(attribution.bound.is_some(), bounds, "{attribution:?}");
         }
@@ -206,7 +208,7 @@ mod tests {
     #[test]
     fn what_the_nodes_count_themselves_is_the_estimate() {
         let reading = |idle_share, files_share| Reading { idle_share, files_share, ..Reading::of(2.0) };
-        let share = |reading: &Reading| Attribution::new(Share::UNKNOWN, None, reading).share;
+        let share = |reading: &Reading| Attribution::new(None, Some(reading)).share;
         assert_eq!(share(&reading(Some(0.2), None)), Share::estimated(0.2));
         assert_eq!(
             share(&reading(Some(0.2), Some(0.1))),

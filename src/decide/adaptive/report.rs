@@ -589,7 +589,7 @@ mod tests {
     fn what_the_pools_cannot_account_for_is_said_with_its_numbers() {
         let reading = Reading { crowd: vec![("target-t1".into(), 3019.0)], threshold: Some(1024.0), ..Reading::of(2.95) };
         let most = [("target-t1".to_owned(), 1900.0)].into();
-        let attribution = Attribution::new(Share::UNKNOWN, Some(&most), &reading);
+        let attribution = Attribution::new(Some(&most), Some(&reading));
         for (efficacy, limit, words) in [
             (Efficacy::PoolsTooSmall, Some(Limit::PoolsTooSmall), "so emptying all pools would not be enough"),
             (Efficacy::PoolsTooSmall, None, "so emptying the pools is not enough"),

@@ -1,0 +1,59 @@
+//! How far the nodes have applied what adaptive control wants.
+
+use std::collections::BTreeMap;
+
+use super::openness::Percent;
+use crate::{
+    api::{Knob, Settings},
+    decide::{Capability, Declared, Lives, Traits, Unit, UnitState, conditions},
+};
+
+/// How far the nodes have applied what adaptive control wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// Whether more than half of the nodes use the desired values.
+    pub in_effect: bool,
+    /// Whether a limit that has a floor takes effect only after a restart.
+    pub needs_restart: bool,
+}
+
+impl Standing {
+    /// The standing of the nodes at an openness. `changed`: when a limit that needs a restart was last changed (Unix
+    /// milliseconds).
+    #[must_use]
+    pub fn of<'a>(
+        declared: &Declared,
+        floor: &Settings,
+        openness: Percent,
+        traits: &Traits,
+        lives: &Lives,
+        changed: &BTreeMap<Knob, i64>,
+        units: impl IntoIterator<Item = (&'a Unit, &'a UnitState)>,
+    ) -> Self {
+        let desired = declared.at(floor, openness);
+        let (mut nodes, mut using) = (0, 0);
+        for (unit, state) in units {
+            let wanted: Settings = desired.of(unit).into_iter().filter(|(knob, _)| floor.contains_key(knob)).collect();
+            for node in &state.nodes {
+                nodes += 1;
+                let Ok(stored) = &node.stored else { continue };
+                let uses = wanted.iter().all(|(knob, value)| {
+                    stored.get(knob).is_none_or(|stored| {
+                        *stored == Some(*value) && conditions::in_use(*knob, traits, changed, lives, node) == Some(true)
+                    })
+                });
+                using += usize::from(uses);
+            }
+        }
+        Self {
+            in_effect: using * 2 > nodes,
+            needs_restart: floor.keys().filter(|knob| desired.settings.contains_key(knob)).any(|knob| {
+                match traits.capability(*knob) {
+                    Capability::AfterRestart => true,
+                    Capability::Reported(_) => traits.rolling,
+                    Capability::Hot | Capability::Flush(_) | Capability::Unsupported => false,
+                }
+            }),
+        }
+    }
+}
