@@ -3,6 +3,7 @@
 //! Pure: no kube client, no HTTP, no tokio, no clock. The doc comments in this folder are the texts of `kubectl explain`.
 
 pub mod adaptive;
+pub mod adaptive_state;
 pub mod conditions;
 pub mod config_map;
 pub mod crd;

@@ -8,9 +8,9 @@ use schemars::{
     JsonSchema, Schema, SchemaGenerator,
     transform::{RecursiveTransform, Transform as _},
 };
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{Knob, Limits};
+use super::{Knob, Limits, adaptive_state::AdaptiveState};
 
 /// Maximum number of names in a list of nodes in the status.
 pub const MOST_NODES_NAMED: usize = 5;
@@ -255,7 +255,7 @@ pub struct ObjectName {
     pub name: String,
 }
 
-/// Internal state with which the operator continues after a restart or a change of leader. At most 1,024 bytes.
+/// Internal state with which the operator continues after a restart or a change of leader. At most 6 KiB.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
 pub struct Control {
@@ -281,9 +281,9 @@ pub struct Control {
     /// Generation for which the operator has given advice; it gives advice once for each generation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub advised: Option<i64>,
-    /// State of adaptive control, in an internal text format. `kubectl idleconn explain` explains it.
-    #[serde(default, skip_serializing_if = "Option::is_none", rename = "loop")]
-    pub adaptation: Option<String>,
+    /// State of adaptive control.
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "understood")]
+    pub adaptive: Option<Box<AdaptiveState>>,
 }
 
 /// Processes that were observed to use certain values.
@@ -322,6 +322,12 @@ pub struct Restarting {
     pub uid: String,
     /// Start of the restart, in Unix seconds.
     pub since: i64,
+}
+
+/// Reads a state; `None` where another version wrote one that this version does not understand. It must not make the rest of
+/// the status unreadable.
+fn understood<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Box<AdaptiveState>>, D::Error> {
+    Ok(serde_json::from_value(serde_json::Value::deserialize(from)?).ok())
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {

@@ -293,22 +293,26 @@ fn probe(signal: &SignalSpec, threshold: Threshold) -> Probe {
 
 /// Returns the state from the status; if the status is lost, the openness is inferred from the settings of the nodes.
 fn resume(subject: &Subject, memory: &Memory, config: &Config, answered: &[(Unit, UnitState)]) -> State {
-    let control = subject.object.status.as_ref().and_then(|status| status.control.as_ref());
-    if let Some(text) = control.and_then(|control| control.adaptation.as_ref()) {
-        return State::decode(text);
+    let status = subject.object.status.as_ref();
+    let control = status.and_then(|status| status.control.as_ref());
+    if let Some(state) = control.and_then(|control| control.adaptive.clone()) {
+        return *state;
     }
     let ours = memory.originals.as_ref().is_some_and(|log| !log.units().is_empty());
-    if control.is_some() || !ours {
+    // A status without a state is that of a former version if it has tightened.
+    let tightened = status.and_then(|status| status.openness_percent).is_some_and(|openness| openness < 100);
+    if !ours || (control.is_some() && !tightened) {
         return State::default();
     }
     let nodes = answered.iter().flat_map(|(_, state)| &state.nodes).filter_map(|node| node.stored.as_ref().ok());
-    let openness = nodes
-        .map(|stored| {
-            let stored: Settings = stored.iter().filter_map(|(knob, value)| Some((*knob, (*value)?))).collect();
-            openness::infer(&config.declared.settings, &config.floor, &stored)
-        })
-        .min()
-        .unwrap_or(100);
+    let nodes: Vec<Settings> =
+        nodes.map(|stored| stored.iter().filter_map(|(knob, value)| Some((*knob, (*value)?))).collect()).collect();
+    let (declared, floor) = (&config.declared.settings, &config.floor);
+    // Several values of the openness can give the same limits: the one in the status counts if it is one of them.
+    let told = status.and_then(|status| u8::try_from(status.openness_percent?).ok());
+    let told = told.filter(|told| *told <= 100 && nodes.iter().all(|stored| openness::fits(declared, floor, *told, stored)));
+    let inferred = || nodes.iter().map(|stored| openness::infer(declared, floor, stored)).min().unwrap_or(100);
+    let openness = told.unwrap_or_else(inferred);
     State { openness, ..State::default() }
 }
 

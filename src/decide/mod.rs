@@ -128,7 +128,7 @@ impl Plan {
         self.units.extend(units);
         self.drift.extend(drift);
         self.contended.extend(contended);
-        self.control = Control { adaptation: self.control.adaptation.take(), ..control };
+        self.control = Control { adaptive: self.control.adaptive.take(), ..control };
         self
     }
 }
@@ -177,10 +177,10 @@ pub fn decide(input: &Input<'_>) -> Plan {
     }
     plan.outcome = input.adaptive.map(|adaptive| look(input, &adaptive));
     plan.desired = input.declared.clone();
-    plan.control.adaptation = None;
+    plan.control.adaptive = None;
     if let (Some(adaptive), Some(outcome)) = (&input.adaptive, &plan.outcome) {
         plan.desired = input.declared.at(&adaptive.driver.config().floor, outcome.state.openness);
-        plan.control.adaptation = Some(outcome.state.encode());
+        plan.control.adaptive = Some(Box::new(outcome.state.stored()));
     }
     // A value that was decided just now, or was decided and not yet seen on all nodes, is not drift.
     let settled = settled && plan.outcome.as_ref().is_none_or(|outcome| outcome.decision.is_none());

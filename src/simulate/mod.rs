@@ -27,7 +27,6 @@ use crate::{
             driver::AdaptiveDriver,
             openness::{self, Percent},
             signal::{Measure, NodeSample, Reading, Signal},
-            state::State,
             step::Outcome,
         },
         condition,
@@ -244,8 +243,8 @@ const RESYNC: i64 = 30;
 
 /// The driver of a process that continues from a status.
 fn resumed(config: &Config, status: &IdleConnectionPolicyStatus, now: i64) -> AdaptiveDriver {
-    let state = status.control.as_ref().and_then(|control| control.adaptation.as_deref()).map(State::decode);
-    AdaptiveDriver::new(config.clone(), state.unwrap_or_default(), status.utilization_percent, now)
+    let state = status.control.as_ref().and_then(|control| control.adaptive.clone()).unwrap_or_default();
+    AdaptiveDriver::new(config.clone(), *state, status.utilization_percent, now)
 }
 
 /// The nodes, the status, and the operator in between.
@@ -356,7 +355,7 @@ impl World {
             self.worst.get_or_insert(Reason::Ineffective);
         }
         self.run.summary.verdict = self.worst.or(efficacy).map(|reason| reason.to_string()).unwrap_or_default();
-        self.run.written = self.run.written.max(outcome.state.encode().len());
+        self.run.written = self.run.written.max(serde_json::to_string(&outcome.state).map_or(0, |text| text.len()));
     }
 
     fn summed_up(mut self, over: i64) -> Run {

@@ -1,7 +1,7 @@
 //! A steady state has no cost: no write to the API server, no write to a node, no additional connection.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     net::{Ipv4Addr, SocketAddrV4},
     time::Duration,
 };
@@ -24,18 +24,21 @@ fn window() -> Duration {
     Duration::from_secs(std::env::var("IDLECONN_STEADY_SECONDS").map_or(15, |s| s.parse().unwrap()))
 }
 
-/// Returns the number of connections to the nodes of this test. Other tests use the same ports on other addresses.
-fn connections(nodes: &BTreeSet<SocketAddrV4>) -> usize {
+/// Returns the number of connections to each node of this test. Other tests use the same ports on other addresses.
+fn connections(nodes: &BTreeMap<SocketAddrV4, usize>) -> BTreeMap<SocketAddrV4, usize> {
     let table = std::fs::read_to_string("/proc/self/net/tcp").unwrap();
     let established = table.lines().skip(1).filter(|line| line.split_whitespace().nth(3) == Some("01"));
-    established
-        .filter(|line| {
-            let (host, port) = line.split_whitespace().nth(2).and_then(|remote| remote.split_once(':')).unwrap();
-            // The kernel prints the address as the number that it has in memory.
-            let host = Ipv4Addr::from(u32::from_str_radix(host, 16).unwrap().to_ne_bytes());
-            nodes.contains(&SocketAddrV4::new(host, u16::from_str_radix(port, 16).unwrap()))
-        })
-        .count()
+    let mut found = BTreeMap::new();
+    for line in established {
+        let (host, port) = line.split_whitespace().nth(2).and_then(|remote| remote.split_once(':')).unwrap();
+        // The kernel prints the address as the number that it has in memory.
+        let host = Ipv4Addr::from(u32::from_str_radix(host, 16).unwrap().to_ne_bytes());
+        let node = SocketAddrV4::new(host, u16::from_str_radix(port, 16).unwrap());
+        if nodes.contains_key(&node) {
+            *found.entry(node).or_default() += 1;
+        }
+    }
+    found
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -62,10 +65,10 @@ async fn twenty_policies_at_rest_write_nothing_and_open_nothing() {
     for n in 0..2 {
         world.until_programmed(&format!("ais-{n}")).await;
     }
-    let nodes = caddies.iter().map(|node| &node.address).chain(clusters.iter().map(|ais| &ais.proxies[0]));
-    let nodes: BTreeSet<SocketAddrV4> = nodes.map(|address| address.strip_prefix("http://").unwrap().parse().unwrap()).collect();
-    // The five nodes of a cluster are read at the same time, through one proxy.
-    let most = caddies.len() + clusters.len() * 5;
+    // The most connections to each node that are used at the same time: the five nodes of a cluster are read through one proxy.
+    let nodes = caddies.iter().map(|node| (&node.address, 1)).chain(clusters.iter().map(|ais| (&ais.proxies[0], 5)));
+    let nodes: BTreeMap<SocketAddrV4, usize> =
+        nodes.map(|(address, most)| (address.strip_prefix("http://").unwrap().parse().unwrap(), most)).collect();
 
     // The measurement counts at the start and at the end of this time.
     let began = Instant::now();
@@ -91,11 +94,16 @@ async fn twenty_policies_at_rest_write_nothing_and_open_nothing() {
     assert_eq!((after.1, after.2), (to_caddies, to_clusters), "writes to nodes in a steady state");
     let looked = caddies.iter().map(AdminApi::reads).sum::<usize>() - reads;
     assert!(looked >= caddies.len() * 3, "the nodes were hardly looked at: {looked}");
-    assert!(late <= early.max(most), "{early} connections became {late}");
+    for (node, count) in &late {
+        let before = early.get(node).copied().unwrap_or(0);
+        assert!(*count <= before.max(nodes[node]), "{node}: {before} connections became {count}; all: {early:?}, then {late:?}");
+    }
     println!(
-        "steady for {:?}: 0 writes, {looked} reads of {} servers, {early} connections, then {late}",
+        "steady for {:?}: 0 writes, {looked} reads of {} servers, {} connections, then {}",
         window(),
-        caddies.len()
+        caddies.len(),
+        early.values().sum::<usize>(),
+        late.values().sum::<usize>()
     );
 }
 

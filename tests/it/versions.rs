@@ -222,3 +222,39 @@ async fn a_condition_with_a_former_name_is_removed_from_a_live_status() {
     let status = world.until_programmed("gw").await;
     assert_eq!(find(&status, "Limited"), None, "{:?}", status.conditions);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tightened_policy_of_a_former_version_keeps_its_openness_and_no_node_is_written() {
+    let mut world = World::new("former-state").await;
+    let node = AdminApi::start(typical()).await;
+    node.run(100);
+    let policy = json!({
+        "target": endpoints([node.address.as_str()]),
+        "limits": {"server": {"idleTimeout": "30s"}},
+        "adaptive": {
+            "mode": "Enforce",
+            "floor": {"server": {"idleTimeout": "10s"}},
+            "signal": {"threshold": {"value": 1000}, "interval": "1s"},
+        },
+    });
+    world.apply("gw", &policy).await;
+    world.until_programmed("gw").await;
+    world.until("gw", "a state", |s| s.control.as_ref().is_some_and(|control| control.adaptive.is_some())).await;
+    world.kill().await;
+    // As a former version left it, with a state that this version does not read.
+    node.store("/web/idle_timeout", json!("20s"));
+    let former = json!({"status": {"opennessPercent": 50, "control": {"adaptive": null, "loop": "u1e"}}});
+    world.policies().patch_status("gw", &PatchParams::default(), &Patch::Merge(former)).await.unwrap();
+    let (reads, writes) = (node.reads(), node.writes());
+
+    world.start(Duration::from_secs(1));
+    let status =
+        world.until("gw", "a state again", |s| s.control.as_ref().is_some_and(|control| control.adaptive.is_some())).await;
+    assert_eq!(status.openness_percent, Some(50));
+    eventually("three more passes", || async { (node.reads() >= reads + 4).then_some(()) }).await;
+    assert_eq!(node.writes(), writes, "no node is written");
+    let status = world.status("gw").await;
+    assert_eq!((status.openness_percent, status.control.unwrap().adaptive.unwrap().openness), (Some(50), 50));
+    let events = world.events("gw").await;
+    assert!(!events.iter().any(|event| event.starts_with("Drift") || event == "Relaxed"), "{events:?}");
+}

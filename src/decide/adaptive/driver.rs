@@ -13,7 +13,7 @@ use super::{
     signal::Signal,
     standing::Standing,
     state::State,
-    step::{self, Facts, Outcome},
+    step::{self, Digest, Facts, Outcome},
     tighten,
 };
 use crate::{
@@ -39,8 +39,8 @@ pub struct AdaptiveDriver {
     most_pooled: Option<MostPooled>,
     /// No step before this time, because the process has just begun to count (Unix milliseconds).
     not_before: i64,
-    /// What the last report depended on.
-    digest: String,
+    /// What the last report depended on; `None` before the first one.
+    digest: Option<Digest>,
     /// The utilization in the status.
     told: Option<u32>,
     /// Since when the utilization has differed from the status.
@@ -69,7 +69,7 @@ impl AdaptiveDriver {
             standing: Standing::default(),
             most_pooled: None,
             not_before,
-            digest: String::new(),
+            digest: None,
             told,
             moved_since: None,
             moved: false,
@@ -91,7 +91,7 @@ impl AdaptiveDriver {
     /// Takes over a new version of the policy.
     pub fn configure(&mut self, config: Config) {
         if config.tuning.mode != self.config.tuning.mode {
-            self.digest.clear();
+            self.digest = None;
         }
         self.config = config;
     }
@@ -143,7 +143,7 @@ impl AdaptiveDriver {
     /// Evaluates a round of samples, and takes the outcome over unless a pass is due, which then decides.
     pub fn tick(&mut self, signal: &Signal, now: i64) -> Tick {
         let outcome = self.evaluate(signal, self.standing, now);
-        let news = outcome.decision.is_some() || outcome.judged.is_some() || outcome.digest(signal) != self.digest;
+        let news = outcome.decision.is_some() || outcome.judged.is_some() || Some(outcome.digest(signal)) != self.digest;
         // While samples are missing, the window does not advance, so sampling earlier would not help.
         let end = signal.reading().and_then(|_| tighten::next_end(&self.config.tuning, &outcome.state, now));
         self.moved = self.moved || self.has_moved(signal, now);
@@ -196,7 +196,7 @@ impl AdaptiveDriver {
         units: impl IntoIterator<Item = (&'a Unit, &'a UnitState)>,
     ) {
         let changed = status.control.as_ref().map(|control| control.changed.clone()).unwrap_or_default();
-        self.digest = outcome.digest(signal);
+        self.digest = Some(outcome.digest(signal));
         self.state = outcome.state.clone();
         self.told = status.utilization_percent;
         self.moved = false;

@@ -7,10 +7,8 @@
 
 use std::time::Duration;
 
+pub use crate::api::adaptive_state::Percent;
 use crate::api::{Knob, Settings, Value, limits::WITHIN};
-
-/// Openness in percent: 100 is as declared, 0 is the floor.
-pub type Percent = u8;
 
 /// How much sooner than its server a client has to close an idle connection.
 pub const MARGIN: Duration = Duration::from_secs(1);
@@ -146,11 +144,14 @@ pub fn remaining(declared: &Settings, floor: &Settings, from: Percent, to: Perce
 /// does.
 #[must_use]
 pub fn infer(declared: &Settings, floor: &Settings, stored: &Settings) -> Percent {
-    let fits = |openness: &Percent| {
-        let wanted = at(declared, floor, *openness);
-        floor.keys().filter_map(|knob| Some((wanted.get(knob)?, stored.get(knob)?))).all(|(wanted, stored)| wanted == stored)
-    };
-    (0..=100).rev().find(fits).unwrap_or(100)
+    (0..=100).rev().find(|openness| fits(declared, floor, *openness, stored)).unwrap_or(100)
+}
+
+/// Whether what a node stores is what the limits with a floor are at an openness.
+#[must_use]
+pub fn fits(declared: &Settings, floor: &Settings, openness: Percent, stored: &Settings) -> bool {
+    let wanted = at(declared, floor, openness);
+    floor.keys().filter_map(|knob| Some((wanted.get(knob)?, stored.get(knob)?))).all(|(wanted, stored)| wanted == stored)
 }
 
 /// The longest idle timeout of the limits that have a floor: how long a pool takes to drain.

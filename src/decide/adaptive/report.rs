@@ -443,8 +443,7 @@ fn notices(
     let recorded = recorded(previous);
     let mut tell = |reason, note: String| notices.push(Notice { reason, note });
     for (type_, said) in conditions.iter().filter(|(type_, said)| has_flipped(previous, *type_, said.reason)) {
-        let was_lost =
-            status_of(previous, *type_) == Some(ConditionState::False) || recorded.as_ref().is_some_and(|state| state.lost);
+        let was_lost = status_of(previous, *type_) == Some(ConditionState::False) || recorded.is_some_and(|state| state.lost);
         match (type_, state(*type_, said.reason), said.reason) {
             (ConditionType::MetricsAvailable, ConditionState::False, _) if !was_lost => {
                 tell(EventReason::MetricsLost, said.message.clone());
@@ -488,12 +487,12 @@ fn notices(
 /// Whether an earlier status was written in the same episode of too many tasks.
 fn was_told(outcome: &Outcome, previous: &IdleConnectionPolicyStatus) -> bool {
     let since = |state: &State| state.episode.map(|episode| episode.since);
-    since(&outcome.state).is_some() && recorded(previous).is_some_and(|written| since(&written) == since(&outcome.state))
+    since(&outcome.state).is_some() && recorded(previous).is_some_and(|written| since(written) == since(&outcome.state))
 }
 
 /// The state of adaptive control in a status.
-fn recorded(status: &IdleConnectionPolicyStatus) -> Option<State> {
-    status.control.as_ref().and_then(|control| control.adaptation.as_deref()).map(State::decode)
+fn recorded(status: &IdleConnectionPolicyStatus) -> Option<&State> {
+    status.control.as_ref()?.adaptive.as_deref()
 }
 
 #[allow(clippy::cast_possible_truncation)] // Tasks of one node.
@@ -679,7 +678,7 @@ mod tests {
         ] {
             let (mut next, reasons) = told(&status, 1, &signal, outcome, false, 0);
             assert_eq!(reasons, expected, "{signal:?}");
-            next.control = Some(Control { adaptation: Some(outcome.state.encode()), ..Control::default() });
+            next.control = Some(Control { adaptive: Some(Box::new(outcome.state.stored())), ..Control::default() });
             status = next;
         }
     }
@@ -706,7 +705,7 @@ mod tests {
             |since| Outcome { state: State { episode: Some(Episode::begin(since, 100)), ..State::default() }, ..outcome() };
         let away = |outcome: &Outcome| {
             // While the target does not answer, its conditions are gone, but what was decided is still recorded.
-            let control = Control { adaptation: Some(outcome.state.encode()), ..Control::default() };
+            let control = Control { adaptive: Some(Box::new(outcome.state.stored())), ..Control::default() };
             IdleConnectionPolicyStatus { control: Some(control), ..IdleConnectionPolicyStatus::default() }
         };
         let events = |previous: &IdleConnectionPolicyStatus, since| told(previous, 1, &signal, &high(since), false, 0).1;

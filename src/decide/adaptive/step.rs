@@ -10,7 +10,7 @@ use super::{
     state::{Episode, MOST_CHANGES, State, Watched, Way},
     step_size::Share,
     tuning::{CLOSE, OPEN, ROOM, Tuning},
-    verdict::Verdict,
+    verdict::{self, Verdict},
 };
 use crate::api::{
     self, Settings,
@@ -220,17 +220,36 @@ impl Outcome {
         self.state.pending.as_ref().and_then(|pending| Some(pending.since? + MOST_WAITS * pending.wait))
     }
 
-    /// A text that changes when the status needs a new report, apart from decisions and verdicts.
+    /// What the report depends on, apart from decisions and verdicts.
     #[must_use]
-    pub fn digest(&self, signal: &Signal) -> String {
+    pub fn digest(&self, signal: &Signal) -> Digest {
         let reason = match signal {
             Signal::Fresh(Reading { idle_missing: Some(_), .. }) => api::conditions::Reason::IdleConnectionsMissing,
             Signal::Fresh(_) => api::conditions::Reason::Fresh,
             Signal::Missing { reason, .. } => *reason,
         };
-        let recommended = self.recommendation.as_ref().map(|decision| decision.to / 10);
-        format!("{} {:?} {:?} {} {reason} {recommended:?}", self.state.encode(), self.phase, self.limit, self.has_dipped)
+        Digest {
+            state: self.state.stored(),
+            phase: self.phase,
+            limit: self.limit,
+            has_dipped: self.has_dipped,
+            reason,
+            recommended: self.recommendation.as_ref().map(|decision| decision.to / 10),
+        }
     }
+}
+
+/// What the report depends on, apart from decisions and verdicts. The status needs a new report when it changes.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Digest {
+    state: State,
+    phase: Phase,
+    limit: Option<Limit>,
+    has_dipped: bool,
+    /// The reason of `MetricsAvailable`.
+    reason: api::conditions::Reason,
+    /// The recommended openness in tens of percent.
+    recommended: Option<Percent>,
 }
 
 /// Evaluates the signal once.
@@ -334,7 +353,7 @@ impl<'a> Evaluation<'a> {
             self.state.fallback = false;
         }
         if let Some(youngest) = reading.youngest {
-            self.state.watched.life.note(youngest, reading.mean);
+            verdict::note(&mut self.state.watched.life, youngest, reading.mean);
         }
         self.windows(passed);
         self.calm();

@@ -899,37 +899,38 @@ fn a_verdict_that_is_due_later_does_not_block_relaxing() {
 proptest::proptest! {
     #[test]
     fn whatever_the_status_says_of_the_loop_it_decides_and_goes_on_from_what_it_wrote(
-        numbers in proptest::collection::vec(proptest::num::i64::ANY, 12),
-        keys in "[uepcdxvbkwflg]{1,13}",
+        times in proptest::collection::vec(-377_705_023_201_000i64..=253_402_207_200_000, 8),
+        numbers in proptest::collection::vec(proptest::num::u64::ANY, 8),
+        amounts in proptest::collection::vec(proptest::num::f64::ANY, 4),
         pressure in 0.0f64..1e300,
         age in proptest::option::of(proptest::num::i64::ANY),
     ) {
-        let word = |key: char| if key == 'x' {
-            format!("x{}T{}R", radix(numbers[0]), radix(numbers[1]))
-        } else {
-            format!("{key}{}", numbers.iter().map(|n| radix(*n)).collect::<Vec<_>>().join(","))
-        };
-        let text = keys.chars().map(word).collect::<Vec<_>>().join(" ");
+        let time = |n: usize| jiff::Timestamp::from_millisecond(times[n]).expect("a time").to_string();
+        let percent = |n: usize| numbers[n] % 101;
+        let text = serde_json::json!({
+            "opennessPercent": percent(0),
+            "episode": {"since": time(0), "fromPercent": percent(1), "steps": numbers[2] % 256, "utilizationAtFirstStep": amounts[0]},
+            "pending": {
+                "decided": time(1), "inEffectSince": time(2), "waitMilliseconds": numbers[3] >> 1, "utilizationBefore": amounts[1],
+                "utilizationSlope": amounts[2], "fromPercent": percent(4), "toPercent": percent(5), "expectedFall": amounts[3],
+            },
+            "settleUntil": time(3),
+            "changes": [{"tightened": time(4)}, {"relaxed": time(5)}, {}],
+            "lockout": {"until": time(6), "times": numbers[6] % 256},
+            "relaxBackoff": numbers[7] % 256,
+            "relaxableSince": time(7),
+        });
         let mut course = Course::new();
-        course.state = State::decode(&text);
+        // What cannot be read is as absent.
+        course.state = serde_json::from_value(text).unwrap_or_default();
         course.reading.youngest = age;
         for _ in 0..3 {
             let outcome = course.look(pressure);
-            let written = outcome.state.encode();
+            let written = serde_json::to_string(&outcome.state).expect("a state");
             proptest::prop_assert!(outcome.state.openness <= 100);
-            course.state = State::decode(&written);
+            course.state = serde_json::from_str(&written).expect("what was written");
+            proptest::prop_assert_eq!(&course.state, &outcome.state.stored());
             course.now += TICK;
         }
     }
-}
-
-fn radix(number: i64) -> String {
-    let mut rest = number.unsigned_abs();
-    let mut digits = Vec::new();
-    while rest > 0 || digits.is_empty() {
-        digits.push(char::from_digit(u32::try_from(rest % 36).expect("a digit"), 36).expect("a digit"));
-        rest /= 36;
-    }
-    let sign = if number < 0 { "-" } else { "" };
-    digits.iter().rev().fold(sign.to_owned(), |text, digit| text + &digit.to_string())
 }

@@ -126,25 +126,23 @@ pub fn at_equal_uptime(before: &Life, now: &Life, settled: i64) -> Option<(f64, 
     (old >= settled && new >= old).then(|| pair(was, is))
 }
 
-impl Life {
-    /// Records the utilization at an uptime. An uptime that is shorter than the last one, by more than a second, means
-    /// another process.
-    pub fn note(&mut self, uptime: i64, pressure: f64) {
-        if self.last.is_some_and(|(last, _)| uptime + 1000 < last) {
-            *self = Self::default();
-        }
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A utilization.
-        let pressure = (pressure.clamp(0.0, 1e6) * 1000.0) as u32;
-        let last = self.last.map_or(0, |(last, _)| last);
-        for (n, mark) in MARKS.iter().enumerate() {
-            // The mark was passed just now. What happened before the first observation is not known.
-            let crossed = last < *mark && uptime >= *mark && (self.last.is_some() || uptime < mark + mark / 10);
-            if crossed {
-                self.curve[n] = Some(pressure);
-            }
-        }
-        self.last = Some((uptime, pressure));
+/// Records the utilization at an uptime. An uptime that is shorter than the last one, by more than a second, means
+/// another process.
+pub fn note(life: &mut Life, uptime: i64, pressure: f64) {
+    if life.last.is_some_and(|(last, _)| uptime + 1000 < last) {
+        *life = Life::default();
     }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A utilization.
+    let pressure = (pressure.clamp(0.0, 1e6) * 1000.0) as u32;
+    let last = life.last.map_or(0, |(last, _)| last);
+    for (n, mark) in MARKS.iter().enumerate() {
+        // The mark was passed just now. What happened before the first observation is not known.
+        let crossed = last < *mark && uptime >= *mark && (life.last.is_some() || uptime < mark + mark / 10);
+        if crossed {
+            life.curve[n] = Some(pressure);
+        }
+    }
+    life.last = Some((uptime, pressure));
 }
 
 impl Evaluation<'_> {
@@ -333,7 +331,7 @@ mod tests {
         let life = |marks: &[(i64, f64)]| {
             let mut life = Life::default();
             for (uptime, pressure) in marks {
-                life.note(*uptime, *pressure);
+                note(&mut life, *uptime, *pressure);
             }
             life
         };
@@ -356,7 +354,7 @@ mod tests {
     fn a_mark_is_noted_when_it_is_passed_and_never_from_hearsay() {
         let first = |uptime: i64| {
             let mut life = Life::default();
-            life.note(uptime, 0.5);
+            note(&mut life, uptime, 0.5);
             life.curve[0]
         };
         assert_eq!(
@@ -365,30 +363,30 @@ mod tests {
             "up to a tenth late still counts"
         );
         let mut life = Life::default();
-        life.note(60_000, 0.5);
-        life.note(60_000, 0.6);
+        note(&mut life, 60_000, 0.5);
+        note(&mut life, 60_000, 0.6);
         assert_eq!(life.curve[0], Some(500), "once");
         let mut life = Life::default();
-        life.note(10_000, 0.1);
-        life.note(100_000, 0.7);
+        note(&mut life, 10_000, 0.1);
+        note(&mut life, 100_000, 0.7);
         assert_eq!(life.curve[0], Some(700), "however late, if the process was observed before");
         let mut life = Life::default();
-        life.note(59_000, 0.5);
-        life.note(58_000, 0.5);
+        note(&mut life, 59_000, 0.5);
+        note(&mut life, 58_000, 0.5);
         assert_eq!(life.last, Some((58_000, 500)));
-        life.note(61_000, 0.5);
-        life.note(60_000, 0.6);
+        note(&mut life, 61_000, 0.5);
+        note(&mut life, 60_000, 0.6);
         assert_eq!(life.curve[0], Some(500), "one second back is clock noise, not a restart");
-        life.note(58_999, 0.6);
+        note(&mut life, 58_999, 0.6);
         assert_eq!(life.curve[0], None, "more than a second back is a restart");
     }
 
     #[test]
     fn a_younger_process_is_another_life() {
         let mut life = Life::default();
-        life.note(59_000, 0.5);
-        life.note(61_000, 0.6);
-        life.note(1_000, 0.1);
+        note(&mut life, 59_000, 0.5);
+        note(&mut life, 61_000, 0.6);
+        note(&mut life, 1_000, 0.1);
         assert_eq!(life.curve, Life::default().curve);
         assert_eq!(life.last, Some((1_000, 100)));
     }
