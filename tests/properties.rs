@@ -22,7 +22,7 @@ use idleconn_operator::{
             disturbance::Disturbance,
             driver::AdaptiveDriver,
             openness::{self, MARGIN},
-            pause::Pause,
+            pause::{By, Pause},
             signal::{Reading, Signal},
             state::State,
             tuning::Tuning,
@@ -155,7 +155,8 @@ impl World {
             _ => self.random.i64(500..30_000),
         };
         let signal = self.signal();
-        let pause = Pause { tighten: self.random.u8(0..10) == 0, relax: self.random.u8(0..10) == 0, by: None };
+        let mut paused = || (self.random.u8(0..10) == 0).then_some(By::Annotation("idleconn.io/paused", None));
+        let pause = Pause { all: None, tighten: paused(), relax: paused() };
         let levels = self.seed.is_multiple_of(7);
         let disturbance = self.seed.is_multiple_of(3).then_some(Disturbance { settle: 2_000, longest_idle: 300_000 });
         let units = [(self.nodes.unit.clone(), self.nodes.state.clone())];
@@ -198,7 +199,7 @@ impl World {
             let tightens = decision.to < decision.from;
             assert_ne!(decision.from, decision.to);
             assert_eq!(decision.to, outcome.state.openness);
-            assert!(!(tightens && pause.tighten) && (tightens || !pause.relax), "paused");
+            assert!(!(tightens && pause.stops_tightening()) && (tightens || !pause.stops_relaxing()), "paused");
             let missing = matches!(signal, Signal::Missing { .. });
             assert!(!missing || (!tightens && self.tuning.fallback_relaxes), "decided blindly");
             self.budget(decision.from, decision.to);

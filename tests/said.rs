@@ -25,8 +25,8 @@ use idleconn_operator::{
             pause::{By, Pause},
             report::{SeenLoop, tell},
             signal::{Gap, NodeSample, Reading, Signal, read},
-            state::{Efficacy, Episode, Lockout, Pending, State, Way},
-            step::{self, Decision, Limit, Outcome as Look, Phase},
+            state::{Efficacy, Episode, Lockout, Pending, State, Watched, Way},
+            step::{self, Decision, Limit, Outcome as Look, Phase, Wait},
             step_size::Share,
             tuning::Tuning,
         },
@@ -440,31 +440,26 @@ fn every_situation_is_said_as_it_was_reviewed() {
     golden::check("tests/golden/status.txt", &text);
 }
 
-/// States in which the next step waits, each with the time before which the operator takes none: for the first counts, for the last
-/// change, for a verdict, and for the task count to stay high.
-fn waiting() -> [(State, i64); 4] {
-    let episode = |steps| Some(Episode { since: 0, from: 100, base: None, steps, helped: None, failed: 0, learned: None });
+/// A step that waits for its verdict.
+fn measuring(openness: u8) -> State {
+    let episode = Episode { since: 0, from: 100, base: None, steps: 1, helped: None, failed: 0, learned: None };
     let (wait, before) = (120_000, 1.1);
-    let pending = Pending { decided: 0, since: Some(0), wait, before, slope: 0.0, from: 100, to: 26, expected: None, life: None };
-    [
-        (State { episode: episode(0), ..State::default() }, 60_000),
-        (State { episode: episode(0), dead_until: 60_000, ..State::default() }, 0),
-        (State { episode: episode(1), pending: Some(pending), ..State::default() }, 0),
-        (State { episode: episode(1), ..State::default() }, 0),
-    ]
+    let pending =
+        Pending { decided: 0, since: Some(0), wait, before, slope: 0.0, from: 100, to: openness, expected: None, life: None };
+    State { openness, episode: Some(episode), pending: Some(pending), efficacy: Efficacy::Measuring, ..State::default() }
 }
 
 /// Each kind of pause.
 const PAUSES: &[Pause] = &[
-    Pause { tighten: true, relax: true, by: Some(By::Suspend) },
-    Pause { tighten: true, relax: true, by: Some(By::Unreadable("idleconn.io/paused")) },
-    Pause { tighten: true, relax: true, by: Some(By::Annotation("idleconn.io/paused", None)) },
+    Pause { all: Some(By::Suspend), ..Pause::NONE },
+    Pause { all: Some(By::Unreadable("idleconn.io/paused")), ..Pause::NONE },
+    Pause { all: Some(By::Annotation("idleconn.io/paused", None)), ..Pause::NONE },
     Pause {
-        tighten: true,
-        relax: false,
-        by: Some(By::Annotation("idleconn.io/paused-tighten", Some(Timestamp::constant(3600, 0)))),
+        all: None,
+        tighten: Some(By::Annotation("idleconn.io/paused-tighten", Some(Timestamp::constant(3600, 0)))),
+        relax: Some(By::Annotation("idleconn.io/paused-relax", None)),
     },
-    Pause { tighten: false, relax: true, by: Some(By::Annotation("idleconn.io/paused-relax", None)) },
+    Pause { relax: Some(By::Annotation("idleconn.io/paused-relax", None)), ..Pause::NONE },
 ];
 
 /// Everything that conditions and Events of adaptive control say, one line for each message.
@@ -481,7 +476,6 @@ fn adaptive_messages() -> BTreeSet<String> {
             signal,
             metric: Some("go_goroutines"),
             pause: &Pause::NONE,
-            not_before: 0,
             attribution,
             idle_connections: None,
             closes: false,
@@ -537,13 +531,21 @@ fn adaptive_messages() -> BTreeSet<String> {
     for pause in PAUSES {
         report(&fresh, &unmoved(), &|seen| seen.pause = pause);
     }
-    for (state, not_before) in waiting() {
-        report(&fresh, &Look { state, ..unmoved() }, &|seen| seen.not_before = not_before);
+    for wait in [Wait::Settling(60_000), Wait::FirstCounts(60_000), Wait::Verdict, Wait::FirstStep, Wait::NextStep] {
+        report(&fresh, &Look { wait: Some(wait), ..unmoved() }, &plain);
     }
     for closes in [false, true] {
-        let state = State { openness: 0, efficacy: Efficacy::Measuring, ..waiting()[2].0.clone() };
-        report(&fresh, &Look { limit: Some(Limit::AtFloor), state, ..unmoved() }, &|seen| seen.closes = closes);
+        let at_floor = Look { limit: Some(Limit::AtFloor), state: measuring(0), ..unmoved() };
+        report(&fresh, &at_floor, &|seen| seen.closes = closes);
     }
+    let rollback = State { openness: 26, rollback: Some(100), ..State::default() };
+    report(&fresh, &Look { state: rollback, phase: Phase::Holding, ..unmoved() }, &plain);
+    let relaxing = Look { state: State { openness: 26, ..State::default() }, phase: Phase::Relaxing, ..unmoved() };
+    report(&low, &relaxing, &|seen| seen.pause = &PAUSES[4]);
+    let dropped = State { episode, watched: Watched { fast: 1.07, ..Watched::default() }, ..State::default() };
+    report(&low, &Look { state: dropped, ..unmoved() }, &plain);
+    let used_up = State { changes: (0..6).map(|n| (n * 1000, Way::Tighten)).collect(), ..State::default() };
+    report(&fresh, &Look { limit: Some(Limit::BudgetExhausted), state: used_up, ..unmoved() }, &plain);
     let none = Signal::Missing { reason: Reason::NoSeries, message: format!("{} does not have the requested series", NODES[0]) };
     report(&none, &unmoved(), &plain);
     for efficacy in Efficacy::iter() {

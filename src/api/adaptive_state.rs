@@ -278,8 +278,10 @@ pub struct Watched {
     pub missing_for: i64,
     /// How long a node has reported itself as critical (milliseconds).
     pub red_for: i64,
-    /// Whether a pause or the mode blocked changes at the last evaluation.
-    pub held: bool,
+    /// Whether a pause or the mode blocked tightening at the last evaluation.
+    pub tightening_blocked: bool,
+    /// The same for relaxing.
+    pub relaxing_blocked: bool,
     /// The youngest process.
     pub life: Life,
 }

@@ -111,9 +111,9 @@ reasons! {
         Ready False, Accepted False, Stalled True, MetricsAvailable False: RefNotPermitted,
             "An endpoint is outside `--allow-endpoints`, or a Service is of type ExternalName", "Use pods or a Service, or ask the administrator to list the endpoint";
         Ready False, Accepted False, MetricsAvailable False: TargetNotFound,
-            "No pod, endpoint or Service matches", "Create it, or correct `spec.target`";
+            "No pod, endpoint or Service matches", "Create one in the namespace of the policy, or correct `spec.target`";
         Ready False, Accepted False, Stalled True: Conflicted,
-            "An older policy governs the same target, or another field manager owns the ConfigMap or its key", "Delete one of the policies, or choose another key; the message names the other owner";
+            "An older policy governs the same target, or another field manager owns the ConfigMap or its key", "Delete one of the policies, or change its target (for a ConfigMap, another key); the message names the other owner";
         Ready False, Accepted False, Stalled True, MetricsAvailable False: Invalid,
             "The policy contradicts itself or names no target", "Correct the field that the message names";
         Ready False, Programmed False, InEffect Unknown: NothingToProgram,
@@ -186,7 +186,7 @@ reasons! {
             "The task count is below the threshold", "";
 
         Tightened False: AsDeclared,
-            "The limits are as declared", "";
+            "Nothing is tightened: the desired limits are the declared ones", "";
         Tightened True: Tightening,
             "The limits were tightened, and the effect is being measured", "";
         Tightened True: Holding,
@@ -201,9 +201,9 @@ reasons! {
         TighteningEffective True: Effective,
             "The last tightening lowered the task count", "";
         TighteningEffective False: Ineffective,
-            "Tightening did not lower the task count; it was undone and is not repeated for hours", "Look for another cause ([runbook](runbooks/IdleConnIneffective.md))";
+            "Tightening did not lower the task count; it is undone and not repeated for hours", "Look for another cause ([runbook](runbooks/IdleConnIneffective.md))";
         TighteningEffective Unknown: Measuring,
-            "The last tightening has not been judged yet", "";
+            "The last tightening has not been judged yet, or its verdict was inconclusive", "";
         TighteningEffective Unknown: AwaitingUptimeMatch,
             "Nodes restarted; the effect is judged when the processes are as old as before", "";
         TighteningEffective Unknown: NotAttributable,
@@ -228,7 +228,7 @@ reasons! {
         TighteningLimited True: Flapping,
             "The limits had to be tightened again soon after relaxing, so relaxing is delayed", "See the [runbook](runbooks/IdleConnFlapping.md)";
         TighteningLimited True: Paused,
-            "An annotation or `spec.suspend` pauses adaptive control", "Remove the annotation, or set `spec.suspend` to false";
+            "An annotation or `spec.suspend` pauses tightening", "Run `kubectl idleconn resume`, or set `spec.suspend` to false; the message names the cause";
     }
 }
 

@@ -43,7 +43,7 @@ use super::{
     printcolumn(name = "Programmed", type_ = "string", json_path = ".status.conditions[?(@.type==\"Programmed\")].status", priority = 1),
     printcolumn(name = "InEffect", type_ = "string", json_path = ".status.conditions[?(@.type==\"InEffect\")].status", priority = 1),
     printcolumn(name = "Measured", type_ = "string", json_path = ".status.limits.measured.server.idleTimeout", priority = 1),
-    printcolumn(name = "Worst-Node", type_ = "string", json_path = ".status.tasks.node", priority = 1),
+    printcolumn(name = "Most-Tasks", type_ = "string", json_path = ".status.tasks.node", priority = 1),
     printcolumn(name = "Last-Change", type_ = "date", json_path = ".status.history[0].time", priority = 1),
     validation = Rule::new("size(self.metadata.name) <= 63").message("metadata.name must be at most 63 characters: it becomes a label value; choose a shorter one"),
 )]

@@ -48,7 +48,10 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         {
             say(&format!("{name} was applied, and its limits are now stored{on_nodes} ({reason}): {message}."));
         }
-        (Some((Some(State::True), ..)), _) => say(&format!("{name} is in order{on_nodes}.")),
+        (Some((Some(State::True), ready, _)), _) if ready == <&str>::from(Reason::Suspended) => {
+            say(&format!("{name} is suspended: nothing is written, and drift is not corrected."));
+        }
+        (Some((Some(State::True), ..)), _) => say(&format!("The limits of {name} are in order{on_nodes}.")),
         (Some((_, reason, message)), _) => say(&format!("{name} is not in order ({reason}): {message}.")),
         (None, _) => say(&format!("{name}: the operator has reported nothing yet.")),
     }
@@ -59,27 +62,12 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         say(&format!("Next: {}.", fix(status)));
         return text;
     }
-    if let (Some((_, _, message)), Some(reason)) = (message(ConditionType::InEffect), reason(status, ConditionType::InEffect)) {
-        let rolls = policy.spec.restart.as_ref().is_some_and(|restart| restart.policy == RestartPolicy::Rolling);
-        let next = match reason {
-            Reason::RollingOut => Some("The operator continues automatically."),
-            Reason::RestartStalled => Some("Repair that node; the operator continues when the node is back."),
-            Reason::RestartRequired if rolls => Some("The operator restarts the nodes when spec.restart allows it."),
-            Reason::RestartRequired => Some("Restart those nodes, or set spec.restart.policy to Rolling."),
-            _ => None,
-        };
-        match (next, reason) {
-            (Some(next), _) => say(&format!("The processes do not use the stored limits yet: {message}. {next}")),
-            (None, Reason::MeasuredDifferently) => say(&format!(
-                "A server does not do what is programmed: {message}. Check that spec.verify probes the right port, and look for a proxy in front of the server."
-            )),
-            (None, Reason::NotMeasured | Reason::Drifted | Reason::Contended) => say(&format!("{message}.")),
-            _ => {}
-        }
+    if let Some(line) = in_effect(policy, status) {
+        say(&line);
     }
     if !status.unsupported.is_empty() {
         say(&format!(
-            "The operator does not manage {}, because the target does not have the limit or cannot represent the value.",
+            "The operator does not manage {}, because the target has no place for the limit (backend limits need a reverse proxy) or cannot represent the value.",
             status.unsupported.join(", ")
         ));
     }
@@ -98,8 +86,14 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
     if disturbance::disturbance(&declared.settings, &decide::floor(&policy.spec, &traits), &traits, |_| true).is_some() {
         say(&cost(adaptive, status));
     }
-    if let Some((Some(State::False | State::Unknown), reason, message)) = message(ConditionType::MetricsAvailable) {
-        say(&format!("The tasks cannot be counted ({reason}): {message}. Until they are counted again, nothing is tightened."));
+    match message(ConditionType::MetricsAvailable) {
+        Some((Some(State::Unknown), _, message)) => say(&format!("The tasks are not counted yet: {message}.")),
+        Some((Some(State::False), reason, message)) => {
+            say(&format!(
+                "The tasks cannot be counted ({reason}): {message}. Until they are counted again, nothing is tightened."
+            ));
+        }
+        _ => {}
     }
     if let Some((state, _, message)) = message(ConditionType::HighTaskCount) {
         match state {
@@ -136,10 +130,8 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
         _ => {}
     }
     if let Some(recommended) = &status.recommendation {
-        say(&format!(
-            "Adaptive control recommends an openness of {}% ({}). To apply it, set spec.adaptive.mode to Enforce and remove any pause.",
-            recommended.openness_percent, recommended.reason
-        ));
+        let percent = recommended.openness_percent;
+        say(&format!("Adaptive control recommends an openness of {percent}% ({}).", recommended.reason));
     }
     say(&next_line(policy, status));
     text
@@ -159,6 +151,26 @@ fn fix(status: &IdleConnectionPolicyStatus) -> String {
     let plain = row.fix.replace('`', "");
     let mut letters = plain.chars();
     letters.next().map(|first| first.to_lowercase().chain(letters).collect()).unwrap_or_default()
+}
+
+/// Returns what is to be said about the condition `InEffect`; `None` where the processes use the limits.
+fn in_effect(policy: &IdleConnectionPolicy, status: &IdleConnectionPolicyStatus) -> Option<String> {
+    let message = &find(status, ConditionType::InEffect)?.message;
+    let rolls = policy.spec.restart.as_ref().is_some_and(|restart| restart.policy == RestartPolicy::Rolling);
+    let next = match reason(status, ConditionType::InEffect)? {
+        Reason::RollingOut => "The operator continues automatically.",
+        Reason::RestartStalled => "Repair that node; the operator continues when the node is back.",
+        Reason::RestartRequired if rolls => "The operator restarts the nodes when spec.restart allows it.",
+        Reason::RestartRequired => "Restart those nodes, or set spec.restart.policy to Rolling.",
+        Reason::MeasuredDifferently => {
+            return Some(format!(
+                "A server does not do what is programmed: {message}. Check that spec.verify probes the right port, and look for a proxy in front of the server."
+            ));
+        }
+        Reason::NotMeasured | Reason::Drifted | Reason::Contended => return Some(format!("{message}.")),
+        _ => return None,
+    };
+    Some(format!("The processes do not use the stored limits yet: {message}. {next}"))
 }
 
 /// Returns what a step of adaptive control closes, in the words of its Event.
@@ -189,8 +201,12 @@ fn next(policy: &IdleConnectionPolicy, status: &IdleConnectionPolicyStatus) -> O
         (Some(State::True), _) => {}
         _ => return Some(fix(status)),
     }
-    if policy.spec.adaptive.as_ref().is_none_or(|adaptive| adaptive.mode == Mode::Disabled) {
+    let mode = policy.spec.adaptive.as_ref().map_or(Mode::Disabled, |adaptive| adaptive.mode);
+    if mode == Mode::Disabled {
         return None;
+    }
+    if is(ConditionType::MetricsAvailable) == Some(Reason::Pending) {
+        return Some("wait until the nodes have been asked".into());
     }
     if metrics != Some(State::True) {
         return Some("make the task count available again; see spec.adaptive.signal and the cause above".into());
@@ -212,10 +228,21 @@ fn next(policy: &IdleConnectionPolicy, status: &IdleConnectionPolicyStatus) -> O
         Reason::NotInEffect => {
             "make the nodes report the limits that they use (spec.target.configMap.hash), or restart them, one after the other"
         }
-        Reason::Paused => "to resume, run kubectl idleconn resume, or set spec.suspend to false",
+        Reason::Paused if policy.spec.suspend => "to resume, set spec.suspend to false",
+        Reason::Paused => return Some(format!("to resume, run {}", resume(policy))),
+        _ if status.recommendation.is_some() && mode == Mode::Recommend => {
+            "to apply the recommendation, set spec.adaptive.mode to Enforce"
+        }
         _ => return None,
     };
     Some(next.into())
+}
+
+/// Returns the command that ends the pauses of a policy.
+fn resume(policy: &IdleConnectionPolicy) -> String {
+    let name = policy.metadata.name.as_deref().unwrap_or_default();
+    let namespace = policy.metadata.namespace.as_ref().map(|namespace| format!(" -n {namespace}")).unwrap_or_default();
+    format!("kubectl idleconn resume {name}{namespace}")
 }
 
 #[cfg(test)]
@@ -250,7 +277,7 @@ mod tests {
     fn a_policy_at_rest() {
         assert_eq!(
             told(false, &[READY], &json!({})),
-            "gw is in order on 3/3 nodes.\nThe limits stay as declared, because spec.adaptive is absent or Disabled.\nNo action needed.\n"
+            "The limits of gw are in order on 3/3 nodes.\nThe limits stay as declared, because spec.adaptive is absent or Disabled.\nNo action needed.\n"
         );
     }
 
@@ -321,7 +348,7 @@ mod tests {
         );
         assert_eq!(
             text,
-            "gw is in order on 3/3 nodes.\nThe task count is below the threshold: 12 tasks.\nThe limits are held at 55%.\n4m ago the limits were \
+            "The limits of gw are in order on 3/3 nodes.\nThe task count is below the threshold: 12 tasks.\nThe limits are held at 55%.\n4m ago the limits were \
              tightened from 100% to 55% (131% of the threshold for 2m).\nThe last tightening lowered the task count.\n\
              No action needed.\n"
         );
@@ -362,7 +389,7 @@ mod tests {
         assert_eq!(
             told(true, &[conflicted, refused], &json!({})),
             "gw is not in order (Conflicted): An older policy governs it.\n\
-             Next: delete one of the policies, or choose another key; the message names the other owner.\n"
+             Next: delete one of the policies, or change its target (for a ConfigMap, another key); the message names the other owner.\n"
         );
         assert_eq!(
             told(true, &[("Ready", "Unknown", "Released", "The operator was uninstalled")], &json!({})),
@@ -385,9 +412,10 @@ mod tests {
 
     #[test]
     fn a_reason_of_another_version_is_told_in_its_words() {
-        for (status, expected) in
-            [("False", "gw is not in order (OfTomorrow): All is otherwise.\n"), ("True", "gw is in order on 3/3 nodes.\n")]
-        {
+        for (status, expected) in [
+            ("False", "gw is not in order (OfTomorrow): All is otherwise.\n"),
+            ("True", "The limits of gw are in order on 3/3 nodes.\n"),
+        ] {
             let text = told(false, &[("Ready", status, "OfTomorrow", "All is otherwise")], &json!({}));
             assert!(text.starts_with(expected), "{text}");
         }
@@ -397,7 +425,10 @@ mod tests {
     fn each_problem_has_its_next_step() {
         for (conditions, next) in [
             (vec![READY, FRESH, ("TighteningLimited", "True", "AtFloor", "m")], "Next: lower spec.adaptive.floor"),
-            (vec![READY, FRESH, ("TighteningLimited", "True", "Paused", "m")], "Next: to resume, run kubectl idleconn resume"),
+            (
+                vec![READY, FRESH, ("TighteningLimited", "True", "Paused", "m")],
+                "Next: to resume, run kubectl idleconn resume gw.\n",
+            ),
             (
                 vec![READY, FRESH, ("TighteningEffective", "False", "Ineffective", "m")],
                 "Next: take a goroutine profile of the node with the most tasks; the tasks are not idle connections.",
@@ -408,7 +439,10 @@ mod tests {
                 "Next: make the nodes report the limits that they use",
             ),
             (vec![READY, ("MetricsAvailable", "False", "NoSeries", "m")], "Next: make the task count available again"),
-            (vec![("Ready", "False", "TargetNotFound", "m")], "Next: create it, or correct spec.target.\n"),
+            (
+                vec![("Ready", "False", "TargetNotFound", "m")],
+                "Next: create one in the namespace of the policy, or correct spec.target.\n",
+            ),
             (vec![("Ready", "False", "Progressing", "m")], "Next: fix the problem above; the operator retries automatically."),
             (vec![READY, ("Programmed", "False", "Contended", "m")], "Next: find the other client and stop it"),
             (vec![READY, ("Programmed", "False", "Partial", "m")], "Next: check the nodes that do not answer"),

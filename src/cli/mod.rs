@@ -51,7 +51,12 @@ use crate::{
 
 /// Show, explain and pause idle connection policies, and measure idle connections.
 #[derive(Parser, Debug)]
-#[command(name = "kubectl-idleconn", bin_name = "kubectl idleconn", version, about)]
+#[command(
+    name = "kubectl-idleconn",
+    bin_name = "kubectl idleconn",
+    version,
+    about = "Shows, explains and pauses idle connection policies, and measures idle connections"
+)]
 pub struct Cli {
     /// Command.
     #[command(subcommand)]
@@ -431,7 +436,8 @@ async fn pause(options: Pause) -> Result<Answer, Error> {
     };
     let end = pause::end(options.time.as_ref(), Timestamp::now())?;
     let until = end.map_or_else(String::new, |end| format!(" until {end}"));
-    each(&options.cluster, &options.selection, &format!("paused{until}"), &pause::annotations(direction, end)).await
+    let done = format!("{}{until}", direction.done());
+    each(&options.cluster, &options.selection, &done, &pause::annotations(direction, end)).await
 }
 
 async fn resume(options: Resume) -> Result<Answer, Error> {
@@ -448,7 +454,12 @@ async fn each(cluster: &Cluster, selection: &Selection, done: &str, annotations:
     let mut answer = Answer::default();
     for name in names {
         match pause::annotate(&api, &name, annotations).await {
-            Ok(()) => answer.text.extend([RESOURCE, "/", &name, " ", done, "\n"]),
+            Ok(is_suspended) => {
+                answer.text.extend([RESOURCE, "/", &name, " ", done, "\n"]);
+                if is_suspended {
+                    let _ = writeln!(answer.notice, "warning: {name} stays suspended, because its spec.suspend is true");
+                }
+            }
             Err(error @ Error::Kube(kube::Error::Api(_))) => {
                 answer.notice += &(error.line() + "\n");
                 answer.is_failure = true;
@@ -600,7 +611,7 @@ mod tests {
             time: 3730,
             from_percent,
             to_percent,
-            reason: "235% of the threshold for 2m".into(),
+            reason: "on average 235% of the threshold for 2m".into(),
             verdict: None,
         };
         let summary = simulate::Summary {
@@ -621,7 +632,7 @@ mod tests {
         let text = decisions(&run, "It is a model.");
         let lines: Vec<_> = text.lines().collect();
         assert_eq!(lines[0], "     TIME   FROM     TO  VERDICT        REASON");
-        assert_eq!(lines[1], "  1:02:10   100%    50%  -              235% of the threshold for 2m");
+        assert_eq!(lines[1], "  1:02:10   100%    50%  -              on average 235% of the threshold for 2m");
         let end = "2 changes, 1 reversal, 4 min over the threshold, 100% open at the end, NotTightened\nIt is a model.\n";
         assert!(text.ends_with(end), "{text}");
         assert!(text.contains("  100% ") && text.contains("Bars: utilization"), "{text}");

@@ -25,6 +25,15 @@ pub enum Direction {
 }
 
 impl Direction {
+    /// Returns what a pause of this direction did, as kubectl says it after the name of an object.
+    pub const fn done(self) -> &'static str {
+        match self {
+            Self::Both => "paused",
+            Self::Tighten => "tightening paused",
+            Self::Relax => "relaxing paused",
+        }
+    }
+
     const fn annotation(self) -> &'static str {
         match self {
             Self::Both => PAUSED,
@@ -56,11 +65,11 @@ pub fn no_annotations() -> Annotations {
     all.into_iter().map(|direction| (direction.annotation().to_owned(), Json::Null)).collect()
 }
 
-/// Changes annotations of a policy.
-pub async fn annotate(api: &Api<StoredPolicy>, name: &str, annotations: &Annotations) -> Result<(), Error> {
+/// Changes annotations of a policy. Returns whether the policy is suspended.
+pub async fn annotate(api: &Api<StoredPolicy>, name: &str, annotations: &Annotations) -> Result<bool, Error> {
     let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-    api.patch(name, &params, &Patch::Merge(json!({"metadata": {"annotations": annotations}}))).await?;
-    Ok(())
+    let policy = api.patch(name, &params, &Patch::Merge(json!({"metadata": {"annotations": annotations}}))).await?;
+    Ok(policy.read().is_ok_and(|(policy, _)| policy.spec.suspend))
 }
 
 #[cfg(test)]

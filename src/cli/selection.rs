@@ -15,7 +15,7 @@ const TYPES: [&str; 3] = ["icp", "idleconnectionpolicy", "idleconnectionpolicies
 /// Policies by name or by label.
 #[derive(clap::Args, Debug)]
 pub struct Selection {
-    /// Names of the policies.
+    /// Names of the policies; required without -l.
     #[arg(value_name = "NAME", required_unless_present = "selector", value_parser = name)]
     pub names: Vec<String>,
     /// Label selector instead of names, such as app=gateway.

@@ -6,10 +6,10 @@ use kube::ResourceExt as _;
 use crate::{
     api::{
         IdleConnectionPolicy, IdleConnectionPolicyStatus,
-        conditions::{ConditionType, Reason, State},
+        conditions::{ConditionType, State},
         wording::spoken,
     },
-    decide::condition::{find, reason},
+    decide::{adaptive::pause::Pause, condition::find},
 };
 
 /// Columns of the table.
@@ -57,8 +57,8 @@ impl Columns {
             .history
             .first()
             .map(|last| format!("{} -> {}%, {} ago", last.from_percent, last.to_percent, since(last.time.0)));
-        let is_paused = self::reason(status, ConditionType::TighteningLimited) == Some(Reason::Paused);
-        let paused = if is_paused { " (paused)" } else { "" };
+        let pause = Pause::of(policy.spec.suspend, policy.annotations(), now);
+        let paused = if pause == Pause::NONE { String::new() } else { format!(" ({})", pause.label()) };
         let mut row = vec![
             Some(policy.name_any()),
             Some(format!("{:?}", policy.spec.target.type_)),
@@ -122,22 +122,19 @@ mod tests {
     fn the_row_of_a_policy_has_its_figures() {
         let condition = |type_: &str, status: &str, reason: &str| json!({"type": type_, "status": status, "reason": reason, "message": "", "lastTransitionTime": "1970-01-01T00:00:00Z"});
         let status = json!({
-            "conditions": [condition("Ready", "False", "ProgrammingFailed"), condition("Tightened", "True", "Holding"), condition("TighteningLimited", "True", "Paused")],
+            "conditions": [condition("Ready", "False", "ProgrammingFailed"), condition("Tightened", "True", "Holding")],
             "tasks": {"percentile": 21900, "threshold": 20000}, "utilizationPercent": 110, "opennessPercent": 55,
             "nodes": {"summary": "11/12", "total": 12, "programmed": 11, "inEffect": 11, "unreachable": 1, "drifted": 0},
             "history": [{"time": "1970-01-01T00:00:00Z", "fromPercent": 75, "toPercent": 55, "reason": "high"}],
         });
         let row = Columns::default().row(&policy(&status), Timestamp::from_second(90).expect("a time"));
-        for cell in [
-            "Enforce (paused)",
-            "False (ProgrammingFailed)",
-            "21900/20000",
-            "110%",
-            "Holding",
-            "55%",
-            "11/12",
-            "75 -> 55%, 90s ago",
-        ] {
+        let mut paused = policy(&status);
+        paused.annotations_mut().insert("idleconn.io/paused-relax".into(), "true".into());
+        let cells = Columns::default().row(&paused, Timestamp::UNIX_EPOCH);
+        assert!(cells.iter().any(|cell| cell == "Enforce (relaxing paused)"), "{cells:?}");
+        for cell in
+            ["Enforce", "False (ProgrammingFailed)", "21900/20000", "110%", "Holding", "55%", "11/12", "75 -> 55%, 90s ago"]
+        {
             assert!(row.iter().any(|known| known == cell), "{cell} in {row:?}");
         }
     }

@@ -238,7 +238,11 @@ async fn subscribed_places(ctx: &Context, subject: &Subject) -> Result<Vec<Place
     ctx.pods.subscribe(&subject.reference, interest);
     let places = places::places(ctx, subject, &spec.target).await?;
     if places.is_empty() {
-        return Err(Problem::no_target("No pod or endpoint matches spec.target; create it, or correct spec.target").into());
+        let message = format!(
+            "No pod or endpoint in namespace {} matches spec.target; create one there, or correct spec.target",
+            subject.namespace
+        );
+        return Err(Problem::no_target(message).into());
     }
     Ok(places)
 }

@@ -677,7 +677,7 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
     let (restarting, why) =
         seen.plan.restart.as_ref().map_or((None, None), |(restart, why)| (restart.said.as_ref(), why.as_ref()));
     let why = why.map_or_else(String::new, |why| format!(": {why}"));
-    let using = format!("{} use the {} limits", of_nodes(nodes.in_effect, nodes.total), seen.which());
+    let using = format!("{} use {}", of_nodes(nodes.in_effect, nodes.total), seen.held(tally));
     match restarting {
         Some(RestartState::Rolling(node)) => return said(Reason::RollingOut, format!("{using}; restarting {node}{why}")),
         Some(RestartState::Stalled(node)) => {
@@ -737,8 +737,8 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
     said(
         Reason::InEffect,
         match nodes.total {
-            1 => format!("The process of the node uses the {} limits", seen.which()),
-            total => format!("The processes of all {total} nodes use the {} limits", seen.which()),
+            1 => format!("The process of the node uses {}", seen.held(tally)),
+            total => format!("The processes of all {total} nodes use {}", seen.held(tally)),
         },
     )
 }

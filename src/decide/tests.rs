@@ -14,7 +14,7 @@ use crate::{
     decide::{
         adaptive::{
             config::Config,
-            pause::Pause,
+            pause::{By, Pause},
             signal::Reading,
             state::{State, Way},
             step::Phase,
@@ -651,7 +651,8 @@ fn a_pause_stops_its_own_way_and_suspend_stops_both() {
         ((true, true), true, (true, true, false)),
     ];
     for ((tighten, relax), suspend, expected) in cases {
-        let pause = Pause { tighten, relax, by: None };
+        let by = |is_paused: bool| is_paused.then_some(By::Annotation("idleconn.io/paused", None));
+        let pause = Pause { all: None, tighten: by(tighten), relax: by(relax) };
         let config = Config { pause, suspend, rolls: true, ..Config::plain(Settings::new(), Settings::new(), Tuning::of(None)) };
         let driver = AdaptiveDriver::new(config, State::default(), None, 0);
         let facts = driver.facts(&signal, Standing::default());

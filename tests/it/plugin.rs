@@ -61,7 +61,7 @@ async fn a_pause_holds_the_limits_until_resume() {
 
     let said = idleconn(&world, &["pause", "gw", "--relax", "--for", "2h"]).await.unwrap();
     let end: jiff::Timestamp =
-        said.trim_end().strip_prefix("idleconnectionpolicy.idleconn.io/gw paused until ").unwrap().parse().unwrap();
+        said.trim_end().strip_prefix("idleconnectionpolicy.idleconn.io/gw relaxing paused until ").unwrap().parse().unwrap();
     let left = end.duration_since(jiff::Timestamp::now());
     assert!(left > jiff::SignedDuration::from_mins(119) && left <= jiff::SignedDuration::from_mins(121), "{left}");
     let object = world.get("gw").await;

@@ -122,8 +122,8 @@ impl AdaptiveDriver {
         Facts {
             declared: &declared.settings,
             floor,
-            no_tightening: pause.tighten || *suspend,
-            no_relaxing: pause.relax || *suspend,
+            no_tightening: pause.stops_tightening() || *suspend,
+            no_relaxing: pause.stops_relaxing() || *suspend,
             in_effect: standing.in_effect,
             needs_restart: standing.needs_restart,
             rolls: *rolls && !suspend,
@@ -176,7 +176,6 @@ impl AdaptiveDriver {
             signal,
             metric: self.config.metric.as_deref(),
             pause: &self.config.pause,
-            not_before: self.not_before,
             attribution: self.attribution(signal),
             idle_connections: self.idle_connections(signal),
             closes: self.config.disturbance.is_some(),

@@ -4,21 +4,23 @@ use std::{collections::BTreeMap, fmt};
 
 use jiff::Timestamp;
 
-use crate::api::{PAUSED, PAUSED_RELAX, PAUSED_TIGHTEN};
-use crate::decide::condition::whole_seconds;
+use crate::{
+    api::{PAUSED, PAUSED_RELAX, PAUSED_TIGHTEN},
+    decide::condition::whole_seconds,
+};
 
-/// The directions that are paused, and by what.
+/// What pauses adaptive control.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pause {
-    /// Tightening is paused.
-    pub tighten: bool,
-    /// Relaxing is paused.
-    pub relax: bool,
-    /// What pauses them; `None` where nothing is paused.
-    pub by: Option<By>,
+    /// What pauses both directions.
+    pub all: Option<By>,
+    /// What pauses tightening only.
+    pub tighten: Option<By>,
+    /// What pauses relaxing only.
+    pub relax: Option<By>,
 }
 
-/// What pauses adaptive control. Where several things do, this is the one that is named.
+/// What pauses adaptive control or one of its directions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum By {
     /// `spec.suspend`.
@@ -31,7 +33,7 @@ pub enum By {
 
 impl Pause {
     /// Nothing is paused.
-    pub const NONE: Self = Self { tighten: false, relax: false, by: None };
+    pub const NONE: Self = Self { all: None, tighten: None, relax: None };
 
     /// The pause that `spec.suspend` and the annotations of a policy make at `now`.
     #[must_use]
@@ -46,11 +48,30 @@ impl Pause {
             }
         };
         let all = if suspend { Some(By::Suspend) } else { paused(PAUSED) };
-        let (tighten, relax) = (paused(PAUSED_TIGHTEN), paused(PAUSED_RELAX));
-        Self {
-            tighten: all.is_some() || tighten.is_some(),
-            relax: all.is_some() || relax.is_some(),
-            by: all.or(tighten).or(relax),
+        Self { all, tighten: paused(PAUSED_TIGHTEN), relax: paused(PAUSED_RELAX) }
+    }
+
+    /// Whether tightening is paused.
+    #[must_use]
+    pub const fn stops_tightening(&self) -> bool {
+        self.all.is_some() || self.tighten.is_some()
+    }
+
+    /// Whether relaxing is paused.
+    #[must_use]
+    pub const fn stops_relaxing(&self) -> bool {
+        self.all.is_some() || self.relax.is_some()
+    }
+
+    /// A word or two for a table; empty where nothing is paused.
+    #[must_use]
+    pub const fn label(&self) -> &'static str {
+        match (&self.all, &self.tighten, &self.relax) {
+            (Some(By::Suspend), ..) => "suspended",
+            (Some(_), ..) | (None, Some(_), Some(_)) => "paused",
+            (None, Some(_), None) => "tightening paused",
+            (None, None, Some(_)) => "relaxing paused",
+            (None, None, None) => "",
         }
     }
 
@@ -63,23 +84,25 @@ impl Pause {
     }
 }
 
-/// What is paused, by what, and until when.
+/// What is paused, by what, and until when. A pause of everything says all.
 impl fmt::Display for Pause {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let what = match (self.tighten, self.relax) {
-            (true, false) => "tightening",
-            (false, true) => "relaxing",
-            _ => "adaptive control",
-        };
-        match &self.by {
-            None => write!(f, "Nothing is paused"),
-            Some(By::Suspend) => write!(f, "spec.suspend is true, which pauses {what}"),
-            Some(By::Annotation(name, None)) => write!(f, "Annotation {name} pauses {what}"),
-            Some(By::Annotation(name, Some(until))) => {
-                write!(f, "Annotation {name} pauses {what} until {}", whole_seconds(*until))
+        let clause = |by: &By, what: &str| match by {
+            By::Suspend => format!("spec.suspend is true, which pauses {what}"),
+            By::Annotation(name, None) => format!("Annotation {name} pauses {what}"),
+            By::Annotation(name, Some(until)) => {
+                format!("Annotation {name} pauses {what} until {}", whole_seconds(*until))
             }
-            Some(By::Unreadable(name)) => write!(f, "Annotation {name} is neither true nor a time, so {what} is paused"),
-        }
+            By::Unreadable(name) => format!("Annotation {name} is neither true nor a time, so {what} is paused"),
+        };
+        let clauses: Vec<_> = match &self.all {
+            Some(all) => vec![clause(all, "adaptive control")],
+            None => [(&self.tighten, "tightening"), (&self.relax, "relaxing")]
+                .into_iter()
+                .filter_map(|(by, what)| by.as_ref().map(|by| clause(by, what)))
+                .collect(),
+        };
+        if clauses.is_empty() { write!(f, "Nothing is paused") } else { write!(f, "{}", clauses.join("; ")) }
     }
 }
 
@@ -94,30 +117,45 @@ mod tests {
 
     #[test]
     fn a_pause_says_what_is_paused_by_what_and_until_when() {
-        for (suspend, annotations, tighten, relax, words) in [
-            (false, &[][..], false, false, "Nothing is paused"),
-            (true, &[], true, true, "spec.suspend is true, which pauses adaptive control"),
-            (false, &[(PAUSED, "true")], true, true, "Annotation idleconn.io/paused pauses adaptive control"),
-            (false, &[(PAUSED, "false")], false, false, "Nothing is paused"),
-            (false, &[(PAUSED, "1969-12-31T23:00:00Z")], false, false, "Nothing is paused"),
+        for (suspend, annotations, (tighten, relax), label, words) in [
+            (false, &[][..], (false, false), "", "Nothing is paused"),
+            (true, &[], (true, true), "suspended", "spec.suspend is true, which pauses adaptive control"),
+            (false, &[(PAUSED, "true")], (true, true), "paused", "Annotation idleconn.io/paused pauses adaptive control"),
+            (false, &[(PAUSED, "false")], (false, false), "", "Nothing is paused"),
+            (false, &[(PAUSED, "1969-12-31T23:00:00Z")], (false, false), "", "Nothing is paused"),
             (
                 false,
                 &[(PAUSED_TIGHTEN, "1970-01-01T01:00:00.5Z")],
-                true,
-                false,
+                (true, false),
+                "tightening paused",
                 "Annotation idleconn.io/paused-tighten pauses tightening until 1970-01-01T01:00:00Z",
             ),
-            (false, &[(PAUSED_RELAX, "true")], false, true, "Annotation idleconn.io/paused-relax pauses relaxing"),
+            (
+                false,
+                &[(PAUSED_RELAX, "true")],
+                (false, true),
+                "relaxing paused",
+                "Annotation idleconn.io/paused-relax pauses relaxing",
+            ),
+            (
+                false,
+                &[(PAUSED_TIGHTEN, "1970-01-01T01:00:00Z"), (PAUSED_RELAX, "true")],
+                (true, true),
+                "paused",
+                "Annotation idleconn.io/paused-tighten pauses tightening until 1970-01-01T01:00:00Z; \
+                 Annotation idleconn.io/paused-relax pauses relaxing",
+            ),
             (
                 false,
                 &[(PAUSED, "soon")],
-                true,
-                true,
+                (true, true),
+                "paused",
                 "Annotation idleconn.io/paused is neither true nor a time, so adaptive control is paused",
             ),
         ] {
             let pause = pause(suspend, annotations);
-            assert_eq!((pause.tighten, pause.relax, &*pause.to_string()), (tighten, relax, words), "{annotations:?}");
+            let stops = (pause.stops_tightening(), pause.stops_relaxing());
+            assert_eq!((stops, pause.label(), &*pause.to_string()), ((tighten, relax), label, words), "{annotations:?}");
         }
     }
 

@@ -12,7 +12,7 @@ use super::{
     pause::Pause,
     signal::{Reading, Signal},
     state::{Efficacy, State},
-    step::{Limit, Outcome, Phase, TOO_SOON},
+    step::{DAY, HOUR, Limit, Outcome, Phase, TOO_SOON, Wait},
     tuning::{CLOSE, ROOM, Tuning},
 };
 use crate::api::{
@@ -42,8 +42,6 @@ pub struct SeenLoop<'a> {
     pub metric: Option<&'a str>,
     /// What is paused.
     pub pause: &'a Pause,
-    /// No step before this time, because the operator has just begun to watch (Unix milliseconds).
-    pub not_before: i64,
     /// What is known of the pooled connections' share of the tasks.
     pub attribution: Attribution,
     /// Idle connections of all nodes, where they report them.
@@ -98,9 +96,9 @@ pub fn tell(
     let flips = |(type_, said): &(ConditionType, Said)| {
         // These messages have no figures that move. When a step is due to be judged is known only once it is in effect.
         let is_news = match said.reason {
-            Reason::NotLimited | Reason::Paused | Reason::Locked => true,
+            Reason::NotLimited | Reason::Paused | Reason::Locked | Reason::BudgetExhausted | Reason::Holding => true,
             Reason::AtFloor => *type_ == ConditionType::TighteningLimited,
-            Reason::Measuring => outcome.due().is_some(),
+            Reason::Measuring => outcome.due().is_some() || outcome.state.pending.is_none(),
             _ => false,
         };
         let is_new = |old: &Condition| is_news && old.message != said.message;
@@ -164,7 +162,15 @@ fn high(seen: &SeenLoop<'_>, outcome: &Outcome, reading: Option<&Reading>) -> Sa
     // count.
     match outcome.state.episode.filter(|_| !outcome.has_dipped) {
         Some(_) if seen.levels => said(Reason::OverThreshold, message),
-        Some(_) => said(Reason::OverThreshold, format!("{message}; the episode ends below {}%", percent(CLOSE))),
+        Some(_) if reading.up < CLOSE => {
+            let average = percent(outcome.state.watched.fast);
+            let end = percent(CLOSE);
+            said(
+                Reason::OverThreshold,
+                format!("{message}; the average is {average}%, and the count is high until it is below {end}%"),
+            )
+        }
+        Some(_) => said(Reason::OverThreshold, format!("{message}; it counts as high until it is below {}%", percent(CLOSE))),
         None => said(Reason::UnderThreshold, message),
     }
 }
@@ -196,16 +202,27 @@ fn tightened(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
     let at = format!("{openness}% (100% = declared, 0% = floor)");
     match outcome.phase {
         Phase::AsDeclared if seen.tuning.mode == Mode::Recommend => {
-            said(Reason::AsDeclared, "The limits are as declared; mode Recommend changes nothing")
+            said(Reason::AsDeclared, "The desired limits are the declared ones; mode Recommend changes nothing")
         }
-        Phase::AsDeclared => said(Reason::AsDeclared, "The limits are as declared"),
+        Phase::AsDeclared => said(Reason::AsDeclared, "The desired limits are the declared ones"),
         Phase::Tightening if outcome.limit == Some(Limit::RestartForbidden) => {
             said(Reason::Tightening, format!("Limits were tightened to {at}; the nodes do not use them yet (see InEffect)"))
         }
         Phase::Tightening => said(Reason::Tightening, format!("Limits were tightened to {at}; the effect is being measured")),
+        Phase::Holding | Phase::Relaxing if seen.pause.stops_relaxing() && seen.tuning.mode == Mode::Enforce => {
+            said(Reason::Holding, format!("Limits stay at {at} while relaxing is paused: {}", seen.pause))
+        }
+        Phase::Holding if outcome.state.rollback.is_some() => said(
+            Reason::Holding,
+            format!("Limits are at {at}; they are relaxed as soon as possible, because tightening did not help"),
+        ),
         Phase::Holding => said(
             Reason::Holding,
-            format!("Limits are held at {at} until the task count falls below {}% of the threshold", percent(ROOM)),
+            format!(
+                "Limits are at {at}; they are relaxed when the task count has stayed below {}% of the threshold for {}",
+                percent(ROOM),
+                spoken(seen.tuning.relax_after)
+            ),
         ),
         Phase::Relaxing => said(
             Reason::Relaxing,
@@ -224,6 +241,9 @@ fn effective(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
         Efficacy::Effective => said(Reason::Effective, "The last tightening lowered the task count"),
         Efficacy::Ineffective => {
             said(Reason::Ineffective, "Tightening did not lower the task count; idle connections are not the cause")
+        }
+        Efficacy::Measuring if outcome.state.pending.is_none() => {
+            said(Reason::Measuring, "The verdict on the last tightening was inconclusive; the next tightening is judged again")
         }
         Efficacy::Measuring => {
             let latest = outcome.overdue().filter(|_| seen.closes).and_then(at);
@@ -263,52 +283,67 @@ fn pooled(attribution: &Attribution) -> String {
 }
 
 /// What the next step waits for, where nothing keeps adaptive control from taking it in the end.
-fn waiting(seen: &SeenLoop<'_>, outcome: &Outcome, now: Timestamp) -> String {
-    let state = &outcome.state;
-    let Some(episode) = state.episode.filter(|_| !outcome.has_dipped && seen.tuning.mode == Mode::Enforce) else {
-        return "No restriction is active".into();
-    };
-    let later = |time: i64| Some(time).filter(|time| *time > now.as_millisecond()).and_then(at);
-    if let Some(until) = later(state.dead_until).filter(|_| state.dead_until >= seen.not_before) {
-        return format!("The last change takes effect first; the next one is made after {until} if the task count stays high");
-    }
-    if let Some(until) = later(seen.not_before) {
-        return format!("The operator has just begun to count the tasks; no step is made before {until}");
-    }
-    if state.pending.is_some() && !seen.closes {
-        return "The next step waits for the verdict on the last one (see TighteningEffective)".into();
-    }
+fn waiting(seen: &SeenLoop<'_>, outcome: &Outcome) -> String {
     let after = spoken(seen.tuning.tighten_after);
-    if episode.steps == 0 {
+    let time = |time: i64| at(time).map(|time| time.to_string()).unwrap_or_default();
+    match outcome.wait {
+        None if seen.tuning.mode == Mode::Recommend && outcome.state.episode.is_some() => {
+            "Mode Recommend takes no step (see status.recommendation)".into()
+        }
+        None => "No restriction is active".into(),
+        Some(Wait::Settling(until)) => {
+            let until = time(until);
+            format!("The last change takes effect first; the next one is made after {until} if the task count stays high")
+        }
+        Some(Wait::FirstCounts(until)) => {
+            format!("The operator has just begun to count the tasks; no step is made before {}", time(until))
+        }
+        Some(Wait::Verdict) => "The next step waits for the verdict on the last one (see TighteningEffective)".into(),
         // See `hesitation`.
-        return format!(
+        Some(Wait::FirstStep) => format!(
             "The limits are tightened when the task count has stayed high for {after}, or up to three quarters longer where it is barely above the threshold"
-        );
+        ),
+        Some(Wait::NextStep) => format!("The limits are tightened further when the task count has stayed high for {after}"),
     }
-    format!("The limits are tightened further when the task count has stayed high for {after}")
+}
+
+/// When the budget allows a change again, for display.
+fn free_at(seen: &SeenLoop<'_>, outcome: &Outcome, now: Timestamp) -> Option<Timestamp> {
+    let now = now.as_millisecond();
+    let Tuning { per_hour, per_day, .. } = seen.tuning;
+    let free = |most: u32, span: i64| {
+        let mut times: Vec<_> = outcome.state.changes.iter().map(|(time, _)| *time).filter(|time| now - time < span).collect();
+        times.sort_unstable();
+        let over = times.len().checked_sub(most as usize)?;
+        Some(times.get(over)? + span)
+    };
+    [free(*per_hour, HOUR), free(*per_day, DAY)].into_iter().flatten().max().and_then(at)
 }
 
 fn limited(seen: &SeenLoop<'_>, outcome: &Outcome, now: Timestamp) -> Said {
-    let both = seen.pause.tighten && seen.pause.relax;
-    let is_paused = seen.pause.by.is_some() && seen.tuning.mode == Mode::Enforce;
-    if is_paused && (both || matches!(outcome.limit, None | Some(Limit::Paused | Limit::Flapping))) {
+    let is_paused = seen.pause.stops_tightening() && seen.tuning.mode == Mode::Enforce;
+    let is_minor = matches!(outcome.limit, None | Some(Limit::Paused | Limit::Flapping));
+    if is_paused && (is_minor || seen.pause.stops_relaxing()) {
         return said(Reason::Paused, seen.pause.to_string());
     }
     match outcome.limit {
-        None => said(Reason::NotLimited, waiting(seen, outcome, now)),
+        None => said(Reason::NotLimited, waiting(seen, outcome)),
         Some(Limit::AtFloor) if outcome.state.pending.is_some() => said(
             Reason::AtFloor,
-            "Task count is above the threshold and all limits are at their floor; the effect of the last step is being measured",
+            "The task count is above the threshold and all limits are at their floor; the effect of the last step is being measured",
         ),
         Some(Limit::AtFloor) => said(
             Reason::AtFloor,
-            "Task count is above the threshold and all limits are at their floor; lower spec.adaptive.floor or look for another cause",
+            "The task count is above the threshold and all limits are at their floor; lower spec.adaptive.floor or look for another cause",
         ),
         Some(Limit::BudgetExhausted) => {
             let Tuning { per_hour, per_day, .. } = seen.tuning;
+            let until = free_at(seen, outcome, now).map(|time| format!(" until {time}")).unwrap_or_default();
             said(
                 Reason::BudgetExhausted,
-                format!("The budget of {per_hour} changes per hour or {per_day} per day is used up; the next change waits"),
+                format!(
+                    "The budget of {per_hour} changes per hour or {per_day} per day is used up; the next change waits{until}"
+                ),
             )
         }
         Some(Limit::RestartForbidden) if outcome.state.openness == 100 => said(
@@ -526,7 +561,6 @@ mod tests {
             signal,
             metric: None,
             pause: &Pause::NONE,
-            not_before: 0,
             attribution: Attribution { share: Share::UNKNOWN, bound: None },
             idle_connections: None,
             closes: false,
@@ -690,9 +724,11 @@ mod tests {
             let tuning = Tuning::of(Some(&Adaptive { mode: Mode::Enforce, ..Adaptive::default() }));
             limited(&SeenLoop { pause, ..seen(&tuning, &signal) }, outcome, Timestamp::UNIX_EPOCH).reason
         };
-        let both = Pause { tighten: true, relax: true, by: Some(By::Suspend) };
-        let one = Pause { tighten: true, relax: false, by: Some(By::Annotation("idleconn.io/paused-tighten", None)) };
+        let both = Pause { all: Some(By::Suspend), ..Pause::NONE };
+        let one = Pause { tighten: Some(By::Annotation("idleconn.io/paused-tighten", None)), ..Pause::NONE };
+        let relaxing = Pause { relax: Some(By::Annotation("idleconn.io/paused-relax", None)), ..Pause::NONE };
         let at_floor = Outcome { limit: Some(Limit::AtFloor), ..outcome() };
+        assert_eq!(limited(&outcome(), &relaxing), Reason::NotLimited, "tightening is free");
         assert_eq!(limited(&outcome(), &Pause::NONE), Reason::NotLimited);
         assert_eq!([&both, &one].map(|pause| limited(&outcome(), pause)), [Reason::Paused, Reason::Paused]);
         assert_eq!([&both, &one].map(|pause| limited(&at_floor, pause)), [Reason::Paused, Reason::AtFloor]);

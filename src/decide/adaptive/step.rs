@@ -123,7 +123,7 @@ impl fmt::Display for Reason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match *self {
             Self::High { pressure: Some(pressure), lasted } | Self::Low { pressure: Some(pressure), lasted } => {
-                write!(f, "{}% of the threshold for {}", percent(pressure), spoken(lasted))
+                write!(f, "on average {}% of the threshold for {}", percent(pressure), spoken(lasted))
             }
             Self::High { pressure: None, lasted } => write!(f, "task count alert raised for {}", spoken(lasted)),
             Self::Low { pressure: None, lasted } => write!(f, "no task count alert for {}", spoken(lasted)),
@@ -189,6 +189,23 @@ pub struct Outcome {
     pub phase: Phase,
     /// Whether the task count is low because the last step's write closed connections, which may come back.
     pub has_dipped: bool,
+    /// What the next tightening step waits for, while there are too many tasks and nothing limits adaptive control.
+    pub wait: Option<Wait>,
+}
+
+/// What the next tightening step waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wait {
+    /// The last change takes effect first, until this time (Unix milliseconds).
+    Settling(i64),
+    /// The process has just begun to count, and waits until this time (Unix milliseconds).
+    FirstCounts(i64),
+    /// The verdict on the last step.
+    Verdict,
+    /// The task count must stay high for a while. This is the first step of the episode.
+    FirstStep,
+    /// The task count must stay high for a while.
+    NextStep,
 }
 
 impl Outcome {
@@ -203,6 +220,7 @@ impl Outcome {
             limit: None,
             phase: Phase::AsDeclared,
             has_dipped: false,
+            wait: None,
         }
     }
 
@@ -233,6 +251,7 @@ impl Outcome {
             phase: self.phase,
             limit: self.limit,
             has_dipped: self.has_dipped,
+            wait: self.wait,
             reason,
             recommended: self.recommendation.as_ref().map(|decision| decision.to / 10),
         }
@@ -246,6 +265,7 @@ pub struct Digest {
     phase: Phase,
     limit: Option<Limit>,
     has_dipped: bool,
+    wait: Option<Wait>,
     /// The reason of `MetricsAvailable`.
     reason: api::conditions::Reason,
     /// The recommended openness in tens of percent.
@@ -366,11 +386,11 @@ impl<'a> Evaluation<'a> {
         if self.state.fallback {
             return;
         }
-        self.held();
+        self.note_blocks();
         if self.state.rollback.is_some() {
             self.roll_back();
         } else if self.state.episode.is_some() && !self.has_dipped() {
-            self.tighten();
+            self.tighten(reading);
         } else {
             self.maybe_relax();
         }
@@ -454,14 +474,19 @@ impl<'a> Evaluation<'a> {
         }
     }
 
-    /// Records whether a pause or the mode blocks changes. When the block ends, the windows start from zero, so that no
-    /// action is stored up.
-    pub(super) fn held(&mut self) {
-        let held = self.tuning.mode != Mode::Enforce || self.facts.no_tightening || self.facts.no_relaxing;
-        if self.state.watched.held && !held {
-            (self.state.watched.high_for, self.state.watched.low_for) = (0, 0);
+    /// Records what a pause or the mode blocks. When the block of a direction ends, its window starts from zero, so that
+    /// no action is stored up.
+    pub(super) fn note_blocks(&mut self) {
+        let is_idle = self.tuning.mode != Mode::Enforce;
+        let (tightening, relaxing) = (is_idle || self.facts.no_tightening, is_idle || self.facts.no_relaxing);
+        let watched = &mut self.state.watched;
+        if watched.tightening_blocked && !tightening {
+            watched.high_for = 0;
         }
-        self.state.watched.held = held;
+        if watched.relaxing_blocked && !relaxing {
+            watched.low_for = 0;
+        }
+        (watched.tightening_blocked, watched.relaxing_blocked) = (tightening, relaxing);
     }
 
     /// The utilization to show; `None` where the source only raises alerts.
@@ -511,6 +536,7 @@ impl<'a> Evaluation<'a> {
 
     pub(super) fn finish(self) -> Outcome {
         let has_dipped = self.has_dipped();
+        let wait = self.wait(has_dipped);
         let is_locked = self.state.lockout.is_some_and(|lockout| self.now < lockout.until);
         let Self { state, judged, decision, recommendation, mut limit, tuning, .. } = self;
         if limit.is_none() && is_locked {
@@ -527,6 +553,23 @@ impl<'a> Evaluation<'a> {
             (state, _) if state.low_since.is_some() && tuning.mode == Mode::Enforce => Phase::Relaxing,
             _ => Phase::Holding,
         };
-        Outcome { state, decision, judged, recommendation, limit, phase, has_dipped }
+        let wait = wait.filter(|_| limit.is_none());
+        Outcome { state, decision, judged, recommendation, limit, phase, has_dipped, wait }
+    }
+
+    fn wait(&self, has_dipped: bool) -> Option<Wait> {
+        let Self { state, facts, now, .. } = self;
+        let episode = state.episode.filter(|_| !has_dipped && self.tuning.mode == Mode::Enforce)?;
+        Some(if *now < state.dead_until && state.dead_until >= facts.not_before {
+            Wait::Settling(state.dead_until)
+        } else if *now < facts.not_before {
+            Wait::FirstCounts(facts.not_before)
+        } else if state.pending.is_some() && facts.disturbance.is_none() {
+            Wait::Verdict
+        } else if episode.steps == 0 {
+            Wait::FirstStep
+        } else {
+            Wait::NextStep
+        })
     }
 }

@@ -364,24 +364,40 @@ fn giving_up_goes_back_and_locks_twice_as_long_each_time() {
 }
 
 #[test]
-fn a_pause_stores_nothing_up() {
-    let pauses: [fn(&mut Course, bool); 3] = [
-        |course, on| course.no_tightening = on,
-        |course, on| course.no_relaxing = on,
-        |course, on| course.tuning.mode = if on { Mode::Recommend } else { Mode::Enforce },
-    ];
-    for pause in pauses {
+fn a_pause_stores_nothing_up_in_its_own_direction() {
+    type Switch = fn(&mut Course, bool);
+    let tightening: Switch = |course, on| course.no_tightening = on;
+    let relaxing: Switch = |course, on| course.no_relaxing = on;
+    let recommend: Switch = |course, on| course.tuning.mode = if on { Mode::Recommend } else { Mode::Enforce };
+    // What is paused, what of it ends, and when the limits are tightened then: 80 s of the window have passed in the pause.
+    for (paused, ends, expected) in [
+        (&[tightening][..], tightening, 120),
+        (&[relaxing], relaxing, 30),
+        (&[recommend], recommend, 120),
+        (&[tightening, relaxing], tightening, 120),
+    ] {
         let mut course = Course::new();
-        pause(&mut course, true);
+        for pause in paused {
+            pause(&mut course, true);
+        }
         course.hold(1.5, 80);
-        pause(&mut course, false);
+        ends(&mut course, false);
         let began = course.now;
-        assert_eq!(course.hold(1.5, 150).first().map(|(time, _)| *time), Some(120));
-        assert_eq!(course.state.changes, [(began + 120_000, Way::Tighten)]);
+        assert_eq!(course.hold(1.5, 150).first().map(|(time, _)| *time), Some(expected));
+        assert_eq!(course.state.changes, [(began + expected * 1000, Way::Tighten)]);
     }
     let mut course = Course::new();
     course.hold(1.5, 80);
     assert_eq!(course.hold(1.5, 100).first().map(|(time, _)| *time), Some(30), "nothing was paused");
+}
+
+#[test]
+fn no_step_is_taken_against_the_present_count() {
+    let course = || Course::due(|state| (state.watched.fast, state.watched.slow, state.watched.primed) = (1.9, 1.9, true));
+    let outcome = course().look(0.5);
+    assert!(outcome.state.watched.fast > 1.0, "the average is still above the threshold");
+    assert_eq!(outcome.decision, None);
+    assert!(course().look(1.5).decision.is_some());
 }
 
 #[test]
@@ -775,7 +791,7 @@ fn a_step_that_waits_for_a_restart_says_so_whatever_the_task_count() {
 fn an_alert_is_not_said_in_percent() {
     let mut course = Course::due(|state| (state.watched.fast, state.watched.slow, state.watched.primed) = (2.0, 2.0, true));
     let said = |course: &Course| course.look(2.0).decision.map(|decision| decision.reason.to_string());
-    assert_eq!(said(&course).as_deref(), Some("200% of the threshold for 10m"));
+    assert_eq!(said(&course).as_deref(), Some("on average 200% of the threshold for 10m"));
     course.levels = true;
     assert_eq!(said(&course).as_deref(), Some("task count alert raised for 10m"));
 }

@@ -2,6 +2,7 @@
 
 use super::{
     openness::{self, Percent},
+    signal::Reading,
     state::{Efficacy, Pending, State, Way, rounded, rounded_slope},
     step::{Decision, Evaluation, Limit, MINUTE, Reason, TOO_SOON},
     step_size::{Share, Step},
@@ -18,7 +19,7 @@ pub(super) const FLUSH_CUT: Percent = 30;
 pub(super) const FLUSH_STEPS: u8 = 3;
 
 impl Evaluation<'_> {
-    pub(super) fn tighten(&mut self) {
+    pub(super) fn tighten(&mut self, reading: &Reading) {
         let (now, tuning, facts) = (self.now, self.tuning, self.facts);
         let fast = self.state.watched.fast;
         let first = self.state.episode.is_some_and(|episode| episode.steps == 0);
@@ -45,7 +46,8 @@ impl Evaluation<'_> {
             }
             return;
         }
-        if !due || now < facts.not_before {
+        // The average can still be high when the present count is not, such as after another write that closed connections.
+        if !due || now < facts.not_before || reading.up < CLOSE {
             return;
         }
         if first && facts.share.is_negligible() {
