@@ -10,24 +10,21 @@ use kube::ResourceExt as _;
 use super::{Context, PolicyRef, Subject, live::Point, memory::Memory, path, places, planted, reachability};
 use crate::{
     api::{
-        IdleConnectionPolicyStatus, Settings,
+        Settings,
         adaptive::{Signal as SignalSpec, Source as SourceName},
         conditions::Reason,
         lookup::Member,
     },
     clock,
     decide::{
-        AdaptiveInput, Declared, Lives, Traits, Unit, UnitState,
+        AdaptiveInput, Declared, Traits, Unit, UnitState,
         adaptive::{
             config::{Config, tasks_per_connection},
             driver::{AdaptiveDriver, Tick},
             openness,
-            report::SeenLoop,
             signal::Signal,
             state::State,
-            step::Outcome,
         },
-        originals::Saved,
     },
     metrics,
     signals::{
@@ -45,7 +42,8 @@ const PROMETHEUS: &str = "prometheus";
 
 /// Adaptive control of one policy, between passes.
 pub struct Adaptation {
-    driver: AdaptiveDriver,
+    /// State and rules.
+    pub driver: AdaptiveDriver,
     sampler: Sampler,
     /// Why the samples do not count, such as a reference that cannot be resolved.
     obstacle: Option<Signal>,
@@ -87,32 +85,9 @@ impl Adaptation {
         Look { signal: self.obstacle.clone().unwrap_or_else(read), now }
     }
 
-    /// Records the maximum of pooled connections if all units have answered: it bounds the effect of tightening.
-    pub fn bound(&mut self, traits: &Traits, saved: &BTreeMap<String, Saved>, answered: &[(Unit, UnitState)], all: bool) {
-        self.driver.bound(traits, saved, answered, all);
-    }
-
     /// Returns the input of the decision.
     pub const fn input<'a>(&'a self, look: &'a Look) -> AdaptiveInput<'a> {
         AdaptiveInput { driver: &self.driver, signal: &look.signal, now: look.now }
-    }
-
-    /// Returns the input of the report.
-    pub fn seen<'a>(&'a self, look: &'a Look) -> SeenLoop<'a> {
-        self.driver.seen(&look.signal)
-    }
-
-    /// Takes over the outcome of a pass whose report was written, with the state of the nodes at its end.
-    pub fn commit<'a>(
-        &mut self,
-        outcome: &Outcome,
-        look: &Look,
-        status: &IdleConnectionPolicyStatus,
-        traits: &Traits,
-        lives: &Lives,
-        units: impl IntoIterator<Item = (&'a Unit, &'a UnitState)>,
-    ) {
-        self.driver.commit(outcome, &look.signal, status, traits, lives, units);
     }
 
     /// Evaluates a round of samples. Returns whether a pass is due, and the state of the policy.

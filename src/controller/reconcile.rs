@@ -424,7 +424,7 @@ async fn round(
         bound(ctx, subject, memory, units.len());
         let saved = memory.saved();
         if let Some(adaptation) = &mut memory.adaptation {
-            adaptation.bound(traits, &saved, &answered, answered.len() == units.len());
+            adaptation.driver.bound(traits, &saved, &answered, answered.len() == units.len());
         }
         done.look = memory.adaptation.as_ref().map(Adaptation::look);
         decided(job, subject, memory, done, &answered).await
@@ -542,7 +542,7 @@ async fn finish(job: &Job<'_>, subject: &mut Subject, memory: &mut Memory, done:
     if let (Some(adaptation), Some(outcome), Some(look)) = (&mut memory.adaptation, &plan.outcome, &look) {
         let status = subject.object.status.clone().unwrap_or_default();
         let units = results.iter().filter_map(|result| Some((&result.unit, result.state.as_ref().ok()?)));
-        adaptation.commit(outcome, look, &status, traits, &memory.lives, units);
+        adaptation.driver.commit(outcome, look.signal(), &status, traits, &memory.lives, units);
     }
     // Begin only restarts that are in the status by now.
     restart::act(ctx, subject, memory, &plan, target.as_ref(), &results).await;
@@ -708,7 +708,7 @@ async fn say(
         saved: &memory.saved(),
         original: log.and_then(|log| log.records.keys().next_back()).map(|newest| originals::name(&subject.name, *newest)),
         lives: &memory.lives,
-        adaptive: memory.adaptation.as_ref().zip(look).map(|(adaptation, look)| adaptation.seen(look)),
+        adaptive: memory.adaptation.as_ref().zip(look).map(|(adaptation, look)| adaptation.driver.seen(look.signal())),
         advice: &advice,
         shared: subject.shared.then_some(SHARED),
         probes: probes.as_ref(),
