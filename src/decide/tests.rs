@@ -652,8 +652,8 @@ fn a_pause_stops_its_own_way_and_suspend_stops_both() {
     ];
     for ((tighten, relax), suspend, expected) in cases {
         let by = |is_paused: bool| is_paused.then_some(By::Annotation("idleconn.io/paused", None));
-        let pause = Pause { all: None, tighten: by(tighten), relax: by(relax) };
-        let config = Config { pause, suspend, rolls: true, ..Config::plain(Settings::new(), Settings::new(), Tuning::of(None)) };
+        let pause = Pause { all: suspend.then_some(By::Suspend), tighten: by(tighten), relax: by(relax) };
+        let config = Config { pause, rolls: true, ..Config::plain(Settings::new(), Settings::new(), Tuning::of(None)) };
         let driver = AdaptiveDriver::new(config, State::default(), None, 0);
         let facts = driver.facts(&signal, Standing::default());
         assert_eq!((facts.no_tightening, facts.no_relaxing, facts.rolls), expected, "{tighten} {relax} {suspend}");

@@ -37,8 +37,6 @@ pub struct Config {
     pub levels: bool,
     /// Whether nodes are restarted for every step.
     pub rolls: bool,
-    /// `spec.suspend`.
-    pub suspend: bool,
     /// What is paused.
     pub pause: Pause,
     /// Side effect of each change; `None` where a change closes no connections.
@@ -58,7 +56,6 @@ impl Config {
             tasks_per_connection: IdleConnections::TASKS_PER_CONNECTION,
             levels: false,
             rolls: false,
-            suspend: false,
             pause: Pause::NONE,
             disturbance: None,
         }
@@ -88,7 +85,6 @@ impl Config {
             tasks_per_connection: tasks_per_connection(signal),
             levels: source == Source::StateFlags,
             rolls: restart.policy == RestartPolicy::Rolling && restart.for_ == RestartFor::Any,
-            suspend: spec.suspend,
             pause: Pause::of(spec.suspend, annotations, now),
             disturbance: disturbance::disturbance(&declared.settings, &floor, traits, has_pool),
             declared: declared.clone(),

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use super::{
     attribution::{self, Attribution, MostPooled},
     config::Config,
+    pause::By,
     report::SeenLoop,
     signal::Signal,
     standing::Standing,
@@ -104,8 +105,7 @@ impl AdaptiveDriver {
     }
 
     /// The pooled connections' share of the tasks, as far as it is known.
-    #[must_use]
-    pub fn attribution(&self, signal: &Signal) -> Attribution {
+    fn attribution(&self, signal: &Signal) -> Attribution {
         Attribution::new(self.most_pooled.as_ref(), signal.reading())
     }
 
@@ -118,15 +118,15 @@ impl AdaptiveDriver {
     /// What holds besides the signal.
     #[must_use]
     pub fn facts(&self, signal: &Signal, standing: Standing) -> Facts<'_> {
-        let Config { declared, floor, levels, rolls, suspend, pause, disturbance, .. } = &self.config;
+        let Config { declared, floor, levels, rolls, pause, disturbance, .. } = &self.config;
         Facts {
             declared: &declared.settings,
             floor,
-            no_tightening: pause.stops_tightening() || *suspend,
-            no_relaxing: pause.stops_relaxing() || *suspend,
+            no_tightening: pause.stops_tightening(),
+            no_relaxing: pause.stops_relaxing(),
             in_effect: standing.in_effect,
             needs_restart: standing.needs_restart,
-            rolls: *rolls && !suspend,
+            rolls: *rolls && pause.all != Some(By::Suspend),
             share: self.attribution(signal).share,
             levels: *levels,
             disturbance: *disturbance,
