@@ -564,13 +564,13 @@ fn programmed(seen: &Seen<'_>, tally: &Tally) -> Said {
         if let Some(drift) = seen.plan.drift.first() {
             return said(Reason::Drifted, drifted(drift));
         }
-        let message = format!("{} hold the {} limits{}", of_nodes(nodes.programmed, nodes.total), seen.which(), worst(nodes));
+        let message = format!("{} hold {}{}", of_nodes(nodes.programmed, nodes.total), seen.held(tally), worst(nodes));
         return said(Reason::Progressing, message);
     }
     if nodes.unreachable > 0 || nodes.total == 0 {
         let message = match nodes.total {
             0 => "The target has no nodes".into(),
-            total => format!("{} hold the {} limits{}", of_nodes(nodes.programmed, total), seen.which(), worst(nodes)),
+            total => format!("{} hold {}{}", of_nodes(nodes.programmed, total), seen.held(tally), worst(nodes)),
         };
         return said(Reason::Partial, message);
     }
