@@ -10,7 +10,7 @@ use super::{
 use crate::api::adaptive::Mode;
 
 /// The longest window for relaxing, unless `relaxAfter` itself is longer.
-pub(super) const LONGEST_RELAX: i64 = 2 * HOUR;
+const LONGEST_RELAX: i64 = 2 * HOUR;
 /// A relaxing step below this utilization says nothing about the openness: the pools are hardly used.
 pub(super) const IDLE: f64 = 0.5;
 
@@ -59,7 +59,7 @@ impl Evaluation<'_> {
 
     /// Takes back a step that no process has used. Returning to what the processes use cannot create tasks, so there is
     /// nothing to wait for.
-    pub(super) fn withdraw(&mut self, to: Percent, pressure: f64) {
+    fn withdraw(&mut self, to: Percent, pressure: f64) {
         if to <= self.state.openness {
             self.state.pending = None;
             return;
@@ -98,7 +98,7 @@ impl Evaluation<'_> {
 
     /// Predicts the utilization after relaxing: pools grow with the limits, everything else stays. Where the pools'
     /// share is not known, all tasks count as pooled.
-    pub(super) fn foreseen(&self, pressure: f64, to: Percent) -> f64 {
+    fn foreseen(&self, pressure: f64, to: Percent) -> f64 {
         let left = openness::remaining(self.facts.declared, self.facts.floor, to, self.state.openness);
         let share = self.facts.share.estimate.unwrap_or(1.0).min(self.facts.share.most);
         pressure * (1.0 + share * (1.0 / left - 1.0))
@@ -106,7 +106,7 @@ impl Evaluation<'_> {
 
     /// The largest of one to three steps that leaves room. If none does, one step and `true`: the prediction is in
     /// doubt. A step that reaches [`NEARLY_OPEN`] goes to 100%.
-    pub(super) fn wider(&self, pressure: f64) -> (Percent, bool) {
+    fn wider(&self, pressure: f64) -> (Percent, bool) {
         let step = self.tuning.relax_step;
         let up = |points: u8| {
             let to = self.state.openness.saturating_add(points).min(100);

@@ -12,7 +12,7 @@ use super::{
     pause::Pause,
     signal::{Reading, Signal},
     state::{Efficacy, State},
-    step::{DAY, HOUR, Limit, Outcome, Phase, TOO_SOON, Wait},
+    step::{Limit, Outcome, Phase, TOO_SOON, Wait, budget_until},
     tuning::{CLOSE, ROOM, Tuning},
 };
 use crate::api::{
@@ -307,19 +307,6 @@ fn waiting(seen: &SeenLoop<'_>, outcome: &Outcome) -> String {
     }
 }
 
-/// When the budget allows a change again, for display.
-fn free_at(seen: &SeenLoop<'_>, outcome: &Outcome, now: Timestamp) -> Option<Timestamp> {
-    let now = now.as_millisecond();
-    let Tuning { per_hour, per_day, .. } = seen.tuning;
-    let free = |most: u32, span: i64| {
-        let mut times: Vec<_> = outcome.state.changes.iter().map(|(time, _)| *time).filter(|time| now - time < span).collect();
-        times.sort_unstable();
-        let over = times.len().checked_sub(most as usize)?;
-        Some(times.get(over)? + span)
-    };
-    [free(*per_hour, HOUR), free(*per_day, DAY)].into_iter().flatten().max().and_then(at)
-}
-
 fn limited(seen: &SeenLoop<'_>, outcome: &Outcome, now: Timestamp) -> Said {
     let is_paused = seen.pause.stops_tightening() && seen.tuning.mode == Mode::Enforce;
     let is_minor = matches!(outcome.limit, None | Some(Limit::Paused | Limit::Flapping));
@@ -338,7 +325,8 @@ fn limited(seen: &SeenLoop<'_>, outcome: &Outcome, now: Timestamp) -> Said {
         ),
         Some(Limit::BudgetExhausted) => {
             let Tuning { per_hour, per_day, .. } = seen.tuning;
-            let until = free_at(seen, outcome, now).map(|time| format!(" until {time}")).unwrap_or_default();
+            let until = budget_until(seen.tuning, &outcome.state, now.as_millisecond()).and_then(at);
+            let until = until.map(|time| format!(" until {time}")).unwrap_or_default();
             said(
                 Reason::BudgetExhausted,
                 format!(

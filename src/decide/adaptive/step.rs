@@ -24,15 +24,15 @@ pub(super) const DAY: i64 = 24 * HOUR;
 /// Allowance for a write and its reading back, in addition to the time that pools need to drain (milliseconds).
 pub(super) const APPLY: i64 = 5_000;
 /// How long a node must report itself as critical before that alone counts as too many tasks.
-pub(super) const RED: i64 = MINUTE;
+const RED: i64 = MINUTE;
 /// How long there must be a quorum again before the fallback ends.
 pub(super) const BACK: i64 = 2 * MINUTE;
 /// Tightening within this time after relaxing makes the next relaxing wait longer (milliseconds).
 pub const TOO_SOON: i64 = 2 * HOUR;
 /// Room is recorded after the window for relaxing divided by this.
-pub(super) const WORTH_SAYING: i64 = 5;
+const WORTH_SAYING: i64 = 5;
 /// The highest patience (see [`State::patience`]); at this value the status reports flapping.
-pub(super) const MOST_PATIENCE: u8 = 8;
+const MOST_PATIENCE: u8 = 8;
 /// Where each change closes all idle connections, a step is judged after this many times its own waiting time at the
 /// latest.
 pub(super) const MOST_WAITS: i64 = 3;
@@ -290,6 +290,19 @@ pub fn step(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal,
     look.finish()
 }
 
+/// Until when the budget of changes is used up (Unix milliseconds); `None` if a change is allowed now.
+#[must_use]
+pub fn budget_until(tuning: &Tuning, state: &State, now: i64) -> Option<i64> {
+    let until = |most: u32, span: i64| {
+        let mut times: Vec<_> = state.changes.iter().map(|(time, _)| *time).filter(|time| now - time < span).collect();
+        times.sort_unstable();
+        // This change must be older than the span.
+        let over = times.len().checked_sub(most as usize)?;
+        Some(times.get(over).map_or(now, |time| *time) + span)
+    };
+    until(tuning.per_hour, HOUR).max(until(tuning.per_day, DAY))
+}
+
 /// If the clock was set back, clamps stored times to `now`.
 fn forget_the_future(state: &mut State, now: i64) {
     let past = |time: &mut i64| *time = (*time).min(now);
@@ -331,7 +344,7 @@ pub(super) struct Evaluation<'a> {
 impl<'a> Evaluation<'a> {
     /// Begins an evaluation; also returns the time since the last one (see [`elapsed`]). `None` where there is nothing
     /// to move.
-    pub(super) fn begin(tuning: &'a Tuning, facts: &'a Facts<'a>, before: &State, now: i64) -> Option<(Self, Option<i64>)> {
+    fn begin(tuning: &'a Tuning, facts: &'a Facts<'a>, before: &State, now: i64) -> Option<(Self, Option<i64>)> {
         if tuning.mode == Mode::Disabled || facts.floor.is_empty() {
             return None;
         }
@@ -341,7 +354,7 @@ impl<'a> Evaluation<'a> {
         Some((Evaluation { tuning, facts, state, now, judged: None, decision: None, recommendation: None, limit: None }, elapsed))
     }
     /// No signal: the windows stand still, and after a while the fallback begins.
-    pub(super) fn unseen(&mut self, elapsed: Option<i64>) {
+    fn unseen(&mut self, elapsed: Option<i64>) {
         let watched = &mut self.state.watched;
         watched.fresh_for = 0;
         watched.red_for = 0;
@@ -351,7 +364,7 @@ impl<'a> Evaluation<'a> {
         }
     }
 
-    pub(super) fn missing(&mut self, elapsed: Option<i64>) {
+    fn missing(&mut self, elapsed: Option<i64>) {
         self.unseen(elapsed);
         let now = self.now;
         if self.state.fallback && self.tuning.fallback_relaxes && self.state.openness < 100 {
@@ -362,7 +375,7 @@ impl<'a> Evaluation<'a> {
         }
     }
 
-    pub(super) fn observe(&mut self, reading: &Reading, elapsed: Option<i64>) {
+    fn observe(&mut self, reading: &Reading, elapsed: Option<i64>) {
         self.average(reading, elapsed);
         let passed = elapsed.unwrap_or(0);
         let watched = &mut self.state.watched;
@@ -379,7 +392,7 @@ impl<'a> Evaluation<'a> {
         self.calm();
     }
 
-    pub(super) fn fresh(&mut self, reading: &Reading, elapsed: Option<i64>) {
+    fn fresh(&mut self, reading: &Reading, elapsed: Option<i64>) {
         self.state.lost = false;
         self.observe(reading, elapsed);
         self.judge(reading);
@@ -396,7 +409,7 @@ impl<'a> Evaluation<'a> {
         }
     }
 
-    pub(super) fn average(&mut self, reading: &Reading, elapsed: Option<i64>) {
+    fn average(&mut self, reading: &Reading, elapsed: Option<i64>) {
         let watched = &mut self.state.watched;
         #[allow(clippy::cast_precision_loss)] // Seconds.
         let toward = |old: f64, new: f64, constant: f64| match elapsed {
@@ -415,7 +428,7 @@ impl<'a> Evaluation<'a> {
     }
 
     /// Begins and ends the episode, and updates how long each condition of a step has held.
-    pub(super) fn windows(&mut self, passed: i64) {
+    fn windows(&mut self, passed: i64) {
         let is_disturbed = self.is_disturbed();
         let State { episode, low_since, watched, openness, .. } = &mut self.state;
         let Watched { fast, slow, high_for, low_for, floor_for, red_for, .. } = watched;
@@ -449,18 +462,18 @@ impl<'a> Evaluation<'a> {
     }
 
     /// Whether the task count is low because the last step's write closed connections, which may come back.
-    pub(super) fn has_dipped(&self) -> bool {
+    fn has_dipped(&self) -> bool {
         self.state.watched.fast < CLOSE && self.is_disturbed()
     }
 
     /// Whether connections that the last step's write closed can still be coming back.
-    pub(super) fn is_disturbed(&self) -> bool {
+    fn is_disturbed(&self) -> bool {
         let Some(pending) = self.state.pending.as_ref().filter(|_| self.facts.disturbance.is_some()) else { return false };
         pending.since.is_none_or(|since| self.now < since + pending.wait)
     }
 
     /// After a day without a change, forgets what slowed adaptive control down.
-    pub(super) fn calm(&mut self) {
+    fn calm(&mut self) {
         let now = self.now;
         self.state.changes.retain(|(time, _)| now - time < DAY);
         if self.state.changes.is_empty() {
@@ -476,7 +489,7 @@ impl<'a> Evaluation<'a> {
 
     /// Records what a pause or the mode blocks. When the block of a direction ends, its window starts from zero, so that
     /// no action is stored up.
-    pub(super) fn note_blocks(&mut self) {
+    fn note_blocks(&mut self) {
         let is_idle = self.tuning.mode != Mode::Enforce;
         let (tightening, relaxing) = (is_idle || self.facts.no_tightening, is_idle || self.facts.no_relaxing);
         let watched = &mut self.state.watched;
@@ -510,9 +523,13 @@ impl<'a> Evaluation<'a> {
             .map_or_else(|| self.dead_time(), |disturbance| disturbance.settle + disturbance.longest_idle * 5 / 4)
     }
 
+    /// Whether tightening is locked out.
+    pub(super) fn is_locked(&self) -> bool {
+        self.state.lockout.is_some_and(|lockout| self.now < lockout.until)
+    }
+
     pub(super) fn may_change(&self) -> bool {
-        let within = |span: i64| self.state.changes.iter().filter(|(time, _)| self.now - time < span).count();
-        within(HOUR) < self.tuning.per_hour as usize && within(DAY) < self.tuning.per_day as usize
+        budget_until(self.tuning, &self.state, self.now).is_none()
     }
 
     pub(super) fn change(&mut self, to: Percent, reason: Reason, pressure: f64) {
@@ -534,10 +551,10 @@ impl<'a> Evaluation<'a> {
         self.decision = Some(Decision { from, to, reason, pressure });
     }
 
-    pub(super) fn finish(self) -> Outcome {
+    fn finish(self) -> Outcome {
         let has_dipped = self.has_dipped();
         let wait = self.wait(has_dipped);
-        let is_locked = self.state.lockout.is_some_and(|lockout| self.now < lockout.until);
+        let is_locked = self.is_locked();
         let Self { state, judged, decision, recommendation, mut limit, tuning, .. } = self;
         if limit.is_none() && is_locked {
             limit = Some(Limit::Locked);

@@ -12,11 +12,11 @@ use super::{
 use crate::api::adaptive::Mode;
 
 /// How long the limits must be at their floor with too many tasks before tightening counts as ineffective.
-pub(super) const AT_FLOOR: i64 = 30 * MINUTE;
+const AT_FLOOR: i64 = 30 * MINUTE;
 /// The smallest tightening step, in points of openness, where each change closes all idle connections.
-pub(super) const FLUSH_CUT: Percent = 30;
+const FLUSH_CUT: Percent = 30;
 /// Where each change closes all idle connections, this step of an episode goes to the floor.
-pub(super) const FLUSH_STEPS: u8 = 3;
+const FLUSH_STEPS: u8 = 3;
 
 impl Evaluation<'_> {
     pub(super) fn tighten(&mut self, reading: &Reading) {
@@ -25,7 +25,7 @@ impl Evaluation<'_> {
         let first = self.state.episode.is_some_and(|episode| episode.steps == 0);
         #[allow(clippy::cast_precision_loss)] // At most a day.
         let due = self.state.watched.high_for as f64 >= tuning.tighten_after as f64 * hesitation(&self.state, now);
-        if self.state.lockout.is_some_and(|lockout| now < lockout.until) {
+        if self.is_locked() {
             if self.state.efficacy == Efficacy::PoolsTooSmall {
                 self.limit = Some(Limit::PoolsTooSmall);
             }
@@ -128,7 +128,7 @@ impl Evaluation<'_> {
     }
 
     /// Fewer and larger steps where each change closes all idle connections.
-    pub(super) fn coarse(&self, to: Percent) -> Percent {
+    fn coarse(&self, to: Percent) -> Percent {
         if self.facts.disturbance.is_none() {
             return to;
         }

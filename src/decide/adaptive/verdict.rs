@@ -24,11 +24,11 @@ const LEAST_LEARNED: f64 = 0.15;
 /// Steps in a row without an effect after which tightening counts as ineffective.
 pub const MOST_FAILURES: u8 = 2;
 /// The first lock-out of tightening; each further one doubles, up to a day.
-pub(super) const LOCKOUT: i64 = 4 * HOUR;
+const LOCKOUT: i64 = 4 * HOUR;
 /// The age from which a process no longer counts as young: the last of [`MARKS`].
 pub(super) const LONGEST_LIFE: i64 = MARKS[MARKS.len() - 1];
 /// A task count that moves by less than this share of the threshold is level.
-pub(super) const PLATEAU: f64 = 0.02;
+const PLATEAU: f64 = 0.02;
 
 /// The verdict on a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -209,7 +209,7 @@ impl Evaluation<'_> {
     }
 
     /// How long after a step is in effect the next one may follow (milliseconds).
-    pub(super) fn acting_time(&self, pending: &Pending) -> i64 {
+    fn acting_time(&self, pending: &Pending) -> i64 {
         if self.facts.disturbance.is_some() { self.dead_time() } else { pending.wait }
     }
 
@@ -223,7 +223,7 @@ impl Evaluation<'_> {
     /// Whether a step may be judged. Where a change closes connections, they need time to come back, and the count must
     /// be level: it has moved by less than [`PLATEAU`] for a quarter of that time, and for at least as long as the slow
     /// average takes to follow. After twice that time more the step is judged anyway.
-    pub(super) fn is_due(&mut self, pending: &mut Pending, since: i64) -> bool {
+    fn is_due(&mut self, pending: &mut Pending, since: i64) -> bool {
         if self.now < since + pending.wait || self.state.watched.fresh_for < self.tuning.interval {
             return false;
         }
