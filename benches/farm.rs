@@ -19,8 +19,9 @@ use std::{
 
 use idleconn_operator::{
     controller::connections,
+    pass::world::SampledNode,
     pool::{Pool, Request},
-    signals::{Node, Sampler, Source, Watch, page},
+    signals::{Sampler, Source, Watch, page},
 };
 
 /// Number of nodes.
@@ -179,7 +180,7 @@ async fn sampled(path: &'static str) -> f64 {
     let provider = pool.provider("farm");
     provider.configure(connections::settings(NODES as usize, INTERVAL));
     let nodes = (0..NODES)
-        .map(|n| Node {
+        .map(|n| SampledNode {
             name: format!("node-{n}"),
             address: format!("http://{}", address(n)),
             named: false,

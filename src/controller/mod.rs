@@ -1,33 +1,31 @@
-//! Controller: watches, gathers, applies and reports. [`crate::decide`] makes the decisions.
+//! Controller: watches policies, begins passes, and carries out their requests. [`crate::pass`] says what comes next, and
+//! [`crate::decide`] makes the decisions.
 
 mod adaptation;
-mod apply;
-mod claims;
 mod client;
 pub mod connections;
-mod gather;
+mod events;
 pub mod live;
-mod logging;
-mod memory;
 mod originals;
 mod places;
 mod planted;
 mod pods;
 mod reachability;
 mod reconcile;
-mod report;
+mod release;
 pub mod restart;
-mod restore;
 mod rollout;
+mod saved_unit;
 pub mod scheduler;
 pub mod served;
+mod shell;
 mod verify;
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     future::ready,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, LazyLock, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -36,7 +34,6 @@ use std::{
 use futures::{Stream, StreamExt as _, stream};
 use kube::{
     Api, Client, Resource as _, ResourceExt as _,
-    core::ParseExpressionError,
     runtime::{
         Config, Controller, Predicate as _, PredicateConfig, WatchStreamExt as _,
         controller::Action,
@@ -47,20 +44,27 @@ use kube::{
 };
 use tokio::sync::{mpsc, watch};
 
+pub use crate::pass::Error;
 use crate::{
-    api::{FINALIZER, IdleConnectionPolicy, IdleConnectionPolicySpec, StoredPolicy},
+    api::{FINALIZER, StoredPolicy},
     budget::Budget,
-    decide::claims::Claimant,
+    decide::{claims::Claimant, condition::shortened_to_bytes},
     leader::Leadership,
     metrics::Metrics,
+    pass::{
+        API_TIMEOUT, ApiError, PolicyHandle,
+        claims::Registry,
+        logging,
+        memory::{self, Memory},
+        world::Moment,
+    },
     pool::Pool,
-    targets::{AllowList, Reach},
+    targets::{self, AllowList},
 };
 pub use client::{Error as ClientError, LEASE_PROVIDER, PROVIDER, client, lease_client};
-use memory::Memory;
 
-/// Timeout of a call to the API server. kube's own retries would hold a worker for many minutes.
-const API_TIMEOUT: Duration = Duration::from_secs(10);
+/// Maximum bytes of a message of the API server that are kept.
+const MESSAGE_LENGTH: usize = 900;
 /// Maximum bytes of node responses that are kept until their passes end, for all namespaces; one namespace gets a quarter of it.
 const KEPT: usize = 48 * 1024 * 1024;
 /// Bytes that each namespace gets in any case.
@@ -76,61 +80,26 @@ fn path(policy: &PolicyRef) -> String {
     format!("{}/{}", policy.namespace.as_deref().unwrap_or_default(), policy.name)
 }
 
-/// Reason why a pass failed. The operator retries; the status stays as it is, because nothing was observed.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The API server rejected the request, or it failed.
-    #[error("the request to the API server failed: {0}")]
-    Kube(#[from] kube::Error),
-    /// The API server did not answer.
-    #[error("the API server did not answer within {API_TIMEOUT:?}")]
-    TimedOut,
-    /// The pods of this namespace were not listed in time.
-    #[error("the pods in namespace {0} were not listed in time; check that the operator may list and watch pods there")]
-    Pods(String),
-    /// The operator has no right to watch pods.
-    #[error("the operator lacks the right to list and watch pods; grant it in this namespace")]
-    PodsForbidden,
-    /// The label selector is not valid.
-    #[error("the selector in spec.target is not a valid label selector")]
-    Selector(#[from] ParseExpressionError),
-    /// The original settings in this ControllerRevision cannot be read. The cause is left out: it quotes the content.
-    #[error(
-        "ControllerRevision {0} contains no readable original settings; repair or delete it, because nothing is written before that"
-    )]
-    Original(String),
-    /// The original settings have not been read; nothing is written before that.
-    #[error("the original settings of the nodes have not been read yet; nothing is written before that")]
-    Unread,
-    /// This version cannot read the policy, so it cannot write the status either.
-    #[error("{0}")]
-    Unreadable(String),
-    /// The API server never sends a policy without these.
-    #[error("the API server sent a policy without a namespace, uid or creation timestamp")]
-    Nameless,
-    /// The policy is being deleted; the pass for the deletion comes next.
-    #[error("the pass was cancelled because the policy is being deleted")]
-    Cancelled,
-    /// A pass took too long.
-    #[error("reading the nodes took more than {:?}; the operator retries", scheduler::DEADLINE)]
-    Overdue,
-    /// A panic was caught.
-    #[error("a pass of this policy panicked, and other policies are not affected; report the panic with the operator's log")]
-    Panicked,
-    /// The API server rejected the status. The pass continues: the nodes are written all the same.
-    #[error("the API server rejected the status: {0}")]
-    StatusRefused(String),
-    /// `release` could not restore the nodes of this number of policies.
-    #[error(
-        "policies that keep their finalizer because nodes could not be restored: {0}; fix the errors above and run release again"
-    )]
-    Unreleased(usize),
+impl From<kube::Error> for ApiError {
+    fn from(error: kube::Error) -> Self {
+        let (code, message) = match &error {
+            kube::Error::Api(status) => (Some(status.code), shortened_to_bytes(&status.message, MESSAGE_LENGTH)),
+            _ => (None, String::new()),
+        };
+        Self::new(code, message, error)
+    }
+}
+
+/// Returns the time since this process began.
+fn moment() -> Moment {
+    static BEGAN: LazyLock<tokio::time::Instant> = LazyLock::new(tokio::time::Instant::now);
+    Moment(BEGAN.elapsed())
 }
 
 /// Waits for a call to the API server, at most [`API_TIMEOUT`].
 async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Error> {
     match tokio::time::timeout(API_TIMEOUT, call).await {
-        Ok(answer) => Ok(answer?),
+        Ok(answer) => Ok(answer.map_err(ApiError::from)?),
         Err(_) => Err(Error::TimedOut),
     }
 }
@@ -150,6 +119,13 @@ pub struct Settings {
     pub instance: String,
 }
 
+/// What is known of one policy between its passes.
+#[derive(Default)]
+struct Known {
+    memory: tokio::sync::Mutex<Memory>,
+    running: Arc<Mutex<shell::Running>>,
+}
+
 /// Shared state of all passes.
 pub struct Context {
     client: Client,
@@ -159,7 +135,7 @@ pub struct Context {
     /// The operator's own metrics.
     pub metrics: Metrics,
     pods: pods::Pods,
-    board: claims::Board,
+    registry: Registry,
     /// Schedules the passes.
     pub scheduler: Arc<scheduler::Scheduler>,
     /// Limits the probes of all policies.
@@ -167,7 +143,7 @@ pub struct Context {
     /// Memory budget for node responses, by namespace.
     kept: Budget,
     nudges: mpsc::UnboundedSender<PolicyRef>,
-    memories: Mutex<HashMap<PolicyRef, Arc<tokio::sync::Mutex<Memory>>>>,
+    known: Mutex<HashMap<PolicyRef, Arc<Known>>>,
     /// Policies from the watch.
     pub policies: reflector::Store<StoredPolicy>,
     /// Results of passes and samples, for the API and the metrics.
@@ -181,19 +157,18 @@ pub struct Context {
 }
 
 impl Context {
-    fn memory(&self, policy: &PolicyRef) -> Arc<tokio::sync::Mutex<Memory>> {
-        self.memories.lock().unwrap_or_else(PoisonError::into_inner).entry(policy.clone()).or_default().clone()
+    /// Returns what is known of a policy; nothing yet at its first pass.
+    fn begin_to_know(&self, policy: &PolicyRef) -> Arc<Known> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).entry(policy.clone()).or_default().clone()
     }
 
-    fn reach(&self, subject: &Subject) -> Reach {
-        let provider = self.pool.provider(&subject.path);
-        let observed = subject.object.status.as_ref().and_then(|status| status.observed_generation);
-        let hurry = observed != subject.object.metadata.generation;
-        Reach { client: self.client.clone(), namespace: subject.namespace.clone(), provider, hurry }
+    /// Returns what is known of a policy that has had a pass.
+    fn known(&self, policy: &PolicyRef) -> Option<Arc<Known>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).get(policy).cloned()
     }
 
     fn forget(&self, policy: &PolicyRef) {
-        self.memories.lock().unwrap_or_else(PoisonError::into_inner).remove(policy);
+        self.known.lock().unwrap_or_else(PoisonError::into_inner).remove(policy);
         self.pods.subscribe(policy, None);
         self.pool.forget(&path(policy));
         self.live.forget(policy);
@@ -211,7 +186,7 @@ impl Context {
     /// Forgets a policy that is gone, and enqueues the policies that waited for it or lost their target to it.
     fn gone(&self, policy: &PolicyRef) {
         self.forget(policy);
-        self.enqueue(self.board.forget(policy.namespace.as_deref().unwrap_or_default(), &policy.name, None));
+        self.enqueue(self.registry.forget(policy.namespace.as_deref().unwrap_or_default(), &policy.name, None));
     }
 
     /// Reports whether the policies have been listed once. No pass begins before that.
@@ -249,12 +224,12 @@ impl Operator {
             pool: pool.led(leadership.clone()),
             settings,
             metrics,
-            board: claims::Board::default(),
+            registry: Registry::default(),
             scheduler: Arc::default(),
             probes: Arc::default(),
             kept: Budget::new(KEPT, KEPT_FLOOR),
             nudges,
-            memories: Mutex::default(),
+            known: Mutex::default(),
             policies,
             live: live::Board::default(),
             ready: AtomicBool::new(false),
@@ -313,7 +288,7 @@ impl Operator {
     /// If a request to the API server fails, or if a node cannot be restored. The log names such nodes, and their policies keep
     /// the finalizer.
     pub async fn release(self, all: bool) -> Result<(), Error> {
-        Box::pin(restore::release(&self.context, all)).await
+        Box::pin(release::release(&self.context, all)).await
     }
 }
 
@@ -415,8 +390,9 @@ impl Lists {
         }
         // A policy that is being deleted without the finalizer needs no pass.
         let over = deleted && !policy.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
-        if !over && let Ok(subject) = Subject::new(policy.clone()) {
-            self.context.board.listed(&subject.claimant, subject.spec().target.type_);
+        if !over && let Ok(policy) = PolicyHandle::new(policy.clone()) {
+            let kind = policy.spec().target.type_;
+            self.context.registry.listed(&policy.claimant, kind, targets::kind(kind).states_identity);
         }
         self.known.entry(n).or_default().insert(reference);
     }
@@ -456,69 +432,18 @@ impl Lists {
 
 #[allow(clippy::needless_pass_by_value)] // The signature is kube's.
 fn error_policy(policy: Arc<StoredPolicy>, error: &Error, context: Arc<Context>) -> Action {
-    if let Ok(subject) = Subject::new((*policy).clone()) {
+    if let Ok(policy) = PolicyHandle::new((*policy).clone()) {
         // Younger policies do not wait for one whose pass failed.
-        context.enqueue(context.board.keep(&subject.claimant));
+        context.enqueue(context.registry.keep(&policy.claimant));
     }
     let policy = PolicyRef::from_obj(&*policy);
-    let memory = context.memory(&policy);
+    let known = context.begin_to_know(&policy);
     context.metrics.failed();
-    let Ok(mut memory) = memory.try_lock() else { return Action::requeue(memory::wait(0)) };
+    let Ok(mut memory) = known.memory.try_lock() else { return Action::requeue(memory::wait(0)) };
     memory.failures = memory.failures.saturating_add(1);
     let text = logging::chain(error);
     if memory.news("error", &text) {
         tracing::warn!(policy = %path(&policy), error = text, "the pass failed; retrying");
     }
     Action::requeue(memory::wait(memory.failures - 1))
-}
-
-/// Policy with the metadata that the API server guarantees.
-pub struct Subject {
-    reference: PolicyRef,
-    /// `namespace/name`, which also names the provider of its connections.
-    path: String,
-    namespace: String,
-    name: String,
-    uid: String,
-    object: IdleConnectionPolicy,
-    /// Message for the status if the policy has fields or values that this version does not know.
-    refusal: Option<String>,
-    claimant: Claimant,
-    /// Whether a part of the status cannot be read. It counts as lost, and is written again.
-    status_lost: bool,
-    /// Deadline and cancellation of the current pass.
-    visit: scheduler::Visit,
-    /// Whether a policy in another namespace governs a target with the same identity.
-    shared: bool,
-}
-
-impl Subject {
-    fn new(stored: StoredPolicy) -> Result<Self, Error> {
-        let refusal =
-            |foreign| format!("{foreign}; upgrade the operator from {}, or remove it from the policy", env!("CARGO_PKG_VERSION"));
-        let status_lost = stored.lost;
-        let (object, foreign) = stored.read().map_err(|foreign| Error::Unreadable(refusal(foreign)))?;
-        let (Some(namespace), Some(uid), Some(created)) = (object.namespace(), object.uid(), object.creation_timestamp()) else {
-            return Err(Error::Nameless);
-        };
-        let name = object.name_any();
-        let claimant = Claimant { created: created.0, namespace: namespace.clone(), name: name.clone() };
-        Ok(Self {
-            reference: PolicyRef::new(&name).within(&namespace),
-            path: format!("{namespace}/{name}"),
-            namespace,
-            name,
-            uid,
-            object,
-            refusal: foreign.map(refusal),
-            claimant,
-            status_lost,
-            visit: scheduler::Visit::default(),
-            shared: false,
-        })
-    }
-
-    const fn spec(&self) -> &IdleConnectionPolicySpec {
-        &self.object.spec
-    }
 }

@@ -1,7 +1,4 @@
-//! Original settings in `ControllerRevisions`. They are found by label and name, never by owner, so that they are also found
-//! after a backup was restored.
-
-use std::collections::BTreeMap;
+//! The saved original settings as `ControllerRevisions`.
 
 use k8s_openapi::{api::apps::v1::ControllerRevision, apimachinery::pkg::runtime::RawExtension};
 use kube::{
@@ -9,17 +6,12 @@ use kube::{
     api::{DeleteParams, ListParams, ObjectMeta, PostParams},
 };
 
-use super::{Error, in_time};
+use super::in_time;
 use crate::{
     api::{MANAGER, POLICY_LABEL},
-    decide::originals::{Log, Record, Saved, split},
+    decide::originals::{Log, Record, name},
+    pass::Error,
 };
-
-/// Returns the name of the object of a revision.
-#[must_use]
-pub fn name(policy: &str, revision: i64) -> String {
-    if revision == 1 { format!("{policy}-original") } else { format!("{policy}-original-{revision}") }
-}
 
 /// Reads the log of original settings.
 pub async fn load(api: &Api<ControllerRevision>, policy: &str) -> Result<Log, Error> {
@@ -35,51 +27,19 @@ pub async fn load(api: &Api<ControllerRevision>, policy: &str) -> Result<Log, Er
     Ok(log)
 }
 
-/// Appends to the log, and deletes superseded revisions. If another writer has created an object of the same name, this fails,
-/// and the log must be read again.
-pub async fn append(
-    api: &Api<ControllerRevision>,
-    policy: &str,
-    log: &mut Log,
-    change: BTreeMap<String, Option<Saved>>,
-) -> Result<(), Error> {
-    for record in split(change) {
-        let revision = log.next();
-        let data = serde_json::to_value(&record).map_err(|_| Error::Original(name(policy, revision)))?;
-        let object = ControllerRevision {
-            metadata: ObjectMeta {
-                name: Some(name(policy, revision)),
-                labels: Some(
-                    [(POLICY_LABEL.into(), policy.to_owned()), ("app.kubernetes.io/managed-by".into(), MANAGER.into())].into(),
-                ),
-                ..ObjectMeta::default()
-            },
-            data: Some(RawExtension(data)),
-            revision,
-        };
-        in_time(api.create(&PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() }, &object)).await?;
-        log.records.insert(revision, record);
-    }
-    for revision in log.superseded() {
-        delete(api, policy, revision).await?;
-        log.records.remove(&revision);
-    }
-    Ok(())
+/// Creates a record. If another writer has created an object of the same name, this fails, and the log must be read again.
+pub async fn create(api: &Api<ControllerRevision>, policy: &str, revision: i64, record: &Record) -> Result<(), Error> {
+    let data = serde_json::to_value(record).map_err(|_| Error::Original(name(policy, revision)))?;
+    let labels = [(POLICY_LABEL.into(), policy.to_owned()), ("app.kubernetes.io/managed-by".into(), MANAGER.into())];
+    let metadata = ObjectMeta { name: Some(name(policy, revision)), labels: Some(labels.into()), ..ObjectMeta::default() };
+    let object = ControllerRevision { metadata, data: Some(RawExtension(data)), revision };
+    in_time(api.create(&PostParams { field_manager: Some(MANAGER.into()), ..PostParams::default() }, &object)).await.map(drop)
 }
 
-/// Deletes the log, the newest revision last: if this stops half-way, the revision that counts remains.
-pub async fn clear(api: &Api<ControllerRevision>, policy: &str, log: &mut Log) -> Result<(), Error> {
-    while let Some(revision) = log.records.keys().next().copied() {
-        delete(api, policy, revision).await?;
-        log.records.remove(&revision);
-    }
-    Ok(())
-}
-
-async fn delete(api: &Api<ControllerRevision>, policy: &str, revision: i64) -> Result<(), Error> {
+/// Deletes a record. It is no error if it does not exist.
+pub async fn delete(api: &Api<ControllerRevision>, policy: &str, revision: i64) -> Result<(), Error> {
     match in_time(api.delete(&name(policy, revision), &DeleteParams::default())).await {
-        Ok(_) => Ok(()),
-        Err(Error::Kube(kube::Error::Api(status))) if status.is_not_found() => Ok(()),
-        Err(error) => Err(error),
+        Err(error) if !error.is_not_found() => Err(error),
+        _ => Ok(()),
     }
 }

@@ -13,7 +13,8 @@ use k8s_openapi::api::{
 use kube::{Api, ResourceExt as _, api::ListParams};
 
 use super::{
-    Context, Error, Subject, in_time,
+    Context, PolicyRef, in_time,
+    pods::Interest,
     reachability::{self, Endpoint},
 };
 use crate::{
@@ -26,46 +27,42 @@ use crate::{
         wording::listed,
     },
     decide::conditions::Problem,
+    pass::{Error, Failure, PolicyHandle, no_right},
     targets::{Credentials, Place, PodFacts, endpoint},
 };
 
 /// Label of a pod with its role in an application.
 const COMPONENT: &str = "app.kubernetes.io/component";
 
-/// Why the target cannot be found or read.
-pub enum Failure {
-    /// The status shows it.
-    Problem(Problem),
-    /// A request to the API server failed; the pass is retried.
-    Error(Error),
-}
+/// Addresses at which a target was found.
+pub type Places = Vec<Place>;
 
-impl From<Error> for Failure {
-    fn from(error: Error) -> Self {
-        match error {
-            Error::PodsForbidden => no_right("list and watch", "pods").into(),
-            Error::Selector(error) => {
-                Problem::invalid(Reason::Invalid, format!("The label selector of spec.target is not valid: {error}")).into()
-            }
-            error => Self::Error(error),
-        }
+/// Finds the target of a policy, and watches its pods from now on.
+pub async fn subscribed(ctx: &Context, reference: &PolicyRef, policy: &PolicyHandle) -> Result<Places, Failure> {
+    let spec = policy.spec();
+    let interest = match spec.target.selector() {
+        Some(selector) => Some(Interest::of(selector)?),
+        // An AIStore cluster names the addresses of its nodes, and a Service those of its endpoints: both are looked up among the
+        // pods.
+        None if spec.names_addresses() => Some(Interest::Addresses),
+        None => None,
+    };
+    ctx.pods.subscribe(reference, interest);
+    let places = places(ctx, policy, &spec.target).await?;
+    if places.is_empty() {
+        let message = format!(
+            "No pod or endpoint in namespace {} matches spec.target; create one there, or correct spec.target",
+            policy.namespace
+        );
+        return Err(Problem::no_target(message).into());
     }
-}
-
-impl From<Problem> for Failure {
-    fn from(problem: Problem) -> Self {
-        Self::Problem(problem)
-    }
-}
-
-fn no_right(verb: &str, what: &str) -> Problem {
-    Problem::blocked(Reason::Forbidden, format!("The operator lacks the right to {verb} {what}; grant it in this namespace"))
+    Ok(places)
 }
 
 /// Converts a missing right into a problem for the status.
 fn permitted<T>(answer: Result<T, Error>, verb: &str, what: &str) -> Result<T, Failure> {
     match answer {
-        Err(Error::Kube(kube::Error::Api(status))) if status.is_forbidden() => Err(no_right(verb, what).into()),
+        Err(error) if error.is_forbidden() => Err(no_right(verb, what).into()),
         answer => Ok(answer?),
     }
 }
@@ -87,11 +84,11 @@ pub struct PrometheusServer {
 }
 
 /// Finds a Prometheus server and reads its references.
-pub async fn prometheus(ctx: &Context, subject: &Subject, spec: &Prometheus) -> Result<PrometheusServer, Failure> {
-    let namespace = &subject.namespace;
+pub async fn prometheus(ctx: &Context, policy: &PolicyHandle, spec: &Prometheus) -> Result<PrometheusServer, Failure> {
+    let namespace = &policy.namespace;
     let place = match (&spec.endpoint, &spec.service) {
-        (Some(endpoint), _) => allowed(ctx, subject, endpoint)?,
-        (None, Some(service)) => behind(ctx, subject, service).await?,
+        (Some(endpoint), _) => allowed(ctx, policy, endpoint)?,
+        (None, Some(service)) => behind(ctx, policy, service).await?,
         (None, None) => return Err(invalid("adaptive.signal.prometheus has neither an endpoint nor a service; set one of them")),
     };
     let references = References {
@@ -156,12 +153,12 @@ fn readable<T>(answer: Result<Option<T>, Error>, kind: &str, name: &str, field: 
 }
 
 /// Finds the target.
-pub async fn places(ctx: &Context, subject: &Subject, target: &Target) -> Result<Vec<Place>, Failure> {
-    let namespace = &subject.namespace;
+pub async fn places(ctx: &Context, policy: &PolicyHandle, target: &Target) -> Result<Places, Failure> {
+    let namespace = &policy.namespace;
     let nowhere = || invalid("spec.target names no pods, Service or endpoints; set a selector, a service or endpoints");
     match target.lookup().ok_or_else(nowhere)? {
-        Lookup::Endpoints(endpoints) => endpoints.into_iter().map(|endpoint| allowed(ctx, subject, endpoint)).collect(),
-        Lookup::Behind(service) => Ok(vec![behind(ctx, subject, service).await?]),
+        Lookup::Endpoints(endpoints) => endpoints.into_iter().map(|endpoint| allowed(ctx, policy, endpoint)).collect(),
+        Lookup::Behind(service) => Ok(vec![behind(ctx, policy, service).await?]),
         Lookup::EachBehind(service) => {
             let (object, slices) = service_and_slices(ctx, namespace, service).await?;
             Ok(endpoints_of(reachable(ctx, namespace, service, addresses(&object, &slices, service)).await?, service))
@@ -183,12 +180,12 @@ fn invalid(message: &str) -> Failure {
     Problem::invalid(Reason::Invalid, message).into()
 }
 
-fn allowed(ctx: &Context, subject: &Subject, endpoint: &str) -> Result<Place, Failure> {
+fn allowed(ctx: &Context, policy: &PolicyHandle, endpoint: &str) -> Result<Place, Failure> {
     match ctx.settings.allow_endpoints.check(endpoint) {
         Ok(address) => {
             // Addresses of an earlier Service with this name do not apply to a listed host.
             if let Some(host) = url::Url::parse(&address).ok().as_ref().and_then(url::Url::host_str) {
-                ctx.pool.provider(&subject.path).unname(host);
+                ctx.pool.provider(&policy.path()).unname(host);
             }
             Ok(Place::new(&address, address.split("://").nth(1).unwrap_or(&address), &address))
         }
@@ -303,8 +300,8 @@ async fn service_and_slices(
 }
 
 /// Returns one place for a whole Service under its DNS name, which its certificate contains. DNS is not used.
-async fn behind(ctx: &Context, subject: &Subject, service: &ServiceRef) -> Result<Place, Failure> {
-    let namespace = &subject.namespace;
+async fn behind(ctx: &Context, policy: &PolicyHandle, service: &ServiceRef) -> Result<Place, Failure> {
+    let namespace = &policy.namespace;
     let (object, slices) = service_and_slices(ctx, namespace, service).await?;
     let host = format!("{}.{namespace}.svc", service.name);
     // A ClusterIP may lead to any endpoint, so all are checked.
@@ -321,7 +318,7 @@ async fn behind(ctx: &Context, subject: &Subject, service: &ServiceRef) -> Resul
         return Err(Problem::no_target(message).into());
     }
     let aliases = addresses.iter().map(|at| format!("{}://{}", service.scheme.name(), SocketAddr::new(at.ip(), port))).collect();
-    ctx.pool.provider(&subject.path).name(&host, addresses);
+    ctx.pool.provider(&policy.path()).name(&host, addresses);
     let address = format!("{}://{host}:{port}", service.scheme.name());
     Ok(Place { aliases, ..Place::new(&address, format!("{}:{port}", service.name), &address) })
 }

@@ -14,7 +14,8 @@ use futures::FutureExt as _;
 use tokio::{sync::oneshot, time::Instant};
 use tokio_util::sync::CancellationToken;
 
-use super::{Error, PolicyRef};
+use super::PolicyRef;
+use crate::pass::{DEADLINE, Error};
 
 /// Maximum visits that read nodes at the same time. A visit that waits for a slow node costs some kilobytes; [`crate::budget`]
 /// bounds the memory of the responses.
@@ -22,8 +23,6 @@ const SLOTS: usize = 128;
 /// A namespace may start a visit while the number of its running visits, times this, is less than the number of free slots. One
 /// namespace alone gets 15 slots, and after 15 greedy namespaces 18 slots are still free.
 const FAIRNESS: usize = 8;
-/// Maximum time that a visit may read. A write that has begun is completed.
-pub const DEADLINE: Duration = Duration::from_secs(120);
 /// Due work without progress for this time is stuck. It is longer than any visit may take, including its writes.
 const STALLED: Duration = Duration::from_secs(300);
 
@@ -226,27 +225,18 @@ impl Default for Visit {
 }
 
 impl Visit {
-    /// Checks whether the visit may begin new work.
-    ///
-    /// # Errors
-    /// [`Error::Cancelled`] and [`Error::Overdue`].
-    pub fn goes_on(&self) -> Result<(), Error> {
-        if self.cancelled.is_cancelled() {
-            return Err(Error::Cancelled);
-        }
-        if Instant::now() >= self.until { Err(Error::Overdue) } else { Ok(()) }
+    /// Reports whether the visit may begin no new work.
+    #[must_use]
+    pub fn is_interrupted(&self) -> bool {
+        self.cancelled.is_cancelled() || Instant::now() >= self.until
     }
 
-    /// Waits for a read until the visit is cancelled or overdue. Do not use it for writes: a write must be completed.
-    ///
-    /// # Errors
-    /// [`Error::Cancelled`] and [`Error::Overdue`].
-    pub async fn reading<T>(&self, read: impl Future<Output = T>) -> Result<T, Error> {
+    /// Waits until the visit is cancelled or overdue. Writes do not end then: a write must be completed.
+    pub async fn interrupted(&self) -> Error {
         tokio::select! {
             biased;
-            () = self.cancelled.cancelled() => Err(Error::Cancelled),
-            answer = read => Ok(answer),
-            () = tokio::time::sleep_until(self.until) => Err(Error::Overdue),
+            () = self.cancelled.cancelled() => Error::Cancelled,
+            () = tokio::time::sleep_until(self.until) => Error::Overdue,
         }
     }
 }
@@ -322,12 +312,13 @@ mod tests {
         let scheduler = Arc::<Scheduler>::default();
         let policy = PolicyRef::new("gw").within("shop");
         let visit = scheduler.begin(&policy);
-        assert!(visit.reading(std::future::ready(7)).await.is_ok_and(|answer| answer == 7));
-        assert!(matches!(visit.reading(std::future::pending::<()>()).await, Err(Error::Overdue)));
-        assert!(matches!(visit.goes_on(), Err(Error::Overdue)));
+        assert!(!visit.is_interrupted());
+        assert!(matches!(visit.interrupted().await, Error::Overdue));
+        assert!(visit.is_interrupted());
         let visit = scheduler.begin(&policy);
         scheduler.deletion_seen(&policy);
-        assert!(matches!(visit.reading(std::future::ready(7)).await, Err(Error::Cancelled)));
+        assert!(visit.is_interrupted());
+        assert!(matches!(visit.interrupted().await, Error::Cancelled));
         scheduler.end(&policy);
         assert!(scheduler.state().visits.is_empty());
     }

@@ -119,7 +119,7 @@ pub async fn ask(client: &Client) -> Served {
     let document: Json = match in_time(client.request(request)).await {
         Ok(document) => document,
         // This response is plain text, so it has no reason.
-        Err(super::Error::Kube(kube::Error::Api(status))) if status.code == 404 => return Served::Missing,
+        Err(error) if error.is_not_found() => return Served::Missing,
         Err(error) => {
             tracing::debug!(error = logging::chain(&error), "cannot read the schemas of the API server");
             return Served::Untold;

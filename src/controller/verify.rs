@@ -17,7 +17,7 @@ use tokio::{
 };
 use tracing::Instrument as _;
 
-use super::{Context, PolicyRef, Subject, memory::Memory, reachability};
+use super::{Context, PolicyRef, reachability};
 use crate::{
     api::{policy::Scheme, verify::HttpGet},
     clock,
@@ -28,6 +28,7 @@ use crate::{
         measured::tolerance,
         verify::{Probe, Probes, key, programmed, steady},
     },
+    pass::{PolicyHandle, world::Probing},
     pool::Provider,
     probe::{Ask, Server, http1, trust},
 };
@@ -108,7 +109,7 @@ impl Drop for Node {
 
 impl Verifier {
     /// Returns the results by node.
-    pub fn found(&self) -> Probes {
+    fn found(&self) -> Probes {
         self.found.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -119,13 +120,20 @@ impl Verifier {
     }
 }
 
-/// Begins the due probes. Returns the time until the next one; `None` if there is nothing to measure.
-pub fn look(ctx: &Context, subject: &Subject, memory: &mut Memory, results: &[UnitResult], all: bool) -> Option<Duration> {
-    let Some(spec) = subject.spec().verify.as_ref().map(|verify| &verify.server) else {
-        memory.verifier = None;
-        return None;
+/// Begins the due probes.
+pub fn look(
+    ctx: &Context,
+    reference: &PolicyRef,
+    policy: &PolicyHandle,
+    verifier: &mut Option<Verifier>,
+    results: &[UnitResult],
+    all: bool,
+) -> Probing {
+    let Some(spec) = policy.spec().verify.as_ref().map(|verify| &verify.server) else {
+        *verifier = None;
+        return Probing::default();
     };
-    let verifier = memory.verifier.get_or_insert_default();
+    let verifier = verifier.get_or_insert_default();
     if verifier.asks.as_ref() != Some(&spec.http_get) {
         *verifier = Verifier { asks: Some(spec.http_get.clone()), ..Verifier::default() };
     }
@@ -147,10 +155,11 @@ pub fn look(ctx: &Context, subject: &Subject, memory: &mut Memory, results: &[Un
             continue;
         }
         known.due = now + until_slot(clock::now().as_millisecond(), interval, &key);
-        known.running = Some(begin(ctx, subject, &spec.http_get, unit, node, verifier.found.clone()));
+        known.running = Some(begin(ctx, reference, policy, &spec.http_get, unit, node, verifier.found.clone()));
     }
     let waiting = verifier.nodes.values().filter(|node| !node.runs());
-    waiting.map(|node| node.due.saturating_duration_since(now).max(MIN_REQUEUE)).min()
+    let due = waiting.map(|node| node.due.saturating_duration_since(now).max(MIN_REQUEUE)).min();
+    Probing { found: Some(verifier.found()), due }
 }
 
 /// Returns a node's fixed position in the interval, in thousandths. The low bits of FNV alone are similar for names that differ
@@ -170,23 +179,24 @@ fn until_slot(now: i64, interval: Duration, key: &str) -> Duration {
 /// Probes one node in the background, and enqueues the policy if the result is new.
 fn begin(
     ctx: &Context,
-    subject: &Subject,
+    reference: &PolicyRef,
+    policy: &PolicyHandle,
     http_get: &HttpGet,
     unit: &Unit,
     node: &NodeState,
     found: Arc<Mutex<Probes>>,
 ) -> AbortHandle {
     let job = Job {
-        namespace: subject.namespace.clone(),
-        policy: subject.reference.clone(),
-        provider: ctx.pool.provider(&subject.path),
+        namespace: policy.namespace.clone(),
+        policy: reference.clone(),
+        provider: ctx.pool.provider(&policy.path()),
         http_get: http_get.clone(),
         serves: node.serves.clone(),
         programmed: programmed(node),
         key: key(unit, node),
     };
     let me = ctx.me.clone();
-    let span = tracing::error_span!("probe", policy = subject.path, node = node.name);
+    let span = tracing::error_span!("probe", policy = policy.path(), node = node.name);
     let probing = async move {
         let Some(slots) = me.upgrade().map(|ctx| ctx.probes.clone()) else { return };
         let Some(_turn) = slots.turn(&job.namespace).await else { return };

@@ -79,6 +79,12 @@ impl Log {
     }
 }
 
+/// The name of the object that holds the record of a revision.
+#[must_use]
+pub fn name(policy: &str, revision: i64) -> String {
+    if revision == 1 { format!("{policy}-original") } else { format!("{policy}-original-{revision}") }
+}
+
 /// Splits a change into records that each fit into one object.
 #[must_use]
 pub fn split(change: BTreeMap<String, Option<Saved>>) -> Vec<Record> {

@@ -11,4 +11,4 @@ pub mod series;
 #[cfg(test)]
 mod simple;
 
-pub use sampler::{Node, Permit, Sampler, Samples, Source, Watch};
+pub use sampler::{Permit, Sampler, Samples, Source, Watch};

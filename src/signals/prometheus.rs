@@ -5,9 +5,10 @@ use std::time::Duration;
 use serde::Deserialize;
 use url::Url;
 
-use super::sampler::{Node, Watch, refused, silence};
+use super::sampler::{Watch, refused, silence};
 use crate::{
     decide::adaptive::signal::{Gap, Measure},
+    pass::world::SampledNode,
     pool::{Provider, Request},
 };
 
@@ -38,7 +39,7 @@ struct Series {
 pub async fn ask(
     provider: &Provider,
     watch: &Watch,
-    node: &Node,
+    node: &SampledNode,
     query: &str,
     threshold: f64,
     timeout: Duration,

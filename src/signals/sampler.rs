@@ -21,6 +21,7 @@ use super::{
 use crate::{
     clock,
     decide::adaptive::signal::{self, Gap, Measure, NodeSample, Signal},
+    pass::world::SampledNode,
     pool::{Error, Provider, Request},
 };
 
@@ -39,21 +40,6 @@ const MAX_PAGE: usize = 256;
 /// Longest path of a redirect that is shown.
 const MAX_HINT: usize = 128;
 
-/// A node and the address of its page.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Node {
-    /// The node's name.
-    pub name: String,
-    /// `scheme://host:port`; empty if unknown, which makes the node count as missing.
-    pub address: String,
-    /// Whether only the node's own cluster names this address: then each request needs a permit.
-    pub named: bool,
-    /// Name of the pod that the node reports; empty if it reports none.
-    pub pod: String,
-    /// Path and query of the page. For a Prometheus server, the part before `/api`.
-    pub path: String,
-}
-
 /// The source of the samples.
 #[derive(Clone, Debug)]
 pub enum Source {
@@ -70,13 +56,13 @@ pub enum Source {
 
 /// Returns the address under which a node may be reached at this moment; `None` if it may not be reached. It is called
 /// for nodes whose address only their cluster names.
-pub type Permit = Arc<dyn Fn(Node) -> BoxFuture<'static, Option<String>> + Send + Sync>;
+pub type Permit = Arc<dyn Fn(SampledNode) -> BoxFuture<'static, Option<String>> + Send + Sync>;
 
 /// Everything that a sampler needs to know.
 #[derive(Clone)]
 pub struct Watch {
     /// The nodes.
-    pub nodes: Vec<Node>,
+    pub nodes: Vec<SampledNode>,
     /// The source of the samples.
     pub source: Source,
     /// Time between two rounds.
@@ -129,7 +115,7 @@ impl Sampler {
         if old.key != watch.key {
             self.samples.lock().unwrap_or_else(PoisonError::into_inner).clear();
         }
-        let known: BTreeSet<&Node> = old.nodes.iter().collect();
+        let known: BTreeSet<&SampledNode> = old.nodes.iter().collect();
         let news = old.key != watch.key || watch.nodes.iter().any(|node| !known.contains(node));
         self.watch.send_replace(Arc::new(watch));
         if news {
@@ -148,7 +134,7 @@ impl Sampler {
 
     /// The nodes that are sampled.
     #[must_use]
-    pub fn nodes(&self) -> Vec<Node> {
+    pub fn nodes(&self) -> Vec<SampledNode> {
         self.watch.borrow().nodes.clone()
     }
 
@@ -241,7 +227,7 @@ async fn round(provider: &Provider, watch: &Watch, samples: &Samples) {
     samples.retain(|name, _| names.contains(name.as_str()));
 }
 
-async fn page(provider: &Provider, watch: &Watch, node: &Node, probe: &Probe, timeout: Duration) -> Result<Measure, Gap> {
+async fn page(provider: &Provider, watch: &Watch, node: &SampledNode, probe: &Probe, timeout: Duration) -> Result<Measure, Gap> {
     if node.address.is_empty() {
         return Err(Gap::Unreachable);
     }
@@ -251,7 +237,7 @@ async fn page(provider: &Provider, watch: &Watch, node: &Node, probe: &Probe, ti
         None => None,
     };
     let Some(address) = address else { return Err(Gap::NotPermitted) };
-    let node = &Node { address, ..node.clone() };
+    let node = &SampledNode { address, ..node.clone() };
     let mut answer = scrape(provider, watch, node, probe, timeout).await;
     if matches!(answer, Err(Error::Broken(_))) {
         // A reload of the server may have closed the connection of the first request.
@@ -275,7 +261,7 @@ pub(super) fn silence(error: &Error) -> Gap {
 async fn scrape(
     provider: &Provider,
     watch: &Watch,
-    node: &Node,
+    node: &SampledNode,
     probe: &Probe,
     timeout: Duration,
 ) -> Result<Result<Measure, Gap>, Error> {
@@ -314,7 +300,7 @@ async fn scrape(
 }
 
 /// The gap for a status other than 200.
-pub(super) fn refused(status: u16, headers: &HeaderMap, node: &Node) -> Gap {
+pub(super) fn refused(status: u16, headers: &HeaderMap, node: &SampledNode) -> Gap {
     match status {
         401 | 403 => Gap::Unauthorized(status),
         301 | 302 | 303 | 307 | 308 => Gap::Redirect(status, headers.get(LOCATION).and_then(|to| hint(to.to_str().ok()?, node))),
@@ -323,7 +309,7 @@ pub(super) fn refused(status: u16, headers: &HeaderMap, node: &Node) -> Gap {
 }
 
 /// The path of a redirect. It comes from another server, so only a plain path is shown.
-fn hint(location: &str, node: &Node) -> Option<Arc<str>> {
+fn hint(location: &str, node: &SampledNode) -> Option<Arc<str>> {
     let from = url::Url::parse(&format!("{}{}", node.address, node.path)).ok()?;
     let to = from.join(location).ok()?;
     let is_plain =
@@ -337,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_redirect_shows_a_plain_path_of_the_same_server_and_nothing_else() {
-        let node = Node {
+        let node = SampledNode {
             name: "n".into(),
             address: "http://10.0.0.1:8080".into(),
             named: false,

@@ -16,8 +16,6 @@ use std::{
     sync::Arc,
 };
 
-use futures::future::BoxFuture;
-
 pub use self::{
     endpoint::{AllowList, Place, PodFacts},
     kind::{Connection, Kind},
@@ -27,7 +25,8 @@ use crate::{
         Settings,
         policy::{Target as Spec, TargetType},
     },
-    decide::{Cause, Change, Fault, Traits, Unit, UnitState},
+    decide::{Cause, Fault, Traits},
+    pass::world::Target,
     pool::{self, Provider},
 };
 
@@ -38,31 +37,6 @@ pub struct Credentials {
     pub token: Option<String>,
     /// CA certificates in PEM.
     pub ca: Option<Vec<u8>>,
-}
-
-/// A connected target.
-pub trait Target: Send + Sync {
-    /// Finds the units. If there are none, the error is [`Cause::NotFound`].
-    fn discover(&self) -> BoxFuture<'_, Result<Vec<Unit>, Fault>>;
-
-    /// Reads the values that a unit and its nodes store.
-    fn read<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<UnitState, Fault>>;
-
-    /// When the unit's process started, as it reports: any text that differs after a restart. `None` if it does not
-    /// report this, or if a restart loses no stored value.
-    fn started<'a>(&'a self, _unit: &'a Unit) -> BoxFuture<'a, Option<String>> {
-        Box::pin(std::future::ready(None))
-    }
-
-    /// Takes a node out of service, or back into it, so that its restart disturbs no client.
-    fn drain<'a>(&'a self, _unit: &'a Unit, _node: &'a str, _out: bool) -> BoxFuture<'a, Result<(), Fault>> {
-        Box::pin(std::future::ready(Ok(())))
-    }
-
-    /// Writes all changes at once, against the state that they were decided from.
-    ///
-    /// A timeout is a fault like any other: the next read shows whether the values were stored.
-    fn write<'a>(&'a self, unit: &'a Unit, state: &'a UnitState, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Fault>>;
 }
 
 /// Access to a target.

@@ -12,9 +12,10 @@ use std::{
 
 use idleconn_operator::{
     decide::adaptive::signal::Signal,
+    pass::world::SampledNode,
     pool::Pool,
     signals::{
-        Node, Sampler, Source, Watch,
+        Sampler, Source, Watch,
         exposition::{Families, Found, Sample},
         page::{Probe, Threshold},
     },
@@ -107,7 +108,7 @@ fn unframed(body: &str) -> Vec<u8> {
 /// Returns the result of one round for one node: the count, or the reason and the message.
 async fn count(address: &str, path: &str, source: Source) -> String {
     let watch = Watch {
-        nodes: vec![Node {
+        nodes: vec![SampledNode {
             name: "node".into(),
             address: address.to_owned(),
             named: false,

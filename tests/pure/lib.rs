@@ -7,6 +7,8 @@ pub use idleconn_api as api;
 
 #[path = "../../src/decide/mod.rs"]
 pub mod decide;
+#[path = "../../src/pass/mod.rs"]
+pub mod pass;
 #[path = "../../src/simulate/mod.rs"]
 pub mod simulate;
 

@@ -3,15 +3,17 @@
 
 use std::{collections::BTreeMap, future::Future, sync::Arc, time::Duration};
 
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream::FuturesUnordered};
-use tokio::time::Instant;
-
-use super::memory::Memory;
-use crate::{
-    budget::{Reservation, Tenant},
-    decide::{Cause, Fault, Unit, UnitState},
-    targets::Target,
+use futures::{
+    FutureExt as _, StreamExt as _,
+    future::{BoxFuture, Either, select},
+    stream::FuturesUnordered,
 };
+
+use super::{
+    memory::Memory,
+    world::{Moment, Target, World},
+};
+use crate::decide::{Cause, Fault, Unit, UnitState};
 
 /// Maximum units that are read at the same time.
 const CONCURRENCY: usize = 64;
@@ -25,24 +27,25 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 pub type Answer = (Unit, Result<UnitState, Fault>);
 
 /// Reads that are in progress.
-pub struct Gathering {
+pub struct Gathering<'a> {
     /// Units that were not read: their back-off is not over, or there was no time left.
     pub skipped: Vec<Answer>,
+    world: &'a dyn World,
     open: FuturesUnordered<BoxFuture<'static, Answer>>,
     /// Units that are being read, by id.
     asked: BTreeMap<String, Unit>,
     waiting: Vec<Unit>,
     answered: Vec<Answer>,
     target: Arc<dyn Target>,
-    /// Memory of the answers, until the pass ends.
-    held: Reservation,
-    until: Instant,
+    /// Bytes of the answers.
+    kept: usize,
+    until: Moment,
 }
 
-impl Gathering {
-    /// Begins to read all units that are due. Their answers count against the namespace's memory as long as this exists.
-    pub fn begin(target: Arc<dyn Target>, units: Vec<Unit>, memory: &Memory, tenant: &Arc<Tenant>) -> Self {
-        let now = std::time::Instant::now();
+impl<'a> Gathering<'a> {
+    /// Begins to read all units that are due.
+    pub fn begin(world: &'a dyn World, target: Arc<dyn Target>, units: Vec<Unit>, memory: &Memory) -> Self {
+        let now = world.moment();
         let (mut skipped, mut waiting) = (Vec::new(), Vec::new());
         for unit in units {
             match memory.failing.get(&unit.id) {
@@ -51,67 +54,78 @@ impl Gathering {
             }
         }
         waiting.reverse();
-        let (open, answered, held) = (FuturesUnordered::new(), Vec::new(), tenant.nothing());
-        Self { skipped, open, asked: BTreeMap::new(), waiting, answered, target, held, until: Instant::now() + TIMEOUT }
+        let (open, answered, asked) = (FuturesUnordered::new(), Vec::new(), BTreeMap::new());
+        Self { skipped, world, open, asked, waiting, answered, target, kept: 0, until: now + TIMEOUT }
     }
 
     /// Returns the next group of answers: when all units have answered, or a moment after the first answer. `None` after the last
     /// group.
     pub async fn next(&mut self) -> Option<Vec<Answer>> {
-        let mut until = self.until;
-        if !self.answered.is_empty() {
-            until = until.min(Instant::now() + GROUPING);
+        self.fill();
+        if self.answered.is_empty()
+            && let Some(answer) = self.one_until(self.until).await
+        {
+            self.take(answer);
         }
-        loop {
+        let until = self.until.min(self.world.moment() + GROUPING);
+        self.fill();
+        while let Some(answer) = self.one_until(until).await {
+            self.take(answer);
             self.fill();
-            if self.open.is_empty() {
-                break;
-            }
-            tokio::select! {
-                biased;
-                Some(answer) = self.open.next() => {
-                    if self.answered.is_empty() {
-                        until = until.min(Instant::now() + GROUPING);
-                    }
-                    self.take(answer);
-                }
-                () = tokio::time::sleep_until(until) => break,
-            }
         }
-        if Instant::now() >= self.until {
-            self.open.clear();
-            for unit in std::mem::take(&mut self.asked).into_values() {
-                let fault = Fault::new(Cause::Unreachable, format!("{} did not answer within {TIMEOUT:?}", unit.name));
-                self.answered.push((unit, Err(fault)));
-            }
-            let late = std::mem::take(&mut self.waiting).into_iter().map(|unit| {
-                let message = format!("{} was not read: the other nodes took more than {TIMEOUT:?}; it is read next", unit.name);
-                (unit, Err(Fault::new(Cause::NotReady, message)))
-            });
-            self.skipped.extend(late);
+        if self.world.moment() >= self.until {
+            self.give_up();
         }
         let answers = std::mem::take(&mut self.answered);
         (!answers.is_empty()).then_some(answers)
     }
 
     /// Runs other work while the reads continue.
-    pub async fn alongside<T>(&mut self, work: impl Future<Output = T>) -> T {
-        tokio::pin!(work);
+    pub async fn alongside<T>(&mut self, work: impl Future<Output = T> + Send) -> T {
+        let mut work = std::pin::pin!(work);
         loop {
             self.fill();
-            tokio::select! {
-                biased;
-                done = &mut work => return done,
-                Some(answer) = self.open.next(), if !self.open.is_empty() => self.take(answer),
+            if self.open.is_empty() {
+                return work.await;
+            }
+            match select(work.as_mut(), self.open.next()).await {
+                Either::Left((done, _)) => return done,
+                Either::Right((answer, _)) => answer.into_iter().for_each(|answer| self.take(answer)),
             }
         }
+    }
+
+    /// Returns an answer; `None` if nothing is being read, or if the time is over.
+    async fn one_until(&mut self, until: Moment) -> Option<Answer> {
+        if self.open.is_empty() {
+            return None;
+        }
+        match select(self.open.next(), self.world.wait_until(until)).await {
+            Either::Left((answer, _)) => answer,
+            Either::Right(_) => None,
+        }
+    }
+
+    /// Ends the reads that took too long.
+    fn give_up(&mut self) {
+        self.open.clear();
+        for unit in std::mem::take(&mut self.asked).into_values() {
+            let fault = Fault::new(Cause::Unreachable, format!("{} did not answer within {TIMEOUT:?}", unit.name));
+            self.answered.push((unit, Err(fault)));
+        }
+        let late = std::mem::take(&mut self.waiting).into_iter().map(|unit| {
+            let message = format!("{} was not read: the other nodes took more than {TIMEOUT:?}; it is read next", unit.name);
+            (unit, Err(Fault::new(Cause::NotReady, message)))
+        });
+        self.skipped.extend(late);
     }
 
     fn take(&mut self, (unit, state): Answer) {
         self.asked.remove(&unit.id);
         let state = state.and_then(|state| {
-            let held = self.held.bytes() + state.size();
-            if self.held.try_grow(held) {
+            let kept = self.kept + state.size();
+            if self.world.may_keep(kept) {
+                self.kept = kept;
                 return Ok(state);
             }
             let message = format!(

@@ -13,7 +13,6 @@ use crate::{
         claims::{Claim, Claimant, Claims, Queue},
         originals::Log,
     },
-    targets,
 };
 
 /// Fact about older policies that a younger policy waits for.
@@ -27,7 +26,7 @@ pub enum Scope {
 
 /// Targets and saved original settings of all policies.
 #[derive(Default)]
-pub struct Board {
+pub struct Registry {
     inner: Mutex<Inner>,
 }
 
@@ -62,17 +61,18 @@ pub enum Taken {
     Elsewhere,
 }
 
-impl Board {
+impl Registry {
     fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
         f(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Adds a policy. Younger policies wait until a pass has looked for its target.
-    pub fn listed(&self, claimant: &Claimant, kind: TargetType) {
+    /// Adds a policy. Younger policies wait until a pass has looked for its target. `states_identity`: targets of this kind report an
+    /// identity themselves.
+    pub fn listed(&self, claimant: &Claimant, kind: TargetType, states_identity: bool) {
         self.with(|inner| {
             if inner.claims.get(claimant).is_none() {
                 inner.queue.add(Scope::Places(kind), claimant.clone());
-                if targets::kind(kind).states_identity {
+                if states_identity {
                     inner.queue.add(Scope::Stated(claimant.namespace.clone()), claimant.clone());
                 }
             }
@@ -174,6 +174,7 @@ impl Board {
 }
 
 /// Reports whether an identity is one that a target reports.
+#[must_use]
 pub fn is_stated(identity: &str) -> bool {
     identity.starts_with("aistore/")
 }

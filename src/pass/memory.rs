@@ -2,18 +2,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use jiff::Timestamp;
 
-use super::{adaptation::Adaptation, verify::Verifier};
-use crate::{
-    decide::{
-        Cause, Change, Fault, Lives, NodeState, Unit, lives,
-        originals::{Log, Saved},
-    },
-    targets::Credentials,
+use super::world::{Moment, SampledNode};
+use crate::decide::{
+    Cause, Change, Fault, Lives, NodeState, Unit,
+    adaptive::{driver::AdaptiveDriver, signal::Signal},
+    lives,
+    originals::{Log, Saved},
+    verify::Probes,
 };
 
 /// Back-off after the first failure; it doubles.
@@ -22,14 +22,12 @@ const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(300);
 
 /// State of one policy.
-#[derive(Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Memory {
     /// UID of the policy. A new UID under the same name clears the state.
     pub uid: String,
     /// Original settings, from the API server; `None` until they have been read.
     pub originals: Option<Log>,
-    /// Last credentials that could be read. In a namespace that is being deleted, the Secret is deleted before the policy.
-    pub credentials: Credentials,
     /// Units that do not answer, with their back-off. The key "" stands for the target as a whole.
     pub failing: BTreeMap<String, Failing>,
     /// Units that answer but did not accept a change.
@@ -41,39 +39,45 @@ pub struct Memory {
     /// Consecutive failed passes.
     pub failures: u32,
     /// Units that are no longer part of the policy, with the time of the first attempt to restore them.
-    pub departed: BTreeMap<String, Instant>,
+    pub departed: BTreeMap<String, Moment>,
     /// Time of the first pass after the policy was deleted.
-    pub leaving: Option<Instant>,
+    pub leaving: Option<Moment>,
     /// Last log message by subject, so that a message is logged once.
     pub logged: BTreeMap<String, String>,
     /// Adaptive control, if the policy has it.
-    pub adaptation: Option<Adaptation>,
+    pub driver: Option<AdaptiveDriver>,
+    /// Why the samples do not count, such as a reference that cannot be resolved.
+    pub obstacle: Option<Signal>,
+    /// Nodes whose tasks are counted.
+    pub sampled: Vec<SampledNode>,
     /// Why the last restart step failed, if it did.
     pub restart_note: Option<String>,
     /// Names of the nodes that have been observed.
     pub nodes: BTreeSet<String>,
     /// Settings that the processes of the nodes are known to use.
     pub lives: Lives,
-    /// Probes of the servers, with `spec.verify`.
-    pub verifier: Option<Verifier>,
+    /// Last results of the probes, with `spec.verify`.
+    pub probes: Option<Probes>,
 }
 
 /// Back-off of a unit that does not answer.
+#[derive(Clone, Debug)]
 pub struct Failing {
     /// Consecutive failures.
     pub times: u32,
     /// Time of the next attempt.
-    pub due: Instant,
+    pub due: Moment,
     /// Last fault.
     pub fault: Fault,
 }
 
 /// Changes that a unit did not accept.
+#[derive(Clone, Debug)]
 pub struct Unwritten {
     changes: Vec<Change>,
     times: u32,
     /// Time of the next attempt; `None` if the unit rejected the changes.
-    pub due: Option<Instant>,
+    pub due: Option<Moment>,
     fault: Fault,
 }
 
@@ -85,7 +89,7 @@ impl Memory {
     }
 
     /// Records the result of reading a unit.
-    pub fn ended(&mut self, unit: &str, fault: Option<&Fault>, now: Instant) {
+    pub fn ended(&mut self, unit: &str, fault: Option<&Fault>, now: Moment) {
         let Some(fault) = fault else {
             self.failing.remove(unit);
             return;
@@ -96,7 +100,7 @@ impl Memory {
     }
 
     /// Records the result of a write. The unit is read in any case.
-    pub fn written(&mut self, unit: &str, changes: &[Change], fault: Option<&Fault>, now: Instant) {
+    pub fn written(&mut self, unit: &str, changes: &[Change], fault: Option<&Fault>, now: Moment) {
         let Some(fault) = fault else {
             self.unwritten.remove(unit);
             return;
@@ -110,7 +114,7 @@ impl Memory {
 
     /// Returns why these changes are not sent to a unit now: it did not accept them, and the next attempt is not due.
     #[must_use]
-    pub fn held_back(&self, unit: &str, changes: &[Change], now: Instant) -> Option<Fault> {
+    pub fn held_back(&self, unit: &str, changes: &[Change], now: Moment) -> Option<Fault> {
         let unwritten = self.unwritten.get(unit).filter(|unwritten| unwritten.changes == changes)?;
         unwritten.due.is_none_or(|due| now < due).then(|| unwritten.fault.clone())
     }
@@ -186,7 +190,7 @@ mod tests {
 
     #[test]
     fn what_was_refused_is_never_sent_again_and_what_failed_is_sent_later() {
-        let now = Instant::now();
+        let now = Moment::default();
         let later = now + Duration::from_secs(400);
         let change =
             |n| [Change { site: Site { knob: Knob::BackendMaxIdleConns, place: "web".into() }, to: To::Value(Value::Count(n)) }];

@@ -1,16 +1,19 @@
 //! Applying: saves the original settings, writes, and reads back, in this order. Units are written in parallel.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
-    time::Instant,
 };
 
 use futures::{FutureExt as _, StreamExt as _, stream};
-use k8s_openapi::api::apps::v1::ControllerRevision;
-use kube::Api;
 
-use super::{Context, Error, Subject, memory::Memory, originals, report};
+use super::{
+    Error, PolicyHandle,
+    memory::Memory,
+    saved::append,
+    world::{Moment, Stage, Target, World},
+};
 use crate::{
     api::{Knob, Limits, Value, conditions::EventReason, wording::listed},
     decide::{
@@ -20,8 +23,6 @@ use crate::{
         order,
         originals::Saved,
     },
-    metrics::Step,
-    targets::Target,
 };
 
 /// Maximum units that are written at the same time.
@@ -30,39 +31,39 @@ const AT_ONCE: usize = 64;
 /// Renames saved original settings after the config paths of a unit have changed. Settings whose path is ambiguous now are
 /// dropped, and an Event names them.
 pub async fn follow(
-    ctx: &Context,
-    subject: &Subject,
+    world: &dyn World,
+    policy: &PolicyHandle,
     memory: &mut Memory,
     declared: &Declared,
     traits: &Traits,
     units: &[(Unit, UnitState)],
 ) -> Result<(), Error> {
-    if subject.spec().suspend || ctx.settings.dry_run {
+    if policy.spec().suspend || world.is_dry_run() {
         return Ok(());
     }
     let mut kept = memory.saved();
-    let ours = written(subject, declared);
+    let ours = written(policy, declared);
     let mut change = BTreeMap::new();
     for (unit, state) in units {
         let Some(mut saved) = kept.remove(&unit.id) else { continue };
         let Some(moved) = (traits.moved)(&saved.sites, state, &ours) else { continue };
-        tell_lost(ctx, subject, &unit.name, &moved).await?;
+        tell_lost(world, policy, &unit.name, &moved).await?;
         saved.sites = moved.sites;
         change.insert(unit.id.clone(), Some(saved).filter(|saved| !saved.sites.is_empty()));
     }
-    append(ctx, subject, memory, change).await
+    append(world, policy, memory, change).await
 }
 
 /// Returns the values that the operator may have written to a node of the policy.
-pub fn written(subject: &Subject, declared: &Declared) -> BTreeSet<(Knob, Value)> {
-    let programmed = subject.object.status.as_ref().and_then(|status| status.limits.as_ref()?.programmed.as_ref());
+pub fn written(policy: &PolicyHandle, declared: &Declared) -> BTreeSet<(Knob, Value)> {
+    let programmed = policy.object.status.as_ref().and_then(|status| status.limits.as_ref()?.programmed.as_ref());
     let mut written = declared.values();
     written.extend(programmed.map(Limits::settings).unwrap_or_default());
     written
 }
 
 /// Publishes an Event with the config paths of a unit whose original settings are dropped, because they are ambiguous now.
-pub async fn tell_lost(ctx: &Context, subject: &Subject, unit: &str, moved: &Moved) -> Result<(), Error> {
+pub async fn tell_lost(world: &dyn World, policy: &PolicyHandle, unit: &str, moved: &Moved) -> Result<(), Error> {
     if moved.lost.is_empty() {
         return Ok(());
     }
@@ -72,13 +73,13 @@ pub async fn tell_lost(ctx: &Context, subject: &Subject, unit: &str, moved: &Mov
         "{unit}: the routes of {} changed, and their reverse proxies cannot be matched with their original settings; they keep their current settings. Give each reverse proxy an @id to avoid this",
         listed(&places)
     );
-    report::event(ctx, subject, &Notice { reason: EventReason::RestoreAbandoned, note }, "moved").await
+    world.publish(policy, &Notice { reason: EventReason::RestoreAbandoned, note }, "moved").await
 }
 
 /// Saves the settings that the planned writes would overwrite. Nothing may be written before this has succeeded.
 pub async fn capture(
-    ctx: &Context,
-    subject: &Subject,
+    world: &dyn World,
+    policy: &PolicyHandle,
     memory: &mut Memory,
     units: &[(Unit, UnitState)],
     plan: &Plan,
@@ -94,22 +95,22 @@ pub async fn capture(
         let mut saved = kept.remove(&unit.id).unwrap_or_else(|| Saved {
             name: unit.name.clone(),
             address: unit.address.clone(),
-            target: serde_json::to_value(&subject.spec().target).unwrap_or_default(),
+            target: serde_json::to_value(&policy.spec().target).unwrap_or_default(),
             sites: BTreeMap::new(),
         });
-        let before = ctx.board.original(&subject.claimant, &unit.id);
+        let before = world.registry().original(&policy.claimant, &unit.id);
         for (site, raw) in capture {
             saved.sites.insert(site.clone(), before.get(site).unwrap_or(raw).clone());
         }
         change.insert(unit.id.clone(), Some(saved));
     }
-    append(ctx, subject, memory, change).await
+    append(world, policy, memory, change).await
 }
 
 /// Drops saved original settings that are restored.
 pub async fn forget(
-    ctx: &Context,
-    subject: &Subject,
+    world: &dyn World,
+    policy: &PolicyHandle,
     memory: &mut Memory,
     plan: &Plan,
     results: &[UnitResult],
@@ -127,50 +128,31 @@ pub async fn forget(
             change.insert(result.unit.id.clone(), Some(saved).filter(|saved| !saved.sites.is_empty()));
         }
     }
-    append(ctx, subject, memory, change).await
-}
-
-/// Appends to the saved original settings. After a failure the log is read again, because another writer may have changed it.
-pub async fn append(
-    ctx: &Context,
-    subject: &Subject,
-    memory: &mut Memory,
-    change: BTreeMap<String, Option<Saved>>,
-) -> Result<(), Error> {
-    if change.is_empty() {
-        return Ok(());
-    }
-    let api = Api::<ControllerRevision>::namespaced(ctx.client.clone(), &subject.namespace);
-    let Some(mut log) = memory.originals.take() else { return Err(Error::Unread) };
-    originals::append(&api, &subject.name, &mut log, change).await?;
-    ctx.board.saved(&subject.claimant, &log);
-    memory.originals = Some(log);
-    Ok(())
+    append(world, policy, memory, change).await
 }
 
 /// Makes the planned writes and reads every written unit back. After `until`, or if the visit is cancelled, no further unit is
 /// written.
 #[allow(clippy::too_many_arguments)] // All are needed in one pass.
 pub async fn write(
-    ctx: &Context,
-    subject: &Subject,
+    world: &dyn World,
     target: &Arc<dyn Target>,
     units: Vec<(Unit, UnitState)>,
     plan: &Plan,
     traits: &Traits,
     memory: &Memory,
-    until: Instant,
+    until: Moment,
 ) -> Vec<UnitResult> {
-    let _timed = ctx.metrics.time(Step::Apply);
+    let _stage = world.enter(Stage::Write);
     if plan.units.values().any(|unit| !unit.changes.is_empty()) {
         // An older write in progress could overwrite these.
-        ctx.reach(subject).provider.writes_ended().await;
+        world.writes_ended().await;
     }
     let jobs: Vec<_> = units
         .into_iter()
         .map(|(unit, state)| {
             let changes = plan.units.get(&unit.id).map(|plan| &plan.changes[..]).unwrap_or_default();
-            let held_back = memory.held_back(&unit.id, changes, Instant::now());
+            let held_back = memory.held_back(&unit.id, changes, world.moment());
             async move {
                 let changes = if traits.file.is_some() { &order::due(changes, &state)[..] } else { changes };
                 if changes.is_empty() {
@@ -180,12 +162,12 @@ pub async fn write(
                     tracing::debug!(unit = unit.name, "changes are withheld: the unit rejected them, or the retry is not due");
                     return UnitResult { unit, state: Ok(state), write: Some(fault) };
                 }
-                if Instant::now() >= until || subject.visit.goes_on().is_err() {
+                if world.moment() >= until || world.is_interrupted() {
                     let message =
                         format!("{} was not written yet, because earlier writes took too long; it is written next", unit.name);
                     return UnitResult { unit, state: Ok(state), write: Some(Fault::new(Cause::NotReady, message)) };
                 }
-                write_one(ctx, target.as_ref(), unit, &state, changes).await
+                write_one(target.as_ref(), unit, &state, changes).await
             }
             .boxed()
         })
@@ -197,14 +179,14 @@ pub async fn write(
 }
 
 /// Writes one unit and reads it back: status 200 alone does not prove the change.
-pub async fn write_one(ctx: &Context, target: &dyn Target, unit: Unit, state: &UnitState, changes: &[Change]) -> UnitResult {
-    let mut state = std::borrow::Cow::Borrowed(state);
+pub async fn write_one(target: &dyn Target, unit: Unit, state: &UnitState, changes: &[Change]) -> UnitResult {
+    let mut state = Cow::Borrowed(state);
     let mut done: Vec<Change> = Vec::new();
     for part in order::parts(changes, &state) {
         done.extend(part.iter().cloned());
-        let result = write_part(ctx, target, unit.clone(), &state, &part, &done).await;
+        let result = write_part(target, unit.clone(), &state, &part, &done).await;
         match (result.state, result.write) {
-            (Ok(now), None) if done.len() < changes.len() => state = std::borrow::Cow::Owned(now),
+            (Ok(now), None) if done.len() < changes.len() => state = Cow::Owned(now),
             // A change that narrows the margin between client and server is written only after the one that widens it was read
             // back.
             (state, write) => return UnitResult { unit, state, write },
@@ -213,16 +195,8 @@ pub async fn write_one(ctx: &Context, target: &dyn Target, unit: Unit, state: &U
     UnitResult { unit, state: Ok(state.into_owned()), write: None }
 }
 
-async fn write_part(
-    ctx: &Context,
-    target: &dyn Target,
-    unit: Unit,
-    state: &UnitState,
-    part: &[Change],
-    changes: &[Change],
-) -> UnitResult {
+async fn write_part(target: &dyn Target, unit: Unit, state: &UnitState, part: &[Change], changes: &[Change]) -> UnitResult {
     let written = target.write(&unit, state, part).await;
-    ctx.metrics.wrote(written.is_ok());
     let mut now = target.read(&unit).await;
     if now.as_ref().is_err_and(|fault| fault.cause == Cause::Unreachable) {
         // A reload may have closed the connection of this request.

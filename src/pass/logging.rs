@@ -156,8 +156,8 @@ mod tests {
     use super::*;
     use crate::{
         api::Knob,
-        controller,
         decide::{Change, Site, Stored, To, UnitPlan},
+        pass,
     };
 
     #[derive(Clone, Default)]
@@ -207,7 +207,7 @@ mod tests {
         let selector = LabelSelector { match_expressions: Some(vec![wrong]), match_labels: None };
         let cause = Selector::try_from(selector).expect_err("no operator of Kubernetes");
         let text = cause.to_string();
-        let whole = chain(&controller::Error::from(cause));
+        let whole = chain(&pass::Error::from(cause));
         assert!(whole.starts_with("the selector in spec.target") && whole.ends_with(&format!(": {text}")), "{whole}");
         let nested = io::Error::other(io::Error::other("connection refused"));
         assert_eq!(chain(&nested), "connection refused");

@@ -2,39 +2,29 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures::{FutureExt as _, StreamExt as _, stream};
-use k8s_openapi::api::{apps::v1::ControllerRevision, core::v1::Pod};
-use kube::{Api, Resource as _, ResourceExt as _, api::ListParams, runtime::controller::Action};
-use tracing::Instrument as _;
+use kube::ResourceExt as _;
 
 use super::{
-    Context, Error, PolicyRef, Subject, apply,
+    Error, Next, PolicyHandle, apply,
     claims::{Taken, is_stated},
-    in_time, logging,
+    logging,
     memory::Memory,
-    originals, path, places,
-    reachability::addresses_of,
-    reconcile, report, restart,
+    report, restart,
+    saved::{self, append},
+    world::World,
 };
 use crate::{
     api::{
         FINALIZER, StoredPolicy,
-        conditions::{EventReason, Reason},
-        lookup::Lookup,
+        conditions::EventReason,
         policy::{DeletionPolicy, Target},
         wording::with_noun,
     },
-    decide::{
-        self, Cause, Fault, Unit,
-        claims::Claim,
-        condition::{Notice, shortened},
-        originals::Saved,
-    },
-    targets::{self, Credentials, Place},
+    decide::{self, Cause, Fault, Unit, claims::Claim, condition::Notice, originals::Saved},
 };
 
 /// Maximum units that are restored at the same time.
@@ -45,51 +35,51 @@ const TRY: Duration = Duration::from_secs(60);
 const NEXT_TRY: Duration = Duration::from_secs(2);
 
 /// Handles a policy that is being deleted.
-pub async fn cleanup(ctx: &Context, subject: &Subject, memory: &mut Memory) -> Result<Action, Error> {
-    if !subject.object.finalizers().iter().any(|f| f == FINALIZER) {
-        return Ok(Action::await_change());
+pub async fn cleanup(world: &dyn World, policy: &PolicyHandle, memory: &mut Memory) -> Result<Next, Error> {
+    if !policy.object.finalizers().iter().any(|f| f == FINALIZER) {
+        return Ok(Next::Changed);
     }
-    if ctx.settings.dry_run {
+    if world.is_dry_run() {
         if memory.news("restore", "dry run") {
             tracing::warn!("the policy is being deleted; --dry-run restores nothing and keeps the finalizer");
         }
-        return Ok(Action::await_change());
+        return Ok(Next::Changed);
     }
     // Measured by this process, not from the deletion time: with a clock that is an hour ahead it would give up at once.
-    let began = *memory.leaving.get_or_insert_with(Instant::now);
-    let timeout = subject.spec().restore_timeout.get().unwrap_or(Duration::from_secs(300));
-    let mut left = restore_all(ctx, subject, memory).await?;
-    left.unrestored.extend(restart::call_off(ctx, subject, memory.credentials.clone()).await.err());
+    let began = *memory.leaving.get_or_insert_with(|| world.moment());
+    let timeout = policy.spec().restore_timeout.get().unwrap_or(Duration::from_secs(300));
+    let mut left = restore_all(world, policy, memory).await?;
+    left.unrestored.extend(restart::call_off(world, policy).await.err());
     if let Some((name, fault)) = left.unrestored.first() {
-        let waited = began.elapsed();
+        let waited = world.moment().since(began);
         if waited < timeout {
             if memory.news("restore", &fault.message) {
                 tracing::warn!(unit = name, "the unit is not restored yet: {fault}");
             }
-            return Ok(Action::requeue(NEXT_TRY.min(timeout.saturating_sub(waited))));
+            return Ok(Next::After(NEXT_TRY.min(timeout.saturating_sub(waited))));
         }
-        let what = if targets::kind(subject.spec().target.type_).states_identity {
+        let what = if world.states_identity(policy.spec().target.type_) {
             "The cluster was".into()
         } else {
             with_noun(left.unrestored.len(), "node was", "nodes were")
         };
-        let note = format!("{what} not restored within {}: {name}: {fault}", subject.spec().restore_timeout);
+        let note = format!("{what} not restored within {}: {name}: {fault}", policy.spec().restore_timeout);
         let notice = Notice { reason: EventReason::RestoreAbandoned, note };
-        report::event(ctx, subject, &notice, "restore").await?;
+        world.publish(policy, &notice, "restore").await?;
     }
-    finish(ctx, subject, memory, &left).await?;
-    Ok(Action::await_change())
+    finish(world, policy, memory, &left).await?;
+    Ok(Next::Changed)
 }
 
 /// Restores all saved original settings. Returns what became of the units.
-async fn restore_all(ctx: &Context, subject: &Subject, memory: &mut Memory) -> Result<Left, Error> {
-    if subject.spec().deletion_policy == DeletionPolicy::Retain {
+async fn restore_all(world: &dyn World, policy: &PolicyHandle, memory: &mut Memory) -> Result<Left, Error> {
+    if policy.spec().deletion_policy == DeletionPolicy::Retain {
         return Ok(Left::default());
     }
     // An older write in progress could overwrite the restored settings.
-    ctx.reach(subject).provider.writes_ended().await;
+    world.writes_ended().await;
     let mut units = memory.saved();
-    let taken = ctx.board.taken_over(&subject.claimant, &recognised(&units));
+    let taken = world.registry().taken_over(&policy.claimant, &recognised(&units));
     let mut left = Left::default();
     for (id, how) in taken {
         let Some(saved) = units.remove(&id) else { continue };
@@ -106,8 +96,8 @@ async fn restore_all(ctx: &Context, subject: &Subject, memory: &mut Memory) -> R
         }
     }
     tracing::debug!(units = units.len(), handed_over = left.handed_over, blocked = left.unrestored.len(), "restoring units");
-    let now = Instant::now();
-    for (id, end) in restore(ctx, subject, memory, &units).await {
+    let now = world.moment();
+    for (id, end) in restore(world, policy, memory, &units).await {
         tracing::debug!(
             unit = units.get(&id).map(|saved| saved.name.as_str()),
             restored = end.is_ok(),
@@ -186,33 +176,25 @@ enum Restored {
 }
 
 /// Publishes the Event, deletes the saved original settings, and removes the finalizer.
-async fn finish(ctx: &Context, subject: &Subject, memory: &mut Memory, left: &Left) -> Result<(), Error> {
+async fn finish(world: &dyn World, policy: &PolicyHandle, memory: &mut Memory, left: &Left) -> Result<(), Error> {
     let restored = left.unrestored.is_empty();
     if restored && let Some(note) = left.note() {
-        report::event(ctx, subject, &Notice { reason: EventReason::Restored, note }, "restore").await?;
+        world.publish(policy, &Notice { reason: EventReason::Restored, note }, "restore").await?;
     }
-    if restored {
-        let api = Api::<ControllerRevision>::namespaced(ctx.client.clone(), &subject.namespace);
-        if let Some(mut log) = memory.originals.take() {
-            originals::clear(&api, &subject.name, &mut log).await?;
-        }
+    if restored && let Some(log) = memory.originals.take() {
+        saved::clear(world, log).await?;
     }
     // Settings that could not be restored stay saved: a policy of the same name restores them later.
-    let finalizers: Vec<_> = subject.object.finalizers().iter().filter(|f| *f != FINALIZER).cloned().collect();
-    match reconcile::set_finalizers(ctx, subject, &finalizers).await {
-        Ok(_) => {}
-        Err(Error::Kube(kube::Error::Api(status))) if status.is_not_found() => {}
-        Err(error) => return Err(error),
-    }
-    ctx.forget(&subject.reference);
-    ctx.enqueue(ctx.board.forget(&subject.namespace, &subject.name, None));
+    let finalizers: Vec<_> = policy.object.finalizers().iter().filter(|f| *f != FINALIZER).cloned().collect();
+    world.set_finalizers(policy, &finalizers).await?;
+    world.forget();
     tracing::info!(restored, "released the policy");
     Ok(())
 }
 
 /// Restores units that are no longer part of the policy. Returns true while some are left.
-pub async fn departed(ctx: &Context, subject: &Subject, memory: &mut Memory, units: &[Unit]) -> Result<bool, Error> {
-    if subject.spec().suspend || ctx.settings.dry_run {
+pub async fn departed(world: &dyn World, policy: &PolicyHandle, memory: &mut Memory, units: &[Unit]) -> Result<bool, Error> {
+    if policy.spec().suspend || world.is_dry_run() {
         return Ok(false);
     }
     let present: BTreeSet<_> = units.iter().map(|unit| unit.id.clone()).collect();
@@ -222,59 +204,59 @@ pub async fn departed(ctx: &Context, subject: &Subject, memory: &mut Memory, uni
         memory.departed.clear();
         return Ok(false);
     }
-    ctx.reach(subject).provider.writes_ended().await;
-    let taken = ctx.board.taken_over(&subject.claimant, &recognised(&gone));
+    world.writes_ended().await;
+    let taken = world.registry().taken_over(&policy.claimant, &recognised(&gone));
     let handed_over = taken.iter().filter(|(_, how)| **how == Taken::HandedOver);
     let mut change: BTreeMap<String, Option<Saved>> = handed_over.map(|(id, _)| (id.clone(), None)).collect();
     gone.retain(|id, _| !taken.contains_key(id));
-    let now = Instant::now();
-    let timeout = subject.spec().restore_timeout.get().unwrap_or(Duration::from_secs(300));
+    let now = world.moment();
+    let timeout = policy.spec().restore_timeout.get().unwrap_or(Duration::from_secs(300));
     let due = |memory: &Memory, id: &String| memory.failing.get(id).is_none_or(|failing| failing.due <= now);
     let asked: BTreeMap<_, _> =
         gone.iter().filter(|(id, _)| due(memory, id)).map(|(id, saved)| (id.clone(), saved.clone())).collect();
-    for (id, end) in restore(ctx, subject, memory, &asked).await {
+    for (id, end) in restore(world, policy, memory, &asked).await {
         let since = *memory.departed.entry(id.clone()).or_insert(now);
         memory.ended(&id, end.as_ref().err(), now);
         if let Err(fault) = end {
-            if now.saturating_duration_since(since) < timeout {
+            if now.since(since) < timeout {
                 continue;
             }
             let note = format!(
                 "{} is no longer part of the policy and was not restored within {}: {fault}",
                 gone[&id].name,
-                subject.spec().restore_timeout
+                policy.spec().restore_timeout
             );
-            report::event(ctx, subject, &Notice { reason: EventReason::RestoreAbandoned, note }, &id).await?;
+            world.publish(policy, &Notice { reason: EventReason::RestoreAbandoned, note }, &id).await?;
         }
         memory.departed.remove(&id);
         memory.failing.remove(&id);
         change.insert(id, None);
     }
     let left = gone.keys().any(|id| !change.contains_key(id));
-    apply::append(ctx, subject, memory, change).await?;
+    append(world, policy, memory, change).await?;
     Ok(left)
 }
 
 /// Restores units in parallel. Units that have not failed are first, so that units which hang do not delay the others. Units that
 /// are not begun in time are restored in the next attempt.
 async fn restore(
-    ctx: &Context,
-    subject: &Subject,
+    world: &dyn World,
+    policy: &PolicyHandle,
     memory: &Memory,
     units: &BTreeMap<String, Saved>,
 ) -> Vec<(String, Result<Restored, Fault>)> {
     let mut order: Vec<_> = units.iter().collect();
     order.sort_by_key(|(id, _)| memory.failing.get(*id).map_or(0, |failing| failing.times));
-    let until = Instant::now() + TRY;
+    let until = world.moment() + TRY;
     let jobs: Vec<_> = order
         .into_iter()
         .map(|(id, saved)| {
             async move {
-                if Instant::now() >= until {
+                if world.moment() >= until {
                     let message = format!("Not restored yet, because the nodes before this one took more than {TRY:?}");
                     return (id.clone(), Err(Fault::new(Cause::NotReady, message)));
                 }
-                (id.clone(), restore_one(ctx, subject, &memory.credentials, id, saved).await)
+                (id.clone(), restore_one(world, policy, id, saved).await)
             }
             .boxed()
         })
@@ -284,44 +266,24 @@ async fn restore(
 
 /// Restores a unit at the saved target, or at the current target of the policy if it finds the same unit there: Services are
 /// renamed, and schemes change.
-async fn restore_one(
-    ctx: &Context,
-    subject: &Subject,
-    remembered: &Credentials,
-    id: &str,
-    saved: &Saved,
-) -> Result<Restored, Fault> {
+async fn restore_one(world: &dyn World, policy: &PolicyHandle, id: &str, saved: &Saved) -> Result<Restored, Fault> {
     let then: Target = serde_json::from_value(saved.target.clone()).map_err(|error| {
         tracing::debug!(unit = saved.name, %error, "cannot read the saved target");
         Fault::new(Cause::NotFound, "The saved original settings name no valid target")
     })?;
-    let now = &subject.spec().target;
-    let first = restore_at(ctx, subject, remembered, id, saved, &then).await;
+    let now = &policy.spec().target;
+    let first = restore_at(world, policy, id, saved, &then).await;
     if matches!(first, Ok(Restored::Seen)) || then == *now || then.type_ != now.type_ {
         return first;
     }
-    match restore_at(ctx, subject, remembered, id, saved, now).await {
+    match restore_at(world, policy, id, saved, now).await {
         Ok(Restored::Seen) => Ok(Restored::Seen),
         _ => first,
     }
 }
 
-async fn restore_at(
-    ctx: &Context,
-    subject: &Subject,
-    remembered: &Credentials,
-    id: &str,
-    saved: &Saved,
-    spec: &Target,
-) -> Result<Restored, Fault> {
-    let Some(places) = present(ctx, subject, id, saved, spec).await? else { return Ok(Restored::Gone) };
-    // In a namespace that is being deleted, the Secret is deleted before the policy. Then the credentials that were last read are
-    // used.
-    let credentials = match places::credentials(ctx, &subject.namespace, spec).await {
-        Ok(credentials) => credentials,
-        Err(_) => remembered.clone(),
-    };
-    let target = targets::connect(spec, &BTreeMap::new(), places, credentials, ctx.reach(subject))?;
+async fn restore_at(world: &dyn World, policy: &PolicyHandle, id: &str, saved: &Saved, spec: &Target) -> Result<Restored, Fault> {
+    let Some(target) = world.connect_saved(policy, id, saved, spec).await? else { return Ok(Restored::Gone) };
     let units = match target.discover().await {
         Ok(units) => units,
         // Another client owns it now, so the operator's values are gone.
@@ -333,11 +295,11 @@ async fn restore_at(
         return Ok(Restored::Gone);
     };
     let state = target.read(&unit).await?;
-    let traits = targets::traits(spec);
-    let ours = apply::written(subject, &decide::declare(subject.spec(), &traits));
+    let traits = world.traits(spec);
+    let ours = apply::written(policy, &decide::declare(policy.spec(), &traits));
     let moved = (traits.moved)(&saved.sites, &state, &ours);
     if let Some(moved) = &moved
-        && let Err(error) = apply::tell_lost(ctx, subject, &saved.name, moved).await
+        && let Err(error) = apply::tell_lost(world, policy, &saved.name, moved).await
     {
         tracing::debug!(unit = saved.name, error = logging::chain(&error), "cannot create the Event");
         return Err(Fault::new(Cause::NotReady, "The Event about settings that are not restored could not be created"));
@@ -347,7 +309,7 @@ async fn restore_at(
     if changes.is_empty() {
         return Ok(Restored::Seen);
     }
-    let result = apply::write_one(ctx, target.as_ref(), unit, &state, &changes).await;
+    let result = apply::write_one(target.as_ref(), unit, &state, &changes).await;
     match (result.state, result.write) {
         (Err(fault), _) | (Ok(_), Some(fault)) => Err(fault),
         (Ok(state), None) if decide::restore(&state, sites).is_empty() => Ok(Restored::Seen),
@@ -355,82 +317,17 @@ async fn restore_at(
     }
 }
 
-/// Returns the current location of a saved unit from the API server or `--allow-endpoints`; `None` if the unit is gone. The saved
-/// address is not used: anyone who may write `ControllerRevisions` could have put any address there.
-async fn present(ctx: &Context, subject: &Subject, id: &str, saved: &Saved, spec: &Target) -> Result<Option<Vec<Place>>, Fault> {
-    if matches!(spec.lookup(), Some(Lookup::Mounting(_))) {
-        return Ok(Some(vec![Place::new(id, &saved.name, "")]));
-    }
-    if let Some((uid, port)) = id.strip_prefix("pod/").and_then(|id| id.rsplit_once(':')) {
-        let pods = Api::<Pod>::namespaced(ctx.client.clone(), &subject.namespace);
-        let unknown = |error: Error| Fault::new(Cause::Unreachable, shortened(&error.to_string(), 200));
-        // A pod that was deleted took its settings with it.
-        let pod = in_time(pods.get_opt(&saved.name)).await.map_err(unknown)?;
-        let Some(pod) = pod.filter(|pod| pod.uid().as_deref() == Some(uid)) else { return Ok(None) };
-        return match (addresses_of(&pod).first(), port.parse()) {
-            (Some(ip), Ok(port)) => {
-                let address = format!("{}://{}", spec.scheme().name(), SocketAddr::new(*ip, port));
-                Ok(Some(vec![Place::new(id, &saved.name, address)]))
-            }
-            _ => Err(Fault::new(Cause::Unreachable, format!("Pod {} has no address", saved.name))),
-        };
-    }
-    let places = match places::places(ctx, subject, spec).await {
-        Ok(places) => places,
-        Err(places::Failure::Problem(problem)) => {
-            let cause = if problem.reason == Reason::RefNotPermitted { Cause::NotPermitted } else { Cause::Unreachable };
-            return Err(Fault::new(cause, problem.message));
-        }
-        Err(places::Failure::Error(error)) => return Err(Fault::new(Cause::Unreachable, shortened(&error.to_string(), 200))),
-    };
-    if targets::kind(spec.type_).states_identity {
-        // The cluster reports its own identity, which is checked later.
-        return Ok(Some(places));
-    }
-    let at: Vec<_> = places.into_iter().filter(|place| place.id == id).collect();
-    if at.is_empty() {
-        let message = format!("{} is no longer at an address of the saved target", saved.name);
-        return Err(Fault::new(Cause::NotPermitted, message));
-    }
-    Ok(Some(at))
-}
-
-/// Restores and releases all policies (`all`), or only those that are being deleted.
-pub async fn release(ctx: &Context, all: bool) -> Result<(), Error> {
-    let apis: Vec<Api<StoredPolicy>> = match &ctx.settings.namespaces[..] {
-        [] => vec![Api::all(ctx.client.clone())],
-        listed => listed.iter().map(|namespace| Api::namespaced(ctx.client.clone(), namespace)).collect(),
-    };
-    let mut left = 0;
-    for api in apis {
-        for stored in in_time(api.list(&ListParams::default())).await? {
-            let held = stored.finalizers().iter().any(|f| f == FINALIZER);
-            if !held || !(all || stored.meta().deletion_timestamp.is_some()) {
-                continue;
-            }
-            let span = tracing::error_span!("release", policy = %path(&PolicyRef::from_obj(&stored)));
-            if !Box::pin(release_one(ctx, stored)).instrument(span).await? {
-                left += 1;
-            }
-        }
-    }
-    if left == 0 { Ok(()) } else { Err(Error::Unreleased(left)) }
-}
-
-/// Restores one policy, and removes its finalizer. Returns false if a node could not be restored; the other policies are released
-/// all the same.
-async fn release_one(ctx: &Context, stored: StoredPolicy) -> Result<bool, Error> {
-    let mut subject = match Subject::new(stored) {
-        Ok(subject) => subject,
+/// Restores one policy before the operator is uninstalled, and removes its finalizer. Returns false if a node could not be restored.
+pub async fn release(world: &dyn World, stored: StoredPolicy) -> Result<bool, Error> {
+    let mut policy = match PolicyHandle::new(stored) {
+        Ok(policy) => policy,
         Err(error) => {
             tracing::error!("the policy cannot be released: {error}");
             return Ok(false);
         }
     };
-    let revisions = Api::<ControllerRevision>::namespaced(ctx.client.clone(), &subject.namespace);
-    let log = originals::load(&revisions, &subject.name).await?;
-    let mut memory = Memory { originals: Some(log), ..Memory::default() };
-    let left = restore_all(ctx, &subject, &mut memory).await?;
+    let mut memory = Memory { originals: Some(world.originals().await?), ..Memory::default() };
+    let left = restore_all(world, &policy, &mut memory).await?;
     for (name, fault) in &left.unrestored {
         tracing::error!(unit = name, "the unit cannot be restored: {fault}");
     }
@@ -438,12 +335,12 @@ async fn release_one(ctx: &Context, stored: StoredPolicy) -> Result<bool, Error>
         // An operator that continues captures these again. Otherwise it would take the restored settings for a change by another
         // client.
         let restored = left.done.into_iter().map(|id| (id, None)).collect();
-        apply::append(ctx, &subject, &mut memory, restored).await?;
+        append(world, &policy, &mut memory, restored).await?;
         return Ok(false);
     }
-    if subject.object.metadata.deletion_timestamp.is_none() {
-        report::released(ctx, &mut subject).await?;
+    if policy.object.metadata.deletion_timestamp.is_none() {
+        report::released(world, &mut policy).await?;
     }
-    finish(ctx, &subject, &mut memory, &left).await?;
+    finish(world, &policy, &mut memory, &left).await?;
     Ok(true)
 }

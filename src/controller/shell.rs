@@ -1,0 +1,442 @@
+//! Carries out every request that a pass makes. What comes next is decided in [`crate::pass`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use futures::{FutureExt as _, future::BoxFuture};
+use jiff::Timestamp;
+use k8s_openapi::api::{apps::v1::ControllerRevision, core::v1::Pod};
+use kube::{
+    Api, Resource as _, ResourceExt as _,
+    api::{Patch, PatchParams},
+};
+use serde_json::json;
+
+use super::{
+    Context, PolicyRef, adaptation, connections, events, in_time, logging, originals, path,
+    places::{self, Places},
+    planted, restart, rollout, saved_unit,
+    scheduler::{Slot, Visit},
+    verify::{self, Verifier},
+};
+use crate::{
+    api::{
+        IdleConnectionPolicy, IdleConnectionPolicyStatus, MANAGER, StoredPolicy,
+        adaptive::Source,
+        config_map::ConfigMap,
+        policy::{Target as TargetSpec, TargetType},
+    },
+    budget::Reservation,
+    clock,
+    decide::{
+        self, Change, Fault, Traits, Unit, UnitState,
+        adaptive::{config::Config, signal::Signal},
+        claims::Claimant,
+        condition::Notice,
+        conditions::UnitResult,
+        originals::{Log, Record, Saved},
+        rollout::Workload,
+    },
+    metrics::{Metrics, Step},
+    pass::{
+        Error, Failure, PolicyHandle,
+        claims::Registry,
+        world::{Located, Moment, News, Probing, Sampling, Stage, Stay, Target, World},
+    },
+    signals::Sampler,
+    targets::{self, Credentials, Reach},
+};
+
+/// What runs for a policy between its passes.
+#[derive(Default)]
+pub struct Running {
+    /// Samples of the nodes, with adaptive control.
+    pub sampler: Option<Sampler>,
+    /// Probes of the servers, with `spec.verify`.
+    pub verifier: Option<Verifier>,
+    /// Last credentials that could be read. In a namespace that is being deleted, the Secret is deleted before the policy.
+    pub credentials: Credentials,
+}
+
+/// One pass, as seen from the controller.
+pub struct Shell {
+    ctx: Arc<Context>,
+    policy: PolicyRef,
+    namespace: String,
+    path: String,
+    pass: Mutex<Pass>,
+    running: Arc<Mutex<Running>>,
+}
+
+/// What a pass holds until it ends.
+struct Pass {
+    visit: Visit,
+    slot: Option<Slot>,
+    kept: Reservation,
+}
+
+impl Shell {
+    /// Begins a pass of a policy.
+    pub fn new(ctx: Arc<Context>, policy: PolicyRef, running: Arc<Mutex<Running>>) -> Self {
+        let namespace = policy.namespace.clone().unwrap_or_default();
+        let kept = ctx.kept.tenant(&namespace).nothing();
+        let pass = Mutex::new(Pass { visit: Visit::default(), slot: None, kept });
+        Self { path: path(&policy), ctx, policy, namespace, pass, running }
+    }
+
+    fn pass(&self) -> MutexGuard<'_, Pass> {
+        self.pass.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn running(&self) -> MutexGuard<'_, Running> {
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn policies(&self) -> Api<StoredPolicy> {
+        Api::namespaced(self.ctx.client.clone(), &self.namespace)
+    }
+
+    fn revisions(&self) -> Api<ControllerRevision> {
+        Api::namespaced(self.ctx.client.clone(), &self.namespace)
+    }
+
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.ctx.client.clone(), &self.namespace)
+    }
+
+    fn reach(&self, policy: &PolicyHandle) -> Reach {
+        let observed = policy.object.status.as_ref().and_then(|status| status.observed_generation);
+        Reach {
+            client: self.ctx.client.clone(),
+            namespace: self.namespace.clone(),
+            provider: self.ctx.pool.provider(&self.path),
+            hurry: observed != policy.object.metadata.generation,
+        }
+    }
+
+    fn counted(&self, target: Arc<dyn Target>) -> Arc<dyn Target> {
+        Arc::new(Counted { target, metrics: self.ctx.metrics.clone() })
+    }
+}
+
+/// A target that was found, with what is needed to connect to it.
+struct Found<'a> {
+    shell: &'a Shell,
+    spec: TargetSpec,
+    places: Places,
+    reach: Reach,
+}
+
+impl Located for Found<'_> {
+    fn identities(&self) -> BTreeSet<String> {
+        targets::identities(&self.spec, &self.shell.namespace, &self.places)
+    }
+
+    fn connect<'a>(&'a self, declared: &'a decide::Declared) -> BoxFuture<'a, Result<Arc<dyn Target>, Failure>> {
+        async move {
+            let credentials = places::credentials(&self.shell.ctx, &self.shell.namespace, &self.spec).await?;
+            self.shell.running().credentials = credentials.clone();
+            let places = self.places.clone();
+            let target = targets::connect(&self.spec, &declared.providers, places, credentials, self.reach.clone())?;
+            Ok(self.shell.counted(target))
+        }
+        .boxed()
+    }
+}
+
+/// Target whose writes are counted.
+struct Counted {
+    target: Arc<dyn Target>,
+    metrics: Metrics,
+}
+
+impl Target for Counted {
+    fn discover(&self) -> BoxFuture<'_, Result<Vec<Unit>, Fault>> {
+        self.target.discover()
+    }
+
+    fn read<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<UnitState, Fault>> {
+        self.target.read(unit)
+    }
+
+    fn started<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Option<String>> {
+        self.target.started(unit)
+    }
+
+    fn drain<'a>(&'a self, unit: &'a Unit, node: &'a str, out: bool) -> BoxFuture<'a, Result<(), Fault>> {
+        self.target.drain(unit, node, out)
+    }
+
+    fn write<'a>(&'a self, unit: &'a Unit, state: &'a UnitState, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Fault>> {
+        let written = self.target.write(unit, state, changes);
+        written.inspect(|written| self.metrics.wrote(written.is_ok())).boxed()
+    }
+}
+
+const fn step(stage: Stage) -> Option<Step> {
+    match stage {
+        Stage::Discover => Some(Step::Discover),
+        Stage::Gather => Some(Step::Gather),
+        Stage::Decide => Some(Step::Decide),
+        Stage::Write => Some(Step::Apply),
+        Stage::Report => Some(Step::Report),
+        Stage::Capture | Stage::Restore => None,
+    }
+}
+
+impl World for Shell {
+    fn moment(&self) -> Moment {
+        super::moment()
+    }
+
+    fn now(&self) -> Timestamp {
+        clock::now()
+    }
+
+    fn is_dry_run(&self) -> bool {
+        self.ctx.settings.dry_run
+    }
+
+    fn resync(&self) -> Duration {
+        super::reconcile::resync(&self.ctx, &self.policy)
+    }
+
+    fn traits(&self, target: &TargetSpec) -> Traits {
+        targets::traits(target)
+    }
+
+    fn states_identity(&self, kind: TargetType) -> bool {
+        targets::kind(kind).states_identity
+    }
+
+    fn units_are_nodes(&self, kind: TargetType) -> bool {
+        targets::kind(kind).units_are_nodes
+    }
+
+    fn default_source(&self, kind: TargetType) -> Source {
+        targets::kind(kind).source
+    }
+
+    fn registry(&self) -> &Registry {
+        &self.ctx.registry
+    }
+
+    fn enter(&self, stage: Stage) -> Stay {
+        planted::panics(stage, &self.path);
+        Box::new(step(stage).map(|step| self.ctx.metrics.time(step)))
+    }
+
+    fn tell(&self, news: News<'_>) {
+        let (namespace, name) = (&*self.namespace, &*self.policy.name);
+        match news {
+            News::Reconciled => self.ctx.metrics.reconciled(),
+            News::Status(status) => self.ctx.metrics.reported(namespace, name, status),
+            News::StatusRefused => self.ctx.metrics.status_refused(),
+            News::Decided(decision) => self.ctx.metrics.decided(namespace, name, decision),
+            News::Nodes(truths, now) => {
+                let samples = self.running().sampler.as_ref().map(Sampler::samples);
+                self.ctx.live.passed(&self.policy, truths, samples, now);
+            }
+        }
+    }
+
+    fn admitted(&self) -> BoxFuture<'_, bool> {
+        async {
+            let asked = super::moment();
+            let slot = self.ctx.scheduler.admit(&self.namespace).await;
+            self.pass().slot = Some(slot);
+            super::moment().since(asked) > crate::pass::MOMENT
+        }
+        .boxed()
+    }
+
+    fn begin(&self) {
+        self.pass().visit = self.ctx.scheduler.begin(&self.policy);
+    }
+
+    fn interrupted(&self) -> BoxFuture<'_, Error> {
+        let visit = self.pass().visit.clone();
+        async move { visit.interrupted().await }.boxed()
+    }
+
+    fn is_interrupted(&self) -> bool {
+        self.pass().visit.is_interrupted()
+    }
+
+    fn wait_until(&self, moment: Moment) -> BoxFuture<'_, ()> {
+        tokio::time::sleep(moment.since(super::moment())).boxed()
+    }
+
+    fn wake(&self, policies: BTreeSet<Claimant>) {
+        self.ctx.enqueue(policies);
+    }
+
+    fn forget(&self) {
+        self.ctx.gone(&self.policy);
+    }
+
+    fn may_keep(&self, bytes: usize) -> bool {
+        self.pass().kept.try_grow(bytes)
+    }
+
+    fn policy(&self) -> BoxFuture<'_, Result<Option<StoredPolicy>, Error>> {
+        async { in_time(self.policies().get_opt(&self.policy.name)).await }.boxed()
+    }
+
+    fn set_finalizers<'a>(
+        &'a self,
+        policy: &'a PolicyHandle,
+        finalizers: &'a [String],
+    ) -> BoxFuture<'a, Result<Option<StoredPolicy>, Error>> {
+        async move {
+            let version = policy.object.resource_version();
+            let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": version, "uid": policy.uid}});
+            match in_time(self.policies().patch(&policy.name, &PatchParams::default(), &Patch::Merge(patch))).await {
+                Err(error) if error.is_not_found() => Ok(None),
+                written => written.map(Some),
+            }
+        }
+        .boxed()
+    }
+
+    fn clear_status<'a>(&'a self, policy: &'a PolicyHandle) -> BoxFuture<'a, Result<(), Error>> {
+        async move {
+            let empty = Patch::Merge(json!({"metadata": {"uid": policy.uid}, "status": null}));
+            in_time(self.policies().patch_status(&policy.name, &PatchParams::default(), &empty)).await.map(drop)
+        }
+        .boxed()
+    }
+
+    fn write_status<'a>(
+        &'a self,
+        uid: &'a str,
+        status: &'a IdleConnectionPolicyStatus,
+    ) -> BoxFuture<'a, Result<Option<String>, Error>> {
+        async move {
+            let name = &self.policy.name;
+            let body = json!({
+                "apiVersion": IdleConnectionPolicy::api_version(&()),
+                "kind": IdleConnectionPolicy::kind(&()),
+                // The uid protects a newer object of the same name.
+                "metadata": {"name": name, "uid": uid},
+                "status": status,
+            });
+            let params = PatchParams::apply(MANAGER).force();
+            let written = in_time(self.policies().patch_status(name, &params, &Patch::Apply(body))).await?;
+            self.ctx.metrics.status_written();
+            Ok(written.resource_version())
+        }
+        .boxed()
+    }
+
+    fn publish<'a>(&'a self, policy: &'a PolicyHandle, notice: &'a Notice, seed: &'a str) -> BoxFuture<'a, Result<(), Error>> {
+        events::publish(&self.ctx.client, &self.ctx.settings.instance, policy, notice, seed).boxed()
+    }
+
+    fn originals(&self) -> BoxFuture<'_, Result<Log, Error>> {
+        async { originals::load(&self.revisions(), &self.policy.name).await }.boxed()
+    }
+
+    fn save_original<'a>(&'a self, revision: i64, record: &'a Record) -> BoxFuture<'a, Result<(), Error>> {
+        async move { originals::create(&self.revisions(), &self.policy.name, revision, record).await }.boxed()
+    }
+
+    fn delete_original(&self, revision: i64) -> BoxFuture<'_, Result<(), Error>> {
+        async move { originals::delete(&self.revisions(), &self.policy.name, revision).await }.boxed()
+    }
+
+    fn locate<'a, 'p>(&'a self, policy: &'p PolicyHandle) -> BoxFuture<'p, Result<Box<dyn Located + 'a>, Failure>>
+    where
+        'a: 'p,
+    {
+        async move {
+            let places = places::subscribed(&self.ctx, &self.policy, policy).await?;
+            let kind = policy.spec().target.type_.name();
+            tracing::debug!(kind, places = logging::names(places.iter().map(|place| &place.name)), "found the target");
+            let found = Found { shell: self, spec: policy.spec().target.clone(), places, reach: self.reach(policy) };
+            Ok(Box::new(found) as Box<dyn Located + 'a>)
+        }
+        .boxed()
+    }
+
+    fn connect_saved<'a>(
+        &'a self,
+        policy: &'a PolicyHandle,
+        id: &'a str,
+        saved: &'a Saved,
+        target: &'a TargetSpec,
+    ) -> BoxFuture<'a, Result<Option<Arc<dyn Target>>, Fault>> {
+        async move {
+            let Some(places) = saved_unit::place(&self.ctx, policy, id, saved, target).await? else { return Ok(None) };
+            // In a namespace that is being deleted, the Secret is deleted before the policy. Then the credentials that were last
+            // read are used.
+            let credentials = match places::credentials(&self.ctx, &self.namespace, target).await {
+                Ok(credentials) => credentials,
+                Err(_) => self.running().credentials.clone(),
+            };
+            let connected = targets::connect(target, &BTreeMap::new(), places, credentials, self.reach(policy))?;
+            Ok(Some(self.counted(connected)))
+        }
+        .boxed()
+    }
+
+    fn writes_ended(&self) -> BoxFuture<'_, ()> {
+        let provider = self.ctx.pool.provider(&self.path);
+        async move { provider.writes_ended().await }.boxed()
+    }
+
+    fn size_pool(&self, units: usize, sampled: Option<(usize, Duration)>) {
+        let resync = self.ctx.settings.resync;
+        let (nodes, every) = sampled.unwrap_or((0, resync));
+        let settings = connections::settings(units.max(nodes), every.max(resync));
+        self.ctx.pool.provider(&self.path).configure(settings);
+    }
+
+    fn pods(
+        &self,
+        names: BTreeSet<String>,
+        behind_service: bool,
+    ) -> BoxFuture<'_, Result<BTreeMap<String, decide::restart::Pod>, Error>> {
+        async move { restart::pods(&self.pods(), names, behind_service).await }.boxed()
+    }
+
+    fn evict<'a>(&'a self, node: &'a str, pod: &'a str, uid: &'a str) -> BoxFuture<'a, Result<(), String>> {
+        async move { restart::evict(&self.pods(), node, pod, uid).await }.boxed()
+    }
+
+    fn workload<'a>(&'a self, config_map: &'a ConfigMap) -> BoxFuture<'a, Result<Option<Workload>, Error>> {
+        rollout::workload(&self.ctx, &self.namespace, config_map).boxed()
+    }
+
+    fn roll<'a>(&'a self, kind: &'a str, name: &'a str, hash: &'a str) -> BoxFuture<'a, Result<(), String>> {
+        rollout::roll(&self.ctx, &self.namespace, kind, name, hash).boxed()
+    }
+
+    fn sample<'a>(&'a self, policy: &'a PolicyHandle, sampling: Option<Sampling<'a>>) -> BoxFuture<'a, Option<Signal>> {
+        async move {
+            let Some(sampling) = sampling else {
+                self.running().sampler = None;
+                return None;
+            };
+            let ca = self.running().credentials.ca.clone();
+            let (watch, obstacle) = adaptation::watch(&self.ctx, policy, ca, sampling).await;
+            match &mut self.running().sampler {
+                Some(sampler) => sampler.set(watch),
+                none => *none = Some(adaptation::start(&self.ctx, &self.policy, policy, watch)),
+            }
+            obstacle
+        }
+        .boxed()
+    }
+
+    fn signal(&self, config: &Config, now: i64) -> Signal {
+        adaptation::signal(self.running().sampler.as_ref(), config, now)
+    }
+
+    fn probe(&self, policy: &PolicyHandle, units: &[UnitResult], all: bool) -> Probing {
+        verify::look(&self.ctx, &self.policy, policy, &mut self.running().verifier, units, all)
+    }
+}

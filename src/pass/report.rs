@@ -1,0 +1,93 @@
+//! Reporting: Events, then the status, each only if something is new.
+
+use super::{
+    Error, PolicyHandle,
+    world::{News, Stage, World},
+};
+use crate::{
+    api::{
+        IdleConnectionPolicyStatus,
+        conditions::{ConditionType, EventReason, Reason},
+        policy::DeletionPolicy,
+    },
+    decide::condition::{self, Notice, reason, said},
+};
+
+/// Events of a decision. Such an Event is the same until a decision is in the status: if a process ended between the Event and
+/// the status, the next process decides again, perhaps with another text and with other Events beside it.
+const STEPS: [EventReason; 3] = [EventReason::Tightened, EventReason::Relaxed, EventReason::ReachedFloor];
+
+/// Publishes what is new. Events are first: after a crash between the two, a written status would hide that they are missing.
+pub async fn report(
+    world: &dyn World,
+    policy: &PolicyHandle,
+    status: &IdleConnectionPolicyStatus,
+    notices: &[Notice],
+) -> Result<(), Error> {
+    let _stage = world.enter(Stage::Report);
+    let previous = policy.object.status.clone().unwrap_or_default();
+    world.tell(News::Status(status));
+    let told = previous.control.as_ref().map_or(0, |control| control.events);
+    let decided = previous.history.first().map(|decision| decision.time.0.as_second());
+    for (n, notice) in notices.iter().enumerate() {
+        let seed = if STEPS.contains(&notice.reason) {
+            format!("after {decided:?}")
+        } else {
+            format!("{told}/{n}/{:?}", previous.observed_generation)
+        };
+        world.publish(policy, notice, &seed).await?;
+    }
+    if *status == previous && !policy.status_lost {
+        return Ok(());
+    }
+    if policy.status_lost {
+        // A write would keep fields that another client has set.
+        world.clear_status(policy).await?;
+    }
+    world.write_status(&policy.uid, status).await.map(drop)
+}
+
+/// Reports an internal error in the status. It uses no decision code, because that code may be what failed.
+pub async fn internal_error(world: &dyn World) -> Result<(), Error> {
+    let Some(object) = world.policy().await? else { return Ok(()) };
+    let object = object.read().map_err(Error::Unreadable)?.0;
+    let generation = object.metadata.generation;
+    let mut status = object.status.unwrap_or_default();
+    let message = "The operator failed on this policy with an internal error and retries; report it with the operator's log";
+    if reason(&status, ConditionType::Ready) == Some(Reason::InternalError) && status.observed_generation == generation {
+        return Ok(());
+    }
+    status.observed_generation = generation;
+    let ready =
+        condition::condition(ConditionType::Ready, &said(Reason::InternalError, message), generation, &status, world.now());
+    match status.conditions.iter_mut().find(|condition| condition.type_ == ready.type_) {
+        Some(old) => *old = ready,
+        None => status.conditions.push(ready),
+    }
+    world.tell(News::Status(&status));
+    world.write_status(&object.metadata.uid.unwrap_or_default(), &status).await.map(drop)
+}
+
+/// Reports that the operator was uninstalled and governs the target no longer. Nothing else that was
+/// observed remains in the status: it would not be true for long. With the internal state, a new installation continues at the same
+/// openness.
+pub async fn released(world: &dyn World, policy: &mut PolicyHandle) -> Result<(), Error> {
+    let back = match policy.spec().deletion_policy {
+        DeletionPolicy::Restore => "the original settings are back",
+        DeletionPolicy::Retain => "the nodes keep their limits (spec.deletionPolicy is Retain)",
+    };
+    let message =
+        format!("The operator was uninstalled; {back}, and nothing governs the target. Install it again, or delete the policy");
+    let generation = policy.object.metadata.generation;
+    let previous = policy.object.status.clone().unwrap_or_default();
+    let ready = condition::condition(ConditionType::Ready, &said(Reason::Released, message), generation, &previous, world.now());
+    let status = IdleConnectionPolicyStatus {
+        observed_generation: generation,
+        conditions: vec![ready],
+        control: previous.control,
+        ..IdleConnectionPolicyStatus::default()
+    };
+    // The finalizer is removed from this version of the object.
+    policy.object.metadata.resource_version = world.write_status(&policy.uid, &status).await?;
+    Ok(())
+}

@@ -1,0 +1,453 @@
+//! The nodes of one policy in a pass: read, decided about and written in groups, then reported.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Duration,
+};
+
+use jiff::Timestamp;
+use kube::ResourceExt as _;
+
+use super::{
+    Error, MOMENT, Next, PolicyHandle,
+    adaptation::{self, Look, interval},
+    apply,
+    gather::Gathering,
+    logging,
+    memory::{Memory, wait},
+    reading, report, restart, restore,
+    world::{Moment, News, Stage, Target, World},
+};
+use crate::{
+    api::{FINALIZER, IdleConnectionPolicyStatus, policy::DriftPolicy, status::RestartControl},
+    decide::{
+        self, Declared, Input, Plan, Traits, Unit, UnitState,
+        adaptive::pause::Pause,
+        advice::{self, Observed},
+        claims::SHARED,
+        conditions::{Problem, Seen, UnitResult},
+        contention, lives, originals,
+        truths::truths,
+    },
+};
+
+/// Requeue interval during a restart: no event reports when the node is back.
+const WHILE_RESTARTING: Duration = Duration::from_secs(2);
+/// Time after the begin of a pass during which nodes are written. The others are written in the next pass.
+const WRITING: Duration = Duration::from_secs(60);
+
+/// Governs the units of the target.
+pub async fn work(
+    world: &dyn World,
+    policy: &mut PolicyHandle,
+    memory: &mut Memory,
+    declared: &Declared,
+    traits: &Traits,
+    target: Arc<dyn Target>,
+    units: Vec<Unit>,
+) -> Result<Next, Error> {
+    memory.failing.remove("");
+    memory.logged.remove("problem");
+    memory.keep_only(&units);
+    size_pool(world, memory, units.len());
+    finalizer(world, policy).await?;
+    let mut gathering = Gathering::begin(world, target.clone(), units.clone(), memory);
+    let job = Job { world, declared, traits, target: &target, units: &units, until: world.moment() + WRITING };
+    let mut done = Done::default();
+    loop {
+        let waiting = world.enter(Stage::Gather);
+        let Some(answers) = reading(world, gathering.next()).await? else { break };
+        drop(waiting);
+        logging::read(&answers);
+        let mut answered = Vec::new();
+        for (unit, state) in answers {
+            match state {
+                Ok(state) => answered.push((unit, state)),
+                Err(fault) => {
+                    memory.ended(&unit.id, Some(&fault), world.moment());
+                    done.results.push(UnitResult { unit, state: Err(fault), write: None });
+                }
+            }
+        }
+        gathering.alongside(Box::pin(round(&job, policy, memory, &mut done, answered))).await?;
+    }
+    if done.plan.is_none() {
+        // No unit was due, but adaptive control is evaluated in each pass.
+        Box::pin(round(&job, policy, memory, &mut done, Vec::new())).await?;
+    }
+    done.results.extend(std::mem::take(&mut gathering.skipped).into_iter().map(|(unit, state)| UnitResult {
+        unit,
+        state,
+        write: None,
+    }));
+    Box::pin(finish(&job, policy, memory, done)).await
+}
+
+/// Inputs of one pass.
+struct Job<'a> {
+    world: &'a dyn World,
+    declared: &'a Declared,
+    traits: &'a Traits,
+    target: &'a Arc<dyn Target>,
+    units: &'a [Unit],
+    /// Nothing is written after this time.
+    until: Moment,
+}
+
+/// Results of the groups of one pass.
+#[derive(Default)]
+struct Done {
+    results: Vec<UnitResult>,
+    plan: Option<Plan>,
+    look: Option<Look>,
+    /// Whether adaptive control took a step in this pass. The settings of later units are then not drift.
+    stepped: bool,
+}
+
+/// Decides about one group of units, writes, and reads back.
+async fn round(
+    job: &Job<'_>,
+    policy: &mut PolicyHandle,
+    memory: &mut Memory,
+    done: &mut Done,
+    answered: Vec<(Unit, UnitState)>,
+) -> Result<(), Error> {
+    let Job { world, declared, traits, target, units, until } = *job;
+    apply::follow(world, policy, memory, declared, traits, &answered).await?;
+    let mut plan = if done.plan.is_none() {
+        adaptation::prepare(world, policy, memory, declared, traits, units, &answered).await;
+        size_pool(world, memory, units.len());
+        let saved = memory.saved();
+        if let Some(driver) = &mut memory.driver {
+            driver.bound(traits, &saved, &answered, answered.len() == units.len());
+        }
+        done.look = Look::at_samples(world, memory);
+        decided(job, policy, memory, done, &answered).await
+    } else {
+        decided(job, policy, memory, done, &answered).await
+    };
+    let corrects = !plan.drift.is_empty()
+        && plan.units.values().any(|unit| !unit.changes.is_empty())
+        && policy.spec().drift_policy == DriftPolicy::Correct;
+    let decision = plan.outcome.as_ref().and_then(|outcome| outcome.decision.as_ref());
+    if let Some(decision) = decision {
+        world.tell(News::Decided(decision));
+        done.stepped = true;
+    }
+    if corrects || decision.is_some() {
+        // Report before writing: after a crash between the two, the correction is still reported, and the decision is not made
+        // twice.
+        let before: Vec<_> = answered
+            .iter()
+            .map(|(unit, state)| UnitResult { unit: unit.clone(), state: Ok(state.clone()), write: None })
+            .chain(done.results.iter().cloned())
+            .collect();
+        say(world, policy, memory, declared, traits, None, &plan, &before, done.look.as_ref()).await?;
+        if let Some(outcome) = &mut plan.outcome {
+            (outcome.decision, outcome.judged) = (None, None);
+        }
+    }
+
+    let capturing = world.enter(Stage::Capture);
+    apply::capture(world, policy, memory, &answered, &plan).await?;
+    drop(capturing);
+    let written = apply::write(world, target, answered, &plan, traits, memory, until).await;
+    note(memory, &written, &plan, world.moment());
+    let unborn = |unit: &Unit| plan.units.contains_key(&unit.id) && !memory.births.contains_key(&unit.id);
+    let unborn: Vec<_> = written.iter().map(|result| &result.unit).filter(|unit| unborn(unit)).collect();
+    restarted(target.as_ref(), &unborn, &mut memory.births).await;
+    apply::forget(world, policy, memory, &plan, &written).await?;
+    done.results.extend(written);
+    done.plan = Some(match done.plan.take() {
+        None => plan,
+        Some(before) => before.joined(plan),
+    });
+    Ok(())
+}
+
+/// Decides about one group of units. Adaptive control is evaluated once in a pass; later groups use its outcome.
+async fn decided(job: &Job<'_>, policy: &PolicyHandle, memory: &mut Memory, done: &Done, answered: &[(Unit, UnitState)]) -> Plan {
+    let Job { world, declared, traits, target, .. } = *job;
+    let saved = memory.saved();
+    let mut previous = policy.object.status.clone().unwrap_or_default();
+    let mut unfinished = memory.unfinished.clone();
+    let declared = done.plan.as_ref().map_or(declared, |plan| &plan.desired);
+    if let Some(plan) = &done.plan {
+        previous.control = Some(plan.control.clone());
+        if done.stepped {
+            unfinished.extend(answered.iter().map(|(unit, _)| unit.id.clone()));
+        }
+    }
+    let look = done.look.as_ref().filter(|_| done.plan.is_none());
+    let input = Input {
+        generation: policy.object.metadata.generation,
+        suspend: policy.spec().suspend,
+        drift_policy: policy.spec().drift_policy,
+        declared,
+        traits,
+        units: answered,
+        saved: &saved,
+        unfinished: &unfinished,
+        restarted: &BTreeSet::new(),
+        lives: &memory.lives,
+        previous: &previous,
+        adaptive: memory.driver.as_ref().zip(look).map(|(driver, look)| look.input(driver)),
+        now: world.now(),
+    };
+    let deciding = world.enter(Stage::Decide);
+    let mut plan = decide::decide(&input);
+    drop(deciding);
+    if !plan.drift.is_empty() {
+        // A restarted process has the settings of its config file: no client changed them. The start time costs a request, so it
+        // is read only after drift.
+        let drifted = |unit: &Unit| plan.drift.iter().any(|drift| drift.id == unit.id);
+        let drifted: Vec<_> = answered.iter().map(|(unit, _)| unit).filter(|unit| drifted(unit)).collect();
+        let restarted = restarted(target.as_ref(), &drifted, &mut memory.births).await;
+        plan = decide::decide(&Input { restarted: &restarted, ..input });
+    }
+    if let (Some(look), Some(outcome)) = (look, &plan.outcome) {
+        logging::signal(&look.signal);
+        logging::outcome(outcome);
+    }
+    logging::plan(&plan, answered);
+    if world.is_dry_run() {
+        plan.units.clear();
+    }
+    plan
+}
+
+/// Reports the results of the pass, performs restarts, and returns when the next pass is due.
+async fn finish(job: &Job<'_>, policy: &mut PolicyHandle, memory: &mut Memory, done: Done) -> Result<Next, Error> {
+    let Job { world, declared, traits, target, units, .. } = *job;
+    let Done { mut results, plan, look, .. } = done;
+    let mut plan = plan.unwrap_or_default();
+    results.sort_by(|a, b| a.unit.name.cmp(&b.unit.name));
+    let stamp = world.now();
+    let nodes: Vec<_> = results.iter().filter_map(|result| result.state.as_ref().ok()).flat_map(|state| &state.nodes).collect();
+    let all = results.len() == units.len() && results.iter().all(|result| result.state.is_ok());
+    memory.looked(&nodes, all, stamp);
+    take_up(policy, memory, &plan, traits, &results, all);
+    plan_changed(&mut plan, &results, traits, stamp);
+    log_faults(memory, &results);
+
+    let probing = world.probe(policy, &results, all);
+    memory.probes = probing.found;
+    let departed = restore::departed(world, policy, memory, units).await?;
+    let written_down = plan.control.restart.clone();
+    restart::look(world, policy, memory, &mut plan, traits, &results).await?;
+    say(world, policy, memory, declared, traits, None, &plan, &results, look.as_ref()).await?;
+    if let (Some(driver), Some(outcome), Some(look)) = (&mut memory.driver, &plan.outcome, &look) {
+        let status = policy.object.status.clone().unwrap_or_default();
+        let units = results.iter().filter_map(|result| Some((&result.unit, result.state.as_ref().ok()?)));
+        driver.commit(outcome, &look.signal, &status, traits, &memory.lives, units);
+    }
+    // Begin only restarts that are in the status by now.
+    restart::act(world, memory, &plan, target.as_ref(), &results).await;
+    let mut next = next_look(world, policy, memory, &plan);
+    next = next.min(hurried(&plan, &results, &written_down, stamp).unwrap_or(next));
+    if departed {
+        next = next.min(wait(2));
+    }
+    Ok(Next::After(probing.due.map_or(next, |probe| next.min(probe))))
+}
+
+/// Sizes the connection pool of the policy for the nodes that are read and sampled.
+fn size_pool(world: &dyn World, memory: &Memory, units: usize) {
+    world.size_pool(units, memory.driver.as_ref().map(|driver| (memory.sampled.len(), interval(driver.config()))));
+}
+
+/// Returns the requeue interval for changes that no event reports: restarts in progress, and files that are propagating.
+fn hurried(plan: &Plan, results: &[UnitResult], written_down: &RestartControl, now: Timestamp) -> Option<Duration> {
+    if plan.control.restart != *written_down {
+        return Some(MOMENT);
+    }
+    let restarting = plan.restart.as_ref().is_some_and(|(outcome, _)| outcome.is_going_on());
+    (restarting || is_propagating(results, now)).then_some(WHILE_RESTARTING)
+}
+
+/// Reports whether a file was changed recently and some pods do not report it yet. No event tells when they do.
+fn is_propagating(results: &[UnitResult], now: Timestamp) -> bool {
+    let behind = |state: &UnitState| state.nodes.iter().any(|node| node.uses == Some(false));
+    let fresh = |state: &UnitState| {
+        let age = state.changed.map(|at| now.duration_since(at));
+        age.is_some_and(|age| age < decide::conditions::PROPAGATION)
+    };
+    results.iter().filter_map(|result| result.state.as_ref().ok()).any(|state| behind(state) && fresh(state))
+}
+
+/// Returns when the next pass is due if nothing happens: at the end of a back-off, contention or pause, and at the latest at the
+/// resync.
+fn next_look(world: &dyn World, policy: &PolicyHandle, memory: &Memory, plan: &Plan) -> Duration {
+    let now = world.now();
+    let contended = contention::next_end(&plan.control.contended, now).and_then(|end| Timestamp::from_second(end + 1).ok());
+    let contended = contended.and_then(|end| Duration::try_from(end.duration_since(now)).ok());
+    let unwritten = memory.unwritten.values().filter_map(|unwritten| unwritten.due);
+    let due = memory.failing.values().map(|failing| failing.due).chain(unwritten).min();
+    let due = due.map(|due| due.since(world.moment()) + MOMENT);
+    let pause = Pause::next_end(policy.object.annotations(), now)
+        .and_then(|end| Duration::try_from(end.duration_since(now)).ok())
+        .map(|left| left + MOMENT);
+    due.into_iter().chain(contended).chain(pause).chain([world.resync()]).min().unwrap_or(MOMENT)
+}
+
+/// Returns the units whose process has restarted since the last call, and records the start times.
+async fn restarted(target: &dyn Target, units: &[&Unit], births: &mut BTreeMap<String, String>) -> BTreeSet<String> {
+    let questions = units.iter().map(|unit| async { (unit.id.clone(), target.started(unit).await) });
+    let mut restarted = BTreeSet::new();
+    for (id, started) in futures::future::join_all(questions).await {
+        let Some(started) = started else { continue };
+        let before = births.insert(id.clone(), started.clone());
+        if before.is_some_and(|before| before != started) {
+            restarted.insert(id);
+        }
+    }
+    restarted
+}
+
+/// Takes over from the status what the processes of the nodes use, after the operator has restarted.
+fn take_up(policy: &PolicyHandle, memory: &mut Memory, plan: &Plan, traits: &Traits, results: &[UnitResult], all: bool) {
+    let written = policy.object.status.as_ref().and_then(|status| status.control.as_ref()?.confirmed.as_ref());
+    let Some(written) = written.filter(|_| all) else { return };
+    let desired = lives::read_at_start(&plan.desired.settings, traits);
+    let states = results.iter().filter_map(|result| result.state.as_ref().ok());
+    let Some((nodes, changed)) = lives::answered(states) else { return };
+    lives::take_up(&mut memory.lives, written, &nodes, &desired, changed);
+}
+
+/// Records when limits that need a restart were changed: an older process does not use them. A restored value is no change: a
+/// process that was not restarted meanwhile has used it all the time.
+fn plan_changed(plan: &mut Plan, results: &[UnitResult], traits: &Traits, now: Timestamp) {
+    let put_back: BTreeSet<_> = plan.drift.iter().map(|drift| (drift.id.clone(), drift.knob)).collect();
+    for result in results.iter().filter(|result| result.write.is_none()) {
+        for change in plan.units.get(&result.unit.id).map(|unit| &unit.changes[..]).unwrap_or_default() {
+            if put_back.contains(&(result.unit.id.clone(), change.site.knob)) {
+                continue;
+            }
+            if traits.capability(change.site.knob) == decide::Capability::AfterRestart {
+                plan.control.changed.insert(change.site.knob, now.as_millisecond());
+            }
+        }
+    }
+}
+
+/// Records the results of the writes.
+fn note(memory: &mut Memory, written: &[UnitResult], plan: &Plan, now: Moment) {
+    for result in written {
+        let id = &result.unit.id;
+        let changes = plan.units.get(id).map(|unit| &unit.changes[..]).unwrap_or_default();
+        memory.ended(id, result.state.as_ref().err(), now);
+        if memory.held_back(id, changes, now).is_none() {
+            memory.written(id, changes, result.write.as_ref(), now);
+        }
+        if result.state.is_err() || result.write.is_some() {
+            memory.unfinished.insert(id.clone());
+        } else {
+            memory.unfinished.remove(id);
+        }
+    }
+}
+
+/// Logs a fault of a unit once, and once that the unit recovered.
+fn log_faults(memory: &mut Memory, results: &[UnitResult]) {
+    for result in results {
+        let said = match (&result.state, &result.write) {
+            (Err(fault), _) | (Ok(_), Some(fault)) => fault.message.clone(),
+            (Ok(_), None) => String::new(),
+        };
+        let known = memory.logged.contains_key(&result.unit.id);
+        if (known || !said.is_empty()) && memory.news(&result.unit.id, &said) {
+            if said.is_empty() {
+                tracing::info!(unit = result.unit.name, "the unit recovered");
+            } else {
+                tracing::warn!(unit = result.unit.name, "{said}");
+            }
+        }
+    }
+}
+
+/// Reports the results of the pass, or the problem that prevents it.
+#[allow(clippy::too_many_arguments)] // A struct would repeat `Seen`.
+pub async fn say(
+    world: &dyn World,
+    policy: &mut PolicyHandle,
+    memory: &mut Memory,
+    declared: &Declared,
+    traits: &Traits,
+    problem: Option<&Problem>,
+    plan: &Plan,
+    results: &[UnitResult],
+    look: Option<&Look>,
+) -> Result<(), Error> {
+    let previous = policy.object.status.clone().unwrap_or_default();
+    let log = memory.originals.as_ref();
+    let files = look.and_then(Look::files);
+    let observed = Observed {
+        open_files: files.as_ref().map(|(percent, node)| (*percent, node.as_str())),
+        cut_streams: cut_streams(results),
+        ..Observed::default()
+    };
+    let verified = memory.probes.as_ref().map(|probes| decide::verify::verified(results, probes));
+    let observed = Observed { server_idle: verified.as_ref().and_then(|verified| verified.shared), ..observed };
+    let advice = advice::advice(policy.spec(), declared, traits, observed);
+    let mut plan = plan.clone();
+    plan.control.events = previous.control.as_ref().map_or(0, |control| control.events);
+    let seen = Seen {
+        generation: policy.object.metadata.generation,
+        suspend: policy.spec().suspend,
+        declared,
+        traits,
+        problem,
+        units: results,
+        plan: &plan,
+        saved: &memory.saved(),
+        original: log.and_then(|log| log.records.keys().next_back()).map(|newest| originals::name(&policy.name, *newest)),
+        lives: &memory.lives,
+        adaptive: memory.driver.as_ref().zip(look).map(|(driver, look)| driver.seen(&look.signal)),
+        advice: &advice,
+        shared: policy.shared.then_some(SHARED),
+        probes: memory.probes.as_ref(),
+        previous: &previous,
+        now: world.now(),
+    };
+    let (status, notices) = decide::conditions::report(&seen);
+    world.tell(News::Nodes(truths(&seen, &status), seen.now));
+    match report::report(world, policy, &status, &notices).await {
+        Ok(()) => {
+            memory.logged.remove("status");
+            policy.object.status = Some(status);
+            Ok(())
+        }
+        // A rejected status must not block writes to the nodes.
+        Err(Error::Api(refusal)) if refusal.code == Some(422) => {
+            world.tell(News::StatusRefused);
+            if memory.news("status", &refusal.message) {
+                tracing::error!(error = refusal.message, "the API server rejected the status of this policy");
+            }
+            Ok(())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns a unit that closes streams when its configuration is changed.
+fn cut_streams(results: &[UnitResult]) -> Option<&str> {
+    let cuts = |result: &&UnitResult| result.state.as_ref().is_ok_and(|state| state.cuts_streams);
+    results.iter().find(cuts).map(|result| &*result.unit.name)
+}
+
+/// Adds the finalizer before anything is saved or written.
+async fn finalizer(world: &dyn World, policy: &mut PolicyHandle) -> Result<(), Error> {
+    if policy.object.finalizers().iter().any(|f| f == FINALIZER) || world.is_dry_run() {
+        return Ok(());
+    }
+    let mut finalizers = policy.object.finalizers().to_vec();
+    finalizers.push(FINALIZER.into());
+    let status = policy.object.status.take();
+    let Some(stored) = world.set_finalizers(policy, &finalizers).await? else { return Err(Error::Gone) };
+    policy.object = stored.read().map_err(Error::Unreadable)?.0;
+    if policy.object.status.is_none() {
+        policy.object.status = status.or_else(|| Some(IdleConnectionPolicyStatus::default()));
+    }
+    Ok(())
+}

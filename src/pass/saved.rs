@@ -1,0 +1,40 @@
+//! The saved original settings: appended to before anything is overwritten, and dropped after they were restored.
+
+use std::collections::BTreeMap;
+
+use super::{Error, PolicyHandle, memory::Memory, world::World};
+use crate::decide::originals::{Log, Saved, split};
+
+/// Appends to the log, and deletes superseded records. After a failure the log is read again, because another writer may have
+/// changed it.
+pub async fn append(
+    world: &dyn World,
+    policy: &PolicyHandle,
+    memory: &mut Memory,
+    change: BTreeMap<String, Option<Saved>>,
+) -> Result<(), Error> {
+    if change.is_empty() {
+        return Ok(());
+    }
+    let Some(mut log) = memory.originals.take() else { return Err(Error::Unread) };
+    for record in split(change) {
+        let revision = log.next();
+        world.save_original(revision, &record).await?;
+        log.records.insert(revision, record);
+    }
+    for revision in log.superseded() {
+        world.delete_original(revision).await?;
+        log.records.remove(&revision);
+    }
+    world.registry().saved(&policy.claimant, &log);
+    memory.originals = Some(log);
+    Ok(())
+}
+
+/// Deletes the log, the newest record last: if this stops half-way, the record that counts remains.
+pub async fn clear(world: &dyn World, log: Log) -> Result<(), Error> {
+    for revision in log.records.into_keys() {
+        world.delete_original(revision).await?;
+    }
+    Ok(())
+}
