@@ -15,7 +15,7 @@ use super::{
     apply,
     gather::Gathering,
     logging,
-    memory::{Memory, wait},
+    memory::{Memory, Unwritten, wait},
     reading, report, restart, restore,
     world::{Moment, News, Stage, Target, World},
 };
@@ -282,7 +282,9 @@ fn next_look(world: &dyn World, policy: &PolicyHandle, memory: &Memory, plan: &P
     let now = world.now();
     let contended = contention::next_end(&plan.control.contended, now).and_then(|end| Timestamp::from_second(end + 1).ok());
     let contended = contended.and_then(|end| Duration::try_from(end.duration_since(now)).ok());
-    let unwritten = memory.unwritten.values().filter_map(|unwritten| unwritten.due);
+    // A unit that does not answer is not written before it answers.
+    let answers = |(id, _): &(&String, &Unwritten)| !memory.failing.contains_key(*id);
+    let unwritten = memory.unwritten.iter().filter(answers).filter_map(|(_, unwritten)| unwritten.due);
     let due = memory.failing.values().map(|failing| failing.due).chain(unwritten).min();
     let due = due.map(|due| due.since(world.moment()) + MOMENT);
     let pause = Pause::next_end(policy.object.annotations(), now)
