@@ -177,7 +177,7 @@ impl World {
                 traits: &TRAITS,
                 units: &units,
                 saved: &self.saved,
-                unfinished: &BTreeSet::new(),
+                held: &BTreeMap::new(),
                 restarted: &BTreeSet::new(),
                 lives: &Lives::new(),
                 previous: &self.status,

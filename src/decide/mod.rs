@@ -75,8 +75,9 @@ pub struct Input<'a> {
     pub units: &'a [(Unit, UnitState)],
     /// What the units held before the first write.
     pub saved: &'a BTreeMap<String, Saved>,
-    /// Units whose last write did not succeed. A difference there is unfinished work, not drift.
-    pub unfinished: &'a BTreeSet<String>,
+    /// By unit: the desired values that it was last seen to hold. A difference is drift only where the unit held this desired value;
+    /// otherwise it is unfinished work. A unit that is absent has not been seen since the operator started.
+    pub held: &'a BTreeMap<String, Settings>,
     /// Units whose process restarted since the last write. Their drift comes from their own config file, so it does not
     /// count as contention.
     pub restarted: &'a BTreeSet<String>,
@@ -167,8 +168,10 @@ pub fn decide(input: &Input<'_>) -> Plan {
     let settled = input.generation.is_some()
         && input.previous.observed_generation == input.generation
         && condition::reason(input.previous, ConditionType::Programmed).is_some_and(|reason| reason != Reason::Progressing);
-    let partial = condition::reason(input.previous, ConditionType::Programmed) == Some(Reason::Partial);
-    let correcting = condition::reason(input.previous, ConditionType::Programmed) == Some(Reason::Drifted);
+    let programmed = condition::reason(input.previous, ConditionType::Programmed);
+    let correcting = programmed == Some(Reason::Drifted);
+    // All nodes were seen to hold the desired values, except those that the status is about.
+    let seen_all = matches!(programmed, Some(Reason::Programmed | Reason::Drifted | Reason::Contended));
 
     let mut plan = Plan { control: input.previous.control.clone().unwrap_or_default(), ..Plan::default() };
     if input.previous.observed_generation != input.generation {
@@ -191,8 +194,8 @@ pub fn decide(input: &Input<'_>) -> Plan {
         for (site, stored) in &state.sites {
             let Some(&declared) = settings.get(&site.knob) else { continue };
             let original = saved.and_then(|sites| sites.get(site));
-            let unfinished = input.unfinished.contains(&unit.id) || (partial && original == Some(&stored.raw));
-            if stored.value != Some(declared) && settled && original.is_some() && !unfinished {
+            let held = input.held.get(&unit.id).map_or(seen_all, |held| held.get(&site.knob) == Some(&declared));
+            if stored.value != Some(declared) && settled && original.is_some() && held {
                 plan.drift.push(Drift {
                     knob: site.knob,
                     id: unit.id.clone(),

@@ -59,7 +59,7 @@ struct Scene {
     declared: Declared,
     units: Vec<(Unit, UnitState)>,
     saved: BTreeMap<String, Saved>,
-    unfinished: BTreeSet<String>,
+    held: BTreeMap<String, Settings>,
     restarted: BTreeSet<String>,
     previous: IdleConnectionPolicyStatus,
     suspend: bool,
@@ -73,7 +73,7 @@ impl Scene {
             declared: Declared { settings: [(KNOB, seconds(30))].into(), ..Declared::default() },
             units: vec![(unit("u"), holding(holds))],
             saved: BTreeMap::new(),
-            unfinished: BTreeSet::new(),
+            held: BTreeMap::new(),
             restarted: BTreeSet::new(),
             previous: IdleConnectionPolicyStatus::default(),
             suspend: false,
@@ -103,7 +103,7 @@ impl Scene {
             traits: &TRAITS,
             units: &self.units,
             saved: &self.saved,
-            unfinished: &self.unfinished,
+            held: &self.held,
             restarted: &self.restarted,
             lives: &Lives::new(),
             previous: &self.previous,
@@ -165,12 +165,18 @@ fn what_is_saved_is_never_saved_again() {
 }
 
 #[test]
-fn unfinished_work_is_not_drift() {
-    let mut scene = Scene::new(Some(300)).captured(Some(300)).settled();
-    scene.unfinished.insert("u".into());
-    let plan = scene.decide();
-    assert!(plan.drift.is_empty());
-    assert_eq!(plan.units["u"].changes.len(), 1);
+fn only_a_value_that_the_unit_held_can_drift() {
+    let drifts = |held: Option<Settings>| {
+        let mut scene = Scene::new(Some(60)).captured(Some(300)).settled();
+        scene.held.extend(held.map(|held| ("u".to_owned(), held)));
+        let plan = scene.decide();
+        assert_eq!(plan.units["u"].changes.len(), 1);
+        !plan.drift.is_empty()
+    };
+    assert!(drifts(Some([(KNOB, seconds(30))].into())), "it held the desired value");
+    assert!(!drifts(Some([(KNOB, seconds(60))].into())), "it was away when the policy was edited");
+    assert!(!drifts(Some(Settings::new())), "a write to it did not succeed");
+    assert!(drifts(None), "the operator has restarted, and the status says that all nodes held it");
 }
 
 #[test]
@@ -736,15 +742,11 @@ fn only_what_was_settled_can_drift() {
     assert_eq!(drift(|scene| scene.previous.observed_generation = Some(0)), 0, "another generation");
     assert_eq!(drift(|scene| scene.previous.conditions.clear()), 0, "no condition was reported yet");
     assert_eq!(drift(|scene| scene.previous.conditions[0] = programmed("Progressing")), 0);
-    assert_eq!(
-        drift(|scene| scene.previous.conditions[0] = programmed("Partial")),
-        1,
-        "the unit holds neither the original nor the declared value"
-    );
-    let untouched = |scene: &mut Scene| {
+    assert_eq!(drift(|scene| scene.previous.conditions[0] = programmed("Partial")), 0, "perhaps the unit was not reached then");
+    let held = |scene: &mut Scene| {
         scene.previous.conditions[0] = programmed("Partial");
-        scene.saved = BTreeMap::from([("u".to_owned(), saved(Some(77)))]);
+        scene.held = BTreeMap::from([("u".to_owned(), [(KNOB, seconds(30))].into())]);
     };
-    assert_eq!(drift(untouched), 0, "the unit was not reached then");
+    assert_eq!(drift(held), 1, "another unit was not reached then");
     assert_eq!(drift(|scene| scene.saved.clear()), 0, "the unit was never written");
 }

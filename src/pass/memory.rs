@@ -8,8 +8,9 @@ use std::{
 use jiff::Timestamp;
 
 use super::world::{Moment, SampledNode};
+use crate::api::Settings;
 use crate::decide::{
-    Cause, Change, Fault, Lives, NodeState, Unit,
+    Cause, Change, Fault, Lives, NodeState, Unit, UnitState,
     adaptive::{driver::AdaptiveDriver, signal::Signal},
     lives,
     originals::{Log, Saved},
@@ -32,8 +33,8 @@ pub struct Memory {
     pub failing: BTreeMap<String, Failing>,
     /// Units that answer but did not accept a change.
     pub unwritten: BTreeMap<String, Unwritten>,
-    /// Units whose last write did not succeed.
-    pub unfinished: BTreeSet<String>,
+    /// By unit: the desired values that it was last seen to hold.
+    pub held: BTreeMap<String, Settings>,
     /// Start of each unit's process, if it was read.
     pub births: BTreeMap<String, String>,
     /// Consecutive failed passes.
@@ -112,6 +113,19 @@ impl Memory {
         self.unwritten.insert(unit.to_owned(), unwritten);
     }
 
+    /// Records which of the desired values a unit holds. A value that was to be written and does not show is not known any more.
+    pub fn seen(&mut self, unit: &str, state: &UnitState, desired: &Settings, changes: &[Change]) {
+        let held = self.held.entry(unit.to_owned()).or_default();
+        for (knob, value) in desired {
+            let mut stored = state.sites.iter().filter(|(site, _)| site.knob == *knob).map(|(_, stored)| stored.value);
+            if stored.all(|stored| stored == Some(*value)) {
+                held.insert(*knob, *value);
+            } else if changes.iter().any(|change| change.site.knob == *knob) {
+                held.remove(knob);
+            }
+        }
+    }
+
     /// Returns why these changes are not sent to a unit now: it did not accept them, and the next attempt is not due.
     #[must_use]
     pub fn held_back(&self, unit: &str, changes: &[Change], now: Moment) -> Option<Fault> {
@@ -141,7 +155,7 @@ impl Memory {
         ids.extend(self.originals.iter().flat_map(|log| log.units().into_keys()));
         self.failing.retain(|id, _| ids.contains(id));
         self.unwritten.retain(|id, _| ids.contains(id));
-        self.unfinished.retain(|id| ids.contains(id));
+        self.held.retain(|id, _| ids.contains(id));
         self.births.retain(|id, _| ids.contains(id));
         self.departed.retain(|id, _| ids.contains(id));
         self.logged.retain(|about, _| {

@@ -20,7 +20,7 @@ use super::{
     world::{Moment, News, Stage, Target, World},
 };
 use crate::{
-    api::{FINALIZER, IdleConnectionPolicyStatus, policy::DriftPolicy, status::RestartControl},
+    api::{FINALIZER, IdleConnectionPolicyStatus, Settings, policy::DriftPolicy, status::RestartControl},
     decide::{
         self, Declared, Input, Plan, Traits, Unit, UnitState,
         adaptive::pause::Pause,
@@ -153,7 +153,7 @@ async fn round(
     apply::capture(world, policy, memory, &answered, &plan).await?;
     drop(capturing);
     let written = apply::write(world, target, answered, &plan, traits, memory, until).await;
-    note(memory, &written, &plan, world.moment());
+    note(memory, &written, &plan, traits, world.moment());
     let unborn = |unit: &Unit| plan.units.contains_key(&unit.id) && !memory.births.contains_key(&unit.id);
     let unborn: Vec<_> = written.iter().map(|result| &result.unit).filter(|unit| unborn(unit)).collect();
     restarted(target.as_ref(), &unborn, &mut memory.births).await;
@@ -171,12 +171,12 @@ async fn decided(job: &Job<'_>, policy: &PolicyHandle, memory: &mut Memory, done
     let Job { world, declared, traits, target, .. } = *job;
     let saved = memory.saved();
     let mut previous = policy.object.status.clone().unwrap_or_default();
-    let mut unfinished = memory.unfinished.clone();
+    let mut held = memory.held.clone();
     let declared = done.plan.as_ref().map_or(declared, |plan| &plan.desired);
     if let Some(plan) = &done.plan {
         previous.control = Some(plan.control.clone());
         if done.stepped {
-            unfinished.extend(answered.iter().map(|(unit, _)| unit.id.clone()));
+            held.extend(answered.iter().map(|(unit, _)| (unit.id.clone(), Settings::new())));
         }
     }
     let look = done.look.as_ref().filter(|_| done.plan.is_none());
@@ -188,7 +188,7 @@ async fn decided(job: &Job<'_>, policy: &PolicyHandle, memory: &mut Memory, done
         traits,
         units: answered,
         saved: &saved,
-        unfinished: &unfinished,
+        held: &held,
         restarted: &BTreeSet::new(),
         lives: &memory.lives,
         previous: &previous,
@@ -334,7 +334,8 @@ fn plan_changed(plan: &mut Plan, results: &[UnitResult], traits: &Traits, now: T
 }
 
 /// Records the results of the writes.
-fn note(memory: &mut Memory, written: &[UnitResult], plan: &Plan, now: Moment) {
+fn note(memory: &mut Memory, written: &[UnitResult], plan: &Plan, traits: &Traits, now: Moment) {
+    let saved = memory.saved();
     for result in written {
         let id = &result.unit.id;
         let changes = plan.units.get(id).map(|unit| &unit.changes[..]).unwrap_or_default();
@@ -342,10 +343,17 @@ fn note(memory: &mut Memory, written: &[UnitResult], plan: &Plan, now: Moment) {
         if memory.held_back(id, changes, now).is_none() {
             memory.written(id, changes, result.write.as_ref(), now);
         }
-        if result.state.is_err() || result.write.is_some() {
-            memory.unfinished.insert(id.clone());
-        } else {
-            memory.unfinished.remove(id);
+        match &result.state {
+            Ok(state) => {
+                let sites = saved.get(id).map(|saved| &saved.sites);
+                let desired = decide::settings(&plan.desired, traits, &result.unit, state, sites);
+                memory.seen(id, state, &desired, changes);
+            }
+            // Nobody knows what it holds after a write.
+            Err(_) if !changes.is_empty() => {
+                memory.held.insert(id.clone(), Settings::new());
+            }
+            Err(_) => {}
         }
     }
 }
