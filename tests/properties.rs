@@ -207,7 +207,7 @@ impl World {
         // Now and then a node does not accept the write.
         let takes = self.random.u8(0..10) != 0;
         for unit in done.units.values().filter(|_| takes) {
-            for part in order::parts(&unit.changes, &self.nodes.state.clone()) {
+            for part in order::parts(&unit.changes, &self.nodes.state.clone(), &TRAITS) {
                 assert!(part.iter().all(|change| matches!(change.to, To::Value(_))), "nothing is put back while all is declared");
                 self.nodes.write(&part);
                 self.holds();

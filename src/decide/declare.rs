@@ -5,6 +5,8 @@ use std::{
     time::Duration,
 };
 
+use serde_json::Value as Json;
+
 use super::{
     adaptive::{
         attribution::MostPooled,
@@ -60,6 +62,8 @@ pub struct Traits {
     /// Why the target cannot express a value, as the end of a sentence; `None` if it can. Usually the value is 0, "no
     /// limit", and the target takes 0 for its own default.
     pub inexpressible: fn(Knob, Value) -> Option<&'static str>,
+    /// Reads a saved value as a limit; `None` if it is not valid for one.
+    pub value: fn(Knob, &Json) -> Option<Value>,
     /// Lowers a value to the target's maximum.
     pub cap: fn(Knob, Value) -> Value,
     /// Further values that have to be written together with the declared ones; otherwise the target refuses them.
@@ -82,6 +86,7 @@ impl Traits {
         file: None,
         rolling: false,
         inexpressible: |_, _| None,
+        value: |_, _| None,
         cap: |_, value| value,
         companions: |_, _, _| Settings::new(),
         moved: |_, _, _| None,

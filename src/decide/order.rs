@@ -1,7 +1,7 @@
 //! The order of writes. A client has to close a connection before its server does, also while both settings are being
 //! changed.
 
-use super::{Change, To, UnitState};
+use super::{Change, To, Traits, UnitState};
 use crate::api::{Knob, Value};
 
 /// Whether a limit is an idle timeout of the client's side, or of the server's.
@@ -13,19 +13,19 @@ const fn is_time_of(knob: Knob, client: bool) -> bool {
 /// the distance between client and server (a client's timeout shrinks, a server's grows), the second narrows it. There
 /// is one part where the idle timeouts of only one side change.
 #[must_use]
-pub fn parts(changes: &[Change], state: &UnitState) -> Vec<Vec<Change>> {
+pub fn parts(changes: &[Change], state: &UnitState, traits: &Traits) -> Vec<Vec<Change>> {
     let timed = |client: bool| changes.iter().any(|change| is_time_of(change.site.knob, client));
     if !(timed(true) && timed(false)) {
         return vec![changes.to_vec()];
     }
-    let (first, then): (Vec<_>, Vec<_>) = changes.iter().cloned().partition(|change| !narrows(change, state));
+    let (first, then): (Vec<_>, Vec<_>) = changes.iter().cloned().partition(|change| !narrows(change, state, traits));
     [first, then].into_iter().filter(|part| !part.is_empty()).collect()
 }
 
 /// The changes of a file that may be written now. A file that is written is not yet used. A change that narrows the
 /// distance between client and server therefore waits until no node reports that it uses an older file.
 #[must_use]
-pub fn due(changes: &[Change], state: &UnitState) -> Vec<Change> {
+pub fn due(changes: &[Change], state: &UnitState, traits: &Traits) -> Vec<Change> {
     let timed = |client: bool| {
         let set = state.sites.iter().any(|(site, stored)| is_time_of(site.knob, client) && stored.value.is_some());
         set || changes.iter().any(|change| is_time_of(change.site.knob, client))
@@ -33,7 +33,7 @@ pub fn due(changes: &[Change], state: &UnitState) -> Vec<Change> {
     if !(timed(true) && timed(false)) {
         return changes.to_vec();
     }
-    let widening: Vec<_> = changes.iter().filter(|change| !narrows(change, state)).cloned().collect();
+    let widening: Vec<_> = changes.iter().filter(|change| !narrows(change, state, traits)).cloned().collect();
     let behind = state.nodes.iter().any(|node| node.uses == Some(false));
     // The first file is read at once and as a whole: there is nothing to keep in step with.
     let first = state.sites.values().all(|stored| stored.value.is_none());
@@ -47,20 +47,23 @@ pub fn due(changes: &[Change], state: &UnitState) -> Vec<Change> {
 
 /// Whether a change narrows the distance between client and server: a client's idle timeout grows, or a server's
 /// shrinks.
-fn narrows(change: &Change, state: &UnitState) -> bool {
-    is_time_of(change.site.knob, grows(change, state))
+fn narrows(change: &Change, state: &UnitState, traits: &Traits) -> bool {
+    is_time_of(change.site.knob, grows(change, state, traits))
 }
 
 /// Whether a change makes an idle timeout longer. An unset one is the server's default, which counts as longer than any
 /// value.
-fn grows(change: &Change, state: &UnitState) -> bool {
+fn grows(change: &Change, state: &UnitState, traits: &Traits) -> bool {
     let old = state.sites.get(&change.site).and_then(|stored| stored.value);
-    match (&change.to, old) {
-        (To::Value(Value::Duration(new)), Some(Value::Duration(old))) if old.is_zero() => new.is_zero(),
-        (To::Value(Value::Duration(new)), Some(Value::Duration(old))) => new.is_zero() || *new > old,
-        (To::Value(_), _) => false,
-        // Only the target can read a restored original. It is from before the policy tightened, so it counts as longer.
-        (To::Raw(_), _) => true,
+    let new = match &change.to {
+        To::Value(value) => Some(*value),
+        To::Raw(raw) => raw.as_ref().and_then(|raw| (traits.value)(change.site.knob, raw)),
+    };
+    match (new, old) {
+        (Some(Value::Duration(new)), Some(Value::Duration(old))) if old.is_zero() => new.is_zero(),
+        (Some(Value::Duration(new)), Some(Value::Duration(old))) => new.is_zero() || new > old,
+        (Some(_), _) => false,
+        (None, _) => true,
     }
 }
 
@@ -85,7 +88,10 @@ mod tests {
             ..UnitState::default()
         };
         let changes: Vec<_> = to.iter().map(|(knob, s)| Change { site: site(*knob), to: To::Value(seconds(*s)) }).collect();
-        parts(&changes, &state).into_iter().map(|part| part.into_iter().map(|change| change.site.knob).collect()).collect()
+        parts(&changes, &state, &Traits::PLAIN)
+            .into_iter()
+            .map(|part| part.into_iter().map(|change| change.site.knob).collect())
+            .collect()
     }
 
     const CLIENT: Knob = Knob::IntraClusterIdleConnTimeout;
@@ -102,6 +108,23 @@ mod tests {
         assert_eq!(order(&narrow, &[(CLIENT, 20), (SERVER, 30)]), [[SERVER], [CLIENT]]);
         assert_eq!(order(&wide, &[(CLIENT, 5), (SERVER, 60)]), [[CLIENT, SERVER]], "both widen the distance");
         assert_eq!(order(&wide, &[(CLIENT, 25), (SERVER, 28)]), [[CLIENT, SERVER]], "both narrow it");
+    }
+
+    #[test]
+    fn originals_are_put_back_in_the_order_of_what_they_are() {
+        let traits = Traits { value: |_, raw| raw.as_u64().map(seconds), ..Traits::PLAIN };
+        let restored = |from: [u64; 2], to: [Option<u64>; 2]| {
+            let sites = [CLIENT, SERVER].map(site);
+            let held = sites.iter().cloned().zip(from.map(|s| Stored { value: Some(seconds(s)), raw: None }));
+            let state = UnitState { sites: held.collect(), ..UnitState::default() };
+            let back = |(site, s): (Site, Option<u64>)| Change { site, to: To::Raw(s.map(Into::into)) };
+            let changes: Vec<_> = sites.into_iter().zip(to).map(back).collect();
+            let first = parts(&changes, &state, &traits).remove(0);
+            first.into_iter().map(|change| change.site.knob).collect::<Vec<_>>()
+        };
+        assert_eq!(restored([20, 30], [Some(90), Some(100)]), [SERVER], "the policy had tightened");
+        assert_eq!(restored([150, 200], [Some(90), Some(100)]), [CLIENT], "the policy had widened");
+        assert_eq!(restored([20, 30], [None, None]), [SERVER], "nothing was set");
     }
 
     #[test]
@@ -132,7 +155,7 @@ mod tests {
             ..UnitState::default()
         };
         let changes: Vec<_> = to.iter().map(|(knob, s)| Change { site: site(*knob), to: To::Value(seconds(*s)) }).collect();
-        due(&changes, &state).into_iter().map(|change| change.site.knob).collect()
+        due(&changes, &state, &Traits::PLAIN).into_iter().map(|change| change.site.knob).collect()
     }
 
     #[test]

@@ -154,7 +154,7 @@ pub async fn write(
             let changes = plan.units.get(&unit.id).map(|plan| &plan.changes[..]).unwrap_or_default();
             let held_back = memory.held_back(&unit.id, changes, world.moment());
             async move {
-                let changes = if traits.file.is_some() { &order::due(changes, &state)[..] } else { changes };
+                let changes = if traits.file.is_some() { &order::due(changes, &state, traits)[..] } else { changes };
                 if changes.is_empty() {
                     return UnitResult { unit, state: Ok(state), write: None };
                 }
@@ -167,7 +167,7 @@ pub async fn write(
                         format!("{} was not written yet, because earlier writes took too long; it is written next", unit.name);
                     return UnitResult { unit, state: Ok(state), write: Some(Fault::new(Cause::NotReady, message)) };
                 }
-                write_one(target.as_ref(), unit, &state, changes).await
+                write_one(target.as_ref(), traits, unit, &state, changes).await
             }
             .boxed()
         })
@@ -179,10 +179,10 @@ pub async fn write(
 }
 
 /// Writes one unit and reads it back: status 200 alone does not prove the change.
-pub async fn write_one(target: &dyn Target, unit: Unit, state: &UnitState, changes: &[Change]) -> UnitResult {
+pub async fn write_one(target: &dyn Target, traits: &Traits, unit: Unit, state: &UnitState, changes: &[Change]) -> UnitResult {
     let mut state = Cow::Borrowed(state);
     let mut done: Vec<Change> = Vec::new();
-    for part in order::parts(changes, &state) {
+    for part in order::parts(changes, &state, traits) {
         done.extend(part.iter().cloned());
         let result = write_part(target, unit.clone(), &state, &part, &done).await;
         match (result.state, result.write) {

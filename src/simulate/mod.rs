@@ -300,7 +300,7 @@ impl World {
             now: stamp,
         });
         if let Some(unit) = plan.units.get(&self.nodes.unit.id) {
-            for part in order::parts(&unit.changes, &self.nodes.state.clone()) {
+            for part in order::parts(&unit.changes, &self.nodes.state.clone(), &TRAITS) {
                 self.nodes.write(&part);
             }
         }

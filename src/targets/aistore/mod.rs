@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// The capabilities of every AIStore cluster.
-pub const TRAITS: Traits = Traits { capability, cap, companions, most_pooled, ..Traits::PLAIN };
+pub const TRAITS: Traits = Traits { capability, value: wire::value, cap, companions, most_pooled, ..Traits::PLAIN };
 
 /// The registration of this kind.
 pub const KIND: Kind = Kind {

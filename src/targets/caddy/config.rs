@@ -396,7 +396,8 @@ fn write(value: Value) -> Json {
     }
 }
 
-fn parse(knob: Knob, raw: &Json) -> Option<Value> {
+/// Reads a setting as a limit; `None` if it is not valid for one.
+pub fn parse(knob: Knob, raw: &Json) -> Option<Value> {
     if knob.is_count() {
         return raw.as_u64().and_then(|n| u32::try_from(n).ok()).map(Value::Count);
     }

@@ -28,7 +28,8 @@ use crate::{
 };
 
 /// The capabilities of every Caddy.
-pub const TRAITS: Traits = Traits { capability, inexpressible, default_idle, moved: moved::moved, ..Traits::PLAIN };
+pub const TRAITS: Traits =
+    Traits { capability, inexpressible, value: config::parse, default_idle, moved: moved::moved, ..Traits::PLAIN };
 
 /// The registration of this kind.
 pub const KIND: Kind = Kind {

@@ -39,7 +39,8 @@ const AT_ONCE: usize = 32;
 /// The capabilities of every file in this format.
 #[must_use]
 pub fn traits(format: Format) -> Traits {
-    Traits { file: Some(format), inexpressible: format.inexpressible(), ..Traits::PLAIN }
+    let value = |knob, raw: &Json| value(knob, raw.as_str()?);
+    Traits { file: Some(format), inexpressible: format.inexpressible(), value, ..Traits::PLAIN }
 }
 
 /// The registration of this kind.
