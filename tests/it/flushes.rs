@@ -182,9 +182,7 @@ async fn a_change_of_haproxy_closes_all_idle_connections() {
         let routes = [route];
         let idle = Idle::open(ip, 8080, &routes).await;
         files.write(&Format::Haproxy.render(&relaxed(&limits, knob), &BTreeMap::new()), "http.cfg");
-        // The master answers before it has written the file, and a read in between shows an empty one.
-        let written = async || std::fs::read_to_string(&pid).ok().filter(|master| master.ends_with('\n'));
-        let master = eventually("HAProxy's master writes its pid", written).await;
+        let master = std::fs::read_to_string(&pid).unwrap();
         assert!(Command::new("kill").args(["-USR2", master.trim()]).status().unwrap().success());
         idle.holds(knob, traits.capability(knob).flush()).await;
         drop(haproxy.stdin.take());

@@ -4,6 +4,7 @@ use std::{
     collections::BTreeMap,
     path::{Path, PathBuf},
     process::{Command, Output},
+    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
@@ -32,7 +33,9 @@ pub struct Files(PathBuf);
 
 impl Files {
     pub fn new(about: &str, files: &BTreeMap<&str, String>, name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("idleconn-formats-{about}-{}", std::process::id()));
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let own = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("idleconn-formats-{about}-{}-{own}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
         let at = Self(dir);
         at.write(files, name);
