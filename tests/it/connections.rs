@@ -47,7 +47,8 @@ async fn the_way_to_the_api_server_is_counted_as_it_and_the_kernel_count() {
     std::fs::write(&kubeconfig, as_admin.replacen("token:", &format!("as: {user}, token:"), 1)).unwrap();
 
     let from = logged();
-    let replica = Replica::start_as(&world, "counted", ["4s", "3s", "500ms"], &kubeconfig);
+    // Two seconds between renewals of the Lease are a moment without requests, also where reading the audit log takes one.
+    let replica = Replica::start_as(&world, "counted", ["10s", "8s", "2s"], &kubeconfig);
     replica.until_it_leads().await;
     world.until_programmed("gw").await;
     let port = config.cluster_url.port_u16().unwrap();
