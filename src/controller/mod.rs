@@ -18,7 +18,7 @@ mod rollout;
 mod saved_unit;
 pub mod scheduler;
 pub mod served;
-mod shell;
+pub mod shell;
 mod verify;
 
 use std::{

@@ -302,26 +302,28 @@ impl World for Shell {
         .boxed()
     }
 
-    fn clear_status<'a>(&'a self, policy: &'a PolicyHandle) -> BoxFuture<'a, Result<(), Error>> {
+    fn clear_status<'a>(&'a self, policy: &'a PolicyHandle) -> BoxFuture<'a, Result<Option<String>, Error>> {
         async move {
-            let empty = Patch::Merge(json!({"metadata": {"uid": policy.uid}, "status": null}));
-            in_time(self.policies().patch_status(&policy.name, &PatchParams::default(), &empty)).await.map(drop)
+            let version = policy.object.resource_version();
+            let empty = Patch::Merge(json!({"metadata": {"resourceVersion": version}, "status": null}));
+            let written = in_time(self.policies().patch_status(&policy.name, &PatchParams::default(), &empty)).await?;
+            Ok(written.resource_version())
         }
         .boxed()
     }
 
     fn write_status<'a>(
         &'a self,
-        uid: &'a str,
+        policy: &'a PolicyHandle,
         status: &'a IdleConnectionPolicyStatus,
     ) -> BoxFuture<'a, Result<Option<String>, Error>> {
         async move {
-            let name = &self.policy.name;
+            let name = &policy.name;
             let body = json!({
                 "apiVersion": IdleConnectionPolicy::api_version(&()),
                 "kind": IdleConnectionPolicy::kind(&()),
-                // The uid protects a newer object of the same name.
-                "metadata": {"name": name, "uid": uid},
+                // The version protects a newer object of the same name. The API server ignores a UID here.
+                "metadata": {"name": name, "resourceVersion": policy.object.resource_version()},
                 "status": status,
             });
             let params = PatchParams::apply(MANAGER).force();

@@ -76,7 +76,8 @@ pub struct Failing {
 #[derive(Clone, Debug)]
 pub struct Unwritten {
     changes: Vec<Change>,
-    times: u32,
+    /// Consecutive failures.
+    pub times: u32,
     /// Time of the next attempt; `None` if the unit rejected the changes.
     pub due: Option<Moment>,
     fault: Fault,

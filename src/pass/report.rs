@@ -1,5 +1,7 @@
 //! Reporting: Events, then the status, each only if something is new.
 
+use kube::Resource;
+
 use super::{
     Error, PolicyHandle,
     world::{News, Stage, World},
@@ -20,7 +22,7 @@ const STEPS: [EventReason; 3] = [EventReason::Tightened, EventReason::Relaxed, E
 /// Publishes what is new. Events are first: after a crash between the two, a written status would hide that they are missing.
 pub async fn report(
     world: &dyn World,
-    policy: &PolicyHandle,
+    policy: &mut PolicyHandle,
     status: &IdleConnectionPolicyStatus,
     notices: &[Notice],
 ) -> Result<(), Error> {
@@ -42,17 +44,40 @@ pub async fn report(
     }
     if policy.status_lost {
         // A write would keep fields that another client has set.
-        world.clear_status(policy).await?;
+        policy.object.metadata.resource_version = world.clear_status(policy).await?;
     }
-    world.write_status(&policy.uid, status).await.map(drop)
+    write(world, policy, status).await
+}
+
+/// Writes the status of this object, and of no newer one of the same name. An edit or another client's write in between does not
+/// matter: the status says which generation it is about.
+async fn write(world: &dyn World, policy: &mut PolicyHandle, status: &IdleConnectionPolicyStatus) -> Result<(), Error> {
+    loop {
+        match world.write_status(policy, status).await {
+            Ok(version) => {
+                policy.object.metadata.resource_version = version;
+                return Ok(());
+            }
+            Err(error) if error.code() == Some(409) => {
+                let read = world.policy().await?;
+                let metadata = read.as_ref().map(Resource::meta).filter(|metadata| metadata.uid.as_deref() == Some(&policy.uid));
+                let version = metadata.ok_or(Error::Gone)?.resource_version.clone();
+                if version == policy.object.metadata.resource_version {
+                    return Err(error);
+                }
+                policy.object.metadata.resource_version = version;
+            }
+            Err(error) => return Err(error),
+        }
+    }
 }
 
 /// Reports an internal error in the status. It uses no decision code, because that code may be what failed.
 pub async fn internal_error(world: &dyn World) -> Result<(), Error> {
     let Some(object) = world.policy().await? else { return Ok(()) };
-    let object = object.read().map_err(Error::Unreadable)?.0;
-    let generation = object.metadata.generation;
-    let mut status = object.status.unwrap_or_default();
+    let mut policy = PolicyHandle::new(object)?;
+    let generation = policy.object.metadata.generation;
+    let mut status = policy.object.status.clone().unwrap_or_default();
     let message = "The operator failed on this policy with an internal error and retries; report it with the operator's log";
     if reason(&status, ConditionType::Ready) == Some(Reason::InternalError) && status.observed_generation == generation {
         return Ok(());
@@ -65,7 +90,7 @@ pub async fn internal_error(world: &dyn World) -> Result<(), Error> {
         None => status.conditions.push(ready),
     }
     world.tell(News::Status(&status));
-    world.write_status(&object.metadata.uid.unwrap_or_default(), &status).await.map(drop)
+    write(world, &mut policy, &status).await
 }
 
 /// Reports that the operator was uninstalled and governs the target no longer. Nothing else that was
@@ -87,7 +112,5 @@ pub async fn released(world: &dyn World, policy: &mut PolicyHandle) -> Result<()
         control: previous.control,
         ..IdleConnectionPolicyStatus::default()
     };
-    // The finalizer is removed from this version of the object.
-    policy.object.metadata.resource_version = world.write_status(&policy.uid, &status).await?;
-    Ok(())
+    write(world, policy, &status).await
 }

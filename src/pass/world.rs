@@ -1,7 +1,7 @@
 //! Every request that is made for a policy, as one trait. The controller carries the requests out; the exploration in
 //! tests/model answers them from an API server and nodes that are values.
 //!
-//! A request can be done, refused, or lost: then nobody knows whether it was carried out ([`super::Error::TimedOut`], or
+//! A request can be done, refused, or lost: then it may have been carried out or not ([`super::Error::TimedOut`], or
 //! an [`super::ApiError`] without a code).
 
 use std::{
@@ -207,18 +207,19 @@ pub trait World: Send + Sync {
 
     /// Reads the policy; `None` if it does not exist.
     fn policy(&self) -> BoxFuture<'_, Result<Option<StoredPolicy>, Error>>;
-    /// Writes the list of finalizers, if nobody has written the object since it was read. `None` if it does not exist.
+    /// Writes the list of finalizers, if no client has written the object since it was read. `None` if it does not exist.
     fn set_finalizers<'a>(
         &'a self,
         policy: &'a PolicyHandle,
         finalizers: &'a [String],
     ) -> BoxFuture<'a, Result<Option<StoredPolicy>, Error>>;
-    /// Removes the whole status, with the fields that another client has set.
-    fn clear_status<'a>(&'a self, policy: &'a PolicyHandle) -> BoxFuture<'a, Result<(), Error>>;
-    /// Writes the status of the object with this UID. Returns the object's new resourceVersion.
+    /// Removes the whole status, with the fields that another client has set, if no client has written the object since it was
+    /// read. Returns the object's new resourceVersion.
+    fn clear_status<'a>(&'a self, policy: &'a PolicyHandle) -> BoxFuture<'a, Result<Option<String>, Error>>;
+    /// Writes the status, if no client has written the object since it was read. Returns the object's new resourceVersion.
     fn write_status<'a>(
         &'a self,
-        uid: &'a str,
+        policy: &'a PolicyHandle,
         status: &'a IdleConnectionPolicyStatus,
     ) -> BoxFuture<'a, Result<Option<String>, Error>>;
     /// Publishes an Event. The same news with the same seed is published once.
