@@ -8,7 +8,7 @@ endif
 endif
 CLUSTER_DIR ?= $(or $(IDLECONN_CLUSTER_DIR),$(HOME)/.cache/idleconn-operator/cluster)
 
-.PHONY: arm64 image-all attack upgrade fuzz advisories scale image plugin chart e2e mutants probe needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
+.PHONY: arm64 image-all attack upgrade explore fuzz advisories scale image plugin chart e2e mutants probe needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
 
 help: ## List the commands
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -95,6 +95,10 @@ scale: needs tools ## Measure the release build with up to 5,000 nodes and 1,000
 	@binary=$$(image/static idleconn-operator | tail -n 1) && cargo build --quiet --locked --profile bench --bench scale && ulimit -n 65536 && \
 		for fleet in "500 20" "1000 200" "5000 1000"; do set -- $$fleet; \
 		IDLECONN_BINARY="$$PWD/$$binary" IDLECONN_NODES=$$1 IDLECONN_POLICIES=$$2 cargo bench --quiet --locked --bench scale || exit 1; done
+
+explore: ## Explore all lives of a policy with two faults, then find planted defects; an hour
+	cd tests/pure && IDLECONN_FAULTS=2 IDLECONN_MINUTES=$(or $(MINUTES),45) cargo test --locked --profile bench --test model -- --nocapture
+	tests/model/defects
 
 mutants: ## Mutation tests of src/decide; takes hours; FILE=order tests src/decide/order.rs only
 	@cargo mutants --version >/dev/null 2>&1 || { echo "Installing cargo-mutants 25.3.1 with cargo" >&2; cargo install --locked cargo-mutants@25.3.1; }

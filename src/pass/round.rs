@@ -349,7 +349,7 @@ fn note(memory: &mut Memory, written: &[UnitResult], plan: &Plan, traits: &Trait
                 let desired = decide::settings(&plan.desired, traits, &result.unit, state, sites);
                 memory.seen(id, state, &desired, changes);
             }
-            // Nobody knows what it holds after a write.
+            // What it holds after a write is not known.
             Err(_) if !changes.is_empty() => {
                 memory.held.insert(id.clone(), Settings::new());
             }

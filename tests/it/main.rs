@@ -18,6 +18,7 @@ mod conflicts;
 mod connections;
 mod crash;
 mod crd;
+mod explored;
 mod extending;
 mod extremes;
 mod faults;

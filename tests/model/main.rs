@@ -1,0 +1,35 @@
+//! The exploration: the code that the operator runs, against an API server and nodes that are values, in every order and
+//! with every fault within a bound.
+//!
+//! `IDLECONN_FAULTS` sets the number of faults and surprises in one life of a policy (default 1), `IDLECONN_MINUTES` the
+//! time after which the search ends (default 2).
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::missing_panics_doc, missing_docs)]
+
+mod cluster;
+mod explore;
+mod world;
+
+use std::time::Duration;
+
+use explore::{Explored, Explorer};
+
+fn number(variable: &str, default: u32) -> u32 {
+    std::env::var(variable).ok().map_or(default, |text| text.parse().expect("a number"))
+}
+
+#[test]
+fn whatever_fails_the_policy_is_applied_and_the_status_is_true() {
+    let faults = number("IDLECONN_FAULTS", 1);
+    let most = Duration::from_secs(60 * u64::from(number("IDLECONN_MINUTES", 2)));
+    match Explorer::explore(faults, most) {
+        Ok(Explored { between, within, longest, complete, took }) => {
+            let all = if complete { "all" } else { "not all" };
+            println!(
+                "{all} states with {faults} faults: {between} between passes, {within} within, longest way to the end {longest} requests, {took:.1?}"
+            );
+            assert!(complete || faults > 1, "the bound of CI was not reached in time");
+        }
+        Err(found) => panic!("{found}"),
+    }
+}
