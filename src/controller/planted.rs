@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 const VARIABLE: &str = "IDLECONN_PLANT_PANIC";
 
 /// Panics if the variable names this stage and policy.
-pub fn panics(stage: impl std::fmt::Debug, policy: &str) {
+pub fn panics(stage: &str, policy: &str) {
     static PLANTED: OnceLock<Option<(String, String)>> = OnceLock::new();
     let planted = PLANTED.get_or_init(|| {
         let text = std::env::var(VARIABLE).ok()?;
@@ -14,7 +14,7 @@ pub fn panics(stage: impl std::fmt::Debug, policy: &str) {
     });
     if let Some((in_stage, of_policy)) = planted {
         #[allow(clippy::manual_assert, clippy::panic)] // This file exists for this panic.
-        if in_stage.eq_ignore_ascii_case(&format!("{stage:?}")) && of_policy == policy {
+        if in_stage == stage && of_policy == policy {
             panic!("planted by {VARIABLE}");
         }
     }

@@ -225,7 +225,7 @@ impl World for Shell {
     }
 
     fn enter(&self, stage: Stage) -> Stay {
-        planted::panics(stage, &self.path);
+        planted::panics(stage.name(), &self.path);
         Box::new(step(stage).map(|step| self.ctx.metrics.time(step)))
     }
 

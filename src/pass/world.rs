@@ -76,6 +76,22 @@ pub enum Stage {
     Restore,
 }
 
+impl Stage {
+    /// The name in lower case.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Discover => "discover",
+            Self::Gather => "gather",
+            Self::Decide => "decide",
+            Self::Capture => "capture",
+            Self::Write => "write",
+            Self::Report => "report",
+            Self::Restore => "restore",
+        }
+    }
+}
+
 /// A stage ends when this is dropped.
 pub type Stay = Box<dyn Any + Send>;
 
