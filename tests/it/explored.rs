@@ -58,7 +58,7 @@ const RESYNC: Duration = Duration::from_secs(30);
 /// What happens to one request.
 #[derive(Clone, Copy, Debug)]
 enum How {
-    /// It is not carried out, and nobody answers.
+    /// It is not carried out, and no answer arrives.
     Dropped,
     /// It is carried out, and its answer is lost.
     Lost,
@@ -77,7 +77,7 @@ struct Faults {
 }
 
 impl Faults {
-    /// Makes a request, or what happens in its place. `lost` is the answer that nobody gave.
+    /// Makes a request, or what happens in its place. `lost` is the answer where none arrives.
     async fn request<T>(&self, lost: impl FnOnce() -> T, request: impl Future<Output = T>) -> T {
         if self.made.fetch_add(1, Ordering::SeqCst) + 1 != self.at {
             return request.await;

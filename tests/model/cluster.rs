@@ -250,7 +250,7 @@ fn refused(code: u16, what: &str) -> Error {
 }
 
 impl Cluster {
-    /// A policy that was just created, and nodes that nobody governs.
+    /// A policy that was just created, and nodes that no policy governs.
     pub fn new() -> Self {
         Self {
             version: 1,
@@ -364,7 +364,7 @@ impl Cluster {
         }
     }
 
-    /// The answer to a request that nobody answered.
+    /// The answer to a request without a response.
     pub fn no_answer(effect: &Effect) -> Answer {
         match effect {
             Effect::ReadPolicy | Effect::SetFinalizers { .. } => Answer::Policy(Err(Error::TimedOut)),
@@ -500,7 +500,7 @@ impl Cluster {
         conditions.into_iter().any(|condition| condition.type_ == "Programmed" && condition.reason == "Contended")
     }
 
-    /// After a status is written, nobody publishes the Events that it makes old news.
+    /// After a status is written, no pass publishes the Events that it makes old news.
     pub fn untold(&self) -> Option<String> {
         let tells = |(reason, _): &&(String, String)| matches!(reason.as_str(), "Programmed" | "DriftCorrected");
         let told = self.events.iter().filter(tells).count();

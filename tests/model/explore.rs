@@ -36,7 +36,7 @@ pub enum Choice {
     Do(usize),
     /// The request is carried out, and its answer is lost.
     Lose(usize),
-    /// The request is not carried out, and nobody answers.
+    /// The request is not carried out, and no answer arrives.
     Drop(usize),
     /// The time goes on to the next time that the pass waits for.
     Tick,
