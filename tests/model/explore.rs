@@ -445,9 +445,13 @@ impl Explorer {
         }
         self.entries.push(Entry { from, steps });
         let at = self.entries.len() - 1;
-        match self.end(&state) {
-            Ok(requests) => self.explored.longest = self.explored.longest.max(requests),
-            Err((rule, steps)) => return Err(self.counterexample(Some(at), steps, rule)),
+        // A deletion has to end also if a node never comes back.
+        let lost = state.cluster.deleted && state.cluster.nodes.iter().any(|node| !node.up);
+        for recover in if lost { &[true, false][..] } else { &[true] } {
+            match self.end(&state, *recover) {
+                Ok(requests) => self.explored.longest = self.explored.longest.max(requests),
+                Err((rule, steps)) => return Err(self.counterexample(Some(at), steps, rule)),
+            }
         }
         self.waiting.push_back((at, state));
         Ok(())
@@ -510,10 +514,10 @@ impl Explorer {
     }
 
     /// Number of requests until everything is as the policy asks and nothing is written any more, if no further fault
-    /// happens.
-    fn end(&mut self, state: &Between) -> Result<usize, (String, Vec<String>)> {
+    /// happens. `recover`: nodes that are down come up again.
+    fn end(&mut self, state: &Between, recover: bool) -> Result<usize, (String, Vec<String>)> {
         let mut state = state.clone();
-        state.cluster.nodes.iter_mut().for_each(|node| node.up = true);
+        state.cluster.nodes.iter_mut().for_each(|node| node.up |= recover);
         let (mut passed, mut steps, mut requests, mut total) = (Vec::new(), Vec::new(), Vec::new(), 0);
         for _ in 0..MOST_PASSES {
             let key = state.key();
