@@ -145,6 +145,8 @@ pub struct Node {
     pub values: BTreeMap<Knob, Option<Json>>,
     /// Values that anyone but the operator has put there.
     pub foreign: BTreeMap<Knob, Vec<Option<Json>>>,
+    /// Whether another client or a restart has ever changed its values.
+    pub disturbed: bool,
     /// What the last answered read of the current pass showed.
     pub seen: Option<BTreeMap<Knob, Option<Json>>>,
 }
@@ -192,7 +194,7 @@ impl Node {
     fn new() -> Self {
         let values: BTreeMap<_, _> = [(SERVER, None), (CLIENT, Some(text(90)))].into();
         let foreign = values.iter().map(|(knob, value)| (*knob, vec![value.clone()])).collect();
-        Self { up: true, boots: 1, values, foreign, seen: None }
+        Self { up: true, boots: 1, values, foreign, disturbed: false, seen: None }
     }
 
     fn put(&mut self, knob: Knob, value: Option<Json>) {
@@ -205,11 +207,13 @@ impl Node {
 
     /// Another client changes the node.
     pub fn changed_by_another(&mut self) {
+        self.disturbed = true;
         self.put(SERVER, Some(text(FOREIGN)));
     }
 
     /// The process restarts and reads its own file again.
     pub fn restart(&mut self) {
+        self.disturbed = true;
         self.boots += 1;
         self.values = Self::new().values;
     }
@@ -463,7 +467,9 @@ impl Cluster {
                         .then(|| format!("{site} of {id}: {raw:?} was saved as the original, and is the operator's own value"))
                 })
             }
-            Effect::WriteStatus { status, .. } => self.untrue_status(status).or_else(|| self.untold()),
+            Effect::WriteStatus { status, .. } => {
+                self.untrue_status(status).or_else(|| self.untold()).or_else(|| self.blames(status))
+            }
             Effect::SetFinalizers { finalizers, .. } if before.exists && finalizers.is_empty() && self.finalizers.is_empty() => {
                 self.not_restored(&before.finalizers)
             }
@@ -498,6 +504,13 @@ impl Cluster {
     fn is_contended(&self) -> bool {
         let conditions = self.status.iter().flat_map(|status| &status.conditions);
         conditions.into_iter().any(|condition| condition.type_ == "Programmed" && condition.reason == "Contended")
+    }
+
+    /// Another client is blamed only if there was one.
+    fn blames(&self, status: &IdleConnectionPolicyStatus) -> Option<String> {
+        let drifted = status.conditions.iter().any(|condition| condition.reason == "Drifted");
+        let disturbed = self.nodes.iter().any(|node| node.disturbed);
+        (drifted && !disturbed).then(|| "another client is blamed, and there was none".into())
     }
 
     /// After a status is written, no pass publishes the Events that it makes old news.
