@@ -1,21 +1,14 @@
 //! One pass of one policy, if the operator may act: begun, contained and ended. [`crate::pass`] does the work.
 
-use std::{
-    sync::{Arc, PoisonError},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use kube::runtime::controller::Action;
 use tracing::Instrument as _;
 
-use super::{
-    Context, PolicyRef, path, scheduler,
-    served::Served,
-    shell::{Running, Shell},
-};
+use super::{Context, PolicyRef, path, scheduler, served::Served, shell::Shell};
 use crate::{
     api::StoredPolicy,
-    pass::{self, Error, MOMENT, Next, logging, memory::Memory, report},
+    pass::{self, Error, MOMENT, Next, logging, memory::Memory, report, world::World as _},
 };
 
 /// Requeue interval while the CRD is missing or too old: no event reports its upgrade.
@@ -77,7 +70,7 @@ async fn attempt(ctx: &Arc<Context>, reference: &PolicyRef) -> Result<Action, Er
                 let mut memory = known.memory.lock().await;
                 // The state in memory may be inconsistent.
                 *memory = Memory { failures: memory.failures, ..Memory::default() };
-                *known.running.lock().unwrap_or_else(PoisonError::into_inner) = Running::default();
+                shell.end_all();
             }
             if let Ok(Err(error)) = scheduler::contained(Box::pin(report::internal_error(&shell))).await {
                 tracing::warn!(error = logging::chain(&error), "cannot write the internal error to the status");

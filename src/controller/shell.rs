@@ -277,6 +277,10 @@ impl World for Shell {
     fn forget(&self) {
         self.ctx.gone(&self.policy);
     }
+    fn end_all(&self) {
+        *self.running() = Running::default();
+    }
+
 
     fn may_keep(&self, bytes: usize) -> bool {
         self.pass().kept.try_grow(bytes)

@@ -111,7 +111,7 @@ async fn read(world: &dyn World, memory: &mut Memory) -> Result<Option<PolicyHan
     let policy = PolicyHandle::new(object)?;
     if memory.uid != policy.uid {
         *memory = Memory { uid: policy.uid.clone(), failures: memory.failures, ..Memory::default() };
-        world.sample(&policy, None).await;
+        world.end_all();
         world.wake(world.registry().forget(&policy.namespace, &policy.name, Some(&policy.claimant)));
     }
     if memory.originals.is_none() {

@@ -216,7 +216,9 @@ pub trait World: Send + Sync {
     fn wait_until(&self, moment: Moment) -> BoxFuture<'_, ()>;
     /// Requests a pass of other policies.
     fn wake(&self, policies: BTreeSet<Claimant>);
-    /// Ends all that runs for the policy, which is gone.
+    /// Ends what runs for the policy between its passes, and drops its credentials.
+    fn end_all(&self);
+    /// Ends all of that and forgets the policy, which is gone.
     fn forget(&self);
     /// Reports whether the namespace may keep this number of bytes of responses until the pass ends.
     fn may_keep(&self, bytes: usize) -> bool;

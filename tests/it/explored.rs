@@ -235,6 +235,10 @@ impl PassWorld for Faulty {
         self.shell.forget();
     }
 
+    fn end_all(&self) {
+        self.shell.end_all();
+    }
+
     fn may_keep(&self, bytes: usize) -> bool {
         self.shell.may_keep(bytes)
     }

@@ -32,7 +32,8 @@ pub const SPECS: [(u64, Option<u64>); 4] = [(30, Some(20)), (15, Some(10)), (200
 pub const NODES: usize = 2;
 /// Value that another client writes to the server side, in seconds.
 const FOREIGN: u64 = 100;
-const UID: &str = "0b6e9a1c-7d52-4c2f-9a83-5f1f4f7c2d10";
+/// UID of the policy.
+pub const UID: &str = "0b6e9a1c-7d52-4c2f-9a83-5f1f4f7c2d10";
 
 /// A request, as far as the model distinguishes them.
 #[derive(Clone, Debug, PartialEq)]

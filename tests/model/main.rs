@@ -10,12 +10,35 @@ mod cluster;
 mod explore;
 mod world;
 
-use std::time::Duration;
+use std::{
+    task::{Context, Waker},
+    time::Duration,
+};
 
+use cluster::{Cluster, Effect};
 use explore::{Explored, Explorer};
+use idleconn_operator::pass::{self, memory::Memory};
+use world::Ports;
 
 fn number(variable: &str, default: u32) -> u32 {
     std::env::var(variable).ok().map_or(default, |text| text.parse().expect("a number"))
+}
+
+#[test]
+fn what_ran_for_a_former_policy_of_the_same_name_ends() {
+    let ends = |former: &str| {
+        let (ports, mut cluster) = (Ports::at(Duration::ZERO), Cluster::new());
+        let mut memory = Memory { uid: former.into(), ..Memory::default() };
+        let mut visit = Box::pin(pass::visit(&ports, &mut memory));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(visit.as_mut().poll(&mut context).is_pending());
+        let (number, effect) = ports.open().remove(0);
+        assert_eq!(effect, Effect::ReadPolicy);
+        ports.answer(number, cluster.carry_out(&effect).0);
+        assert!(visit.as_mut().poll(&mut context).is_pending());
+        ports.has_ended_all()
+    };
+    assert!(ends("6f2c") && !ends(cluster::UID));
 }
 
 #[test]

@@ -56,6 +56,7 @@ struct Inner {
     time: Duration,
     interrupted: bool,
     gone: bool,
+    ended: bool,
 }
 
 /// Requests and answers of one pass.
@@ -104,6 +105,11 @@ impl Ports {
     /// The controller has seen that the policy is being deleted.
     pub fn interrupt(&self) {
         self.inner().interrupted = true;
+    }
+
+    /// Whether the pass ended what ran for the policy.
+    pub fn has_ended_all(&self) -> bool {
+        self.inner().ended
     }
 
     /// Whether the pass found that the policy is gone.
@@ -278,6 +284,10 @@ impl World for Ports {
     fn forget(&self) {
         self.inner().gone = true;
     }
+    fn end_all(&self) {
+        self.inner().ended = true;
+    }
+
 
     fn may_keep(&self, _: usize) -> bool {
         true
