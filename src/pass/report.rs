@@ -19,6 +19,10 @@ use crate::{
 /// the status, the next process decides again, perhaps with another text and with other Events beside it.
 const STEPS: [EventReason; 3] = [EventReason::Tightened, EventReason::Relaxed, EventReason::ReachedFloor];
 
+/// Times that a status is written again after a conflict. A client that writes the policy faster than that ends the pass, which is
+/// retried with back-off.
+const CONFLICTS: usize = 8;
+
 /// Publishes what is new. Events are first: after a crash between the two, a written status would hide that they are missing.
 pub async fn report(
     world: &dyn World,
@@ -52,24 +56,18 @@ pub async fn report(
 /// Writes the status of this object, and of no newer one of the same name. An edit or another client's write in between does not
 /// matter: the status says which generation it is about.
 async fn write(world: &dyn World, policy: &mut PolicyHandle, status: &IdleConnectionPolicyStatus) -> Result<(), Error> {
-    loop {
-        match world.write_status(policy, status).await {
-            Ok(version) => {
-                policy.object.metadata.resource_version = version;
-                return Ok(());
-            }
-            Err(error) if error.code() == Some(409) => {
-                let read = world.policy().await?;
-                let metadata = read.as_ref().map(Resource::meta).filter(|metadata| metadata.uid.as_deref() == Some(&policy.uid));
-                let version = metadata.ok_or(Error::Gone)?.resource_version.clone();
-                if version == policy.object.metadata.resource_version {
-                    return Err(error);
-                }
-                policy.object.metadata.resource_version = version;
-            }
-            Err(error) => return Err(error),
+    let mut written = world.write_status(policy, status).await;
+    for _ in 0..CONFLICTS {
+        if written.as_ref().err().and_then(Error::code) != Some(409) {
+            break;
         }
+        let read = world.policy().await?;
+        let metadata = read.as_ref().map(Resource::meta).filter(|metadata| metadata.uid.as_deref() == Some(&policy.uid));
+        policy.object.metadata.resource_version.clone_from(&metadata.ok_or(Error::Gone)?.resource_version);
+        written = world.write_status(policy, status).await;
     }
+    policy.object.metadata.resource_version = written?;
+    Ok(())
 }
 
 /// Reports an internal error in the status. It uses no decision code, because that code may be what failed.
