@@ -52,7 +52,7 @@ pub fn start(ctx: &Context, reference: &PolicyRef, policy: &PolicyHandle, watch:
             ctx.tick(&reference);
         }
     };
-    Sampler::start(ctx.pool.provider(&policy.path()), watch, &policy.uid, after, move || metrics.panicked())
+    Sampler::start(ctx.pool.provider(&policy.path), watch, &policy.uid, after, move || metrics.panicked())
 }
 
 /// Evaluates a round of samples. Returns whether a pass is due, and the state of the policy.
@@ -181,7 +181,7 @@ fn probe(signal: &SignalSpec, threshold: Threshold) -> Probe {
 
 fn permit(ctx: &Context, policy: &PolicyHandle) -> Permit {
     let (me, namespace) = (ctx.me.clone(), policy.namespace.clone());
-    let provider = ctx.pool.provider(&policy.path());
+    let provider = ctx.pool.provider(&policy.path);
     Arc::new(move |node| {
         let (me, namespace, provider) = (me.clone(), namespace.clone(), provider.clone());
         Box::pin(async move {

@@ -185,7 +185,7 @@ fn allowed(ctx: &Context, policy: &PolicyHandle, endpoint: &str) -> Result<Place
         Ok(address) => {
             // Addresses of an earlier Service with this name do not apply to a listed host.
             if let Some(host) = url::Url::parse(&address).ok().as_ref().and_then(url::Url::host_str) {
-                ctx.pool.provider(&policy.path()).unname(host);
+                ctx.pool.provider(&policy.path).unname(host);
             }
             Ok(Place::new(&address, address.split("://").nth(1).unwrap_or(&address), &address))
         }
@@ -318,7 +318,7 @@ async fn behind(ctx: &Context, policy: &PolicyHandle, service: &ServiceRef) -> R
         return Err(Problem::no_target(message).into());
     }
     let aliases = addresses.iter().map(|at| format!("{}://{}", service.scheme.name(), SocketAddr::new(at.ip(), port))).collect();
-    ctx.pool.provider(&policy.path()).name(&host, addresses);
+    ctx.pool.provider(&policy.path).name(&host, addresses);
     let address = format!("{}://{host}:{port}", service.scheme.name());
     Ok(Place { aliases, ..Place::new(&address, format!("{}:{port}", service.name), &address) })
 }

@@ -135,13 +135,16 @@ impl Located for Found<'_> {
         targets::identities(&self.spec, &self.shell.namespace, &self.places)
     }
 
-    fn connect<'a>(&'a self, declared: &'a decide::Declared) -> BoxFuture<'a, Result<Arc<dyn Target>, Failure>> {
+    fn connect<'a>(self: Box<Self>, declared: &'a decide::Declared) -> BoxFuture<'a, Result<Arc<dyn Target>, Failure>>
+    where
+        Self: 'a,
+    {
         async move {
-            let credentials = places::credentials(&self.shell.ctx, &self.shell.namespace, &self.spec).await?;
-            self.shell.running().credentials = credentials.clone();
-            let places = self.places.clone();
-            let target = targets::connect(&self.spec, &declared.providers, places, credentials, self.reach.clone())?;
-            Ok(self.shell.counted(target))
+            let Self { shell, spec, places, reach } = *self;
+            let credentials = places::credentials(&shell.ctx, &shell.namespace, &spec).await?;
+            shell.running().credentials = credentials.clone();
+            let target = targets::connect(&spec, &declared.providers, places, credentials, reach)?;
+            Ok(shell.counted(target))
         }
         .boxed()
     }
@@ -274,13 +277,13 @@ impl World for Shell {
         self.ctx.enqueue(policies);
     }
 
-    fn forget(&self) {
-        self.ctx.gone(&self.policy);
-    }
     fn end_all(&self) {
         *self.running() = Running::default();
     }
 
+    fn forget(&self) {
+        self.ctx.gone(&self.policy);
+    }
 
     fn may_keep(&self, bytes: usize) -> bool {
         self.pass().kept.try_grow(bytes)

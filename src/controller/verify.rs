@@ -189,14 +189,14 @@ fn begin(
     let job = Job {
         namespace: policy.namespace.clone(),
         policy: reference.clone(),
-        provider: ctx.pool.provider(&policy.path()),
+        provider: ctx.pool.provider(&policy.path),
         http_get: http_get.clone(),
         serves: node.serves.clone(),
         programmed: programmed(node),
         key: key(unit, node),
     };
     let me = ctx.me.clone();
-    let span = tracing::error_span!("probe", policy = policy.path(), node = node.name);
+    let span = tracing::error_span!("probe", policy = policy.path, node = node.name);
     let probing = async move {
         let Some(slots) = me.upgrade().map(|ctx| ctx.probes.clone()) else { return };
         let Some(_turn) = slots.turn(&job.namespace).await else { return };

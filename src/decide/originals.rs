@@ -53,6 +53,12 @@ impl Log {
         units
     }
 
+    /// What is saved of one unit.
+    #[must_use]
+    pub fn unit(&self, id: &str) -> Option<&Saved> {
+        self.records.values().rev().find_map(|record| record.units.get(id))?.as_ref()
+    }
+
     /// Revisions that are no longer needed: later ones state all that they state, or they remove only units that no
     /// earlier record has.
     #[must_use]

@@ -14,6 +14,8 @@ pub struct PolicyHandle {
     pub namespace: String,
     /// Its name.
     pub name: String,
+    /// `namespace/name`, as in logs and metrics. It also names the provider of the policy's connections.
+    pub path: String,
     /// Its UID.
     pub uid: String,
     /// The policy as it was read, and its status as it was written since.
@@ -44,19 +46,14 @@ impl PolicyHandle {
         let name = object.name_any();
         let claimant = Claimant { created: created.0, namespace: namespace.clone(), name: name.clone() };
         let refusal = foreign.map(refusal);
-        Ok(Self { namespace, name, uid, object, refusal, claimant, status_lost, shared: false })
+        let path = format!("{namespace}/{name}");
+        Ok(Self { namespace, name, path, uid, object, refusal, claimant, status_lost, shared: false })
     }
 
     /// Returns the spec.
     #[must_use]
     pub const fn spec(&self) -> &IdleConnectionPolicySpec {
         &self.object.spec
-    }
-
-    /// Returns `namespace/name`, as in logs and metrics. It also names the provider of the policy's connections.
-    #[must_use]
-    pub fn path(&self) -> String {
-        format!("{}/{}", self.namespace, self.name)
     }
 
     /// Reports whether the policy is being deleted.

@@ -66,9 +66,8 @@ pub async fn visit(world: &dyn World, memory: &mut Memory) -> Result<Next, Error
     let next = loop {
         let Some(mut policy) = read(world, memory).await? else { return Ok(Next::Changed) };
         tracing::Span::current().record("generation", policy.object.metadata.generation);
-        let deleted = policy.is_deleted();
         // Steps that need only the API server come before the wait for a slot: younger policies wait for them.
-        let located = if deleted {
+        let located = if policy.is_deleted() {
             world.wake(world.registry().keep(&policy.claimant));
             None
         } else {
@@ -91,7 +90,7 @@ pub async fn visit(world: &dyn World, memory: &mut Memory) -> Result<Next, Error
             }
             Some(located) => {
                 world.begin();
-                Box::pin(govern(world, &mut policy, memory, &*located)).await?
+                Box::pin(govern(world, &mut policy, memory, located)).await?
             }
         };
     };
@@ -162,7 +161,12 @@ fn traits(world: &dyn World, policy: &PolicyHandle) -> Traits {
 }
 
 /// Connects to the target, claims the identities that it reports, and governs it.
-async fn govern(world: &dyn World, policy: &mut PolicyHandle, memory: &mut Memory, located: &dyn Located) -> Result<Next, Error> {
+async fn govern(
+    world: &dyn World,
+    policy: &mut PolicyHandle,
+    memory: &mut Memory,
+    located: Box<dyn Located + '_>,
+) -> Result<Next, Error> {
     let traits = &traits(world, policy);
     let declared = decide::declare(policy.spec(), traits);
     let (target, units) = match reading(world, connect(world, &declared, located)).await? {
@@ -183,7 +187,11 @@ async fn govern(world: &dyn World, policy: &mut PolicyHandle, memory: &mut Memor
     Box::pin(round::work(world, policy, memory, &declared, traits, target, units)).await
 }
 
-async fn connect(world: &dyn World, declared: &Declared, located: &dyn Located) -> Result<(Arc<dyn Target>, Vec<Unit>), Failure> {
+async fn connect(
+    world: &dyn World,
+    declared: &Declared,
+    located: Box<dyn Located + '_>,
+) -> Result<(Arc<dyn Target>, Vec<Unit>), Failure> {
     let _stage = world.enter(Stage::Discover);
     let target = located.connect(declared).await?;
     let units = target.discover().await?;
@@ -246,13 +254,9 @@ async fn problem_report(
 
 /// Waits for a read until the pass is cancelled or overdue. Not for writes: a write must be completed.
 async fn reading<T>(world: &dyn World, read: impl Future<Output = T> + Send) -> Result<T, Error> {
-    let read = std::pin::pin!(read);
-    if world.is_interrupted() {
-        return Err(world.interrupted().await);
-    }
-    match select(read, world.interrupted()).await {
-        Either::Left((answer, _)) => Ok(answer),
-        Either::Right((error, _)) => Err(error),
+    match select(world.interrupted(), std::pin::pin!(read)).await {
+        Either::Left((error, _)) => Err(error),
+        Either::Right((answer, _)) => Ok(answer),
     }
 }
 

@@ -1,6 +1,7 @@
 //! The nodes of one policy in a pass: read, decided about and written in groups, then reported.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
     time::Duration,
@@ -171,12 +172,12 @@ async fn decided(job: &Job<'_>, policy: &PolicyHandle, memory: &mut Memory, done
     let Job { world, declared, traits, target, .. } = *job;
     let saved = memory.saved();
     let mut previous = policy.object.status.clone().unwrap_or_default();
-    let mut held = memory.held.clone();
+    let mut held = Cow::Borrowed(&memory.held);
     let declared = done.plan.as_ref().map_or(declared, |plan| &plan.desired);
     if let Some(plan) = &done.plan {
         previous.control = Some(plan.control.clone());
         if done.stepped {
-            held.extend(answered.iter().map(|(unit, _)| (unit.id.clone(), Settings::new())));
+            held.to_mut().extend(answered.iter().map(|(unit, _)| (unit.id.clone(), Settings::new())));
         }
     }
     let look = done.look.as_ref().filter(|_| done.plan.is_none());
@@ -335,7 +336,6 @@ fn plan_changed(plan: &mut Plan, results: &[UnitResult], traits: &Traits, now: T
 
 /// Records the results of the writes.
 fn note(memory: &mut Memory, written: &[UnitResult], plan: &Plan, traits: &Traits, now: Moment) {
-    let saved = memory.saved();
     for result in written {
         let id = &result.unit.id;
         let changes = plan.units.get(id).map(|unit| &unit.changes[..]).unwrap_or_default();
@@ -345,8 +345,8 @@ fn note(memory: &mut Memory, written: &[UnitResult], plan: &Plan, traits: &Trait
         }
         match &result.state {
             Ok(state) => {
-                let sites = saved.get(id).map(|saved| &saved.sites);
-                let desired = decide::settings(&plan.desired, traits, &result.unit, state, sites);
+                let saved = memory.originals.as_ref().and_then(|log| log.unit(id)).map(|saved| &saved.sites);
+                let desired = decide::settings(&plan.desired, traits, &result.unit, state, saved);
                 memory.seen(id, state, &desired, changes);
             }
             // What it holds after a write is not known.

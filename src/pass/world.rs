@@ -151,7 +151,9 @@ pub trait Located: Send + Sync {
     fn identities(&self) -> BTreeSet<String>;
 
     /// Reads its references and connects to it. No request is sent to a node yet.
-    fn connect<'a>(&'a self, declared: &'a Declared) -> BoxFuture<'a, Result<Arc<dyn Target>, Failure>>;
+    fn connect<'a>(self: Box<Self>, declared: &'a Declared) -> BoxFuture<'a, Result<Arc<dyn Target>, Failure>>
+    where
+        Self: 'a;
 }
 
 /// A connected target: one server, one cluster, or one file, in units that are written as a whole.

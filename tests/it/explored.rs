@@ -153,10 +153,14 @@ impl Located for FaultyPlace<'_> {
         self.located.identities()
     }
 
-    fn connect<'a>(&'a self, declared: &'a Declared) -> BoxFuture<'a, Result<Arc<dyn Target>, Failure>> {
+    fn connect<'a>(self: Box<Self>, declared: &'a Declared) -> BoxFuture<'a, Result<Arc<dyn Target>, Failure>>
+    where
+        Self: 'a,
+    {
         async move {
-            let target = self.located.connect(declared).await?;
-            Ok(Arc::new(FaultyTarget { target, faults: self.faults.clone() }) as Arc<dyn Target>)
+            let Self { located, faults } = *self;
+            let target = located.connect(declared).await?;
+            Ok(Arc::new(FaultyTarget { target, faults }) as Arc<dyn Target>)
         }
         .boxed()
     }
@@ -231,12 +235,12 @@ impl PassWorld for Faulty {
         self.shell.wake(policies);
     }
 
-    fn forget(&self) {
-        self.shell.forget();
-    }
-
     fn end_all(&self) {
         self.shell.end_all();
+    }
+
+    fn forget(&self) {
+        self.shell.forget();
     }
 
     fn may_keep(&self, bytes: usize) -> bool {

@@ -203,8 +203,11 @@ impl Located for Ports {
         (0..NODES).map(name).collect()
     }
 
-    fn connect<'a>(&'a self, _: &'a Declared) -> BoxFuture<'a, Result<Arc<dyn Target>, Failure>> {
-        let target: Arc<dyn Target> = Arc::new(self.clone());
+    fn connect<'a>(self: Box<Self>, _: &'a Declared) -> BoxFuture<'a, Result<Arc<dyn Target>, Failure>>
+    where
+        Self: 'a,
+    {
+        let target: Arc<dyn Target> = Arc::new(*self);
         futures::future::ready(Ok(target)).boxed()
     }
 }
@@ -281,13 +284,13 @@ impl World for Ports {
 
     fn wake(&self, _: BTreeSet<Claimant>) {}
 
-    fn forget(&self) {
-        self.inner().gone = true;
-    }
     fn end_all(&self) {
         self.inner().ended = true;
     }
 
+    fn forget(&self) {
+        self.inner().gone = true;
+    }
 
     fn may_keep(&self, _: usize) -> bool {
         true
