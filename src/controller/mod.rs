@@ -175,6 +175,14 @@ impl Context {
         self.metrics.forget(policy.namespace.as_deref().unwrap_or_default(), &policy.name);
     }
 
+    /// Returns the policies of all namespaces, or of each of the configured ones.
+    fn policy_apis(&self) -> Vec<Api<StoredPolicy>> {
+        match &self.settings.namespaces[..] {
+            [] => vec![Api::all(self.client.clone())],
+            listed => listed.iter().map(|namespace| Api::namespaced(self.client.clone(), namespace)).collect(),
+        }
+    }
+
     /// Enqueues policies for another pass.
     fn enqueue(&self, claimants: BTreeSet<Claimant>) {
         for claimant in claimants {
@@ -294,10 +302,7 @@ impl Operator {
 
 /// Watches the policies of all namespaces, or of the configured ones.
 fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<StoredPolicy>, watcher::Error>> + Send + 'static {
-    let apis: Vec<Api<StoredPolicy>> = match &context.settings.namespaces[..] {
-        [] => vec![Api::all(context.client.clone())],
-        listed => listed.iter().map(|namespace| Api::namespaced(context.client.clone(), namespace)).collect(),
-    };
+    let apis = context.policy_apis();
     let several = apis.len() > 1;
     let streams = apis.into_iter().enumerate().map(|(n, api)| {
         let events = watcher(api, watcher::Config::default()).default_backoff();

@@ -243,6 +243,10 @@ impl Visit {
 
 #[cfg(test)]
 mod tests {
+    use std::{future::ready, pin::pin};
+
+    use futures::future::{Either, select};
+
     use super::*;
 
     async fn now(scheduler: &Arc<Scheduler>, namespace: &str) -> Option<Slot> {
@@ -312,13 +316,16 @@ mod tests {
         let scheduler = Arc::<Scheduler>::default();
         let policy = PolicyRef::new("gw").within("shop");
         let visit = scheduler.begin(&policy);
-        assert!(!visit.is_interrupted());
+        let reading = async |visit: &Visit| match select(pin!(visit.interrupted()), ready(7)).await {
+            Either::Left((error, _)) => Err(error),
+            Either::Right((answer, _)) => Ok(answer),
+        };
+        assert!(!visit.is_interrupted() && reading(&visit).await.is_ok_and(|answer| answer == 7));
         assert!(matches!(visit.interrupted().await, Error::Overdue));
         assert!(visit.is_interrupted());
         let visit = scheduler.begin(&policy);
         scheduler.deletion_seen(&policy);
-        assert!(visit.is_interrupted());
-        assert!(matches!(visit.interrupted().await, Error::Cancelled));
+        assert!(visit.is_interrupted() && matches!(reading(&visit).await, Err(Error::Cancelled)));
         scheduler.end(&policy);
         assert!(scheduler.state().visits.is_empty());
     }

@@ -224,12 +224,6 @@ impl Metrics {
         self.reconciles.with_label_values(&["failed"]).inc();
     }
 
-    /// Runs a part of a pass and measures its duration.
-    pub async fn timed<T>(&self, step: Step, work: impl Future<Output = T>) -> T {
-        let _timed = self.time(step);
-        work.await
-    }
-
     /// Measures a part of a pass until the timer is dropped.
     pub fn time(&self, step: Step) -> HistogramTimer {
         self.steps.with_label_values(&[step.name()]).start_timer()

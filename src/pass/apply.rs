@@ -133,7 +133,6 @@ pub async fn forget(
 
 /// Makes the planned writes and reads every written unit back. After `until`, or if the visit is cancelled, no further unit is
 /// written.
-#[allow(clippy::too_many_arguments)] // All are needed in one pass.
 pub async fn write(
     world: &dyn World,
     target: &Arc<dyn Target>,

@@ -32,18 +32,6 @@ impl ApiError {
     pub fn new(code: Option<u16>, message: impl Into<String>, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self { code, message: message.into(), source: source.into() }
     }
-
-    /// Reports whether the object does not exist.
-    #[must_use]
-    pub const fn is_not_found(&self) -> bool {
-        matches!(self.code, Some(404))
-    }
-
-    /// Reports whether the operator has no right to do this.
-    #[must_use]
-    pub const fn is_forbidden(&self) -> bool {
-        matches!(self.code, Some(403))
-    }
 }
 
 impl fmt::Display for ApiError {

@@ -8,13 +8,15 @@ use std::{
 use jiff::Timestamp;
 
 use super::world::{Moment, SampledNode};
-use crate::api::Settings;
-use crate::decide::{
-    Cause, Change, Fault, Lives, NodeState, Unit, UnitState,
-    adaptive::{driver::AdaptiveDriver, signal::Signal},
-    lives,
-    originals::{Log, Saved},
-    verify::Probes,
+use crate::{
+    api::Settings,
+    decide::{
+        Cause, Change, Fault, Lives, NodeState, Unit, UnitState,
+        adaptive::{driver::AdaptiveDriver, signal::Signal},
+        lives,
+        originals::{Log, Saved},
+        verify::Probes,
+    },
 };
 
 /// Back-off after the first failure; it doubles.

@@ -132,18 +132,6 @@ impl Sampler {
         });
     }
 
-    /// The nodes that are sampled.
-    #[must_use]
-    pub fn nodes(&self) -> Vec<SampledNode> {
-        self.watch.borrow().nodes.clone()
-    }
-
-    /// Number of nodes.
-    #[must_use]
-    pub fn count(&self) -> usize {
-        self.watch.borrow().nodes.len()
-    }
-
     /// The last samples, shared with the sampler.
     #[must_use]
     pub fn samples(&self) -> Samples {

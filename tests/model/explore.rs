@@ -18,7 +18,7 @@ use idleconn_operator::pass::{
 };
 
 use super::{
-    cluster::{Cluster, Effect, NODES, SPECS},
+    cluster::{Answer, Cluster, Effect, NODES, SPECS},
     world::{Ports, RESYNC},
 };
 
@@ -247,14 +247,14 @@ impl Run {
                     self.budget -= 1;
                 }
                 ports.set_time(until.max(ports.time()));
-                ports.answer(number, super::cluster::Answer::Waited);
+                ports.answer(number, Answer::Waited);
             }
             Choice::Interrupt => {
                 self.interrupted = true;
                 ports.interrupt();
                 let waiting = open.iter().find(|(_, effect)| *effect == Effect::Interrupted);
                 if let Some((number, _)) = waiting {
-                    ports.answer(*number, super::cluster::Answer::Interrupted);
+                    ports.answer(*number, Answer::Interrupted);
                 }
             }
             Choice::Crash(carried) => {
