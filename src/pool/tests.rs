@@ -26,7 +26,8 @@ enum Act {
 /// A server with one reaction for each request in order; the last one repeats.
 struct Server {
     address: String,
-    connections: Arc<AtomicUsize>,
+    /// The port of the client of each connection, in the order of acceptance.
+    connections: Arc<Mutex<Vec<u16>>>,
     requests: Arc<AtomicUsize>,
     task: tokio::task::JoinHandle<()>,
 }
@@ -35,12 +36,12 @@ impl Server {
     async fn start(script: Vec<Act>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = format!("http://{}", listener.local_addr().expect("an address"));
-        let (connections, requests) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let (connections, requests) = (Arc::new(Mutex::default()), Arc::new(AtomicUsize::new(0)));
         let (opened, asked, script) = (connections.clone(), requests.clone(), Arc::new(script));
         let task = tokio::spawn(async move {
             let mut served = JoinSet::new();
-            while let Ok((stream, _)) = listener.accept().await {
-                opened.fetch_add(1, Ordering::SeqCst);
+            while let Ok((stream, client)) = listener.accept().await {
+                opened.lock().expect("the clients").push(client.port());
                 served.spawn(answer(stream, asked.clone(), script.clone()));
             }
         });
@@ -48,7 +49,7 @@ impl Server {
     }
 
     fn counts(&self) -> (usize, usize) {
-        (self.connections.load(Ordering::SeqCst), self.requests.load(Ordering::SeqCst))
+        (self.connections.lock().expect("the clients").len(), self.requests.load(Ordering::SeqCst))
     }
 
     fn ask(&self, method: Method) -> Request {
@@ -270,14 +271,19 @@ async fn until(what: impl Fn() -> bool) {
     }
 }
 
-/// This machine's sockets that are connected to a server, from the kernel's list.
-fn sockets(server: &Server) -> usize {
-    let port = server.address.rsplit(':').next().expect("a port").parse::<u16>().expect("a port");
-    let remote = format!(":{port:04X}");
+/// The lines of the kernel's list for the client's side of the connections that a server accepted. Connections of other
+/// tests to a server that had the same port before, or on another address, are not among them.
+fn sockets(server: &Server) -> Vec<String> {
+    let ports = server.connections.lock().expect("the clients");
+    let remote = server.address.rsplit(':').next().expect("a port").parse::<u16>().expect("a port");
+    let ends = ports.iter().map(|port| (format!("0100007F:{port:04X}"), format!("0100007F:{remote:04X}"))).collect::<Vec<_>>();
     let list = std::fs::read_to_string("/proc/net/tcp").expect("the kernel's list");
-    let fields = list.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
-    // A socket without an inode belongs to no process: only the kernel still waits.
-    fields.filter(|fields| fields[2].ends_with(&remote) && fields[9] != "0").count()
+    let of_this_server = |line: &&str| {
+        let fields = line.split_whitespace().collect::<Vec<_>>();
+        // A socket without an inode belongs to no process: only the kernel still waits.
+        ends.iter().any(|(local, remote)| fields[1] == local && fields[2] == remote) && fields[9] != "0"
+    };
+    list.lines().skip(1).filter(of_this_server).map(str::to_owned).collect()
 }
 
 fn size(count: u64) -> usize {
@@ -295,7 +301,8 @@ async fn every_connection_is_counted_and_so_is_its_end() {
         assert_eq!(size(tally.opened), server.counts().0, "each connection was seen by the server");
         assert_eq!(size(tally.requests), server.counts().1, "and so was each request");
         assert_eq!(tally.open(), tally.opened - tally.closed.iter().sum::<u64>());
-        assert_eq!(size(tally.open()), sockets(&server), "the kernel counts the same");
+        let sockets = sockets(&server);
+        assert_eq!(size(tally.open()), sockets.len(), "the kernel counts the same: {sockets:#?}");
         (pool.closed(), tally.reuses, tally.idle)
     };
     let default = Settings::default();
