@@ -106,78 +106,48 @@ pub struct KnownClient {
     pub source: &'static str,
 }
 
-const fn known(name: &'static str, setting: &'static str, seconds: u64, source: &'static str) -> KnownClient {
-    KnownClient { name, setting, idle: ClientIdle::After(Duration::from_secs(seconds)), source }
+const fn known(name: &'static str, setting: &'static str, seconds: u64) -> KnownClient {
+    KnownClient { name, setting, idle: ClientIdle::After(Duration::from_secs(seconds)), source: "" }
+}
+
+impl KnownClient {
+    /// The same client, with the documentation of its default.
+    const fn source(self, source: &'static str) -> Self {
+        Self { source, ..self }
+    }
 }
 
 /// Clients with known defaults, by name. docs/measured.md shows this table.
 pub const KNOWN_CLIENTS: &[KnownClient] = &[
-    known("agentkeepalive", "agentkeepalive for Node: `freeSocketTimeout`", 4, "https://github.com/node-modules/agentkeepalive"),
-    known(
-        "aiohttp",
-        "aiohttp: `TCPConnector(keepalive_timeout)`",
-        15,
-        "https://docs.aiohttp.org/en/stable/client_reference.html",
-    ),
-    known(
-        "aws-alb",
-        "AWS Application Load Balancer: connection idle timeout",
-        60,
-        "https://docs.aws.amazon.com/elasticloadbalancing/latest/application/edit-load-balancer-attributes.html",
-    ),
-    known(
-        "caddy",
-        "Caddy: `reverse_proxy` transport, `keepalive`",
-        120,
-        "https://caddyserver.com/docs/caddyfile/directives/reverse_proxy",
-    ),
-    known(
-        "dotnet",
-        ".NET 6 and newer: `PooledConnectionIdleTimeout`",
-        60,
-        "https://learn.microsoft.com/en-us/dotnet/api/system.net.http.socketshttphandler.pooledconnectionidletimeout",
-    ),
-    known(
-        "envoy",
-        "Envoy: a cluster's `idle_timeout`",
-        3600,
-        "https://www.envoyproxy.io/docs/envoy/latest/faq/configuration/timeouts",
-    ),
-    known(
-        "gcp-lb",
-        "Google Cloud external Application Load Balancer: backend keepalive timeout",
-        600,
-        "https://cloud.google.com/load-balancing/docs/https#timeouts_and_retries",
-    ),
-    known("go", "Go: `http.DefaultTransport.IdleConnTimeout`", 90, "https://pkg.go.dev/net/http#DefaultTransport"),
-    known("httpx", "HTTPX: `Limits(keepalive_expiry)`", 5, "https://www.python-httpx.org/advanced/resource-limits/"),
-    known(
-        "java",
-        "Java 20 and newer: `jdk.httpclient.keepalive.timeout`",
-        30,
-        "https://docs.oracle.com/en/java/javase/21/docs/api/java.net.http/module-summary.html",
-    ),
-    known(
-        "nginx",
-        "nginx: `keepalive_timeout` of an `upstream`",
-        60,
-        "https://nginx.org/en/docs/http/ngx_http_upstream_module.html#keepalive_timeout",
-    ),
-    known("node", "Node 19 and newer: `http.globalAgent`", 5, "https://nodejs.org/api/http.html#httpglobalagent"),
-    known("okhttp", "OkHttp: `ConnectionPool`", 300, "https://square.github.io/okhttp/5.x/okhttp/okhttp3/-connection-pool/"),
-    known(
-        "reqwest",
-        "reqwest: `pool_idle_timeout`",
-        90,
-        "https://docs.rs/reqwest/latest/reqwest/struct.ClientBuilder.html#method.pool_idle_timeout",
-    ),
-    known(
-        "traefik",
-        "Traefik: `forwardingTimeouts.idleConnTimeout`",
-        90,
-        "https://doc.traefik.io/traefik/routing/services/#transport-configuration",
-    ),
-    known("undici", "undici, which is Node's `fetch`: `keepAliveTimeout`", 4, "https://undici.nodejs.org/#/docs/api/Client"),
+    known("agentkeepalive", "agentkeepalive for Node: `freeSocketTimeout`", 4)
+        .source("https://github.com/node-modules/agentkeepalive"),
+    known("aiohttp", "aiohttp: `TCPConnector(keepalive_timeout)`", 15)
+        .source("https://docs.aiohttp.org/en/stable/client_reference.html"),
+    known("aws-alb", "AWS Application Load Balancer: connection idle timeout", 60)
+        .source("https://docs.aws.amazon.com/elasticloadbalancing/latest/application/edit-load-balancer-attributes.html"),
+    known("caddy", "Caddy: `reverse_proxy` transport, `keepalive`", 120)
+        .source("https://caddyserver.com/docs/caddyfile/directives/reverse_proxy"),
+    known("dotnet", ".NET 6 and newer: `PooledConnectionIdleTimeout`", 60)
+        .source("https://learn.microsoft.com/en-us/dotnet/api/system.net.http.socketshttphandler.pooledconnectionidletimeout"),
+    known("envoy", "Envoy: a cluster's `idle_timeout`", 3600)
+        .source("https://www.envoyproxy.io/docs/envoy/latest/faq/configuration/timeouts"),
+    known("gcp-lb", "Google Cloud external Application Load Balancer: backend keepalive timeout", 600)
+        .source("https://cloud.google.com/load-balancing/docs/https#timeouts_and_retries"),
+    known("go", "Go: `http.DefaultTransport.IdleConnTimeout`", 90).source("https://pkg.go.dev/net/http#DefaultTransport"),
+    known("httpx", "HTTPX: `Limits(keepalive_expiry)`", 5).source("https://www.python-httpx.org/advanced/resource-limits/"),
+    known("java", "Java 20 and newer: `jdk.httpclient.keepalive.timeout`", 30)
+        .source("https://docs.oracle.com/en/java/javase/21/docs/api/java.net.http/module-summary.html"),
+    known("nginx", "nginx: `keepalive_timeout` of an `upstream`", 60)
+        .source("https://nginx.org/en/docs/http/ngx_http_upstream_module.html#keepalive_timeout"),
+    known("node", "Node 19 and newer: `http.globalAgent`", 5).source("https://nodejs.org/api/http.html#httpglobalagent"),
+    known("okhttp", "OkHttp: `ConnectionPool`", 300)
+        .source("https://square.github.io/okhttp/5.x/okhttp/okhttp3/-connection-pool/"),
+    known("reqwest", "reqwest: `pool_idle_timeout`", 90)
+        .source("https://docs.rs/reqwest/latest/reqwest/struct.ClientBuilder.html#method.pool_idle_timeout"),
+    known("traefik", "Traefik: `forwardingTimeouts.idleConnTimeout`", 90)
+        .source("https://doc.traefik.io/traefik/routing/services/#transport-configuration"),
+    known("undici", "undici, which is Node's `fetch`: `keepAliveTimeout`", 4)
+        .source("https://undici.nodejs.org/#/docs/api/Client"),
 ];
 
 /// The known client with this name, in upper or lower case.
