@@ -4,7 +4,7 @@
 use std::{fmt, time::Duration};
 
 use super::{
-    Capability, Declared, Traits,
+    Declared, Traits,
     measured::Idled,
     path::{ClientIdle, Verdict, verdict},
 };
@@ -51,39 +51,39 @@ struct Rules<'a> {
     spec: &'a IdleConnectionPolicySpec,
     declared: &'a Declared,
     traits: &'a Traits,
-    said: Vec<Advice>,
 }
 
 /// All advice on a policy.
 #[must_use]
 pub fn advice(spec: &IdleConnectionPolicySpec, declared: &Declared, traits: &Traits, observed: Observed<'_>) -> Vec<Advice> {
-    let mut rules = Rules { spec, declared, traits, said: Vec::new() };
-    rules.per_host();
-    rules.unlimited();
-    rules.outlives(observed.server_idle);
-    rules.concurrency(observed.concurrency);
-    rules.free();
-    rules.streams(observed.cut_streams);
-    if let Some((percent, node)) = observed.open_files.filter(|(percent, _)| *percent > MOST_FILES) {
-        rules.say(
-            "open-files",
-            format!("{node} uses {percent}% of its file descriptor limit; tighten the limits or raise the descriptor limit"),
-        );
-    }
-    rules.said
+    let rules = Rules { spec, declared, traits };
+    let found = [
+        ("per-host-two", rules.per_host(Knob::IntraClusterMaxIdleConnsPerHost)),
+        ("per-host-two", rules.per_host(Knob::BackendMaxIdleConnsPerHost)),
+        ("conns-unlimited", rules.unlimited()),
+        ("client-outlives-server", rules.outlives(observed.server_idle)),
+        ("client-outlives-server", rules.outlives_backend()),
+        ("per-host-far-off", rules.concurrency(observed.concurrency)),
+        ("free-share", rules.free()),
+        ("streams", rules.streams(observed.cut_streams)),
+        ("open-files", open_files(observed.open_files)),
+    ];
+    found.into_iter().filter_map(|(rule, sentence)| Some(Advice { rule, sentence: sentence? })).collect()
 }
 
-impl Rules<'_> {
-    fn say(&mut self, rule: &'static str, sentence: String) {
-        self.said.push(Advice { rule, sentence });
-    }
+fn open_files(observed: Option<(u32, &str)>) -> Option<String> {
+    let (percent, node) = observed.filter(|(percent, _)| *percent > MOST_FILES)?;
+    Some(format!("{node} uses {percent}% of its file descriptor limit; tighten the limits or raise the descriptor limit"))
+}
 
+/// Each rule, with its sentence where it applies.
+impl Rules<'_> {
     fn count(&self, knob: Knob) -> Option<u32> {
         if let Some(Value::Count(n)) = self.declared.settings.get(&knob) { Some(*n) } else { None }
     }
 
-    fn has_place(&self, knob: Knob) -> bool {
-        self.traits.capability(knob) != Capability::Unsupported
+    fn time(&self, knob: Knob) -> Option<Duration> {
+        if let Some(Value::Duration(time)) = self.declared.settings.get(&knob) { Some(*time) } else { None }
     }
 
     /// Whether unset limits have the defaults of Go's net/http.
@@ -97,136 +97,93 @@ impl Rules<'_> {
         self.declared.settings.keys().any(|knob| knob.pool() == pool)
     }
 
-    fn per_host(&mut self) {
-        for knob in [Knob::IntraClusterMaxIdleConnsPerHost, Knob::BackendMaxIdleConnsPerHost] {
-            let two = match self.count(knob) {
-                Some(n) => {
-                    n == GO_PER_HOST && (self.declared.written.contains(&knob) || self.spec.preset == Some(Preset::GoDefault))
-                }
-                None => self.is_go() && self.governs(knob.pool()),
-            };
-            if two && self.has_place(knob) {
-                self.say(
-                    "per-host-two",
-                    format!(
-                        "{knob} is 2 (Go's default), so all but two connections to a host are closed after each burst; set it to the \
-                         number of concurrent requests to one host"
-                    ),
-                );
-            }
-        }
-    }
-
-    fn unlimited(&mut self) {
-        let knob = Knob::BackendMaxConnsPerHost;
-        if self.has_place(knob) && self.governs("backend") && self.count(knob).unwrap_or(0) == 0 {
-            self.say(
-                "conns-unlimited",
-                format!(
-                    "{knob} has no limit, so a slow backend gets a connection for every request; set it to what one host can take"
-                ),
-            );
-        }
-    }
-
-    fn outlives(&mut self, measured: Option<Duration>) {
-        let time = |knob| match self.declared.settings.get(&knob) {
-            Some(Value::Duration(time)) => Some(*time),
-            _ => None,
+    fn per_host(&self, knob: Knob) -> Option<String> {
+        let two = match self.count(knob) {
+            Some(n) => n == GO_PER_HOST && (self.declared.written.contains(&knob) || self.spec.preset == Some(Preset::GoDefault)),
+            None => self.is_go() && self.governs(knob.pool()),
         };
-        let (client, server) = (Knob::IntraClusterIdleConnTimeout, Knob::ServerIdleTimeout);
-        let backend = Knob::BackendIdleConnTimeout;
-        let unset = |knob| self.is_go() && time(knob).is_none();
-        let (client_unset, backend_unset) = (unset(client), unset(backend) && self.governs("backend"));
-        if let Some(measured) = measured {
-            self.outlives_measured(time(client).or_else(|| client_unset.then_some(Duration::from_secs(GO_IDLE))), measured);
-        }
-        let short = measured.is_none() && time(server).is_some_and(|server| !server.is_zero() && server.as_secs() <= GO_IDLE);
-        if short && client_unset {
-            self.say(
-                "client-outlives-server",
-                format!(
-                    "{client} is {GO_IDLE}s (Go's default), and {server} is not longer; set {client} at least 1s shorter than \
-                     {server}, or requests are lost on closed connections"
-                ),
-            );
-        }
-        if backend_unset {
-            self.say(
-                "client-outlives-server",
-                format!(
-                    "{backend} is {GO_IDLE}s (Go's default), and many servers and load balancers close idle connections earlier; set \
-                     it shorter than the idle timeout of the server behind it"
-                ),
-            );
-        }
+        (two && self.traits.supports(knob)).then(|| {
+            format!(
+                "{knob} is 2 (Go's default), so all but two connections to a host are closed after each burst; set it to the \
+                 number of concurrent requests to one host"
+            )
+        })
+    }
+
+    fn unlimited(&self) -> Option<String> {
+        let knob = Knob::BackendMaxConnsPerHost;
+        let applies = self.traits.supports(knob) && self.governs("backend") && self.count(knob).unwrap_or(0) == 0;
+        applies.then(|| {
+            format!(
+                "{knob} has no limit, so a slow backend gets a connection for every request; set it to what one host can take"
+            )
+        })
     }
 
     /// A measured timeout counts, whatever is declared.
-    fn outlives_measured(&mut self, client: Option<Duration>, measured: Duration) {
-        let knob = Knob::IntraClusterIdleConnTimeout;
-        let Some(client) = client.filter(|client| verdict(ClientIdle::After(*client), Idled::Closed(measured)) != Verdict::Safe)
-        else {
-            return;
+    fn outlives(&self, measured: Option<Duration>) -> Option<String> {
+        let (knob, server) = (Knob::IntraClusterIdleConnTimeout, Knob::ServerIdleTimeout);
+        let declared = self.time(knob);
+        let is_go = declared.is_none() && self.is_go();
+        let Some(measured) = measured else {
+            let short = self.time(server).is_some_and(|server| !server.is_zero() && server.as_secs() <= GO_IDLE);
+            return (short && is_go).then(|| {
+                format!(
+                    "{knob} is {GO_IDLE}s (Go's default), and {server} is not longer; set {knob} at least 1s shorter than \
+                     {server}, or requests are lost on closed connections"
+                )
+            });
         };
-        let (client, server) = (Value::Duration(client), Value::Duration(measured));
-        self.say(
-            "client-outlives-server",
+        let client = declared.or_else(|| is_go.then_some(Duration::from_secs(GO_IDLE)))?;
+        (verdict(ClientIdle::After(client), Idled::Closed(measured)) != Verdict::Safe).then(|| {
+            let (client, server) = (Value::Duration(client), Value::Duration(measured));
             format!(
                 "{knob} is {client}, and measurements show that the servers close idle connections after {server}; set {knob} at \
                  least 1s shorter, or requests are lost on closed connections"
-            ),
-        );
+            )
+        })
+    }
+
+    fn outlives_backend(&self) -> Option<String> {
+        let knob = Knob::BackendIdleConnTimeout;
+        (self.is_go() && self.time(knob).is_none() && self.governs("backend")).then(|| {
+            format!(
+                "{knob} is {GO_IDLE}s (Go's default), and many servers and load balancers close idle connections earlier; set \
+                 it shorter than the idle timeout of the server behind it"
+            )
+        })
     }
 
     /// Caddy closes streams when its configuration changes, unless a proxy has a `stream_close_delay`
     /// (caddyserver/caddy#5471).
-    fn streams(&mut self, cut_by: Option<&str>) {
-        let Some(node) = cut_by.filter(|_| self.spec.adaptive.is_some()) else { return };
-        self.say(
-            "streams",
-            format!(
-                "A reverse_proxy of {node} closes its WebSockets and other streams whenever a limit changes; set stream_close_delay, \
-                 for example to 5m"
-            ),
-        );
+    fn streams(&self, cut_by: Option<&str>) -> Option<String> {
+        let node = cut_by.filter(|_| self.spec.adaptive.is_some())?;
+        Some(format!(
+            "A reverse_proxy of {node} closes its WebSockets and other streams whenever a limit changes; set stream_close_delay, \
+             for example to 5m"
+        ))
     }
 
-    fn concurrency(&mut self, observed: Option<f64>) {
+    fn concurrency(&self, observed: Option<f64>) -> Option<String> {
         let knob = Knob::BackendMaxIdleConnsPerHost;
-        let (Some(seen), Some(set)) = (observed.filter(|seen| *seen >= 1.0), self.count(knob).filter(|set| *set > 0)) else {
-            return;
+        let (seen, set) = (observed.filter(|seen| *seen >= 1.0)?, self.count(knob).filter(|set| *set > 0)?);
+        let (far, advice) = match f64::from(set) / seen {
+            ..0.5 => ("less than half of", "raise it, or each burst opens new connections"),
+            share if share > 4.0 => ("more than four times", "lower it, because the other connections only cost"),
+            _ => return None,
         };
-        let share = f64::from(set) / seen;
-        if share < 0.5 {
-            self.say(
-                "per-host-far-off",
-                format!("{knob} {set} is less than half of the {seen:.0} concurrent requests; raise it, or each burst opens new connections"),
-            );
-        } else if share > 4.0 {
-            self.say(
-                "per-host-far-off",
-                format!("{knob} {set} is more than four times the {seen:.0} concurrent requests; lower it, because the other connections only cost"),
-            );
-        }
+        Some(format!("{knob} {set} is {far} the {seen:.0} concurrent requests; {advice}"))
     }
 
-    fn free(&mut self) {
+    fn free(&self) -> Option<String> {
         let (idle, all) = (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxConnsPerHost);
         let written = [idle, all].iter().any(|knob| self.declared.written.contains(knob));
-        let (Some(idle_set), Some(all_set)) = (self.count(idle), self.count(all).filter(|all| *all > 0)) else { return };
+        let (idle_set, all_set) = (self.count(idle)?, self.count(all).filter(|all| *all > 0)?);
         let percent = u32::try_from(u64::from(idle_set) * 100 / u64::from(all_set)).unwrap_or(u32::MAX);
-        if written && !FREE.contains(&percent) {
-            let way = if percent < *FREE.start() { "raise" } else { "lower" };
-            self.say(
-                "free-share",
-                format!(
-                    "{idle} {idle_set} is {percent}% of {all} {all_set}; {way} it to between {}% and {}%",
-                    FREE.start(),
-                    FREE.end()
-                ),
-            );
-        }
+        let way = if percent < *FREE.start() { "raise" } else { "lower" };
+        let (least, most) = (FREE.start(), FREE.end());
+        (written && !FREE.contains(&percent))
+            .then(|| format!("{idle} {idle_set} is {percent}% of {all} {all_set}; {way} it to between {least}% and {most}%"))
     }
 }
 

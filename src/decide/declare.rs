@@ -97,7 +97,7 @@ impl Traits {
     /// Whether the target has a limit and can express this value.
     #[must_use]
     pub fn takes(&self, knob: Knob, value: Value) -> bool {
-        self.capability(knob) != Capability::Unsupported && (self.inexpressible)(knob, value).is_none()
+        self.supports(knob) && (self.inexpressible)(knob, value).is_none()
     }
 
     /// The idle timeout of a pool whose limit is not set, if it is known.
