@@ -10,13 +10,31 @@ const MIN_TOLERANCE: Duration = Duration::from_secs(1);
 /// The smallest error that a measurement is assumed to have.
 const MIN_ERROR: Duration = Duration::from_millis(250);
 
-/// How long one idle connection stayed open. Connections that closed sort before those that did not.
+/// How much one connection took. Connections that closed sort before those that did not.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Idled {
-    /// The server closed it after this long.
-    Closed(Duration),
-    /// It was still open after this long, when the probe ended.
-    Open(Duration),
+pub enum Kept<T> {
+    /// The server closed it after this much.
+    Closed(T),
+    /// It was still open after this much, when the probe ended.
+    Open(T),
+}
+
+/// How long one idle connection stayed open.
+pub type Idled = Kept<Duration>;
+
+/// How many requests a connection took; of a closed one, how many were answered.
+pub type Requests = Kept<u32>;
+
+impl<T: Copy + PartialOrd> Kept<T> {
+    /// Whether the server keeps the connection for at least this much: for requests, as its first answer says, that answer
+    /// and `max` more. `None` where the probe ended before.
+    #[must_use]
+    pub fn keeps(self, least: T) -> Option<bool> {
+        match self {
+            Self::Closed(after) => Some(after >= least),
+            Self::Open(after) => (after >= least).then_some(true),
+        }
+    }
 }
 
 impl Idled {
@@ -145,11 +163,7 @@ impl Advertised {
     #[must_use]
     pub fn keeps_time(&self, measured: &Spread) -> Option<bool> {
         let timeout = self.timeout?;
-        let least = timeout.saturating_sub(error(timeout));
-        match measured.min {
-            Idled::Closed(after) => Some(after >= least),
-            Idled::Open(after) => (after >= least).then_some(true),
-        }
+        measured.min.keeps(timeout.saturating_sub(error(timeout)))
     }
 }
 
@@ -159,27 +173,6 @@ impl fmt::Display for Advertised {
         let timeout = self.timeout.map(|timeout| format!("timeout={}", timeout.as_secs()));
         let max = self.max.map(|max| format!("max={max}"));
         f.write_str(&timeout.into_iter().chain(max).collect::<Vec<_>>().join(", "))
-    }
-}
-
-/// How many requests a connection took.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Requests {
-    /// The server closed the connection after this many answers.
-    Closed(u32),
-    /// It was still open after this many, when the probe ended.
-    Open(u32),
-}
-
-impl Requests {
-    /// Whether the server answers at least as many requests as its first answer says: that answer and `max` more.
-    /// `None` where the probe ended before that number.
-    #[must_use]
-    pub fn keeps(self, max: u32) -> Option<bool> {
-        match self {
-            Self::Closed(answered) => Some(answered >= max),
-            Self::Open(answered) => (answered >= max).then_some(true),
-        }
     }
 }
 
