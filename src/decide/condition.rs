@@ -103,6 +103,12 @@ pub fn whole_seconds(now: Timestamp) -> Timestamp {
     Timestamp::from_second(now.as_second()).unwrap_or(now)
 }
 
+/// A number of nodes or names, as the status stores it.
+#[must_use]
+pub fn count(n: usize) -> u32 {
+    u32::try_from(n).unwrap_or(u32::MAX)
+}
+
 /// Shortens a text to `most` characters, with an ellipsis.
 #[must_use]
 pub fn shortened(text: &str, most: usize) -> String {

@@ -9,7 +9,7 @@ use super::{
     Capability, Declared, Drift, Plan, Sites, Traits, Unit, UnitState,
     adaptive::report::{self, SeenLoop},
     advice::Advice,
-    condition::{Notice, Said, condition, find, has_flipped, reason, said, shortened, shortened_to_bytes, state},
+    condition::{Notice, Said, condition, count, find, has_flipped, reason, said, shortened, shortened_to_bytes, state},
     lives::{self, Lives},
     observed::{Cause, Fault, NodeState},
     originals::Saved,
@@ -175,40 +175,29 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
     let mut status = IdleConnectionPolicyStatus {
         observed_generation: seen.generation,
         conditions: conditions(seen, &tally),
-        limits: None,
-        openness_percent: None,
-        utilization_percent: None,
-        tasks: None,
-        recommendation: None,
-        history: Vec::new(),
-        nodes: None,
         unsupported: seen.declared.unsupported.union(&tally.placeless).map(ToString::to_string).collect(),
         pending_restart: (!tally.pending.is_empty()).then(|| PendingRestart {
             count: count(tally.pending.len()),
             nodes: tally.pending.iter().take(MOST_NODES_NAMED).map(|name| shortened_to_bytes(name, NAME_LENGTH)).collect(),
         }),
         original_ref: seen.original.clone().map(|name| ObjectName { name }),
-        control: None,
+        ..IdleConnectionPolicyStatus::default()
     };
-    let mut limits = StatusLimits::default();
-    if !seen.declared.settings.is_empty() {
-        limits.declared = Some(Limits::from(&seen.declared.settings));
-    }
+    let present = |settings: &Settings| (!settings.is_empty()).then(|| Limits::from(settings));
+    let mut limits = StatusLimits { declared: present(&seen.declared.settings), ..StatusLimits::default() };
+    let mut control = seen.plan.control.clone();
     if seen.problem.is_none() {
         let desired = &seen.plan.desired.settings;
         limits.desired = (*desired != seen.declared.settings).then(|| Limits::from(desired));
-        limits.programmed = (!tally.programmed.is_empty()).then(|| Limits::from(&tally.programmed));
-        limits.in_effect = (!tally.in_effect.is_empty()).then(|| Limits::from(&tally.in_effect));
+        limits.programmed = present(&tally.programmed);
+        limits.in_effect = present(&tally.in_effect);
         limits.measured = measured(seen);
-        status.nodes = Some(tally.nodes.clone());
+        control.confirmed = confirmed(seen, &tally);
+        control.changed = tally.changed;
+        status.nodes = Some(tally.nodes);
     }
     status.limits = (limits != StatusLimits::default()).then_some(limits);
 
-    let mut control = seen.plan.control.clone();
-    if seen.problem.is_none() {
-        control.confirmed = confirmed(seen, &tally);
-    }
-    control.changed = if seen.problem.is_none() { tally.changed } else { control.changed };
     let mut notices = notices(seen, &status);
     if let (Some(adaptive), Some(outcome), None) = (&seen.adaptive, &seen.plan.outcome, seen.problem) {
         notices.extend(report::tell(adaptive, outcome, &seen.declared.settings, seen.previous, &mut status, seen.now));
@@ -276,21 +265,15 @@ fn tally(seen: &Seen<'_>) -> Tally {
     let mut programmed: BTreeMap<Knob, BTreeSet<Option<Value>>> = BTreeMap::new();
     let mut used: BTreeMap<Knob, BTreeSet<Option<Value>>> = BTreeMap::new();
     let mut with_place = BTreeSet::new();
-    let mut worst = Vec::new();
+    let (mut silent, mut drifted) = (Vec::new(), Vec::new());
+    let cause = |name: &str, cause: &str| NodeCause { name: name.to_owned(), cause: cause.to_owned() };
 
     for result in seen.units {
         if tally.write_fault.is_none() || result.write.as_ref().is_some_and(|f| f.cause == Cause::Rejected) {
             tally.write_fault = result.write.as_ref().map(|fault| of_unit(&result.unit, fault)).or(tally.write_fault);
         }
-        let state = match &result.state {
-            Ok(state) => state,
-            Err(fault) => {
-                tally.nodes.total += 1;
-                tally.nodes.unreachable += 1;
-                worst.push((0, NodeCause { name: result.unit.name.clone(), cause: fault.message.clone() }));
-                continue;
-            }
-        };
+        silent.extend(result.state.as_ref().err().map(|fault| cause(&result.unit.name, &fault.message)));
+        let Ok(state) = &result.state else { continue };
         let saved = seen.saved.get(&result.unit.id).map(|saved| &saved.sites);
         let settings = super::settings(desired, traits, &result.unit, state, saved);
         tally.companions.extend(settings.iter().filter(|(knob, _)| !desired.settings.contains_key(knob)));
@@ -298,44 +281,28 @@ fn tally(seen: &Seen<'_>) -> Tally {
         let not_back = super::not_back(&settings, state, saved);
         evidence(&mut changed, &settings, traits, state, saved);
         for node in &state.nodes {
-            tally.nodes.total += 1;
-            let stored = match &node.stored {
-                Ok(stored) => stored,
-                Err(fault) => {
-                    tally.nodes.unreachable += 1;
-                    worst.push((0, NodeCause { name: node.name.clone(), cause: fault.message.clone() }));
-                    continue;
-                }
-            };
+            silent.extend(node.stored.as_ref().err().map(|fault| cause(&node.name, &fault.message)));
+            let Ok(stored) = &node.stored else { continue };
             tally.answered += 1;
             let differs: Vec<_> =
                 settings.iter().filter(|(knob, value)| stored.get(knob).is_some_and(|s| s != &Some(**value))).collect();
-            if differs.is_empty() && not_back.is_empty() {
-                tally.nodes.programmed += 1;
-            } else {
-                tally.nodes.drifted += 1;
-                let cause = result
-                    .write
-                    .as_ref()
-                    .map_or_else(|| holds(&differs, stored, seen.declared, &not_back), |fault| fault.message.clone());
-                worst.push((1, NodeCause { name: node.name.clone(), cause }));
-            }
             let mut all_used = differs.is_empty() && not_back.is_empty();
+            if !all_used {
+                let held = || holds(&differs, stored, seen.declared, &not_back);
+                drifted.push(cause(&node.name, &result.write.as_ref().map_or_else(held, |fault| fault.message.clone())));
+            }
             for (&knob, &value) in &settings {
                 let Some(&stored) = stored.get(&knob) else { continue };
                 programmed.entry(knob).or_default().insert(stored);
                 let in_use = in_use(knob, traits, &changed, seen.lives, node);
-                match in_use {
-                    Some(false) if stored == Some(value) && matches!(traits.capability(knob), Capability::Reported(_)) => {
+                if in_use.is_none() {
+                    tally.unknown.insert(knob);
+                } else if in_use == Some(false) && stored == Some(value) {
+                    if matches!(traits.capability(knob), Capability::Reported(_)) {
                         tally.behind.insert(node.name.clone());
-                    }
-                    Some(false) if stored == Some(value) => {
+                    } else {
                         tally.pending.insert(node.name.clone());
                         tally.pending_knobs.insert(knob);
-                    }
-                    Some(_) => {}
-                    None => {
-                        tally.unknown.insert(knob);
                     }
                 }
                 all_used &= in_use == Some(true);
@@ -345,16 +312,15 @@ fn tally(seen: &Seen<'_>) -> Tally {
         }
     }
 
-    worst.sort_by(|a, b| a.0.cmp(&b.0).then_with(|| a.1.name.cmp(&b.1.name)));
-    tally.nodes.worst = worst
-        .into_iter()
-        .take(MOST_NODES_NAMED)
-        .map(|(_, mut node)| {
-            node.name = shortened_to_bytes(&node.name, NAME_LENGTH);
-            node.cause = shortened(&node.cause, 240);
-            node
-        })
-        .collect();
+    tally.nodes.unreachable = count(silent.len());
+    tally.nodes.drifted = count(drifted.len());
+    tally.nodes.programmed = tally.answered - tally.nodes.drifted;
+    tally.nodes.total = tally.answered + tally.nodes.unreachable;
+    silent.sort_by(|a, b| a.name.cmp(&b.name));
+    drifted.sort_by(|a, b| a.name.cmp(&b.name));
+    let named = silent.iter().chain(&drifted).take(MOST_NODES_NAMED);
+    let short = |node: &NodeCause| cause(&shortened_to_bytes(&node.name, NAME_LENGTH), &shortened(&node.cause, 240));
+    tally.nodes.worst = named.map(short).collect();
     tally.nodes.summary = format!("{}/{}", tally.nodes.programmed, tally.nodes.total);
     tally.programmed = shared(&programmed);
     tally.in_effect = shared(&used);
@@ -376,13 +342,8 @@ fn of_unit(unit: &Unit, fault: &Fault) -> Fault {
 
 /// Limits of which all nodes have the same value.
 fn shared(values: &BTreeMap<Knob, BTreeSet<Option<Value>>>) -> Settings {
-    values
-        .iter()
-        .filter_map(|(knob, values)| match values.iter().collect::<Vec<_>>()[..] {
-            [Some(value)] => Some((*knob, *value)),
-            _ => None,
-        })
-        .collect()
+    let same = values.iter().filter(|(_, values)| values.len() == 1);
+    same.filter_map(|(knob, values)| Some((*knob, (*values.first()?)?))).collect()
 }
 
 /// If a restart is needed and the time of the change is not recorded (the process may have died right after the write),
@@ -465,16 +426,14 @@ fn holds(
 }
 
 fn conditions(seen: &Seen<'_>, tally: &Tally) -> Vec<Condition> {
-    let mut all: Vec<(ConditionType, Said)> = Vec::new();
     let accepted = match seen.problem {
         Some(problem) if problem.refused => said(problem.reason, &problem.message),
         None if seen.shared.is_some() => said(Reason::SharedIdentity, seen.shared.unwrap_or_default()),
         _ => said(Reason::Accepted, accepted_message(seen)),
     };
-    all.push((ConditionType::Accepted, accepted));
     let rejected = tally.write_fault.as_ref().filter(|fault| fault.cause == Cause::Rejected);
     let ready = ready(seen, tally);
-    all.push((ConditionType::Ready, ready.clone()));
+    let mut all = vec![(ConditionType::Accepted, accepted), (ConditionType::Ready, ready.clone())];
     let is_ready = state(ConditionType::Ready, ready.reason) == State::True;
     let stalled = match (seen.problem, rejected) {
         (Some(problem), _) => problem.stalled.then(|| said(problem.reason, &problem.message)),
@@ -525,18 +484,14 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> Said {
         );
     }
     match &tally.write_fault {
-        Some(fault) if fault.cause == Cause::Forbidden => return said(Reason::Forbidden, fault.message.clone()),
-        Some(fault) if fault.cause == Cause::Unauthorized => return said(Reason::Unauthorized, fault.message.clone()),
+        Some(fault) if matches!(fault.cause, Cause::Forbidden | Cause::Unauthorized) => {
+            return said(failure(fault.cause), &fault.message);
+        }
         Some(fault) if matches!(fault.cause, Cause::NotReady | Cause::Unreachable | Cause::Busy) && nodes.drifted == 0 => {}
         Some(fault) => return said(Reason::ProgrammingFailed, fault.message.clone()),
         None => {}
     }
     let held = seen.held(tally);
-    let message = if nodes.unreachable > 0 {
-        format!("{} answered and hold {held}", of_nodes(nodes.programmed, nodes.total))
-    } else {
-        format!("{} {held}", all_nodes(nodes.total, "holds", "hold"))
-    };
     if nodes.drifted > 0 {
         // Drift that is reported, contended or being corrected does not make this generation unwritten.
         let known = !seen.plan.drift.is_empty() || !seen.plan.contended.is_empty();
@@ -544,53 +499,46 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> Said {
         let was_ready = seen.previous.observed_generation == seen.generation
             && reason(seen.previous, ConditionType::Ready) == Some(Reason::Succeeded);
         let moving = seen.plan.outcome.as_ref().is_some_and(|outcome| !outcome.state.changes.is_empty());
-        return if was_ready && moving && !known {
-            said(Reason::Succeeded, "Declared limits were applied; adaptive control has changed them since (see Tightened)")
-        } else if known {
+        return if known {
             said(Reason::Succeeded, "Declared limits were applied; another client has changed a node since (see Programmed)")
+        } else if was_ready && moving {
+            said(Reason::Succeeded, "Declared limits were applied; adaptive control has changed them since (see Tightened)")
         } else {
             said(Reason::Progressing, format!("{} hold {held}", of_nodes(nodes.programmed, nodes.total)))
         };
     }
+    let message = if nodes.unreachable > 0 {
+        format!("{} answered and hold {held}", of_nodes(nodes.programmed, nodes.total))
+    } else {
+        format!("{} {held}", all_nodes(nodes.total, "holds", "hold"))
+    };
     said(Reason::Succeeded, message)
 }
 
 fn programmed(seen: &Seen<'_>, tally: &Tally) -> Said {
     let nodes = &tally.nodes;
-    if !seen.plan.contended.is_empty() && nodes.drifted > 0 {
-        return said(Reason::Contended, contended(seen, tally));
-    }
+    let some = || format!("{} hold {}{}", of_nodes(nodes.programmed, nodes.total), seen.held(tally), worst(nodes));
     if nodes.drifted > 0 {
-        if let Some(drift) = seen.plan.drift.first() {
-            return said(Reason::Drifted, drifted(drift));
-        }
-        let message = format!("{} hold {}{}", of_nodes(nodes.programmed, nodes.total), seen.held(tally), worst(nodes));
-        return said(Reason::Progressing, message);
-    }
-    if nodes.unreachable > 0 || nodes.total == 0 {
-        let message = match nodes.total {
-            0 => "The target has no nodes".into(),
-            total => format!("{} hold {}{}", of_nodes(nodes.programmed, total), seen.held(tally), worst(nodes)),
+        return match seen.plan.drift.first() {
+            _ if !seen.plan.contended.is_empty() => said(Reason::Contended, contended(seen, tally)),
+            Some(drift) => said(Reason::Drifted, drifted(drift)),
+            None => said(Reason::Progressing, some()),
         };
-        return said(Reason::Partial, message);
+    }
+    if nodes.total == 0 {
+        return said(Reason::Partial, "The target has no nodes");
+    }
+    if nodes.unreachable > 0 {
+        return said(Reason::Partial, some());
     }
     if !tally.governs {
         return said(Reason::NothingToProgram, nothing(seen));
     }
-    match tally.companions.iter().next() {
-        Some((knob, value)) => {
-            let message = format!(
-                "{} {}; {knob} was lowered to {value} with maxIdleConns",
-                all_nodes(nodes.total, "stores", "store"),
-                seen.held(tally)
-            );
-            said(Reason::Programmed, message)
-        }
-        None => said(
-            Reason::Programmed,
-            format!("{} {}; the operator read them back", all_nodes(nodes.total, "stores", "store"), seen.held(tally)),
-        ),
-    }
+    let more = match tally.companions.iter().next() {
+        Some((knob, value)) => format!("{knob} was lowered to {value} with maxIdleConns"),
+        None => "the operator read them back".into(),
+    };
+    said(Reason::Programmed, format!("{} {}; {more}", all_nodes(nodes.total, "stores", "store"), seen.held(tally)))
 }
 
 /// For example `The node holds` or `All 3 nodes hold`.
@@ -674,32 +622,9 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
     if !tally.governs {
         return said(Reason::NothingToProgram, "None of the declared limits can be written to the target (see Programmed)");
     }
-    let (restarting, why) =
-        seen.plan.restart.as_ref().map_or((None, None), |(restart, why)| (restart.said.as_ref(), why.as_ref()));
-    let why = why.map_or_else(String::new, |why| format!(": {why}"));
     let using = format!("{} use {}", of_nodes(nodes.in_effect, nodes.total), seen.held(tally));
-    match restarting {
-        Some(RestartState::Rolling(node)) => return said(Reason::RollingOut, format!("{using}; restarting {node}{why}")),
-        Some(RestartState::Stalled(node)) => {
-            let message = format!("{using}; {node} did not come back in time, and no other node is restarted{why}");
-            return said(Reason::RestartStalled, message);
-        }
-        Some(RestartState::Unavailable(node)) => {
-            return said(Reason::RestartRequired, format!("{using}; no node is restarted while {node} is out of service{why}"));
-        }
-        Some(RestartState::Budget) => {
-            return said(
-                Reason::RestartRequired,
-                format!("{using}; the restarts of the last 24 hours are used up (restart.maxPerDay)"),
-            );
-        }
-        Some(RestartState::NoWorkload) => {
-            return said(Reason::RestartRequired, format!("{using}; the workload of the selected pods is not known{why}"));
-        }
-        Some(RestartState::NoPod(node)) => {
-            return said(Reason::RestartRequired, format!("{using}; the pod of {node} is not known{why}"));
-        }
-        None => {}
+    if let Some((reason, doing)) = restarting(seen) {
+        return said(reason, format!("{using}; {doing}"));
     }
     if !tally.pending.is_empty() {
         let knobs: Vec<_> = tally.pending_knobs.iter().map(|knob| knob.path()).collect();
@@ -719,10 +644,8 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
         return known;
     }
     if nodes.drifted > 0 || nodes.unreachable > 0 {
-        return said(
-            Reason::NotObserved,
-            format!("Not all nodes are known to hold the {} limits (see Programmed)", seen.which()),
-        );
+        let message = format!("Not all nodes are known to hold the {} limits (see Programmed)", seen.which());
+        return said(Reason::NotObserved, message);
     }
     if !tally.unknown.is_empty() && seen.traits.file.is_some() {
         let message = format!("{using}; the other nodes do not report what they use, and started before the file was written");
@@ -734,13 +657,33 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
         );
         return said(Reason::NotObserved, message);
     }
-    said(
-        Reason::InEffect,
-        match nodes.total {
-            1 => format!("The process of the node uses {}", seen.held(tally)),
-            total => format!("The processes of all {total} nodes use {}", seen.held(tally)),
-        },
-    )
+    let using = match nodes.total {
+        1 => "The process of the node uses".into(),
+        total => format!("The processes of all {total} nodes use"),
+    };
+    said(Reason::InEffect, format!("{using} {}", seen.held(tally)))
+}
+
+/// What is said of a restart that is under way or due.
+fn restarting(seen: &Seen<'_>) -> Option<(Reason, String)> {
+    let (restart, why) = seen.plan.restart.as_ref()?;
+    let why = why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
+    let (reason, doing) = match restart.said.as_ref()? {
+        RestartState::Rolling(node) => (Reason::RollingOut, format!("restarting {node}")),
+        RestartState::Stalled(node) => {
+            (Reason::RestartStalled, format!("{node} did not come back in time, and no other node is restarted"))
+        }
+        RestartState::Unavailable(node) => {
+            (Reason::RestartRequired, format!("no node is restarted while {node} is out of service"))
+        }
+        RestartState::Budget => {
+            let spent = "the restarts of the last 24 hours are used up (restart.maxPerDay)";
+            return Some((Reason::RestartRequired, spent.into()));
+        }
+        RestartState::NoWorkload => (Reason::RestartRequired, "the workload of the selected pods is not known".into()),
+        RestartState::NoPod(node) => (Reason::RestartRequired, format!("the pod of {node} is not known")),
+    };
+    Some((reason, doing + &why))
 }
 
 /// What is known where another client changed a limit that a process uses as soon as it is stored.
@@ -772,6 +715,7 @@ fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> 
     let mut notices = Vec::new();
     let mut tell = |reason, note: &str| notices.push(Notice { reason, note: note.to_owned() });
     let new_generation = seen.previous.observed_generation != seen.generation;
+    let is_silent = status.nodes.as_ref().is_some_and(|nodes| nodes.unreachable > 0);
     for node in seen.plan.restart.iter().flat_map(|(restart, _)| &restart.finished) {
         tell(EventReason::NodeRestarted, &format!("{node} was restarted and uses the {} limits", seen.which()));
     }
@@ -780,44 +724,34 @@ fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> 
         let old = find(seen.previous, type_);
         let flipped = has_flipped(old, &new.status, &new.reason);
         let was = self::reason(seen.previous, type_);
-        let note = new.message.as_str();
-        match (type_, state(type_, reason), reason) {
-            (ConditionType::Accepted, State::True, _) if old.is_none_or(|old| old.status != new.status) => {
-                tell(EventReason::Accepted, note);
-            }
-            (ConditionType::Accepted, _, Reason::Conflicted) if flipped => tell(EventReason::Conflicted, note),
+        let event = match (type_, state(type_, reason), reason) {
+            (ConditionType::Accepted, State::True, _) if old.is_none_or(|old| old.status != new.status) => EventReason::Accepted,
+            (ConditionType::Accepted, _, Reason::Conflicted) if flipped => EventReason::Conflicted,
             (ConditionType::Programmed, _, reason)
                 if was == Some(Reason::Drifted) && !new_generation && !matches!(reason, Reason::Drifted | Reason::Contended) =>
             {
                 tell(EventReason::DriftCorrected, &format!("Limit restored: {}", old.map_or("", |old| old.message.as_str())));
+                continue;
             }
-            (ConditionType::Programmed, State::True, _) if flipped || new_generation => tell(EventReason::Programmed, note),
-            (ConditionType::Programmed, _, Reason::Contended) if flipped => tell(EventReason::Contended, note),
-            (ConditionType::Programmed, _, Reason::Drifted) if flipped => tell(EventReason::DriftDetected, note),
-            (ConditionType::Programmed, _, Reason::Partial)
-                if flipped && status.nodes.as_ref().is_some_and(|nodes| nodes.unreachable > 0) =>
-            {
-                tell(EventReason::Partial, note);
-            }
+            (ConditionType::Programmed, State::True, _) if flipped || new_generation => EventReason::Programmed,
+            (ConditionType::Programmed, _, Reason::Contended) if flipped => EventReason::Contended,
+            (ConditionType::Programmed, _, Reason::Drifted) if flipped => EventReason::DriftDetected,
+            (ConditionType::Programmed, _, Reason::Partial) if flipped && is_silent => EventReason::Partial,
             (ConditionType::Programmed, _, Reason::Contended) => {
                 // Other limits are put back anyway.
                 let back = |drift: &&Drift| !seen.plan.contended.contains(&drift.knob) && holds_now(seen, drift);
                 for drift in seen.plan.drift.iter().filter(back) {
                     tell(EventReason::DriftCorrected, &format!("Limit restored: {}", drifted(drift)));
                 }
+                continue;
             }
-            (ConditionType::InEffect, _, Reason::RestartRequired) if flipped || new_generation => {
-                tell(EventReason::RestartRequired, note);
-            }
-            (ConditionType::InEffect, _, Reason::MeasuredDifferently) if flipped => tell(EventReason::MeasuredDifferently, note),
-            (ConditionType::InEffect, _, Reason::RestartStalled) if flipped => tell(EventReason::RestartStalled, note),
-            (ConditionType::Stalled, _, Reason::Rejected) if flipped || new_generation => tell(EventReason::Rejected, note),
-            _ => {}
-        }
+            (ConditionType::InEffect, _, Reason::RestartRequired) if flipped || new_generation => EventReason::RestartRequired,
+            (ConditionType::InEffect, _, Reason::MeasuredDifferently) if flipped => EventReason::MeasuredDifferently,
+            (ConditionType::InEffect, _, Reason::RestartStalled) if flipped => EventReason::RestartStalled,
+            (ConditionType::Stalled, _, Reason::Rejected) if flipped || new_generation => EventReason::Rejected,
+            _ => continue,
+        };
+        tell(event, &new.message);
     }
     notices
-}
-
-fn count(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
 }

@@ -12,7 +12,7 @@ use super::{
 use crate::api::{IdleConnectionPolicyStatus, Knob, Settings, Value};
 
 /// One node, as it reports itself.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Truths {
     /// Its name.
     pub name: String,
@@ -34,7 +34,7 @@ pub struct Truths {
 }
 
 /// How far the desired limits have come on a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
 pub enum Stage {
     /// The process uses the desired limits.
     InEffect,
@@ -43,6 +43,7 @@ pub enum Stage {
     /// The node stores other values.
     Drifted,
     /// The node did not answer, or not as its kind does.
+    #[default]
     Unreachable,
     /// The node refused access.
     Unauthorized,
@@ -58,38 +59,19 @@ pub fn truths(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Truth
     let changed = status.control.as_ref().map_or(&unchanged, |control| &control.changed);
     let mut all = Vec::new();
     for result in seen.units {
-        let blank = |name: &str| Truths {
-            name: name.to_owned(),
-            unit: result.unit.name.clone(),
-            desired: Settings::new(),
-            programmed: Settings::new(),
-            in_effect: Settings::new(),
-            measured: Settings::new(),
-            stage: Stage::Unreachable,
-            error: None,
-        };
+        let blank = |name: &str| Truths { name: name.to_owned(), unit: result.unit.name.clone(), ..Truths::default() };
         let failed = |name: &str, fault: &super::Fault| {
             let refused = matches!(fault.cause, Cause::Unauthorized | Cause::Forbidden);
             let stage = if refused { Stage::Unauthorized } else { Stage::Unreachable };
             Truths { stage, error: Some(fault.message.clone()), ..blank(name) }
         };
-        let state = match &result.state {
-            Ok(state) => state,
-            Err(fault) => {
-                all.push(failed(&result.unit.name, fault));
-                continue;
-            }
-        };
+        all.extend(result.state.as_ref().err().map(|fault| failed(&result.unit.name, fault)));
+        let Ok(state) = &result.state else { continue };
         let saved = seen.saved.get(&result.unit.id).map(|saved| &saved.sites);
         let desired = super::settings(&seen.plan.desired, seen.traits, &result.unit, state, saved);
         for node in &state.nodes {
-            let stored = match &node.stored {
-                Ok(stored) => stored,
-                Err(fault) => {
-                    all.push(failed(&node.name, fault));
-                    continue;
-                }
-            };
+            all.extend(node.stored.as_ref().err().map(|fault| failed(&node.name, fault)));
+            let Ok(stored) = &node.stored else { continue };
             let mut truths = blank(&node.name);
             truths.measured = measured(seen, &result.unit, node);
             let mut used = true;
