@@ -321,7 +321,7 @@ pub fn nodes(truths: &[Truths], samples: Option<&BTreeMap<String, NodeSample>>) 
             load: last.map_or_else(Load::default, |measure| {
                 Load::of(measure.tasks, measure.threshold, measure.threshold.map(|_| measure.pressure))
             }),
-            gap: sample.and_then(|sample| sample.gap.as_ref()).map(|gap| gap.sentence().into_owned()),
+            gap: sample.and_then(|sample| sample.gap.as_ref()).map(ToString::to_string),
             desired: Limits::from(&truths.desired),
             programmed: Limits::from(&truths.programmed),
             in_effect: Limits::from(&truths.in_effect),

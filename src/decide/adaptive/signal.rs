@@ -1,9 +1,12 @@
 //! From samples to utilization: how many tasks the nodes have relative to their threshold. A missing sample never
 //! justifies a change.
 
-use std::{borrow::Cow, collections::BTreeMap, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc};
 
-use crate::api::{conditions::Reason, wording::of_nodes};
+use crate::{
+    api::{conditions::Reason, wording::of_nodes},
+    decide::condition::count,
+};
 
 /// The tasks of a node that are idle connections, from its own gauge.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -45,126 +48,111 @@ pub struct Measure {
     pub time: Option<i64>,
 }
 
-/// Why there is no sample.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, strum::EnumIter)]
+/// Why there is no sample. The message follows the node's name.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, strum::EnumIter, thiserror::Error)]
 pub enum Gap {
     /// The node has not been queried yet.
+    #[error("has not been queried yet")]
     Unasked,
     /// The node's address is neither listed nor that of a pod of the namespace.
+    #[error(
+        "was not queried: its address is not in --allow-endpoints, it is neither the address nor the host port of a pod in this \
+             namespace, and the node names no such pod; add the address to --allow-endpoints"
+    )]
     NotPermitted,
     /// No connection.
+    #[error("cannot be reached: connection refused or no route")]
     Unreachable,
     /// No complete answer in time.
+    #[error("did not send a complete answer in time")]
     TimedOut,
     /// The connection broke, or the answer is not HTTP.
+    #[error("closed the connection before the end of its answer, or does not speak HTTP")]
     Broken,
     /// The certificate is not trusted, or the given CA is not valid.
+    #[error("has a certificate that is not signed by a trusted CA")]
     Certificate,
     /// All connections, or all of the namespace's memory, were in use.
+    #[error("was not queried: all connections or all memory of this namespace were in use")]
     Busy,
     /// The answer has more than this many MiB.
+    #[error("answers with more than {0} MiB")]
     TooLarge(usize),
     /// The answer has a content coding that was not requested.
+    #[error("answers with a Content-Encoding that was not requested; turn off compression for this path")]
     Encoded,
     /// An HTTP status that is not 200.
+    #[error("answers with HTTP status {0} instead of metrics")]
     Status(u16),
     /// A redirect, and the path that it leads to, if that can be shown.
+    #[error(
+        "answers with HTTP status {0}, a redirect{to}, which is not followed; correct the path",
+        to = .1.as_ref().map(|path| format!(" to {path}")).unwrap_or_default()
+    )]
     Redirect(u16, Option<Arc<str>>),
     /// The answer is HTML.
+    #[error("answers with a web page (text/html) instead of metrics; correct the path or the port")]
     WebPage,
     /// The page is not complete.
+    #[error("sent an incomplete page")]
     CutOff,
     /// HTTP status 401 or 403.
+    #[error("refuses access (HTTP status {0})")]
     Unauthorized(u16),
     /// The page or the query has no such series.
+    #[error("does not have the requested series")]
     NoSeries,
     /// The page has the series, but none with the requested labels.
+    #[error("has the series, but not with the labels in spec.adaptive.signal.matchLabels")]
     NoMatch,
     /// The line with the series cannot be read.
+    #[error("has the series in a line that cannot be parsed")]
     Malformed,
     /// There are several series, and nothing says which one counts.
+    #[error("has several series; set spec.adaptive.signal.matchLabels or spec.adaptive.signal.aggregation")]
     SeveralSeries,
     /// There are more series than this.
+    #[error("has more than {0} series; narrow spec.adaptive.signal.matchLabels")]
     TooManySeries(usize),
     /// The page has two values of one series at the same time.
+    #[error("has two values for the same series")]
     Contradiction,
     /// The value is NaN, infinite or negative.
+    #[error("answers with a value that is NaN, infinite or negative")]
     NotFinite,
     /// The series has another type, such as counter, which says how many there have been, not how many there are.
+    #[error("has the series as a {0}; name a gauge")]
     NotGauge(&'static str),
     /// The threshold is per CPU, and the node does not report its CPUs.
+    #[error("does not report its number of CPUs; set spec.adaptive.signal.threshold.value")]
     NoCpus,
     /// Prometheus refused the query.
+    #[error("refused the query (HTTP status {0})")]
     QueryFailed(u16),
     /// Prometheus reports an error instead of a result.
+    #[error("answers with an error instead of a result")]
     QueryError,
     /// Prometheus did not run the query: its answer has this HTTP status.
+    #[error("answers the query with HTTP status {0}")]
     QueryStatus(u16),
     /// The answer is not one of Prometheus' API.
+    #[error("does not answer with a query result; correct the endpoint or pathPrefix")]
     NotAnAnswer,
     /// The query's result is not a number.
+    #[error("answers with a {0}; the query must return one number")]
     NotANumber(&'static str),
     /// The query's result has several series.
+    #[error("answers with several series; aggregate them in the query")]
     SeveralResults,
     /// The last answer is too old.
+    #[error("has not answered for too long")]
     Stale,
     /// The answer's own timestamp is too old, or too far ahead.
+    #[error("answers with a sample whose timestamp is too old or too far in the future")]
     Outdated,
 }
 
 impl Gap {
-    /// The message for the user, which follows the node's name.
-    #[must_use]
-    pub fn sentence(&self) -> Cow<'static, str> {
-        let fixed = match self {
-            Self::Unasked => "has not been queried yet",
-            Self::NotPermitted => {
-                "was not queried: its address is not in --allow-endpoints, it is neither the address nor the host port of a pod in this \
-                 namespace, and the node names no such pod; add the address to --allow-endpoints"
-            }
-            Self::Unreachable => "cannot be reached: connection refused or no route",
-            Self::TimedOut => "did not send a complete answer in time",
-            Self::Broken => "closed the connection before the end of its answer, or does not speak HTTP",
-            Self::Certificate => "has a certificate that is not signed by a trusted CA",
-            Self::Busy => "was not queried: all connections or all memory of this namespace were in use",
-            Self::Encoded => "answers with a Content-Encoding that was not requested; turn off compression for this path",
-            Self::WebPage => "answers with a web page (text/html) instead of metrics; correct the path or the port",
-            Self::CutOff => "sent an incomplete page",
-            Self::NoSeries => "does not have the requested series",
-            Self::NoMatch => "has the series, but not with the labels in spec.adaptive.signal.matchLabels",
-            Self::Malformed => "has the series in a line that cannot be parsed",
-            Self::SeveralSeries => "has several series; set spec.adaptive.signal.matchLabels or spec.adaptive.signal.aggregation",
-            Self::Contradiction => "has two values for the same series",
-            Self::NotFinite => "answers with a value that is NaN, infinite or negative",
-            Self::NoCpus => "does not report its number of CPUs; set spec.adaptive.signal.threshold.value",
-            Self::QueryError => "answers with an error instead of a result",
-            Self::NotAnAnswer => "does not answer with a query result; correct the endpoint or pathPrefix",
-            Self::SeveralResults => "answers with several series; aggregate them in the query",
-            Self::Stale => "has not answered for too long",
-            Self::Outdated => "answers with a sample whose timestamp is too old or too far in the future",
-            Self::TooLarge(most) => return format!("answers with more than {most} MiB").into(),
-            Self::Status(status) => return format!("answers with HTTP status {status} instead of metrics").into(),
-            Self::Redirect(status, None) => {
-                return format!("answers with HTTP status {status}, a redirect, which is not followed; correct the path").into();
-            }
-            Self::Redirect(status, Some(path)) => {
-                return format!(
-                    "answers with HTTP status {status}, a redirect to {path}, which is not followed; correct the path"
-                )
-                .into();
-            }
-            Self::Unauthorized(status) => return format!("refuses access (HTTP status {status})").into(),
-            Self::TooManySeries(most) => {
-                return format!("has more than {most} series; narrow spec.adaptive.signal.matchLabels").into();
-            }
-            Self::NotGauge(kind) => return format!("has the series as a {kind}; name a gauge").into(),
-            Self::QueryFailed(status) => return format!("refused the query (HTTP status {status})").into(),
-            Self::QueryStatus(status) => return format!("answers the query with HTTP status {status}").into(),
-            Self::NotANumber(kind) => return format!("answers with a {kind}; the query must return one number").into(),
-        };
-        fixed.into()
-    }
-
     /// The reason of MetricsAvailable=False where all nodes have this gap.
     const fn reason(&self) -> Reason {
         match self {
@@ -192,23 +180,13 @@ impl Gap {
     /// Whether there was neither a page nor a result, which may be temporary. An address that may not be queried is
     /// different: it may belong to anyone by now, so an earlier sample from it no longer counts.
     const fn is_silence(&self) -> bool {
-        matches!(
-            self,
-            Self::Unreachable
-                | Self::TimedOut
-                | Self::Broken
-                | Self::Certificate
-                | Self::Busy
-                | Self::TooLarge(_)
-                | Self::Encoded
-                | Self::Status(_)
-                | Self::Redirect(..)
-                | Self::WebPage
-                | Self::CutOff
-                | Self::QueryStatus(_)
-                | Self::QueryError
-                | Self::NotAnAnswer
-        )
+        match self.reason() {
+            // No page.
+            Reason::BelowQuorum => !matches!(self, Self::NotPermitted),
+            // No result.
+            Reason::QueryFailed => matches!(self, Self::QueryStatus(_) | Self::QueryError | Self::NotAnAnswer),
+            _ => false,
+        }
     }
 }
 
@@ -390,13 +368,11 @@ pub fn read<'a>(
     let sums = crowded()
         .filter_map(|(_, m)| Some((m.open_files?, m.tasks?)))
         .fold((0.0, 0.0), |(f, t), (files, tasks)| (f + files, t + tasks));
-    let idle_missing = valid.iter().find(|(_, m)| m.idle == IdleTasks::Missing).map(|(node, _)| (*node).to_owned());
-    let idle_share = idle_share(crowded().map(|(_, m)| m));
     #[allow(clippy::cast_precision_loss)] // Nodes.
     Signal::Fresh(Reading {
-        idle_share,
+        idle_share: idle_share(crowded().map(|(_, m)| m)),
         idle_tasks: valid.iter().map(|(_, m)| if let IdleTasks::Counted(tasks) = m.idle { Some(tasks) } else { None }).sum(),
-        idle_missing,
+        idle_missing: valid.iter().find(|(_, m)| m.idle == IdleTasks::Missing).map(|(node, _)| (*node).to_owned()),
         up,
         down,
         fresh: count(valid.len()),
@@ -447,11 +423,7 @@ fn missing(gaps: &[(&str, Gap, f64)], valid: usize, total: usize) -> Signal {
     let same = valid == 0 && gaps.iter().all(|(_, other, _)| other.reason() == gap.reason());
     let reason = if same { gap.reason() } else { Reason::BelowQuorum };
     let counted = of_nodes(valid, total);
-    Signal::Missing { reason, message: format!("The tasks of {counted} are counted; {node} {}", gap.sentence()) }
-}
-
-fn count(n: usize) -> u32 {
-    u32::try_from(n).unwrap_or(u32::MAX)
+    Signal::Missing { reason, message: format!("The tasks of {counted} are counted; {node} {gap}") }
 }
 
 #[cfg(test)]
@@ -564,7 +536,7 @@ mod tests {
             (Gap::Status(404), Reason::BelowQuorum),
             (Gap::Redirect(307, Some("/metrics/".into())), Reason::BelowQuorum),
         ] {
-            let sentence = kind.sentence();
+            let sentence = kind.to_string();
             let (seen, message) = gap(&[("a", NodeSample { gap: Some(kind), last: None })], 0);
             assert_eq!(seen, reason);
             assert!(message.ends_with(&*sentence), "{message}");
