@@ -73,12 +73,16 @@ impl Step<'_> {
     /// The openness to go to, always lower than the current one (which is not the floor).
     #[must_use]
     pub fn target(&self) -> Percent {
-        let chain: [fn(&Self, Percent) -> Percent; 5] = [Self::needed, Self::at_least, Self::at_most, Self::back, Self::to_floor];
-        chain.iter().fold(self.openness, |target, clamp| clamp(self, target))
+        let scaled = |factor: f64| scaled(self.openness, factor);
+        let below = self.openness.saturating_sub(1);
+        // At least a step whose effect is no noise, and at most the largest one; or further, to what was enough before.
+        let target = self.needed().min(scaled(1.0 - LEAST_CUT)).min(below).max(scaled(1.0 - self.tuning.most_cut));
+        let target = target.min(self.proved.unwrap_or(target)).min(below);
+        if target < LEAST_OPENNESS { 0 } else { target }
     }
 
     /// The openness that brings the utilization to [`CLOSE`], by the limits' own effect on the pools.
-    fn needed(&self, _: Percent) -> Percent {
+    fn needed(&self) -> Percent {
         let part = self.share.estimate.unwrap_or(1.0).max(1e-9);
         let need = ((self.pressure - CLOSE) / (self.pressure * part)).clamp(0.0, 1.0);
         let left = |to: Percent| openness::remaining(self.declared, self.floor, self.openness, to);
@@ -93,23 +97,6 @@ impl Step<'_> {
             }
         }
         low
-    }
-
-    fn at_least(&self, target: Percent) -> Percent {
-        target.min(scaled(self.openness, 1.0 - LEAST_CUT).min(self.openness.saturating_sub(1)))
-    }
-
-    fn at_most(&self, target: Percent) -> Percent {
-        target.max(scaled(self.openness, 1.0 - self.tuning.most_cut))
-    }
-
-    fn back(&self, target: Percent) -> Percent {
-        self.proved.map_or(target, |proved| target.min(proved))
-    }
-
-    fn to_floor(&self, target: Percent) -> Percent {
-        let target = target.min(self.openness.saturating_sub(1));
-        if target < LEAST_OPENNESS { 0 } else { target }
     }
 }
 
