@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::{step::DAY, tuning::millis};
 use crate::api::{
     Knob, Settings, Value,
     flush::{Closes, Flush},
@@ -44,12 +45,8 @@ pub fn disturbance(
     let pools = Knob::ALL.into_iter().filter(|knob| knob.is_idle_time());
     let pools = pools.filter(|knob| floor.contains_key(knob) || (closes_all && traits.supports(*knob) && has_pool(*knob)));
     let longest = pools.filter_map(idle).max().unwrap_or(ASSUMED_IDLE);
-    Some(Disturbance { settle: millis(settle), longest_idle: millis(longest) })
-}
-
-/// At most a day: longer idle timeouts are not waited for.
-fn millis(time: Duration) -> i64 {
-    i64::try_from(time.as_millis()).unwrap_or(i64::MAX).min(86_400_000)
+    // Longer idle timeouts than a day are not waited for.
+    Some(Disturbance { settle: millis(settle).min(DAY), longest_idle: millis(longest).min(DAY) })
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ pub(super) const IDLE: f64 = 0.5;
 
 impl Evaluation<'_> {
     pub(super) fn maybe_relax(&mut self) {
-        let (now, tuning, facts) = (self.now, self.tuning, self.facts);
+        let (now, facts) = (self.now, self.facts);
         let slow = self.state.watched.slow;
         if self.state.openness >= 100 {
             return;
@@ -27,9 +27,8 @@ impl Evaluation<'_> {
             return;
         }
         let reason = Reason::Low { pressure: self.counted(slow), lasted: self.state.watched.low_for };
-        if tuning.mode != Mode::Enforce || facts.no_relaxing {
+        if self.is_stopped(facts.no_relaxing) {
             self.recommendation = Some(Decision { from, to, reason, pressure: slow });
-            self.limit = (tuning.mode == Mode::Enforce).then_some(Limit::Paused);
             return;
         }
         if now < facts.not_before || now < self.state.dead_until {
@@ -65,7 +64,6 @@ impl Evaluation<'_> {
             return;
         }
         if !self.may_change() {
-            self.limit = Some(Limit::BudgetExhausted);
             return;
         }
         let before = self.state.pending.take().map_or(f64::NAN, |pending| pending.before);
@@ -76,20 +74,12 @@ impl Evaluation<'_> {
     }
 
     pub(super) fn relax(&mut self, reason: Reason, pressure: f64) {
-        if self.facts.no_relaxing || self.tuning.mode != Mode::Enforce {
-            return;
-        }
-        if !self.may_change() {
-            self.limit = Some(Limit::BudgetExhausted);
+        if self.facts.no_relaxing || self.tuning.mode != Mode::Enforce || !self.may_change() {
             return;
         }
         let (to, _) = self.wider(pressure);
-        if pressure < IDLE {
-            // The pools were hardly used, so this does not disprove what was enough under load.
-            self.state.proved = self.state.proved.min(self.state.openness);
-        } else {
-            self.state.proved = 100;
-        }
+        // Where the pools were hardly used, this does not disprove what was enough under load.
+        self.state.proved = if pressure < IDLE { self.state.proved.min(self.state.openness) } else { 100 };
         self.change(to, reason, pressure);
         if to == 100 {
             self.state.efficacy = Efficacy::NotTightened;
@@ -119,20 +109,19 @@ impl Evaluation<'_> {
 
     pub(super) fn roll_back(&mut self) {
         let Some(to) = self.state.rollback else { return };
-        let is_paused = self.facts.no_relaxing || self.tuning.mode != Mode::Enforce;
         if to <= self.state.openness {
             self.state.rollback = None;
-        } else if is_paused {
-            self.limit = (self.tuning.mode == Mode::Enforce).then_some(Limit::Paused);
-        } else if self.now < self.state.dead_until {
-            // The last change takes effect first.
-        } else if self.may_change() {
+            return;
+        }
+        if self.is_stopped(self.facts.no_relaxing) {
+            return;
+        }
+        // The last change takes effect first.
+        if self.now >= self.state.dead_until && self.may_change() {
             self.state.rollback = None;
             let too_small = self.state.efficacy == Efficacy::PoolsTooSmall;
             let reason = if too_small { Reason::PoolsTooSmall } else { Reason::Ineffective };
             self.change(to, reason, self.state.watched.fast);
-        } else {
-            self.limit = Some(Limit::BudgetExhausted);
         }
     }
 

@@ -9,7 +9,7 @@ use super::{
     signal::{Reading, Signal},
     state::{Episode, MOST_CHANGES, State, Watched, Way},
     step_size::Share,
-    tuning::{CLOSE, OPEN, ROOM, Tuning},
+    tuning::{CLOSE, OPEN, ROOM, Tuning, millis},
     verdict::{self, Verdict},
 };
 use crate::api::{
@@ -161,9 +161,10 @@ pub enum Limit {
 }
 
 /// What adaptive control is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumIter)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, strum::EnumIter)]
 #[allow(missing_docs)] // The reasons of Tightened.
 pub enum Phase {
+    #[default]
     AsDeclared,
     Tightening,
     Holding,
@@ -173,7 +174,7 @@ pub enum Phase {
 }
 
 /// The result of one evaluation.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Outcome {
     /// The state after it.
     pub state: State,
@@ -211,17 +212,8 @@ pub enum Wait {
 impl Outcome {
     /// No decision, and the limits are as declared.
     #[must_use]
-    pub const fn unmoved(state: State) -> Self {
-        Self {
-            state,
-            decision: None,
-            judged: None,
-            recommendation: None,
-            limit: None,
-            phase: Phase::AsDeclared,
-            has_dipped: false,
-            wait: None,
-        }
+    pub fn unmoved(state: State) -> Self {
+        Self { state, ..Self::default() }
     }
 
     /// The earliest time at which the last step can be judged (Unix milliseconds); `None` unless a step is in effect
@@ -246,26 +238,16 @@ impl Outcome {
             Signal::Fresh(_) => api::conditions::Reason::Fresh,
             Signal::Missing { reason, .. } => *reason,
         };
-        Digest {
-            state: self.state.stored(),
-            phase: self.phase,
-            limit: self.limit,
-            has_dipped: self.has_dipped,
-            wait: self.wait,
-            reason,
-            recommended: self.recommendation.as_ref().map(|decision| decision.to / 10),
-        }
+        let outcome = Self { state: self.state.stored(), decision: None, judged: None, recommendation: None, ..*self };
+        Digest { outcome, reason, recommended: self.recommendation.map(|decision| decision.to / 10) }
     }
 }
 
 /// What the report depends on, apart from decisions and verdicts. The status needs a new report when it changes.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Digest {
-    state: State,
-    phase: Phase,
-    limit: Option<Limit>,
-    has_dipped: bool,
-    wait: Option<Wait>,
+    /// Without decisions and verdicts, and without what is not stored.
+    outcome: Outcome,
     /// The reason of `MetricsAvailable`.
     reason: api::conditions::Reason,
     /// The recommended openness in tens of percent.
@@ -275,10 +257,13 @@ pub struct Digest {
 /// Evaluates the signal once.
 #[must_use]
 pub fn step(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal, now: i64) -> Outcome {
-    let Some((mut look, elapsed)) = Evaluation::begin(tuning, facts, before, now) else {
-        let state = State { changes: before.changes.clone(), ..State::default() };
-        return Outcome::unmoved(state);
-    };
+    if tuning.mode == Mode::Disabled || facts.floor.is_empty() {
+        return Outcome::unmoved(State { changes: before.changes.clone(), ..State::default() });
+    }
+    let mut state = before.clone();
+    forget_the_future(&mut state, now);
+    let elapsed = elapsed(tuning, &mut state, now);
+    let mut look = Evaluation { tuning, facts, state, now, judged: None, decision: None, recommendation: None, limit: None };
     match signal {
         Signal::Fresh(reading) => look.fresh(reading, elapsed),
         Signal::Missing { reason, .. } => {
@@ -341,37 +326,17 @@ pub(super) struct Evaluation<'a> {
     pub(super) limit: Option<Limit>,
 }
 
-impl<'a> Evaluation<'a> {
-    /// Begins an evaluation; also returns the time since the last one (see [`elapsed`]). `None` where there is nothing
-    /// to move.
-    fn begin(tuning: &'a Tuning, facts: &'a Facts<'a>, before: &State, now: i64) -> Option<(Self, Option<i64>)> {
-        if tuning.mode == Mode::Disabled || facts.floor.is_empty() {
-            return None;
-        }
-        let mut state = before.clone();
-        forget_the_future(&mut state, now);
-        let elapsed = elapsed(tuning, &mut state, now);
-        Some((Evaluation { tuning, facts, state, now, judged: None, decision: None, recommendation: None, limit: None }, elapsed))
-    }
+impl Evaluation<'_> {
     /// No signal: the windows stand still, and after a while the fallback begins.
-    fn unseen(&mut self, elapsed: Option<i64>) {
-        let watched = &mut self.state.watched;
-        watched.fresh_for = 0;
-        watched.red_for = 0;
-        watched.missing_for += elapsed.unwrap_or(0);
-        if self.state.watched.missing_for >= self.tuning.fallback_after {
-            self.state.fallback = true;
-        }
-    }
-
     fn missing(&mut self, elapsed: Option<i64>) {
-        self.unseen(elapsed);
-        let now = self.now;
-        if self.state.fallback && self.tuning.fallback_relaxes && self.state.openness < 100 {
-            let since = self.state.changes.last().map_or(0, |(time, _)| *time).max(self.facts.not_before);
-            if now - since >= self.relax_window() {
-                self.relax(Reason::SignalGone, f64::NAN);
-            }
+        let watched = &mut self.state.watched;
+        (watched.fresh_for, watched.red_for) = (0, 0);
+        watched.missing_for += elapsed.unwrap_or(0);
+        self.state.fallback |= watched.missing_for >= self.tuning.fallback_after;
+        let since = self.state.changes.last().map_or(0, |(time, _)| *time).max(self.facts.not_before);
+        let may_relax = self.state.fallback && self.tuning.fallback_relaxes && self.state.openness < 100;
+        if may_relax && self.now - since >= self.relax_window() {
+            self.relax(Reason::SignalGone, f64::NAN);
         }
     }
 
@@ -382,9 +347,7 @@ impl<'a> Evaluation<'a> {
         watched.missing_for = 0;
         watched.fresh_for += passed;
         watched.red_for = if reading.red { watched.red_for + passed } else { 0 };
-        if self.state.fallback && self.state.watched.fresh_for >= BACK {
-            self.state.fallback = false;
-        }
+        self.state.fallback &= self.state.watched.fresh_for < BACK;
         if let Some(youngest) = reading.youngest {
             verdict::note(&mut self.state.watched.life, youngest, reading.mean);
         }
@@ -433,20 +396,15 @@ impl<'a> Evaluation<'a> {
         let State { episode, low_since, watched, openness, .. } = &mut self.state;
         let Watched { fast, slow, high_for, low_for, floor_for, red_for, .. } = watched;
         let red = *red_for >= RED;
-        match episode {
-            None if *fast >= OPEN || red => {
-                *episode = Some(Episode::begin(self.now, *openness));
-                *high_for = 0;
-            }
+        let (is_over, is_under) = (*fast >= OPEN || red, *fast < CLOSE && !red);
+        // The first step requires the count to stay at or above the threshold without a break.
+        let goes_on = episode.is_some_and(|episode| !is_under && (episode.steps > 0 || is_over));
+        *high_for = if goes_on { *high_for + passed } else { 0 };
+        if is_over && episode.is_none() {
+            *episode = Some(Episode::begin(self.now, *openness));
+        } else if is_under && !is_disturbed {
             // A count that fell because a write closed connections does not end the episode.
-            Some(_) if *fast < CLOSE && !red && is_disturbed => *high_for = 0,
-            Some(_) if *fast < CLOSE && !red => {
-                *episode = None;
-                *high_for = 0;
-            }
-            // The first step requires the count to stay at or above the threshold without a break.
-            Some(episode) if episode.steps > 0 || *fast >= OPEN || red => *high_for += passed,
-            Some(_) | None => *high_for = 0,
+            *episode = None;
         }
         *floor_for = if *openness == 0 && *fast >= OPEN { *floor_for + passed } else { 0 };
         // There is room only without peaks. It is recorded after a while, so that a short dip does not change the
@@ -482,9 +440,7 @@ impl<'a> Evaluation<'a> {
                 self.state.proved = 100;
             }
         }
-        if self.state.lockout.is_some_and(|lockout| now >= lockout.until + DAY) {
-            self.state.lockout = None;
-        }
+        self.state.lockout = self.state.lockout.filter(|lockout| now < lockout.until + DAY);
     }
 
     /// Records what a pause or the mode blocks. When the block of a direction ends, its window starts from zero, so that
@@ -512,7 +468,7 @@ impl<'a> Evaluation<'a> {
     pub(super) fn dead_time(&self) -> i64 {
         let idle = openness::longest_idle(self.facts.declared, self.facts.floor, self.state.openness);
         let settle = self.facts.disturbance.map_or(0, |disturbance| disturbance.settle);
-        settle + 2 * i64::try_from(idle.as_millis()).unwrap_or(DAY).min(DAY) + self.tuning.interval + APPLY
+        settle + 2 * millis(idle).min(DAY) + self.tuning.interval + APPLY
     }
 
     /// How long after a step is in effect it may be judged (milliseconds). Where a change closes connections, those of
@@ -528,8 +484,23 @@ impl<'a> Evaluation<'a> {
         self.state.lockout.is_some_and(|lockout| self.now < lockout.until)
     }
 
-    pub(super) fn may_change(&self) -> bool {
-        budget_until(self.tuning, &self.state, self.now).is_none()
+    /// Whether the budget allows a change. If not, that is the limit.
+    pub(super) fn may_change(&mut self) -> bool {
+        let is_allowed = budget_until(self.tuning, &self.state, self.now).is_none();
+        if !is_allowed {
+            self.limit = Some(Limit::BudgetExhausted);
+        }
+        is_allowed
+    }
+
+    /// Whether the mode or a pause stops a step. A pause is then the limit.
+    pub(super) fn is_stopped(&mut self, paused: bool) -> bool {
+        let is_enforced = self.tuning.mode == Mode::Enforce;
+        if is_enforced && !paused {
+            return false;
+        }
+        self.limit = is_enforced.then_some(Limit::Paused);
+        true
     }
 
     pub(super) fn change(&mut self, to: Percent, reason: Reason, pressure: f64) {
@@ -555,13 +526,9 @@ impl<'a> Evaluation<'a> {
         let has_dipped = self.has_dipped();
         let wait = self.wait(has_dipped);
         let is_locked = self.is_locked();
-        let Self { state, judged, decision, recommendation, mut limit, tuning, .. } = self;
-        if limit.is_none() && is_locked {
-            limit = Some(Limit::Locked);
-        }
-        if limit.is_none() && state.patience >= MOST_PATIENCE {
-            limit = Some(Limit::Flapping);
-        }
+        let Self { state, judged, decision, recommendation, limit, tuning, .. } = self;
+        let is_flapping = state.patience >= MOST_PATIENCE;
+        let limit = limit.or(is_locked.then_some(Limit::Locked)).or(is_flapping.then_some(Limit::Flapping));
         let phase = match (&state, state.openness) {
             (_, 100) => Phase::AsDeclared,
             (state, _) if state.fallback => Phase::FallbackHold,

@@ -9,7 +9,6 @@ use super::{
     tuning::{CLOSE, Tuning},
     verdict,
 };
-use crate::api::adaptive::Mode;
 
 /// How long the limits must be at their floor with too many tasks before tightening counts as ineffective.
 const AT_FLOOR: i64 = 30 * MINUTE;
@@ -34,13 +33,9 @@ impl Evaluation<'_> {
         }
         if self.state.openness == 0 {
             self.limit = Some(Limit::AtFloor);
-            let helped =
-                self.state.episode.is_some_and(|episode| episode.helped.is_some() || verdict::helped_overall(&episode, fast));
-            if self.state.watched.floor_for >= AT_FLOOR
-                && !helped
-                && self.state.pending.is_none()
-                && self.state.efficacy != Efficacy::Effective
-            {
+            let State { episode, pending, efficacy, watched, .. } = &self.state;
+            let helped = episode.is_some_and(|episode| episode.helped.is_some() || verdict::helped_overall(&episode, fast));
+            if watched.floor_for >= AT_FLOOR && !helped && pending.is_none() && *efficacy != Efficacy::Effective {
                 self.give_up(Efficacy::Ineffective);
                 self.roll_back();
             }
@@ -66,17 +61,13 @@ impl Evaluation<'_> {
             floor: facts.floor,
             openness: self.state.openness,
             pressure: fast,
-            share: Share {
-                estimate: facts.share.estimate.or(self.state.episode.and_then(|episode| episode.learned)),
-                ..facts.share
-            },
+            share: Share { estimate: facts.share.estimate.or(self.state.episode.and_then(|it| it.learned)), ..facts.share },
             proved: first.then_some(self.state.proved),
         };
         let (from, to) = (self.state.openness, self.coarse(step.target()));
         let reason = Reason::High { pressure: self.counted(fast), lasted: self.state.watched.high_for };
-        if tuning.mode != Mode::Enforce || facts.no_tightening {
+        if self.is_stopped(facts.no_tightening) {
             self.recommendation = Some(Decision { from, to, reason, pressure: fast });
-            self.limit = (tuning.mode == Mode::Enforce).then_some(Limit::Paused);
             return;
         }
         if !facts.in_effect {
@@ -91,32 +82,26 @@ impl Evaluation<'_> {
         // Where a verdict takes as long as connections take to come back, the next step does not wait for it; the steps
         // share one verdict.
         let waits = self.state.pending.is_some() && facts.disturbance.is_none();
-        if waits || now < self.state.dead_until {
-            return;
-        }
-        if !self.may_change() {
-            self.limit = Some(Limit::BudgetExhausted);
+        if waits || now < self.state.dead_until || !self.may_change() {
             return;
         }
         let wait = self.claim_time();
         #[allow(clippy::cast_precision_loss)] // Seconds.
         let lag = ((tuning.slow - tuning.fast) / 1000.0).max(1.0);
-        let shared = self.state.pending.take();
-        let first = shared.as_ref().map_or(from, |pending| pending.from);
         let before = rounded(if facts.disturbance.is_some() { fast.min(self.state.watched.slow) } else { fast });
+        let shared = self.state.pending.take().map(|pending| (pending.decided, pending.before, pending.from));
+        let (decided, before, first) = shared.unwrap_or((now, before, from));
+        let emptied = 1.0 - openness::remaining(facts.declared, facts.floor, first, to);
         self.state.watched.plateau = None;
         self.state.pending = Some(Pending {
-            decided: shared.as_ref().map_or(now, |pending| pending.decided),
+            decided,
             since: None,
             wait,
-            before: shared.as_ref().map_or(before, |pending| pending.before),
+            before,
             slope: rounded_slope(((fast - self.state.watched.slow) / lag).max(0.0)),
             from: first,
             to,
-            expected: facts
-                .share
-                .estimate
-                .map(|share| rounded(share * (1.0 - openness::remaining(facts.declared, facts.floor, first, to)))),
+            expected: facts.share.estimate.map(|share| rounded(share * emptied)),
             life: facts.needs_restart.then(|| self.state.watched.life.clone()),
         });
         if let Some(episode) = &mut self.state.episode {

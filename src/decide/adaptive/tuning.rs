@@ -99,7 +99,8 @@ impl Tuning {
     }
 }
 
-fn millis(duration: Duration) -> i64 {
+/// A time in milliseconds.
+pub(super) fn millis(duration: Duration) -> i64 {
     i64::try_from(duration.as_millis()).unwrap_or(i64::MAX)
 }
 
