@@ -85,8 +85,8 @@ pub fn outcome(outcome: &Outcome) {
         "evaluated adaptive control"
     );
     if let Some(judged) = &outcome.judged {
-        let (before, after) = (judged.before, judged.after);
-        debug!(verdict = judged.verdict.name(), utilization_before = before, utilization_after = after, "judged the last step");
+        let (verdict, before, after) = (<&str>::from(judged.verdict), judged.before, judged.after);
+        debug!(verdict, utilization_before = before, utilization_after = after, "judged the last step");
     }
     if let Some(step) = &outcome.decision {
         debug!(from = step.from, to = step.to, reason = %step.reason, utilization = step.pressure, "decided on a step");

@@ -336,7 +336,7 @@ impl World {
     fn record(&mut self, outcome: &Outcome, signal: &Signal, time: i64) {
         let unjudged = self.run.decisions.iter_mut().rev().find(|d| d.tightens() && d.verdict.is_none());
         if let (Some(judged), Some(entry)) = (&outcome.judged, unjudged) {
-            entry.verdict = Some(judged.verdict.name().into());
+            entry.verdict = Some(judged.verdict.to_string());
         }
         if let Some(decision) = &outcome.decision {
             self.run.blind += usize::from(signal.reading().is_none());

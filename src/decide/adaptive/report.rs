@@ -413,7 +413,7 @@ fn history(
         if let Some(entry) =
             status.history.iter_mut().find(|entry| entry.to_percent < entry.from_percent && entry.verdict.is_none())
         {
-            entry.verdict = Some(judged.verdict.name().into());
+            entry.verdict = Some(judged.verdict.to_string());
             entry.utilization_before = said(judged.before);
             entry.utilization_after = said(judged.after);
             entry.tasks_after = tasks;

@@ -5,7 +5,7 @@ use super::{
     openness::{self, Percent},
     signal::Reading,
     state::{Efficacy, Episode, Life, Lockout, MARKS, Pending, Watched},
-    step::{DAY, Evaluation, HOUR, Judged, Limit, MOST_WAITS},
+    step::{DAY, Evaluation, Facts, HOUR, Judged, Limit, MOST_WAITS},
 };
 
 /// A fall of the task count by this share is an effect, whatever was expected.
@@ -30,8 +30,8 @@ pub(super) const LONGEST_LIFE: i64 = MARKS[MARKS.len() - 1];
 /// A task count that moves by less than this share of the threshold is level.
 const PLATEAU: f64 = 0.02;
 
-/// The verdict on a step.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The verdict on a step. The history shows its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display, strum::IntoStaticStr)]
 pub enum Verdict {
     /// The task count fell.
     Effective,
@@ -40,18 +40,6 @@ pub enum Verdict {
     /// No statement is possible: the task count was rising anyway, a process was restarted, or it takes another step to
     /// tell.
     Inconclusive,
-}
-
-impl Verdict {
-    /// The name in the history.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Effective => "Effective",
-            Self::Ineffective => "Ineffective",
-            Self::Inconclusive => "Inconclusive",
-        }
-    }
 }
 
 /// By how much the task count fell, as a share; negative where it rose.
@@ -75,17 +63,16 @@ pub fn judge(pending: &Pending, episode: &mut Episode, after: f64, flushes: bool
     // claim.
     #[allow(clippy::cast_precision_loss)] // Minutes.
     let risen = pending.before + pending.slope * ((now - pending.decided) as f64 / 1000.0);
-    if enough(fall(risen, after)) {
+    if enough(fall(risen, after)) || pending.expected.is_some_and(|expected| expected < NOISE) {
         return Verdict::Inconclusive;
     }
-    if pending.expected.is_some_and(|expected| expected < NOISE) {
-        return Verdict::Inconclusive;
-    }
-    if pending.expected.is_some() {
+    let is_over = if pending.expected.is_some() {
         episode.failed = episode.failed.saturating_add(1);
-        return if episode.failed >= MOST_FAILURES { Verdict::Ineffective } else { Verdict::Inconclusive };
-    }
-    if episode.steps >= 2 && !helped_overall(episode, after) { Verdict::Ineffective } else { Verdict::Inconclusive }
+        episode.failed >= MOST_FAILURES
+    } else {
+        episode.steps >= 2 && !helped_overall(episode, after)
+    };
+    if is_over { Verdict::Ineffective } else { Verdict::Inconclusive }
 }
 
 /// The pooled share of the remaining tasks, from the effect of a step; `None` where that is not known. It only sizes
@@ -148,16 +135,7 @@ pub fn note(life: &mut Life, uptime: i64, pressure: f64) {
 impl Evaluation<'_> {
     pub(super) fn judge(&mut self, reading: &Reading) {
         let Some(mut pending) = self.state.pending.take() else { return };
-        if !self.facts.in_effect {
-            self.state.efficacy = Efficacy::Measuring;
-            self.state.pending = Some(pending);
-            self.limit = (self.facts.needs_restart && !self.facts.rolls).then_some(Limit::RestartForbidden);
-            return;
-        }
-        let since = *pending.since.get_or_insert(self.now);
-        // The effect is measured from the time at which it could begin.
-        self.state.dead_until = self.state.dead_until.max(since + self.acting_time(&pending));
-        if !self.is_due(&mut pending, since) {
+        if !self.is_due(&mut pending) {
             self.state.efficacy = Efficacy::Measuring;
             self.state.pending = Some(pending);
             return;
@@ -172,8 +150,8 @@ impl Evaluation<'_> {
                     self.state.pending = Some(pending);
                 } else {
                     // The earlier process was never observed at an uptime that can be compared.
-                    self.judged =
-                        Some(Judged { verdict: Verdict::Inconclusive, before: pending.before, after: self.state.watched.fast });
+                    let after = self.state.watched.fast;
+                    self.judged = Some(Judged { verdict: Verdict::Inconclusive, before: pending.before, after });
                     self.state.efficacy = Efficacy::Measuring;
                 }
                 return;
@@ -208,11 +186,6 @@ impl Evaluation<'_> {
         }
     }
 
-    /// How long after a step is in effect the next one may follow (milliseconds).
-    fn acting_time(&self, pending: &Pending) -> i64 {
-        if self.facts.disturbance.is_some() { self.dead_time() } else { pending.wait }
-    }
-
     /// The utilization that a verdict uses. Where a change closes connections, they come back for a while, and noise
     /// must not count as an effect; so it is the higher of the two averages.
     pub(super) fn level(&self) -> f64 {
@@ -220,14 +193,23 @@ impl Evaluation<'_> {
         if self.facts.disturbance.is_some() { fast.max(slow) } else { fast }
     }
 
-    /// Whether a step may be judged. Where a change closes connections, they need time to come back, and the count must
+    /// Whether a step may be judged. It has to be in effect; if that takes a restart, this is the limit. Where a change closes connections, they need time to come back, and the count must
     /// be level: it has moved by less than [`PLATEAU`] for a quarter of that time, and for at least as long as the slow
     /// average takes to follow. After twice that time more the step is judged anyway.
-    fn is_due(&mut self, pending: &mut Pending, since: i64) -> bool {
+    fn is_due(&mut self, pending: &mut Pending) -> bool {
+        let Facts { in_effect, needs_restart, rolls, disturbance, .. } = *self.facts;
+        if !in_effect {
+            self.limit = (needs_restart && !rolls).then_some(Limit::RestartForbidden);
+            return false;
+        }
+        let since = *pending.since.get_or_insert(self.now);
+        // The effect is measured from the time at which it could begin. Until it could act, no other step follows.
+        let acting = if disturbance.is_some() { self.dead_time() } else { pending.wait };
+        self.state.dead_until = self.state.dead_until.max(since + acting);
         if self.now < since + pending.wait || self.state.watched.fresh_for < self.tuning.interval {
             return false;
         }
-        if self.facts.disturbance.is_none() {
+        if disturbance.is_none() {
             return true;
         }
         #[allow(clippy::cast_possible_truncation)] // At most minutes.
