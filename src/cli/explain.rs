@@ -15,7 +15,7 @@ use crate::{
     },
     decide::{
         self,
-        adaptive::{disturbance, report::Closes},
+        adaptive::{disturbance, report::closes},
         condition::{find, reason, status_of},
         flushes,
     },
@@ -183,7 +183,7 @@ fn cost(adaptive: &Adaptive, status: &IdleConnectionPolicyStatus) -> String {
     } else {
         ""
     };
-    format!("Each step of adaptive control {}.{hint}", Closes { connections })
+    format!("Each step of adaptive control {}.{hint}", closes(connections))
 }
 
 /// Returns the next step for the owner of the policy; `None` if no action is needed.

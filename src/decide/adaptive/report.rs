@@ -1,8 +1,6 @@
 //! The report of adaptive control: its conditions, figures, history and Events. Figures change when something happens,
 //! not whenever they move.
 
-use std::fmt;
-
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
@@ -23,6 +21,8 @@ use crate::api::{
     wording::{of_nodes, percent, spoken, with_noun},
 };
 use crate::decide::condition::{self, Notice, Said, find, said, shortened, state, status_of, whole_seconds};
+
+type Status = IdleConnectionPolicyStatus;
 
 /// The maximum number of decisions in the history.
 const MOST_DECISIONS: usize = 6;
@@ -54,23 +54,12 @@ pub struct SeenLoop<'a> {
     pub moved: bool,
 }
 
-/// The idle connections that a step's write closes.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Closes {
-    /// Their number on all nodes; `None` where the nodes do not report it.
-    pub connections: Option<f64>,
-}
-
-impl fmt::Display for Closes {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.connections {
-            Some(connections) => {
-                let connections = with_noun(whole(connections), "idle connection", "idle connections");
-                write!(f, "closes about {connections}, and clients reconnect")
-            }
-            None => write!(f, "closes all idle connections of the target, and clients reconnect"),
-        }
-    }
+/// What a step's write closes. `connections`: the idle connections of all nodes; `None` where the nodes do not report it.
+#[must_use]
+pub fn closes(connections: Option<f64>) -> String {
+    let about = |connections| format!("about {}", with_noun(whole(connections), "idle connection", "idle connections"));
+    let closed = connections.map_or_else(|| "all idle connections of the target".into(), about);
+    format!("closes {closed}, and clients reconnect")
 }
 
 /// Adds the report of adaptive control to a status whose other conditions are complete.
@@ -78,17 +67,16 @@ pub fn tell(
     seen: &SeenLoop<'_>,
     outcome: &Outcome,
     declared: &Settings,
-    previous: &IdleConnectionPolicyStatus,
-    status: &mut IdleConnectionPolicyStatus,
+    previous: &Status,
+    status: &mut Status,
     now: Timestamp,
 ) -> Vec<Notice> {
     if seen.tuning.mode == Mode::Disabled {
         return Vec::new();
     }
-    let reading = seen.signal.reading();
     let conditions = [
         (ConditionType::MetricsAvailable, metrics(seen)),
-        (ConditionType::HighTaskCount, high(seen, outcome, reading)),
+        (ConditionType::HighTaskCount, high(seen, outcome)),
         (ConditionType::Tightened, tightened(seen, outcome)),
         (ConditionType::TighteningEffective, effective(seen, outcome)),
         (ConditionType::TighteningLimited, limited(seen, outcome, now)),
@@ -107,7 +95,7 @@ pub fn tell(
     let new_generation = previous.observed_generation != status.observed_generation;
     let refresh =
         seen.moved || outcome.decision.is_some() || outcome.judged.is_some() || conditions.iter().any(flips) || new_generation;
-    let notices = notices(seen, outcome, previous, &conditions, reading);
+    let notices = notices(seen, outcome, previous, &conditions);
     for (type_, mut said) in conditions {
         if let Some(old) = find(previous, type_).filter(|_| !refresh) {
             said.message.clone_from(&old.message);
@@ -115,42 +103,41 @@ pub fn tell(
         status.conditions.push(condition::condition(type_, &said, status.observed_generation, previous, now));
     }
     status.openness_percent = Some(outcome.state.openness.into());
-    figures(seen, previous, status, reading, refresh, now);
-    history(seen, outcome, previous, status, reading, now);
+    figures(seen, previous, status, refresh, now);
+    history(seen, outcome, previous, status, now);
     recommendation(seen, outcome, declared, previous, status);
     notices
 }
 
 /// Whether the status or the reason of a condition changes.
-fn has_flipped(previous: &IdleConnectionPolicyStatus, type_: ConditionType, reason: Reason) -> bool {
+fn has_flipped(previous: &Status, type_: ConditionType, reason: Reason) -> bool {
     condition::has_flipped(find(previous, type_), state(type_, reason).into(), reason.into())
 }
 
 fn metrics(seen: &SeenLoop<'_>) -> Said {
-    match seen.signal {
-        Signal::Fresh(Reading { fresh, expected, .. }) if seen.levels => {
-            said(Reason::Fresh, format!("{} report their alerts", of_nodes(*fresh, *expected)))
+    let reading = match seen.signal {
+        Signal::Fresh(reading) => reading,
+        Signal::Missing { reason, message } => {
+            let metric = seen.metric.filter(|_| matches!(reason, Reason::NoSeries | Reason::SeveralSeries));
+            let metric = metric.map(|metric| format!("; spec.adaptive.signal.metric is {}", shortened(metric, 200)));
+            return said(*reason, format!("{message}{}", metric.unwrap_or_default()));
         }
-        Signal::Fresh(Reading { fresh, expected, idle_missing: Some(node), .. }) => {
-            let message = format!(
-                "The tasks of {} are counted, but {node} has no gauge of idle connections (see spec.adaptive.signal.idleConnections)",
-                of_nodes(*fresh, *expected)
-            );
-            said(Reason::IdleConnectionsMissing, message)
-        }
-        Signal::Fresh(Reading { fresh, expected, .. }) => {
-            said(Reason::Fresh, format!("The tasks of {} are counted", of_nodes(*fresh, *expected)))
-        }
-        Signal::Missing { reason: reason @ (Reason::NoSeries | Reason::SeveralSeries), message } => {
-            let metric = seen.metric.map(|metric| format!("; spec.adaptive.signal.metric is {}", shortened(metric, 200)));
-            said(*reason, format!("{message}{}", metric.unwrap_or_default()))
-        }
-        Signal::Missing { reason, message } => said(*reason, message),
+    };
+    let nodes = of_nodes(reading.fresh, reading.expected);
+    match &reading.idle_missing {
+        _ if seen.levels => said(Reason::Fresh, format!("{nodes} report their alerts")),
+        Some(node) => said(
+            Reason::IdleConnectionsMissing,
+            format!(
+                "The tasks of {nodes} are counted, but {node} has no gauge of idle connections (see spec.adaptive.signal.idleConnections)"
+            ),
+        ),
+        None => said(Reason::Fresh, format!("The tasks of {nodes} are counted")),
     }
 }
 
-fn high(seen: &SeenLoop<'_>, outcome: &Outcome, reading: Option<&Reading>) -> Said {
-    let Some(reading) = reading else {
+fn high(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
+    let Some(reading) = seen.signal.reading() else {
         return said(Reason::NotObserved, "The tasks cannot be counted (see MetricsAvailable)");
     };
     let over = match reading.over {
@@ -160,19 +147,16 @@ fn high(seen: &SeenLoop<'_>, outcome: &Outcome, reading: Option<&Reading>) -> Sa
     let message = if seen.levels { alerts(reading) } else { format!("{}{over}", counted(reading)) };
     // The episode stays open while connections that a write closed come back. The condition describes the present
     // count.
-    match outcome.state.episode.filter(|_| !outcome.has_dipped) {
-        Some(_) if seen.levels => said(Reason::OverThreshold, message),
-        Some(_) if reading.up < CLOSE => {
-            let average = percent(outcome.state.watched.fast);
-            let end = percent(CLOSE);
-            said(
-                Reason::OverThreshold,
-                format!("{message}; the average is {average}%, and the count is high until it is below {end}%"),
-            )
-        }
-        Some(_) => said(Reason::OverThreshold, format!("{message}; it counts as high until it is below {}%", percent(CLOSE))),
-        None => said(Reason::UnderThreshold, message),
+    if outcome.state.episode.is_none() || outcome.has_dipped {
+        return said(Reason::UnderThreshold, message);
     }
+    let (average, end) = (percent(outcome.state.watched.fast), percent(CLOSE));
+    let end = match reading.up {
+        _ if seen.levels => String::new(),
+        ..CLOSE => format!("; the average is {average}%, and the count is high until it is below {end}%"),
+        _ => format!("; it counts as high until it is below {end}%"),
+    };
+    said(Reason::OverThreshold, message + &end)
 }
 
 /// The message for alerts without a count: it has no percentages.
@@ -367,15 +351,8 @@ fn limited(seen: &SeenLoop<'_>, outcome: &Outcome, now: Timestamp) -> Said {
     }
 }
 
-fn figures(
-    seen: &SeenLoop<'_>,
-    previous: &IdleConnectionPolicyStatus,
-    status: &mut IdleConnectionPolicyStatus,
-    reading: Option<&Reading>,
-    refresh: bool,
-    now: Timestamp,
-) {
-    let Some(reading) = reading.filter(|_| refresh || previous.tasks.is_none()) else {
+fn figures(seen: &SeenLoop<'_>, previous: &Status, status: &mut Status, refresh: bool, now: Timestamp) {
+    let Some(reading) = seen.signal.reading().filter(|_| refresh || previous.tasks.is_none()) else {
         status.tasks.clone_from(&previous.tasks);
         status.utilization_percent = previous.utilization_percent;
         if let (Some(nodes), Some(old)) = (&mut status.nodes, &previous.nodes) {
@@ -397,27 +374,17 @@ fn figures(
     }
 }
 
-fn history(
-    seen: &SeenLoop<'_>,
-    outcome: &Outcome,
-    previous: &IdleConnectionPolicyStatus,
-    status: &mut IdleConnectionPolicyStatus,
-    reading: Option<&Reading>,
-    now: Timestamp,
-) {
-    let tasks = reading.and_then(|reading| reading.percentile).map(whole);
+fn history(seen: &SeenLoop<'_>, outcome: &Outcome, previous: &Status, status: &mut Status, now: Timestamp) {
+    let tasks = seen.signal.reading().and_then(|reading| reading.percentile).map(whole);
     let said = |pressure: f64| (pressure.is_finite() && !seen.levels).then(|| percent(pressure));
     status.history.clone_from(&previous.history);
-    if let Some(judged) = &outcome.judged {
-        // The verdict is on the last tightening: there is never an earlier one without a verdict.
-        if let Some(entry) =
-            status.history.iter_mut().find(|entry| entry.to_percent < entry.from_percent && entry.verdict.is_none())
-        {
-            entry.verdict = Some(judged.verdict.to_string());
-            entry.utilization_before = said(judged.before);
-            entry.utilization_after = said(judged.after);
-            entry.tasks_after = tasks;
-        }
+    // The verdict is on the last tightening: there is never an earlier one without a verdict.
+    let mut open = status.history.iter_mut().filter(|entry| entry.to_percent < entry.from_percent && entry.verdict.is_none());
+    if let Some((judged, entry)) = outcome.judged.zip(open.next()) {
+        entry.verdict = Some(judged.verdict.to_string());
+        entry.utilization_before = said(judged.before);
+        entry.utilization_after = said(judged.after);
+        entry.tasks_after = tasks;
     }
     if let Some(decision) = &outcome.decision {
         let entry = Decision {
@@ -436,13 +403,7 @@ fn history(
     }
 }
 
-fn recommendation(
-    seen: &SeenLoop<'_>,
-    outcome: &Outcome,
-    declared: &Settings,
-    previous: &IdleConnectionPolicyStatus,
-    status: &mut IdleConnectionPolicyStatus,
-) {
+fn recommendation(seen: &SeenLoop<'_>, outcome: &Outcome, declared: &Settings, previous: &Status, status: &mut Status) {
     let Some(decision) = &outcome.recommendation else { return };
     let to = u32::from(decision.to);
     let same = previous.recommendation.as_ref().filter(|old| {
@@ -455,66 +416,50 @@ fn recommendation(
     }));
 }
 
-fn notices(
-    seen: &SeenLoop<'_>,
-    outcome: &Outcome,
-    previous: &IdleConnectionPolicyStatus,
-    conditions: &[(ConditionType, Said)],
-    reading: Option<&Reading>,
-) -> Vec<Notice> {
+fn notices(seen: &SeenLoop<'_>, outcome: &Outcome, previous: &Status, conditions: &[(ConditionType, Said)]) -> Vec<Notice> {
     let mut notices = Vec::new();
     let recorded = recorded(previous);
     let mut tell = |reason, note: String| notices.push(Notice { reason, note });
-    for (type_, said) in conditions.iter().filter(|(type_, said)| has_flipped(previous, *type_, said.reason)) {
+    for (type_, Said { reason, message }) in conditions.iter().filter(|(type_, said)| has_flipped(previous, *type_, said.reason))
+    {
         let was_lost = status_of(previous, *type_) == Some(ConditionState::False) || recorded.is_some_and(|state| state.lost);
-        match (type_, state(*type_, said.reason), said.reason) {
-            (ConditionType::MetricsAvailable, ConditionState::False, _) if !was_lost => {
-                tell(EventReason::MetricsLost, said.message.clone());
-            }
-            (ConditionType::MetricsAvailable, ConditionState::True, _) if was_lost => {
-                tell(EventReason::MetricsRestored, said.message.clone());
-            }
+        let fell = outcome
+            .judged
+            .filter(|_| !seen.levels && *type_ == ConditionType::TighteningEffective)
+            .map(|judged| format!(" ({}% of the threshold before, {}% after)", percent(judged.before), percent(judged.after)));
+        let event = match (type_, state(*type_, *reason), reason) {
+            (ConditionType::MetricsAvailable, ConditionState::False, _) if !was_lost => EventReason::MetricsLost,
+            (ConditionType::MetricsAvailable, ConditionState::True, _) if was_lost => EventReason::MetricsRestored,
             // One Event for one episode, even if the count was missing for a while.
-            (ConditionType::HighTaskCount, ConditionState::True, _) if !was_told(outcome, previous) => {
-                tell(EventReason::HighTaskCount, said.message.clone());
-            }
-            (ConditionType::TighteningEffective, _, Reason::Ineffective | Reason::NotAttributable) => {
-                let fell = outcome.judged.filter(|_| !seen.levels).map(|judged| {
-                    format!(" ({}% of the threshold before, {}% after)", percent(judged.before), percent(judged.after))
-                });
-                tell(EventReason::Ineffective, format!("{}{}", said.message, fell.unwrap_or_default()));
-            }
-            _ => {}
-        }
+            (ConditionType::HighTaskCount, ConditionState::True, _) if !was_told(outcome, previous) => EventReason::HighTaskCount,
+            (ConditionType::TighteningEffective, _, Reason::Ineffective | Reason::NotAttributable) => EventReason::Ineffective,
+            _ => continue,
+        };
+        tell(event, format!("{message}{}", fell.unwrap_or_default()));
     }
     if let Some(decision) = &outcome.decision {
-        let counted = reading.filter(|_| !seen.levels).map(|reading| format!("; {}", counted(reading))).unwrap_or_default();
-        let cost = if seen.closes { format!("; {}", Closes { connections: seen.idle_connections }) } else { String::new() };
-        let way = if decision.to < decision.from { "tightened" } else { "relaxed" };
-        let note = format!("Limits {way} from {}% to {}%: {}{counted}{cost}", decision.from, decision.to, decision.reason);
-        if decision.to < decision.from {
-            tell(EventReason::Tightened, note);
-            if decision.to == 0 {
-                tell(
-                    EventReason::ReachedFloor,
-                    "All limits are at their floor; if the task count stays high, lower spec.adaptive.floor or look for another cause".into(),
-                );
-            }
-        } else {
-            tell(EventReason::Relaxed, note);
+        let counted =
+            seen.signal.reading().filter(|_| !seen.levels).map(|reading| format!("; {}", counted(reading))).unwrap_or_default();
+        let cost = if seen.closes { format!("; {}", closes(seen.idle_connections)) } else { String::new() };
+        let tightens = decision.to < decision.from;
+        let (event, way) = if tightens { (EventReason::Tightened, "tightened") } else { (EventReason::Relaxed, "relaxed") };
+        tell(event, format!("Limits {way} from {}% to {}%: {}{counted}{cost}", decision.from, decision.to, decision.reason));
+        if tightens && decision.to == 0 {
+            let note = "All limits are at their floor; if the task count stays high, lower spec.adaptive.floor or look for another cause";
+            tell(EventReason::ReachedFloor, note.into());
         }
     }
     notices
 }
 
 /// Whether an earlier status was written in the same episode of too many tasks.
-fn was_told(outcome: &Outcome, previous: &IdleConnectionPolicyStatus) -> bool {
+fn was_told(outcome: &Outcome, previous: &Status) -> bool {
     let since = |state: &State| state.episode.map(|episode| episode.since);
     since(&outcome.state).is_some() && recorded(previous).is_some_and(|written| since(written) == since(&outcome.state))
 }
 
 /// The state of adaptive control in a status.
-fn recorded(status: &IdleConnectionPolicyStatus) -> Option<&State> {
+fn recorded(status: &Status) -> Option<&State> {
     status.control.as_ref()?.adaptive.as_deref()
 }
 
