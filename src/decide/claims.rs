@@ -98,9 +98,7 @@ impl Claims {
     /// The policy that this one loses to: the first in precedence that shares an identity with it.
     #[must_use]
     pub fn winner(&self, me: &Claimant) -> Option<&Claimant> {
-        let claim = self.by_claimant.get(me)?;
-        let first = keys(me, claim).filter_map(|key| self.holders.get(&key)?.first()).min()?;
-        (first < me).then_some(first)
+        self.older_holder(me, self.by_claimant.get(me)?)
     }
 
     /// The first policy in precedence, before this one, that holds any of these identities.

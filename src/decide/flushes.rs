@@ -1,6 +1,6 @@
 //! The connections that each change of a policy's limits closes, whatever the new values are.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{Declared, Traits};
 use crate::api::{
@@ -24,10 +24,8 @@ pub struct Flushes {
 /// restart.
 #[must_use]
 pub fn flushes(declared: &Declared, traits: &Traits) -> Vec<Flushes> {
-    let mut limits: Vec<_> = declared.values().into_iter().map(|(knob, _)| knob).collect();
+    let mut limits: BTreeSet<_> = declared.values().into_iter().map(|(knob, _)| knob).collect();
     limits.extend(declared.providers.values().flat_map(|settings| settings.keys()));
-    limits.sort_unstable();
-    limits.dedup();
     let mut groups: BTreeMap<_, Vec<Knob>> = BTreeMap::new();
     for knob in &limits {
         let Some(flush) = traits.capability(*knob).flush() else { continue };

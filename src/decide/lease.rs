@@ -30,13 +30,11 @@ pub enum Move {
 /// What `me` does next.
 #[must_use]
 pub fn next_move(seen: Seen<'_>, me: &str) -> Move {
+    let left = seen.valid_for.saturating_sub(seen.unchanged_for);
     match seen.holder.filter(|holder| !holder.is_empty()) {
         Some(holder) if holder == me => Move::Renew,
-        Some(_) => match seen.valid_for.checked_sub(seen.unchanged_for) {
-            Some(left) if !left.is_zero() => Move::Wait(left),
-            _ => Move::Take,
-        },
-        None => Move::Take,
+        Some(_) if !left.is_zero() => Move::Wait(left),
+        _ => Move::Take,
     }
 }
 

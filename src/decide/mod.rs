@@ -165,10 +165,10 @@ pub struct UnitPlan {
 /// Decides what to write. Writes nothing where nothing differs.
 #[must_use]
 pub fn decide(input: &Input<'_>) -> Plan {
+    let programmed = condition::reason(input.previous, ConditionType::Programmed);
     let settled = input.generation.is_some()
         && input.previous.observed_generation == input.generation
-        && condition::reason(input.previous, ConditionType::Programmed).is_some_and(|reason| reason != Reason::Progressing);
-    let programmed = condition::reason(input.previous, ConditionType::Programmed);
+        && programmed.is_some_and(|reason| reason != Reason::Progressing);
     let correcting = programmed == Some(Reason::Drifted);
     // All nodes were seen to hold the desired values, except those that the status is about.
     let seen_all = matches!(programmed, Some(Reason::Programmed | Reason::Drifted | Reason::Contended));
@@ -212,13 +212,10 @@ pub fn decide(input: &Input<'_>) -> Plan {
     let drifted: BTreeSet<Knob> = plan.drift.iter().map(|drift| drift.knob).collect();
     let contested = plan.drift.iter().filter(|drift| !drift.restarted).map(|drift| drift.knob).collect();
     let correct = input.drift_policy == DriftPolicy::Correct;
-    if !input.suspend {
-        plan.contended = contention::step(&mut plan.control.contended, &contested, correct && !correcting, input.now);
-    }
     if input.suspend {
         return plan;
     }
-
+    plan.contended = contention::step(&mut plan.control.contended, &contested, correct && !correcting, input.now);
     for (unit, state) in input.units {
         let saved = input.saved.get(&unit.id).map(|saved| &saved.sites);
         let settings = &wanted[&unit.id];

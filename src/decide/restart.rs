@@ -257,12 +257,9 @@ fn begin(input: &Input<'_>, outcome: &mut Outcome) {
             outcome.said.get_or_insert(Said::NoPod(node.name.to_owned()));
             return;
         };
-        let out = |node: &&Node<'_>| {
-            !node.answers
-                || node.process.is_some_and(|process| {
-                    process.drained || input.pods.get(&process.pod).is_some_and(|pod| !pod.ready || pod.terminating)
-                })
-        };
+        let is_down = |pod: &Pod| !pod.ready || pod.terminating;
+        let is_drained = |process: &Process| process.drained || input.pods.get(&process.pod).is_some_and(is_down);
+        let out = |node: &&Node<'_>| !node.answers || node.process.is_some_and(is_drained);
         // A node that is being restarted may be missing from the list.
         let mut out_of_service: Vec<_> = outcome.control.nodes.iter().map(|current| current.node.clone()).collect();
         let others = input.nodes.iter().filter(|node| !current(outcome, node.name)).filter(out);

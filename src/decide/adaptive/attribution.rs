@@ -98,16 +98,12 @@ pub fn most_pooled(
     let mut raise = |knob: Knob, value: Value| {
         let known = most.entry(knob).or_insert(value);
         // 0 means no limit, which is more than any value.
-        *known = if [*known, value].iter().any(|value| matches!(value, Value::Count(0))) {
-            Value::Count(0)
-        } else {
-            value.max(*known)
-        };
+        let unlimited = Value::Count(0);
+        *known = if [*known, value].contains(&unlimited) { unlimited } else { value.max(*known) };
     };
-    let mut nodes: Vec<&NodeState> = Vec::new();
+    let nodes: Vec<&NodeState> = units.iter().flat_map(|(_, state)| &state.nodes).collect();
     for (unit, state) in units {
         for node in &state.nodes {
-            nodes.push(node);
             for (knob, value) in node.stored.as_ref().ok()? {
                 raise(*knob, (*value)?);
             }

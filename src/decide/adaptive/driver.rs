@@ -11,7 +11,7 @@ use super::{
     config::Config,
     pause::By,
     report::SeenLoop,
-    signal::Signal,
+    signal::{Reading, Signal},
     standing::Standing,
     state::State,
     step::{self, Digest, Facts, Outcome},
@@ -155,12 +155,9 @@ impl AdaptiveDriver {
     }
 
     fn has_moved(&mut self, signal: &Signal, now: i64) -> bool {
+        let is_far = |reading: &Reading| self.told.is_none_or(|told| told.abs_diff(percent(reading.up)) >= POINTS);
         // With alerts there is no utilization that could change.
-        let Some(reading) = signal.reading().filter(|_| !self.config.levels) else {
-            self.moved_since = None;
-            return false;
-        };
-        if self.told.is_some_and(|told| told.abs_diff(percent(reading.up)) < POINTS) {
+        if self.config.levels || !signal.reading().is_some_and(is_far) {
             self.moved_since = None;
             return false;
         }

@@ -124,13 +124,12 @@ pub fn remaining(declared: &Settings, floor: &Settings, from: Percent, to: Perce
         let settings = at(declared, floor, openness);
         let of = |timeouts: bool| {
             let values = settings.iter().filter(|(knob, _)| floor.contains_key(knob));
-            values
-                .filter_map(|(knob, value)| match value {
-                    Value::Duration(d) if timeouts && knob.is_idle_time() => Some(millis(*d)),
-                    Value::Count(n) if !timeouts && knob.is_of_connections() => Some(f64::from(*n)),
-                    _ => None,
-                })
-                .fold(None, |most: Option<f64>, value| Some(most.map_or(value, |most| most.max(value))))
+            let sizes = values.filter_map(|(knob, value)| match value {
+                Value::Duration(d) if timeouts && knob.is_idle_time() => Some(millis(*d)),
+                Value::Count(n) if !timeouts && knob.is_of_connections() => Some(f64::from(*n)),
+                _ => None,
+            });
+            sizes.reduce(f64::max)
         };
         of(true).or_else(|| of(false))
     };

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use jiff::Timestamp;
 
 use crate::{
-    api::{PAUSED, PAUSED_RELAX, PAUSED_TIGHTEN},
+    api::{PAUSED, PAUSED_RELAX, PAUSED_TIGHTEN, PAUSES},
     decide::condition::whole_seconds,
 };
 
@@ -78,8 +78,7 @@ impl Pause {
     /// When the first pause of the annotations ends; `None` if none has an end.
     #[must_use]
     pub fn next_end(annotations: &BTreeMap<String, String>, now: Timestamp) -> Option<Timestamp> {
-        let names = [PAUSED, PAUSED_TIGHTEN, PAUSED_RELAX];
-        let ends = names.iter().filter_map(|name| annotations.get(*name)?.parse::<Timestamp>().ok());
+        let ends = PAUSES.iter().filter_map(|name| annotations.get(*name)?.parse::<Timestamp>().ok());
         ends.filter(|until| now < *until).min()
     }
 }
