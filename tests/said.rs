@@ -33,7 +33,6 @@ use idleconn_operator::{
         conditions::{Problem, Seen, UnitResult, report},
         lives,
         measured::Idled,
-        observed::Uptime,
         restart::{Outcome, Said},
         verify::{Probe, Probes},
     },
@@ -175,7 +174,7 @@ impl Scene {
         self.desire(&settings);
         self.units = NODES.map(|name| holding(name, &settings)).into();
         self.plan.control.changed = [(TOTAL, 1000)].into();
-        let ran = |secs| Some(Uptime { at_least: Duration::from_secs(secs), slack: Duration::from_secs(10) });
+        let ran = |secs| Some(Duration::from_secs(secs));
         let seen = Timestamp::from_second(50).unwrap();
         self.lives.clear();
         for result in &self.units {

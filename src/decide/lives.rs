@@ -55,21 +55,21 @@ pub fn look(lives: &mut Lives, node: &NodeState, joined: bool, now: Timestamp) {
     // A node without its own uptime may be one that the cluster answers for.
     let (Some(uptime), Ok(stored)) = (node.uptime, &node.stored) else { return };
     // The node reports this figure itself, so it may be any number.
-    let ran = i64::try_from(uptime.at_least.as_millis()).unwrap_or(i64::MAX);
+    let ran = i64::try_from(uptime.as_millis()).unwrap_or(i64::MAX);
     let started_before = now.as_millisecond().saturating_sub(ran);
     let stored: Settings = stored.iter().filter_map(|(knob, value)| Some((*knob, (*value)?))).collect();
     let Some(life) = lives.get_mut(&node.name) else {
-        let life = Life { uptime: uptime.at_least, stored, uses: Settings::new(), started_before, joined };
+        let life = Life { uptime, stored, uses: Settings::new(), started_before, joined };
         lives.insert(node.name.clone(), life);
         return;
     };
-    if uptime.at_least < life.uptime {
+    if uptime < life.uptime {
         // Another process. It started with what was stored when the previous one was last seen.
         life.uses = std::mem::take(&mut life.stored);
         (life.joined, life.started_before) = (false, started_before);
     }
     life.started_before = life.started_before.min(started_before);
-    (life.uptime, life.stored) = (uptime.at_least, stored);
+    (life.uptime, life.stored) = (uptime, stored);
 }
 
 /// The limits that a process reads when it starts.
@@ -167,12 +167,11 @@ pub fn take_up(lives: &mut Lives, written: &Confirmed, nodes: &[&NodeState], val
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::decide::observed::Uptime;
 
     const KNOB: Knob = Knob::IntraClusterMaxIdleConnsPerHost;
 
     fn node(name: &str, uptime: Option<u64>, stores: u32) -> NodeState {
-        let uptime = uptime.map(|secs| Uptime { at_least: Duration::from_secs(secs), slack: Duration::from_secs(10) });
+        let uptime = uptime.map(Duration::from_secs);
         NodeState { uptime, ..NodeState::new(name, Ok([(KNOB, Some(Value::Count(stores)))].into())) }
     }
 
@@ -237,9 +236,8 @@ mod tests {
 
     #[test]
     fn figures_beyond_all_measure_harm_nobody() {
-        let uptime = Uptime { at_least: Duration::MAX, slack: Duration::MAX };
         let mut lives = Lives::new();
-        let node = NodeState { uptime: Some(uptime), ..node("t1", None, 80) };
+        let node = NodeState { uptime: Some(Duration::MAX), ..node("t1", None, 80) };
         look(&mut lives, &node, false, Timestamp::MIN);
         look(&mut lives, &node, false, Timestamp::MAX);
         assert_eq!(lives["t1"].uses(KNOB, Value::Count(80), Some(0)), Some(false));

@@ -100,8 +100,9 @@ pub struct NodeState {
     /// What the node stores, or why it did not report that. A limit that it does not have is absent; one whose setting
     /// is empty or not valid for a limit is `None`.
     pub stored: Result<BTreeMap<Knob, Option<Value>>, Fault>,
-    /// How long its process has run: a lower bound, and how much longer it may be.
-    pub uptime: Option<Uptime>,
+    /// How long its process has run at least. A server that refreshes this figure at intervals reports too little, never
+    /// too much.
+    pub uptime: Option<Duration>,
     /// The address of its metrics page, `scheme://host:port`, if it is not the unit's own address.
     pub metrics: Option<String>,
     /// Whether its process uses what is stored, if it reports that ([`super::Capability::Reported`]).
@@ -161,15 +162,6 @@ pub struct Process {
     pub drains: bool,
     /// Nodes of a lower rank are restarted first.
     pub rank: u8,
-}
-
-/// How long a process has run. A server that refreshes this figure at intervals reports too little, never too much.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Uptime {
-    /// At least this long.
-    pub at_least: Duration,
-    /// At most this much longer: the interval at which the server refreshes the figure.
-    pub slack: Duration,
 }
 
 impl UnitState {

@@ -293,7 +293,7 @@ fn a_file_is_in_effect_when_every_pod_has_said_so() {
 
 /// A node that has run for 100 s, or one that was seen to restart with what it stores.
 fn watched(node: &NodeState, followed: bool, now: Timestamp) -> Lives {
-    let ran = |secs| Some(observed::Uptime { at_least: Duration::from_secs(secs), slack: Duration::from_secs(10) });
+    let ran = |secs| Some(Duration::from_secs(secs));
     let mut lives = Lives::new();
     for secs in if followed { vec![100, 3] } else { vec![100] } {
         lives::look(&mut lives, &NodeState { uptime: ran(secs), ..node.clone() }, false, now);

@@ -183,7 +183,7 @@ mod tests {
     use super::*;
     use crate::{
         api::{Knob, Value},
-        decide::{Site, To, observed::Uptime},
+        decide::{Site, To},
     };
 
     const KNOB: Knob = Knob::IntraClusterMaxIdleConnsPerHost;
@@ -191,7 +191,7 @@ mod tests {
     #[test]
     fn a_node_joins_that_was_not_there_when_others_were_watched() {
         let node = |name: &str, uptime| NodeState { uptime, ..NodeState::new(name, Ok([(KNOB, Some(Value::Count(80)))].into())) };
-        let uptime = Some(Uptime { at_least: Duration::from_secs(40), slack: Duration::from_secs(10) });
+        let uptime = Some(Duration::from_secs(40));
         let mut memory = Memory::default();
         let at = |second: i64| Timestamp::from_second(10_000 + second).expect("a time");
         let uses = |memory: &Memory, name: &str| memory.lives.get(name).and_then(|life| life.uses(KNOB, Value::Count(80), None));

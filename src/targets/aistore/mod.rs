@@ -26,7 +26,7 @@ use crate::{
     clock,
     decide::{
         Capability, Cause, Change, Fault, NodeState, Process, Serves, Site, Sites, To, Traits, Unit, UnitState,
-        adaptive::attribution::MostPooled, observed::Uptime,
+        adaptive::attribution::MostPooled,
     },
     pool::{Provider, Request, Response},
 };
@@ -247,10 +247,7 @@ impl AIStore {
         // Without its status, a node still counts as programmed; only its restarts are unknown.
         let status = self.json::<wire::NodeStatus>(address, "/v1/reverse/daemon?what=node_status", Some(id)).await;
         let status = status.ok().map(|(status, _)| status);
-        let uptime = status
-            .as_ref()
-            .and_then(wire::NodeStatus::uptime)
-            .map(|at_least| Uptime { at_least, slack: config.periodic.slack() });
+        let uptime = status.as_ref().and_then(wire::NodeStatus::uptime);
         let process = status.map(|status| Process { pod: status.pod(), ..Process::default() });
         let changed = wire::local_time(&config.lastupdate_time, response.header("date"), clock::now());
         (NodeState { uptime, process, ..NodeState::new(id, Ok(stored)) }, changed)
