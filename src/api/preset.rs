@@ -46,113 +46,55 @@ pub struct Row {
 /// Presets. Production is AIStore's advice for production. GoDefault is the default of `net/http` (`http.DefaultTransport`: 90 s,
 /// 100, and `DefaultMaxIdleConnsPerHost` 2).
 pub const TABLE: [Row; 9] = [
-    Row {
-        preset: Preset::Production,
-        name: "Production",
-        server_idle: 30,
-        client_idle: 20,
-        total_idle: 2000,
-        idle_per_host: 100,
-        conns_per_host: None,
-        purpose: "AIStore's production advice",
-    },
-    Row {
-        preset: Preset::Constrained,
-        name: "Constrained",
-        server_idle: 16,
-        client_idle: 6,
-        total_idle: 256,
-        idle_per_host: 32,
-        conns_per_host: None,
-        purpose: "small or development machines",
-    },
-    Row {
-        preset: Preset::GoDefault,
-        name: "GoDefault",
-        server_idle: 100,
-        client_idle: 90,
-        total_idle: 100,
-        idle_per_host: 2,
-        conns_per_host: None,
-        purpose: "defaults of net/http",
-    },
-    Row {
-        preset: Preset::LowTraffic,
-        name: "LowTraffic",
-        server_idle: 40,
-        client_idle: 30,
-        total_idle: 100,
-        idle_per_host: 4,
-        conns_per_host: Some(20),
-        purpose: "few requests; one fifth of the connections may be idle",
-    },
-    Row {
-        preset: Preset::MediumTraffic,
-        name: "MediumTraffic",
-        server_idle: 40,
-        client_idle: 30,
-        total_idle: 250,
-        idle_per_host: 10,
-        conns_per_host: Some(50),
-        purpose: "some requests; one fifth of the connections may be idle",
-    },
-    Row {
-        preset: Preset::HighTraffic,
-        name: "HighTraffic",
-        server_idle: 40,
-        client_idle: 30,
-        total_idle: 500,
-        idle_per_host: 20,
-        conns_per_host: Some(100),
-        purpose: "many requests; one fifth of the connections may be idle",
-    },
-    Row {
-        preset: Preset::HighThroughput,
-        name: "HighThroughput",
-        server_idle: 130,
-        client_idle: 120,
-        total_idle: 500,
-        idle_per_host: 20,
-        conns_per_host: Some(100),
-        purpose: "steady streams between the same hosts",
-    },
-    Row {
-        preset: Preset::CostOptimized,
-        name: "CostOptimized",
-        server_idle: 70,
-        client_idle: 60,
-        total_idle: 100,
-        idle_per_host: 3,
-        conns_per_host: Some(10),
-        purpose: "few connections that stay open",
-    },
-    Row {
-        preset: Preset::Batch,
-        name: "Batch",
-        server_idle: 190,
-        client_idle: 180,
-        total_idle: 100,
-        idle_per_host: 2,
-        conns_per_host: Some(5),
-        purpose: "jobs that repeat within minutes",
-    },
+    row(Preset::Production, "Production", [30, 20], [2000, 100], None, "AIStore's production advice"),
+    row(Preset::Constrained, "Constrained", [16, 6], [256, 32], None, "small or development machines"),
+    row(Preset::GoDefault, "GoDefault", [100, 90], [100, 2], None, "defaults of net/http"),
+    row(Preset::LowTraffic, "LowTraffic", [40, 30], [100, 4], Some(20), "few requests; one fifth of the connections may be idle"),
+    row(
+        Preset::MediumTraffic,
+        "MediumTraffic",
+        [40, 30],
+        [250, 10],
+        Some(50),
+        "some requests; one fifth of the connections may be idle",
+    ),
+    row(
+        Preset::HighTraffic,
+        "HighTraffic",
+        [40, 30],
+        [500, 20],
+        Some(100),
+        "many requests; one fifth of the connections may be idle",
+    ),
+    row(Preset::HighThroughput, "HighThroughput", [130, 120], [500, 20], Some(100), "steady streams between the same hosts"),
+    row(Preset::CostOptimized, "CostOptimized", [70, 60], [100, 3], Some(10), "few connections that stay open"),
+    row(Preset::Batch, "Batch", [190, 180], [100, 2], Some(5), "jobs that repeat within minutes"),
 ];
+
+/// A row from the seconds of servers and clients, the idle connections in total and per host, and the connections per host.
+const fn row(
+    preset: Preset,
+    name: &'static str,
+    [server_idle, client_idle]: [u32; 2],
+    [total_idle, idle_per_host]: [u32; 2],
+    conns_per_host: Option<u32>,
+    purpose: &'static str,
+) -> Row {
+    Row { preset, name, server_idle, client_idle, total_idle, idle_per_host, conns_per_host, purpose }
+}
 
 impl Row {
     /// Returns the value of a limit in the preset; `None` if the preset does not set it.
     #[must_use]
-    pub const fn value(&self, knob: Knob) -> Option<Value> {
+    pub fn value(&self, knob: Knob) -> Option<Value> {
         match knob {
-            Knob::ServerIdleTimeout => Some(Value::Duration(Duration::from_secs(self.server_idle as u64))),
+            Knob::ServerIdleTimeout => Some(Value::Duration(Duration::from_secs(self.server_idle.into()))),
             Knob::IntraClusterIdleConnTimeout | Knob::BackendIdleConnTimeout => {
-                Some(Value::Duration(Duration::from_secs(self.client_idle as u64)))
+                Some(Value::Duration(Duration::from_secs(self.client_idle.into())))
             }
             Knob::IntraClusterMaxIdleConns | Knob::BackendMaxIdleConns => Some(Value::Count(self.total_idle)),
             Knob::IntraClusterMaxIdleConnsPerHost | Knob::BackendMaxIdleConnsPerHost => Some(Value::Count(self.idle_per_host)),
-            Knob::BackendMaxConnsPerHost => match self.conns_per_host {
-                Some(n) => Some(Value::Count(n)),
-                None => None,
-            },
+            Knob::BackendMaxConnsPerHost => self.conns_per_host.map(Value::Count),
             _ => None,
         }
     }
