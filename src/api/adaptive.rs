@@ -324,7 +324,7 @@ pub struct Behavior {
 }
 
 /// Named set of values for `behavior`.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, strum::Display)]
 #[allow(missing_docs)]
 pub enum Profile {
     Conservative,
@@ -354,8 +354,8 @@ pub struct ProfileRow {
     pub purpose: &'static str,
 }
 
-/// Profiles. The code and the descriptions of the CRD use this table.
-pub const PROFILES: [ProfileRow; 3] = [
+/// Profiles, in the order of [`Profile`]. The code and the descriptions of the CRD use this table.
+pub const PROFILES: &[ProfileRow] = &[
     ProfileRow {
         profile: Profile::Conservative,
         tighten_after: 300,
@@ -392,20 +392,6 @@ impl Profile {
     /// Returns the row of the profile.
     #[must_use]
     pub const fn row(self) -> &'static ProfileRow {
-        match self {
-            Self::Conservative => &PROFILES[0],
-            Self::Balanced => &PROFILES[1],
-            Self::Aggressive => &PROFILES[2],
-        }
-    }
-
-    /// Name of the profile in a policy.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Conservative => "Conservative",
-            Self::Balanced => "Balanced",
-            Self::Aggressive => "Aggressive",
-        }
+        &PROFILES[self as usize]
     }
 }

@@ -36,21 +36,11 @@ pub(super) fn spec(schema: &mut schemars::Schema) {
         preset["description"] = format!("{about}. {}.", table.join(". ")).into();
     }
     let row = |row: &adaptive::ProfileRow| {
-        let adaptive::ProfileRow {
-            profile,
-            tighten_after,
-            relax_after,
-            max_changes_per_hour,
-            max_changes_per_day,
-            relax_step_percent,
-            most_cut_percent,
-            purpose,
-        } = row;
+        let [hour, day] = [row.max_changes_per_hour, row.max_changes_per_day];
         format!(
-            "{}: tightens after {tighten_after}s by at most {most_cut_percent}% of the openness, relaxes after {relax_after}s by \
-             {relax_step_percent} percentage points, {max_changes_per_hour} changes per hour, {max_changes_per_day} per day \
-             ({purpose})",
-            profile.name()
+            "{}: tightens after {}s by at most {}% of the openness, relaxes after {}s by {} percentage points, {hour} changes per \
+             hour, {day} per day ({})",
+            row.profile, row.tighten_after, row.most_cut_percent, row.relax_after, row.relax_step_percent, row.purpose
         )
     };
     let table: Vec<_> = adaptive::PROFILES.iter().map(row).collect();
@@ -79,21 +69,18 @@ pub(super) fn target(schema: &mut schemars::Schema) {
 
 /// Returns `has(self.limits) && has(self.limits.backend) && …` for a limit.
 fn present(knob: Knob) -> String {
-    present_in("self.limits", vec!["has(self.limits)".into()], knob)
+    present_at(&format!("limits.{knob}"))
 }
 
 /// Returns the same expression for the floor of a limit.
 fn floored(knob: Knob) -> String {
-    present_in("self.adaptive.floor", vec!["has(self.adaptive)".into(), "has(self.adaptive.floor)".into()], knob)
+    present_at(&format!("adaptive.floor.{knob}"))
 }
 
-fn present_in(base: &str, mut parts: Vec<String>, knob: Knob) -> String {
-    let mut at = String::from(base);
-    for part in knob.path().split('.') {
-        at = format!("{at}.{part}");
-        parts.push(format!("has({at})"));
-    }
-    parts.join(" && ")
+/// Returns the same expression for a path: every object on the way must be there, too.
+fn present_at(path: &str) -> String {
+    let ends = path.match_indices('.').map(|(end, _)| end).chain([path.len()]);
+    ends.map(|end| format!("has(self.{})", &path[..end])).collect::<Vec<_>>().join(" && ")
 }
 
 /// Returns an expression for the floor; without a floor, for the value of limits and preset; without either, `unset`.
