@@ -100,7 +100,7 @@ pub struct Signal {
     #[schemars(range(min = 1, max = 100), extend("format" = "int32"))]
     pub percentile: u32,
     /// Interval between two readings of the task count, 1s to 10m.
-    #[serde(default = "ten_seconds")]
+    #[serde(default = "GoDuration::seconds::<10>")]
     #[x_kube(validation = Rule::new("self >= duration('1s') && self <= duration('10m')").message("adaptive.signal.interval must be between 1s and 10m"))]
     pub interval: GoDuration,
     /// Prometheus server and query. Set exactly when `source` is Prometheus.
@@ -112,7 +112,7 @@ impl Signal {
     /// Returns a signal with the default of every field.
     #[must_use]
     pub fn unset() -> Self {
-        Self { metric: goroutines(), percentile: ninety_five(), interval: ten_seconds(), ..Self::default() }
+        Self { metric: goroutines(), percentile: ninety_five(), interval: GoDuration::seconds::<10>(), ..Self::default() }
     }
 }
 
@@ -122,10 +122,6 @@ fn goroutines() -> String {
 
 const fn ninety_five() -> u32 {
     95
-}
-
-fn ten_seconds() -> GoDuration {
-    std::time::Duration::from_secs(10).into()
 }
 
 /// Gauge in which a node reports its number of idle connections.
@@ -262,7 +258,7 @@ pub struct Header {
 #[serde(rename_all = "camelCase")]
 pub struct Fallback {
     /// Time without a quorum (a fresh task count from at least half of the nodes) after which the fallback begins, 3m to 24h.
-    #[serde(default = "five_minutes")]
+    #[serde(default = "GoDuration::seconds::<300>")]
     #[x_kube(validation = Rule::new("self >= duration('3m') && self <= duration('24h')").message("adaptive.fallback.after must be between 3m and 24h"))]
     pub after: GoDuration,
     /// Behavior of the fallback. Hold keeps the limits as they are. Declared relaxes them step by step to the declared values.
@@ -270,13 +266,9 @@ pub struct Fallback {
     pub behavior: FallbackBehavior,
 }
 
-fn five_minutes() -> GoDuration {
-    std::time::Duration::from_secs(300).into()
-}
-
 impl Default for Fallback {
     fn default() -> Self {
-        Self { after: five_minutes(), behavior: FallbackBehavior::Hold }
+        Self { after: GoDuration::seconds::<300>(), behavior: FallbackBehavior::Hold }
     }
 }
 

@@ -34,6 +34,11 @@ impl GoDuration {
     pub fn get(&self) -> Option<Duration> {
         parse(&self.0)
     }
+
+    /// A number of seconds, as the default of a field.
+    pub(super) fn seconds<const SECONDS: u64>() -> Self {
+        Duration::from_secs(SECONDS).into()
+    }
 }
 
 impl FromStr for GoDuration {
@@ -65,7 +70,7 @@ impl From<Duration> for GoDuration {
 
 impl Default for GoDuration {
     fn default() -> Self {
-        std::time::Duration::ZERO.into()
+        Self::seconds::<0>()
     }
 }
 
@@ -80,26 +85,21 @@ fn parse(text: &str) -> Option<Duration> {
     let mut total = Duration::ZERO;
     let mut parts = 0;
     while !rest.is_empty() {
-        let digits = rest.find(|c: char| !c.is_ascii_digit())?;
-        let number: u64 = rest.get(..digits)?.parse().ok()?;
-        rest = rest.get(digits..)?;
-        let (unit, len) = if rest.starts_with("ms") {
-            (Duration::from_millis(1), 2)
-        } else {
-            let unit = match rest.as_bytes().first()? {
-                b'h' => Duration::from_secs(3_600),
-                b'm' => Duration::from_secs(60),
-                b's' => Duration::from_secs(1),
-                _ => return None,
-            };
-            (unit, 1)
+        let (number, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
+        let (unit, after) = after.split_at(after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len()));
+        let unit = match unit {
+            "h" => Duration::from_secs(3_600),
+            "m" => Duration::from_secs(60),
+            "s" => Duration::from_secs(1),
+            "ms" => Duration::from_millis(1),
+            _ => return None,
         };
-        rest = rest.get(len..)?;
         parts += 1;
-        if digits > 5 || parts > 4 {
+        if number.len() > 5 || parts > 4 {
             return None;
         }
-        total += unit * u32::try_from(number).ok()?;
+        total += unit * number.parse::<u32>().ok()?;
+        rest = after;
     }
     (parts > 0).then_some(total)
 }

@@ -86,17 +86,13 @@ pub struct IdleConnectionPolicySpec {
     pub deletion_policy: DeletionPolicy,
     /// Time that a deletion waits for nodes that cannot be restored, 1s to 24h. After that the operator removes the finalizer and
     /// records the Event `RestoreAbandoned`.
-    #[serde(default = "five_minutes")]
+    #[serde(default = "GoDuration::seconds::<300>")]
     #[x_kube(validation = Rule::new("self >= duration('1s') && self <= duration('24h')").message("restoreTimeout must be between 1s and 24h"))]
     pub restore_timeout: GoDuration,
     /// Suspends the policy: while true, the operator writes nothing to the nodes and does not correct drift. A deletion still
     /// restores the nodes.
     #[serde(default)]
     pub suspend: bool,
-}
-
-fn five_minutes() -> GoDuration {
-    std::time::Duration::from_secs(300).into()
 }
 
 macro_rules! kinds {

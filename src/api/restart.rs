@@ -30,17 +30,13 @@ pub struct Restart {
     pub max_per_day: u32,
     /// Time that a restarted node may take until it is back and uses the new limits, 1s to 24h. The operator restarts no other
     /// node before that.
-    #[serde(default = "ten_minutes")]
+    #[serde(default = "GoDuration::seconds::<600>")]
     #[x_kube(validation = Rule::new("self >= duration('1s') && self <= duration('24h')").message("restart.timeout must be between 1s and 24h"))]
     pub timeout: GoDuration,
 }
 
 const fn one() -> u32 {
     1
-}
-
-fn ten_minutes() -> GoDuration {
-    std::time::Duration::from_secs(600).into()
 }
 
 impl Default for Restart {
@@ -50,7 +46,7 @@ impl Default for Restart {
             for_: RestartFor::default(),
             max_unavailable: one(),
             max_per_day: one(),
-            timeout: ten_minutes(),
+            timeout: GoDuration::seconds::<600>(),
         }
     }
 }

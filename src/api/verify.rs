@@ -19,7 +19,7 @@ pub struct Verify {
 #[serde(rename_all = "camelCase")]
 pub struct VerifyServer {
     /// Interval between two measurements of one node, 5m to 24h. The measurements of the nodes are spread over the interval.
-    #[serde(default = "hour")]
+    #[serde(default = "GoDuration::seconds::<3600>")]
     #[x_kube(validation = Rule::new("self >= duration('5m') && self <= duration('24h')").message("verify.server.interval must be between 5m and 24h"))]
     pub interval: GoDuration,
     /// Request that the measurement sends.
@@ -55,10 +55,6 @@ impl Default for HttpGet {
     fn default() -> Self {
         Self { port: None, path: root(), scheme: None, host: None }
     }
-}
-
-fn hour() -> GoDuration {
-    std::time::Duration::from_secs(3600).into()
 }
 
 fn root() -> String {
