@@ -344,8 +344,9 @@ pub struct ServiceRef {
 }
 
 /// Scheme of requests: http or https.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, strum::IntoStaticStr)]
 #[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 #[allow(missing_docs)]
 pub enum Scheme {
     #[default]
@@ -356,11 +357,8 @@ pub enum Scheme {
 impl Scheme {
     /// Name of the scheme in a URL.
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Https => "https",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 

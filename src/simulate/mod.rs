@@ -99,8 +99,23 @@ pub struct Summary {
     pub verdict: String,
 }
 
+impl Summary {
+    /// `over` is the number of seconds with a true utilization of 100% or more.
+    fn of(decisions: &[Decided], over: i64, final_openness_percent: Percent, verdict: String) -> Self {
+        #[allow(clippy::cast_precision_loss)] // Minutes.
+        let minutes_over_threshold = over as f64 / 60.0;
+        Self {
+            changes: decisions.len(),
+            reversals: reversals(decisions),
+            minutes_over_threshold,
+            final_openness_percent,
+            verdict,
+        }
+    }
+}
+
 /// The result of a simulation.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Run {
     /// The steps.
     pub decisions: Vec<Decided>,
@@ -268,14 +283,7 @@ impl World {
             nodes,
             status,
             worst: None,
-            run: Run {
-                decisions: Vec::new(),
-                points: Vec::new(),
-                summary: Summary::default(),
-                blind: 0,
-                written: 0,
-                told: Vec::new(),
-            },
+            run: Run::default(),
         }
     }
 
@@ -359,15 +367,8 @@ impl World {
     }
 
     fn summed_up(mut self, over: i64) -> Run {
-        #[allow(clippy::cast_precision_loss)] // Minutes.
-        let minutes = over as f64 / 60.0;
-        self.run.summary = Summary {
-            changes: self.run.decisions.len(),
-            reversals: reversals(&self.run.decisions),
-            minutes_over_threshold: minutes,
-            final_openness_percent: self.driver.state().openness,
-            ..self.run.summary
-        };
+        let verdict = std::mem::take(&mut self.run.summary.verdict);
+        self.run.summary = Summary::of(&self.run.decisions, over, self.driver.state().openness, verdict);
         self.run
     }
 }
@@ -416,15 +417,7 @@ pub fn threshold_rule(config: &Config, plant: &mut dyn Plant, seconds: i64) -> S
         openness = to;
         time += interval;
     }
-    #[allow(clippy::cast_precision_loss)] // Minutes.
-    let minutes = over as f64 / 60.0;
-    Summary {
-        changes: decisions.len(),
-        reversals: reversals(&decisions),
-        minutes_over_threshold: minutes,
-        final_openness_percent: openness,
-        verdict: String::new(),
-    }
+    Summary::of(&decisions, over, openness, String::new())
 }
 
 /// The configuration of a policy whose tasks are counted. The simulation shows what adaptive control would do, whatever

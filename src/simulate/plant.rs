@@ -26,7 +26,8 @@ pub trait Plant {
 }
 
 /// The models, by name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, strum::IntoStaticStr)]
+#[strum(serialize_all = "kebab-case")]
 pub enum Kind {
     /// Two hours with more than twice the connections that fit.
     Burst,
@@ -73,21 +74,8 @@ impl Kind {
 
     /// Name on the command line.
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Burst => "burst",
-            Self::Ramp => "ramp",
-            Self::Noise => "noise",
-            Self::Daily => "daily",
-            Self::Leak => "leak",
-            Self::Mixed => "mixed",
-            Self::MixedHalf => "mixed-half",
-            Self::Gap => "gap",
-            Self::Outage => "outage",
-            Self::Storm => "storm",
-            Self::Controllers => "controllers",
-            Self::Busy => "busy",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 
