@@ -32,7 +32,7 @@ pub struct AdaptiveState {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<Pending>,
     /// No change before this time, so that the last one can take effect.
-    #[serde(default, rename = "settleUntil", skip_serializing_if = "is_zero", with = "time::or_zero")]
+    #[serde(default, rename = "settleUntil", skip_serializing_if = "is_default", with = "time")]
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
     pub dead_until: i64,
     /// Changes of the last 24 hours, oldest first.
@@ -40,28 +40,21 @@ pub struct AdaptiveState {
     #[schemars(with = "Vec<changes::Change>", length(max = 60))]
     pub changes: Vec<(i64, Way)>,
     /// Last openness that was known to be enough, in percent; absent if there was none.
-    #[serde(
-        default = "full",
-        rename = "lastSufficientPercent",
-        skip_serializing_if = "is_full",
-        deserialize_with = "read::percent"
-    )]
+    #[serde(default = "usual::<100>", rename = "lastSufficientPercent", skip_serializing_if = "is_usual::<100>")]
+    #[serde(deserialize_with = "read::percent")]
     #[schemars(extend("format" = "int32", "maximum" = 100))]
     pub proved: Percent,
     /// Openness to return to after a step that did not help, in percent.
-    #[serde(
-        default,
-        rename = "rollbackPercent",
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "read::optional_percent"
-    )]
+    #[serde(default, rename = "rollbackPercent", skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "read::optional_percent")]
     #[schemars(extend("format" = "int32", "maximum" = 100))]
     pub rollback: Option<Percent>,
     /// Lock-out of tightening, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lockout: Option<Lockout>,
     /// Factor by which the window for relaxing is longer, 1 to 8; absent for 1.
-    #[serde(default = "one", rename = "relaxBackoff", skip_serializing_if = "is_one", deserialize_with = "read::factor")]
+    #[serde(default = "usual::<1>", rename = "relaxBackoff", skip_serializing_if = "is_usual::<1>")]
+    #[serde(deserialize_with = "read::factor")]
     #[schemars(extend("format" = "int32", "minimum" = 1, "maximum" = 8))]
     pub patience: u8,
     /// Effect of the last tightening.
@@ -148,23 +141,15 @@ pub struct Episode {
     #[schemars(extend("format" = "int32", "maximum" = 100))]
     pub from: Percent,
     /// Utilization at the first step.
-    #[serde(
-        default,
-        rename = "utilizationAtFirstStep",
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "read::optional_amount"
-    )]
+    #[serde(default, rename = "utilizationAtFirstStep", skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "read::optional_amount")]
     pub base: Option<f64>,
     /// Number of steps so far.
     #[schemars(extend("format" = "int32"))]
     pub steps: u8,
     /// Openness after the last step that helped, in percent.
-    #[serde(
-        default,
-        rename = "helpedPercent",
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "read::optional_percent"
-    )]
+    #[serde(default, rename = "helpedPercent", skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "read::optional_percent")]
     #[schemars(extend("format" = "int32", "maximum" = 100))]
     pub helped: Option<Percent>,
     /// Number of steps in a row that did not help.
@@ -172,12 +157,8 @@ pub struct Episode {
     #[schemars(extend("format" = "int32"))]
     pub failed: u8,
     /// Share of pooled connections in the tasks, as the last step showed it, 0 to 1.
-    #[serde(
-        default,
-        rename = "learnedShare",
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "read::optional_amount"
-    )]
+    #[serde(default, rename = "learnedShare", skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "read::optional_amount")]
     pub learned: Option<f64>,
 }
 
@@ -219,12 +200,8 @@ pub struct Pending {
     #[schemars(extend("format" = "int32", "maximum" = 100))]
     pub to: Percent,
     /// Expected fall of the task count, 0 to 1, if the share of pooled connections is known.
-    #[serde(
-        default,
-        rename = "expectedFall",
-        skip_serializing_if = "Option::is_none",
-        deserialize_with = "read::optional_amount"
-    )]
+    #[serde(default, rename = "expectedFall", skip_serializing_if = "Option::is_none")]
+    #[serde(deserialize_with = "read::optional_amount")]
     pub expected: Option<f64>,
     /// If the step needs a restart: the process before it.
     #[serde(default, rename = "process", skip_serializing_if = "Option::is_none", with = "life")]
@@ -304,31 +281,19 @@ const fn bounded(value: f64) -> f64 {
     if value.is_nan() { 0.0 } else { value.clamp(-1e9, 1e9) }
 }
 
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+/// Whether a field is not written, because its value is that of an absent field.
+pub(super) fn is_default<T: Default + PartialEq>(value: &T) -> bool {
     *value == T::default()
 }
 
-#[allow(clippy::trivially_copy_pass_by_ref)] // As serde calls it.
-const fn is_zero(time: &i64) -> bool {
-    *time == 0
-}
-
-const fn full() -> Percent {
-    100
+/// The value of a field that is not written.
+const fn usual<const VALUE: u8>() -> u8 {
+    VALUE
 }
 
 #[allow(clippy::trivially_copy_pass_by_ref)] // As serde calls it.
-const fn is_full(percent: &Percent) -> bool {
-    *percent == 100
-}
-
-const fn one() -> u8 {
-    1
-}
-
-#[allow(clippy::trivially_copy_pass_by_ref)] // As serde calls it.
-const fn is_one(factor: &u8) -> bool {
-    *factor == 1
+const fn is_usual<const VALUE: u8>(value: &u8) -> bool {
+    *value == VALUE
 }
 
 /// Bounds of what is read: anyone who may write the status can forge it.
@@ -395,20 +360,6 @@ mod time {
 
         pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<i64>, D::Error> {
             Ok(Option::<Timestamp>::deserialize(from)?.map(Timestamp::as_millisecond))
-        }
-    }
-
-    /// 0 stands for no time.
-    pub mod or_zero {
-        use super::{Deserializer, Serializer, optional};
-
-        #[allow(clippy::trivially_copy_pass_by_ref)] // As serde calls it.
-        pub fn serialize<S: Serializer>(time: &i64, to: S) -> Result<S::Ok, S::Error> {
-            optional::serialize(&Some(*time), to)
-        }
-
-        pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<i64, D::Error> {
-            Ok(optional::deserialize(from)?.unwrap_or(0))
         }
     }
 }

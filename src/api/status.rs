@@ -10,7 +10,10 @@ use schemars::{
 };
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{Knob, Limits, adaptive_state::AdaptiveState};
+use super::{
+    Knob, Limits,
+    adaptive_state::{AdaptiveState, is_default},
+};
 
 /// Maximum number of names in a list of nodes in the status.
 pub const MOST_NODES_NAMED: usize = 5;
@@ -328,8 +331,4 @@ pub struct Restarting {
 /// the status unreadable.
 fn understood<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Box<AdaptiveState>>, D::Error> {
     Ok(serde_json::from_value(serde_json::Value::deserialize(from)?).ok())
-}
-
-fn is_default<T: Default + PartialEq>(value: &T) -> bool {
-    *value == T::default()
 }
