@@ -162,17 +162,17 @@ impl Prober {
         let each = (0..self.connections).map(|n| async move {
             sleep(STAGGER * n).await;
             let mut waiting = progress.connection();
-            let opened = |_: &Opened| waiting.begin();
+            let opened = || waiting.begin();
             match version {
-                Version::Http1 => http1::idle(server, ask, max_wait, opened).await,
-                Version::Http2 => http2::idle(server, ask, max_wait, opened).await,
+                Version::Http1 => probe::idle(http1::open(server), ask, max_wait, opened).await,
+                Version::Http2 => probe::idle(http2::open(server), ask, max_wait, opened).await,
             }
         });
         let counted = async {
             match (requests, version) {
                 (None, _) => Ok(None),
-                (Some(most), Version::Http1) => http1::requests(server, ask, most).await.map(Some),
-                (Some(most), Version::Http2) => http2::requests(server, ask, most).await.map(Some),
+                (Some(most), Version::Http1) => probe::requests(http1::open(server), ask, most).await.map(Some),
+                (Some(most), Version::Http2) => probe::requests(http2::open(server), ask, most).await.map(Some),
             }
         };
         let (all, counted) = futures::future::join(join_all(each), counted).await;

@@ -30,7 +30,7 @@ use crate::{
     },
     pass::{PolicyHandle, world::Probing},
     pool::Provider,
-    probe::{Ask, Server, http1, trust},
+    probe::{self, Ask, Server, http1, trust},
 };
 
 /// Maximum open probes of all policies.
@@ -225,7 +225,9 @@ impl Job {
         let target = self.target(&ctx).await;
         drop(ctx);
         let outcome = match target {
-            Ok((server, ask)) => http1::idle(&server, &ask, self.wait(), |_| {}).await.map_err(|error| error.to_string()),
+            Ok((server, ask)) => {
+                probe::idle(http1::open(&server), &ask, self.wait(), || {}).await.map_err(|error| error.to_string())
+            }
             Err(reason) => Err(reason),
         };
         match &outcome {

@@ -1,6 +1,6 @@
 //! Opens the connection of a probe: TCP, then TLS with exactly one offered protocol.
 
-use std::{io, net::SocketAddr, sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use tokio::{net::TcpStream, time::Instant};
 use tokio_rustls::{TlsConnector, client::TlsStream};
@@ -14,8 +14,6 @@ pub type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
 /// How a connection was opened.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Dialed {
-    /// The address that accepted.
-    pub address: SocketAddr,
     /// Duration of the TCP handshake.
     pub connect: Duration,
     /// Duration of the TLS handshake; `None` without TLS.
@@ -24,12 +22,15 @@ pub struct Dialed {
 
 /// Connects and offers only `protocol`, an ALPN name. The caller sets the timeout.
 pub async fn dial(server: &Server, protocol: &'static str) -> Result<(Stream, Dialed), Error> {
+    if server.addresses.is_empty() {
+        return Err(Error::Connect(io::ErrorKind::AddrNotAvailable.into()));
+    }
     let began = Instant::now();
-    let (tcp, address) = accepted(&server.addresses).await?;
+    let tcp = TcpStream::connect(&*server.addresses).await.map_err(Error::Connect)?;
     tcp.set_nodelay(true).map_err(Error::Connect)?;
     let connect = began.elapsed();
     let Some((config, name)) = &server.tls else {
-        return Ok((Either::Left(tcp), Dialed { address, connect, tls: None }));
+        return Ok((Either::Left(tcp), Dialed { connect, tls: None }));
     };
     let mut config = rustls::ClientConfig::clone(config);
     config.alpn_protocols = vec![protocol.as_bytes().to_vec()];
@@ -39,18 +40,7 @@ pub async fn dial(server: &Server, protocol: &'static str) -> Result<(Stream, Di
     let stream =
         TlsConnector::from(Arc::new(config)).connect(name.clone(), tcp).await.map_err(|error| refused(error, protocol))?;
     let tls = Some(began.elapsed());
-    Ok((Either::Right(Box::new(stream)), Dialed { address, connect, tls }))
-}
-
-async fn accepted(addresses: &[SocketAddr]) -> Result<(TcpStream, SocketAddr), Error> {
-    let mut failure = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for &address in addresses {
-        match TcpStream::connect(address).await {
-            Ok(tcp) => return Ok((tcp, address)),
-            Err(error) => failure = error,
-        }
-    }
-    Err(Error::Connect(failure))
+    Ok((Either::Right(Box::new(stream)), Dialed { connect, tls }))
 }
 
 fn refused(error: io::Error, protocol: &'static str) -> Error {

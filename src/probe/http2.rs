@@ -1,18 +1,13 @@
 //! Probes over HTTP/2. GOAWAY counts as the close, because a client must not start another request after it. Only the
 //! plugin uses this module.
 
-use std::{pin::Pin, time::Duration};
-
 use bytes::Bytes;
 use futures::FutureExt as _;
 use h2::client::{Builder, SendRequest};
 use http::{Request, response::Parts};
 use tokio_util::either::Either;
 
-use super::{Ask, Error, Exchange, MAX_BODY, MAX_HEAD, Observation, Opened, Server, Session, dial};
-use crate::decide::measured::Requests;
-
-type Closed = Pin<Box<dyn Future<Output = Result<(), Error>> + Send>>;
+use super::{Error, Exchange, MAX_BODY, MAX_HEAD, Server, Session, dial};
 
 impl From<h2::Error> for Error {
     fn from(error: h2::Error) -> Self {
@@ -38,17 +33,8 @@ impl Exchange for SendRequest<Bytes> {
     }
 }
 
-/// See [`super::http1::idle`].
-pub async fn idle(server: &Server, ask: &Ask, max_wait: Duration, opened: impl FnOnce(&Opened)) -> Result<Observation, Error> {
-    super::idle(open(server), ask, &ask.uri, max_wait, opened).await
-}
-
-/// See [`super::http1::requests`].
-pub async fn requests(server: &Server, ask: &Ask, most: u32) -> Result<Requests, Error> {
-    super::requests(open(server), ask, &ask.uri, most).await
-}
-
-async fn open(server: &Server) -> Result<Session<SendRequest<Bytes>, Closed>, Error> {
+/// Opens a connection for HTTP/2; over `http://` with prior knowledge.
+pub(crate) async fn open(server: &Server) -> Result<Session<SendRequest<Bytes>>, Error> {
     let (stream, dialed) = dial(server, "h2").await?;
     if let Either::Right(tls) = &stream
         && tls.get_ref().1.alpn_protocol() != Some(b"h2")

@@ -13,7 +13,7 @@ pub mod trust;
 
 use std::{io, net::SocketAddr, sync::Arc, time::Duration};
 
-use futures::FutureExt as _;
+use futures::{FutureExt as _, future::BoxFuture};
 use http::{HeaderMap, Request, StatusCode, Uri, header, response::Parts};
 use rustls::{ClientConfig, pki_types::ServerName};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -85,14 +85,10 @@ pub struct Ask {
 /// Facts about a connection before it became idle.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Opened {
-    /// The address that accepted.
-    pub address: SocketAddr,
     /// Duration of the TCP handshake.
     pub connect: Duration,
     /// Duration of the TLS handshake; `None` without TLS.
     pub tls: Option<Duration>,
-    /// Time from the request to the end of the response's body.
-    pub answer: Duration,
     /// The response's status code.
     pub status: StatusCode,
     /// The response's `Keep-Alive` field.
@@ -109,24 +105,23 @@ pub struct Observation {
 }
 
 /// Sends requests over one connection, with either protocol.
-trait Exchange {
+pub(crate) trait Exchange {
     /// Sends a request, reads the whole response and discards its body.
     async fn exchange(&mut self, request: Request<()>) -> Result<Parts, Error>;
 }
 
 /// An HTTP connection: the sender, and the future that ends when the server closes.
-struct Session<E, C> {
+pub(crate) struct Session<E> {
     dialed: Dialed,
     sender: E,
-    closed: C,
+    closed: BoxFuture<'static, Result<(), Error>>,
 }
 
-impl<E: Exchange, C: Future<Output = Result<(), Error>> + Unpin> Session<E, C> {
+impl<E: Exchange> Session<E> {
     /// Sends one request and reads the whole response.
-    async fn ask(&mut self, ask: &Ask, uri: &Uri) -> Result<Opened, Error> {
-        let began = Instant::now();
+    async fn ask(&mut self, ask: &Ask) -> Result<Opened, Error> {
         let mut request = Request::new(());
-        *request.uri_mut() = uri.clone();
+        *request.uri_mut() = ask.uri.clone();
         *request.headers_mut() = ask.headers.clone();
         let answer = self.sender.exchange(request);
         tokio::pin!(answer);
@@ -144,8 +139,8 @@ impl<E: Exchange, C: Future<Output = Result<(), Error>> + Unpin> Session<E, C> {
             return Err(Error::NoKeepAlive(head.status.as_u16()));
         }
         let advertised = head.headers.get("keep-alive").and_then(|value| Advertised::parse(value.to_str().ok()?));
-        let Dialed { address, connect, tls, .. } = self.dialed;
-        Ok(Opened { address, connect, tls, answer: began.elapsed(), status: head.status, advertised })
+        let Dialed { connect, tls } = self.dialed;
+        Ok(Opened { connect, tls, status: head.status, advertised })
     }
 
     /// Waits until the server closes the connection, at most `max_wait`.
@@ -168,44 +163,35 @@ fn closes(head: &Parts) -> bool {
     says("close") || (head.version == http::Version::HTTP_10 && !says("keep-alive"))
 }
 
-/// Sends one request over a new connection, then waits.
-async fn idle<E, C>(
-    session: impl Future<Output = Result<Session<E, C>, Error>>,
+/// Sends one request over a new connection, then waits until the server closes it, at most `max_wait`. `opened` is called when
+/// the connection becomes idle.
+pub(crate) async fn idle<E: Exchange>(
+    session: impl Future<Output = Result<Session<E>, Error>>,
     ask: &Ask,
-    uri: &Uri,
     max_wait: Duration,
-    opened: impl FnOnce(&Opened),
-) -> Result<Observation, Error>
-where
-    E: Exchange,
-    C: Future<Output = Result<(), Error>> + Unpin,
-{
+    opened: impl FnOnce(),
+) -> Result<Observation, Error> {
     let first = async {
         let mut session = session.await?;
-        let opened = session.ask(ask, uri).await?;
+        let opened = session.ask(ask).await?;
         Ok::<_, Error>((session, opened))
     };
     let (mut session, before) = timeout(ANSWER_TIMEOUT, first).await.map_err(|_| Error::TimedOut(ANSWER_TIMEOUT))??;
-    opened(&before);
+    opened();
     Ok(Observation { opened: before, idled: session.wait(max_wait).await })
 }
 
 /// Sends up to `most` requests in sequence over a new connection, until the server closes it.
-async fn requests<E, C>(
-    session: impl Future<Output = Result<Session<E, C>, Error>>,
+pub(crate) async fn requests<E: Exchange>(
+    session: impl Future<Output = Result<Session<E>, Error>>,
     ask: &Ask,
-    uri: &Uri,
     most: u32,
-) -> Result<Requests, Error>
-where
-    E: Exchange,
-    C: Future<Output = Result<(), Error>> + Unpin,
-{
+) -> Result<Requests, Error> {
     let mut until = Instant::now() + ANSWER_TIMEOUT;
     let late = |_| Error::TimedOut(ANSWER_TIMEOUT);
     let mut session = timeout_at(until, session).await.map_err(late)??;
     for answered in 0..most {
-        match timeout_at(until, session.ask(ask, uri)).await.map_err(late)? {
+        match timeout_at(until, session.ask(ask)).await.map_err(late)? {
             Ok(_) => {}
             Err(Error::NoKeepAlive(_)) => return Ok(Requests::Closed(answered + 1)),
             Err(error) if answered == 0 => return Err(error),
