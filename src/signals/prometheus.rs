@@ -1,7 +1,5 @@
 //! A query to a Prometheus server whose result is one number.
 
-use std::time::Duration;
-
 use serde::Deserialize;
 use url::Url;
 
@@ -36,21 +34,14 @@ struct Series {
 }
 
 /// Runs the query. `threshold` comes from the policy.
-pub async fn ask(
-    provider: &Provider,
-    watch: &Watch,
-    node: &SampledNode,
-    query: &str,
-    threshold: f64,
-    timeout: Duration,
-) -> Result<Measure, Gap> {
+pub async fn ask(provider: &Provider, watch: &Watch, node: &SampledNode, query: &str, threshold: f64) -> Result<Measure, Gap> {
     if node.address.is_empty() {
         return Err(Gap::NotPermitted);
     }
     let mut url = Url::parse("http://prometheus").map_err(|_| Gap::NotAnAnswer)?;
     url.query_pairs_mut().append_pair("query", query);
     let path = format!("{}/api/v1/query?{}", node.path.trim_end_matches('/'), url.query().unwrap_or_default());
-    let mut request = Request::get(&node.address, &path, timeout);
+    let mut request = Request::get(&node.address, &path, watch.timeout());
     if let Some(token) = &watch.token {
         request.headers.push(("authorization".into(), format!("Bearer {token}")));
     }

@@ -79,6 +79,13 @@ pub struct Watch {
     pub key: String,
 }
 
+impl Watch {
+    /// Timeout for one node.
+    pub(super) fn timeout(&self) -> Duration {
+        self.interval.min(LONGEST)
+    }
+}
+
 /// The last sample of each node. The sampler continues to write it.
 pub type Samples = Arc<Mutex<BTreeMap<String, NodeSample>>>;
 
@@ -103,9 +110,29 @@ impl Sampler {
         let samples = Samples::default();
         let (sender, receiver) = watch::channel(Arc::new(watch));
         let soon = Arc::new(tokio::sync::Notify::new());
-        let random =
+        let mut random =
             fastrand::Rng::with_seed(seed.bytes().fold(7, |sum: u64, byte| sum.wrapping_mul(31).wrapping_add(byte.into())));
-        let task = tokio::spawn(rounds(provider, receiver, samples.clone(), soon.clone(), random, after, panicked));
+        let (results, woken) = (samples.clone(), soon.clone());
+        let task = tokio::spawn(async move {
+            loop {
+                let watch = receiver.borrow().clone();
+                let began = Instant::now();
+                let looked = std::panic::AssertUnwindSafe(async {
+                    round(&provider, &watch, &results).await;
+                    after();
+                });
+                if looked.catch_unwind().await.is_err() {
+                    // The next round may succeed. Until then the samples age, and the status reports their age.
+                    panicked();
+                }
+                // Shorten the interval by up to a tenth, so that policies do not run in step.
+                let interval = watch.interval.mul_f64(0.9 + 0.1 * random.f64());
+                tokio::select! {
+                    () = tokio::time::sleep_until(began + interval) => {}
+                    () = woken.notified() => {}
+                }
+            }
+        });
         Self { watch: sender, soon, samples, task }
     }
 
@@ -153,37 +180,7 @@ impl Drop for Sampler {
     }
 }
 
-async fn rounds(
-    provider: Provider,
-    receiver: watch::Receiver<Arc<Watch>>,
-    samples: Samples,
-    soon: Arc<tokio::sync::Notify>,
-    mut random: fastrand::Rng,
-    after: impl Fn() + Send + Sync + 'static,
-    panicked: impl Fn() + Send + Sync + 'static,
-) {
-    loop {
-        let watch = receiver.borrow().clone();
-        let began = Instant::now();
-        let looked = std::panic::AssertUnwindSafe(async {
-            round(&provider, &watch, &samples).await;
-            after();
-        });
-        if looked.catch_unwind().await.is_err() {
-            // The next round may succeed. Until then the samples age, and the status reports their age.
-            panicked();
-        }
-        // Shorten the interval by up to a tenth, so that policies do not run in step.
-        let interval = watch.interval.mul_f64(0.9 + 0.1 * random.f64());
-        tokio::select! {
-            () = tokio::time::sleep_until(began + interval) => {}
-            () = soon.notified() => {}
-        }
-    }
-}
-
 async fn round(provider: &Provider, watch: &Watch, samples: &Samples) {
-    let timeout = watch.interval.min(LONGEST);
     // For any number of nodes, half of the interval remains for slow ones.
     let groups = u32::try_from(watch.nodes.len().div_ceil(AT_ONCE)).unwrap_or(u32::MAX).max(1);
     let (began, apart) = (Instant::now(), APART.min(watch.interval / 2 / groups));
@@ -197,10 +194,8 @@ async fn round(provider: &Provider, watch: &Watch, samples: &Samples) {
         })
         .for_each_concurrent(AT_ONCE, |node| async move {
             let answer = match &watch.source {
-                Source::Nodes(probe) => page(provider, watch, node, probe, timeout).await,
-                Source::Prometheus { query, threshold } => {
-                    prometheus::ask(provider, watch, node, query, *threshold, timeout).await
-                }
+                Source::Nodes(probe) => page(provider, watch, node, probe).await,
+                Source::Prometheus { query, threshold } => prometheus::ask(provider, watch, node, query, *threshold).await,
             };
             let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
             let sample = samples.entry(node.name.clone()).or_default();
@@ -215,7 +210,7 @@ async fn round(provider: &Provider, watch: &Watch, samples: &Samples) {
     samples.retain(|name, _| names.contains(name.as_str()));
 }
 
-async fn page(provider: &Provider, watch: &Watch, node: &SampledNode, probe: &Probe, timeout: Duration) -> Result<Measure, Gap> {
+async fn page(provider: &Provider, watch: &Watch, node: &SampledNode, probe: &Probe) -> Result<Measure, Gap> {
     if node.address.is_empty() {
         return Err(Gap::Unreachable);
     }
@@ -226,10 +221,10 @@ async fn page(provider: &Provider, watch: &Watch, node: &SampledNode, probe: &Pr
     };
     let Some(address) = address else { return Err(Gap::NotPermitted) };
     let node = &SampledNode { address, ..node.clone() };
-    let mut answer = scrape(provider, watch, node, probe, timeout).await;
+    let mut answer = scrape(provider, watch, node, probe).await;
     if matches!(answer, Err(Error::Broken(_))) {
         // A reload of the server may have closed the connection of the first request.
-        answer = scrape(provider, watch, node, probe, timeout).await;
+        answer = scrape(provider, watch, node, probe).await;
     }
     answer.unwrap_or_else(|error| Err(silence(&error)))
 }
@@ -246,15 +241,9 @@ pub(super) fn silence(error: &Error) -> Gap {
     }
 }
 
-async fn scrape(
-    provider: &Provider,
-    watch: &Watch,
-    node: &SampledNode,
-    probe: &Probe,
-    timeout: Duration,
-) -> Result<Result<Measure, Gap>, Error> {
+async fn scrape(provider: &Provider, watch: &Watch, node: &SampledNode, probe: &Probe) -> Result<Result<Measure, Gap>, Error> {
     let (mut scan, mut length) = (probe.scan(), 0usize);
-    let mut request = Request { most: MAX_PAGE * 1024 * 1024, ..Request::get(&node.address, &node.path, timeout) };
+    let mut request = Request { most: MAX_PAGE * 1024 * 1024, ..Request::get(&node.address, &node.path, watch.timeout()) };
     request.headers.push(("accept-encoding".into(), "identity".into()));
     let mut is_enough = false;
     let mut sink = |piece: &[u8]| {
