@@ -127,18 +127,13 @@ fn sample(line: &[u8]) -> Option<(Sample<'_>, &[u8])> {
     let named = named.filter(|name| !name.is_empty())?;
     let rest = blank(rest);
     let (value, rest) = number(rest)?;
+    let rest = blank(rest);
     let (timestamp, rest) = match rest.first() {
-        Some(b' ' | b'\t') => {
-            let rest = blank(rest);
-            match rest.first() {
-                None | Some(b'\n' | b'\r' | b'#') => (None, rest),
-                Some(_) => {
-                    let (timestamp, rest) = number(rest)?;
-                    (Some(timestamp), blank(rest))
-                }
-            }
+        None | Some(b'\n' | b'\r' | b'#') => (None, rest),
+        Some(_) => {
+            let (timestamp, rest) = number(rest)?;
+            (Some(timestamp), blank(rest))
         }
-        _ => (None, rest),
     };
     let rest = match rest {
         [] | [b'\r'] => &[][..],
@@ -193,15 +188,9 @@ fn quote(text: &[u8]) -> Option<usize> {
     let mut at = 0;
     loop {
         // Most values are short, and for those a loop is faster than a call.
-        let mut found = None;
-        for (n, byte) in text.get(at..)?.iter().take(24).enumerate() {
-            if matches!(byte, b'"' | b'\\' | b'\n') {
-                found = Some(at + n);
-                break;
-            }
-        }
-        let next = match found {
-            Some(next) => next,
+        let near = text.get(at..)?.iter().take(24).position(|byte| matches!(byte, b'"' | b'\\' | b'\n'));
+        let next = match near {
+            Some(near) => at + near,
             None => at + 24 + memchr3(b'"', b'\\', b'\n', text.get(at + 24..)?)?,
         };
         match text[next] {

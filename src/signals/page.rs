@@ -276,14 +276,13 @@ impl Scan<'_> {
             idle,
             tasks: Some(tasks),
             threshold: Some(threshold),
-            at_least: None,
             pressure: tasks / threshold,
-            red: false,
             open_files: only(FILES).ok(),
             most_files: only(MOST_FILES).ok().filter(|most| *most > 0.0),
             started: only(STARTED).ok(),
             uptime,
             time: time.map(|time| moment(time, framing)),
+            ..Measure::default()
         })
     }
 }
