@@ -309,7 +309,7 @@ impl Walk<'_> {
         while self.text.as_bytes().get(at).is_some_and(|byte| *byte != b']') {
             let (end, within) = self.value(at)?;
             found.extend(within);
-            at = self.next(end);
+            at = text::next(self.text, end);
         }
         Ok((at + 1, found))
     }
@@ -343,7 +343,7 @@ impl Walk<'_> {
             } else {
                 within.insert(key, found);
             }
-            at = self.next(end);
+            at = text::next(self.text, end);
         }
         let end = at + 1;
         let matchers = matchers.map_or(0, |span| fnv1a(&text::compact(&self.text[span])));
@@ -362,11 +362,6 @@ impl Walk<'_> {
             found.insert(0, Proxy { span: start..end, way: 0 });
         }
         if self.again / MAX_ROUNDS > self.text.len() { Err(TooMuch) } else { Ok((end, found)) }
-    }
-
-    fn next(&self, end: usize) -> usize {
-        let at = text::blanks(self.text, end);
-        if self.text.as_bytes().get(at) == Some(&b',') { text::blanks(self.text, at + 1) } else { at }
     }
 }
 

@@ -22,6 +22,12 @@ pub fn blanks(text: &str, mut at: usize) -> usize {
     at
 }
 
+/// The start of the next member or element after a value, or the end of the object or array.
+pub fn next(text: &str, end: usize) -> usize {
+    let at = blanks(text, end);
+    if text.as_bytes().get(at) == Some(&b',') { blanks(text, at + 1) } else { at }
+}
+
 /// The end of the string at this position.
 pub fn string_end(text: &str, mut at: usize) -> usize {
     let bytes = text.as_bytes();
@@ -58,12 +64,7 @@ pub fn value_end(text: &str, mut at: usize) -> usize {
     let mut depth = 0usize;
     while let Some(byte) = bytes.get(at) {
         match byte {
-            b'"' => {
-                at = string_end(text, at);
-                if depth == 0 {
-                    return at;
-                }
-            }
+            b'"' => at = string_end(text, at),
             b'{' | b'[' => {
                 depth += 1;
                 at += 1;
@@ -71,19 +72,19 @@ pub fn value_end(text: &str, mut at: usize) -> usize {
             b'}' | b']' => {
                 at += 1;
                 depth = depth.saturating_sub(1);
-                if depth == 0 {
-                    return at;
-                }
             }
-            b',' | b':' | b' ' | b'\n' | b'\r' | b'\t' => at += 1,
+            b',' | b':' | b' ' | b'\n' | b'\r' | b'\t' => {
+                at += 1;
+                continue;
+            }
             _ => {
                 while bytes.get(at).is_some_and(|byte| !matches!(byte, b',' | b'}' | b']' | b' ' | b'\n' | b'\r' | b'\t')) {
                     at += 1;
                 }
-                if depth == 0 {
-                    return at;
-                }
             }
+        }
+        if depth == 0 {
+            return at;
         }
     }
     bytes.len()
@@ -107,10 +108,7 @@ pub fn members(text: &str, start: usize) -> Vec<Member<'_>> {
         let value_start = blanks(text, blanks(text, key_end) + 1);
         let end = value_end(text, value_start);
         members.push(Member { key: unescaped(&text[at..key_end]), start: at, value: value_start..end });
-        at = blanks(text, end);
-        if text.as_bytes().get(at) == Some(&b',') {
-            at = blanks(text, at + 1);
-        }
+        at = next(text, end);
     }
     members
 }
@@ -125,10 +123,7 @@ pub fn elements(text: &str, start: usize) -> Vec<Range<usize>> {
     while text.as_bytes().get(at).is_some_and(|byte| *byte != b']') {
         let end = value_end(text, at);
         elements.push(at..end);
-        at = blanks(text, end);
-        if text.as_bytes().get(at) == Some(&b',') {
-            at = blanks(text, at + 1);
-        }
+        at = next(text, end);
     }
     elements
 }
