@@ -100,15 +100,9 @@ fn companions(declared: &Settings, state: &UnitState, saved: Option<&Sites>) -> 
     let mut companions = Settings::new();
     let (total, per_host) = (Knob::IntraClusterMaxIdleConns, Knob::IntraClusterMaxIdleConnsPerHost);
     if let (Some(Value::Count(total)), None) = (declared.get(&total), declared.get(&per_host)) {
-        let now = state
-            .sites
-            .iter()
-            .find(|(site, _)| site.knob == per_host)
-            .and_then(|(_, stored)| stored.raw.as_ref())
-            .and_then(Json::as_i64);
-        let before = saved
-            .and_then(|sites| sites.iter().find(|(site, _)| site.knob == per_host))
-            .and_then(|(_, raw)| raw.as_ref()?.as_i64());
+        let is_per_host = |site: &Site| site.knob == per_host;
+        let now = state.sites.iter().find(|(site, _)| is_per_host(site)).and_then(|(_, stored)| stored.raw.as_ref()?.as_i64());
+        let before = saved.and_then(|sites| sites.iter().find(|(site, _)| is_per_host(site))?.1.as_ref()?.as_i64());
         if before.max(now).is_some_and(|most| most > i64::from(*total)) {
             companions.insert(per_host, Value::Count((*total).min(128)));
         }
@@ -177,6 +171,12 @@ impl AIStore {
             request.headers.push(("ais-node-id".into(), node.to_owned()));
         }
         request
+    }
+
+    /// A request that changes the cluster.
+    fn change(&self, address: &str, body: &Json, timeout: Duration) -> Request {
+        let body = Some(body.to_string().into_bytes());
+        Request { method: Method::PUT, timeout, body, ..self.request(address, "/v1/cluster", None) }
     }
 
     fn checked(&self, address: &str, response: Response) -> Result<Response, Fault> {
@@ -308,7 +308,6 @@ impl Target for AIStore {
                 // The primary reports the time of the change before the last one, so take the latest time of all nodes.
                 changed: nodes.iter().filter_map(|(_, changed)| *changed).max(),
                 nodes: nodes.into_iter().map(|(node, _)| node).collect(),
-                hash: None,
                 ..UnitState::default()
             })
         }
@@ -319,10 +318,7 @@ impl Target for AIStore {
         async move {
             let action = if out { "start-maintenance" } else { "stop-maintenance" };
             let body = json!({"action": action, "value": {"sid": node, "skip_rebalance": true}});
-            let mut request = self.request(&unit.address, "/v1/cluster", None);
-            request.method = Method::PUT;
-            request.timeout = MAINTENANCE;
-            request.body = Some(body.to_string().into_bytes());
+            let request = self.change(&unit.address, &body, MAINTENANCE);
             let response = self.provider.send(self.credentials.ca.as_deref(), request).await?;
             self.checked(&unit.address, response).map(|_| ())
         }
@@ -332,10 +328,7 @@ impl Target for AIStore {
     fn write<'a>(&'a self, unit: &'a Unit, _state: &'a UnitState, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Fault>> {
         async move {
             self.hurry.store(true, Ordering::Relaxed);
-            let mut request = self.request(&unit.address, "/v1/cluster", None);
-            request.method = Method::PUT;
-            request.timeout = WRITE;
-            request.body = Some(body(changes).to_string().into_bytes());
+            let request = self.change(&unit.address, &body(changes), WRITE);
             let response = self.provider.send_patiently(self.credentials.ca.clone(), request, PATIENCE).await?;
             self.checked(&unit.address, response).map(|_| ())
         }
