@@ -209,6 +209,15 @@ impl Value {
             Self::Count(n) => n == 0,
         }
     }
+
+    /// Returns a duration as text in Go's spelling, and a count as a number.
+    #[must_use]
+    pub fn json(self) -> serde_json::Value {
+        match self {
+            Self::Duration(_) => self.to_string().into(),
+            Self::Count(n) => n.into(),
+        }
+    }
 }
 
 impl fmt::Display for Value {

@@ -164,17 +164,9 @@ fn tree(named: &Named) -> Json {
     for (_, name, value) in named {
         let Some((pool, field)) = name.split_once('.') else { continue };
         let pool = pools.entry(pool).or_insert_with(|| Json::Object(Map::new()));
-        pool[field] = plain(*value);
+        pool[field] = value.json();
     }
     Json::Object(pools)
-}
-
-/// Converts a duration to text in Go's spelling, and a count to a number.
-fn plain(value: Value) -> Json {
-    match value {
-        Value::Duration(_) => value.to_string().into(),
-        Value::Count(n) => n.into(),
-    }
 }
 
 /// Converts a duration to milliseconds.

@@ -5,7 +5,7 @@
 use serde_json::{Map, json};
 
 use super::super::{Knob, flush::Reload};
-use super::{HEADER, Spec, inexpressible_in_go, plain};
+use super::{HEADER, Spec, inexpressible_in_go};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: &[
@@ -18,7 +18,7 @@ pub(super) const FORMAT: Spec = Spec {
         (Knob::BackendResponseHeaderTimeout, "response_header_timeout"),
     ],
     render: |named, _| {
-        let config: Map<_, _> = named.iter().map(|(_, name, limit)| ((*name).to_owned(), plain(*limit))).collect();
+        let config: Map<_, _> = named.iter().map(|(_, name, limit)| ((*name).to_owned(), limit.json())).collect();
         let text = serde_saphyr::to_string(&json!({"http_config": config})).unwrap_or_default();
         vec![("", format!("# {HEADER}\n{}\n", text.trim_end()))]
     },

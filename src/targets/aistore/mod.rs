@@ -22,7 +22,7 @@ use tokio::time::Instant;
 
 use super::{Connection, Credentials, Kind, Place, Target};
 use crate::{
-    api::{GoDuration, Knob, Settings, Value, adaptive::Source},
+    api::{Knob, Settings, Value, adaptive::Source},
     clock,
     decide::{
         Capability, Cause, Change, Fault, NodeState, Process, Serves, Site, Sites, To, Traits, Unit, UnitState,
@@ -341,8 +341,7 @@ fn body(changes: &[Change]) -> Json {
     let fields = changes.iter().filter_map(|change| {
         let key = change.site.place.strip_prefix("net.http.")?;
         let value = match &change.to {
-            To::Value(Value::Duration(duration)) => GoDuration::from(*duration).to_string().into(),
-            To::Value(Value::Count(count)) => (*count).into(),
+            To::Value(value) => value.json(),
             To::Raw(raw) => raw.clone()?,
         };
         Some((key.to_owned(), value))

@@ -15,7 +15,7 @@ use serde_json::Value as Json;
 
 use super::text;
 use crate::{
-    api::{GoDuration, Knob, Value},
+    api::{Knob, Value},
     decide::{Change, Site, Stored, To, condition::shortened_to_bytes, hash::fnv1a},
     targets::go_duration,
 };
@@ -188,7 +188,7 @@ fn with(object: String, change: &Change) -> String {
         return object;
     }
     let new = match &change.to {
-        To::Value(value) => write(*value),
+        To::Value(value) => value.json(),
         To::Raw(Some(raw)) => raw.clone(),
         To::Raw(None) => return text::unset(&object, way(knob), &is_idle),
     };
@@ -382,13 +382,6 @@ fn bounded(name: &str) -> String {
         return name.to_owned();
     }
     format!("{}~{:016x}", shortened_to_bytes(name, 200), fnv1a(name))
-}
-
-fn write(value: Value) -> Json {
-    match value {
-        Value::Duration(duration) => GoDuration::from(duration).to_string().into(),
-        Value::Count(count) => count.into(),
-    }
 }
 
 /// Reads a setting as a limit; `None` if it is not valid for one.
