@@ -154,13 +154,10 @@ impl<'a> Moves<'a> {
 
 /// The present place of an earlier one, if it is still the same proxy.
 fn former_name(place: &str, state: &UnitState, present: &[(&str, Name<'_>)]) -> Option<String> {
-    if let Some(now) = state.former.get(place) {
-        return Some(now.clone());
-    }
-    match present {
+    state.former.get(place).cloned().or_else(|| match present {
         [(now, name)] if name.family == place => Some((*now).to_owned()),
         _ => None,
-    }
+    })
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The settings that a pod reports to use. Pure.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ring::digest;
 
@@ -24,11 +24,8 @@ pub fn hash<'a>(files: impl Iterator<Item = &'a String>) -> String {
 /// The address of a page of a pod; empty if the pod has no address yet.
 #[must_use]
 pub fn address(page: &Page, host: &str) -> String {
-    match host.parse::<IpAddr>() {
-        Ok(IpAddr::V4(ip)) => format!("{}://{ip}:{}", page.scheme.name(), page.port),
-        Ok(IpAddr::V6(ip)) => format!("{}://[{ip}]:{}", page.scheme.name(), page.port),
-        Err(_) => String::new(),
-    }
+    let address = host.parse().map(|ip: IpAddr| format!("{}://{}", page.scheme.name(), SocketAddr::new(ip, page.port)));
+    address.unwrap_or_default()
 }
 
 /// The address at which a pod serves. The user sets the port.
