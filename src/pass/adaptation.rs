@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use kube::ResourceExt as _;
 
 use super::{
-    PolicyHandle,
+    Pass, PolicyHandle,
     memory::Memory,
     world::{SampledNode, Sampling, World},
 };
@@ -16,7 +16,7 @@ use crate::{
         lookup::Member,
     },
     decide::{
-        AdaptiveInput, Declared, Traits, Unit, UnitState,
+        Unit, UnitState,
         adaptive::{config::Config, driver::AdaptiveDriver, openness, signal::Signal, state::State},
     },
 };
@@ -37,18 +37,6 @@ impl Look {
         let signal = memory.obstacle.clone().unwrap_or_else(|| world.signal(driver.config(), now));
         Some(Self { signal, now })
     }
-
-    /// Returns the input of the decision.
-    #[must_use]
-    pub const fn input<'a>(&'a self, driver: &'a AdaptiveDriver) -> AdaptiveInput<'a> {
-        AdaptiveInput { driver, signal: &self.signal, now: self.now }
-    }
-
-    /// Returns the highest share of used file descriptors in percent, and its node.
-    #[must_use]
-    pub fn files(&self) -> Option<(u32, String)> {
-        self.signal.reading()?.files.clone()
-    }
 }
 
 /// Returns the interval between samples.
@@ -58,15 +46,8 @@ pub fn interval(config: &Config) -> Duration {
 }
 
 /// Applies the current policy to adaptive control; ends it if the policy has none.
-pub async fn prepare(
-    world: &dyn World,
-    policy: &PolicyHandle,
-    memory: &mut Memory,
-    declared: &Declared,
-    traits: &Traits,
-    units: &[Unit],
-    answered: &[(Unit, UnitState)],
-) {
+pub(super) async fn prepare(pass: &mut Pass<'_>, units: &[Unit], answered: &[(Unit, UnitState)]) {
+    let Pass { world, policy, memory, declared, traits } = pass;
     let spec = policy.spec();
     let unset = SignalSpec::unset();
     let signal = spec.adaptive.as_ref().and_then(|adaptive| adaptive.signal.as_ref()).unwrap_or(&unset);
@@ -78,10 +59,10 @@ pub async fn prepare(
     };
     let config = Config::of(spec, policy.object.annotations(), declared, traits, source, has_pool, world.now());
     let Some(config) = config else {
-        end(world, policy, memory).await;
+        end(*world, policy, memory).await;
         return;
     };
-    let nodes = if source == Source::Prometheus { Vec::new() } else { nodes(world, policy, units, answered) };
+    let nodes = if source == Source::Prometheus { Vec::new() } else { nodes(*world, policy, units, answered) };
     // If the nodes could not be read in this pass, keep the last known ones.
     let kept = source != Source::Prometheus && nodes.is_empty() && memory.driver.is_some();
     if !kept {

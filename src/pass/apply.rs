@@ -9,8 +9,7 @@ use std::{
 use futures::{FutureExt as _, StreamExt as _, stream};
 
 use super::{
-    Error, PolicyHandle,
-    memory::Memory,
+    Error, Pass, PolicyHandle,
     saved::append,
     world::{Moment, Stage, Target, World},
 };
@@ -30,14 +29,8 @@ const AT_ONCE: usize = 64;
 
 /// Renames saved original settings after the config paths of a unit have changed. Settings whose path is ambiguous now are
 /// dropped, and an Event names them.
-pub async fn follow(
-    world: &dyn World,
-    policy: &PolicyHandle,
-    memory: &mut Memory,
-    declared: &Declared,
-    traits: &Traits,
-    units: &[(Unit, UnitState)],
-) -> Result<(), Error> {
+pub(super) async fn follow(pass: &mut Pass<'_>, units: &[(Unit, UnitState)]) -> Result<(), Error> {
+    let Pass { world, policy, memory, declared, traits } = pass;
     if policy.spec().suspend || world.is_dry_run() {
         return Ok(());
     }
@@ -47,11 +40,11 @@ pub async fn follow(
     for (unit, state) in units {
         let Some(mut saved) = kept.remove(&unit.id) else { continue };
         let Some(moved) = (traits.moved)(&saved.sites, state, &ours) else { continue };
-        tell_lost(world, policy, &unit.name, &moved).await?;
+        tell_lost(*world, policy, &unit.name, &moved).await?;
         saved.sites = moved.sites;
         change.insert(unit.id.clone(), Some(saved).filter(|saved| !saved.sites.is_empty()));
     }
-    append(world, policy, memory, change).await
+    append(*world, policy, memory, change).await
 }
 
 /// Returns the values that the operator may have written to a node of the policy.
@@ -77,13 +70,8 @@ pub async fn tell_lost(world: &dyn World, policy: &PolicyHandle, unit: &str, mov
 }
 
 /// Saves the settings that the planned writes would overwrite. Nothing may be written before this has succeeded.
-pub async fn capture(
-    world: &dyn World,
-    policy: &PolicyHandle,
-    memory: &mut Memory,
-    units: &[(Unit, UnitState)],
-    plan: &Plan,
-) -> Result<(), Error> {
+pub(super) async fn capture(pass: &mut Pass<'_>, units: &[(Unit, UnitState)], plan: &Plan) -> Result<(), Error> {
+    let Pass { world, policy, memory, .. } = pass;
     let Some(log) = memory.originals.as_mut() else { return Err(Error::Unread) };
     let mut kept = log.units();
     let mut change = BTreeMap::new();
@@ -104,17 +92,12 @@ pub async fn capture(
         }
         change.insert(unit.id.clone(), Some(saved));
     }
-    append(world, policy, memory, change).await
+    append(*world, policy, memory, change).await
 }
 
 /// Drops saved original settings that are restored.
-pub async fn forget(
-    world: &dyn World,
-    policy: &PolicyHandle,
-    memory: &mut Memory,
-    plan: &Plan,
-    results: &[UnitResult],
-) -> Result<(), Error> {
+pub(super) async fn forget(pass: &mut Pass<'_>, plan: &Plan, results: &[UnitResult]) -> Result<(), Error> {
+    let Pass { world, policy, memory, .. } = pass;
     let Some(log) = memory.originals.as_ref() else { return Ok(()) };
     let mut kept = log.units();
     let mut change = BTreeMap::new();
@@ -128,20 +111,19 @@ pub async fn forget(
             change.insert(result.unit.id.clone(), Some(saved).filter(|saved| !saved.sites.is_empty()));
         }
     }
-    append(world, policy, memory, change).await
+    append(*world, policy, memory, change).await
 }
 
 /// Makes the planned writes and reads every written unit back. After `until`, or if the visit is cancelled, no further unit is
 /// written.
-pub async fn write(
-    world: &dyn World,
+pub(super) async fn write(
+    pass: &Pass<'_>,
     target: &Arc<dyn Target>,
     units: Vec<(Unit, UnitState)>,
     plan: &Plan,
-    traits: &Traits,
-    memory: &Memory,
     until: Moment,
 ) -> Vec<UnitResult> {
+    let Pass { world, memory, traits, .. } = pass;
     let _stage = world.enter(Stage::Write);
     if plan.units.values().any(|unit| !unit.changes.is_empty()) {
         // An older write in progress could overwrite these.
@@ -154,14 +136,12 @@ pub async fn write(
             let held_back = memory.held_back(&unit.id, changes, world.moment());
             async move {
                 let changes = if traits.file.is_some() { &order::due(changes, &state, traits)[..] } else { changes };
-                if changes.is_empty() {
-                    return UnitResult { unit, state: Ok(state), write: None };
-                }
-                if let Some(fault) = held_back {
+                let withheld = if changes.is_empty() {
+                    None
+                } else if held_back.is_some() {
                     tracing::debug!(unit = unit.name, "changes are withheld: the unit rejected them, or the retry is not due");
-                    return UnitResult { unit, state: Ok(state), write: Some(fault) };
-                }
-                if world.moment() >= until || world.is_interrupted() {
+                    held_back
+                } else if world.moment() >= until || world.is_interrupted() {
                     let message =
                         format!("{} was not written yet, because earlier writes took too long; it is written next", unit.name);
                     return UnitResult { unit, state: Ok(state), write: Some(Fault::new(Cause::NotReady, message)) };

@@ -31,18 +31,13 @@ pub use self::{
     restore::release,
 };
 use self::{
-    claims::{Scope, is_stated},
+    claims::{Claimed, Scope, is_stated},
     memory::{Memory, wait},
     world::{Located, News, Stage, Target, World},
 };
 use crate::{
     api::{conditions::Reason, restart::RestartPolicy},
-    decide::{
-        self, Declared, Fault, Plan, Traits, Unit,
-        claims::{Claimant, sentence},
-        conditions::Problem,
-        observed::Cause,
-    },
+    decide::{self, Declared, Fault, Plan, Traits, Unit, claims::sentence, conditions::Problem, observed::Cause},
 };
 
 /// Added to a due time, so that the pass begins after it.
@@ -55,6 +50,15 @@ pub enum Next {
     After(Duration),
     /// When something changes.
     Changed,
+}
+
+/// What a pass works on after its target was found.
+struct Pass<'a> {
+    world: &'a dyn World,
+    policy: &'a mut PolicyHandle,
+    memory: &'a mut Memory,
+    declared: &'a Declared,
+    traits: &'a Traits,
 }
 
 /// Makes one pass.
@@ -71,9 +75,9 @@ pub async fn visit(world: &dyn World, memory: &mut Memory) -> Result<Next, Error
             world.wake(world.registry().keep(&policy.claimant));
             None
         } else {
-            match locate(world, &mut policy, memory).await? {
-                Found::Done(next) => break next,
-                Found::At(located) => Some(located),
+            match locate(world, &policy, memory).await {
+                Ok(located) => Some(located),
+                Err(stop) => break stopped(world, &mut policy, memory, stop).await?,
             }
         };
         if !admitted {
@@ -83,15 +87,14 @@ pub async fn visit(world: &dyn World, memory: &mut Memory) -> Result<Next, Error
                 continue;
             }
         }
-        break match located {
-            None => {
-                let _stage = world.enter(Stage::Restore);
-                restore::cleanup(world, &policy, memory).await?
-            }
-            Some(located) => {
-                world.begin();
-                Box::pin(govern(world, &mut policy, memory, located)).await?
-            }
+        let Some(located) = located else {
+            let _stage = world.enter(Stage::Restore);
+            break restore::cleanup(world, &policy, memory).await?;
+        };
+        world.begin();
+        break match Box::pin(govern(world, &mut policy, memory, located)).await {
+            Err(stop) => stopped(world, &mut policy, memory, stop).await?,
+            Ok(next) => next,
         };
     };
     memory.failures = 0;
@@ -121,38 +124,34 @@ async fn read(world: &dyn World, memory: &mut Memory) -> Result<Option<PolicyHan
     Ok(Some(policy))
 }
 
-/// Result of looking for the target: where it is, or the end of the pass.
-enum Found<'a> {
-    At(Box<dyn Located + 'a>),
-    Done(Next),
+/// Why a pass ends before it has read the nodes.
+enum Stop {
+    /// The target cannot be read.
+    Failure(Failure),
+    /// Older policies are looked at first.
+    Waits,
+}
+
+impl From<Error> for Stop {
+    fn from(error: Error) -> Self {
+        Self::Failure(Failure::Error(error))
+    }
 }
 
 /// Finds the target with requests to the API server only, and claims it.
-async fn locate<'a>(world: &'a dyn World, policy: &mut PolicyHandle, memory: &mut Memory) -> Result<Found<'a>, Error> {
+async fn locate<'a>(world: &'a dyn World, policy: &PolicyHandle, memory: &mut Memory) -> Result<Box<dyn Located + 'a>, Stop> {
     let traits = traits(world, policy);
     let declared = decide::declare(policy.spec(), &traits);
     if let Some(message) = policy.refusal.clone().or_else(|| declared.invalid(&decide::floor(policy.spec(), &traits))) {
         world.wake(world.registry().give_up(&policy.claimant));
         adaptation::end(world, policy, memory).await;
-        let problem = Problem::invalid(Reason::Invalid, message);
-        return problem_report(world, policy, memory, &declared, &traits, &problem).await.map(Found::Done);
+        return Err(Stop::Failure(Problem::invalid(Reason::Invalid, message).into()));
     }
     let kind = policy.spec().target.type_;
-    let located = match world.locate(policy).await {
-        Ok(located) => located,
-        Err(failure) => return failed(world, policy, memory, &declared, &traits, failure).await.map(Found::Done),
-    };
+    let located = world.locate(policy).await.map_err(|failure| unreadable(world, policy, failure))?;
     let claimed = world.registry().claim_places(&policy.claimant, kind, located.identities());
-    world.wake(claimed.concerned);
-    if let Some(winner) = claimed.winner {
-        return conflicted(world, policy, memory, &declared, &traits, &winner).await.map(Found::Done);
-    }
-    if world.registry().must_wait(&policy.claimant, &Scope::Places(kind)) {
-        tracing::debug!("older policies are looked at first");
-        // The policy is enqueued as soon as the older policies have claimed their targets.
-        return Ok(Found::Done(Next::After(world.resync())));
-    }
-    Ok(Found::At(located))
+    has_turn(world, policy, claimed, &Scope::Places(kind))?;
+    Ok(located)
 }
 
 fn traits(world: &dyn World, policy: &PolicyHandle) -> Traits {
@@ -166,25 +165,29 @@ async fn govern(
     policy: &mut PolicyHandle,
     memory: &mut Memory,
     located: Box<dyn Located + '_>,
-) -> Result<Next, Error> {
+) -> Result<Next, Stop> {
     let traits = &traits(world, policy);
-    let declared = decide::declare(policy.spec(), traits);
-    let (target, units) = match reading(world, connect(world, &declared, located)).await? {
-        Ok(found) => found,
-        Err(failure) => return failed(world, policy, memory, &declared, traits, failure).await,
-    };
+    let declared = &decide::declare(policy.spec(), traits);
+    let found = reading(world, connect(world, declared, located)).await?;
+    let (target, units) = found.map_err(|failure| unreadable(world, policy, failure))?;
     let stated = units.iter().map(|unit| unit.id.clone()).filter(|id| is_stated(id)).collect();
     let claimed = world.registry().claim_stated(&policy.claimant, stated);
+    let shared = claimed.shared;
+    has_turn(world, policy, claimed, &Scope::Stated(policy.namespace.clone()))?;
+    policy.shared = shared;
+    Ok(Box::pin(round::work(Pass { world, policy, memory, declared, traits }, target, units)).await?)
+}
+
+/// Ends the pass if an older policy governs the target, or if older policies are looked at first.
+fn has_turn(world: &dyn World, policy: &PolicyHandle, claimed: Claimed, scope: &Scope) -> Result<(), Stop> {
     world.wake(claimed.concerned);
     if let Some(winner) = claimed.winner {
-        return conflicted(world, policy, memory, &declared, traits, &winner).await;
+        // The target of this policy is known, so policies that wait for it can continue.
+        world.wake(world.registry().keep(&policy.claimant));
+        let message = sentence(&winner, &policy.claimant);
+        return Err(Stop::Failure(Problem::invalid(Reason::Conflicted, message).into()));
     }
-    if world.registry().must_wait(&policy.claimant, &Scope::Stated(policy.namespace.clone())) {
-        tracing::debug!("older policies are looked at first");
-        return Ok(Next::After(world.resync()));
-    }
-    policy.shared = claimed.shared;
-    Box::pin(round::work(world, policy, memory, &declared, traits, target, units)).await
+    if world.registry().must_wait(&policy.claimant, scope) { Err(Stop::Waits) } else { Ok(()) }
 }
 
 async fn connect(
@@ -199,53 +202,36 @@ async fn connect(
     Ok((target, units))
 }
 
-/// Reports why the target cannot be read.
-async fn failed(
-    world: &dyn World,
-    policy: &mut PolicyHandle,
-    memory: &mut Memory,
-    declared: &Declared,
-    traits: &Traits,
-    failure: Failure,
-) -> Result<Next, Error> {
-    let problem = match failure {
-        Failure::Error(error) => return Err(error),
-        Failure::Problem(problem) => problem,
+/// Gives up or keeps the claims of a policy whose target cannot be read.
+fn unreadable(world: &dyn World, policy: &PolicyHandle, failure: Failure) -> Stop {
+    if let Failure::Problem(problem) = &failure {
+        // A cluster that does not answer for a while keeps its claim.
+        let registry = world.registry();
+        world.wake(if problem.refused { registry.give_up(&policy.claimant) } else { registry.keep(&policy.claimant) });
+    }
+    Stop::Failure(failure)
+}
+
+/// Reports why the pass ends, and returns when the next one is due.
+async fn stopped(world: &dyn World, policy: &mut PolicyHandle, memory: &mut Memory, stop: Stop) -> Result<Next, Error> {
+    let problem = &match stop {
+        Stop::Failure(Failure::Problem(problem)) => problem,
+        Stop::Failure(Failure::Error(error)) => return Err(error),
+        Stop::Waits => {
+            tracing::debug!("older policies are looked at first");
+            // The policy is enqueued as soon as the older policies have claimed their targets.
+            return Ok(Next::After(world.resync()));
+        }
     };
-    // A cluster that does not answer for a while keeps its claim.
-    let registry = world.registry();
-    world.wake(if problem.refused { registry.give_up(&policy.claimant) } else { registry.keep(&policy.claimant) });
-    problem_report(world, policy, memory, declared, traits, &problem).await
-}
-
-async fn conflicted(
-    world: &dyn World,
-    policy: &mut PolicyHandle,
-    memory: &mut Memory,
-    declared: &Declared,
-    traits: &Traits,
-    winner: &Claimant,
-) -> Result<Next, Error> {
-    // The target of this policy is known, so policies that wait for it can continue.
-    world.wake(world.registry().keep(&policy.claimant));
-    let problem = Problem::invalid(Reason::Conflicted, sentence(winner, &policy.claimant));
-    problem_report(world, policy, memory, declared, traits, &problem).await
-}
-
-async fn problem_report(
-    world: &dyn World,
-    policy: &mut PolicyHandle,
-    memory: &mut Memory,
-    declared: &Declared,
-    traits: &Traits,
-    problem: &Problem,
-) -> Result<Next, Error> {
+    let traits = &traits(world, policy);
+    let declared = &decide::declare(policy.spec(), traits);
     let control = policy.object.status.as_ref().and_then(|status| status.control.clone()).unwrap_or_default();
     let plan = Plan { control, desired: declared.clone(), ..Plan::default() };
     if memory.news("problem", &problem.message) {
         tracing::warn!(reason = %problem.reason, "{}", problem.message);
     }
-    Box::pin(round::say(world, policy, memory, declared, traits, Some(problem), &plan, &[], None)).await?;
+    let pass = &mut Pass { world, policy, memory, declared, traits };
+    Box::pin(round::say(pass, Some(problem), &plan, &[], None)).await?;
     let times = memory.failing.get("").map_or(0, |failing| failing.times);
     memory.ended("", Some(&Fault::new(Cause::Unreachable, problem.message.clone())), world.moment());
     // No event reports that a missing reference or cluster appears: retry with a growing interval.

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::{
-    Error, PolicyHandle, logging,
+    Error, Pass, PolicyHandle, logging,
     memory::Memory,
     world::{Target, World},
 };
@@ -14,7 +14,7 @@ use crate::{
         restart::{Restart, RestartFor, RestartPolicy},
     },
     decide::{
-        self, Cause, Declared, Fault, Plan, Site, Traits, UnitState,
+        self, Cause, Declared, Fault, Plan, Site, UnitState,
         conditions::UnitResult,
         lives,
         restart::{self, Act, Input},
@@ -34,14 +34,8 @@ struct Asked {
 type Looked = Option<(restart::Outcome, Option<String>)>;
 
 /// Decides about restarts, and adds the decision to the plan.
-pub async fn look(
-    world: &dyn World,
-    policy: &PolicyHandle,
-    memory: &mut Memory,
-    plan: &mut Plan,
-    traits: &Traits,
-    results: &[UnitResult],
-) -> Result<(), Error> {
+pub(super) async fn look(pass: &mut Pass<'_>, plan: &mut Plan, results: &[UnitResult]) -> Result<(), Error> {
+    let (world, policy) = (pass.world, &*pass.policy);
     let spec = policy.spec().restart.clone().unwrap_or_default();
     let idle = plan.control.restart.nodes.is_empty();
     if world.is_dry_run() || (spec.policy == RestartPolicy::Never && idle) {
@@ -52,12 +46,12 @@ pub async fn look(
     let asked = Asked { spec, may_begin };
     let looked = match &policy.spec().target.config_map {
         Some(config_map) => rollout(world, plan, config_map, &asked, results).await?,
-        None => evictions(world, policy, memory, plan, traits, &asked, results).await?,
+        None => evictions(pass, plan, &asked, results).await?,
     };
     let Some((outcome, obstacle)) = looked else { return Ok(()) };
     logging::restarts(&outcome, may_begin, obstacle.as_deref());
     plan.control.restart = outcome.control.clone();
-    plan.restart = Some((outcome, obstacle.or_else(|| memory.restart_note.clone())));
+    plan.restart = Some((outcome, obstacle.or_else(|| pass.memory.restart_note.clone())));
     Ok(())
 }
 
@@ -73,15 +67,8 @@ fn unless_forbidden<T: Default>(answer: Result<T, Error>, what: &str) -> Result<
 }
 
 /// Decides about restarts by eviction, one node after the other.
-async fn evictions(
-    world: &dyn World,
-    policy: &PolicyHandle,
-    memory: &mut Memory,
-    plan: &Plan,
-    traits: &Traits,
-    asked: &Asked,
-    results: &[UnitResult],
-) -> Result<Looked, Error> {
+async fn evictions(pass: &mut Pass<'_>, plan: &Plan, asked: &Asked, results: &[UnitResult]) -> Result<Looked, Error> {
+    let Pass { world, policy, memory, traits, .. } = pass;
     let control = &plan.control;
     let saved = memory.saved();
     let (nodes, changed) = decide::conditions::waiting(&plan.desired, traits, &control.changed, &memory.lives, &saved, results);

@@ -11,7 +11,7 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 
 use super::{
-    Error, MOMENT, Next, PolicyHandle,
+    Error, MOMENT, Next, Pass, PolicyHandle,
     adaptation::{self, Look, interval},
     apply,
     gather::Gathering,
@@ -23,7 +23,7 @@ use super::{
 use crate::{
     api::{FINALIZER, IdleConnectionPolicyStatus, Settings, policy::DriftPolicy, status::RestartControl},
     decide::{
-        self, Declared, Input, Plan, Traits, Unit, UnitState,
+        self, AdaptiveInput, Input, Plan, Traits, Unit, UnitState,
         adaptive::pause::Pause,
         advice::{self, Observed},
         claims::SHARED,
@@ -39,22 +39,16 @@ const WHILE_RESTARTING: Duration = Duration::from_secs(2);
 const WRITING: Duration = Duration::from_secs(60);
 
 /// Governs the units of the target.
-pub async fn work(
-    world: &dyn World,
-    policy: &mut PolicyHandle,
-    memory: &mut Memory,
-    declared: &Declared,
-    traits: &Traits,
-    target: Arc<dyn Target>,
-    units: Vec<Unit>,
-) -> Result<Next, Error> {
-    memory.failing.remove("");
-    memory.logged.remove("problem");
-    memory.keep_only(&units);
-    size_pool(world, memory, units.len());
-    finalizer(world, policy).await?;
-    let mut gathering = Gathering::begin(world, target.clone(), units.clone(), memory);
-    let job = Job { world, declared, traits, target: &target, units: &units, until: world.moment() + WRITING };
+pub(super) async fn work(mut pass: Pass<'_>, target: Arc<dyn Target>, units: Vec<Unit>) -> Result<Next, Error> {
+    let pass = &mut pass;
+    let world = pass.world;
+    pass.memory.failing.remove("");
+    pass.memory.logged.remove("problem");
+    pass.memory.keep_only(&units);
+    size_pool(world, pass.memory, units.len());
+    finalizer(world, pass.policy).await?;
+    let mut gathering = Gathering::begin(world, target.clone(), units.clone(), pass.memory);
+    let job = Job { target: &target, units: &units, until: world.moment() + WRITING };
     let mut done = Done::default();
     loop {
         let waiting = world.enter(Stage::Gather);
@@ -66,30 +60,27 @@ pub async fn work(
             match state {
                 Ok(state) => answered.push((unit, state)),
                 Err(fault) => {
-                    memory.ended(&unit.id, Some(&fault), world.moment());
+                    pass.memory.ended(&unit.id, Some(&fault), world.moment());
                     done.results.push(UnitResult { unit, state: Err(fault), write: None });
                 }
             }
         }
-        gathering.alongside(Box::pin(round(&job, policy, memory, &mut done, answered))).await?;
+        gathering.alongside(Box::pin(round(pass, &job, &mut done, answered))).await?;
     }
     if done.plan.is_none() {
         // No unit was due, but adaptive control is evaluated in each pass.
-        Box::pin(round(&job, policy, memory, &mut done, Vec::new())).await?;
+        Box::pin(round(pass, &job, &mut done, Vec::new())).await?;
     }
     done.results.extend(std::mem::take(&mut gathering.skipped).into_iter().map(|(unit, state)| UnitResult {
         unit,
         state,
         write: None,
     }));
-    Box::pin(finish(&job, policy, memory, done)).await
+    Box::pin(finish(pass, &job, done)).await
 }
 
-/// Inputs of one pass.
+/// Nodes of one pass.
 struct Job<'a> {
-    world: &'a dyn World,
-    declared: &'a Declared,
-    traits: &'a Traits,
     target: &'a Arc<dyn Target>,
     units: &'a [Unit],
     /// Nothing is written after this time.
@@ -107,30 +98,22 @@ struct Done {
 }
 
 /// Decides about one group of units, writes, and reads back.
-async fn round(
-    job: &Job<'_>,
-    policy: &mut PolicyHandle,
-    memory: &mut Memory,
-    done: &mut Done,
-    answered: Vec<(Unit, UnitState)>,
-) -> Result<(), Error> {
-    let Job { world, declared, traits, target, units, until } = *job;
-    apply::follow(world, policy, memory, declared, traits, &answered).await?;
-    let mut plan = if done.plan.is_none() {
-        adaptation::prepare(world, policy, memory, declared, traits, units, &answered).await;
-        size_pool(world, memory, units.len());
-        let saved = memory.saved();
-        if let Some(driver) = &mut memory.driver {
-            driver.bound(traits, &saved, &answered, answered.len() == units.len());
+async fn round(pass: &mut Pass<'_>, job: &Job<'_>, done: &mut Done, answered: Vec<(Unit, UnitState)>) -> Result<(), Error> {
+    apply::follow(pass, &answered).await?;
+    if done.plan.is_none() {
+        adaptation::prepare(pass, job.units, &answered).await;
+        size_pool(pass.world, pass.memory, job.units.len());
+        let saved = pass.memory.saved();
+        if let Some(driver) = &mut pass.memory.driver {
+            driver.bound(pass.traits, &saved, &answered, answered.len() == job.units.len());
         }
-        done.look = Look::at_samples(world, memory);
-        decided(job, policy, memory, done, &answered).await
-    } else {
-        decided(job, policy, memory, done, &answered).await
-    };
+        done.look = Look::at_samples(pass.world, pass.memory);
+    }
+    let mut plan = decided(pass, job.target.as_ref(), done, &answered).await;
+    let world = pass.world;
     let corrects = !plan.drift.is_empty()
         && plan.units.values().any(|unit| !unit.changes.is_empty())
-        && policy.spec().drift_policy == DriftPolicy::Correct;
+        && pass.policy.spec().drift_policy == DriftPolicy::Correct;
     let decision = plan.outcome.as_ref().and_then(|outcome| outcome.decision.as_ref());
     if let Some(decision) = decision {
         world.tell(News::Decided(decision));
@@ -144,21 +127,22 @@ async fn round(
             .map(|(unit, state)| UnitResult { unit: unit.clone(), state: Ok(state.clone()), write: None })
             .chain(done.results.iter().cloned())
             .collect();
-        say(world, policy, memory, declared, traits, None, &plan, &before, done.look.as_ref()).await?;
+        say(pass, None, &plan, &before, done.look.as_ref()).await?;
         if let Some(outcome) = &mut plan.outcome {
             (outcome.decision, outcome.judged) = (None, None);
         }
     }
 
     let capturing = world.enter(Stage::Capture);
-    apply::capture(world, policy, memory, &answered, &plan).await?;
+    apply::capture(pass, &answered, &plan).await?;
     drop(capturing);
-    let written = apply::write(world, target, answered, &plan, traits, memory, until).await;
-    note(memory, &written, &plan, traits, world.moment());
+    let written = apply::write(pass, job.target, answered, &plan, job.until).await;
+    let memory = &mut *pass.memory;
+    note(memory, &written, &plan, pass.traits, world.moment());
     let unborn = |unit: &Unit| plan.units.contains_key(&unit.id) && !memory.births.contains_key(&unit.id);
     let unborn: Vec<_> = written.iter().map(|result| &result.unit).filter(|unit| unborn(unit)).collect();
-    restarted(target.as_ref(), &unborn, &mut memory.births).await;
-    apply::forget(world, policy, memory, &plan, &written).await?;
+    restarted(job.target.as_ref(), &unborn, &mut memory.births).await;
+    apply::forget(pass, &plan, &written).await?;
     done.results.extend(written);
     done.plan = Some(match done.plan.take() {
         None => plan,
@@ -168,12 +152,12 @@ async fn round(
 }
 
 /// Decides about one group of units. Adaptive control is evaluated once in a pass; later groups use its outcome.
-async fn decided(job: &Job<'_>, policy: &PolicyHandle, memory: &mut Memory, done: &Done, answered: &[(Unit, UnitState)]) -> Plan {
-    let Job { world, declared, traits, target, .. } = *job;
+async fn decided(pass: &mut Pass<'_>, target: &dyn Target, done: &Done, answered: &[(Unit, UnitState)]) -> Plan {
+    let Pass { world, policy, memory, declared, traits } = pass;
     let saved = memory.saved();
     let mut previous = policy.object.status.clone().unwrap_or_default();
     let mut held = Cow::Borrowed(&memory.held);
-    let declared = done.plan.as_ref().map_or(declared, |plan| &plan.desired);
+    let declared = done.plan.as_ref().map_or(*declared, |plan| &plan.desired);
     if let Some(plan) = &done.plan {
         previous.control = Some(plan.control.clone());
         if done.stepped {
@@ -193,7 +177,11 @@ async fn decided(job: &Job<'_>, policy: &PolicyHandle, memory: &mut Memory, done
         restarted: &BTreeSet::new(),
         lives: &memory.lives,
         previous: &previous,
-        adaptive: memory.driver.as_ref().zip(look).map(|(driver, look)| look.input(driver)),
+        adaptive: memory.driver.as_ref().zip(look).map(|(driver, look)| AdaptiveInput {
+            driver,
+            signal: &look.signal,
+            now: look.now,
+        }),
         now: world.now(),
     };
     let deciding = world.enter(Stage::Decide);
@@ -204,7 +192,7 @@ async fn decided(job: &Job<'_>, policy: &PolicyHandle, memory: &mut Memory, done
         // is read only after drift.
         let drifted = |unit: &Unit| plan.drift.iter().any(|drift| drift.id == unit.id);
         let drifted: Vec<_> = answered.iter().map(|(unit, _)| unit).filter(|unit| drifted(unit)).collect();
-        let restarted = restarted(target.as_ref(), &drifted, &mut memory.births).await;
+        let restarted = restarted(target, &drifted, &mut memory.births).await;
         plan = decide::decide(&Input { restarted: &restarted, ..input });
     }
     if let (Some(look), Some(outcome)) = (look, &plan.outcome) {
@@ -219,33 +207,34 @@ async fn decided(job: &Job<'_>, policy: &PolicyHandle, memory: &mut Memory, done
 }
 
 /// Reports the results of the pass, performs restarts, and returns when the next pass is due.
-async fn finish(job: &Job<'_>, policy: &mut PolicyHandle, memory: &mut Memory, done: Done) -> Result<Next, Error> {
-    let Job { world, declared, traits, target, units, .. } = *job;
+async fn finish(pass: &mut Pass<'_>, job: &Job<'_>, done: Done) -> Result<Next, Error> {
+    let (world, traits) = (pass.world, pass.traits);
     let Done { mut results, plan, look, .. } = done;
     let mut plan = plan.unwrap_or_default();
     results.sort_by(|a, b| a.unit.name.cmp(&b.unit.name));
     let stamp = world.now();
     let nodes: Vec<_> = results.iter().filter_map(|result| result.state.as_ref().ok()).flat_map(|state| &state.nodes).collect();
-    let all = results.len() == units.len() && results.iter().all(|result| result.state.is_ok());
-    memory.looked(&nodes, all, stamp);
-    take_up(policy, memory, &plan, traits, &results, all);
+    let all = results.len() == job.units.len() && results.iter().all(|result| result.state.is_ok());
+    pass.memory.looked(&nodes, all, stamp);
+    take_up(pass.policy, pass.memory, &plan, traits, &results, all);
     plan_changed(&mut plan, &results, traits, stamp);
-    log_faults(memory, &results);
+    log_faults(pass.memory, &results);
 
-    let probing = world.probe(policy, &results, all);
-    memory.probes = probing.found;
-    let departed = restore::departed(world, policy, memory, units).await?;
+    let probing = world.probe(pass.policy, &results, all);
+    pass.memory.probes = probing.found;
+    let departed = restore::departed(world, pass.policy, pass.memory, job.units).await?;
     let written_down = plan.control.restart.clone();
-    restart::look(world, policy, memory, &mut plan, traits, &results).await?;
-    say(world, policy, memory, declared, traits, None, &plan, &results, look.as_ref()).await?;
+    restart::look(pass, &mut plan, &results).await?;
+    say(pass, None, &plan, &results, look.as_ref()).await?;
+    let memory = &mut *pass.memory;
     if let (Some(driver), Some(outcome), Some(look)) = (&mut memory.driver, &plan.outcome, &look) {
-        let status = policy.object.status.clone().unwrap_or_default();
+        let status = pass.policy.object.status.clone().unwrap_or_default();
         let units = results.iter().filter_map(|result| Some((&result.unit, result.state.as_ref().ok()?)));
         driver.commit(outcome, &look.signal, &status, traits, &memory.lives, units);
     }
     // Begin only restarts that are in the status by now.
-    restart::act(world, memory, &plan, target.as_ref(), &results).await;
-    let mut next = next_look(world, policy, memory, &plan);
+    restart::act(world, memory, &plan, job.target.as_ref(), &results).await;
+    let mut next = next_look(world, pass.policy, memory, &plan);
     next = next.min(hurried(&plan, &results, &written_down, stamp).unwrap_or(next));
     if departed {
         next = next.min(wait(2));
@@ -377,23 +366,19 @@ fn log_faults(memory: &mut Memory, results: &[UnitResult]) {
 }
 
 /// Reports the results of the pass, or the problem that prevents it.
-#[allow(clippy::too_many_arguments)] // A struct would repeat `Seen`.
-pub async fn say(
-    world: &dyn World,
-    policy: &mut PolicyHandle,
-    memory: &mut Memory,
-    declared: &Declared,
-    traits: &Traits,
+pub(super) async fn say(
+    pass: &mut Pass<'_>,
     problem: Option<&Problem>,
     plan: &Plan,
     results: &[UnitResult],
     look: Option<&Look>,
 ) -> Result<(), Error> {
+    let Pass { world, policy, memory, declared, traits } = pass;
     let previous = policy.object.status.clone().unwrap_or_default();
     let log = memory.originals.as_ref();
-    let files = look.and_then(Look::files);
+    let files = look.and_then(|look| look.signal.reading()?.files.as_ref());
     let observed = Observed {
-        open_files: files.as_ref().map(|(percent, node)| (*percent, node.as_str())),
+        open_files: files.map(|(percent, node)| (*percent, node.as_str())),
         cut_streams: cut_streams(results),
         ..Observed::default()
     };
@@ -422,7 +407,7 @@ pub async fn say(
     };
     let (status, notices) = decide::conditions::report(&seen);
     world.tell(News::Nodes(truths(&seen, &status), seen.now));
-    match report::report(world, policy, &status, &notices).await {
+    match report::report(*world, policy, &status, &notices).await {
         Ok(()) => {
             memory.logged.remove("status");
             policy.object.status = Some(status);
