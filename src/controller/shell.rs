@@ -32,7 +32,7 @@ use crate::{
     budget::Reservation,
     clock,
     decide::{
-        self, Change, Fault, Traits, Unit, UnitState,
+        self, Fault, Traits,
         adaptive::{config::Config, signal::Signal},
         claims::Claimant,
         condition::Notice,
@@ -40,7 +40,7 @@ use crate::{
         originals::{Log, Record, Saved},
         rollout::Workload,
     },
-    metrics::{Metrics, Step},
+    metrics::Step,
     pass::{
         Error, Failure, PolicyHandle,
         claims::Registry,
@@ -116,10 +116,6 @@ impl Shell {
             hurry: observed != policy.object.metadata.generation,
         }
     }
-
-    fn counted(&self, target: Arc<dyn Target>) -> Arc<dyn Target> {
-        Arc::new(Counted { target, metrics: self.ctx.metrics.clone() })
-    }
 }
 
 /// A target that was found, with what is needed to connect to it.
@@ -143,39 +139,8 @@ impl Located for Found<'_> {
             let Self { shell, spec, places, reach } = *self;
             let credentials = places::credentials(&shell.ctx, &shell.namespace, &spec).await?;
             shell.running().credentials = credentials.clone();
-            let target = targets::connect(&spec, &declared.providers, places, credentials, reach)?;
-            Ok(shell.counted(target))
-        }
-        .boxed()
-    }
-}
-
-/// Target whose writes are counted.
-struct Counted {
-    target: Arc<dyn Target>,
-    metrics: Metrics,
-}
-
-impl Target for Counted {
-    fn discover(&self) -> BoxFuture<'_, Result<Vec<Unit>, Fault>> {
-        self.target.discover()
-    }
-
-    fn read<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<UnitState, Fault>> {
-        self.target.read(unit)
-    }
-
-    fn started<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Option<String>> {
-        self.target.started(unit)
-    }
-
-    fn drain<'a>(&'a self, unit: &'a Unit, node: &'a str, out: bool) -> BoxFuture<'a, Result<(), Fault>> {
-        self.target.drain(unit, node, out)
-    }
-
-    fn write<'a>(&'a self, unit: &'a Unit, state: &'a UnitState, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Fault>> {
-        let written = self.target.write(unit, state, changes);
-        written.inspect(|written| self.metrics.wrote(written.is_ok())).boxed()
+            Ok(targets::connect(&spec, &declared.providers, places, credentials, reach)?)
+        })
     }
 }
 
@@ -239,6 +204,7 @@ impl World for Shell {
             News::Status(status) => self.ctx.metrics.reported(namespace, name, status),
             News::StatusRefused => self.ctx.metrics.status_refused(),
             News::Decided(decision) => self.ctx.metrics.decided(namespace, name, decision),
+            News::Wrote(accepted) => self.ctx.metrics.wrote(accepted),
             News::Nodes(truths, now) => {
                 let samples = self.running().sampler.as_ref().map(Sampler::samples);
                 self.ctx.live.passed(&self.policy, truths, samples, now);
@@ -386,10 +352,8 @@ impl World for Shell {
                 Ok(credentials) => credentials,
                 Err(_) => self.running().credentials.clone(),
             };
-            let connected = targets::connect(target, &BTreeMap::new(), places, credentials, self.reach(policy))?;
-            Ok(Some(self.counted(connected)))
-        }
-        .boxed()
+            Ok(Some(targets::connect(target, &BTreeMap::new(), places, credentials, self.reach(policy))?))
+        })
     }
 
     fn writes_ended(&self) -> BoxFuture<'_, ()> {

@@ -11,7 +11,7 @@ use futures::{FutureExt as _, StreamExt as _, stream};
 use super::{
     Error, Pass, PolicyHandle,
     saved::append,
-    world::{Moment, Stage, Target, World},
+    world::{Moment, News, Stage, Target, World},
 };
 use crate::{
     api::{Knob, Limits, Value, conditions::EventReason, wording::listed},
@@ -144,9 +144,11 @@ pub(super) async fn write(
                 } else if world.moment() >= until || world.is_interrupted() {
                     let message =
                         format!("{} was not written yet, because earlier writes took too long; it is written next", unit.name);
-                    return UnitResult { unit, state: Ok(state), write: Some(Fault::new(Cause::NotReady, message)) };
-                }
-                write_one(target.as_ref(), traits, unit, &state, changes).await
+                    Some(Fault::new(Cause::NotReady, message))
+                } else {
+                    return write_one(*world, target.as_ref(), traits, unit, &state, changes).await;
+                };
+                UnitResult { unit, state: Ok(state), write: withheld }
             }
             .boxed()
         })
@@ -158,12 +160,21 @@ pub(super) async fn write(
 }
 
 /// Writes one unit and reads it back: status 200 alone does not prove the change.
-pub async fn write_one(target: &dyn Target, traits: &Traits, unit: Unit, state: &UnitState, changes: &[Change]) -> UnitResult {
+pub async fn write_one(
+    world: &dyn World,
+    target: &dyn Target,
+    traits: &Traits,
+    unit: Unit,
+    state: &UnitState,
+    changes: &[Change],
+) -> UnitResult {
     let mut state = Cow::Borrowed(state);
     let mut done: Vec<Change> = Vec::new();
     for part in order::parts(changes, &state, traits) {
         done.extend(part.iter().cloned());
-        let result = write_part(target, unit.clone(), &state, &part, &done).await;
+        let written = target.write(&unit, &state, &part).await;
+        world.tell(News::Wrote(written.is_ok()));
+        let result = read_back(target, unit.clone(), written, part.len(), &done).await;
         match (result.state, result.write) {
             (Ok(now), None) if done.len() < changes.len() => state = Cow::Owned(now),
             // A change that narrows the margin between client and server is written only after the one that widens it was read
@@ -174,8 +185,7 @@ pub async fn write_one(target: &dyn Target, traits: &Traits, unit: Unit, state: 
     UnitResult { unit, state: Ok(state.into_owned()), write: None }
 }
 
-async fn write_part(target: &dyn Target, unit: Unit, state: &UnitState, part: &[Change], changes: &[Change]) -> UnitResult {
-    let written = target.write(&unit, state, part).await;
+async fn read_back(target: &dyn Target, unit: Unit, written: Result<(), Fault>, wrote: usize, changes: &[Change]) -> UnitResult {
     let mut now = target.read(&unit).await;
     if now.as_ref().is_err_and(|fault| fault.cause == Cause::Unreachable) {
         // A reload may have closed the connection of this request.
@@ -183,7 +193,7 @@ async fn write_part(target: &dyn Target, unit: Unit, state: &UnitState, part: &[
     }
     // The stored settings count, not the response: a change that took longer than the timeout is a change.
     let shows = now.as_ref().is_ok_and(|now| stored(now, changes));
-    tracing::debug!(unit = unit.name, changes = part.len(), accepted = written.is_ok(), read_back = shows, "wrote the unit");
+    tracing::debug!(unit = unit.name, changes = wrote, accepted = written.is_ok(), read_back = shows, "wrote the unit");
     let write = match written {
         Err(fault) if !shows => Some(fault),
         Ok(()) if !shows && now.is_ok() => {

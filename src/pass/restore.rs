@@ -309,7 +309,7 @@ async fn restore_at(world: &dyn World, policy: &PolicyHandle, id: &str, saved: &
     if changes.is_empty() {
         return Ok(Restored::Seen);
     }
-    let result = apply::write_one(target.as_ref(), &traits, unit, &state, &changes).await;
+    let result = apply::write_one(world, target.as_ref(), &traits, unit, &state, &changes).await;
     match (result.state, result.write) {
         (Err(fault), _) | (Ok(_), Some(fault)) => Err(fault),
         (Ok(state), None) if decide::restore(&state, sites).is_empty() => Ok(Restored::Seen),

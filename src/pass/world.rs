@@ -105,6 +105,8 @@ pub enum News<'a> {
     StatusRefused,
     /// A step of adaptive control.
     Decided(&'a Decision),
+    /// A unit was written: whether it accepted the changes.
+    Wrote(bool),
     /// The truths of each node.
     Nodes(Vec<Truths>, Timestamp),
 }
