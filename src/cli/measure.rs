@@ -43,22 +43,14 @@ pub struct Reach {
 }
 
 /// An HTTP version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
 pub enum Version {
     /// HTTP/1.1.
+    #[strum(serialize = "HTTP/1.1")]
     Http1,
     /// HTTP/2; over http:// with prior knowledge.
+    #[strum(serialize = "HTTP/2")]
     Http2,
-}
-
-impl Version {
-    /// Name in tables.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Http1 => "HTTP/1.1",
-            Self::Http2 => "HTTP/2",
-        }
-    }
 }
 
 /// Measurement of a server in one HTTP version.

@@ -188,7 +188,7 @@ impl Row {
         let error = error.or_else(|| found?.problem.clone());
         Self {
             url,
-            protocol: version.name(),
+            protocol: version.into(),
             status: found.and_then(|found| Some(found.connections.first()?.opened.status.as_u16())),
             idle_timeout: found.map(IdleTimeout::of),
             keep_alive: found.and_then(|found| Some(KeepAlive::of(found.advertised?, found))),

@@ -193,7 +193,7 @@ impl World for Shell {
     }
 
     fn enter(&self, stage: Stage) -> Stay {
-        planted::panics(stage.name(), &self.path);
+        planted::panics(stage.into(), &self.path);
         Box::new(step(stage).map(|step| self.ctx.metrics.time(step)))
     }
 

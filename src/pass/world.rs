@@ -58,7 +58,8 @@ impl Add<Duration> for Moment {
 }
 
 /// Parts of a pass, in their order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Stage {
     /// Find the target's nodes.
     Discover,
@@ -74,22 +75,6 @@ pub enum Stage {
     Report,
     /// Restore the original settings.
     Restore,
-}
-
-impl Stage {
-    /// The name in lower case.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Discover => "discover",
-            Self::Gather => "gather",
-            Self::Decide => "decide",
-            Self::Capture => "capture",
-            Self::Write => "write",
-            Self::Report => "report",
-            Self::Restore => "restore",
-        }
-    }
 }
 
 /// A stage ends when this is dropped.

@@ -2,12 +2,17 @@
 
 use std::{sync::Arc, time::Duration};
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use super::Settings;
 
-/// The protocol of a connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+/// Protocol of a connection.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::IntoStaticStr)]
+#[serde(rename_all = "lowercase")]
+#[strum(serialize_all = "lowercase")]
 pub enum Protocol {
-    /// HTTP over TCP.
+    /// HTTP over TCP, without TLS.
     Http,
     /// HTTP over TLS.
     Https,
@@ -19,16 +24,14 @@ impl Protocol {
 
     /// The URL scheme.
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Http => "http",
-            Self::Https => "https",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 
 /// Why a connection was closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::IntoStaticStr)]
+#[strum(serialize_all = "lowercase")]
 pub enum Closed {
     /// Idle for longer than freeSocketTimeout.
     Expired,
@@ -55,17 +58,8 @@ impl Closed {
 
     /// The name in metrics and messages.
     #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Expired => "expired",
-            Self::Lifetime => "lifetime",
-            Self::Peer => "peer",
-            Self::Full => "full",
-            Self::Done => "done",
-            Self::Broken => "broken",
-            Self::Abandoned => "abandoned",
-            Self::Destroyed => "destroyed",
-        }
+    pub fn name(self) -> &'static str {
+        self.into()
     }
 }
 
