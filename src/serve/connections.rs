@@ -68,7 +68,7 @@ pub struct Provider {
     /// for the connections of the Lease.
     pub provider: String,
     /// Protocol of the connections.
-    pub protocol: Spoken,
+    pub protocol: Protocol,
     /// Connections that are in use or being opened.
     pub active_connections: u64,
     /// Connections that wait for a request.
@@ -85,17 +85,6 @@ pub struct Provider {
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
 #[schemars(inline)]
 pub struct Providers(pub Vec<String>);
-
-/// Protocol of a connection.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
-#[schemars(rename = "Protocol")]
-#[serde(rename_all = "lowercase")]
-pub enum Spoken {
-    /// HTTP over TCP, without TLS.
-    Http,
-    /// HTTP over TLS.
-    Https,
-}
 
 /// Whether the operator's connections have issues.
 #[derive(Serialize, JsonSchema, Debug, PartialEq)]
@@ -132,7 +121,7 @@ pub struct Detail {
     /// for the connections of the Lease.
     pub provider: String,
     /// Protocol of the connections.
-    pub protocol: Spoken,
+    pub protocol: Protocol,
     /// Connections that exist now.
     pub connections: Connections,
     /// Counters and averages.
@@ -224,7 +213,7 @@ pub struct Bounds {
 #[schemars(rename = "ProviderQuery")]
 pub struct Asked {
     /// Protocol of the figures; by default the one with more requests.
-    pub protocol: Option<Spoken>,
+    pub protocol: Option<Protocol>,
 }
 
 /// The body of a `destroy` request.
@@ -233,7 +222,7 @@ pub struct Asked {
 #[serde(deny_unknown_fields)]
 pub struct Destroy {
     /// Closes only connections of this protocol; by default all.
-    pub protocol: Option<Spoken>,
+    pub protocol: Option<Protocol>,
 }
 
 /// The result of a `destroy` request.
@@ -245,24 +234,6 @@ pub struct Destroyed {
     pub closed: u64,
     /// Connections in use, which close when their requests end.
     pub closing: u64,
-}
-
-impl From<Protocol> for Spoken {
-    fn from(protocol: Protocol) -> Self {
-        match protocol {
-            Protocol::Http => Self::Http,
-            Protocol::Https => Self::Https,
-        }
-    }
-}
-
-impl From<Spoken> for Protocol {
-    fn from(spoken: Spoken) -> Self {
-        match spoken {
-            Spoken::Http => Self::Http,
-            Spoken::Https => Self::Https,
-        }
-    }
 }
 
 /// A percentage, rounded to hundredths; 0 if `whole` is 0.
@@ -301,7 +272,7 @@ impl From<&Statistics> for Provider {
     fn from(one: &Statistics) -> Self {
         Self {
             provider: one.provider.to_string(),
-            protocol: one.protocol.into(),
+            protocol: one.protocol,
             active_connections: active(one),
             idle_connections: one.tally.idle,
             total_requests: one.tally.requests,
@@ -325,7 +296,7 @@ impl From<&Statistics> for Detail {
         let closed = Closed::ALL.into_iter().map(|why| (why.name().to_owned(), tally.closed(why))).filter(|(_, n)| *n > 0);
         Self {
             provider: provider.to_string(),
-            protocol: (*protocol).into(),
+            protocol: *protocol,
             connections: Connections { active: active(one), idle: tally.idle, total: tally.open() },
             performance: Performance {
                 total_requests: tally.requests,
@@ -431,7 +402,9 @@ impl Api {
 
     fn namespaces(&self, all: &[Statistics]) -> std::collections::BTreeSet<String> {
         let of_providers = all.iter().filter_map(|one| namespace(&one.provider)).map(str::to_owned);
-        of_providers.chain(self.policy_namespaces()).collect()
+        let sight = self.gate.sight(caller.as_ref(), of_providers.chain(self.policy_namespaces()).collect()).await?;
+        all.retain(|one| sight.has(namespace(&one.provider)));
+        Ok(all)
     }
 }
 
@@ -473,7 +446,7 @@ pub async fn get_provider(
     // Check the right first, so that a caller without it does not learn which providers exist.
     api.gate.check(caller.as_ref(), Deed::Get, namespace(&provider)).await?;
     let all = api.context.pool.statistics();
-    let wanted = all.iter().filter(|one| *one.provider == *provider && asked.protocol.is_none_or(|p| p == one.protocol.into()));
+    let wanted = all.iter().filter(|one| *one.provider == *provider && asked.protocol.is_none_or(|p| p == one.protocol));
     let found = wanted.max_by_key(|one| one.tally.requests).ok_or_else(|| unknown(&provider))?;
     Ok(Answer::of(Provider::from(found)))
 }
@@ -494,7 +467,7 @@ pub async fn post_destroy(
         let form = || Error::Invalid("The body must be {}, {\"protocol\": \"http\"} or {\"protocol\": \"https\"}".to_owned());
         serde_json::from_slice(&body).map_err(|_| form())?
     };
-    let (closed, closing) = api.context.pool.destroy(&provider, protocol.map(Into::into)).ok_or_else(|| unknown(&provider))?;
+    let (closed, closing) = api.context.pool.destroy(&provider, protocol).ok_or_else(|| unknown(&provider))?;
     let by = caller.as_ref().map_or("anonymous (demonstration)", |caller| caller.name());
     tracing::info!(provider, by, closed, closing, "closed connections");
     Ok(Answer::of(Destroyed { provider, closed, closing }))

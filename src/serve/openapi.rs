@@ -15,6 +15,7 @@ use super::{
     answer::{Answer, Error, Refusal},
     connections, policies, stream,
 };
+use crate::pool::Protocol;
 
 /// One route.
 struct Route {
@@ -56,14 +57,14 @@ fn streams<T: JsonSchema>(path: &'static str, handler: MethodRouter<Arc<Api>>, s
 }
 
 fn routes() -> Vec<Route> {
-    use connections::{Asked, Destroy, Destroyed, Details, Health, Provider, Providers, Spoken, Stats};
+    use connections::{Asked, Destroy, Destroyed, Details, Health, Provider, Providers, Stats};
     use policies::{NodeList, Policy, Summaries};
     vec![
         answers::<Stats>("/api/connections/stats", get(connections::get_stats), "Statistics of the operator's own connections"),
         Route {
             query: Some(|generator| {
                 let _ = generator.subschema_for::<Asked>();
-                ("protocol", of::<Spoken>(generator), "Protocol of the connections; by default the one with more requests")
+                ("protocol", of::<Protocol>(generator), "Protocol of the connections; by default the one with more requests")
             }),
             ..answers::<Provider>(
                 "/api/connections/provider/{provider}",
