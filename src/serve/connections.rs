@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     Api,
     answer::{Answer, Error},
-    gate::{Deed, Sight},
+    gate::Deed,
 };
 use crate::pool::{Closed, Protocol, Statistics};
 
@@ -395,22 +395,12 @@ impl Api {
     /// The statistics that a caller may see.
     pub(super) async fn visible(&self, headers: &HeaderMap) -> Result<Vec<Statistics>, Error> {
         let caller = self.gate.caller(headers).await?;
-        let all = self.context.pool.statistics();
-        let sight = self.gate.sight(caller.as_ref(), self.namespaces(&all)).await?;
-        Ok(seen(all, &sight))
-    }
-
-    fn namespaces(&self, all: &[Statistics]) -> std::collections::BTreeSet<String> {
+        let mut all = self.context.pool.statistics();
         let of_providers = all.iter().filter_map(|one| namespace(&one.provider)).map(str::to_owned);
         let sight = self.gate.sight(caller.as_ref(), of_providers.chain(self.policy_namespaces()).collect()).await?;
         all.retain(|one| sight.has(namespace(&one.provider)));
         Ok(all)
     }
-}
-
-fn seen(mut all: Vec<Statistics>, sight: &Sight) -> Vec<Statistics> {
-    all.retain(|one| sight.has(namespace(&one.provider)));
-    all
 }
 
 /// GET /api/connections/stats

@@ -85,25 +85,12 @@ pub enum Deed {
 }
 
 impl Deed {
-    const fn verb(self) -> &'static str {
+    /// Returns the verb, and the subresource if there is one.
+    const fn on(self) -> (&'static str, Option<&'static str>) {
         match self {
-            Self::Get => "get",
-            Self::List => "list",
-            Self::Destroy => "delete",
-        }
-    }
-
-    const fn subresource(self) -> Option<&'static str> {
-        match self {
-            Self::Get | Self::List => None,
-            Self::Destroy => Some("connections"),
-        }
-    }
-
-    const fn resource(self) -> &'static str {
-        match self {
-            Self::Get | Self::List => "idleconnectionpolicies",
-            Self::Destroy => "idleconnectionpolicies/connections",
+            Self::Get => ("get", None),
+            Self::List => ("list", None),
+            Self::Destroy => ("delete", Some("connections")),
         }
     }
 }
@@ -121,23 +108,14 @@ pub struct Gate {
     streams: Mutex<HashMap<Option<String>, Arc<Semaphore>>>,
 }
 
-/// The objects that a caller may see.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Sight {
-    /// Everything, including objects without a namespace.
-    All,
-    /// Objects in these namespaces.
-    Of(BTreeSet<String>),
-}
+/// The namespaces whose objects a caller may see; `None` means everything, including objects without a namespace.
+pub struct Sight(Option<BTreeSet<String>>);
 
 impl Sight {
     /// Whether a namespace is visible; `None` stands for objects without a namespace.
     #[must_use]
     pub fn has(&self, namespace: Option<&str>) -> bool {
-        match self {
-            Self::All => true,
-            Self::Of(namespaces) => namespace.is_some_and(|namespace| namespaces.contains(namespace)),
-        }
+        self.0.as_ref().is_none_or(|seen| namespace.is_some_and(|namespace| seen.contains(namespace)))
     }
 }
 
@@ -212,6 +190,7 @@ impl Gate {
         if let Some(known) = self.rights.get(&key) {
             return Ok(known);
         }
+        let (verb, subresource) = deed.on();
         let UserInfo { extra, groups, uid, username } = caller.user.clone();
         let review = SubjectAccessReview {
             spec: SubjectAccessReviewSpec {
@@ -222,8 +201,8 @@ impl Gate {
                 resource_attributes: Some(ResourceAttributes {
                     group: Some(IdleConnectionPolicy::group(&()).into_owned()),
                     resource: Some(IdleConnectionPolicy::plural(&()).into_owned()),
-                    subresource: deed.subresource().map(str::to_owned),
-                    verb: Some(deed.verb().to_owned()),
+                    subresource: subresource.map(str::to_owned),
+                    verb: Some(verb.to_owned()),
                     namespace: namespace.map(str::to_owned),
                     ..ResourceAttributes::default()
                 }),
@@ -254,9 +233,9 @@ impl Gate {
 
     /// Those of these namespaces that the caller may list. Fails if there are none.
     pub async fn sight(&self, caller: Option<&Caller>, namespaces: BTreeSet<String>) -> Result<Sight, Error> {
-        let Some(caller) = caller else { return Ok(Sight::All) };
+        let Some(caller) = caller else { return Ok(Sight(None)) };
         if self.may(caller, Deed::List, None).await? {
-            return Ok(Sight::All);
+            return Ok(Sight(None));
         }
         if namespaces.len() > MAX_NAMESPACES {
             return Err(Error::Unavailable(
@@ -271,15 +250,16 @@ impl Gate {
             answers.extend(futures::future::join_all(asked).await.into_iter().collect::<Result<Vec<_>, Error>>()?);
         }
         let seen: BTreeSet<_> = answers.into_iter().filter(|(_, may)| *may).map(|(namespace, _)| namespace).collect();
-        if seen.is_empty() { Err(forbidden(caller, Deed::List, None)) } else { Ok(Sight::Of(seen)) }
+        if seen.is_empty() { Err(forbidden(caller, Deed::List, None)) } else { Ok(Sight(Some(seen))) }
     }
 }
 
 fn forbidden(caller: &Caller, deed: Deed, namespace: Option<&str>) -> Error {
+    let (verb, subresource) = deed.on();
     Error::Forbidden {
         user: caller.name().to_owned(),
-        verb: deed.verb(),
-        resource: deed.resource(),
+        verb,
+        resource: subresource.map_or("idleconnectionpolicies", |_| "idleconnectionpolicies/connections"),
         place: namespace
             .map_or_else(|| "in any namespace with a policy".to_owned(), |namespace| format!("in namespace {namespace:?}")),
     }
