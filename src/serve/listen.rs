@@ -3,7 +3,7 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
@@ -16,7 +16,7 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
-    sync::Semaphore,
+    sync::{OwnedSemaphorePermit, Semaphore},
 };
 
 use super::answer::{Error, RETRY_AFTER};
@@ -60,45 +60,23 @@ const REFUSED: Duration = Duration::from_secs(1);
 /// Pause after a failed accept, which usually means that too many files are open.
 const BREATH: Duration = Duration::from_millis(100);
 
-/// Number of connections by address.
-#[derive(Clone, Default)]
-struct Peers(Arc<Mutex<HashMap<IpAddr, usize>>>);
+/// Places of the connections, by address.
+#[derive(Default)]
+struct Peers(HashMap<IpAddr, Arc<Semaphore>>);
 
 impl Peers {
-    /// Counts one more connection of this address, unless the address has its maximum.
-    fn admit(&self, address: IpAddr) -> Option<Peer> {
-        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = open.entry(address).or_insert(0);
-        if *count >= MOST_OF_ONE {
-            return None;
-        }
-        *count += 1;
-        Some(Peer { peers: self.clone(), address })
-    }
-}
-
-/// A counted connection; dropping it ends the count.
-struct Peer {
-    peers: Peers,
-    address: IpAddr,
-}
-
-impl Drop for Peer {
-    fn drop(&mut self) {
-        let mut open = self.peers.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = open.get_mut(&self.address) {
-            *count -= 1;
-            if *count == 0 {
-                open.remove(&self.address);
-            }
-        }
+    /// Counts one more connection of this address until the permit is dropped, unless the address has its maximum.
+    fn admit(&mut self, address: IpAddr) -> Option<OwnedSemaphorePermit> {
+        self.0.retain(|_, places| places.available_permits() < MOST_OF_ONE);
+        let places = self.0.entry(address).or_insert_with(|| Arc::new(Semaphore::new(MOST_OF_ONE)));
+        places.clone().try_acquire_owned().ok()
     }
 }
 
 /// Serves until the process ends.
 pub async fn listen(listener: TcpListener, router: Router) -> std::io::Result<()> {
     let (served, refused) = (Arc::new(Semaphore::new(MOST)), Arc::new(Semaphore::new(MOST_REFUSED)));
-    let peers = Peers::default();
+    let mut peers = Peers::default();
     loop {
         let Ok((tcp, from)) = listener.accept().await else {
             tokio::time::sleep(BREATH).await;
