@@ -77,11 +77,9 @@ pub async fn get_policies(
     Query(Wanted { policy }): Query<Wanted>,
     headers: HeaderMap,
 ) -> Result<Sse<impl Stream<Item = Sent>>, Error> {
-    let wanted = match policy.as_deref().map(|policy| policy.split_once('/')) {
-        None => None,
-        Some(Some((namespace, name))) => Some((namespace.to_owned(), name.to_owned())),
-        Some(None) => return Err(Error::Invalid("The parameter policy must be namespace/name".to_owned())),
-    };
+    let unusable = || Error::Invalid("The parameter policy must be namespace/name".to_owned());
+    let wanted = policy.as_deref().map(|policy| policy.split_once('/').ok_or_else(unusable)).transpose()?;
+    let wanted = wanted.map(|(namespace, name)| (namespace.to_owned(), name.to_owned()));
     start(api, headers, Watched::Policies(wanted)).await
 }
 
@@ -95,13 +93,10 @@ enum Watched {
 impl Watched {
     async fn snapshot(&self, api: &Api, headers: &HeaderMap) -> Result<String, Error> {
         let time = || Time(clock::now());
-        let wanted = match self {
-            Self::Connections => {
-                let all = api.visible(headers).await?;
-                let health = connections::health(&all, api.since.elapsed());
-                return Ok(json(&Connections { time: time(), details: connections::details(&all), health }));
-            }
-            Self::Policies(wanted) => wanted,
+        let Self::Policies(wanted) = self else {
+            let all = api.visible(headers).await?;
+            let health = connections::health(&all, api.since.elapsed());
+            return Ok(json(&Connections { time: time(), details: connections::details(&all), health }));
         };
         let all = api.summaries(headers).await?;
         let policy = match wanted {
