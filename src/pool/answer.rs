@@ -56,11 +56,11 @@ impl Answer {
             match piece {
                 Ok(()) => {}
                 Err(Failure::Enough) => {
-                    self.ending.abandoned();
+                    self.ending.closed(Closed::Abandoned);
                     return Ok(self.head);
                 }
                 Err(failure) => {
-                    self.ending.broken();
+                    self.ending.closed(Closed::Broken);
                     return Err(failure);
                 }
             }
@@ -96,15 +96,9 @@ impl Ending {
         })
     }
 
-    fn abandoned(&mut self) {
+    fn closed(&mut self, why: Closed) {
         if let Some(lent) = self.lent.take() {
-            lent.closed(Closed::Abandoned);
-        }
-    }
-
-    fn broken(&mut self) {
-        if let Some(lent) = self.lent.take() {
-            lent.closed(Closed::Broken);
+            lent.closed(why);
         }
     }
 }
@@ -136,7 +130,7 @@ impl Body for Following {
                 }
                 Poll::Ready(Some(Err(failure))) => {
                     let error = failure.told(&this.ending.place.0, 0);
-                    this.ending.broken();
+                    this.ending.closed(Closed::Broken);
                     return Poll::Ready(Some(Err(error)));
                 }
                 Poll::Ready(None) => this.read = true,
@@ -148,7 +142,7 @@ impl Body for Following {
         }
         if this.over.as_mut().poll(cx).is_ready() {
             let error = Error::TimedOut(this.ending.place.0.clone(), this.silence);
-            this.ending.broken();
+            this.ending.closed(Closed::Broken);
             return Poll::Ready(Some(Err(error)));
         }
         Poll::Pending

@@ -171,15 +171,9 @@ impl Response {
     }
 }
 
-/// TLS settings by the SHA-256 of the CA in PEM. Each has its own number, so that a connection made with one is not
-/// used with another.
-type Authorities = HashMap<Option<[u8; 32]>, Authority>;
-
-struct Authority {
-    number: u64,
-    config: Arc<ClientConfig>,
-    used: Instant,
-}
+/// TLS settings by the SHA-256 of the CA in PEM, and when they were last used. Each has its own number, so that a connection made
+/// with one is not used with another.
+type Authorities = HashMap<Option<[u8; 32]>, (Trust, Instant)>;
 
 /// TLS settings: the trusted CAs and the client's identity. A connection made with one `Trust` is not used with
 /// another.
@@ -224,16 +218,6 @@ struct Member {
     silent: Mutex<BTreeSet<String>>,
 }
 
-impl std::ops::Deref for Member {
-    type Target = [Arc<Agent>; 2];
-
-    fn deref(&self) -> &Self::Target {
-        &self.agents
-    }
-}
-
-type Agents = Arc<Member>;
-
 struct Shared {
     memory: Budget,
     authorities: Mutex<(u64, Authorities)>,
@@ -241,7 +225,7 @@ struct Shared {
     /// with the pool.
     background: Mutex<JoinSet<()>>,
     settings: Settings,
-    providers: RwLock<BTreeMap<Arc<str>, Agents>>,
+    providers: RwLock<BTreeMap<Arc<str>, Arc<Member>>>,
     room: Arc<Semaphore>,
     epoch: Instant,
     swept: AtomicBool,
@@ -281,12 +265,12 @@ impl Pool {
     #[must_use]
     pub fn provider(&self, name: &str) -> Provider {
         let known = self.shared.providers.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned();
-        let agents = known.unwrap_or_else(|| {
+        let member = known.unwrap_or_else(|| {
             let mut providers = self.shared.providers.write().unwrap_or_else(PoisonError::into_inner);
             let name: Arc<str> = name.into();
-            providers.entry(name.clone()).or_insert_with(|| self.shared.agents(&name)).clone()
+            providers.entry(name.clone()).or_insert_with(|| self.shared.member(&name)).clone()
         });
-        Provider { pool: Arc::downgrade(&self.shared), leadership: self.leadership.clone(), agents }
+        Provider { pool: Arc::downgrade(&self.shared), leadership: self.leadership.clone(), member }
     }
 
     /// Removes a provider. Its idle connections close now, those in use close when their requests end.
@@ -311,8 +295,8 @@ impl Pool {
     /// Returns the number of idle connections and of those in use; `None` if the provider had no request.
     #[must_use]
     pub fn destroy(&self, name: &str, protocol: Option<Protocol>) -> Option<(u64, u64)> {
-        let agents = self.shared.providers.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()?;
-        let asked = Protocol::ALL.into_iter().zip(&agents.agents);
+        let member = self.shared.providers.read().unwrap_or_else(PoisonError::into_inner).get(name).cloned()?;
+        let asked = Protocol::ALL.into_iter().zip(&member.agents);
         let mut asked =
             asked.filter(|(spoken, agent)| protocol.is_none_or(|p| p == *spoken) && agent.statistics().is_some()).peekable();
         asked.peek()?;
@@ -335,9 +319,9 @@ impl Pool {
             key
         });
         let known = |authorities: &mut (u64, Authorities)| {
-            let known = authorities.1.get_mut(&key)?;
-            known.used = Instant::now();
-            Some(Trust { number: known.number, config: known.config.clone(), name: None })
+            let (trust, used) = authorities.1.get_mut(&key)?;
+            *used = Instant::now();
+            Some(trust.clone())
         };
         if let Some(trust) = known(&mut self.shared.authorities.lock().unwrap_or_else(PoisonError::into_inner)) {
             return Ok(trust);
@@ -353,18 +337,19 @@ impl Pool {
         }
         let (last, all) = &mut *authorities;
         if all.len() >= MAX_AUTHORITIES
-            && let Some(oldest) = all.iter().min_by_key(|(_, authority)| authority.used).map(|(key, _)| *key)
+            && let Some(oldest) = all.iter().min_by_key(|(_, (_, used))| *used).map(|(key, _)| *key)
         {
             all.remove(&oldest);
         }
         *last += 1;
-        all.insert(key, Authority { number: *last, config: config.clone(), used: Instant::now() });
-        Ok(Trust { number: *last, config, name: None })
+        let trust = Trust { number: *last, config, name: None };
+        all.insert(key, (trust.clone(), Instant::now()));
+        Ok(trust)
     }
 }
 
 impl Shared {
-    fn agents(&self, name: &Arc<str>) -> Agents {
+    fn member(&self, name: &Arc<str>) -> Arc<Member> {
         let agent = |protocol| Agent::new(name.clone(), protocol, self.epoch, self.settings, self.room.clone());
         // A policy's provider is called `namespace/name`: its namespace is the tenant.
         let tenant = name.split_once('/').map_or(&**name, |(namespace, _)| namespace);
@@ -401,13 +386,13 @@ async fn sweep(shared: Weak<Shared>) {
 pub struct Provider {
     pool: Weak<Shared>,
     leadership: Option<Leadership>,
-    agents: Agents,
+    member: Arc<Member>,
 }
 
 impl Provider {
     /// Changes the settings of both protocols. Requests in progress continue.
     pub fn configure(&self, settings: Settings) {
-        for agent in &self.agents.agents {
+        for agent in &self.member.agents {
             agent.configure(settings.checked());
         }
     }
@@ -415,17 +400,17 @@ impl Provider {
     /// Sets the addresses of a host, so that its name can be used in a URL and checked in its certificate. Other
     /// providers do not see them, because another policy may use the same name for another host.
     pub fn name(&self, host: &str, addresses: Vec<SocketAddr>) {
-        self.agents.names.insert(host, addresses);
+        self.member.names.insert(host, addresses);
     }
 
     /// Resolves a host by DNS again.
     pub fn unname(&self, host: &str) {
-        self.agents.names.remove(host);
+        self.member.names.remove(host);
     }
 
     /// Records whether a peer behind an address, such as a node of a cluster, did not answer.
     pub fn note_silent(&self, who: &str, is_silent: bool) {
-        let mut silent = self.agents.silent.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut silent = self.member.silent.lock().unwrap_or_else(PoisonError::into_inner);
         if is_silent {
             silent.insert(who.to_owned());
         } else {
@@ -436,18 +421,18 @@ impl Provider {
     /// Whether a peer did not answer the last request.
     #[must_use]
     pub fn is_silent(&self, who: &str) -> bool {
-        self.agents.silent.lock().unwrap_or_else(PoisonError::into_inner).contains(who)
+        self.member.silent.lock().unwrap_or_else(PoisonError::into_inner).contains(who)
     }
 
     /// Keeps only the recorded peers that this accepts.
     pub fn keep_silent(&self, there: impl Fn(&str) -> bool) {
-        self.agents.silent.lock().unwrap_or_else(PoisonError::into_inner).retain(|who| there(who));
+        self.member.silent.lock().unwrap_or_else(PoisonError::into_inner).retain(|who| there(who));
     }
 
     /// Number of idle connections.
     #[must_use]
     pub fn idle(&self) -> u64 {
-        self.agents.iter().filter_map(|agent| agent.statistics()).map(|statistics| statistics.tally.idle).sum()
+        self.member.agents.iter().filter_map(|agent| agent.statistics()).map(|statistics| statistics.tally.idle).sum()
     }
 
     /// Sends a request and reads the whole response.
@@ -469,19 +454,19 @@ impl Provider {
     /// caller.
     pub async fn writes_ended(&self) {
         // The wait cannot fail: the provider itself owns the sender.
-        let _ = self.agents.open_writes.subscribe().wait_for(|open| *open == 0).await;
+        let _ = self.member.open_writes.subscribe().wait_for(|open| *open == 0).await;
     }
 
     async fn read_whole(&self, ca: Option<&[u8]>, request: Request) -> Result<Response, Error> {
         let (began, timeout, most) = (Instant::now(), request.timeout, request.most.min(MAX_BODY));
         let until = began + timeout;
-        let expected = self.agents.iter().map(|agent| agent.expected()).max().unwrap_or(0);
+        let expected = self.member.agents.iter().map(|agent| agent.expected()).max().unwrap_or(0);
         let mut wanted = FIRST_RESERVATION.max(expected + expected / 8).min(most);
         loop {
             let held = if request.held.is_some() {
-                self.agents.memory.nothing()
+                self.member.memory.nothing()
             } else {
-                let held = timeout_at(until, self.agents.memory.reserve(wanted)).await.ok().flatten();
+                let held = timeout_at(until, self.member.memory.reserve(wanted)).await.ok().flatten();
                 held.ok_or_else(|| Error::NoMemory(request.address.clone(), timeout))?
             };
             let left = Request { timeout: until.saturating_duration_since(Instant::now()), ..request.clone() };
@@ -557,7 +542,7 @@ impl Provider {
         let settings = agent.settings();
         let message = message(&url, &request, settings.keep_alive)?;
         let asking =
-            Asking { pool: &pool, names: &self.agents.names, agent, address, url: &url, trust, connecting: CONNECT_TIMEOUT };
+            Asking { pool: &pool, names: &self.member.names, agent, address, url: &url, trust, connecting: CONNECT_TIMEOUT };
         let whole = async |turn| {
             let answer = asking.ask(turn, message, agent.expected()).await?;
             let head = answer.read(most, sink).await.map_err(|failure| failure.told(address, most))?;
@@ -592,7 +577,7 @@ impl Provider {
             request.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         let asking =
-            Asking { pool: &pool, names: &self.agents.names, agent, address, url: &url, trust, connecting: patience.connecting };
+            Asking { pool: &pool, names: &self.member.names, agent, address, url: &url, trust, connecting: patience.connecting };
         let message = request.map(Into::into);
         let answer = asking.within(patience.head, async |turn| asking.ask(turn, message, 0).await).await?;
         Ok(answer.follow(patience.silence))
@@ -605,8 +590,8 @@ impl Provider {
 
     fn agent(&self, url: &Url, trust: Option<&Trust>, address: &str) -> Result<&Arc<Agent>, Error> {
         match (url.scheme(), trust) {
-            ("http", None) => Ok(&self.agents[0]),
-            ("https", Some(_)) => Ok(&self.agents[1]),
+            ("http", None) => Ok(&self.member.agents[0]),
+            ("https", Some(_)) => Ok(&self.member.agents[1]),
             _ => Err(Error::Address(address.to_owned())),
         }
     }
@@ -621,7 +606,7 @@ impl Provider {
         {
             let mut background = pool.shared.background.lock().unwrap_or_else(PoisonError::into_inner);
             while background.try_join_next().is_some() {}
-            let open = OpenWrite::begin(&self.agents);
+            let open = OpenWrite::begin(&self.member);
             background.spawn(async move {
                 let ended = provider.read_whole(ca.as_deref(), request).await;
                 drop(open);
@@ -638,10 +623,10 @@ impl Provider {
 }
 
 /// Counts a request that changes something until it ends.
-struct OpenWrite(Agents);
+struct OpenWrite(Arc<Member>);
 
 impl OpenWrite {
-    fn begin(member: &Agents) -> Self {
+    fn begin(member: &Arc<Member>) -> Self {
         member.open_writes.send_modify(|open| *open += 1);
         Self(member.clone())
     }

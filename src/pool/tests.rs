@@ -459,7 +459,7 @@ async fn a_forgotten_provider_leaves_nothing_behind() {
 async fn a_sweep_closes_what_nobody_will_use() {
     let server = Server::start(vec![say(OK), Act::SayAndClose(OK)]).await;
     let pool = pool();
-    let agent = pool.1.agents[0].clone();
+    let agent = pool.1.member.agents[0].clone();
     pool.send(None, server.ask(Method::GET)).await.expect("an answer");
     agent.sweep();
     assert_eq!(pool.idle(), 1, "what is fresh stays");
