@@ -88,10 +88,7 @@ impl Cluster {
     }
 }
 
-async fn names<K>(api: &Api<K>) -> Result<Vec<String>, Error>
-where
-    K: Clone + std::fmt::Debug + DeserializeOwned,
-{
+async fn names<K: Clone + std::fmt::Debug + DeserializeOwned>(api: &Api<K>) -> Result<Vec<String>, Error> {
     let list = api.list_metadata(&ListParams::default()).await?;
     Ok(list.into_iter().filter_map(|object| object.metadata.name).collect())
 }

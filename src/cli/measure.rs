@@ -96,7 +96,8 @@ impl Measured {
 /// Checked options of a measurement.
 pub struct Prober {
     connections: u32,
-    max_wait: Duration,
+    /// Maximum time that a connection is left idle.
+    pub max_wait: Duration,
     tls: Arc<ClientConfig>,
     headers: HeaderMap,
     host: Option<String>,
@@ -134,11 +135,6 @@ fn read_field(field: &str) -> Option<(HeaderName, HeaderValue)> {
 }
 
 impl Prober {
-    /// Returns the maximum time that a connection is left idle.
-    pub const fn max_wait(&self) -> Duration {
-        self.max_wait
-    }
-
     /// Measures one server in one HTTP version. Connections are left idle for at most `max_wait`. If all connections fail, the error is that of the
     /// first.
     pub async fn measure(

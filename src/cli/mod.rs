@@ -73,7 +73,7 @@ pub enum Command {
     /// The values come from the running operator.
     Nodes(Nodes),
     /// Explain in sentences what policies do, why, and what to do next.
-    Explain(Explain),
+    Explain(Chosen),
     /// Show the decisions of adaptive control, their reasons, and whether they helped.
     History(History),
     /// Pause adaptive control, for a time or until it is resumed.
@@ -81,7 +81,7 @@ pub enum Command {
     /// While it is paused, the operator still corrects changes by other clients.
     Pause(Pause),
     /// Resume adaptive control: remove all pauses.
-    Resume(Resume),
+    Resume(Chosen),
     /// Check files for errors that the API server would refuse, and give advice. Needs no cluster.
     ///
     /// The exit code is 1 if there is an error. Advice alone is no failure.
@@ -162,9 +162,9 @@ pub struct Nodes {
     pub output: Output,
 }
 
-/// `explain`. It has no formats: the sentences are for people, and `status -o json` has the facts.
+/// `explain` and `resume`. `explain` has no formats: the sentences are for people, and `status -o json` has the facts.
 #[derive(clap::Args, Debug)]
-pub struct Explain {
+pub struct Chosen {
     /// Policies.
     #[command(flatten)]
     pub selection: Selection,
@@ -205,17 +205,6 @@ pub struct Pause {
     /// Pause relaxing only.
     #[arg(long)]
     pub relax: bool,
-    /// Cluster and namespace.
-    #[command(flatten)]
-    pub cluster: Cluster,
-}
-
-/// `resume`.
-#[derive(clap::Args, Debug)]
-pub struct Resume {
-    /// Policies.
-    #[command(flatten)]
-    pub selection: Selection,
     /// Cluster and namespace.
     #[command(flatten)]
     pub cluster: Cluster,
@@ -395,10 +384,8 @@ async fn show_nodes(options: Nodes) -> Result<Answer, Error> {
     Ok(options.output.of(&list, rows)?.into())
 }
 
-async fn explain(Explain { selection, cluster }: Explain) -> Result<Answer, Error> {
-    let (api, namespace) = cluster.policies().await?;
-    let found = selection::find(&api, &selection.names, selection.selector.as_deref()).await?;
-    let found = match found.or_none(Some(&namespace)) {
+async fn explain(Chosen { selection, cluster }: Chosen) -> Result<Answer, Error> {
+    let found = match selection::chosen(&cluster, &selection).await? {
         Ok(found) => found,
         Err(answer) => return Ok(answer),
     };
@@ -407,9 +394,7 @@ async fn explain(Explain { selection, cluster }: Explain) -> Result<Answer, Erro
 }
 
 async fn show_history(options: History) -> Result<Answer, Error> {
-    let (api, namespace) = options.cluster.policies().await?;
-    let found = selection::find(&api, &options.selection.names, options.selection.selector.as_deref()).await?;
-    let mut found = match found.or_none(Some(&namespace)) {
+    let mut found = match selection::chosen(&options.cluster, &options.selection).await? {
         Ok(found) => found,
         Err(answer) => return Ok(answer),
     };
@@ -436,11 +421,11 @@ async fn pause(options: Pause) -> Result<Answer, Error> {
     };
     let end = pause::end(options.time.as_ref(), Timestamp::now())?;
     let until = end.map_or_else(String::new, |end| format!(" until {end}"));
-    let done = format!("{}{until}", direction.done());
+    let done = format!("{}{until}", direction.texts().0);
     each(&options.cluster, &options.selection, &done, &pause::annotations(direction, end)).await
 }
 
-async fn resume(options: Resume) -> Result<Answer, Error> {
+async fn resume(options: Chosen) -> Result<Answer, Error> {
     each(&options.cluster, &options.selection, "resumed", &pause::no_annotations()).await
 }
 

@@ -129,7 +129,7 @@ pub async fn run(options: &Path) -> Result<Answer, Error> {
         let idle = idle.or_else(|| from_policy(client?.policy.as_ref()?)).or_else(|| from_name(name));
         compare(&prober, &progress, name.to_owned(), idle, server)
     });
-    let hops = progress.during(prober.max_wait(), join_all(hops)).await;
+    let hops = progress.during(prober.max_wait, join_all(hops)).await;
     let is_failure = hops.iter().any(|hop| hop.verdict != "Safe");
     Ok(Answer { text: options.output.of(&hops, || text(&hops))?, is_failure, ..Answer::default() })
 }
@@ -217,11 +217,9 @@ async fn server_side(
             Some(ClientIdle::After(idle)) => idle + MARGIN,
             Some(ClientIdle::Never) | None => Duration::MAX,
         };
-        let measured = prober.measure(url, Version::Http1, None, needed.min(prober.max_wait()), progress).await;
-        return match measured {
-            Ok(measured) => Ok(Known { value: measured.idle.min, source: "measured".into() }),
-            Err(error) => Err(error.to_string()),
-        };
+        let measured = prober.measure(url, Version::Http1, None, needed.min(prober.max_wait), progress).await;
+        let measured = measured.map_err(|error| error.to_string())?;
+        return Ok(Known { value: measured.idle.min, source: "measured".into() });
     }
     let policy = server.policy.as_ref().ok_or("the hop has neither a URL nor a policy")?;
     let limits = policy.status.as_ref().and_then(|status| status.limits.as_ref());
@@ -230,13 +228,10 @@ async fn server_side(
         return Ok(Known { value: Idled::Closed(time), source: "measured by the operator".into() });
     }
     let (settings, source) = settings(policy);
-    match duration(&settings, Knob::ServerIdleTimeout) {
-        Some(time) if time.is_zero() => {
-            Ok(Known { value: Idled::Open(Duration::MAX), source: format!("{source} in the policy") })
-        }
-        Some(time) => Ok(Known { value: Idled::Closed(time), source: format!("{source} in the policy") }),
-        None => Err("the policy has no server.idleTimeout; give NAME=URL to measure it".into()),
-    }
+    let time = duration(&settings, Knob::ServerIdleTimeout);
+    let time = time.ok_or("the policy has no server.idleTimeout; give NAME=URL to measure it")?;
+    let value = if time.is_zero() { Idled::Open(Duration::MAX) } else { Idled::Closed(time) };
+    Ok(Known { value, source: format!("{source} in the policy") })
 }
 
 async fn compare(

@@ -152,14 +152,14 @@ pub async fn run(options: &Probe) -> Result<Answer, Error> {
     let expect = options.expect.as_ref().and_then(GoDuration::get);
     let needed = expect.map(|expect| expect + tolerance(expect));
     let prober = options.reach.prober(needed.map_or(DEFAULT_WAIT, |needed| needed + MARGIN))?;
-    if needed.is_some_and(|needed| prober.max_wait() <= needed) {
+    if needed.is_some_and(|needed| prober.max_wait <= needed) {
         let least = needed.map(time).unwrap_or_default();
         return Err(Error::Usage(format!("--max-wait must be more than {least}: an idle timeout up to that meets --expect")));
     }
     let progress = Progress::default();
     let each = options.urls.iter().flat_map(|url| options.protocol.versions(url).iter().map(move |version| (url, *version)));
     let work = join_all(each.map(|(url, version)| row(options, &prober, &progress, url, version)));
-    let rows: Vec<_> = progress.during(prober.max_wait(), work).await.into_iter().flatten().collect();
+    let rows: Vec<_> = progress.during(prober.max_wait, work).await.into_iter().flatten().collect();
     let is_failure = rows.iter().any(|row| row.is_failure);
     Ok(Answer { text: options.output.of(&rows, || text(&rows))?, is_failure, ..Answer::default() })
 }
@@ -167,7 +167,7 @@ pub async fn run(options: &Probe) -> Result<Answer, Error> {
 /// Measures a URL; `None` if HTTP/2 was only tried, and the server does not offer it.
 async fn row(options: &Probe, prober: &Prober, progress: &Progress, url: &Url, version: Version) -> Option<Row> {
     let expect = options.expect.as_ref().and_then(GoDuration::get);
-    let measured = prober.measure(url, version, options.requests, prober.max_wait(), progress).await;
+    let measured = prober.measure(url, version, options.requests, prober.max_wait, progress).await;
     if options.protocol == Protocol::Auto && version == Version::Http2 && matches!(measured, Err(probe::Error::NotOffered(_))) {
         return None;
     }

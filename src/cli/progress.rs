@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use crate::api::wording::with_noun;
 use crate::decide::measured::time;
@@ -60,10 +60,8 @@ impl Progress {
     /// terminal, one line is written, once.
     pub async fn during<T>(&self, max_wait: Duration, work: impl Future<Output = T>) -> T {
         tokio::pin!(work);
-        tokio::select! {
-            biased;
-            done = &mut work => return done,
-            () = sleep(QUIET) => {}
+        if let Ok(done) = timeout(QUIET, &mut work).await {
+            return done;
         }
         let began = Instant::now().checked_sub(QUIET).unwrap_or_else(Instant::now);
         let is_terminal = std::io::stderr().is_terminal();
@@ -99,10 +97,8 @@ impl Progress {
 /// Does the work. After 2 s a terminal shows what it waits for, and the line is removed at the end. Anything else gets no line.
 pub async fn waiting<T>(what: &str, work: impl Future<Output = T>) -> T {
     tokio::pin!(work);
-    tokio::select! {
-        biased;
-        done = &mut work => return done,
-        () = sleep(QUIET) => {}
+    if let Ok(done) = timeout(QUIET, &mut work).await {
+        return done;
     }
     if !std::io::stderr().is_terminal() {
         return work.await;

@@ -2,7 +2,11 @@
 
 use kube::{Api, api::ListParams};
 
-use super::{Answer, Error, cluster::read, progress::waiting};
+use super::{
+    Answer, Error,
+    cluster::{Cluster, read},
+    progress::waiting,
+};
 use crate::api::{IdleConnectionPolicy, StoredPolicy};
 
 /// Kind and group of policies, as kubectl writes them before a name.
@@ -95,6 +99,12 @@ pub async fn find(api: &Api<StoredPolicy>, names: &[String], selector: Option<&s
         }
     }
     Ok(found)
+}
+
+/// Reads the policies of a selection. The inner error is what to print if there are none.
+pub async fn chosen(cluster: &Cluster, selection: &Selection) -> Result<Result<Found, Answer>, Error> {
+    let (api, namespace) = cluster.policies().await?;
+    Ok(find(&api, &selection.names, selection.selector.as_deref()).await?.or_none(Some(&namespace)))
 }
 
 /// Returns the names of a selection. Nothing is read of the policies that the caller names.
