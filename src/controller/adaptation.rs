@@ -132,17 +132,10 @@ pub async fn watch(ctx: &Context, policy: &PolicyHandle, ca: Option<Vec<u8>>, sa
         (SourceName::Prometheus, Some(prometheus), Threshold::Value(threshold)) => {
             watch.source = Source::Prometheus { query: prometheus.query.clone(), threshold };
             match places::prometheus(ctx, policy, prometheus).await {
-                Ok(server) => {
+                Ok((address, credentials, headers)) => {
                     let path = prometheus.path_prefix.clone().unwrap_or_default();
-                    watch.nodes = vec![SampledNode {
-                        name: PROMETHEUS.into(),
-                        address: server.address,
-                        named: false,
-                        pod: String::new(),
-                        path,
-                    }];
-                    (watch.ca, watch.token) = (server.credentials.ca, server.credentials.token);
-                    watch.headers = server.headers;
+                    watch.nodes = vec![SampledNode { name: PROMETHEUS.into(), address, named: false, pod: String::new(), path }];
+                    (watch.ca, watch.token, watch.headers) = (credentials.ca, credentials.token, headers);
                     None
                 }
                 Err(Failure::Problem(problem)) => Some((problem.reason, problem.message)),

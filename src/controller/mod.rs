@@ -256,31 +256,24 @@ impl Operator {
             predicates::generation.combine(predicates::finalizers).combine(predicates::annotations),
             PredicateConfig::default(),
         );
-        let gone = {
-            let context = context.clone();
-            move |name: &str, namespace: Option<&str>| {
-                let Some(namespace) = namespace else { return };
-                context.gone(&PolicyRef::new(name).within(namespace));
-            }
-        };
         let nudged = stream::unfold(inbox, |mut inbox| async { inbox.recv().await.map(|policy| (policy, inbox)) });
-        let inherited = {
-            let context = context.clone();
-            stream::once(async move {
-                context.leadership.begun().await;
-                stream::iter(context.policies.state().into_iter().map(|policy| PolicyRef::from_obj(&*policy)).collect::<Vec<_>>())
-            })
-            .flatten()
-        };
-        let seen = context.clone();
+        let standby = context.clone();
+        let inherited = stream::once(async move {
+            standby.leadership.begun().await;
+            stream::iter(standby.policies.state().into_iter().map(|policy| PolicyRef::from_obj(&*policy)).collect::<Vec<_>>())
+        })
+        .flatten();
+        let (seen, known) = (context.clone(), context.clone());
         let controller = Controller::for_stream(triggers, reader)
             .with_config(Config::default().debounce(DEBOUNCE))
             .reconcile_on(stream::select(nudged, inherited))
             .graceful_shutdown_on(stop)
             .run(reconcile::reconcile, error_policy, context.clone())
             .for_each(move |result| {
-                if let Err(kube::runtime::controller::Error::ObjectNotFound(policy)) = result {
-                    gone(&policy.name, policy.namespace.as_deref());
+                if let Err(kube::runtime::controller::Error::ObjectNotFound(policy)) = result
+                    && let Some(namespace) = &policy.namespace
+                {
+                    known.gone(&PolicyRef::new(&policy.name).within(namespace));
                 }
                 ready(())
             });
@@ -313,7 +306,15 @@ fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<Sto
         });
         trimmed.map(move |event| (n, event)).boxed()
     });
-    let mut lists = Lists::of(context, streams.len());
+    let mut lists = Lists {
+        context: context.clone(),
+        several,
+        unlisted: (0..streams.len()).collect(),
+        listed: false,
+        named: HashMap::new(),
+        known: HashMap::new(),
+        said: HashSet::new(),
+    };
     // Several lists fill one store. It is emptied once, at the start: a list that begins later must not empty it again.
     let begin = if several { vec![Ok(watcher::Event::Init), Ok(watcher::Event::InitDone)] } else { Vec::new() };
     let events = stream::select_all(streams).flat_map(move |(n, event)| stream::iter(lists.follow(n, event)));
@@ -336,18 +337,6 @@ struct Lists {
 }
 
 impl Lists {
-    fn of(context: &Arc<Context>, lists: usize) -> Self {
-        Self {
-            context: context.clone(),
-            several: lists > 1,
-            unlisted: (0..lists).collect(),
-            listed: false,
-            named: HashMap::new(),
-            known: HashMap::new(),
-            said: HashSet::new(),
-        }
-    }
-
     /// Converts an event of one list to the events for the store.
     fn follow(
         &mut self,

@@ -7,7 +7,7 @@ use std::{
 };
 
 use k8s_openapi::api::{
-    core::v1::{ConfigMap, ContainerStatus, Pod, Secret, Service},
+    core::v1::{ConfigMap, ContainerStatus, Pod, Secret, Service, ServicePort},
     discovery::v1::EndpointSlice,
 };
 use kube::{Api, ResourceExt as _, api::ListParams};
@@ -73,18 +73,15 @@ pub async fn credentials(ctx: &Context, namespace: &str, target: &Target) -> Res
     referred(ctx, namespace, references).await
 }
 
-/// Prometheus server, with the contents of its references.
-pub struct PrometheusServer {
-    /// `scheme://host:port`.
-    pub address: String,
-    /// Bearer token and CA.
-    pub credentials: Credentials,
-    /// Additional header fields.
-    pub headers: Vec<(String, String)>,
-}
+/// Header fields of a request.
+pub type Headers = Vec<(String, String)>;
 
-/// Finds a Prometheus server and reads its references.
-pub async fn prometheus(ctx: &Context, policy: &PolicyHandle, spec: &Prometheus) -> Result<PrometheusServer, Failure> {
+/// Finds a Prometheus server and reads its references. Returns its address, bearer token and CA, and additional header fields.
+pub async fn prometheus(
+    ctx: &Context,
+    policy: &PolicyHandle,
+    spec: &Prometheus,
+) -> Result<(String, Credentials, Headers), Failure> {
     let namespace = &policy.namespace;
     let place = match (&spec.endpoint, &spec.service) {
         (Some(endpoint), _) => allowed(ctx, policy, endpoint)?,
@@ -102,7 +99,7 @@ pub async fn prometheus(ctx: &Context, policy: &PolicyHandle, spec: &Prometheus)
         let field = format!("prometheus.headers[{name}].secretRef");
         headers.push((name.clone(), secret_text(ctx, namespace, secret_ref, &field, "header value").await?));
     }
-    Ok(PrometheusServer { address: place.address, credentials, headers })
+    Ok((place.address, credentials, headers))
 }
 
 async fn referred(ctx: &Context, namespace: &str, references: References<'_>) -> Result<Credentials, Failure> {
@@ -283,12 +280,7 @@ async fn service_and_slices(
         let message = format!("Service {name} is of type ExternalName; use an endpoint that --allow-endpoints lists");
         return Err(Problem::invalid(Reason::RefNotPermitted, message).into());
     }
-    let has_port = object
-        .spec
-        .as_ref()
-        .and_then(|spec| spec.ports.as_ref())
-        .is_some_and(|ports| ports.iter().any(|p| p.port == i32::from(service.port)));
-    if !has_port {
+    if port_of(&object, service).is_none() {
         return Err(
             Problem::no_target(format!("Service {name} has no port {}; correct the port in the policy", service.port)).into()
         );
@@ -360,10 +352,12 @@ async fn reachable(ctx: &Context, namespace: &str, service: &ServiceRef, found: 
     Err(Problem::invalid(Reason::RefNotPermitted, message).into())
 }
 
+fn port_of<'a>(object: &'a Service, service: &ServiceRef) -> Option<&'a ServicePort> {
+    object.spec.as_ref()?.ports.iter().flatten().find(|port| port.port == i32::from(service.port))
+}
+
 fn addresses(object: &Service, slices: &[EndpointSlice], service: &ServiceRef) -> Vec<Found> {
-    let ports = object.spec.as_ref().and_then(|spec| spec.ports.as_ref());
-    let name =
-        ports.into_iter().flatten().find(|p| p.port == i32::from(service.port)).and_then(|p| p.name.clone()).unwrap_or_default();
+    let name = port_of(object, service).and_then(|port| port.name.clone()).unwrap_or_default();
     let mut found = BTreeMap::new();
     // A dual-stack Service has slices of both families. A pod is one node, at its address of the Service's first family.
     let first = object.spec.as_ref().and_then(|spec| spec.ip_families.as_ref()?.first().cloned());

@@ -105,16 +105,17 @@ impl Index {
         Some(pod)
     }
 
+    fn these(&self, names: Option<&BTreeSet<String>>) -> Vec<Arc<Pod>> {
+        names.into_iter().flatten().filter_map(|name| self.pods.get(name)).cloned().collect()
+    }
+
     /// Returns the selected pods, by name. It matches only the pods with the rarest of the selector's labels.
     fn select(&self, selector: &Selector, wanted: Option<&BTreeMap<String, String>>) -> Vec<Arc<Pod>> {
         let sets = wanted.into_iter().flatten().map(|(key, value)| self.by_label.get(&(key.clone(), value.clone())));
         let rarest = sets.min_by_key(|set| set.map_or(0, BTreeSet::len));
-        let matches = |pod: &&Arc<Pod>| selector.matches(pod.labels());
-        let mut pods: Vec<_> = match rarest {
-            None => self.pods.values().filter(matches).cloned().collect(),
-            Some(None) => Vec::new(),
-            Some(Some(names)) => names.iter().filter_map(|name| self.pods.get(name)).filter(matches).cloned().collect(),
-        };
+        let matches = |pod: &Arc<Pod>| selector.matches(pod.labels());
+        let mut pods: Vec<_> = rarest.map_or_else(|| self.pods.values().cloned().collect(), |names| self.these(names));
+        pods.retain(matches);
         pods.sort_by_cached_key(|pod| pod.name_any());
         pods
     }
@@ -170,36 +171,27 @@ impl Pods {
 
     /// Returns the selected pods, by name.
     pub async fn list(&self, namespace: &str, selector: &LabelSelector) -> Result<Vec<Arc<Pod>>, Error> {
-        let Interest::Selected(matcher) = Interest::of(selector)? else { return Ok(Vec::new()) };
-        let index = self.listed(namespace).await?;
-        let index = index.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(index.select(&matcher, selector.match_labels.as_ref()))
+        let matcher = Selector::try_from(selector.clone())?;
+        self.listed(namespace, |index| index.select(&matcher, selector.match_labels.as_ref())).await
     }
 
     /// Returns the pods with this address.
     pub async fn at(&self, namespace: &str, ip: IpAddr) -> Result<Vec<Arc<Pod>>, Error> {
-        let index = self.listed(namespace).await?;
-        let index = index.lock().unwrap_or_else(PoisonError::into_inner);
-        let names = index.by_ip.get(&ip).into_iter().flatten();
-        Ok(names.filter_map(|name| index.pods.get(name)).cloned().collect())
+        self.listed(namespace, |index| index.these(index.by_ip.get(&ip))).await
     }
 
     /// Returns the pods that publish this port on this host address.
     pub async fn publishing(&self, namespace: &str, ip: IpAddr, port: u16) -> Result<Vec<Arc<Pod>>, Error> {
-        let index = self.listed(namespace).await?;
-        let index = index.lock().unwrap_or_else(PoisonError::into_inner);
-        let names = index.by_host.get(&(ip, port)).into_iter().flatten();
-        Ok(names.filter_map(|name| index.pods.get(name)).cloned().collect())
+        self.listed(namespace, |index| index.these(index.by_host.get(&(ip, port)))).await
     }
 
     /// Returns the pod with this name.
     pub async fn named(&self, namespace: &str, name: &str) -> Result<Option<Arc<Pod>>, Error> {
-        let index = self.listed(namespace).await?;
-        let index = index.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(index.pods.get(name).cloned())
+        self.listed(namespace, |index| index.pods.get(name).cloned()).await
     }
 
-    async fn listed(&self, namespace: &str) -> Result<Arc<Mutex<Index>>, Error> {
+    /// Looks something up after the first list is complete.
+    async fn listed<T>(&self, namespace: &str, find: impl FnOnce(&Index) -> T) -> Result<T, Error> {
         let (index, mut standing) = {
             let mut watches = self.watches.lock().unwrap_or_else(PoisonError::into_inner);
             let watch = watches.entry(namespace.to_owned()).or_insert_with(|| self.watch(namespace));
@@ -208,7 +200,7 @@ impl Pods {
         let known = tokio::time::timeout(FIRST_LIST, standing.wait_for(|standing| *standing != Standing::Begun)).await;
         match known.map(|known| known.map(|standing| *standing)) {
             Ok(Ok(Standing::Forbidden)) => Err(Error::PodsForbidden),
-            Ok(Ok(_)) => Ok(index),
+            Ok(Ok(_)) => Ok(find(&index.lock().unwrap_or_else(PoisonError::into_inner))),
             _ => Err(Error::Pods(namespace.to_owned())),
         }
     }

@@ -4,7 +4,10 @@
 //! address is used only if an administrator lists it in `--allow-endpoints`, or if the API server reports at the time of use that
 //! it belongs to the policy's own namespace. Of an address that a node names, only scheme, host and port are used.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _};
@@ -148,9 +151,7 @@ pub fn published_at(pod: &Pod) -> Vec<(IpAddr, u16)> {
     let status = pod.status.as_ref();
     let hosts =
         status.into_iter().flat_map(|status| status.host_ips.iter().flatten().map(|host| &host.ip).chain(&status.host_ip));
-    let mut hosts: Vec<IpAddr> = hosts.filter_map(|ip| ip.parse().ok()).collect();
-    hosts.sort_unstable();
-    hosts.dedup();
+    let hosts: BTreeSet<IpAddr> = hosts.filter_map(|ip| ip.parse().ok()).collect();
     let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
     let ports = containers.flat_map(|container| container.ports.iter().flatten()).filter_map(|port| port.host_port);
     let ports: Vec<u16> = ports.filter_map(|port| u16::try_from(port).ok()).filter(|port| *port > 0).collect();
@@ -162,10 +163,7 @@ pub fn published_at(pod: &Pod) -> Vec<(IpAddr, u16)> {
 pub fn addresses_of(pod: &Pod) -> Vec<IpAddr> {
     let status = pod.status.as_ref();
     let all = status.into_iter().flat_map(|status| status.pod_ips.iter().flatten().map(|ip| &ip.ip).chain(&status.pod_ip));
-    let mut all: Vec<IpAddr> = all.filter_map(|ip| ip.parse().ok()).collect();
-    all.sort_unstable();
-    all.dedup();
-    all
+    all.filter_map(|ip| ip.parse().ok()).collect::<BTreeSet<_>>().into_iter().collect()
 }
 
 #[cfg(test)]

@@ -185,9 +185,9 @@ impl Scheduler {
 
     /// Begins a visit to a policy that is not being deleted. If the policy is deleted meanwhile, the visit is cancelled.
     pub fn begin(self: &Arc<Self>, policy: &PolicyRef) -> Visit {
-        let cancelled = CancellationToken::new();
-        self.state().visits.insert(policy.clone(), cancelled.clone());
-        Visit { cancelled, until: Instant::now() + DEADLINE }
+        let visit = Visit::default();
+        self.state().visits.insert(policy.clone(), visit.cancelled.clone());
+        visit
     }
 
     /// Ends the visit.

@@ -45,31 +45,20 @@ impl Served {
 
 impl fmt::Display for Served {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Unasked => write!(f, "the operator has not read the CRD yet"),
-            Self::Missing => {
-                write!(
+        f.write_str(match self {
+            Self::Unasked => "the operator has not read the CRD yet",
+            Self::Missing => "the CRD for policies is not installed; apply the CRD of this version, which `idleconn-operator crd` prints",
+            Self::Untold => "the API server does not publish its schemas; the operator assumes that the CRD has its own version",
+            Self::Same => "the CRD has the version of this operator",
+            Self::Older(missing) => {
+                let (version, missing) = (env!("CARGO_PKG_VERSION"), listed(missing));
+                return write!(
                     f,
-                    "the CRD for policies is not installed; apply the CRD of this version, which `idleconn-operator crd` prints"
-                )
+                    "the CRD is older than this operator {version} and lacks {missing}; apply the CRD of this version, which `idleconn-operator crd` prints"
+                );
             }
-            Self::Untold => {
-                write!(f, "the API server does not publish its schemas; the operator assumes that the CRD has its own version")
-            }
-            Self::Same => write!(f, "the CRD has the version of this operator"),
-            Self::Older(missing) => write!(
-                f,
-                "the CRD is older than this operator {} and lacks {}; apply the CRD of this version, which `idleconn-operator crd` prints",
-                env!("CARGO_PKG_VERSION"),
-                listed(missing)
-            ),
-            Self::Newer(_) => {
-                write!(
-                    f,
-                    "the CRD is newer than this operator; policies with fields that the operator does not know are rejected"
-                )
-            }
-        }
+            Self::Newer(_) => "the CRD is newer than this operator; policies with fields that the operator does not know are rejected",
+        })
     }
 }
 

@@ -8,10 +8,10 @@ use std::{
 
 use futures::{FutureExt as _, future::BoxFuture};
 use jiff::Timestamp;
-use k8s_openapi::api::{apps::v1::ControllerRevision, core::v1::Pod};
 use kube::{
-    Api, Resource as _, ResourceExt as _,
+    Api, Resource, ResourceExt as _,
     api::{Patch, PatchParams},
+    core::NamespaceResourceScope,
 };
 use serde_json::json;
 
@@ -95,15 +95,8 @@ impl Shell {
         self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn policies(&self) -> Api<StoredPolicy> {
-        Api::namespaced(self.ctx.client.clone(), &self.namespace)
-    }
-
-    fn revisions(&self) -> Api<ControllerRevision> {
-        Api::namespaced(self.ctx.client.clone(), &self.namespace)
-    }
-
-    fn pods(&self) -> Api<Pod> {
+    /// Returns the objects of one kind in the policy's namespace.
+    fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
         Api::namespaced(self.ctx.client.clone(), &self.namespace)
     }
 
@@ -135,7 +128,7 @@ impl Located for Found<'_> {
     where
         Self: 'a,
     {
-        async move {
+        Box::pin(async move {
             let Self { shell, spec, places, reach } = *self;
             let credentials = places::credentials(&shell.ctx, &shell.namespace, &spec).await?;
             shell.running().credentials = credentials.clone();
@@ -213,13 +206,12 @@ impl World for Shell {
     }
 
     fn admitted(&self) -> BoxFuture<'_, bool> {
-        async {
+        Box::pin(async {
             let asked = super::moment();
             let slot = self.ctx.scheduler.admit(&self.namespace).await;
             self.pass().slot = Some(slot);
             super::moment().since(asked) > crate::pass::MOMENT
-        }
-        .boxed()
+        })
     }
 
     fn begin(&self) {
@@ -256,7 +248,7 @@ impl World for Shell {
     }
 
     fn policy(&self) -> BoxFuture<'_, Result<Option<StoredPolicy>, Error>> {
-        async { in_time(self.policies().get_opt(&self.policy.name)).await }.boxed()
+        async { in_time(self.api::<StoredPolicy>().get_opt(&self.policy.name)).await }.boxed()
     }
 
     fn set_finalizers<'a>(
@@ -264,25 +256,23 @@ impl World for Shell {
         policy: &'a PolicyHandle,
         finalizers: &'a [String],
     ) -> BoxFuture<'a, Result<Option<StoredPolicy>, Error>> {
-        async move {
+        Box::pin(async move {
             let version = policy.object.resource_version();
             let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": version, "uid": policy.uid}});
-            match in_time(self.policies().patch(&policy.name, &PatchParams::default(), &Patch::Merge(patch))).await {
+            match in_time(self.api::<StoredPolicy>().patch(&policy.name, &PatchParams::default(), &Patch::Merge(patch))).await {
                 Err(error) if error.is_not_found() => Ok(None),
                 written => written.map(Some),
             }
-        }
-        .boxed()
+        })
     }
 
     fn clear_status<'a>(&'a self, policy: &'a PolicyHandle) -> BoxFuture<'a, Result<Option<String>, Error>> {
-        async move {
+        Box::pin(async move {
             let version = policy.object.resource_version();
             let empty = Patch::Merge(json!({"metadata": {"resourceVersion": version}, "status": null}));
-            let written = in_time(self.policies().patch_status(&policy.name, &PatchParams::default(), &empty)).await?;
+            let written = in_time(self.api::<StoredPolicy>().patch_status(&policy.name, &PatchParams::default(), &empty)).await?;
             Ok(written.resource_version())
-        }
-        .boxed()
+        })
     }
 
     fn write_status<'a>(
@@ -290,7 +280,7 @@ impl World for Shell {
         policy: &'a PolicyHandle,
         status: &'a IdleConnectionPolicyStatus,
     ) -> BoxFuture<'a, Result<Option<String>, Error>> {
-        async move {
+        Box::pin(async move {
             let name = &policy.name;
             let body = json!({
                 "apiVersion": IdleConnectionPolicy::api_version(&()),
@@ -300,11 +290,10 @@ impl World for Shell {
                 "status": status,
             });
             let params = PatchParams::apply(MANAGER).force();
-            let written = in_time(self.policies().patch_status(name, &params, &Patch::Apply(body))).await?;
+            let written = in_time(self.api::<StoredPolicy>().patch_status(name, &params, &Patch::Apply(body))).await?;
             self.ctx.metrics.status_written();
             Ok(written.resource_version())
-        }
-        .boxed()
+        })
     }
 
     fn publish<'a>(&'a self, policy: &'a PolicyHandle, notice: &'a Notice, seed: &'a str) -> BoxFuture<'a, Result<(), Error>> {
@@ -312,29 +301,28 @@ impl World for Shell {
     }
 
     fn originals(&self) -> BoxFuture<'_, Result<Log, Error>> {
-        async { originals::load(&self.revisions(), &self.policy.name).await }.boxed()
+        async { originals::load(&self.api(), &self.policy.name).await }.boxed()
     }
 
     fn save_original<'a>(&'a self, revision: i64, record: &'a Record) -> BoxFuture<'a, Result<(), Error>> {
-        async move { originals::create(&self.revisions(), &self.policy.name, revision, record).await }.boxed()
+        async move { originals::create(&self.api(), &self.policy.name, revision, record).await }.boxed()
     }
 
     fn delete_original(&self, revision: i64) -> BoxFuture<'_, Result<(), Error>> {
-        async move { originals::delete(&self.revisions(), &self.policy.name, revision).await }.boxed()
+        async move { originals::delete(&self.api(), &self.policy.name, revision).await }.boxed()
     }
 
     fn locate<'a, 'p>(&'a self, policy: &'p PolicyHandle) -> BoxFuture<'p, Result<Box<dyn Located + 'a>, Failure>>
     where
         'a: 'p,
     {
-        async move {
+        Box::pin(async move {
             let places = places::subscribed(&self.ctx, &self.policy, policy).await?;
             let kind = policy.spec().target.type_.name();
             tracing::debug!(kind, places = logging::names(places.iter().map(|place| &place.name)), "found the target");
             let found = Found { shell: self, spec: policy.spec().target.clone(), places, reach: self.reach(policy) };
             Ok(Box::new(found) as Box<dyn Located + 'a>)
-        }
-        .boxed()
+        })
     }
 
     fn connect_saved<'a>(
@@ -344,7 +332,7 @@ impl World for Shell {
         saved: &'a Saved,
         target: &'a TargetSpec,
     ) -> BoxFuture<'a, Result<Option<Arc<dyn Target>>, Fault>> {
-        async move {
+        Box::pin(async move {
             let Some(places) = saved_unit::place(&self.ctx, policy, id, saved, target).await? else { return Ok(None) };
             // In a namespace that is being deleted, the Secret is deleted before the policy. Then the credentials that were last
             // read are used.
@@ -373,11 +361,11 @@ impl World for Shell {
         names: BTreeSet<String>,
         behind_service: bool,
     ) -> BoxFuture<'_, Result<BTreeMap<String, decide::restart::Pod>, Error>> {
-        async move { restart::pods(&self.pods(), names, behind_service).await }.boxed()
+        async move { restart::pods(&self.api(), names, behind_service).await }.boxed()
     }
 
     fn evict<'a>(&'a self, node: &'a str, pod: &'a str, uid: &'a str) -> BoxFuture<'a, Result<(), String>> {
-        async move { restart::evict(&self.pods(), node, pod, uid).await }.boxed()
+        async move { restart::evict(&self.api(), node, pod, uid).await }.boxed()
     }
 
     fn workload<'a>(&'a self, config_map: &'a ConfigMap) -> BoxFuture<'a, Result<Option<Workload>, Error>> {
@@ -389,7 +377,7 @@ impl World for Shell {
     }
 
     fn sample<'a>(&'a self, policy: &'a PolicyHandle, sampling: Option<Sampling<'a>>) -> BoxFuture<'a, Option<Signal>> {
-        async move {
+        Box::pin(async move {
             let Some(sampling) = sampling else {
                 self.running().sampler = None;
                 return None;
@@ -401,8 +389,7 @@ impl World for Shell {
                 none => *none = Some(adaptation::start(&self.ctx, &self.policy, policy, watch)),
             }
             obstacle
-        }
-        .boxed()
+        })
     }
 
     fn signal(&self, config: &Config, now: i64) -> Signal {
