@@ -94,17 +94,18 @@ impl Leadership {
     /// For a process without election.
     #[must_use]
     pub fn always() -> Self {
-        Self(Arc::new(Term {
-            until: AtomicU64::new(u64::MAX),
-            until_by_wall: AtomicU64::new(u64::MAX),
-            begun: watch::Sender::new(true),
-        }))
+        Self::of(u64::MAX, true)
     }
 
     /// For a process that never acts.
     #[must_use]
     pub fn none() -> Self {
-        Self(Arc::new(Term { until: AtomicU64::new(0), until_by_wall: AtomicU64::new(0), begun: watch::Sender::new(false) }))
+        Self::of(0, false)
+    }
+
+    fn of(until: u64, begun: bool) -> Self {
+        let (until, until_by_wall) = (AtomicU64::new(until), AtomicU64::new(until));
+        Self(Arc::new(Term { until, until_by_wall, begun: watch::Sender::new(begun) }))
     }
 
     /// Whether this process may act at this moment.

@@ -13,6 +13,7 @@ use idleconn_operator::{
     serve, telemetry,
 };
 use kube::{Client, Config, config::Kubeconfig};
+use tokio_util::sync::CancellationToken;
 
 /// Time after a release during which no replica acts: an uninstall deletes the controller task in that time.
 const AFTER_RELEASE: Duration = Duration::from_secs(300);
@@ -144,17 +145,11 @@ async fn run(options: Run) -> Result<(), Error> {
     let listener = serve::bind(options.metrics_address).await.map_err(|error| Error::Listen(options.metrics_address, error))?;
     let context = operator.context.clone();
     let api = api(&options, &client, context.clone()).await?;
-    let (stop, stopped) = tokio::sync::watch::channel(false);
-    let stopping = {
-        let mut stopped = stopped.clone();
-        async move {
-            let _ = stopped.wait_for(|stop| *stop).await;
-        }
-    };
+    let stop = CancellationToken::new();
     let health = serve::health(listener, operator.context.clone());
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
     // End the process if a task ends: otherwise it would look healthy and do nothing.
-    let controller = operator.run(stopping);
+    let controller = operator.run(stop.clone().cancelled_owned());
     tokio::pin!(controller);
     let work = async {
         tokio::select! {
@@ -162,7 +157,7 @@ async fn run(options: Run) -> Result<(), Error> {
             _ = health => Err(Error::Ended("the health server")),
             () = api => Err(Error::Ended("the API server")),
             () = signalled() => {
-                stop.send_replace(true);
+                stop.cancel();
                 // Finish the current work first. A controller that still waits for its first list would never finish.
                 if context.is_listed() {
                     controller.await;
