@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use crate::{
@@ -62,114 +62,104 @@ pub enum Taken {
 }
 
 impl Registry {
-    fn with<T>(&self, f: impl FnOnce(&mut Inner) -> T) -> T {
-        f(&mut self.inner.lock().unwrap_or_else(PoisonError::into_inner))
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Adds a policy. Younger policies wait until a pass has looked for its target. `states_identity`: targets of this kind report an
     /// identity themselves.
     pub fn listed(&self, claimant: &Claimant, kind: TargetType, states_identity: bool) {
-        self.with(|inner| {
-            if inner.claims.get(claimant).is_none() {
-                inner.queue.add(Scope::Places(kind), claimant.clone());
-                if states_identity {
-                    inner.queue.add(Scope::Stated(claimant.namespace.clone()), claimant.clone());
-                }
+        let inner = &mut *self.inner();
+        if inner.claims.get(claimant).is_none() {
+            inner.queue.add(Scope::Places(kind), claimant.clone());
+            if states_identity {
+                inner.queue.add(Scope::Stated(claimant.namespace.clone()), claimant.clone());
             }
-        });
+        }
     }
 
     /// Reports whether a policy must wait for an older one. If so, the claim of the older one returns it as concerned.
     pub fn must_wait(&self, me: &Claimant, scope: &Scope) -> bool {
-        self.with(|inner| inner.queue.must_wait(scope, me))
+        self.inner().queue.must_wait(scope, me)
     }
 
     /// Claims the location of a policy's target. The identities that the target reports stay as they were.
     pub fn claim_places(&self, me: &Claimant, kind: TargetType, vouched: BTreeSet<String>) -> Claimed {
-        self.with(|inner| {
-            let stated = inner.claims.get(me).map(|claim| claim.stated.clone()).unwrap_or_default();
-            inner.claim(me, Claim { vouched, stated }, &[Scope::Places(kind)])
-        })
+        let inner = &mut *self.inner();
+        let stated = inner.claims.get(me).map(|claim| claim.stated.clone()).unwrap_or_default();
+        inner.claim(me, Claim { vouched, stated }, &[Scope::Places(kind)])
     }
 
     /// Claims the identities that a policy's target reports.
     pub fn claim_stated(&self, me: &Claimant, stated: BTreeSet<String>) -> Claimed {
-        self.with(|inner| {
-            let vouched = inner.claims.get(me).map(|claim| claim.vouched.clone()).unwrap_or_default();
-            inner.claim(me, Claim { vouched, stated }, &[Scope::Stated(me.namespace.clone())])
-        })
+        let inner = &mut *self.inner();
+        let vouched = inner.claims.get(me).map(|claim| claim.vouched.clone()).unwrap_or_default();
+        inner.claim(me, Claim { vouched, stated }, &[Scope::Stated(me.namespace.clone())])
     }
 
     /// Records that a policy has no target. Returns the policies that need another pass.
     pub fn give_up(&self, me: &Claimant) -> BTreeSet<Claimant> {
-        self.with(|inner| {
-            let mut concerned = inner.claims.insert(me, Claim::default());
-            concerned.extend(inner.queue.done_everywhere(me));
-            concerned
-        })
+        let inner = &mut *self.inner();
+        let mut concerned = inner.claims.insert(me, Claim::default());
+        concerned.extend(inner.queue.done_everywhere(me));
+        concerned
     }
 
     /// Records that the target of a policy could not be determined: the policy keeps what it claimed before, or the units whose
     /// settings it has saved. Returns the policies that waited for it.
     pub fn keep(&self, me: &Claimant) -> BTreeSet<Claimant> {
-        self.with(|inner| {
-            if inner.claims.get(me).is_none() {
-                let units = inner.units.get(me).cloned().unwrap_or_default();
-                let (stated, vouched) = units.into_iter().partition(|unit| is_stated(unit));
-                inner.claims.insert(me, Claim { vouched, stated });
-            }
-            inner.queue.done_everywhere(me)
-        })
+        let inner = &mut *self.inner();
+        if inner.claims.get(me).is_none() {
+            let units = inner.units.get(me).cloned().unwrap_or_default();
+            let (stated, vouched) = units.into_iter().partition(|unit| is_stated(unit));
+            inner.claims.insert(me, Claim { vouched, stated });
+        }
+        inner.queue.done_everywhere(me)
     }
 
     /// Forgets the policies with this name, except one. Returns the policies that need another pass.
     pub fn forget(&self, namespace: &str, name: &str, but: Option<&Claimant>) -> BTreeSet<Claimant> {
-        self.with(|inner| {
-            let known = inner.claims.claimants().filter(|c| c.namespace == namespace && c.name == name);
-            let gone: Vec<_> = known.filter(|claimant| Some(*claimant) != but).cloned().collect();
-            gone.iter().flat_map(|claimant| inner.forget(claimant)).collect()
-        })
+        let inner = &mut *self.inner();
+        let known = inner.claims.claimants().filter(|c| c.namespace == namespace && c.name == name);
+        let gone: Vec<_> = known.filter(|claimant| Some(*claimant) != but).cloned().collect();
+        gone.iter().flat_map(|claimant| inner.forget(claimant)).collect()
     }
 
     /// Records the original settings that a policy has saved.
     pub fn saved(&self, me: &Claimant, log: &Log) {
-        self.with(|inner| {
-            inner.drop_saved(me);
-            let units = log.units();
-            inner.units.insert(me.clone(), units.keys().cloned().collect());
-            for (unit, saved) in units {
-                inner.saved.entry((me.namespace.clone(), unit)).or_default().insert(me.clone(), saved.sites);
-            }
-        });
+        let inner = &mut *self.inner();
+        inner.drop_saved(me);
+        let units = log.units();
+        inner.units.insert(me.clone(), units.keys().cloned().collect());
+        for (unit, saved) in units {
+            inner.saved.entry((me.namespace.clone(), unit)).or_default().insert(me.clone(), saved.sites);
+        }
     }
 
     /// Returns the original settings of a unit that another policy of the same namespace saved: those from before the first
     /// policy are the original ones. Records of other namespaces are not used, because their authors could have written anything.
     pub fn original(&self, me: &Claimant, unit: &str) -> Sites {
-        self.with(|inner| {
-            let by = inner.saved.get(&(me.namespace.clone(), unit.to_owned())).into_iter().flatten();
-            by.filter(|(other, _)| *other != me).flat_map(|(_, sites)| sites.clone()).collect()
-        })
+        let inner = &mut *self.inner();
+        let by = inner.saved.get(&(me.namespace.clone(), unit.to_owned())).into_iter().flatten();
+        by.filter(|(other, _)| *other != me).flat_map(|(_, sites)| sites.clone()).collect()
     }
 
     /// Returns those of the units, given with their identities, that an older policy governs.
     pub fn taken_over(&self, me: &Claimant, units: &BTreeMap<String, Claim>) -> BTreeMap<String, Taken> {
-        self.with(|inner| {
-            let taken = units.iter().filter_map(|(unit, claim)| {
-                let other = inner.claims.older_holder(me, claim)?;
-                let has_saved =
-                    || inner.saved.get(&(me.namespace.clone(), unit.clone())).is_some_and(|by| by.contains_key(other));
-                let how = if other.namespace != me.namespace {
-                    Taken::Elsewhere
-                } else if has_saved() {
-                    Taken::HandedOver
-                } else {
-                    Taken::NotSavedYet
-                };
-                Some((unit.clone(), how))
-            });
-            taken.collect()
-        })
+        let inner = &mut *self.inner();
+        let taken = units.iter().filter_map(|(unit, claim)| {
+            let other = inner.claims.older_holder(me, claim)?;
+            let has_saved = || inner.saved.get(&(me.namespace.clone(), unit.clone())).is_some_and(|by| by.contains_key(other));
+            let how = if other.namespace != me.namespace {
+                Taken::Elsewhere
+            } else if has_saved() {
+                Taken::HandedOver
+            } else {
+                Taken::NotSavedYet
+            };
+            Some((unit.clone(), how))
+        });
+        taken.collect()
     }
 }
 

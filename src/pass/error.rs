@@ -1,6 +1,6 @@
 //! Why a pass failed, or why a target cannot be found or read.
 
-use std::{error::Error as StdError, fmt, time::Duration};
+use std::{error::Error as StdError, time::Duration};
 
 use kube::core::ParseExpressionError;
 
@@ -18,7 +18,8 @@ pub const DEADLINE: Duration = Duration::from_secs(120);
 pub const API_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A request to the API server that it refused, or that failed.
-#[derive(Debug)]
+#[derive(Debug, thiserror::Error)]
+#[error("{source}")]
 pub struct ApiError {
     /// HTTP status of the refusal; `None` if there was no response, so that the request may have been carried out.
     pub code: Option<u16>,
@@ -31,18 +32,6 @@ impl ApiError {
     /// Keeps the error of the client as the source.
     pub fn new(code: Option<u16>, message: impl Into<String>, source: impl Into<Box<dyn StdError + Send + Sync>>) -> Self {
         Self { code, message: message.into(), source: source.into() }
-    }
-}
-
-impl fmt::Display for ApiError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.source.fmt(f)
-    }
-}
-
-impl StdError for ApiError {
-    fn source(&self) -> Option<&(dyn StdError + 'static)> {
-        self.source.source()
     }
 }
 
