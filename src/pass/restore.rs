@@ -14,7 +14,7 @@ use super::{
     logging,
     memory::Memory,
     report, restart,
-    saved::{self, append},
+    saved::append,
     world::World,
 };
 use crate::{
@@ -149,20 +149,17 @@ struct Left {
 impl Left {
     /// Returns the note of the Event; `None` if there was no unit.
     fn note(&self) -> Option<String> {
-        let mut parts = Vec::new();
-        if self.seen > 0 {
-            parts.push(with_noun(self.seen, "node has its original settings back", "nodes have their original settings back"));
-        }
-        if self.gone > 0 {
-            parts.push(with_noun(self.gone, "node no longer exists", "nodes no longer exist"));
-        }
-        if self.handed_over > 0 {
-            let (was, were) = (
+        let parts = [
+            (self.seen, "node has its original settings back", "nodes have their original settings back"),
+            (self.gone, "node no longer exists", "nodes no longer exist"),
+            (
+                self.handed_over,
                 "node was handed over to an older policy, which keeps its original settings",
                 "nodes were handed over to an older policy, which keeps their original settings",
-            );
-            parts.push(with_noun(self.handed_over, was, were));
-        }
+            ),
+        ];
+        let parts: Vec<_> =
+            parts.into_iter().filter(|(count, ..)| *count > 0).map(|(count, one, more)| with_noun(count, one, more)).collect();
         (!parts.is_empty()).then(|| parts.join("; "))
     }
 }
@@ -182,7 +179,10 @@ async fn finish(world: &dyn World, policy: &PolicyHandle, memory: &mut Memory, l
         world.publish(policy, &Notice { reason: EventReason::Restored, note }, "restore").await?;
     }
     if restored && let Some(log) = memory.originals.take() {
-        saved::clear(world, log).await?;
+        // The newest record is deleted last: if this stops half-way, the record that counts remains.
+        for revision in log.records.into_keys() {
+            world.delete_original(revision).await?;
+        }
     }
     // Settings that could not be restored stay saved: a policy of the same name restores them later.
     let finalizers: Vec<_> = policy.object.finalizers().iter().filter(|f| *f != FINALIZER).cloned().collect();

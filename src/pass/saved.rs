@@ -3,16 +3,14 @@
 use std::collections::BTreeMap;
 
 use super::{Error, PolicyHandle, memory::Memory, world::World};
-use crate::decide::originals::{Log, Saved, split};
+use crate::decide::originals::{Saved, split};
+
+/// By unit: the original settings from now on; `None` if they were restored.
+pub type Change = BTreeMap<String, Option<Saved>>;
 
 /// Appends to the log, and deletes superseded records. After a failure the log is read again, because another writer may have
 /// changed it.
-pub async fn append(
-    world: &dyn World,
-    policy: &PolicyHandle,
-    memory: &mut Memory,
-    change: BTreeMap<String, Option<Saved>>,
-) -> Result<(), Error> {
+pub async fn append(world: &dyn World, policy: &PolicyHandle, memory: &mut Memory, change: Change) -> Result<(), Error> {
     if change.is_empty() {
         return Ok(());
     }
@@ -28,13 +26,5 @@ pub async fn append(
     }
     world.registry().saved(&policy.claimant, &log);
     memory.originals = Some(log);
-    Ok(())
-}
-
-/// Deletes the log, the newest record last: if this stops half-way, the record that counts remains.
-pub async fn clear(world: &dyn World, log: Log) -> Result<(), Error> {
-    for revision in log.records.into_keys() {
-        world.delete_original(revision).await?;
-    }
     Ok(())
 }
