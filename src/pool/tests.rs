@@ -36,7 +36,7 @@ impl Server {
     async fn start(script: Vec<Act>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
         let address = format!("http://{}", listener.local_addr().expect("an address"));
-        let (connections, requests) = (Arc::new(Mutex::default()), Arc::new(AtomicUsize::new(0)));
+        let (connections, requests) = (Arc::<Mutex<Vec<u16>>>::default(), Arc::new(AtomicUsize::new(0)));
         let (opened, asked, script) = (connections.clone(), requests.clone(), Arc::new(script));
         let task = tokio::spawn(async move {
             let mut served = JoinSet::new();
@@ -408,7 +408,7 @@ async fn limits_change_while_requests_are_under_way_and_none_is_lost() {
     assert!(pool.tally().peak <= 6, "{:?}", pool.tally());
     assert_eq!((pool.tally().active, pool.tally().waiting, server.counts().1), (0, 0, 20));
     pool.configure(Settings { max_free_sockets: 1, ..at_most(6) });
-    assert_eq!((pool.idle(), sockets(&server)), (1, 1), "and what is too much is closed at once");
+    assert_eq!((pool.idle(), sockets(&server).len()), (1, 1), "and what is too much is closed at once");
 }
 
 #[tokio::test]
@@ -419,7 +419,7 @@ async fn an_idle_connection_makes_room_for_one_to_another_place() {
         pool.send(None, server.ask(Method::GET)).await.expect("an answer");
     }
     assert_eq!((pool.tally().peak, pool.tally().idle, pool.closed()), (2, 2, vec![("full", 4)]));
-    assert_eq!(servers.iter().map(sockets).collect::<Vec<_>>(), [0, 1, 1], "the oldest went");
+    assert_eq!(servers.iter().map(|server| sockets(server).len()).collect::<Vec<_>>(), [0, 1, 1], "the oldest went");
 }
 
 #[tokio::test]
@@ -452,7 +452,7 @@ async fn a_forgotten_provider_leaves_nothing_behind() {
     pool.0.forget("test");
     assert!(pool.0.statistics().is_empty());
     pool.send(None, server.ask(Method::GET)).await.expect("a late question is still answered");
-    assert_eq!(sockets(&server), 0);
+    assert_eq!(sockets(&server), Vec::<String>::new());
 }
 
 #[tokio::test]
@@ -473,7 +473,7 @@ async fn a_sweep_closes_what_nobody_will_use() {
         pool.idle() == 0
     })
     .await;
-    assert_eq!((pool.closed(), sockets(&server)), (vec![("expired", 1), ("peer", 1)], 0));
+    assert_eq!((pool.closed(), sockets(&server).len()), (vec![("expired", 1), ("peer", 1)], 0));
 }
 
 #[tokio::test]
