@@ -101,7 +101,7 @@ impl Context {
             "evaluated a round of samples"
         );
         let evaluation = metrics::Evaluation { is_fresh: point.is_fresh, pressure: point.pressure, openness: point.openness };
-        self.metrics.looked(policy.namespace.as_deref().unwrap_or_default(), &policy.name, evaluation);
+        self.metrics.policies.evaluated(policy.namespace.as_deref().unwrap_or_default(), &policy.name, evaluation);
         self.live.sampled(policy, point);
         // While the target cannot be found, a pass could not act. The next attempt evaluates the samples.
         let backing_off = memory.failing.get("").is_some_and(|failing| failing.due > super::moment());

@@ -172,7 +172,7 @@ impl Context {
         self.pods.subscribe(policy, None);
         self.pool.forget(&path(policy));
         self.live.forget(policy);
-        self.metrics.forget(policy.namespace.as_deref().unwrap_or_default(), &policy.name);
+        self.metrics.policies.forget(policy.namespace.as_deref().unwrap_or_default(), &policy.name);
     }
 
     /// Returns the policies of all namespaces, or of each of the configured ones.

@@ -194,9 +194,9 @@ impl World for Shell {
         let (namespace, name) = (&*self.namespace, &*self.policy.name);
         match news {
             News::Reconciled => self.ctx.metrics.reconciled(),
-            News::Status(status) => self.ctx.metrics.reported(namespace, name, status),
+            News::Status(status) => self.ctx.metrics.policies.reported(namespace, name, status),
             News::StatusRefused => self.ctx.metrics.status_refused(),
-            News::Decided(decision) => self.ctx.metrics.decided(namespace, name, decision),
+            News::Decided(decision) => self.ctx.metrics.policies.decided(namespace, name, decision),
             News::Wrote(accepted) => self.ctx.metrics.wrote(accepted),
             News::Nodes(truths, now) => {
                 let samples = self.running().sampler.as_ref().map(Sampler::samples);

@@ -4,9 +4,10 @@ use std::collections::HashMap;
 
 use prometheus::{
     core::{Collector, Desc},
-    proto::{Counter, Gauge, LabelPair, Metric, MetricFamily, MetricType},
+    proto::{MetricFamily, MetricType},
 };
 
+use super::family::family;
 use crate::pool::{Closed, Pool, Tally};
 
 /// Reads the pool's counters at each scrape. A removed provider has no series.
@@ -100,40 +101,14 @@ impl Collector for Connections {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let all = self.pool.statistics();
-        let label = |name: &str, value: &str| {
-            let mut label = LabelPair::default();
-            label.set_name(name.to_owned());
-            label.set_value(value.to_owned());
-            label
+        let of = |Said { name, grows, apart, help, values }: Said| {
+            let series = all.iter().flat_map(|one| {
+                let labels = [("protocol", one.protocol.name()), ("provider", &*one.provider)];
+                values(&one.tally).into_iter().map(move |(which, value)| (labels.into_iter().chain(apart.zip(which)), value))
+            });
+            family(name, help, if grows { MetricType::COUNTER } else { MetricType::GAUGE }, series)
         };
-        let family = |Said { name, grows, apart, help, values }: Said| {
-            let mut metrics = Vec::new();
-            for one in &all {
-                for (which, value) in values(&one.tally) {
-                    let mut labels = vec![label("protocol", one.protocol.name()), label("provider", &one.provider)];
-                    labels.extend(apart.zip(which).map(|(name, value)| label(name, value)));
-                    let mut metric = Metric::default();
-                    metric.set_label(labels);
-                    if grows {
-                        let mut counter = Counter::default();
-                        counter.set_value(value);
-                        metric.set_counter(counter);
-                    } else {
-                        let mut gauge = Gauge::default();
-                        gauge.set_value(value);
-                        metric.set_gauge(gauge);
-                    }
-                    metrics.push(metric);
-                }
-            }
-            let mut family = MetricFamily::default();
-            family.set_name(name.to_owned());
-            family.set_help(help.to_owned());
-            family.set_field_type(if grows { MetricType::COUNTER } else { MetricType::GAUGE });
-            family.set_metric(metrics);
-            family
-        };
-        SAID.into_iter().map(family).filter(|family| !family.get_metric().is_empty()).collect()
+        SAID.into_iter().map(of).filter(|family| !family.get_metric().is_empty()).collect()
     }
 }
 

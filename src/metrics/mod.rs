@@ -4,28 +4,19 @@
 //! metrics are scraped.
 
 mod connections;
+mod family;
+mod policies;
 
-use std::{
-    collections::{BTreeMap, HashMap},
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::Duration;
 
 use connections::Connections;
+pub use policies::Policies;
 use prometheus::{
-    GaugeVec, HistogramOpts, HistogramTimer, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-    TextEncoder, core::Collector,
-};
-use strum::VariantNames as _;
-
-use crate::{
-    api::IdleConnectionPolicyStatus,
-    decide::adaptive::step::{Decision, Reason},
-    pool::Pool,
+    GaugeVec, HistogramOpts, HistogramTimer, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
+    core::Collector,
 };
 
-/// The reason of each condition, by the condition's type.
-type Reasons = BTreeMap<String, String>;
+use crate::pool::Pool;
 
 /// A part of a pass, in the order of execution.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::AsRefStr)]
@@ -48,9 +39,6 @@ pub enum Step {
 /// given up after seconds, a pass over `AIStore` after a minute.
 const BUCKETS: [f64; 8] = [0.000_1, 0.001, 0.005, 0.025, 0.1, 0.5, 5.0, 30.0];
 
-/// Namespace and name of a policy.
-type Name = (String, String);
-
 /// One evaluation of a policy's task count.
 #[derive(Clone, Copy, Debug)]
 pub struct Evaluation {
@@ -72,15 +60,8 @@ pub struct Metrics {
     statuses: IntCounter,
     statuses_refused: IntCounter,
     panics: IntCounter,
-    decisions: IntCounterVec,
-    pressure: GaugeVec,
-    age: GaugeVec,
-    /// For each evaluated policy: when its tasks were last counted, or when it was first evaluated.
-    counted: Arc<Mutex<HashMap<Name, Instant>>>,
-    openness: IntGaugeVec,
-    conditions: IntGaugeVec,
-    /// The current reason of each condition's series, by policy.
-    reasons: Arc<Mutex<HashMap<Name, Reasons>>>,
+    /// The metrics of each policy.
+    pub policies: Policies,
     leader: IntGauge,
     lease: GaugeVec,
 }
@@ -95,7 +76,6 @@ impl Metrics {
         let counter = |name, help| registered(&registry, IntCounter::new(name, help));
         let counters = |name, help, labels: &[&str]| registered(&registry, IntCounterVec::new(Opts::new(name, help), labels));
         let gauges = |name, help, labels: &[&str]| registered(&registry, GaugeVec::new(Opts::new(name, help), labels));
-        let integers = |name, help, labels: &[&str]| registered(&registry, IntGaugeVec::new(Opts::new(name, help), labels));
         let durations = HistogramOpts::new(
             "idleconn_reconcile_step_seconds",
             "Duration of each step of a reconcile: discover, gather, decide, apply, report; a slow gather or apply means a slow node, a slow report a slow API server",
@@ -121,33 +101,7 @@ impl Metrics {
                 "idleconn_panics_total",
                 "Caught panics, each of which ended one policy's reconcile; any value above 0 means a bug in the operator",
             )?,
-            decisions: counters(
-                "idleconn_decisions_total",
-                "Changes of the limits by adaptive control, by direction and reason; compare with maxChangesPerDay",
-                &["namespace", "policy", "direction", "reason"],
-            )?,
-            pressure: gauges(
-                "idleconn_utilization_ratio",
-                "Utilization (tasks / threshold) of the node at signal.percentile; absent while the tasks cannot be counted",
-                &["namespace", "policy"],
-            )?,
-            age: gauges(
-                "idleconn_signal_age_seconds",
-                "Seconds since enough nodes last reported their task count; above a few signal intervals nothing is tightened, above a minute check the condition MetricsAvailable",
-                &["namespace", "policy"],
-            )?,
-            counted: Arc::default(),
-            openness: integers(
-                "idleconn_openness_percent",
-                "Openness of the limits with a floor: 100 is as declared, 0 is at the floor",
-                &["namespace", "policy"],
-            )?,
-            conditions: integers(
-                "idleconn_condition",
-                "Conditions of a policy: 1 True, 0 False, -1 Unknown; one series for each condition, with its reason. Alert on Ready == 0 and on TighteningLimited == 1",
-                &["namespace", "policy", "type", "reason"],
-            )?,
-            reasons: Arc::default(),
+            policies: registered(&registry, Policies::new())?,
             leader: registered(
                 &registry,
                 IntGauge::new("idleconn_leader", "1 on the leader, 0 on standby replicas; alert when the sum is not 1"),
@@ -196,84 +150,12 @@ impl Metrics {
         self.statuses.inc();
     }
 
-    /// Records an evaluation of a policy.
-    pub fn looked(&self, namespace: &str, policy: &str, evaluation: Evaluation) {
-        let labels = [namespace, policy];
-        let mut counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = counted.entry((namespace.to_owned(), policy.to_owned())).or_insert_with(Instant::now);
-        if evaluation.is_fresh {
-            *last = Instant::now();
-        }
-        match evaluation.pressure {
-            Some(pressure) => self.pressure.with_label_values(&labels).set(pressure),
-            // An unknown value has no series.
-            None => drop(self.pressure.remove_label_values(&labels)),
-        }
-        drop(counted);
-        self.openness.with_label_values(&labels).set(evaluation.openness.into());
-    }
-
-    /// Counts a step of adaptive control.
-    pub fn decided(&self, namespace: &str, policy: &str, decision: &Decision) {
-        let direction = if decision.to < decision.from { "tighten" } else { "relax" };
-        self.decisions.with_label_values(&[namespace, policy, direction, decision.reason.into()]).inc();
-    }
-
     /// Registers the counters of the pool, which are read at each scrape.
     ///
     /// # Errors
     /// Returns an error if the pool is already registered.
     pub fn connections(&self, pool: &Pool) -> prometheus::Result<()> {
         self.registry.register(Box::new(Connections::new(pool.clone())?))
-    }
-
-    /// Records the conditions of a policy's status.
-    pub fn reported(&self, namespace: &str, policy: &str, status: &IdleConnectionPolicyStatus) {
-        let now = status.conditions.iter().map(|c| (c.type_.clone(), c.reason.clone())).collect();
-        self.keep(namespace, policy, now);
-        for condition in &status.conditions {
-            let value = match condition.status.as_str() {
-                "True" => 1,
-                "False" => 0,
-                _ => -1,
-            };
-            self.conditions.with_label_values(&[namespace, policy, &condition.type_, &condition.reason]).set(value);
-        }
-        if status.openness_percent.is_none() {
-            self.unlooked(namespace, policy);
-        }
-    }
-
-    /// Removes the series of a deleted policy.
-    pub fn forget(&self, namespace: &str, policy: &str) {
-        self.unlooked(namespace, policy);
-        for direction in ["tighten", "relax"] {
-            for reason in Reason::VARIANTS {
-                let _ = self.decisions.remove_label_values(&[namespace, policy, direction, reason]);
-            }
-        }
-        self.keep(namespace, policy, Reasons::new());
-    }
-
-    fn unlooked(&self, namespace: &str, policy: &str) {
-        let labels = [namespace, policy];
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner).remove(&(namespace.to_owned(), policy.to_owned()));
-        for gone in [&self.pressure, &self.age] {
-            let _ = gone.remove_label_values(&labels);
-        }
-        let _ = self.openness.remove_label_values(&labels);
-    }
-
-    /// Removes the series of conditions that disappeared or changed their reason.
-    fn keep(&self, namespace: &str, policy: &str, now: Reasons) {
-        let mut reasons = self.reasons.lock().unwrap_or_else(PoisonError::into_inner);
-        let before = reasons.remove(&(namespace.to_owned(), policy.to_owned())).unwrap_or_default();
-        for (type_, reason) in before.iter().filter(|(type_, reason)| now.get(*type_) != Some(reason)) {
-            let _ = self.conditions.remove_label_values(&[namespace, policy, type_, reason]);
-        }
-        if !now.is_empty() {
-            reasons.insert((namespace.to_owned(), policy.to_owned()), now);
-        }
     }
 
     /// Records the remaining time of the term: zero without leadership, `None` without election.
@@ -290,12 +172,6 @@ impl Metrics {
     /// # Errors
     /// Returns an error if a metric is malformed, which the registry excludes.
     pub fn text(&self) -> prometheus::Result<String> {
-        {
-            let counted = self.counted.lock().unwrap_or_else(PoisonError::into_inner);
-            for ((namespace, policy), last) in &*counted {
-                self.age.with_label_values(&[namespace, policy]).set(last.elapsed().as_secs_f64());
-            }
-        }
         TextEncoder::new().encode_to_string(&self.registry.gather())
     }
 }
@@ -336,7 +212,8 @@ mod tests {
             r#"idleconn_utilization_ratio{namespace="shop",policy="gw"} "#,
         );
         assert_eq!((shown(age), shown(pressure)), (None, None), "no look yet");
-        let look = |is_fresh, pressure| metrics.looked("shop", "gw", Evaluation { is_fresh, pressure, openness: 100 });
+        let look =
+            |is_fresh, pressure| metrics.policies.evaluated("shop", "gw", Evaluation { is_fresh, pressure, openness: 100 });
         look(false, None);
         let first = shown(age).expect("it is looked for");
         assert!(shown(age).is_some_and(|later| later > first) && shown(pressure).is_none());
@@ -344,15 +221,35 @@ mod tests {
         look(true, Some(0.5));
         assert!(shown(age).is_some_and(|age| age <= begun.elapsed().as_secs_f64()));
         assert_eq!(shown(pressure), Some(0.5));
-        metrics.forget("shop", "gw");
+        metrics.policies.forget("shop", "gw");
         assert_eq!((shown(age), shown(pressure)), (None, None));
+    }
+
+    #[test]
+    fn policies_whose_names_are_alike_when_put_together_have_series_each() {
+        let metrics = super::Metrics::new().expect("metrics");
+        let openness = || {
+            let text = metrics.text().expect("text");
+            text.lines().filter(|line| line.starts_with("idleconn_openness_percent{")).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let look = |namespace, policy, openness| {
+            metrics.policies.evaluated(namespace, policy, Evaluation { is_fresh: true, pressure: Some(0.5), openness });
+        };
+        look("shop", "gw", 100);
+        look("shopg", "w", 40);
+        let series = |namespace: &str, policy: &str, value: u8| {
+            format!(r#"idleconn_openness_percent{{namespace="{namespace}",policy="{policy}"}} {value}"#)
+        };
+        assert_eq!(openness(), [series("shop", "gw", 100), series("shopg", "w", 40)]);
+        metrics.policies.forget("shopg", "w");
+        assert_eq!(openness(), [series("shop", "gw", 100)]);
     }
 
     #[test]
     fn a_decision_is_counted_with_its_reason_until_its_policy_is_gone() {
         let metrics = super::Metrics::new().expect("metrics");
         for (to, reason) in [(80, Reason::High { pressure: Some(1.2), lasted: 60_000 }), (100, Reason::Ineffective)] {
-            metrics.decided("shop", "gw", &Decision { from: 90, to, reason, pressure: 1.0 });
+            metrics.policies.decided("shop", "gw", &Decision { from: 90, to, reason, pressure: 1.0 });
         }
         let text = metrics.text().expect("text");
         for (direction, reason) in [("tighten", "HighTaskCount"), ("relax", "Ineffective")] {
@@ -361,7 +258,7 @@ mod tests {
             );
             assert!(text.contains(&series), "{text}");
         }
-        metrics.forget("shop", "gw");
+        metrics.policies.forget("shop", "gw");
         assert!(!metrics.text().expect("text").contains("shop"));
     }
 
@@ -390,12 +287,12 @@ mod tests {
             [("False", "Drifted", 0), ("False", "Contended", 0), ("True", "Programmed", 1), ("Unknown", "Pending", -1)]
         {
             let condition = json!({"type": "Programmed", "status": status, "reason": reason, "message": "", "lastTransitionTime": "2026-11-21T20:00:00Z"});
-            metrics.reported("shop", "gw", &from_value(json!({"conditions": [condition]})).expect("a status"));
+            metrics.policies.reported("shop", "gw", &from_value(json!({"conditions": [condition]})).expect("a status"));
             let expected =
                 format!(r#"idleconn_condition{{namespace="shop",policy="gw",reason="{reason}",type="Programmed"}} {value}"#);
             assert_eq!(series(&metrics), [expected]);
         }
-        metrics.forget("shop", "gw");
+        metrics.policies.forget("shop", "gw");
         assert!(series(&metrics).is_empty());
     }
 }
