@@ -35,7 +35,7 @@ const PAGES: [(&str, usize, f64); 2] = [("/large", 227_000, 0.19), ("/small", 12
 /// Nodes of one group.
 const GROUP: u32 = 32;
 /// In KiB.
-const MOST_MEMORY: u64 = 60 * 1024;
+const MAX_MEMORY: u64 = 60 * 1024;
 
 fn address(node: u32) -> SocketAddrV4 {
     let [_, a, b, c] = (node / 250 * 256 + node % 250 + 1).to_be_bytes();
@@ -245,7 +245,7 @@ fn main() {
     for (path, bytes, most) in PAGES {
         println!("{NODES} nodes, pages of {} KB, every {INTERVAL:?}:", bytes / 1000);
         figures.push((path, bytes, most, runtime.block_on(sampled(path))));
-        if memory().1 > MOST_MEMORY {
+        if memory().1 > MAX_MEMORY {
             missed.push("memory");
         }
     }

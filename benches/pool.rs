@@ -23,7 +23,7 @@ use std::{
 use http_body_util::Full;
 use hyper::{body::Bytes, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
-use idleconn_operator::pool::{Pool, Request, Settings};
+use idleconn_operator::pool::{Pool, PoolSettings, Request};
 use slow_link::SlowLink;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -42,13 +42,13 @@ use tokio_rustls::{
 /// Requests through the slow link.
 const REQUESTS: usize = 1_000;
 /// Concurrent requests through the slow link.
-const AT_ONCE: usize = 8;
+const CONCURRENCY: usize = 8;
 /// Latency one way. It does not delay the TCP handshake, so a new connection looks cheaper than it is.
 const LATENCY: Duration = Duration::from_millis(20);
 /// Requests on loopback for each client and round.
 const LOOPBACK: usize = 40_000;
 /// Concurrent requests on loopback.
-const LOOPBACK_AT_ONCE: usize = 32;
+const LOOPBACK_CONCURRENCY: usize = 32;
 /// Rounds on loopback; the median counts.
 const ROUNDS: usize = 5;
 const LONG: Duration = Duration::from_secs(30);
@@ -136,7 +136,7 @@ where
 }
 
 /// Sends this many requests with this concurrency through the pool.
-async fn pooled(settings: Settings, address: &str, ca: Option<&[u8]>, requests: usize, at_once: usize) -> (Duration, f64) {
+async fn pooled(settings: PoolSettings, address: &str, ca: Option<&[u8]>, requests: usize, at_once: usize) -> (Duration, f64) {
     let pool = Pool::new(settings);
     let provider = pool.provider("bench");
     let (address, ca): (Arc<str>, Option<Arc<[u8]>>) = (address.into(), ca.map(Into::into));
@@ -180,10 +180,11 @@ async fn main() -> ExitCode {
     let link = SlowLink::start("127.0.0.1:0".parse().unwrap(), server, LATENCY).await;
     let address = format!("https://{}", link.address);
     let pem = Some(ca.as_bytes());
-    println!("{REQUESTS} requests over TLS, {AT_ONCE} at a time, {} ms each way", LATENCY.as_millis());
-    let (without, _) = pooled(Settings { keep_alive: false, ..Settings::default() }, &address, pem, REQUESTS, AT_ONCE).await;
+    println!("{REQUESTS} requests over TLS, {CONCURRENCY} at a time, {} ms each way", LATENCY.as_millis());
+    let (without, _) =
+        pooled(PoolSettings { keep_alive: false, ..PoolSettings::default() }, &address, pem, REQUESTS, CONCURRENCY).await;
     let (every, _) = seen.take();
-    let (with, reuse) = pooled(Settings::default(), &address, pem, REQUESTS, AT_ONCE).await;
+    let (with, reuse) = pooled(PoolSettings::default(), &address, pem, REQUESTS, CONCURRENCY).await;
     let (few, _) = seen.take();
     #[allow(clippy::cast_precision_loss)] // Thousands.
     let spared = (1.0 - few as f64 / every as f64) * 100.0;
@@ -197,13 +198,13 @@ async fn main() -> ExitCode {
     }
     let trusted = reqwest::Certificate::from_pem(ca.as_bytes()).unwrap();
     let client = reqwest::Client::builder().tls_backend_rustls().tls_certs_only([trusted]).build().unwrap();
-    let took = plain(&client, &address, REQUESTS, AT_ONCE).await;
+    let took = plain(&client, &address, REQUESTS, CONCURRENCY).await;
     println!("  reqwest: {took:.1?}, {} handshakes", seen.take().0);
     let path = std::env::temp_dir().join(format!("idleconn-bench-{}.pem", std::process::id()));
     std::fs::write(&path, &ca).unwrap();
     let node = Command::new("node")
         .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/agentkeepalive/main.mjs"))
-        .args([&address, &REQUESTS.to_string(), &AT_ONCE.to_string()])
+        .args([&address, &REQUESTS.to_string(), &CONCURRENCY.to_string()])
         .env("NODE_EXTRA_CA_CERTS", &path)
         .output();
     std::fs::remove_file(path).unwrap();
@@ -222,12 +223,12 @@ async fn main() -> ExitCode {
     #[allow(clippy::cast_precision_loss)] // Thousands.
     let rate = |took: Duration| LOOPBACK as f64 / took.as_secs_f64();
     for _ in 0..ROUNDS {
-        theirs.push(rate(plain(&client, &address, LOOPBACK, LOOPBACK_AT_ONCE).await));
-        ours.push(rate(pooled(Settings::default(), &address, None, LOOPBACK, LOOPBACK_AT_ONCE).await.0));
+        theirs.push(rate(plain(&client, &address, LOOPBACK, LOOPBACK_CONCURRENCY).await));
+        ours.push(rate(pooled(PoolSettings::default(), &address, None, LOOPBACK, LOOPBACK_CONCURRENCY).await.0));
     }
     let (ours, theirs) = (median(ours), median(theirs));
     println!(
-        "loopback, {LOOPBACK_AT_ONCE} at a time: {ours:.0} requests a second, reqwest {theirs:.0}: {:.0}% of it",
+        "loopback, {LOOPBACK_CONCURRENCY} at a time: {ours:.0} requests a second, reqwest {theirs:.0}: {:.0}% of it",
         ours / theirs * 100.0
     );
     if ours < theirs * 0.9 {

@@ -4,7 +4,7 @@ use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{api::GoDuration, controller::Settings, leader::Terms, targets::AllowList};
+use crate::{api::GoDuration, controller::ControllerConfig, leader::LeaseConfig, targets::AllowList};
 
 /// Manages limits of idle HTTP connections.
 #[derive(Parser, Debug)]
@@ -78,9 +78,9 @@ impl Lease {
     ///
     /// # Errors
     /// Returns an error if two processes could act at the same time.
-    pub fn terms(&self) -> Result<Option<Terms>, crate::leader::Error> {
+    pub fn terms(&self) -> Result<Option<LeaseConfig>, crate::leader::Error> {
         let terms = || {
-            Terms {
+            LeaseConfig {
                 namespace: self.lease_namespace.clone(),
                 name: self.lease_name.clone(),
                 // A restarted process under the same pod name has another identity.
@@ -158,8 +158,8 @@ pub enum LogFormat {
 impl Cluster {
     /// The controller's settings.
     #[must_use]
-    pub fn settings(&self, resync: Duration, dry_run: bool) -> Settings {
-        Settings {
+    pub fn settings(&self, resync: Duration, dry_run: bool) -> ControllerConfig {
+        ControllerConfig {
             namespaces: self.namespaces.iter().map(|n| n.trim().to_owned()).filter(|n| !n.is_empty()).collect(),
             allow_endpoints: self.allow_endpoints.clone(),
             resync,

@@ -28,7 +28,7 @@ use tokio::sync::watch;
 
 use crate::{
     clock,
-    decide::lease::{Move, Seen, next_move},
+    decide::lease::{LeaseObservation, Move, next_move},
 };
 
 /// Why this process may not act any longer, or may not campaign.
@@ -52,7 +52,7 @@ pub enum Error {
 
 /// Identity and times of the election.
 #[derive(Clone, Debug)]
-pub struct Terms {
+pub struct LeaseConfig {
     /// The Lease's namespace; if empty, the client's default namespace.
     pub namespace: String,
     /// The Lease's name.
@@ -67,7 +67,7 @@ pub struct Terms {
     pub retry_period: Duration,
 }
 
-impl Terms {
+impl LeaseConfig {
     /// # Errors
     /// Returns an error if two processes could act at the same time.
     pub fn checked(self) -> Result<Self, Error> {
@@ -159,7 +159,7 @@ fn since_start(at: Instant) -> u64 {
 /// A candidate.
 pub struct Election {
     api: Api<Lease>,
-    terms: Terms,
+    terms: LeaseConfig,
     leadership: Leadership,
     /// The last seen Lease, and when it was first seen in this state.
     seen: Option<(Lease, Instant)>,
@@ -170,7 +170,7 @@ pub struct Election {
 impl Election {
     /// A candidate that has not sent a request yet.
     #[must_use]
-    pub fn new(client: Client, terms: Terms) -> Self {
+    pub fn new(client: Client, terms: LeaseConfig) -> Self {
         let namespace = if terms.namespace.is_empty() { client.default_namespace() } else { &terms.namespace }.to_owned();
         Self { api: Api::namespaced(client, &namespace), terms, leadership: Leadership::none(), seen: None, renewed: None }
     }
@@ -185,11 +185,11 @@ impl Election {
     ///
     /// # Errors
     /// [`Error::Refused`].
-    pub async fn seize(&mut self) -> Result<(), Error> {
-        let refused = |terms: &Terms, error: &dyn std::fmt::Display| Error::Refused(terms.name.clone(), error.to_string());
+    pub async fn take_over(&mut self) -> Result<(), Error> {
+        let refused = |terms: &LeaseConfig, error: &dyn std::fmt::Display| Error::Refused(terms.name.clone(), error.to_string());
         let begun = Instant::now();
         let before = loop {
-            let Ok(taken) = tokio::time::timeout(self.terms.renew_deadline, self.usurp()).await else {
+            let Ok(taken) = tokio::time::timeout(self.terms.renew_deadline, self.force_acquire()).await else {
                 return Err(refused(&self.terms, &"the API server does not answer"));
             };
             match taken {
@@ -212,7 +212,7 @@ impl Election {
     }
 
     /// Writes this process's identity over any holder. Returns the previous holder.
-    async fn usurp(&mut self) -> kube::Result<Option<String>> {
+    async fn force_acquire(&mut self) -> kube::Result<Option<String>> {
         let began = Instant::now();
         let (before, lease) = match self.api.get_opt(&self.terms.name).await? {
             Some(lease) => {
@@ -300,7 +300,7 @@ impl Election {
         let known = self.seen.take().filter(|(known, _)| known.resource_version() == lease.resource_version());
         let (lease, since) = known.unwrap_or_else(|| (lease, Instant::now()));
         let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds);
-        let seen = Seen {
+        let seen = LeaseObservation {
             holder: holder(&lease),
             valid_for: seconds.and_then(|s| u64::try_from(s).ok()).map_or(self.terms.duration, Duration::from_secs),
             unchanged_for: since.elapsed(),

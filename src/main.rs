@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 const AFTER_RELEASE: Duration = Duration::from_secs(300);
 
 /// Timeout for the readiness of a running operator.
-const PATIENCE: Duration = Duration::from_secs(10);
+const READINESS_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Why the process ends with exit code 1. Each text is one line and says what to do.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +86,8 @@ async fn check(options: Check) -> Result<(), Error> {
     }
     println!("{served}");
     let Some(address) = options.operator else { return Ok(()) };
-    let answer = pool.provider("operator").send(None, Request::get(address.trim_end_matches('/'), "/readyz", PATIENCE)).await;
+    let answer =
+        pool.provider("operator").send(None, Request::get(address.trim_end_matches('/'), "/readyz", READINESS_TIMEOUT)).await;
     match answer {
         Ok(answer) if answer.status == 200 => {
             println!("the operator at {address} is ready");
@@ -106,7 +107,7 @@ async fn release(options: Release) -> Result<(), Error> {
     let settings = options.cluster.settings(Duration::from_secs(30), false);
     let mut election = election(&options.lease, &options.cluster, &pool).await?;
     if let Some(election) = &mut election {
-        election.seize().await?;
+        election.take_over().await?;
     }
     let operator = Operator::new(&client, &pool, settings, Metrics::new()?, leadership(election.as_ref()));
     let released = tokio::select! {

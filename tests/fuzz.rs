@@ -12,10 +12,10 @@ use std::{
 };
 
 use idleconn_operator::{
-    api::{GoDuration, IdleConnectionPolicyStatus, Knob, Settings, StoredPolicy, adaptive_state::AdaptiveState},
+    api::{GoDuration, IdleConnectionPolicyStatus, Limit, LimitValues, StoredPolicy, adaptive_state::AdaptiveState},
     cli::lint::Linter,
     decide::{
-        Change, To,
+        Change, NewValue,
         originals::{Log, Record},
     },
     signals::page::{Framing, Probe, Threshold},
@@ -271,9 +271,10 @@ fn aistore(input: &[u8]) {
     }
     if let Ok(config) = serde_json::from_slice::<wire::Config>(input) {
         let _ = config.periodic.slack();
-        for (knob, key) in [(Knob::IntraClusterIdleConnTimeout, "idle_conn_time"), (Knob::IntraClusterMaxIdleConns, "idle_conns")]
+        for (limit, key) in
+            [(Limit::IntraClusterIdleConnTimeout, "idle_conn_time"), (Limit::IntraClusterMaxIdleConns, "idle_conns")]
         {
-            let _ = config.net.http.get(key).and_then(|raw| wire::value(knob, &raw));
+            let _ = config.net.http.get(key).and_then(|raw| wire::value(limit, &raw));
         }
         let _ = wire::local_time(&config.lastupdate_time, Some("Sat, 21 Nov 2026 20:00:00 GMT"), jiff::Timestamp::UNIX_EPOCH);
     }
@@ -291,7 +292,7 @@ fn caddy(input: &[u8]) {
     let Ok(seen) = config::see(text) else { return };
     let _ = config::stored(&seen.sites);
     let changes: Vec<_> =
-        seen.sites.into_keys().map(|site| Change { site, to: To::Raw(Some(serde_json::json!("7s"))) }).collect();
+        seen.sites.into_keys().map(|site| Change { site, to: NewValue::Raw(Some(serde_json::json!("7s"))) }).collect();
     if let Ok(written) = config::apply(text, &changes) {
         serde_json::from_str::<IgnoredAny>(&written).expect("what is written is JSON");
         config::see(&written).expect("and can be read again");
@@ -321,7 +322,7 @@ fn control(input: &[u8]) {
 }
 
 fn traces(input: &[u8]) {
-    if let Ok(trace) = Trace::read(input, 100.0, &Settings::new()) {
+    if let Ok(trace) = Trace::read(input, 100.0, &LimitValues::new()) {
         let _ = (trace.seconds(), trace.has_shares());
     }
 }

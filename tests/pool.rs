@@ -12,7 +12,7 @@ use std::{
 };
 
 use futures::{StreamExt as _, stream};
-use idleconn_operator::pool::{Pool, Request, Settings, Tally};
+use idleconn_operator::pool::{Pool, PoolSettings, Request, Tally};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
     net::{TcpListener, TcpStream},
@@ -28,10 +28,10 @@ const WARM: usize = 20;
 const KEPT: usize = 3 * 1024;
 const MAX_SOCKETS: u32 = 2;
 /// Concurrent requests to each provider: more than it has connections.
-const AT_ONCE: usize = 3;
+const CONCURRENCY: usize = 3;
 /// Concurrent requests to all providers together.
 const IN_ALL: usize = 192;
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Timeout of requests to servers that never answer.
 const SHORT: Duration = Duration::from_millis(30);
 
@@ -110,7 +110,7 @@ fn resident() -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_thousand_providers_that_fail_in_every_way_cost_no_more_after_ten_minutes_than_after_two() {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let settings = Settings { max_sockets: MAX_SOCKETS, max_free_sockets: 1, ..Settings::default() };
+    let settings = PoolSettings { max_sockets: MAX_SOCKETS, max_free_sockets: 1, ..PoolSettings::default() };
     let pool = Pool::new(settings);
     let mut servers = Vec::new();
     for habit in HABITS {
@@ -128,12 +128,12 @@ async fn a_thousand_providers_that_fail_in_every_way_cost_no_more_after_ten_minu
             async move {
                 let hangs =
                     HABITS.get(n % (HABITS.len() + 1)).is_some_and(|habit| matches!(habit, Habit::Hangs | Habit::Dawdles));
-                let patience = if hangs { SHORT } else { PATIENCE };
+                let patience = if hangs { SHORT } else { TIMEOUT };
                 let one = || provider.send(None, Request::get(&address, "/", patience));
-                futures::future::join_all((0..AT_ONCE).map(|_| one())).await
+                futures::future::join_all((0..CONCURRENCY).map(|_| one())).await
             }
         });
-        let answers: Vec<_> = asked.buffer_unordered(IN_ALL / AT_ONCE).collect().await;
+        let answers: Vec<_> = asked.buffer_unordered(IN_ALL / CONCURRENCY).collect().await;
         for answer in answers.iter().flatten() {
             if answer.is_ok() { answered += 1 } else { failed += 1 }
         }
@@ -156,11 +156,11 @@ async fn a_thousand_providers_that_fail_in_every_way_cost_no_more_after_ten_minu
         let closed: u64 = idleconn_operator::pool::Closed::ALL.into_iter().map(|why| one.tally.closed(why)).sum();
         assert_eq!(opened, closed + one.tally.idle, "{}", one.provider);
     }
-    assert_eq!(answered + failed, PROVIDERS * AT_ONCE * ROUNDS, "no request was forgotten");
+    assert_eq!(answered + failed, PROVIDERS * CONCURRENCY * ROUNDS, "no request was forgotten");
     let answers = |n: &usize| {
         HABITS.get(n % addresses.len()).is_some_and(|habit| matches!(habit, Habit::Answers | Habit::ClosesAfterwards))
     };
-    let expected = (0..PROVIDERS).filter(answers).count() * AT_ONCE * ROUNDS;
+    let expected = (0..PROVIDERS).filter(answers).count() * CONCURRENCY * ROUNDS;
     assert_eq!(
         answered, expected,
         "every answer was received, although half of the servers close connections that were to be reused"

@@ -9,14 +9,14 @@ use std::{
 
 use idleconn_operator::{
     api::{
-        IdleConnectionPolicyStatus, Knob, Settings, Value,
+        IdleConnectionPolicyStatus, Limit, LimitValues, Value,
         adaptive::{Adaptive as Spec, Behavior, Fallback, FallbackBehavior, Mode, Profile},
         conditions::Reason,
         limits::WITHIN,
         policy::DriftPolicy,
     },
     decide::{
-        self, AdaptiveInput, Declared, Input, Lives, Plan, To,
+        self, AdaptiveInput, Declared, Input, Lives, NewValue, Plan,
         adaptive::{
             config::Config,
             disturbance::Disturbance,
@@ -41,7 +41,7 @@ fn seconds(s: u64) -> Value {
 }
 
 /// Returns limits and floors that the API server would accept.
-fn limits(random: &mut fastrand::Rng) -> (Settings, Settings) {
+fn limits(random: &mut fastrand::Rng) -> (LimitValues, LimitValues) {
     let server = random.u64(6..600);
     let client = random.u64(2..server);
     let server_floor = random.u64(3..=server);
@@ -50,18 +50,18 @@ fn limits(random: &mut fastrand::Rng) -> (Settings, Settings) {
     let host = random.u32(2..=total);
     let total_floor = random.u32(1..=total);
     let host_floor = random.u32(1..=host).min(total_floor);
-    let declared = Settings::from([
-        (Knob::ServerIdleTimeout, seconds(server)),
-        (Knob::IntraClusterIdleConnTimeout, seconds(client)),
-        (Knob::BackendMaxIdleConns, Value::Count(total)),
-        (Knob::BackendMaxIdleConnsPerHost, Value::Count(host)),
-        (Knob::BackendTcpKeepAlive, seconds(60)),
+    let declared = LimitValues::from([
+        (Limit::ServerIdleTimeout, seconds(server)),
+        (Limit::IntraClusterIdleConnTimeout, seconds(client)),
+        (Limit::BackendMaxIdleConns, Value::Count(total)),
+        (Limit::BackendMaxIdleConnsPerHost, Value::Count(host)),
+        (Limit::BackendTcpKeepAlive, seconds(60)),
     ]);
-    let floor = Settings::from([
-        (Knob::ServerIdleTimeout, seconds(server_floor)),
-        (Knob::IntraClusterIdleConnTimeout, seconds(client_floor)),
-        (Knob::BackendMaxIdleConns, Value::Count(total_floor)),
-        (Knob::BackendMaxIdleConnsPerHost, Value::Count(host_floor)),
+    let floor = LimitValues::from([
+        (Limit::ServerIdleTimeout, seconds(server_floor)),
+        (Limit::IntraClusterIdleConnTimeout, seconds(client_floor)),
+        (Limit::BackendMaxIdleConns, Value::Count(total_floor)),
+        (Limit::BackendMaxIdleConnsPerHost, Value::Count(host_floor)),
     ]);
     (declared, floor)
 }
@@ -85,7 +85,7 @@ struct World {
     random: fastrand::Rng,
     seed: u64,
     declared: Declared,
-    floor: Settings,
+    floor: LimitValues,
     tuning: Tuning,
     nodes: Virtual,
     saved: BTreeMap<String, Saved>,
@@ -208,7 +208,10 @@ impl World {
         let takes = self.random.u8(0..10) != 0;
         for unit in done.units.values().filter(|_| takes) {
             for part in order::parts(&unit.changes, &self.nodes.state.clone(), &TRAITS) {
-                assert!(part.iter().all(|change| matches!(change.to, To::Value(_))), "nothing is put back while all is declared");
+                assert!(
+                    part.iter().all(|change| matches!(change.to, NewValue::Value(_))),
+                    "nothing is put back while all is declared"
+                );
                 self.nodes.write(&part);
                 self.holds();
             }
@@ -234,9 +237,9 @@ impl World {
     /// Checks the invariants after every write.
     fn holds(&self) {
         let now = self.nodes.settings();
-        for (knob, value) in &now {
-            let declared = &self.declared.settings[knob];
-            assert!(value <= declared && *value >= self.floor.get(knob).copied().unwrap_or(*declared), "{knob} is {value}");
+        for (limit, value) in &now {
+            let declared = &self.declared.settings[limit];
+            assert!(value <= declared && *value >= self.floor.get(limit).copied().unwrap_or(*declared), "{limit} is {value}");
         }
         for (part, whole) in WITHIN {
             if let (Some(part), Some(whole)) = (now.get(&part), now.get(&whole)) {
@@ -244,7 +247,7 @@ impl World {
             }
         }
         let (Value::Duration(client), Value::Duration(server)) =
-            (now[&Knob::IntraClusterIdleConnTimeout], now[&Knob::ServerIdleTimeout])
+            (now[&Limit::IntraClusterIdleConnTimeout], now[&Limit::ServerIdleTimeout])
         else {
             unreachable!()
         };

@@ -13,27 +13,28 @@ use std::{
 
 use idleconn_operator::{
     api::{
-        IdleConnectionPolicyStatus, Knob, Value,
+        IdleConnectionPolicyStatus, Limit, Value,
         adaptive::{Adaptive, Mode},
         conditions::Reason,
         flush::Reload,
     },
     decide::{
-        Capability, Cause, Declared, Drift, Fault, Lives, NodeState, Plan, Site, Stored, Traits, Unit, UnitState,
+        Capability, Cause, ConfigPath, Declared, Drift, Fault, Lives, NodeState, Plan, Stored, TargetCapabilities, Unit,
+        UnitState,
         adaptive::{
             attribution::Attribution,
             pause::{By, Pause},
-            report::{SeenLoop, tell},
-            signal::{Gap, NodeSample, Reading, Signal, read},
+            report::{SeenLoop, write_adaptive_status},
+            signal::{NoSample, NodeSample, Reading, Signal, read},
             state::{Efficacy, Episode, Lockout, Pending, State, Watched, Way},
-            step::{self, Decision, Limit, Outcome as Look, Phase, Wait},
+            step::{self, Decision, Outcome as Look, Phase, Restriction, Wait},
             step_size::Share,
             tuning::Tuning,
         },
-        conditions::{Problem, Seen, UnitResult, report},
+        conditions::{Problem, ReportInput, UnitResult, report},
         lives,
         measured::Idled,
-        restart::{Outcome, Said},
+        restart::{RestartPlan, RestartReport},
         verify::{Probe, Probes},
     },
 };
@@ -41,12 +42,14 @@ use jiff::Timestamp;
 use serde_json::json;
 use strum::IntoEnumIterator as _;
 
-const SERVER: Knob = Knob::ServerIdleTimeout;
-const TOTAL: Knob = Knob::BackendMaxIdleConns;
+const SERVER: Limit = Limit::ServerIdleTimeout;
+const TOTAL: Limit = Limit::BackendMaxIdleConns;
 
 /// The timeout of the server takes effect at once, the size of the pool after a restart.
-const TRAITS: Traits =
-    Traits { capability: |knob| if matches!(knob, TOTAL) { Capability::AfterRestart } else { Capability::Hot }, ..Traits::PLAIN };
+const TRAITS: TargetCapabilities = TargetCapabilities {
+    capability: |key| if matches!(key, TOTAL) { Capability::AfterRestart } else { Capability::Hot },
+    ..TargetCapabilities::PLAIN
+};
 
 /// Nodes with names as a Deployment gives them.
 const NODES: [&str; 3] = ["gateway-7f4c9d-abcde", "gateway-7f4c9d-fghjk", "gateway-7f4c9d-mnpqr"];
@@ -61,7 +64,7 @@ struct Scene {
     generation: i64,
     suspend: bool,
     declared: Declared,
-    traits: Traits,
+    traits: TargetCapabilities,
     problem: Option<Problem>,
     units: Vec<UnitResult>,
     plan: Plan,
@@ -70,12 +73,12 @@ struct Scene {
     previous: IdleConnectionPolicyStatus,
 }
 
-fn holding(name: &str, settings: &[(Knob, Value)]) -> UnitResult {
+fn holding(name: &str, settings: &[(Limit, Value)]) -> UnitResult {
     let unit = Unit { id: name.into(), name: name.into(), address: format!("http://{name}"), role: None };
-    let sites = settings.iter().map(|(knob, value)| {
-        (Site { knob: *knob, place: "web".into() }, Stored { value: Some(*value), raw: Some(json!(value.to_string())) })
+    let sites = settings.iter().map(|(key, value)| {
+        (ConfigPath { limit: *key, place: "web".into() }, Stored { value: Some(*value), raw: Some(json!(value.to_string())) })
     });
-    let node = NodeState::new(name, Ok(settings.iter().map(|(knob, value)| (*knob, Some(*value))).collect()));
+    let node = NodeState::new(name, Ok(settings.iter().map(|(key, value)| (*key, Some(*value))).collect()));
     let state = UnitState { sites: sites.collect(), nodes: vec![node], ..UnitState::default() };
     UnitResult { unit, state: Ok(state), write: None }
 }
@@ -98,7 +101,7 @@ impl Scene {
     }
 
     fn report(&self, now: i64) -> (IdleConnectionPolicyStatus, Vec<String>) {
-        let (status, notices) = report(&Seen {
+        let (status, notices) = report(&ReportInput {
             generation: Some(self.generation),
             suspend: self.suspend,
             declared: &self.declared,
@@ -135,9 +138,9 @@ impl Scene {
         next
     }
 
-    fn desire(&mut self, settings: &[(Knob, Value)]) {
+    fn desire(&mut self, settings: &[(Limit, Value)]) {
         self.declared.settings = settings.iter().copied().collect();
-        self.declared.written = settings.iter().map(|(knob, _)| *knob).collect();
+        self.declared.written = settings.iter().map(|(key, _)| *key).collect();
         self.plan.desired = self.declared.clone();
     }
 
@@ -158,7 +161,7 @@ impl Scene {
     fn drift(&mut self, restarted: bool) {
         self.hold(1, 77);
         self.plan.drift.push(Drift {
-            knob: SERVER,
+            limit: SERVER,
             id: "gateway-7f4c9d-fghjk".into(),
             unit: "gateway-7f4c9d-fghjk".into(),
             restarted,
@@ -187,10 +190,10 @@ impl Scene {
         }
     }
 
-    fn restarting(&mut self, said: Said, why: Option<&str>) {
+    fn restarting(&mut self, said: RestartReport, why: Option<&str>) {
         self.pools(&[("gateway-7f4c9d-abcde", true), ("gateway-7f4c9d-fghjk", false), ("gateway-7f4c9d-mnpqr", false)]);
         let finished = vec!["gateway-7f4c9d-abcde".to_owned()];
-        self.plan.restart = Some((Outcome { said: Some(said), finished, ..Outcome::default() }, why.map(str::to_owned)));
+        self.plan.restart = Some((RestartPlan { said: Some(said), finished, ..RestartPlan::default() }, why.map(str::to_owned)));
     }
 
     fn problem(&mut self, problem: impl FnOnce(&'static str) -> Problem) {
@@ -343,27 +346,36 @@ fn every_situation_is_said_as_it_was_reviewed() {
                 }
             }),
         ),
-        ("a node is being restarted", after(&|scene| scene.restarting(Said::Rolling("gateway-7f4c9d-fghjk".into()), None))),
+        (
+            "a node is being restarted",
+            after(&|scene| scene.restarting(RestartReport::Rolling("gateway-7f4c9d-fghjk".into()), None)),
+        ),
         (
             "the eviction waits",
             after(&|scene| {
                 scene.restarting(
-                    Said::Rolling("gateway-7f4c9d-fghjk".into()),
+                    RestartReport::Rolling("gateway-7f4c9d-fghjk".into()),
                     Some("PodDisruptionBudget gateway allows no disruption"),
                 );
             }),
         ),
-        ("a node did not come back", after(&|scene| scene.restarting(Said::Stalled("gateway-7f4c9d-fghjk".into()), None))),
+        (
+            "a node did not come back",
+            after(&|scene| scene.restarting(RestartReport::Stalled("gateway-7f4c9d-fghjk".into()), None)),
+        ),
         (
             "another node is out of service",
-            after(&|scene| scene.restarting(Said::Unavailable("gateway-7f4c9d-mnpqr".into()), None)),
+            after(&|scene| scene.restarting(RestartReport::Unavailable("gateway-7f4c9d-mnpqr".into()), None)),
         ),
-        ("the restarts of the day are used up", after(&|scene| scene.restarting(Said::Budget, None))),
-        ("a pod is not known", after(&|scene| scene.restarting(Said::NoPod("gateway-7f4c9d-fghjk".into()), Some("no right")))),
+        ("the restarts of the day are used up", after(&|scene| scene.restarting(RestartReport::Budget, None))),
+        (
+            "a pod is not known",
+            after(&|scene| scene.restarting(RestartReport::NoPod("gateway-7f4c9d-fghjk".into()), Some("no right"))),
+        ),
         (
             "a limit lowers another limit",
             after(&|scene| {
-                scene.traits.companions = |_, _, _| [(Knob::BackendMaxIdleConnsPerHost, Value::Count(7))].into();
+                scene.traits.companions = |_, _, _| [(Limit::BackendMaxIdleConnsPerHost, Value::Count(7))].into();
             }),
         ),
         (
@@ -379,7 +391,7 @@ fn every_situation_is_said_as_it_was_reviewed() {
             after(&|scene| {
                 let settings = [(SERVER, seconds(30)), (TOTAL, Value::Count(9))];
                 scene.desire(&settings);
-                scene.declared.unsupported = [Knob::BackendTcpKeepAlive].into();
+                scene.declared.unsupported = [Limit::BackendTcpKeepAlive].into();
             }),
         ),
         (
@@ -482,7 +494,7 @@ fn adaptive_messages() -> BTreeSet<String> {
             moved: false,
         };
         edit(&mut seen);
-        let notices = tell(&seen, outcome, &BTreeMap::new(), &previous, &mut status, Timestamp::UNIX_EPOCH);
+        let notices = write_adaptive_status(&seen, outcome, &BTreeMap::new(), &previous, &mut status, Timestamp::UNIX_EPOCH);
         lines.extend(status.conditions.iter().map(|c| format!("{}={}/{}: {}", c.type_, c.status, c.reason, c.message)));
         lines.extend(notices.iter().map(|notice| format!("Event {notice}")));
     };
@@ -497,7 +509,7 @@ fn adaptive_messages() -> BTreeSet<String> {
         percentile: Some(22_400.0),
         threshold: Some(20_000.0),
         node: NODES[0].into(),
-        crowd: vec![(NODES[0].into(), 22_400.0)],
+        tasks_over_threshold: vec![(NODES[0].into(), 22_400.0)],
         ..Reading::default()
     };
     let fresh = Signal::Fresh(reading.clone());
@@ -519,9 +531,9 @@ fn adaptive_messages() -> BTreeSet<String> {
         let most = [(NODES[0].to_owned(), 1900.0)].into();
         seen.attribution = Attribution::new(Some(&most), Some(&reading));
     };
-    for limit in Limit::iter().filter(|limit| *limit != Limit::Paused) {
+    for limit in Restriction::iter().filter(|limit| *limit != Restriction::Paused) {
         for openness in [100, 26] {
-            let lockout = (limit == Limit::Locked).then_some(Lockout { until: 14_400_000, times: 0 });
+            let lockout = (limit == Restriction::Locked).then_some(Lockout { until: 14_400_000, times: 0 });
             let state = State { openness, lockout, ..State::default() };
             let phase = if openness < 100 { Phase::Tightening } else { Phase::AsDeclared };
             report(&fresh, &Look { limit: Some(limit), phase, state, ..unmoved() }, &bound);
@@ -534,7 +546,7 @@ fn adaptive_messages() -> BTreeSet<String> {
         report(&fresh, &Look { wait: Some(wait), ..unmoved() }, &plain);
     }
     for closes in [false, true] {
-        let at_floor = Look { limit: Some(Limit::AtFloor), state: measuring(0), ..unmoved() };
+        let at_floor = Look { limit: Some(Restriction::AtFloor), state: measuring(0), ..unmoved() };
         report(&fresh, &at_floor, &|seen| seen.closes = closes);
     }
     let rollback = State { openness: 26, rollback: Some(100), ..State::default() };
@@ -544,7 +556,7 @@ fn adaptive_messages() -> BTreeSet<String> {
     let dropped = State { episode, watched: Watched { fast: 1.07, ..Watched::default() }, ..State::default() };
     report(&low, &Look { state: dropped, ..unmoved() }, &plain);
     let used_up = State { changes: (0..6).map(|n| (n * 1000, Way::Tighten)).collect(), ..State::default() };
-    report(&fresh, &Look { limit: Some(Limit::BudgetExhausted), state: used_up, ..unmoved() }, &plain);
+    report(&fresh, &Look { limit: Some(Restriction::BudgetExhausted), state: used_up, ..unmoved() }, &plain);
     let none = Signal::Missing { reason: Reason::NoSeries, message: format!("{} does not have the requested series", NODES[0]) };
     report(&none, &unmoved(), &plain);
     for efficacy in Efficacy::iter() {
@@ -567,7 +579,7 @@ fn adaptive_messages() -> BTreeSet<String> {
             });
         }
     }
-    for gap in Gap::iter().flat_map(with_figures) {
+    for gap in NoSample::iter().flat_map(with_figures) {
         let sample = NodeSample { gap: Some(gap), ..NodeSample::default() };
         let samples = NODES.map(|node| (node.to_owned(), sample.clone())).into();
         report(&read(&samples, NODES, 95, 90_000, 0), &unmoved(), &plain);
@@ -576,17 +588,17 @@ fn adaptive_messages() -> BTreeSet<String> {
 }
 
 /// A gap with figures and texts as they occur.
-fn with_figures(gap: Gap) -> Vec<Gap> {
+fn with_figures(gap: NoSample) -> Vec<NoSample> {
     vec![match gap {
-        Gap::TooLarge(_) => Gap::TooLarge(8),
-        Gap::Status(_) => Gap::Status(404),
-        Gap::Redirect(..) => return vec![Gap::Redirect(301, None), Gap::Redirect(307, Some("/metrics/".into()))],
-        Gap::Unauthorized(_) => Gap::Unauthorized(403),
-        Gap::TooManySeries(_) => Gap::TooManySeries(10_000),
-        Gap::NotGauge(_) => Gap::NotGauge("counter"),
-        Gap::QueryFailed(_) => Gap::QueryFailed(400),
-        Gap::QueryStatus(_) => Gap::QueryStatus(503),
-        Gap::NotANumber(_) => Gap::NotANumber("string"),
+        NoSample::TooLarge(_) => NoSample::TooLarge(8),
+        NoSample::Status(_) => NoSample::Status(404),
+        NoSample::Redirect(..) => return vec![NoSample::Redirect(301, None), NoSample::Redirect(307, Some("/metrics/".into()))],
+        NoSample::Unauthorized(_) => NoSample::Unauthorized(403),
+        NoSample::TooManySeries(_) => NoSample::TooManySeries(10_000),
+        NoSample::NotGauge(_) => NoSample::NotGauge("counter"),
+        NoSample::QueryFailed(_) => NoSample::QueryFailed(400),
+        NoSample::QueryStatus(_) => NoSample::QueryStatus(503),
+        NoSample::NotANumber(_) => NoSample::NotANumber("string"),
         other => other,
     }]
 }

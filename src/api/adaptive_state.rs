@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 pub type Percent = u8;
 
 /// The number of changes that are remembered: the largest budget for a day.
-pub const MOST_CHANGES: usize = 60;
+pub const MAX_CHANGES: usize = 60;
 /// Uptimes (milliseconds) at which the utilization of a process is recorded, so that processes can be compared.
 pub const MARKS: [i64; 9] = [60_000, 120_000, 300_000, 600_000, 1_200_000, 2_400_000, 4_800_000, 10_800_000, 21_600_000];
 
@@ -32,9 +32,9 @@ pub struct AdaptiveState {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<Pending>,
     /// No change before this time, so that the last one can take effect.
-    #[serde(default, rename = "settleUntil", skip_serializing_if = "is_default", with = "time")]
+    #[serde(default, skip_serializing_if = "is_default", with = "time")]
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
-    pub dead_until: i64,
+    pub settle_until: i64,
     /// Changes of the last 24 hours, oldest first.
     #[serde(default, skip_serializing_if = "Vec::is_empty", with = "changes")]
     #[schemars(with = "Vec<changes::Change>", length(max = 60))]
@@ -43,7 +43,7 @@ pub struct AdaptiveState {
     #[serde(default = "usual::<100>", rename = "lastSufficientPercent", skip_serializing_if = "is_usual::<100>")]
     #[serde(deserialize_with = "read::percent")]
     #[schemars(extend("format" = "int32", "maximum" = 100))]
-    pub proved: Percent,
+    pub last_sufficient: Percent,
     /// Openness to return to after a step that did not help, in percent.
     #[serde(default, rename = "rollbackPercent", skip_serializing_if = "Option::is_none")]
     #[serde(deserialize_with = "read::optional_percent")]
@@ -53,17 +53,17 @@ pub struct AdaptiveState {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lockout: Option<Lockout>,
     /// Factor by which the window for relaxing is longer, 1 to 8; absent for 1.
-    #[serde(default = "usual::<1>", rename = "relaxBackoff", skip_serializing_if = "is_usual::<1>")]
+    #[serde(default = "usual::<1>", skip_serializing_if = "is_usual::<1>")]
     #[serde(deserialize_with = "read::factor")]
     #[schemars(extend("format" = "int32", "minimum" = 1, "maximum" = 8))]
-    pub patience: u8,
+    pub relax_backoff: u8,
     /// Effect of the last tightening.
     #[serde(default, skip_serializing_if = "is_default")]
     pub efficacy: Efficacy,
     /// Since when there has been room (only below full openness).
-    #[serde(default, rename = "relaxableSince", skip_serializing_if = "Option::is_none", with = "time::optional")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "time::optional")]
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
-    pub low_since: Option<i64>,
+    pub relaxable_since: Option<i64>,
     /// Whether the fallback is active.
     #[serde(default, skip_serializing_if = "is_default")]
     pub fallback: bool,
@@ -82,14 +82,14 @@ impl Default for AdaptiveState {
             openness: 100,
             episode: None,
             pending: None,
-            dead_until: 0,
+            settle_until: 0,
             changes: Vec::new(),
-            proved: 100,
+            last_sufficient: 100,
             rollback: None,
             lockout: None,
-            patience: 1,
+            relax_backoff: 1,
             efficacy: Efficacy::NotTightened,
-            low_since: None,
+            relaxable_since: None,
             fallback: false,
             lost: false,
             watched: Watched::default(),
@@ -206,12 +206,12 @@ pub struct Pending {
     /// If the step needs a restart: the process before it.
     #[serde(default, rename = "process", skip_serializing_if = "Option::is_none", with = "life")]
     #[schemars(with = "Option<life::Process>")]
-    pub life: Option<Life>,
+    pub life: Option<UptimeCurve>,
 }
 
 /// Utilization of a process by uptime, for comparison at equal uptime.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Life {
+pub struct UptimeCurve {
     /// Utilization at [`MARKS`].
     pub curve: Curve,
     /// Uptime (milliseconds) and utilization (thousandths) when it was last observed.
@@ -260,7 +260,7 @@ pub struct Watched {
     /// The same for relaxing.
     pub relaxing_blocked: bool,
     /// The youngest process.
-    pub life: Life,
+    pub life: UptimeCurve,
 }
 
 /// A utilization or a share as it is stored, so that a process that continues from memory and one that continues from the
@@ -369,7 +369,7 @@ mod changes {
     use schemars::JsonSchema;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    use super::{MOST_CHANGES, Way, time};
+    use super::{MAX_CHANGES, Way, time};
 
     /// Change of the openness. One of the two times is set.
     #[derive(Serialize, Deserialize, JsonSchema, Default)]
@@ -397,7 +397,7 @@ mod changes {
             Change { relaxed: Some(time), .. } => Some((time, Way::Relax)),
             Change { .. } => None,
         });
-        Ok(changes.take(MOST_CHANGES).collect())
+        Ok(changes.take(MAX_CHANGES).collect())
     }
 }
 
@@ -406,7 +406,7 @@ mod life {
     use schemars::JsonSchema;
     use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-    use super::{Life, MARKS};
+    use super::{MARKS, UptimeCurve};
 
     /// Utilization of a process by its uptime, in thousandths of the threshold.
     #[derive(Serialize, Deserialize, JsonSchema)]
@@ -431,7 +431,7 @@ mod life {
     }
 
     #[allow(clippy::ref_option)] // As serde calls it.
-    pub fn serialize<S: Serializer>(life: &Option<Life>, to: S) -> Result<S::Ok, S::Error> {
+    pub fn serialize<S: Serializer>(life: &Option<UptimeCurve>, to: S) -> Result<S::Ok, S::Error> {
         let point = |(uptime, utilization)| Point { uptime, utilization };
         let process = life.as_ref().map(|life| Process {
             marks: MARKS.iter().zip(life.curve).filter_map(|(mark, seen)| Some(point((*mark, seen?)))).collect(),
@@ -440,10 +440,10 @@ mod life {
         process.serialize(to)
     }
 
-    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Life>, D::Error> {
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<Option<UptimeCurve>, D::Error> {
         Ok(Option::<Process>::deserialize(from)?.map(|Process { marks, last }| {
             let at = |mark: i64| marks.iter().find(|point| point.uptime == mark).map(|point| point.utilization);
-            Life { curve: MARKS.map(at), last: last.map(|point| (point.uptime, point.utilization)) }
+            UptimeCurve { curve: MARKS.map(at), last: last.map(|point| (point.uptime, point.utilization)) }
         }))
     }
 }
@@ -462,10 +462,10 @@ mod tests {
         value / 1000.0
     }
 
-    fn life() -> impl Strategy<Value = Life> {
+    fn life() -> impl Strategy<Value = UptimeCurve> {
         let curve = proptest::array::uniform9(proptest::option::of(0u32..5000));
         let last = proptest::option::of((0i64..1_000_000_000, 0u32..5000));
-        (curve, last).prop_map(|(curve, last)| Life { curve, last })
+        (curve, last).prop_map(|(curve, last)| UptimeCurve { curve, last })
     }
 
     fn state() -> impl Strategy<Value = AdaptiveState> {
@@ -499,7 +499,7 @@ mod tests {
                     learned: learned.map(thousandths),
                 });
         let way = any::<bool>().prop_map(|tighten| if tighten { Way::Tighten } else { Way::Relax });
-        let changes = proptest::collection::vec((time(), way), 0..=MOST_CHANGES);
+        let changes = proptest::collection::vec((time(), way), 0..=MAX_CHANGES);
         (
             (0u8..=100, proptest::option::of(episode), proptest::option::of(pending), prop_oneof![Just(0i64), time()], changes),
             (0u8..=100, proptest::option::of(0u8..=100), proptest::option::of((time(), 0u8..4)), 1u8..=8, 0usize..7),
@@ -514,14 +514,14 @@ mod tests {
                     openness,
                     episode,
                     pending,
-                    dead_until,
+                    settle_until: dead_until,
                     changes,
-                    proved,
+                    last_sufficient: proved,
                     rollback,
                     lockout: lockout.map(|(until, times)| Lockout { until, times }),
-                    patience,
+                    relax_backoff: patience,
                     efficacy: Efficacy::iter().nth(efficacy).unwrap_or_default(),
-                    low_since,
+                    relaxable_since: low_since,
                     fallback,
                     lost,
                     watched: Watched::default(),
@@ -566,11 +566,11 @@ mod tests {
             state.as_object_mut().expect("an object").extend(extra.as_object().cloned().expect("an object"));
             serde_json::from_value::<AdaptiveState>(state)
         };
-        assert_eq!(read(json!({"relaxBackoff": 200})).expect("a state").patience, 8);
+        assert_eq!(read(json!({"relaxBackoff": 200})).expect("a state").relax_backoff, 8);
         assert_eq!(read(json!({"rollbackPercent": 101})).expect("a state").rollback, None);
         assert!(read(json!({"opennessPercent": 101})).is_err());
         let many: Vec<_> = (0..100).map(|_| json!({"tightened": "2023-11-14T22:13:20Z"})).collect();
-        assert_eq!(read(json!({"changes": many})).expect("a state").changes.len(), MOST_CHANGES);
+        assert_eq!(read(json!({"changes": many})).expect("a state").changes.len(), MAX_CHANGES);
         let far = json!({"decided": "-009999-01-02T01:59:59Z", "waitMilliseconds": i64::MAX, "utilizationBefore": 1.0, "fromPercent": 1, "toPercent": 1});
         assert_eq!(read(json!({"pending": far})).expect("a state").pending.map(|pending| pending.wait), Some(read::MAX_WAIT));
     }

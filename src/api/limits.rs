@@ -1,6 +1,6 @@
 //! Limits that a policy can set, in one table.
 //!
-//! Each limit is one row of [`limits!`] below. The fields of the CRD, [`Knob`] and its predicates, the names for Go readers and
+//! Each limit is one row of [`limits!`] below. The fields of the CRD, [`Limit`] and its predicates, the names for Go readers and
 //! the conversions between [`Limits`] and [`Settings`] are generated from the row, so none of them can miss a limit.
 //! docs/extending.md shows how to add a row.
 
@@ -114,7 +114,7 @@ limits! {
     }
 }
 
-impl Knob {
+impl Limit {
     /// Returns the row of the limit.
     #[must_use]
     pub const fn row(self) -> &'static Row {
@@ -160,31 +160,31 @@ impl Knob {
     /// Returns the limit at a path, if there is one.
     #[must_use]
     pub fn at(path: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|knob| knob.path() == path)
+        Self::ALL.into_iter().find(|limit| limit.path() == path)
     }
 }
 
 /// Pairs of limits of which the first must not exceed the second.
-pub const WITHIN: [(Knob, Knob); 3] = [
-    (Knob::IntraClusterMaxIdleConnsPerHost, Knob::IntraClusterMaxIdleConns),
-    (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxIdleConns),
-    (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxConnsPerHost),
+pub const WITHIN: [(Limit, Limit); 3] = [
+    (Limit::IntraClusterMaxIdleConnsPerHost, Limit::IntraClusterMaxIdleConns),
+    (Limit::BackendMaxIdleConnsPerHost, Limit::BackendMaxIdleConns),
+    (Limit::BackendMaxIdleConnsPerHost, Limit::BackendMaxConnsPerHost),
 ];
 
-impl fmt::Display for Knob {
+impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.path())
     }
 }
 
 // A limit is serialized as its path, so that stored data is readable and independent of the order of the enum.
-impl Serialize for Knob {
+impl Serialize for Limit {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.path())
     }
 }
 
-impl<'de> Deserialize<'de> for Knob {
+impl<'de> Deserialize<'de> for Limit {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let path = String::deserialize(deserializer)?;
         Self::at(&path).ok_or_else(|| serde::de::Error::custom(format!("no limit is called {path:?}")))
@@ -230,7 +230,7 @@ impl fmt::Display for Value {
 }
 
 /// Limits that are set, with their values.
-pub type Settings = BTreeMap<Knob, Value>;
+pub type LimitValues = BTreeMap<Limit, Value>;
 
 /// Type of a field of [`Limits`].
 trait Field: Sized {
@@ -266,46 +266,49 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_knob_survives_the_way_to_limits_and_back() {
-        let settings: Settings = Knob::ALL
+    fn every_limit_survives_the_way_to_limits_and_back() {
+        let settings: LimitValues = Limit::ALL
             .into_iter()
-            .map(|knob| {
-                let counted = knob.is_count();
-                (knob, if counted { Value::Count(7) } else { Value::Duration(Duration::from_secs(9)) })
+            .map(|limit| {
+                let counted = limit.is_count();
+                (limit, if counted { Value::Count(7) } else { Value::Duration(Duration::from_secs(9)) })
             })
             .collect();
         assert_eq!(Limits::from(&settings).settings(), settings);
     }
 
     #[test]
-    fn a_knobs_path_is_its_place_in_the_users_yaml() {
-        for knob in Knob::ALL {
-            let value = if knob.is_count() { "7" } else { "\"9s\"" };
-            let (pool, field) = knob.path().split_once('.').expect("pool.field");
+    fn a_limits_path_is_its_place_in_the_users_yaml() {
+        for limit in Limit::ALL {
+            let value = if limit.is_count() { "7" } else { "\"9s\"" };
+            let (pool, field) = limit.path().split_once('.').expect("pool.field");
             let limits: Limits = serde_json::from_str(&format!("{{\"{pool}\":{{\"{field}\":{value}}}}}")).expect("limits");
-            assert_eq!(limits.settings().keys().copied().collect::<Vec<_>>(), [knob]);
-            assert_eq!(Knob::at(knob.path()), Some(knob));
+            assert_eq!(limits.settings().keys().copied().collect::<Vec<_>>(), [limit]);
+            assert_eq!(Limit::at(limit.path()), Some(limit));
         }
     }
 
     #[test]
     fn what_a_limit_is_follows_from_its_row() {
-        let of = |is: fn(Knob) -> bool| Knob::ALL.into_iter().filter(|knob| is(*knob)).map(Knob::path).collect::<Vec<_>>();
-        assert_eq!(of(Knob::is_idle_time), ["server.idleTimeout", "intraCluster.idleConnTimeout", "backend.idleConnTimeout"]);
-        assert_eq!(of(|knob| !knob.is_client()), ["server.idleTimeout", "server.readHeaderTimeout", "server.maxRequestsPerConn"]);
-        assert_eq!(of(|knob| knob.is_count() && !knob.is_of_connections()), ["server.maxRequestsPerConn"]);
+        let of = |is: fn(Limit) -> bool| Limit::ALL.into_iter().filter(|limit| is(*limit)).map(Limit::path).collect::<Vec<_>>();
+        assert_eq!(of(Limit::is_idle_time), ["server.idleTimeout", "intraCluster.idleConnTimeout", "backend.idleConnTimeout"]);
+        assert_eq!(
+            of(|limit| !limit.is_client()),
+            ["server.idleTimeout", "server.readHeaderTimeout", "server.maxRequestsPerConn"]
+        );
+        assert_eq!(of(|limit| limit.is_count() && !limit.is_of_connections()), ["server.maxRequestsPerConn"]);
     }
 
     #[test]
     fn a_description_names_gos_field_where_the_row_does() {
         let schema = super::super::schema::own();
-        for knob in Knob::ALL {
-            let at = format!("/properties/spec/properties/limits/properties/{}", knob.path().replace('.', "/properties/"));
+        for limit in Limit::ALL {
+            let at = format!("/properties/spec/properties/limits/properties/{}", limit.path().replace('.', "/properties/"));
             let about =
                 schema.pointer(&at).and_then(|field| field["description"].as_str()).expect("a description").replace('\n', " ");
-            match knob.row().go {
-                Some(name) => assert!(about.contains("(Go: `") && about.ends_with(&format!(".{name}`).")), "{knob}: {about}"),
-                None => assert!(!about.contains("Go:"), "{knob}: {about}"),
+            match limit.row().go {
+                Some(name) => assert!(about.contains("(Go: `") && about.ends_with(&format!(".{name}`).")), "{limit}: {about}"),
+                None => assert!(!about.contains("Go:"), "{limit}: {about}"),
             }
         }
     }

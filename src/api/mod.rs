@@ -25,7 +25,7 @@ pub mod wording;
 
 pub use duration::GoDuration;
 pub use formats::Format;
-pub use limits::{Knob, Limits, Settings, Value};
+pub use limits::{Limit, LimitValues, Limits, Value};
 pub use policy::{IdleConnectionPolicy, IdleConnectionPolicySpec};
 pub use preset::Preset;
 pub use status::IdleConnectionPolicyStatus;

@@ -5,7 +5,7 @@ use std::time::Duration;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{Knob, Settings, Value};
+use super::{Limit, LimitValues, Value};
 
 /// Named set of starting values.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,15 +86,15 @@ const fn row(
 impl Row {
     /// Returns the value of a limit in the preset; `None` if the preset does not set it.
     #[must_use]
-    pub fn value(&self, knob: Knob) -> Option<Value> {
-        match knob {
-            Knob::ServerIdleTimeout => Some(Value::Duration(Duration::from_secs(self.server_idle.into()))),
-            Knob::IntraClusterIdleConnTimeout | Knob::BackendIdleConnTimeout => {
+    pub fn value(&self, limit: Limit) -> Option<Value> {
+        match limit {
+            Limit::ServerIdleTimeout => Some(Value::Duration(Duration::from_secs(self.server_idle.into()))),
+            Limit::IntraClusterIdleConnTimeout | Limit::BackendIdleConnTimeout => {
                 Some(Value::Duration(Duration::from_secs(self.client_idle.into())))
             }
-            Knob::IntraClusterMaxIdleConns | Knob::BackendMaxIdleConns => Some(Value::Count(self.total_idle)),
-            Knob::IntraClusterMaxIdleConnsPerHost | Knob::BackendMaxIdleConnsPerHost => Some(Value::Count(self.idle_per_host)),
-            Knob::BackendMaxConnsPerHost => self.conns_per_host.map(Value::Count),
+            Limit::IntraClusterMaxIdleConns | Limit::BackendMaxIdleConns => Some(Value::Count(self.total_idle)),
+            Limit::IntraClusterMaxIdleConnsPerHost | Limit::BackendMaxIdleConnsPerHost => Some(Value::Count(self.idle_per_host)),
+            Limit::BackendMaxConnsPerHost => self.conns_per_host.map(Value::Count),
             _ => None,
         }
     }
@@ -103,11 +103,11 @@ impl Row {
 impl Preset {
     /// Returns all limits that the preset sets.
     #[must_use]
-    pub fn settings(self) -> Settings {
+    pub fn settings(self) -> LimitValues {
         TABLE
             .iter()
             .filter(|row| row.preset == self)
-            .flat_map(|row| Knob::ALL.into_iter().filter_map(|knob| Some((knob, row.value(knob)?))))
+            .flat_map(|row| Limit::ALL.into_iter().filter_map(|limit| Some((limit, row.value(limit)?))))
             .collect()
     }
 }

@@ -4,7 +4,7 @@
 
 use serde_json::json;
 
-use super::{Knob, Value, adaptive, limits::WITHIN, policy::TargetType, preset};
+use super::{Limit, Value, adaptive, limits::WITHIN, policy::TargetType, preset};
 
 /// Longer than every duration that the schema accepts (four parts of 99999 hours).
 const FOREVER: &str = "duration('2000000h')";
@@ -68,13 +68,13 @@ pub(super) fn target(schema: &mut schemars::Schema) {
 }
 
 /// Returns `has(self.limits) && has(self.limits.backend) && …` for a limit.
-fn present(knob: Knob) -> String {
-    present_at(&format!("limits.{knob}"))
+fn present(key: Limit) -> String {
+    present_at(&format!("limits.{key}"))
 }
 
 /// Returns the same expression for the floor of a limit.
-fn floored(knob: Knob) -> String {
-    present_at(&format!("adaptive.floor.{knob}"))
+fn floored(key: Limit) -> String {
+    present_at(&format!("adaptive.floor.{key}"))
 }
 
 /// Returns the same expression for a path: every object on the way must be there, too.
@@ -84,12 +84,12 @@ fn present_at(path: &str) -> String {
 }
 
 /// Returns an expression for the floor; without a floor, for the value of limits and preset; without either, `unset`.
-fn effective_floor(knob: Knob, unset: &str) -> String {
-    format!("({} ? self.adaptive.floor.{} : {})", floored(knob), knob.path(), effective(knob, unset))
+fn effective_floor(key: Limit, unset: &str) -> String {
+    format!("({} ? self.adaptive.floor.{} : {})", floored(key), key.path(), effective(key, unset))
 }
 
-fn field(knob: Knob) -> String {
-    format!("self.limits.{}", knob.path())
+fn field(key: Limit) -> String {
+    format!("self.limits.{}", key.path())
 }
 
 fn literal(value: Value) -> String {
@@ -100,16 +100,16 @@ fn literal(value: Value) -> String {
 }
 
 /// Returns an expression for the value of a limit from limits and preset; without one, `unset`.
-fn effective(knob: Knob, unset: &str) -> String {
+fn effective(key: Limit, unset: &str) -> String {
     let rows: Vec<_> =
-        preset::TABLE.iter().filter_map(|row| Some(format!("'{}': {}", row.name, literal(row.value(knob)?)))).collect();
+        preset::TABLE.iter().filter_map(|row| Some(format!("'{}': {}", row.name, literal(row.value(key)?)))).collect();
     let table = format!("{{{}}}", rows.join(", "));
     let otherwise = match rows.len() {
         0 => unset.to_owned(),
         all if all == preset::TABLE.len() => format!("(has(self.preset) ? {table}[self.preset] : {unset})"),
         _ => format!("(has(self.preset) && self.preset in {table} ? {table}[self.preset] : {unset})"),
     };
-    format!("({} ? {} : {otherwise})", present(knob), field(knob))
+    format!("({} ? {} : {otherwise})", present(key), field(key))
 }
 
 /// A pool cannot keep more idle connections to one host than in total, or than it may open to that host.
@@ -127,8 +127,8 @@ fn pool_rules() -> Vec<(String, String)> {
 /// A client must close an idle connection before its server does. Otherwise it sends requests on connections that the server has
 /// closed.
 fn pair_rule() -> (String, String) {
-    let client = effective(Knob::IntraClusterIdleConnTimeout, "duration('1ms')");
-    let server = effective(Knob::ServerIdleTimeout, FOREVER);
+    let client = effective(Limit::IntraClusterIdleConnTimeout, "duration('1ms')");
+    let server = effective(Limit::ServerIdleTimeout, FOREVER);
     (
         format!(
             "{server} == duration('0s') || {server} == {FOREVER} || ({client} > duration('0s') && {client} + duration('1s') <= {server})"
@@ -142,13 +142,13 @@ fn pair_rule() -> (String, String) {
 /// A floor must not exceed its limit, and the rules for limits also apply to floors. They then hold for every openness in
 /// between.
 fn floor_rules() -> Vec<(String, String)> {
-    let zero = |knob: Knob| if knob.is_count() { "0" } else { "duration('0s')" };
-    let under = Knob::ALL.into_iter().map(|knob| {
-        let (zero, floor, limit) = (zero(knob), format!("self.adaptive.floor.{}", knob.path()), effective(knob, zero(knob)));
+    let zero = |key: Limit| if key.is_count() { "0" } else { "duration('0s')" };
+    let under = Limit::ALL.into_iter().map(|key| {
+        let (zero, floor, limit) = (zero(key), format!("self.adaptive.floor.{}", key.path()), effective(key, zero(key)));
         (
-            format!("!({}) || ({floor} > {zero} && {limit} > {zero} && {floor} <= {limit})", floored(knob)),
+            format!("!({}) || ({floor} > {zero} && {limit} > {zero} && {floor} <= {limit})", floored(key)),
             format!(
-                "adaptive.floor.{knob} must be more than 0 and must not exceed limits.{knob}, which must be set and not 0 \
+                "adaptive.floor.{key} must be more than 0 and must not exceed limits.{key}, which must be set and not 0 \
                  (by limits or preset)"
             ),
         )
@@ -163,8 +163,8 @@ fn floor_rules() -> Vec<(String, String)> {
             ),
         )
     });
-    let server = Knob::ServerIdleTimeout;
-    let client = effective_floor(Knob::IntraClusterIdleConnTimeout, "duration('0s')");
+    let server = Limit::ServerIdleTimeout;
+    let client = effective_floor(Limit::IntraClusterIdleConnTimeout, "duration('0s')");
     let pair = (
         format!(
             "!({}) || {client} == duration('0s') || {client} + duration('1s') <= {}",
@@ -220,20 +220,20 @@ fn floor_rules() -> Vec<(String, String)> {
 
 /// Ranges of AIStore. AIStore replaces 0 by a default, so 0 would not mean "no limit".
 fn aistore_rules() -> Vec<(String, String)> {
-    let only_aistore = |knob, test: &str, range: &str| {
+    let only_aistore = |key, test: &str, range: &str| {
         (
-            format!("self.target.type != 'AIStore' || !({}) || ({})", present(knob), test.replace('X', &field(knob))),
-            format!("limits.{knob}: AIStore accepts {range}"),
+            format!("self.target.type != 'AIStore' || !({}) || ({})", present(key), test.replace('X', &field(key))),
+            format!("limits.{key}: AIStore accepts {range}"),
         )
     };
     vec![
         only_aistore(
-            Knob::IntraClusterIdleConnTimeout,
+            Limit::IntraClusterIdleConnTimeout,
             "X > duration('0s') && X <= duration('29s')",
             "1ms to 29s; its servers close at 30s, and 0 would mean its default of 6s",
         ),
-        only_aistore(Knob::IntraClusterMaxIdleConns, "X >= 1 && X <= 4096", "1 to 4096"),
-        only_aistore(Knob::IntraClusterMaxIdleConnsPerHost, "X >= 1 && X <= 128", "1 to 128; 0 would mean its default of 32"),
-        only_aistore(Knob::BackendIdleConnTimeout, "X > duration('0s')", "more than 0s; 0 would mean its default of 6s"),
+        only_aistore(Limit::IntraClusterMaxIdleConns, "X >= 1 && X <= 4096", "1 to 4096"),
+        only_aistore(Limit::IntraClusterMaxIdleConnsPerHost, "X >= 1 && X <= 128", "1 to 128; 0 would mean its default of 32"),
+        only_aistore(Limit::BackendIdleConnTimeout, "X > duration('0s')", "more than 0s; 0 would mean its default of 6s"),
     ]
 }

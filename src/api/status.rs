@@ -11,12 +11,12 @@ use schemars::{
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{
-    Knob, Limits,
+    Limit, Limits,
     adaptive_state::{AdaptiveState, is_default},
 };
 
 /// Maximum number of names in a list of nodes in the status.
-pub const MOST_NODES_NAMED: usize = 5;
+pub const MAX_NODES_NAMED: usize = 5;
 /// Maximum length of a name in the status, such as the name of a pod, in bytes.
 pub const NAME_LENGTH: usize = 253;
 /// Maximum length of the message of a condition, in characters.
@@ -269,7 +269,7 @@ pub struct Control {
     /// Time of the last change of the stored value, in Unix milliseconds, for each limit that needs a restart.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, i64>")]
-    pub changed: BTreeMap<Knob, i64>,
+    pub changed: BTreeMap<Limit, i64>,
     /// Processes that were observed to use the stored values of limits that need a restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub confirmed: Option<Confirmed>,
@@ -277,7 +277,7 @@ pub struct Control {
     /// the last two in Unix seconds.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "BTreeMap<String, Vec<i64>>")]
-    pub contended: BTreeMap<Knob, [i64; 3]>,
+    pub contended: BTreeMap<Limit, [i64; 3]>,
     /// Nodes that are restarting, and the times at which restarts began.
     #[serde(default, skip_serializing_if = "is_default")]
     pub restart: RestartControl,

@@ -255,7 +255,7 @@ pub struct Simulate {
 
 /// Result of a command.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Answer {
+pub struct CommandResult {
     /// Text for standard output.
     pub text: String,
     /// Lines for standard error.
@@ -264,7 +264,7 @@ pub struct Answer {
     pub is_failure: bool,
 }
 
-impl From<String> for Answer {
+impl From<String> for CommandResult {
     fn from(text: String) -> Self {
         Self { text, ..Self::default() }
     }
@@ -274,7 +274,7 @@ impl From<String> for Answer {
 ///
 /// # Errors
 /// See [`Error`].
-pub async fn run(cli: Cli) -> Result<Answer, Error> {
+pub async fn run(cli: Cli) -> Result<CommandResult, Error> {
     match cli.command {
         Command::Status(options) => status(options).await,
         Command::Nodes(options) => show_nodes(options).await,
@@ -299,7 +299,7 @@ pub async fn run(cli: Cli) -> Result<Answer, Error> {
     }
 }
 
-async fn status(options: Status) -> Result<Answer, Error> {
+async fn status(options: Status) -> Result<CommandResult, Error> {
     let (api, namespace) = if options.all_namespaces {
         (options.cluster.all_policies().await?, None)
     } else {
@@ -337,7 +337,7 @@ async fn follow(
     api: &Api<StoredPolicy>,
     options: &Status,
     mut print: impl FnMut(&[IdleConnectionPolicy], bool) -> Result<String, Error>,
-) -> Result<Answer, Error> {
+) -> Result<CommandResult, Error> {
     let mut wanted = watcher::Config::default();
     match &options.names[..] {
         [] => {}
@@ -370,21 +370,21 @@ async fn follow(
             Err(error) => eprintln!("Warning: {error}"),
         }
     }
-    Ok(Answer::default())
+    Ok(CommandResult::default())
 }
 
-async fn show_nodes(options: Nodes) -> Result<Answer, Error> {
+async fn show_nodes(options: Nodes) -> Result<CommandResult, Error> {
     let (config, namespace) = options.cluster.config().await?;
     let list = waiting("the operator", Box::pin(nodes::ask(config, &namespace, &options))).await?;
     if options.output.is_table() && list.nodes.is_empty() {
         let notice = format!("No nodes found for policy {}.\n", options.name);
-        return Ok(Answer { notice, ..Answer::default() });
+        return Ok(CommandResult { notice, ..CommandResult::default() });
     }
     let rows = || nodes::rows(&list, options.output == Output::Wide, options.no_headers);
     Ok(options.output.of(&list, rows)?.into())
 }
 
-async fn explain(Chosen { selection, cluster }: Chosen) -> Result<Answer, Error> {
+async fn explain(Chosen { selection, cluster }: Chosen) -> Result<CommandResult, Error> {
     let found = match selection::chosen(&cluster, &selection).await? {
         Ok(found) => found,
         Err(answer) => return Ok(answer),
@@ -393,7 +393,7 @@ async fn explain(Chosen { selection, cluster }: Chosen) -> Result<Answer, Error>
     Ok(found.answer(texts.join("\n")))
 }
 
-async fn show_history(options: History) -> Result<Answer, Error> {
+async fn show_history(options: History) -> Result<CommandResult, Error> {
     let mut found = match selection::chosen(&options.cluster, &options.selection).await? {
         Ok(found) => found,
         Err(answer) => return Ok(answer),
@@ -413,7 +413,7 @@ async fn show_history(options: History) -> Result<Answer, Error> {
     Ok(found.answer(text))
 }
 
-async fn pause(options: Pause) -> Result<Answer, Error> {
+async fn pause(options: Pause) -> Result<CommandResult, Error> {
     let direction = match (options.tighten, options.relax) {
         (true, _) => Direction::Tighten,
         (_, true) => Direction::Relax,
@@ -425,18 +425,18 @@ async fn pause(options: Pause) -> Result<Answer, Error> {
     each(&options.cluster, &options.selection, &done, &pause::annotations(direction, end)).await
 }
 
-async fn resume(options: Chosen) -> Result<Answer, Error> {
+async fn resume(options: Chosen) -> Result<CommandResult, Error> {
     each(&options.cluster, &options.selection, "resumed", &pause::no_annotations()).await
 }
 
 /// Sets annotations of each policy, and prints what was done to it.
-async fn each(cluster: &Cluster, selection: &Selection, done: &str, annotations: &Annotations) -> Result<Answer, Error> {
+async fn each(cluster: &Cluster, selection: &Selection, done: &str, annotations: &Annotations) -> Result<CommandResult, Error> {
     let (api, namespace) = cluster.policies().await?;
     let names = selection::names(&api, selection).await?;
     if names.is_empty() {
         return Ok(none_found(Some(&namespace)));
     }
-    let mut answer = Answer::default();
+    let mut answer = CommandResult::default();
     for name in names {
         match pause::annotate(&api, &name, annotations).await {
             Ok(is_suspended) => {
@@ -455,7 +455,7 @@ async fn each(cluster: &Cluster, selection: &Selection, done: &str, annotations:
     Ok(answer)
 }
 
-fn linted(options: &Lint) -> Result<Answer, Error> {
+fn linted(options: &Lint) -> Result<CommandResult, Error> {
     let linter = lint::Linter::new().map_err(Error::Other)?;
     let mut findings = Vec::new();
     let mut policies = 0;
@@ -477,7 +477,7 @@ fn linted(options: &Lint) -> Result<Answer, Error> {
         let advice = with_noun(findings.len() - errors, "piece of advice", "pieces of advice");
         format!("{lines}{policies}, {}, {advice}\n", with_noun(errors, "error", "errors"))
     })?;
-    Ok(Answer { text, is_failure: errors > 0, ..Answer::default() })
+    Ok(CommandResult { text, is_failure: errors > 0, ..CommandResult::default() })
 }
 
 /// Reads the files of `-f`, as kubectl does: a file, the YAML and JSON files of a folder, or standard input.

@@ -27,7 +27,7 @@ use crate::{
     api::Limits,
     pool::{self, Pool},
     serve::{
-        answer::{Answer, Refusal},
+        answer::{ApiResponse, Refusal},
         policies::{Node, NodeList},
     },
 };
@@ -39,9 +39,9 @@ const PODS: &str = "app.kubernetes.io/name=idleconn-operator";
 /// Account whose token a request has.
 const VIEWER: &str = "idleconn-viewer";
 /// Maximum time for an answer of the operator.
-const PATIENCE: Duration = Duration::from_secs(10);
+const OPERATOR_TIMEOUT: Duration = Duration::from_secs(10);
 /// Maximum size of an answer, in bytes: enough for thousands of nodes.
-const MOST: usize = 16 * 1024 * 1024;
+const MAX_BODY: usize = 16 * 1024 * 1024;
 
 fn problem(text: impl Into<String>) -> Error {
     Error::Operator(text.into())
@@ -91,7 +91,7 @@ async fn at(url: &Url, path: &str, token: Option<&String>) -> Result<Bytes, Erro
     let port = url.port().unwrap_or(if url.scheme() == "https" { 443 } else { PORT });
     if url.scheme() == "https" {
         let headers = token.map(|token| ("authorization".into(), format!("Bearer {token}"))).into_iter().collect();
-        let request = pool::Request { headers, ..pool::Request::get(&format!("https://{host}:{port}"), path, PATIENCE) };
+        let request = pool::Request { headers, ..pool::Request::get(&format!("https://{host}:{port}"), path, OPERATOR_TIMEOUT) };
         let pool = Pool::default();
         let answer = pool.provider("operator").send(None, request).await;
         return Ok(answer.map_err(|error| problem(error.to_string()))?.body.into());
@@ -136,19 +136,19 @@ where
             request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
         }
         let response = sender.send_request(request.body(Empty::<Bytes>::new())?).await?;
-        let body = Limited::new(response.into_body(), MOST).collect().await?.to_bytes();
+        let body = Limited::new(response.into_body(), MAX_BODY).collect().await?.to_bytes();
         connection.abort();
         Ok::<_, BoxError>(body)
     };
-    match tokio::time::timeout(PATIENCE, asked).await {
+    match tokio::time::timeout(OPERATOR_TIMEOUT, asked).await {
         Ok(Ok(body)) => Ok(body),
         Ok(Err(error)) => Err(problem(format!("the operator did not answer: {error}"))),
-        Err(_) => Err(problem(format!("the operator did not answer within {PATIENCE:?}"))),
+        Err(_) => Err(problem(format!("the operator did not answer within {OPERATOR_TIMEOUT:?}"))),
     }
 }
 
 fn read(body: &[u8]) -> Result<NodeList, Error> {
-    if let Ok(Answer { data, .. }) = serde_json::from_slice::<Answer<NodeList>>(body) {
+    if let Ok(ApiResponse { data, .. }) = serde_json::from_slice::<ApiResponse<NodeList>>(body) {
         return Ok(data);
     }
     match serde_json::from_slice::<Refusal>(body) {
@@ -188,16 +188,16 @@ fn of_node(node: &Node) -> Vec<[String; 9]> {
     let or = |value: Option<&crate::api::Value>, otherwise: &str| value.map_or_else(|| otherwise.to_owned(), ToString::to_string);
     let dash = || "-".to_owned();
     // A limit that the target does not have can still be measured.
-    let beside = measured.iter().filter(|(knob, _)| !desired.contains_key(*knob));
-    let beside = beside.map(|(knob, value)| row(knob.to_string(), dash(), dash(), dash(), value.to_string()));
+    let beside = measured.iter().filter(|(limit, _)| !desired.contains_key(*limit));
+    let beside = beside.map(|(limit, value)| row(limit.to_string(), dash(), dash(), dash(), value.to_string()));
     if desired.is_empty() && measured.is_empty() {
         return vec![row(dash(), dash(), dash(), dash(), dash())];
     }
     desired
         .iter()
-        .map(|(knob, value)| {
-            let (programmed, in_effect) = (or(programmed.get(knob), "nothing"), or(in_effect.get(knob), "unknown"));
-            row(knob.to_string(), value.to_string(), programmed, in_effect, or(measured.get(knob), "-"))
+        .map(|(limit, value)| {
+            let (programmed, in_effect) = (or(programmed.get(limit), "nothing"), or(in_effect.get(limit), "unknown"));
+            row(limit.to_string(), value.to_string(), programmed, in_effect, or(measured.get(limit), "-"))
         })
         .chain(beside)
         .collect()

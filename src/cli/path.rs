@@ -8,7 +8,7 @@ use serde_json::Value as Json;
 use url::Url;
 
 use super::{
-    Answer, Error,
+    CommandResult, Error,
     cluster::Cluster,
     lint::items,
     measure::{Prober, Reach, Version},
@@ -18,7 +18,7 @@ use super::{
     texts,
 };
 use crate::{
-    api::{GoDuration, IdleConnectionPolicy, Knob, Limits, Settings, Value},
+    api::{GoDuration, IdleConnectionPolicy, Limit, LimitValues, Limits, Value},
     decide::{
         self,
         measured::{Idled, time},
@@ -108,7 +108,7 @@ struct Proposed {
 }
 
 /// Measures the servers and compares each with its client.
-pub async fn run(options: &Path) -> Result<Answer, Error> {
+pub async fn run(options: &Path) -> Result<CommandResult, Error> {
     let mut servers = Vec::new();
     let files = policies(&options.files)?;
     for hop in &options.hops {
@@ -131,7 +131,7 @@ pub async fn run(options: &Path) -> Result<Answer, Error> {
     });
     let hops = progress.during(prober.max_wait, join_all(hops)).await;
     let is_failure = hops.iter().any(|hop| hop.verdict != "Safe");
-    Ok(Answer { text: options.output.of(&hops, || text(&hops))?, is_failure, ..Answer::default() })
+    Ok(CommandResult { text: options.output.of(&hops, || text(&hops))?, is_failure, ..CommandResult::default() })
 }
 
 /// Reads the policies in the files.
@@ -187,7 +187,7 @@ fn from_name(name: &str) -> Option<Known<ClientIdle>> {
 }
 
 /// Returns the programmed limits, or the declared ones.
-fn settings(policy: &IdleConnectionPolicy) -> (Settings, &'static str) {
+fn settings(policy: &IdleConnectionPolicy) -> (LimitValues, &'static str) {
     let limits = policy.status.as_ref().and_then(|status| status.limits.as_ref());
     match limits.and_then(|limits| limits.programmed.as_ref()) {
         Some(programmed) => (programmed.settings(), "programmed"),
@@ -195,13 +195,13 @@ fn settings(policy: &IdleConnectionPolicy) -> (Settings, &'static str) {
     }
 }
 
-fn duration(settings: &Settings, knob: Knob) -> Option<Duration> {
-    if let Some(Value::Duration(time)) = settings.get(&knob) { Some(*time) } else { None }
+fn duration(settings: &LimitValues, key: Limit) -> Option<Duration> {
+    if let Some(Value::Duration(time)) = settings.get(&key) { Some(*time) } else { None }
 }
 
 fn from_policy(policy: &IdleConnectionPolicy) -> Option<Known<ClientIdle>> {
     let (settings, source) = settings(policy);
-    let time = duration(&settings, Knob::BackendIdleConnTimeout)?;
+    let time = duration(&settings, Limit::BackendIdleConnTimeout)?;
     Some(Known { value: client_idle(time), source: format!("{source} in the policy") })
 }
 
@@ -224,11 +224,11 @@ async fn server_side(
     let policy = server.policy.as_ref().ok_or("the hop has neither a URL nor a policy")?;
     let limits = policy.status.as_ref().and_then(|status| status.limits.as_ref());
     let measured = limits.and_then(|limits| limits.measured.as_ref()).map(Limits::settings);
-    if let Some(time) = measured.and_then(|measured| duration(&measured, Knob::ServerIdleTimeout)) {
+    if let Some(time) = measured.and_then(|measured| duration(&measured, Limit::ServerIdleTimeout)) {
         return Ok(Known { value: Idled::Closed(time), source: "measured by the operator".into() });
     }
     let (settings, source) = settings(policy);
-    let time = duration(&settings, Knob::ServerIdleTimeout);
+    let time = duration(&settings, Limit::ServerIdleTimeout);
     let time = time.ok_or("the policy has no server.idleTimeout; give NAME=URL to measure it")?;
     let value = if time.is_zero() { Idled::Open(Duration::MAX) } else { Idled::Closed(time) };
     Ok(Known { value, source: format!("{source} in the policy") })

@@ -8,7 +8,7 @@ use serde::Serialize;
 use url::Url;
 
 use super::{
-    Answer, Error,
+    CommandResult, Error,
     measure::{Measured, Prober, Reach, Version},
     output::{Output, ROWS, formats},
     progress::Progress,
@@ -143,7 +143,7 @@ struct Expected {
 }
 
 /// Measures all URLs at the same time.
-pub async fn run(options: &Probe) -> Result<Answer, Error> {
+pub async fn run(options: &Probe) -> Result<CommandResult, Error> {
     for url in &options.urls {
         if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
             return Err(Error::Usage(format!("{url} is not an http:// or https:// URL")));
@@ -161,7 +161,7 @@ pub async fn run(options: &Probe) -> Result<Answer, Error> {
     let work = join_all(each.map(|(url, version)| row(options, &prober, &progress, url, version)));
     let rows: Vec<_> = progress.during(prober.max_wait, work).await.into_iter().flatten().collect();
     let is_failure = rows.iter().any(|row| row.is_failure);
-    Ok(Answer { text: options.output.of(&rows, || text(&rows))?, is_failure, ..Answer::default() })
+    Ok(CommandResult { text: options.output.of(&rows, || text(&rows))?, is_failure, ..CommandResult::default() })
 }
 
 /// Measures a URL; `None` if HTTP/2 was only tried, and the server does not offer it.

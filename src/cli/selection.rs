@@ -3,7 +3,7 @@
 use kube::{Api, api::ListParams};
 
 use super::{
-    Answer, Error,
+    CommandResult, Error,
     cluster::{Cluster, read},
     progress::waiting,
 };
@@ -52,12 +52,12 @@ pub struct Found {
 
 impl Found {
     /// The result of the command with this text.
-    pub fn answer(self, text: String) -> Answer {
-        Answer { text, notice: self.notice, is_failure: self.is_failure }
+    pub fn answer(self, text: String) -> CommandResult {
+        CommandResult { text, notice: self.notice, is_failure: self.is_failure }
     }
 
     /// Returns what to print instead, if there are no policies.
-    pub fn or_none(self, namespace: Option<&str>) -> Result<Self, Answer> {
+    pub fn or_none(self, namespace: Option<&str>) -> Result<Self, CommandResult> {
         if !self.policies.is_empty() {
             return Ok(self);
         }
@@ -102,7 +102,7 @@ pub async fn find(api: &Api<StoredPolicy>, names: &[String], selector: Option<&s
 }
 
 /// Reads the policies of a selection. The inner error is what to print if there are none.
-pub async fn chosen(cluster: &Cluster, selection: &Selection) -> Result<Result<Found, Answer>, Error> {
+pub async fn chosen(cluster: &Cluster, selection: &Selection) -> Result<Result<Found, CommandResult>, Error> {
     let (api, namespace) = cluster.policies().await?;
     Ok(find(&api, &selection.names, selection.selector.as_deref()).await?.or_none(Some(&namespace)))
 }
@@ -122,12 +122,12 @@ fn params(selector: Option<&str>) -> ListParams {
 }
 
 /// Says that there are no policies, in the words of kubectl.
-pub fn none_found(namespace: Option<&str>) -> Answer {
+pub fn none_found(namespace: Option<&str>) -> CommandResult {
     let notice = match namespace {
         Some(namespace) => format!("No resources found in {namespace} namespace.\n"),
         None => "No resources found\n".into(),
     };
-    Answer { notice, ..Answer::default() }
+    CommandResult { notice, ..CommandResult::default() }
 }
 
 #[cfg(test)]
@@ -147,6 +147,6 @@ mod tests {
     #[test]
     fn an_empty_list_is_reported_as_in_kubectl() {
         assert_eq!(none_found(Some("default")).notice, "No resources found in default namespace.\n");
-        assert_eq!(none_found(None), Answer { notice: "No resources found\n".into(), ..Answer::default() });
+        assert_eq!(none_found(None), CommandResult { notice: "No resources found\n".into(), ..CommandResult::default() });
     }
 }

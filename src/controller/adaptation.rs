@@ -21,7 +21,7 @@ use crate::{
     metrics,
     pass::{
         Failure, PolicyHandle,
-        memory::Memory,
+        memory::PolicyCache,
         world::{SampledNode, Sampling},
     },
     signals::{
@@ -56,7 +56,7 @@ pub fn start(ctx: &Context, reference: &PolicyRef, policy: &PolicyHandle, watch:
 }
 
 /// Evaluates a round of samples. Returns whether a pass is due, and the state of the policy.
-fn tick(memory: &mut Memory, sampler: &Sampler) -> Option<(bool, Point)> {
+fn tick(memory: &mut PolicyCache, sampler: &Sampler) -> Option<(bool, Point)> {
     let now = clock::now().as_millisecond();
     let driver = memory.driver.as_mut()?;
     let signal = memory.obstacle.clone().unwrap_or_else(|| self::signal(Some(sampler), driver.config(), now));

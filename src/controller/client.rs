@@ -14,7 +14,7 @@ use tower::{BoxError, ServiceBuilder, service_fn};
 use crate::{
     clock,
     leader::Leadership,
-    pool::{Patience, Pool, Settings, Trust},
+    pool::{Pool, PoolSettings, Timeouts, TlsIdentity},
 };
 
 /// Provider of the connections to the API server in the pool.
@@ -25,7 +25,7 @@ pub const LEASE_PROVIDER: &str = "kubernetes-lease";
 
 /// The API server closes an idle connection after 90 s (`IdleTimeout` in Kubernetes' `secure_serving.go`). The operator closes it
 /// earlier, so that no request uses a connection that the server is about to close.
-const SETTINGS: Settings = Settings {
+const SETTINGS: PoolSettings = PoolSettings {
     // Each watch occupies a connection, and there may be a watch for each policy: a request that waits for such a connection
     // would wait forever.
     max_sockets: 4096,
@@ -38,7 +38,7 @@ const SETTINGS: Settings = Settings {
     max_socket_lifetime: Duration::from_secs(600),
 };
 
-const PATIENCE: Patience = Patience {
+const TIMEOUTS: Timeouts = Timeouts {
     connecting: Duration::from_secs(10),
     head: SETTINGS.timeout,
     // kube restarts a watch after at most 290 s.
@@ -73,10 +73,10 @@ pub fn client(config: &Config, pool: &Pool) -> Result<Client, Error> {
 
 /// Returns a client with separate connections for the Lease, so that it is renewed however many watches there are.
 pub fn lease_client(config: &Config, pool: &Pool) -> Result<Client, Error> {
-    client_of(config, pool, LEASE_PROVIDER, Settings { max_sockets: 4, max_free_sockets: 2, ..SETTINGS })
+    client_of(config, pool, LEASE_PROVIDER, PoolSettings { max_sockets: 4, max_free_sockets: 2, ..SETTINGS })
 }
 
-fn client_of(config: &Config, pool: &Pool, provider: &'static str, settings: Settings) -> Result<Client, Error> {
+fn client_of(config: &Config, pool: &Pool, provider: &'static str, settings: PoolSettings) -> Result<Client, Error> {
     if let Some(proxy) = &config.proxy_url {
         let is_ours =
             |name: &str| std::env::var(name).is_ok_and(|value| value.parse::<http::Uri>().is_ok_and(|value| value == *proxy));
@@ -94,7 +94,7 @@ fn client_of(config: &Config, pool: &Pool, provider: &'static str, settings: Set
         async move {
             let (head, body) = request.into_parts();
             let request = Request::from_parts(head, body.collect_bytes().await.map_err(plain)?);
-            let response = provider.follow(trust.as_ref(), request, PATIENCE).await?;
+            let response = provider.follow(trust.as_ref(), request, TIMEOUTS).await?;
             if let Some(date) = response.headers().get(DATE).and_then(|date| date.to_str().ok()) {
                 clock::heard(date);
             }
@@ -134,7 +134,7 @@ fn is_direct(no_proxy: &str, server: &http::Uri) -> bool {
 }
 
 /// Returns the TLS settings; `None` for plain HTTP.
-fn trust(config: &Config, pool: &Pool) -> Result<Option<Trust>, Error> {
+fn trust(config: &Config, pool: &Pool) -> Result<Option<TlsIdentity>, Error> {
     if config.cluster_url.scheme_str() != Some("https") {
         return Ok(None);
     }

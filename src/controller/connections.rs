@@ -2,28 +2,28 @@
 
 use std::time::Duration;
 
-use crate::pool::Settings;
+use crate::pool::PoolSettings;
 
 /// Maximum time of a request: `AIStore`'s own timeout for a write, and a margin.
 const TIMEOUT: Duration = Duration::from_secs(60);
 /// Maximum idle time of a connection, the same as in Go's `http.DefaultTransport`.
-const LONGEST_IDLE: Duration = Duration::from_secs(90);
+const MAX_IDLE_TIME: Duration = Duration::from_secs(90);
 /// Connections to each node: it may be read and scraped at the same time.
-const EACH: u32 = 2;
+const CONNECTIONS_PER_NODE: u32 = 2;
 
 /// Returns settings that keep the connections to nodes open between requests at the interval `every`: a connection that is
 /// closed in between costs a handshake at each request.
 #[must_use]
-pub fn settings(nodes: usize, every: Duration) -> Settings {
-    let settings = Settings::default();
-    let wanted = u32::try_from(nodes).unwrap_or(u32::MAX).saturating_mul(EACH);
+pub fn settings(nodes: usize, every: Duration) -> PoolSettings {
+    let settings = PoolSettings::default();
+    let wanted = u32::try_from(nodes).unwrap_or(u32::MAX).saturating_mul(CONNECTIONS_PER_NODE);
     let max_free_sockets = settings.max_free_sockets.max(wanted);
-    Settings {
+    PoolSettings {
         max_free_sockets,
         // The default number in addition, for new connections while all the others are idle.
         max_sockets: settings.max_sockets.saturating_add(max_free_sockets - settings.max_free_sockets),
         timeout: TIMEOUT,
-        free_socket_timeout: (every * 3).clamp(settings.free_socket_timeout, LONGEST_IDLE),
+        free_socket_timeout: (every * 3).clamp(settings.free_socket_timeout, MAX_IDLE_TIME),
         ..settings
     }
 }

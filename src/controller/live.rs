@@ -11,7 +11,7 @@ use super::PolicyRef;
 use crate::{decide::truths::Truths, signals::Samples};
 
 /// Maximum points of a trend: one hour at one point each 10 s.
-const MOST_POINTS: usize = 360;
+const MAX_POINTS: usize = 360;
 
 /// State of a policy after a round of samples.
 #[derive(Clone, Copy, Debug)]
@@ -47,9 +47,9 @@ pub struct Live {
 
 /// Last results of all policies.
 #[derive(Default)]
-pub struct Board(Mutex<HashMap<PolicyRef, Live>>);
+pub struct LiveView(Mutex<HashMap<PolicyRef, Live>>);
 
-impl Board {
+impl LiveView {
     /// Records the result of a pass.
     pub fn passed(&self, policy: &PolicyRef, nodes: Vec<Truths>, samples: Option<Samples>, now: Timestamp) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -66,7 +66,7 @@ impl Board {
     pub fn sampled(&self, policy: &PolicyRef, point: Point) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(live) = known.get_mut(policy) else { return };
-        if live.trend.len() == MOST_POINTS {
+        if live.trend.len() == MAX_POINTS {
             live.trend.pop_front();
         }
         live.trend.push_back(point);

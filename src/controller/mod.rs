@@ -55,7 +55,7 @@ use crate::{
         API_TIMEOUT, ApiError, PolicyHandle,
         claims::Registry,
         logging,
-        memory::{self, Memory},
+        memory::{self, PolicyCache},
         world::Moment,
     },
     pool::Pool,
@@ -106,7 +106,7 @@ async fn in_time<T>(call: impl Future<Output = kube::Result<T>>) -> Result<T, Er
 
 /// Settings of the controller, from flags.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct ControllerConfig {
     /// Namespaces to watch; empty means all.
     pub namespaces: Vec<String>,
     /// Addresses that `endpoint` fields may name.
@@ -122,7 +122,7 @@ pub struct Settings {
 /// What is known of one policy between its passes.
 #[derive(Default)]
 struct Known {
-    memory: tokio::sync::Mutex<Memory>,
+    memory: tokio::sync::Mutex<PolicyCache>,
     running: Arc<Mutex<shell::Running>>,
 }
 
@@ -131,7 +131,7 @@ pub struct Context {
     client: Client,
     /// Connections of all requests, including those to the API server.
     pub pool: Pool,
-    settings: Settings,
+    settings: ControllerConfig,
     /// The operator's own metrics.
     pub metrics: Metrics,
     pods: pods::Pods,
@@ -147,7 +147,7 @@ pub struct Context {
     /// Policies from the watch.
     pub policies: reflector::Store<StoredPolicy>,
     /// Results of passes and samples, for the API and the metrics.
-    pub live: live::Board,
+    pub live: live::LiveView,
     ready: AtomicBool,
     served: watch::Sender<Arc<served::Served>>,
     /// Whether this process is the leader.
@@ -221,7 +221,7 @@ pub struct Operator {
 impl Operator {
     /// Prepares the controller. No request is sent yet.
     #[must_use]
-    pub fn new(client: &Client, pool: &Pool, settings: Settings, metrics: Metrics, leadership: Leadership) -> Self {
+    pub fn new(client: &Client, pool: &Pool, settings: ControllerConfig, metrics: Metrics, leadership: Leadership) -> Self {
         let client = client::led(client, leadership.clone());
         let (nudges, inbox) = mpsc::unbounded_channel();
         let (policies, writer) = reflector::store();
@@ -239,7 +239,7 @@ impl Operator {
             nudges,
             known: Mutex::default(),
             policies,
-            live: live::Board::default(),
+            live: live::LiveView::default(),
             ready: AtomicBool::new(false),
             served: watch::Sender::default(),
             leadership,
@@ -436,7 +436,7 @@ fn error_policy(policy: Arc<StoredPolicy>, error: &Error, context: Arc<Context>)
     let Ok(mut memory) = known.memory.try_lock() else { return Action::requeue(memory::wait(0)) };
     memory.failures = memory.failures.saturating_add(1);
     let text = logging::chain(error);
-    if memory.news("error", &text) {
+    if memory.is_new_message("error", &text) {
         tracing::warn!(policy = %path(&policy), error = text, "the pass failed; retrying");
     }
     Action::requeue(memory::wait(memory.failures - 1))

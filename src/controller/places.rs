@@ -28,14 +28,14 @@ use crate::{
     },
     decide::conditions::Problem,
     pass::{Error, Failure, PolicyHandle, no_right},
-    targets::{Credentials, Place, PodFacts, endpoint},
+    targets::{Credentials, PodFacts, TargetAddress, endpoint},
 };
 
 /// Label of a pod with its role in an application.
 const COMPONENT: &str = "app.kubernetes.io/component";
 
 /// Addresses at which a target was found.
-pub type Places = Vec<Place>;
+pub type Places = Vec<TargetAddress>;
 
 /// Finds the target of a policy, and watches its pods from now on.
 pub async fn subscribed(ctx: &Context, reference: &PolicyRef, policy: &PolicyHandle) -> Result<Places, Failure> {
@@ -177,14 +177,14 @@ fn invalid(message: &str) -> Failure {
     Problem::invalid(Reason::Invalid, message).into()
 }
 
-fn allowed(ctx: &Context, policy: &PolicyHandle, endpoint: &str) -> Result<Place, Failure> {
+fn allowed(ctx: &Context, policy: &PolicyHandle, endpoint: &str) -> Result<TargetAddress, Failure> {
     match ctx.settings.allow_endpoints.check(endpoint) {
         Ok(address) => {
             // Addresses of an earlier Service with this name do not apply to a listed host.
             if let Some(host) = url::Url::parse(&address).ok().as_ref().and_then(url::Url::host_str) {
                 ctx.pool.provider(&policy.path).unname(host);
             }
-            Ok(Place::new(&address, address.split("://").nth(1).unwrap_or(&address), &address))
+            Ok(TargetAddress::new(&address, address.split("://").nth(1).unwrap_or(&address), &address))
         }
         Err(error @ endpoint::Error::NotAllowed(_)) => Err(Problem::invalid(Reason::RefNotPermitted, error.to_string()).into()),
         Err(error) => Err(Problem::invalid(Reason::Invalid, error.to_string()).into()),
@@ -205,7 +205,7 @@ pub fn is_over(pod: &Pod) -> bool {
 }
 
 /// Returns the place of a pod that mounts a file. It may have no address yet, because it may wait for this file.
-fn mounting(pod: &Pod) -> Option<Place> {
+fn mounting(pod: &Pod) -> Option<TargetAddress> {
     let status = pod.status.as_ref();
     let containers = status.and_then(|status| status.container_statuses.as_ref());
     let running = |status: &ContainerStatus| Some(status.state.as_ref()?.running.as_ref()?.started_at.as_ref()?.0);
@@ -215,7 +215,7 @@ fn mounting(pod: &Pod) -> Option<Place> {
         hash: pod.annotations().get(CONFIG_HASH).cloned(),
     };
     let address = status.and_then(|status| status.pod_ip.clone()).unwrap_or_default();
-    Some(Place { pod: Some(facts), ..Place::new(format!("pod/{}", pod.uid()?), pod.name_any(), address) })
+    Some(TargetAddress { pod: Some(facts), ..TargetAddress::new(format!("pod/{}", pod.uid()?), pod.name_any(), address) })
 }
 
 /// Returns kind and name of the workload of a pod; `None` if it has no controller.
@@ -254,7 +254,7 @@ fn one_workload(pods: &[&Arc<Pod>]) -> Result<(), Failure> {
     Err(Problem::invalid(Reason::Invalid, message).into())
 }
 
-fn place(pod: &Pod, scheme: Scheme, port: u16) -> Option<Place> {
+fn place(pod: &Pod, scheme: Scheme, port: u16) -> Option<TargetAddress> {
     let status = pod.status.as_ref()?;
     if is_over(pod) {
         return None;
@@ -262,7 +262,7 @@ fn place(pod: &Pod, scheme: Scheme, port: u16) -> Option<Place> {
     let address = SocketAddr::new(status.pod_ip.as_ref()?.parse().ok()?, port);
     let id = pod_id(&pod.uid()?, port);
     let role = pod.labels().get(COMPONENT).cloned();
-    Some(Place { role, ..Place::new(id, pod.name_any(), format!("{}://{address}", scheme.name())) })
+    Some(TargetAddress { role, ..TargetAddress::new(id, pod.name_any(), format!("{}://{address}", scheme.name())) })
 }
 
 async fn service_and_slices(
@@ -292,7 +292,7 @@ async fn service_and_slices(
 }
 
 /// Returns one place for a whole Service under its DNS name, which its certificate contains. DNS is not used.
-async fn behind(ctx: &Context, policy: &PolicyHandle, service: &ServiceRef) -> Result<Place, Failure> {
+async fn behind(ctx: &Context, policy: &PolicyHandle, service: &ServiceRef) -> Result<TargetAddress, Failure> {
     let namespace = &policy.namespace;
     let (object, slices) = service_and_slices(ctx, namespace, service).await?;
     let host = format!("{}.{namespace}.svc", service.name);
@@ -312,18 +312,18 @@ async fn behind(ctx: &Context, policy: &PolicyHandle, service: &ServiceRef) -> R
     let aliases = addresses.iter().map(|at| format!("{}://{}", service.scheme.name(), SocketAddr::new(at.ip(), port))).collect();
     ctx.pool.provider(&policy.path).name(&host, addresses);
     let address = format!("{}://{host}:{port}", service.scheme.name());
-    Ok(Place { aliases, ..Place::new(&address, format!("{}:{port}", service.name), &address) })
+    Ok(TargetAddress { aliases, ..TargetAddress::new(&address, format!("{}:{port}", service.name), &address) })
 }
 
 /// Returns a place for each endpoint of a Service, identified by its pod or its address.
-fn endpoints_of(found: Vec<Found>, service: &ServiceRef) -> Vec<Place> {
+fn endpoints_of(found: Vec<Found>, service: &ServiceRef) -> Vec<TargetAddress> {
     found
         .into_iter()
         .map(|(pod, address)| {
             let at = format!("{}://{address}", service.scheme.name());
             let (id, name) =
                 pod.map_or_else(|| (at.clone(), address.to_string()), |(uid, name)| (pod_id(&uid, address.port()), name));
-            Place::new(id, name, at)
+            TargetAddress::new(id, name, at)
         })
         .collect()
 }

@@ -35,7 +35,7 @@ const FIRST_LIST: Duration = Duration::from_secs(10);
 
 /// State of the watch of a namespace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Standing {
+enum PodState {
     /// The first list is not complete yet.
     Begun,
     /// The pods are known.
@@ -144,7 +144,7 @@ fn facts(pod: &Pod) -> impl PartialEq + use<> {
 
 struct Watch {
     index: Arc<Mutex<Index>>,
-    standing: watch::Receiver<Standing>,
+    standing: watch::Receiver<PodState>,
     policies: Arc<Mutex<HashMap<PolicyRef, Interest>>>,
     task: JoinHandle<()>,
 }
@@ -197,9 +197,9 @@ impl Pods {
             let watch = watches.entry(namespace.to_owned()).or_insert_with(|| self.watch(namespace));
             (watch.index.clone(), watch.standing.clone())
         };
-        let known = tokio::time::timeout(FIRST_LIST, standing.wait_for(|standing| *standing != Standing::Begun)).await;
+        let known = tokio::time::timeout(FIRST_LIST, standing.wait_for(|standing| *standing != PodState::Begun)).await;
         match known.map(|known| known.map(|standing| *standing)) {
-            Ok(Ok(Standing::Forbidden)) => Err(Error::PodsForbidden),
+            Ok(Ok(PodState::Forbidden)) => Err(Error::PodsForbidden),
             Ok(Ok(_)) => Ok(find(&index.lock().unwrap_or_else(PoisonError::into_inner))),
             _ => Err(Error::Pods(namespace.to_owned())),
         }
@@ -226,7 +226,7 @@ impl Pods {
     fn watch(&self, namespace: &str) -> Watch {
         let index = Arc::<Mutex<Index>>::default();
         let policies = Arc::<Mutex<HashMap<PolicyRef, Interest>>>::default();
-        let (standing, seen) = watch::channel(Standing::Begun);
+        let (standing, seen) = watch::channel(PodState::Begun);
         let api = Api::<Pod>::namespaced(self.client.clone(), namespace);
         let follower = Follower { index: index.clone(), policies: policies.clone(), standing, nudges: self.nudges.clone() };
         let span = tracing::error_span!("watch", namespace);
@@ -253,7 +253,7 @@ impl Pods {
 struct Follower {
     index: Arc<Mutex<Index>>,
     policies: Arc<Mutex<HashMap<PolicyRef, Interest>>>,
-    standing: watch::Sender<Standing>,
+    standing: watch::Sender<PodState>,
     nudges: mpsc::UnboundedSender<PolicyRef>,
 }
 
@@ -271,9 +271,9 @@ impl Follower {
                 let gone: Vec<_> = gone.iter().filter_map(|name| index.take(name)).collect();
                 drop(index);
                 relisted.clear();
-                if self.standing.send_replace(Standing::Listed) == Standing::Listed {
+                if self.standing.send_replace(PodState::Listed) == PodState::Listed {
                     for pod in &gone {
-                        self.nudge(&[pod]);
+                        self.enqueue(&[pod]);
                     }
                 } else {
                     self.nudge_all();
@@ -282,11 +282,11 @@ impl Follower {
             Ok(watcher::Event::Apply(pod)) => self.put(pod),
             Ok(watcher::Event::Delete(pod)) => {
                 let before = self.index.lock().unwrap_or_else(PoisonError::into_inner).take(&pod.name_any());
-                self.nudge(&[&before.unwrap_or_else(|| Arc::new(pod))]);
+                self.enqueue(&[&before.unwrap_or_else(|| Arc::new(pod))]);
             }
             Err(error) => {
                 if is_forbidden(&error) {
-                    if self.standing.send_replace(Standing::Forbidden) != Standing::Forbidden {
+                    if self.standing.send_replace(PodState::Forbidden) != PodState::Forbidden {
                         self.nudge_all();
                     }
                 } else {
@@ -300,18 +300,18 @@ impl Follower {
         let now = Arc::new(pod.clone());
         let before = self.index.lock().unwrap_or_else(PoisonError::into_inner).put(pod);
         // All policies wait until the first list is complete.
-        if *self.standing.borrow() != Standing::Listed {
+        if *self.standing.borrow() != PodState::Listed {
             return;
         }
         match before {
             Some(before) if facts(&before) == facts(&now) => {}
-            Some(before) => self.nudge(&[&before, &now]),
-            None => self.nudge(&[&now]),
+            Some(before) => self.enqueue(&[&before, &now]),
+            None => self.enqueue(&[&now]),
         }
     }
 
     /// Enqueues the policies that select one of these pods, by its old or new labels.
-    fn nudge(&self, pods: &[&Arc<Pod>]) {
+    fn enqueue(&self, pods: &[&Arc<Pod>]) {
         let policies = self.policies.lock().unwrap_or_else(PoisonError::into_inner);
         for (policy, interest) in &*policies {
             if let Interest::Selected(selector) = interest

@@ -8,7 +8,7 @@ use tracing::Instrument as _;
 use super::{Context, PolicyRef, path, scheduler, served::Served, shell::Shell};
 use crate::{
     api::StoredPolicy,
-    pass::{self, Error, MOMENT, Next, logging, memory::Memory, report, world::World as _},
+    pass::{self, DUE_SLACK, Error, Next, logging, memory::PolicyCache, report, world::World as _},
 };
 
 /// Requeue interval while the CRD is missing or too old: no event reports its upgrade.
@@ -59,7 +59,7 @@ async fn attempt(ctx: &Arc<Context>, reference: &PolicyRef) -> Result<Action, Er
     ctx.scheduler.end(reference);
     match visited {
         // The policy is being deleted: the pass for the deletion comes next.
-        Ok(Err(Error::Cancelled)) => Ok(Action::requeue(MOMENT)),
+        Ok(Err(Error::Cancelled)) => Ok(Action::requeue(DUE_SLACK)),
         Ok(ended) => ended.map(|next| match next {
             Next::After(wait) => Action::requeue(wait),
             Next::Changed => Action::await_change(),
@@ -69,7 +69,7 @@ async fn attempt(ctx: &Arc<Context>, reference: &PolicyRef) -> Result<Action, Er
             {
                 let mut memory = known.memory.lock().await;
                 // The state in memory may be inconsistent.
-                *memory = Memory { failures: memory.failures, ..Memory::default() };
+                *memory = PolicyCache { failures: memory.failures, ..PolicyCache::default() };
                 shell.end_all();
             }
             if let Ok(Err(error)) = scheduler::contained(Box::pin(report::internal_error(&shell))).await {

@@ -10,7 +10,7 @@ use crate::{
     api::{conditions::Reason, lookup::Lookup, policy::Target},
     decide::{Cause, Fault, condition::shortened, originals::Saved},
     pass::{Error, Failure, PolicyHandle},
-    targets::{self, Place},
+    targets::{self, TargetAddress},
 };
 
 /// Returns the current location of a saved unit from the API server or `--allow-endpoints`; `None` if the unit is gone. The saved
@@ -21,9 +21,9 @@ pub async fn place(
     id: &str,
     saved: &Saved,
     spec: &Target,
-) -> Result<Option<Vec<Place>>, Fault> {
+) -> Result<Option<Vec<TargetAddress>>, Fault> {
     if matches!(spec.lookup(), Some(Lookup::Mounting(_))) {
-        return Ok(Some(vec![Place::new(id, &saved.name, "")]));
+        return Ok(Some(vec![TargetAddress::new(id, &saved.name, "")]));
     }
     if let Some((uid, port)) = id.strip_prefix("pod/").and_then(|id| id.rsplit_once(':')) {
         let pods = Api::<Pod>::namespaced(ctx.client.clone(), &policy.namespace);
@@ -34,7 +34,7 @@ pub async fn place(
         return match (addresses_of(&pod).first(), port.parse()) {
             (Some(ip), Ok(port)) => {
                 let address = format!("{}://{}", spec.scheme().name(), SocketAddr::new(*ip, port));
-                Ok(Some(vec![Place::new(id, &saved.name, address)]))
+                Ok(Some(vec![TargetAddress::new(id, &saved.name, address)]))
             }
             _ => Err(Fault::new(Cause::Unreachable, format!("Pod {} has no address", saved.name))),
         };

@@ -13,9 +13,9 @@ use crate::api::{
 };
 
 /// Interval of the checks while the CRD is missing, too old or unknown.
-const SOON: Duration = Duration::from_secs(2);
+const CRD_RETRY: Duration = Duration::from_secs(2);
 /// Interval of the checks otherwise: an upgrade of the CRD under a running operator is detected within this time.
-const LATER: Duration = Duration::from_secs(60);
+const CRD_RECHECK: Duration = Duration::from_secs(60);
 
 /// CRD that the API server serves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -94,7 +94,7 @@ impl Context {
                 }
             }
             let settled = matches!(now, Served::Same | Served::Newer(_));
-            tokio::time::sleep(if settled { LATER } else { SOON }).await;
+            tokio::time::sleep(if settled { CRD_RECHECK } else { CRD_RETRY }).await;
         }
     }
 }

@@ -32,7 +32,7 @@ use crate::{
     budget::Reservation,
     clock,
     decide::{
-        self, Fault, Traits,
+        self, Fault, TargetCapabilities,
         adaptive::{config::Config, signal::Signal},
         claims::Claimant,
         condition::Notice,
@@ -165,7 +165,7 @@ impl World for Shell {
         super::reconcile::resync(&self.ctx, &self.policy)
     }
 
-    fn traits(&self, target: &TargetSpec) -> Traits {
+    fn traits(&self, target: &TargetSpec) -> TargetCapabilities {
         targets::traits(target)
     }
 
@@ -210,7 +210,7 @@ impl World for Shell {
             let asked = super::moment();
             let slot = self.ctx.scheduler.admit(&self.namespace).await;
             self.pass().slot = Some(slot);
-            super::moment().since(asked) > crate::pass::MOMENT
+            super::moment().since(asked) > crate::pass::DUE_SLACK
         })
     }
 

@@ -4,11 +4,11 @@
 use std::{fmt, time::Duration};
 
 use super::{
-    Declared, Traits,
+    Declared, TargetCapabilities,
     measured::Idled,
     path::{ClientIdle, Verdict, verdict},
 };
-use crate::api::{Format, IdleConnectionPolicySpec, Knob, Preset, Value};
+use crate::api::{Format, IdleConnectionPolicySpec, Limit, Preset, Value};
 
 /// One piece of advice.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -45,21 +45,26 @@ const GO_IDLE: u64 = 90;
 /// Idle connections as a share of all, in percent. With fewer, each burst opens new ones; more only cost.
 const FREE: std::ops::RangeInclusive<u32> = 10..=20;
 /// Use of file descriptors above which there is advice, in percent of the limit.
-const MOST_FILES: u32 = 80;
+const MAX_FILES_PERCENT: u32 = 80;
 
 struct Rules<'a> {
     spec: &'a IdleConnectionPolicySpec,
     declared: &'a Declared,
-    traits: &'a Traits,
+    traits: &'a TargetCapabilities,
 }
 
 /// All advice on a policy.
 #[must_use]
-pub fn advice(spec: &IdleConnectionPolicySpec, declared: &Declared, traits: &Traits, observed: Observed<'_>) -> Vec<Advice> {
+pub fn advice(
+    spec: &IdleConnectionPolicySpec,
+    declared: &Declared,
+    traits: &TargetCapabilities,
+    observed: Observed<'_>,
+) -> Vec<Advice> {
     let rules = Rules { spec, declared, traits };
     let found = [
-        ("per-host-two", rules.per_host(Knob::IntraClusterMaxIdleConnsPerHost)),
-        ("per-host-two", rules.per_host(Knob::BackendMaxIdleConnsPerHost)),
+        ("per-host-two", rules.per_host(Limit::IntraClusterMaxIdleConnsPerHost)),
+        ("per-host-two", rules.per_host(Limit::BackendMaxIdleConnsPerHost)),
         ("conns-unlimited", rules.unlimited()),
         ("client-outlives-server", rules.outlives(observed.server_idle)),
         ("client-outlives-server", rules.outlives_backend()),
@@ -72,18 +77,18 @@ pub fn advice(spec: &IdleConnectionPolicySpec, declared: &Declared, traits: &Tra
 }
 
 fn open_files(observed: Option<(u32, &str)>) -> Option<String> {
-    let (percent, node) = observed.filter(|(percent, _)| *percent > MOST_FILES)?;
+    let (percent, node) = observed.filter(|(percent, _)| *percent > MAX_FILES_PERCENT)?;
     Some(format!("{node} uses {percent}% of its file descriptor limit; tighten the limits or raise the descriptor limit"))
 }
 
 /// Each rule, with its sentence where it applies.
 impl Rules<'_> {
-    fn count(&self, knob: Knob) -> Option<u32> {
-        if let Some(Value::Count(n)) = self.declared.settings.get(&knob) { Some(*n) } else { None }
+    fn count(&self, key: Limit) -> Option<u32> {
+        if let Some(Value::Count(n)) = self.declared.settings.get(&key) { Some(*n) } else { None }
     }
 
-    fn time(&self, knob: Knob) -> Option<Duration> {
-        if let Some(Value::Duration(time)) = self.declared.settings.get(&knob) { Some(*time) } else { None }
+    fn time(&self, key: Limit) -> Option<Duration> {
+        if let Some(Value::Duration(time)) = self.declared.settings.get(&key) { Some(*time) } else { None }
     }
 
     /// Whether unset limits have the defaults of Go's net/http.
@@ -94,42 +99,40 @@ impl Rules<'_> {
 
     /// Whether the policy sets any limit of a pool.
     fn governs(&self, pool: &str) -> bool {
-        self.declared.settings.keys().any(|knob| knob.pool() == pool)
+        self.declared.settings.keys().any(|key| key.pool() == pool)
     }
 
-    fn per_host(&self, knob: Knob) -> Option<String> {
-        let two = match self.count(knob) {
-            Some(n) => n == GO_PER_HOST && (self.declared.written.contains(&knob) || self.spec.preset == Some(Preset::GoDefault)),
-            None => self.is_go() && self.governs(knob.pool()),
+    fn per_host(&self, key: Limit) -> Option<String> {
+        let two = match self.count(key) {
+            Some(n) => n == GO_PER_HOST && (self.declared.written.contains(&key) || self.spec.preset == Some(Preset::GoDefault)),
+            None => self.is_go() && self.governs(key.pool()),
         };
-        (two && self.traits.supports(knob)).then(|| {
+        (two && self.traits.supports(key)).then(|| {
             format!(
-                "{knob} is 2 (Go's default), so all but two connections to a host are closed after each burst; set it to the \
+                "{key} is 2 (Go's default), so all but two connections to a host are closed after each burst; set it to the \
                  number of concurrent requests to one host"
             )
         })
     }
 
     fn unlimited(&self) -> Option<String> {
-        let knob = Knob::BackendMaxConnsPerHost;
-        let applies = self.traits.supports(knob) && self.governs("backend") && self.count(knob).unwrap_or(0) == 0;
+        let key = Limit::BackendMaxConnsPerHost;
+        let applies = self.traits.supports(key) && self.governs("backend") && self.count(key).unwrap_or(0) == 0;
         applies.then(|| {
-            format!(
-                "{knob} has no limit, so a slow backend gets a connection for every request; set it to what one host can take"
-            )
+            format!("{key} has no limit, so a slow backend gets a connection for every request; set it to what one host can take")
         })
     }
 
     /// A measured timeout counts, whatever is declared.
     fn outlives(&self, measured: Option<Duration>) -> Option<String> {
-        let (knob, server) = (Knob::IntraClusterIdleConnTimeout, Knob::ServerIdleTimeout);
-        let declared = self.time(knob);
+        let (key, server) = (Limit::IntraClusterIdleConnTimeout, Limit::ServerIdleTimeout);
+        let declared = self.time(key);
         let is_go = declared.is_none() && self.is_go();
         let Some(measured) = measured else {
             let short = self.time(server).is_some_and(|server| !server.is_zero() && server.as_secs() <= GO_IDLE);
             return (short && is_go).then(|| {
                 format!(
-                    "{knob} is {GO_IDLE}s (Go's default), and {server} is not longer; set {knob} at least 1s shorter than \
+                    "{key} is {GO_IDLE}s (Go's default), and {server} is not longer; set {key} at least 1s shorter than \
                      {server}, or requests are lost on closed connections"
                 )
             });
@@ -138,17 +141,17 @@ impl Rules<'_> {
         (verdict(ClientIdle::After(client), Idled::Closed(measured)) != Verdict::Safe).then(|| {
             let (client, server) = (Value::Duration(client), Value::Duration(measured));
             format!(
-                "{knob} is {client}, and measurements show that the servers close idle connections after {server}; set {knob} at \
+                "{key} is {client}, and measurements show that the servers close idle connections after {server}; set {key} at \
                  least 1s shorter, or requests are lost on closed connections"
             )
         })
     }
 
     fn outlives_backend(&self) -> Option<String> {
-        let knob = Knob::BackendIdleConnTimeout;
-        (self.is_go() && self.time(knob).is_none() && self.governs("backend")).then(|| {
+        let key = Limit::BackendIdleConnTimeout;
+        (self.is_go() && self.time(key).is_none() && self.governs("backend")).then(|| {
             format!(
-                "{knob} is {GO_IDLE}s (Go's default), and many servers and load balancers close idle connections earlier; set \
+                "{key} is {GO_IDLE}s (Go's default), and many servers and load balancers close idle connections earlier; set \
                  it shorter than the idle timeout of the server behind it"
             )
         })
@@ -165,19 +168,19 @@ impl Rules<'_> {
     }
 
     fn concurrency(&self, observed: Option<f64>) -> Option<String> {
-        let knob = Knob::BackendMaxIdleConnsPerHost;
-        let (seen, set) = (observed.filter(|seen| *seen >= 1.0)?, self.count(knob).filter(|set| *set > 0)?);
+        let key = Limit::BackendMaxIdleConnsPerHost;
+        let (seen, set) = (observed.filter(|seen| *seen >= 1.0)?, self.count(key).filter(|set| *set > 0)?);
         let (far, advice) = match f64::from(set) / seen {
             ..0.5 => ("less than half of", "raise it, or each burst opens new connections"),
             share if share > 4.0 => ("more than four times", "lower it, because the other connections only cost"),
             _ => return None,
         };
-        Some(format!("{knob} {set} is {far} the {seen:.0} concurrent requests; {advice}"))
+        Some(format!("{key} {set} is {far} the {seen:.0} concurrent requests; {advice}"))
     }
 
     fn free(&self) -> Option<String> {
-        let (idle, all) = (Knob::BackendMaxIdleConnsPerHost, Knob::BackendMaxConnsPerHost);
-        let written = [idle, all].iter().any(|knob| self.declared.written.contains(knob));
+        let (idle, all) = (Limit::BackendMaxIdleConnsPerHost, Limit::BackendMaxConnsPerHost);
+        let written = [idle, all].iter().any(|key| self.declared.written.contains(key));
         let (idle_set, all_set) = (self.count(idle)?, self.count(all).filter(|all| *all > 0)?);
         let percent = u32::try_from(u64::from(idle_set) * 100 / u64::from(all_set)).unwrap_or(u32::MAX);
         let way = if percent < *FREE.start() { "raise" } else { "lower" };
@@ -205,7 +208,7 @@ mod tests {
         whole.as_object_mut().expect("an object").extend(spec.as_object().cloned().expect("an object"));
         let spec: IdleConnectionPolicySpec = from_value(whole).expect("a spec");
         let file = spec.target.config_map.as_ref().map(|config_map| config_map.format);
-        let traits = Traits { file, ..Traits::PLAIN };
+        let traits = TargetCapabilities { file, ..TargetCapabilities::PLAIN };
         advice(&spec, &declare(&spec, &traits), &traits, observed)
     }
 

@@ -195,7 +195,7 @@ impl<S: Clone + Eq + std::hash::Hash> Queue<S> {
 /// The message for the policy that lost. It does not name a policy of another namespace, because the reader may not be
 /// allowed to see that one.
 #[must_use]
-pub fn sentence(winner: &Claimant, me: &Claimant) -> String {
+pub fn conflict_message(winner: &Claimant, me: &Claimant) -> String {
     if winner.namespace == me.namespace {
         format!("Policy {} is older and governs the same target; delete one of them", winner.name)
     } else {
@@ -284,7 +284,7 @@ mod tests {
     #[test]
     fn a_policy_of_another_namespace_is_not_named() {
         let me = claimant(2, "mine", "me");
-        assert!(sentence(&claimant(1, "mine", "older-one"), &me).contains("older-one"));
-        assert!(!sentence(&claimant(1, "theirs", "secret-project"), &me).contains("secret-project"));
+        assert!(conflict_message(&claimant(1, "mine", "older-one"), &me).contains("older-one"));
+        assert!(!conflict_message(&claimant(1, "theirs", "secret-project"), &me).contains("secret-project"));
     }
 }

@@ -13,7 +13,7 @@ use crate::api::{
 
 /// The reason and the message of a condition. Its status follows from its type and reason.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Said {
+pub struct ConditionText {
     /// The reason.
     pub reason: Reason,
     /// What happened, to which object, and what to do.
@@ -21,8 +21,8 @@ pub struct Said {
 }
 
 /// Builds a [`Said`].
-pub fn said(reason: Reason, message: impl Into<String>) -> Said {
-    Said { reason, message: message.into() }
+pub fn said(reason: Reason, message: impl Into<String>) -> ConditionText {
+    ConditionText { reason, message: message.into() }
 }
 
 /// The status of a condition for a reason. It is Unknown for a reason that the table does not have for this condition.
@@ -37,7 +37,7 @@ pub fn state(type_: ConditionType, reason: Reason) -> State {
 #[must_use]
 pub fn condition(
     type_: ConditionType,
-    said: &Said,
+    said: &ConditionText,
     generation: Option<i64>,
     previous: &IdleConnectionPolicyStatus,
     now: Timestamp,

@@ -6,20 +6,20 @@ use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
 use super::{
-    Capability, Declared, Drift, Plan, Sites, Traits, Unit, UnitState,
+    Capability, Declared, Drift, Plan, Sites, TargetCapabilities, Unit, UnitState,
     adaptive::report::{self, SeenLoop},
     advice::Advice,
-    condition::{Notice, Said, condition, count, find, has_flipped, reason, said, shortened, shortened_to_bytes, state},
+    condition::{ConditionText, Notice, condition, count, find, has_flipped, reason, said, shortened, shortened_to_bytes, state},
     lives::{self, Lives},
     observed::{Cause, Fault, NodeState},
     originals::Saved,
-    restart::{self, Said as RestartState},
+    restart::{self, RestartReport as RestartState},
     verify::{Probes, refined, verified},
 };
 use crate::api::{
-    IdleConnectionPolicyStatus, Knob, Limits, Settings, Value,
+    IdleConnectionPolicyStatus, Limit, LimitValues, Limits, Value,
     conditions::{ConditionType, EventReason, Reason, State},
-    status::{Confirmed, MOST_NODES_NAMED, NAME_LENGTH, NodeCause, Nodes, ObjectName, PendingRestart, StatusLimits},
+    status::{Confirmed, MAX_NODES_NAMED, NAME_LENGTH, NodeCause, Nodes, ObjectName, PendingRestart, StatusLimits},
     wording::{listed, of_nodes},
 };
 
@@ -77,7 +77,7 @@ pub struct UnitResult {
 }
 
 /// Everything that a report depends on.
-pub struct Seen<'a> {
+pub struct ReportInput<'a> {
     /// `metadata.generation`.
     pub generation: Option<i64>,
     /// `spec.suspend`.
@@ -85,7 +85,7 @@ pub struct Seen<'a> {
     /// What the policy declares.
     pub declared: &'a Declared,
     /// What the target can do.
-    pub traits: &'a Traits,
+    pub traits: &'a TargetCapabilities,
     /// What prevents the operator from looking at the nodes; the rest is then empty.
     pub problem: Option<&'a Problem>,
     /// The units.
@@ -112,7 +112,7 @@ pub struct Seen<'a> {
     pub now: Timestamp,
 }
 
-impl Seen<'_> {
+impl ReportInput<'_> {
     /// What the nodes should hold: the declared limits at the current openness.
     const fn desired(&self) -> &Declared {
         if self.problem.is_some() { self.declared } else { &self.plan.desired }
@@ -140,18 +140,18 @@ impl Seen<'_> {
 struct Tally {
     nodes: Nodes,
     answered: u32,
-    programmed: Settings,
-    in_effect: Settings,
+    programmed: LimitValues,
+    in_effect: LimitValues,
     pending: BTreeSet<String>,
-    pending_knobs: BTreeSet<Knob>,
+    pending_limits: BTreeSet<Limit>,
     behind: BTreeSet<String>,
-    unknown: BTreeSet<Knob>,
-    companions: Settings,
-    placeless: BTreeSet<Knob>,
+    unknown: BTreeSet<Limit>,
+    companions: LimitValues,
+    placeless: BTreeSet<Limit>,
     /// Whether some node has any of the declared limits.
     governs: bool,
     write_fault: Option<Fault>,
-    changed: BTreeMap<Knob, i64>,
+    changed: BTreeMap<Limit, i64>,
 }
 
 /// The reason of Ready=False for a fault that affects everything.
@@ -170,20 +170,20 @@ pub const fn failure(cause: Cause) -> Reason {
 
 /// The status that follows from what was observed, and the Events that are new in it.
 #[must_use]
-pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
-    let tally = tally(seen);
+pub fn report(seen: &ReportInput<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
+    let tally = count_nodes(seen);
     let mut status = IdleConnectionPolicyStatus {
         observed_generation: seen.generation,
         conditions: conditions(seen, &tally),
         unsupported: seen.declared.unsupported.union(&tally.placeless).map(ToString::to_string).collect(),
         pending_restart: (!tally.pending.is_empty()).then(|| PendingRestart {
             count: count(tally.pending.len()),
-            nodes: tally.pending.iter().take(MOST_NODES_NAMED).map(|name| shortened_to_bytes(name, NAME_LENGTH)).collect(),
+            nodes: tally.pending.iter().take(MAX_NODES_NAMED).map(|name| shortened_to_bytes(name, NAME_LENGTH)).collect(),
         }),
         original_ref: seen.original.clone().map(|name| ObjectName { name }),
         ..IdleConnectionPolicyStatus::default()
     };
-    let present = |settings: &Settings| (!settings.is_empty()).then(|| Limits::from(settings));
+    let present = |settings: &LimitValues| (!settings.is_empty()).then(|| Limits::from(settings));
     let mut limits = StatusLimits { declared: present(&seen.declared.settings), ..StatusLimits::default() };
     let mut control = seen.plan.control.clone();
     if seen.problem.is_none() {
@@ -200,7 +200,14 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
 
     let mut notices = notices(seen, &status);
     if let (Some(adaptive), Some(outcome), None) = (&seen.adaptive, &seen.plan.outcome, seen.problem) {
-        notices.extend(report::tell(adaptive, outcome, &seen.declared.settings, seen.previous, &mut status, seen.now));
+        notices.extend(report::write_adaptive_status(
+            adaptive,
+            outcome,
+            &seen.declared.settings,
+            seen.previous,
+            &mut status,
+            seen.now,
+        ));
     } else if seen.problem.is_some() {
         // The nodes were not queried, so the earlier decisions still hold.
         status.openness_percent = seen.previous.openness_percent;
@@ -222,7 +229,7 @@ pub fn report(seen: &Seen<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice>) {
 }
 
 /// What was measured before, as long as this process has not measured a node yet: a new leader has no probes.
-fn carried(seen: &Seen<'_>) -> Option<Said> {
+fn carried(seen: &ReportInput<'_>) -> Option<ConditionText> {
     let is_same = seen.previous.observed_generation == seen.generation;
     let before = find(seen.previous, ConditionType::InEffect).filter(|_| is_same && seen.probes.is_some_and(Probes::is_empty))?;
     let measured = [Reason::Measured, Reason::MeasuredDifferently, Reason::NotMeasured];
@@ -230,25 +237,25 @@ fn carried(seen: &Seen<'_>) -> Option<Said> {
     Some(said(reason, &before.message))
 }
 
-fn measured(seen: &Seen<'_>) -> Option<Limits> {
+fn measured(seen: &ReportInput<'_>) -> Option<Limits> {
     if seen.probes.is_some_and(Probes::is_empty) && seen.previous.observed_generation == seen.generation {
         return seen.previous.limits.as_ref().and_then(|limits| limits.measured.clone());
     }
     let shared = verified(seen.units, seen.probes?).shared?;
-    Some(Limits::from(&Settings::from([(Knob::ServerIdleTimeout, Value::Duration(shared))])))
+    Some(Limits::from(&LimitValues::from([(Limit::ServerIdleTimeout, Value::Duration(shared))])))
 }
 
 /// The record of processes that read their settings when they start.
-fn confirmed(seen: &Seen<'_>, tally: &Tally) -> Option<Confirmed> {
+fn confirmed(seen: &ReportInput<'_>, tally: &Tally) -> Option<Confirmed> {
     let desired = lives::read_at_start(&seen.desired().settings, seen.traits);
     if desired.is_empty() {
         return None;
     }
     let (nodes, changed) = lives::answered(seen.units.iter().filter_map(|result| result.state.as_ref().ok()))?;
     let uses = |node: &NodeState| {
-        let used = |knob| in_use(knob, seen.traits, &tally.changed, seen.lives, node) == Some(true);
+        let used = |key| in_use(key, seen.traits, &tally.changed, seen.lives, node) == Some(true);
         let stored = node.stored.as_ref().ok();
-        stored.is_some_and(|stored| desired.iter().all(|(knob, value)| stored.get(knob) == Some(&Some(*value)) && used(*knob)))
+        stored.is_some_and(|stored| desired.iter().all(|(key, value)| stored.get(key) == Some(&Some(*value)) && used(*key)))
     };
     let now = lives::confirmation(&nodes, uses, &desired, changed)?;
     // Two readings of the same time differ slightly; that must not change the status.
@@ -256,14 +263,14 @@ fn confirmed(seen: &Seen<'_>, tally: &Tally) -> Option<Confirmed> {
     Some(before.filter(|before| lives::agree(before, &now)).unwrap_or(now))
 }
 
-fn tally(seen: &Seen<'_>) -> Tally {
+fn count_nodes(seen: &ReportInput<'_>) -> Tally {
     let mut tally = Tally::default();
     let traits = seen.traits;
     let mut changed = seen.plan.control.changed.clone();
     let desired = seen.desired();
-    changed.retain(|knob, _| desired.settings.contains_key(knob));
-    let mut programmed: BTreeMap<Knob, BTreeSet<Option<Value>>> = BTreeMap::new();
-    let mut used: BTreeMap<Knob, BTreeSet<Option<Value>>> = BTreeMap::new();
+    changed.retain(|key, _| desired.settings.contains_key(key));
+    let mut programmed: BTreeMap<Limit, BTreeSet<Option<Value>>> = BTreeMap::new();
+    let mut used: BTreeMap<Limit, BTreeSet<Option<Value>>> = BTreeMap::new();
     let mut with_place = BTreeSet::new();
     let (mut silent, mut drifted) = (Vec::new(), Vec::new());
     let cause = |name: &str, cause: &str| NodeCause { name: name.to_owned(), cause: cause.to_owned() };
@@ -276,8 +283,8 @@ fn tally(seen: &Seen<'_>) -> Tally {
         let Ok(state) = &result.state else { continue };
         let saved = seen.saved.get(&result.unit.id).map(|saved| &saved.sites);
         let settings = super::settings(desired, traits, &result.unit, state, saved);
-        tally.companions.extend(settings.iter().filter(|(knob, _)| !desired.settings.contains_key(knob)));
-        with_place.extend(settings.keys().copied().filter(|knob| state.has_place(*knob)));
+        tally.companions.extend(settings.iter().filter(|(key, _)| !desired.settings.contains_key(key)));
+        with_place.extend(settings.keys().copied().filter(|key| state.has_place(*key)));
         let not_back = super::not_back(&settings, state, saved);
         evidence(&mut changed, &settings, traits, state, saved);
         for node in &state.nodes {
@@ -285,28 +292,28 @@ fn tally(seen: &Seen<'_>) -> Tally {
             let Ok(stored) = &node.stored else { continue };
             tally.answered += 1;
             let differs: Vec<_> =
-                settings.iter().filter(|(knob, value)| stored.get(knob).is_some_and(|s| s != &Some(**value))).collect();
+                settings.iter().filter(|(key, value)| stored.get(key).is_some_and(|s| s != &Some(**value))).collect();
             let mut all_used = differs.is_empty() && not_back.is_empty();
             if !all_used {
-                let held = || holds(&differs, stored, seen.declared, &not_back);
+                let held = || describe_difference(&differs, stored, seen.declared, &not_back);
                 drifted.push(cause(&node.name, &result.write.as_ref().map_or_else(held, |fault| fault.message.clone())));
             }
-            for (&knob, &value) in &settings {
-                let Some(&stored) = stored.get(&knob) else { continue };
-                programmed.entry(knob).or_default().insert(stored);
-                let in_use = in_use(knob, traits, &changed, seen.lives, node);
+            for (&key, &value) in &settings {
+                let Some(&stored) = stored.get(&key) else { continue };
+                programmed.entry(key).or_default().insert(stored);
+                let in_use = in_use(key, traits, &changed, seen.lives, node);
                 if in_use.is_none() {
-                    tally.unknown.insert(knob);
+                    tally.unknown.insert(key);
                 } else if in_use == Some(false) && stored == Some(value) {
-                    if matches!(traits.capability(knob), Capability::Reported(_)) {
+                    if matches!(traits.capability(key), Capability::Reported(_)) {
                         tally.behind.insert(node.name.clone());
                     } else {
                         tally.pending.insert(node.name.clone());
-                        tally.pending_knobs.insert(knob);
+                        tally.pending_limits.insert(key);
                     }
                 }
                 all_used &= in_use == Some(true);
-                used.entry(knob).or_default().insert(if in_use == Some(true) { stored } else { None });
+                used.entry(key).or_default().insert(if in_use == Some(true) { stored } else { None });
             }
             tally.nodes.in_effect += u32::from(all_used);
         }
@@ -318,7 +325,7 @@ fn tally(seen: &Seen<'_>) -> Tally {
     tally.nodes.total = tally.answered + tally.nodes.unreachable;
     silent.sort_by(|a, b| a.name.cmp(&b.name));
     drifted.sort_by(|a, b| a.name.cmp(&b.name));
-    let named = silent.iter().chain(&drifted).take(MOST_NODES_NAMED);
+    let named = silent.iter().chain(&drifted).take(MAX_NODES_NAMED);
     let short = |node: &NodeCause| cause(&shortened_to_bytes(&node.name, NAME_LENGTH), &shortened(&node.cause, 240));
     tally.nodes.worst = named.map(short).collect();
     tally.nodes.summary = format!("{}/{}", tally.nodes.programmed, tally.nodes.total);
@@ -326,7 +333,7 @@ fn tally(seen: &Seen<'_>) -> Tally {
     tally.in_effect = shared(&used);
     if tally.answered > 0 {
         let supported: BTreeSet<_> =
-            seen.declared.written.iter().copied().filter(|knob| seen.declared.settings.contains_key(knob)).collect();
+            seen.declared.written.iter().copied().filter(|key| seen.declared.settings.contains_key(key)).collect();
         tally.placeless = supported.difference(&with_place).copied().collect();
         tally.governs = !with_place.is_empty() || (seen.declared.settings.is_empty() && seen.declared.unsupported.is_empty());
     }
@@ -341,53 +348,59 @@ fn of_unit(unit: &Unit, fault: &Fault) -> Fault {
 }
 
 /// Limits of which all nodes have the same value.
-fn shared(values: &BTreeMap<Knob, BTreeSet<Option<Value>>>) -> Settings {
+fn shared(values: &BTreeMap<Limit, BTreeSet<Option<Value>>>) -> LimitValues {
     let same = values.iter().filter(|(_, values)| values.len() == 1);
-    same.filter_map(|(knob, values)| Some((*knob, (*values.first()?)?))).collect()
+    same.filter_map(|(key, values)| Some((*key, (*values.first()?)?))).collect()
 }
 
 /// If a restart is needed and the time of the change is not recorded (the process may have died right after the write),
 /// the unit's own timestamp is the latest possible time.
-fn evidence(changed: &mut BTreeMap<Knob, i64>, settings: &Settings, traits: &Traits, state: &UnitState, saved: Option<&Sites>) {
+fn evidence(
+    changed: &mut BTreeMap<Limit, i64>,
+    settings: &LimitValues,
+    traits: &TargetCapabilities,
+    state: &UnitState,
+    saved: Option<&Sites>,
+) {
     let Some(latest) = state.changed else { return };
     for (site, stored) in &state.sites {
         let ours = saved.and_then(|sites| sites.get(site)).is_some_and(|original| *original != stored.raw);
-        if settings.contains_key(&site.knob) && traits.capability(site.knob) == Capability::AfterRestart && ours {
-            changed.entry(site.knob).or_insert(latest.as_millisecond());
+        if settings.contains_key(&site.limit) && traits.capability(site.limit) == Capability::AfterRestart && ours {
+            changed.entry(site.limit).or_insert(latest.as_millisecond());
         }
     }
 }
 
 /// Whether a process uses what its node stores; `None` if that is not known.
 pub(super) fn in_use(
-    knob: Knob,
-    traits: &Traits,
-    changed: &BTreeMap<Knob, i64>,
+    key: Limit,
+    traits: &TargetCapabilities,
+    changed: &BTreeMap<Limit, i64>,
     lives: &Lives,
     node: &NodeState,
 ) -> Option<bool> {
-    match traits.capability(knob) {
+    match traits.capability(key) {
         Capability::Hot | Capability::Flush(_) => Some(true),
         Capability::Reported(_) => node.uses,
         Capability::AfterRestart | Capability::Unsupported => {
-            let stored = node.stored.as_ref().ok()?.get(&knob).copied()??;
-            lives.get(&node.name)?.uses(knob, stored, changed.get(&knob).copied())
+            let stored = node.stored.as_ref().ok()?.get(&key).copied()??;
+            lives.get(&node.name)?.uses(key, stored, changed.get(&key).copied())
         }
     }
 }
 
 /// The nodes, as far as restarts go, and when the newest change that needs one was made (Unix milliseconds).
 #[must_use]
-pub fn waiting<'a>(
+pub fn restart_candidates<'a>(
     desired: &Declared,
-    traits: &Traits,
-    changed: &BTreeMap<Knob, i64>,
+    traits: &TargetCapabilities,
+    changed: &BTreeMap<Limit, i64>,
     lives: &Lives,
     saved: &BTreeMap<String, Saved>,
     units: &'a [UnitResult],
 ) -> (Vec<restart::Node<'a>>, i64) {
     let mut changed = changed.clone();
-    changed.retain(|knob, _| desired.settings.contains_key(knob));
+    changed.retain(|key, _| desired.settings.contains_key(key));
     let mut nodes = Vec::new();
     for result in units {
         let Ok(state) = &result.state else { continue };
@@ -396,9 +409,9 @@ pub fn waiting<'a>(
         evidence(&mut changed, &settings, traits, state, saved);
         for node in &state.nodes {
             let pending = node.stored.as_ref().is_ok_and(|stored| {
-                let stores = |(knob, value): (&Knob, &Value)| stored.get(knob).is_none_or(|stored| *stored == Some(*value));
-                let unused = |knob: &Knob| in_use(*knob, traits, &changed, lives, node) == Some(false);
-                settings.iter().all(stores) && settings.keys().filter(|knob| stored.contains_key(knob)).any(unused)
+                let stores = |(key, value): (&Limit, &Value)| stored.get(key).is_none_or(|stored| *stored == Some(*value));
+                let unused = |key: &Limit| in_use(*key, traits, &changed, lives, node) == Some(false);
+                settings.iter().all(stores) && settings.keys().filter(|key| stored.contains_key(key)).any(unused)
             });
             nodes.push(restart::Node { name: &node.name, pending, answers: node.stored.is_ok(), process: node.process.as_ref() });
         }
@@ -406,26 +419,26 @@ pub fn waiting<'a>(
     (nodes, changed.into_values().max().unwrap_or(0))
 }
 
-fn holds(
-    differs: &[(&Knob, &Value)],
-    stored: &BTreeMap<Knob, Option<Value>>,
+fn describe_difference(
+    differs: &[(&Limit, &Value)],
+    stored: &BTreeMap<Limit, Option<Value>>,
     declared: &Declared,
-    not_back: &BTreeSet<Knob>,
+    not_back: &BTreeSet<Limit>,
 ) -> String {
-    let dropped = not_back.iter().map(|knob| format!("{knob} is no longer declared and does not have its original value yet"));
+    let dropped = not_back.iter().map(|key| format!("{key} is no longer declared and does not have its original value yet"));
     let parts: Vec<_> = differs
         .iter()
-        .map(|(knob, value)| {
-            let found = stored.get(knob).copied().flatten().map_or_else(|| "not set".into(), |v| v.to_string());
-            let as_declared = declared.settings.get(knob).is_none_or(|declared| declared == *value);
-            format!("{knob} is {found}, {} {value}", if as_declared { "declared" } else { "desired" })
+        .map(|(key, value)| {
+            let found = stored.get(key).copied().flatten().map_or_else(|| "not set".into(), |v| v.to_string());
+            let as_declared = declared.settings.get(key).is_none_or(|declared| declared == *value);
+            format!("{key} is {found}, {} {value}", if as_declared { "declared" } else { "desired" })
         })
         .chain(dropped)
         .collect();
     parts.join("; ")
 }
 
-fn conditions(seen: &Seen<'_>, tally: &Tally) -> Vec<Condition> {
+fn conditions(seen: &ReportInput<'_>, tally: &Tally) -> Vec<Condition> {
     let accepted = match seen.problem {
         Some(problem) if problem.refused => said(problem.reason, &problem.message),
         None if seen.shared.is_some() => said(Reason::SharedIdentity, seen.shared.unwrap_or_default()),
@@ -455,16 +468,16 @@ fn conditions(seen: &Seen<'_>, tally: &Tally) -> Vec<Condition> {
     all.iter().map(|(type_, said)| condition(*type_, said, seen.generation, seen.previous, seen.now)).collect()
 }
 
-fn accepted_message(seen: &Seen<'_>) -> String {
-    let Some((knob, value)) = seen.declared.capped.iter().next() else {
+fn accepted_message(seen: &ReportInput<'_>) -> String {
+    let Some((key, value)) = seen.declared.capped.iter().next() else {
         return "The policy is valid and governs its target".into();
     };
     let more = seen.declared.capped.len() - 1;
     let others = if more == 0 { String::new() } else { format!(" and {more} more") };
-    format!("The policy is valid; the preset is limited to the maximum of the target: {knob} {value}{others}")
+    format!("The policy is valid; the preset is limited to the maximum of the target: {key} {value}{others}")
 }
 
-fn ready(seen: &Seen<'_>, tally: &Tally) -> Said {
+fn ready(seen: &ReportInput<'_>, tally: &Tally) -> ConditionText {
     if let Some(problem) = seen.problem {
         return said(problem.reason, &problem.message);
     }
@@ -515,7 +528,7 @@ fn ready(seen: &Seen<'_>, tally: &Tally) -> Said {
     said(Reason::Succeeded, message)
 }
 
-fn programmed(seen: &Seen<'_>, tally: &Tally) -> Said {
+fn programmed(seen: &ReportInput<'_>, tally: &Tally) -> ConditionText {
     let nodes = &tally.nodes;
     let some = || format!("{} hold {}{}", of_nodes(nodes.programmed, nodes.total), seen.held(tally), worst(nodes));
     if nodes.drifted > 0 {
@@ -535,7 +548,7 @@ fn programmed(seen: &Seen<'_>, tally: &Tally) -> Said {
         return said(Reason::NothingToProgram, nothing(seen));
     }
     let more = match tally.companions.iter().next() {
-        Some((knob, value)) => format!("{knob} was lowered to {value} with maxIdleConns"),
+        Some((key, value)) => format!("{key} was lowered to {value} with maxIdleConns"),
         None => "the operator read them back".into(),
     };
     said(Reason::Programmed, format!("{} {}; {more}", all_nodes(nodes.total, "stores", "store"), seen.held(tally)))
@@ -556,17 +569,17 @@ fn worst(nodes: &Nodes) -> String {
 }
 
 /// Which limits are left alone, what they hold, and until when.
-fn contended(seen: &Seen<'_>, tally: &Tally) -> String {
+fn contended(seen: &ReportInput<'_>, tally: &Tally) -> String {
     let desired = &seen.desired().settings;
-    let field = |knob: &Knob| {
-        let drift = seen.plan.drift.iter().find(|drift| drift.knob == *knob);
-        let found = drift.map_or_else(|| tally.programmed.get(knob).copied(), |drift| drift.found);
+    let field = |key: &Limit| {
+        let drift = seen.plan.drift.iter().find(|drift| drift.limit == *key);
+        let found = drift.map_or_else(|| tally.programmed.get(key).copied(), |drift| drift.found);
         let now = found.map_or_else(|| "different on the nodes".into(), |found| format!("now {found}"));
-        let declared = desired.get(knob).map_or_else(String::new, |value| format!(", declared {value}"));
-        format!("{knob} ({now}{declared})")
+        let declared = desired.get(key).map_or_else(String::new, |value| format!(", declared {value}"));
+        format!("{key} ({now}{declared})")
     };
     let fields: Vec<_> = seen.plan.contended.iter().map(field).collect();
-    let ends = seen.plan.contended.iter().filter_map(|knob| seen.plan.control.contended.get(knob).map(|[_, _, until]| *until));
+    let ends = seen.plan.contended.iter().filter_map(|key| seen.plan.control.contended.get(key).map(|[_, _, until]| *until));
     let until = ends.min().and_then(|end| Timestamp::from_second(end).ok());
     let until = until.map_or_else(String::new, |until| format!(" until {until}"));
     format!(
@@ -577,8 +590,8 @@ fn contended(seen: &Seen<'_>, tally: &Tally) -> String {
 }
 
 /// The message if none of the declared limits can be written.
-fn nothing(seen: &Seen<'_>) -> String {
-    let limits: Vec<_> = seen.declared.settings.keys().chain(&seen.declared.unsupported).map(|knob| knob.path()).collect();
+fn nothing(seen: &ReportInput<'_>) -> String {
+    let limits: Vec<_> = seen.declared.settings.keys().chain(&seen.declared.unsupported).map(|key| key.path()).collect();
     format!(
         "No node has a place for any declared limit ({}); check that the policy points at the server that has them (see \
          status.unsupported)",
@@ -587,25 +600,25 @@ fn nothing(seen: &Seen<'_>) -> String {
 }
 
 /// Whether a unit that another client changed stores the desired value again.
-fn holds_now(seen: &Seen<'_>, drift: &Drift) -> bool {
+fn holds_now(seen: &ReportInput<'_>, drift: &Drift) -> bool {
     let of = seen.units.iter().find(|result| result.unit.id == drift.id).and_then(|result| result.state.as_ref().ok());
     of.is_some_and(|state| {
-        state.sites.iter().filter(|(site, _)| site.knob == drift.knob).all(|(_, stored)| stored.value == Some(drift.declared))
+        state.sites.iter().filter(|(site, _)| site.limit == drift.limit).all(|(_, stored)| stored.value == Some(drift.declared))
     })
 }
 
 /// The message about drift, for the condition and the Event.
 fn drifted(drift: &Drift) -> String {
-    let Drift { unit, knob, declared, .. } = drift;
+    let Drift { unit, limit: key, declared, .. } = drift;
     let found = drift.found.map_or_else(|| "unset".into(), |found| found.to_string());
     if drift.restarted {
-        return format!("{unit} restarted with {knob} {found} instead of {declared}");
+        return format!("{unit} restarted with {key} {found} instead of {declared}");
     }
-    format!("Another client changed {knob} of {unit} to {found} instead of {declared}")
+    format!("Another client changed {key} of {unit} to {found} instead of {declared}")
 }
 
 /// What configurations and processes report, and what probes add to it.
-fn in_effect(seen: &Seen<'_>, tally: &Tally) -> Said {
+fn in_effect(seen: &ReportInput<'_>, tally: &Tally) -> ConditionText {
     let said = in_effect_said(seen, tally);
     let Some(probes) = seen.probes else { return said };
     if let Some(before) = carried(seen).filter(|_| state(ConditionType::InEffect, said.reason) == State::True) {
@@ -614,7 +627,7 @@ fn in_effect(seen: &Seen<'_>, tally: &Tally) -> Said {
     refined(said, &verified(seen.units, probes))
 }
 
-fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
+fn in_effect_said(seen: &ReportInput<'_>, tally: &Tally) -> ConditionText {
     let nodes = &tally.nodes;
     if tally.answered == 0 {
         return said(Reason::NotObserved, "No node answered");
@@ -627,12 +640,12 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
         return said(reason, format!("{using}; {doing}"));
     }
     if !tally.pending.is_empty() {
-        let knobs: Vec<_> = tally.pending_knobs.iter().map(|knob| knob.path()).collect();
+        let keys: Vec<_> = tally.pending_limits.iter().map(|key| key.path()).collect();
         let named: Vec<_> = tally.pending.iter().map(|name| shortened_to_bytes(name, 80)).collect();
         let message = format!(
             "{} use {} only after a restart ({})",
             of_nodes(count(named.len()), nodes.total),
-            listed(&knobs),
+            listed(&keys),
             listed(&named)
         );
         return said(Reason::RestartRequired, message);
@@ -665,7 +678,7 @@ fn in_effect_said(seen: &Seen<'_>, tally: &Tally) -> Said {
 }
 
 /// What is said of a restart that is under way or due.
-fn restarting(seen: &Seen<'_>) -> Option<(Reason, String)> {
+fn restarting(seen: &ReportInput<'_>) -> Option<(Reason, String)> {
     let (restart, why) = seen.plan.restart.as_ref()?;
     let why = why.as_ref().map_or_else(String::new, |why| format!(": {why}"));
     let (reason, doing) = match restart.said.as_ref()? {
@@ -687,17 +700,17 @@ fn restarting(seen: &Seen<'_>) -> Option<(Reason, String)> {
 }
 
 /// What is known where another client changed a limit that a process uses as soon as it is stored.
-fn known_otherwise(seen: &Seen<'_>) -> Option<Said> {
-    let is_used = |drift: &&Drift| matches!(seen.traits.capability(drift.knob), Capability::Hot | Capability::Flush(_));
+fn known_otherwise(seen: &ReportInput<'_>) -> Option<ConditionText> {
+    let is_used = |drift: &&Drift| matches!(seen.traits.capability(drift.limit), Capability::Hot | Capability::Flush(_));
     let drift = seen.plan.drift.iter().filter(is_used).find(|drift| !holds_now(seen, drift))?;
     let reason = if seen.plan.contended.is_empty() { Reason::Drifted } else { Reason::Contended };
     let found = drift.found.map_or_else(|| "its default".into(), |found| found.to_string());
-    let Drift { unit, knob, declared, .. } = drift;
-    Some(said(reason, format!("{unit} uses {knob} {found} instead of {declared} (see Programmed)")))
+    let Drift { unit, limit: key, declared, .. } = drift;
+    Some(said(reason, format!("{unit} uses {key} {found} instead of {declared} (see Programmed)")))
 }
 
 /// The message if some pods report an older file.
-fn behind(seen: &Seen<'_>, tally: &Tally) -> Said {
+fn behind(seen: &ReportInput<'_>, tally: &Tally) -> ConditionText {
     let (names, nodes): (Vec<_>, _) = (tally.behind.iter().collect(), &tally.nodes);
     let written = seen.units.iter().filter_map(|result| result.state.as_ref().ok()?.changed).max();
     let counted = format!("{} of {} pods report the new settings", nodes.in_effect, nodes.total);
@@ -711,7 +724,7 @@ fn behind(seen: &Seen<'_>, tally: &Tally) -> Said {
     said(Reason::RestartRequired, message)
 }
 
-fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> {
+fn notices(seen: &ReportInput<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> {
     let mut notices = Vec::new();
     let mut tell = |reason, note: &str| notices.push(Notice { reason, note: note.to_owned() });
     let new_generation = seen.previous.observed_generation != seen.generation;
@@ -739,7 +752,7 @@ fn notices(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Notice> 
             (ConditionType::Programmed, _, Reason::Partial) if flipped && is_silent => EventReason::Partial,
             (ConditionType::Programmed, _, Reason::Contended) => {
                 // Other limits are put back anyway.
-                let back = |drift: &&Drift| !seen.plan.contended.contains(&drift.knob) && holds_now(seen, drift);
+                let back = |drift: &&Drift| !seen.plan.contended.contains(&drift.limit) && holds_now(seen, drift);
                 for drift in seen.plan.drift.iter().filter(back) {
                     tell(EventReason::DriftCorrected, &format!("Limit restored: {}", drifted(drift)));
                 }

@@ -4,16 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use jiff::Timestamp;
 
-use crate::api::Knob;
+use crate::api::Limit;
 
 /// Two changes by another client within this time (seconds) are a contention.
 const WINDOW: i64 = 600;
 /// The first time-out (seconds); each further one doubles.
 const FIRST_TIME_OUT: i64 = 600;
 /// The longest time-out (seconds).
-const LONGEST_TIME_OUT: i64 = 24 * 3600;
+const MAX_TIMEOUT: i64 = 24 * 3600;
 /// The number of limits that are remembered, so that `status.control` stays under 1,024 bytes.
-const MOST_FIELDS: usize = 6;
+const MAX_LIMITS: usize = 6;
 /// A limit that no client has changed for this long (seconds) is forgotten.
 const FORGIVEN: i64 = 24 * 3600;
 
@@ -23,17 +23,17 @@ const FORGIVEN: i64 = 24 * 3600;
 /// is left alone (Unix seconds). The last digit of `times` is the number of changes; the digits before it are the
 /// number of time-outs so far. `count` is false where the drift is already known (a correction is under way) or is not
 /// corrected at all.
-pub fn step(ledger: &mut BTreeMap<Knob, [i64; 3]>, drifted: &BTreeSet<Knob>, count: bool, now: Timestamp) -> BTreeSet<Knob> {
+pub fn step(ledger: &mut BTreeMap<Limit, [i64; 3]>, drifted: &BTreeSet<Limit>, count: bool, now: Timestamp) -> BTreeSet<Limit> {
     let now = now.as_second();
     // The status may be forged, so no time-out is longer than the longest one.
     for [_, since, until] in ledger.values_mut() {
-        *until = (*until).min(now.saturating_add(LONGEST_TIME_OUT));
-        *since = (*since).min(now.saturating_add(LONGEST_TIME_OUT));
+        *until = (*until).min(now.saturating_add(MAX_TIMEOUT));
+        *since = (*since).min(now.saturating_add(MAX_TIMEOUT));
     }
     ledger.retain(|_, [_, since, until]| now.saturating_sub((*since).max(*until)) < FORGIVEN);
     if count {
-        for knob in drifted {
-            let [state, since, until] = ledger.entry(*knob).or_insert([0, now, 0]);
+        for limit in drifted {
+            let [state, since, until] = ledger.entry(*limit).or_insert([0, now, 0]);
             if now < *until {
                 continue;
             }
@@ -43,7 +43,7 @@ pub fn step(ledger: &mut BTreeMap<Knob, [i64; 3]>, drifted: &BTreeSet<Knob>, cou
                 *since = now;
             }
             if times >= 2 {
-                let out = (FIRST_TIME_OUT << outs.clamp(0, 16)).min(LONGEST_TIME_OUT);
+                let out = (FIRST_TIME_OUT << outs.clamp(0, 16)).min(MAX_TIMEOUT);
                 *state = outs.saturating_add(1).saturating_mul(10);
                 *until = now + out;
                 *since = *until;
@@ -52,16 +52,16 @@ pub fn step(ledger: &mut BTreeMap<Knob, [i64; 3]>, drifted: &BTreeSet<Knob>, cou
             }
         }
     }
-    while ledger.len() > MOST_FIELDS {
-        let Some(oldest) = ledger.iter().min_by_key(|(_, [_, since, _])| *since).map(|(knob, _)| *knob) else { break };
+    while ledger.len() > MAX_LIMITS {
+        let Some(oldest) = ledger.iter().min_by_key(|(_, [_, since, _])| *since).map(|(limit, _)| *limit) else { break };
         ledger.remove(&oldest);
     }
-    ledger.iter().filter(|(_, [_, _, until])| now < *until).map(|(knob, _)| *knob).collect()
+    ledger.iter().filter(|(_, [_, _, until])| now < *until).map(|(limit, _)| *limit).collect()
 }
 
 /// When the first running time-out ends (Unix seconds).
 #[must_use]
-pub fn next_end(ledger: &BTreeMap<Knob, [i64; 3]>, now: Timestamp) -> Option<i64> {
+pub fn next_end(ledger: &BTreeMap<Limit, [i64; 3]>, now: Timestamp) -> Option<i64> {
     ledger.values().map(|[_, _, until]| *until).filter(|until| now.as_second() < *until).min()
 }
 
@@ -69,7 +69,7 @@ pub fn next_end(ledger: &BTreeMap<Knob, [i64; 3]>, now: Timestamp) -> Option<i64
 mod tests {
     use super::*;
 
-    const KNOB: Knob = Knob::ServerIdleTimeout;
+    const KNOB: Limit = Limit::ServerIdleTimeout;
 
     /// Another client changes the limit at each of these seconds. Returns whether it was left alone then.
     fn left_alone(at: &[i64]) -> Vec<bool> {
@@ -118,8 +118,8 @@ mod tests {
         let at = |second| Timestamp::from_second(second).expect("a time");
         let ledger = BTreeMap::from([
             (KNOB, [10, 100, 700]),
-            (Knob::BackendMaxIdleConns, [10, 50, 650]),
-            (Knob::BackendTcpKeepAlive, [1, 9, 0]),
+            (Limit::BackendMaxIdleConns, [10, 50, 650]),
+            (Limit::BackendTcpKeepAlive, [1, 9, 0]),
         ]);
         assert_eq!(
             [600, 649, 650, 699, 700].map(|now| next_end(&ledger, at(now))),
@@ -153,8 +153,8 @@ mod tests {
     fn the_ledger_stays_small() {
         let mut ledger = BTreeMap::new();
         let now = Timestamp::from_second(1_000_000).expect("a time");
-        step(&mut ledger, &Knob::ALL.into(), true, now);
-        assert_eq!(ledger.len(), MOST_FIELDS);
+        step(&mut ledger, &Limit::ALL.into(), true, now);
+        assert_eq!(ledger.len(), MAX_LIMITS);
     }
 
     proptest::proptest! {
@@ -164,7 +164,7 @@ mod tests {
             let mut ledger = BTreeMap::from([(KNOB, ledger)]);
             step(&mut ledger, &BTreeSet::from([KNOB]), true, now);
             let until = ledger.get(&KNOB).map_or(0, |[_, _, until]| *until);
-            proptest::prop_assert!(until <= 1_000_000 + LONGEST_TIME_OUT, "{until}");
+            proptest::prop_assert!(until <= 1_000_000 + MAX_TIMEOUT, "{until}");
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::{Declared, Traits};
+use super::{Declared, TargetCapabilities};
 use crate::api::{
-    GoDuration, Knob,
+    GoDuration, Limit,
     flush::{Closes, Flush},
     wording::listed,
 };
@@ -13,7 +13,7 @@ use crate::api::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Flushes {
     /// The limits.
-    pub limits: Vec<Knob>,
+    pub limits: Vec<Limit>,
     /// What a change of one of them closes.
     pub flush: Flush,
     /// Whether these are all limits that the policy declares.
@@ -23,14 +23,14 @@ pub struct Flushes {
 /// What changes of the declared limits close; empty where a change closes nothing, or takes effect only after a
 /// restart.
 #[must_use]
-pub fn flushes(declared: &Declared, traits: &Traits) -> Vec<Flushes> {
-    let mut limits: BTreeSet<_> = declared.values().into_iter().map(|(knob, _)| knob).collect();
+pub fn flushes(declared: &Declared, traits: &TargetCapabilities) -> Vec<Flushes> {
+    let mut limits: BTreeSet<_> = declared.values().into_iter().map(|(limit, _)| limit).collect();
     limits.extend(declared.providers.values().flat_map(|settings| settings.keys()));
-    let mut groups: BTreeMap<_, Vec<Knob>> = BTreeMap::new();
-    for knob in &limits {
-        let Some(flush) = traits.capability(*knob).flush() else { continue };
-        let pool = (flush.closes == Closes::OwnPool).then(|| knob.pool());
-        groups.entry((flush, pool)).or_default().push(*knob);
+    let mut groups: BTreeMap<_, Vec<Limit>> = BTreeMap::new();
+    for limit in &limits {
+        let Some(flush) = traits.capability(*limit).flush() else { continue };
+        let pool = (flush.closes == Closes::OwnPool).then(|| limit.pool());
+        groups.entry((flush, pool)).or_default().push(*limit);
     }
     groups.into_iter().map(|((flush, _), of)| Flushes { all: of.len() == limits.len(), limits: of, flush }).collect()
 }
@@ -42,7 +42,7 @@ impl Flushes {
         let names: Vec<_> = self.limits.iter().map(ToString::to_string).collect();
         let limits = if self.all { "these limits".into() } else { listed(&names) };
         let of = match (self.flush.closes, self.limits.first()) {
-            (Closes::OwnPool, Some(knob)) => format!("the {} pool", knob.pool()),
+            (Closes::OwnPool, Some(limit)) => format!("the {} pool", limit.pool()),
             _ => "the server".into(),
         };
         let settle = match self.flush.settle {
@@ -59,21 +59,21 @@ mod tests {
 
     use super::*;
     use crate::{
-        api::{Format, Settings, Value, flush::Reload},
+        api::{Format, LimitValues, Value, flush::Reload},
         decide::Capability,
     };
 
-    fn said(knobs: &[Knob], traits: &Traits) -> Vec<String> {
-        let settings: Settings = knobs.iter().map(|knob| (*knob, Value::Count(1))).collect();
+    fn said(keys: &[Limit], traits: &TargetCapabilities) -> Vec<String> {
+        let settings: LimitValues = keys.iter().map(|limit| (*limit, Value::Count(1))).collect();
         let declared = Declared { settings, ..Declared::default() };
         flushes(&declared, traits).iter().map(Flushes::sentence).collect()
     }
 
     #[test]
     fn a_server_that_reloads_closes_all_its_connections() {
-        let traits = Traits { file: Some(Format::Nginx), ..Traits::PLAIN };
+        let traits = TargetCapabilities { file: Some(Format::Nginx), ..TargetCapabilities::PLAIN };
         assert_eq!(
-            said(&[Knob::ServerIdleTimeout, Knob::BackendIdleConnTimeout], &traits),
+            said(&[Limit::ServerIdleTimeout, Limit::BackendIdleConnTimeout], &traits),
             ["Each change of these limits closes all idle connections of the server"]
         );
         assert!(said(&[], &traits).is_empty());
@@ -81,40 +81,44 @@ mod tests {
 
     #[test]
     fn a_pool_that_is_replaced_closes_its_own() {
-        let traits = Traits { file: Some(Format::Yaml), ..Traits::PLAIN };
-        let knobs =
-            [Knob::ServerIdleTimeout, Knob::IntraClusterMaxIdleConns, Knob::BackendIdleConnTimeout, Knob::BackendMaxIdleConns];
+        let traits = TargetCapabilities { file: Some(Format::Yaml), ..TargetCapabilities::PLAIN };
+        let keys = [
+            Limit::ServerIdleTimeout,
+            Limit::IntraClusterMaxIdleConns,
+            Limit::BackendIdleConnTimeout,
+            Limit::BackendMaxIdleConns,
+        ];
         assert_eq!(
-            said(&knobs, &traits),
+            said(&keys, &traits),
             [
                 "Each change of backend.idleConnTimeout, backend.maxIdleConns closes all idle connections of the backend pool",
                 "Each change of intraCluster.maxIdleConns closes all idle connections of the intraCluster pool",
             ]
         );
-        assert!(said(&knobs[..1], &traits).is_empty());
+        assert!(said(&keys[..1], &traits).is_empty());
     }
 
     #[test]
     fn a_provider_counts_and_a_server_may_need_a_while() {
         let drains = Flush { closes: Closes::AllPools, settle: Duration::from_secs(600) };
         assert_eq!(Capability::Reported(Reload::Flush(drains)).flush(), Some(drains));
-        let traits = Traits {
+        let traits = TargetCapabilities {
             capability: |_| Capability::Flush(Flush { closes: Closes::AllPools, settle: Duration::from_secs(600) }),
-            ..Traits::PLAIN
+            ..TargetCapabilities::PLAIN
         };
-        let own = Settings::from([(Knob::BackendMaxConnsPerHost, Value::Count(1))]);
+        let own = LimitValues::from([(Limit::BackendMaxConnsPerHost, Value::Count(1))]);
         let declared = Declared { providers: [("a".to_owned(), own)].into(), ..Declared::default() };
         let found = flushes(&declared, &traits);
-        assert_eq!(found, [Flushes { limits: vec![Knob::BackendMaxConnsPerHost], flush: drains, all: true }]);
+        assert_eq!(found, [Flushes { limits: vec![Limit::BackendMaxConnsPerHost], flush: drains, all: true }]);
         assert_eq!(found[0].sentence(), "Each change of these limits closes all idle connections of the server within 10m");
     }
 
     #[test]
     fn what_is_read_at_a_start_closes_nothing_before() {
-        let restarts = Traits { capability: |_| Capability::AfterRestart, ..Traits::PLAIN };
-        let starts = Traits { file: Some(Format::ThanosObjstore), ..Traits::PLAIN };
-        for traits in [restarts, starts, Traits::PLAIN] {
-            assert!(said(&[Knob::BackendIdleConnTimeout], &traits).is_empty());
+        let restarts = TargetCapabilities { capability: |_| Capability::AfterRestart, ..TargetCapabilities::PLAIN };
+        let starts = TargetCapabilities { file: Some(Format::ThanosObjstore), ..TargetCapabilities::PLAIN };
+        for traits in [restarts, starts, TargetCapabilities::PLAIN] {
+            assert!(said(&[Limit::BackendIdleConnTimeout], &traits).is_empty());
         }
     }
 }

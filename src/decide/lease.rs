@@ -7,7 +7,7 @@ use std::time::Duration;
 
 /// An observation of a Lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Seen<'a> {
+pub struct LeaseObservation<'a> {
     /// The holder; `None` if the Lease was released or never held.
     pub holder: Option<&'a str>,
     /// How long the holder may go without renewing, according to the Lease.
@@ -29,7 +29,7 @@ pub enum Move {
 
 /// What `me` does next.
 #[must_use]
-pub fn next_move(seen: Seen<'_>, me: &str) -> Move {
+pub fn next_move(seen: LeaseObservation<'_>, me: &str) -> Move {
     let left = seen.valid_for.saturating_sub(seen.unchanged_for);
     match seen.holder.filter(|holder| !holder.is_empty()) {
         Some(holder) if holder == me => Move::Renew,
@@ -42,8 +42,8 @@ pub fn next_move(seen: Seen<'_>, me: &str) -> Move {
 mod tests {
     use super::*;
 
-    fn seen(holder: Option<&str>, unchanged_for: u64) -> Seen<'_> {
-        Seen { holder, valid_for: Duration::from_secs(15), unchanged_for: Duration::from_secs(unchanged_for) }
+    fn seen(holder: Option<&str>, unchanged_for: u64) -> LeaseObservation<'_> {
+        LeaseObservation { holder, valid_for: Duration::from_secs(15), unchanged_for: Duration::from_secs(unchanged_for) }
     }
 
     #[test]

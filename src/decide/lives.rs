@@ -13,35 +13,35 @@ use std::{
 use jiff::Timestamp;
 
 use super::{
-    Capability, Traits,
+    Capability, TargetCapabilities,
     hash::fnv1a,
     observed::{NodeState, UnitState},
 };
-use crate::api::{Knob, Settings, Value, status::Confirmed};
+use crate::api::{Limit, LimitValues, Value, status::Confirmed};
 
 /// By node name.
-pub type Lives = BTreeMap<String, Life>;
+pub type Lives = BTreeMap<String, ProcessUptime>;
 
 /// What is known of a node's process.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Life {
+pub struct ProcessUptime {
     uptime: Duration,
     /// What the node stored when it was last seen.
-    stored: Settings,
+    stored: LimitValues,
     /// What its process is known to use.
-    uses: Settings,
+    uses: LimitValues,
     /// The process started before this (Unix milliseconds). A reported uptime is never too long; it can be too short.
     started_before: i64,
     /// Whether the node joined while other nodes were already watched, and has not restarted since.
     joined: bool,
 }
 
-impl Life {
+impl ProcessUptime {
     /// Whether the process uses this value; `None` if that is not known. `changed`: when the limit last changed (Unix
     /// milliseconds).
     #[must_use]
-    pub fn uses(&self, knob: Knob, value: Value, changed: Option<i64>) -> Option<bool> {
-        match self.uses.get(&knob) {
+    pub fn uses(&self, limit: Limit, value: Value, changed: Option<i64>) -> Option<bool> {
+        match self.uses.get(&limit) {
             Some(used) => Some(*used == value),
             // It did not start with this value: it is older than the change, or it joined and got the value after its
             // start.
@@ -57,9 +57,9 @@ pub fn look(lives: &mut Lives, node: &NodeState, joined: bool, now: Timestamp) {
     // The node reports this figure itself, so it may be any number.
     let ran = i64::try_from(uptime.as_millis()).unwrap_or(i64::MAX);
     let started_before = now.as_millisecond().saturating_sub(ran);
-    let stored: Settings = stored.iter().filter_map(|(knob, value)| Some((*knob, (*value)?))).collect();
+    let stored: LimitValues = stored.iter().filter_map(|(limit, value)| Some((*limit, (*value)?))).collect();
     let Some(life) = lives.get_mut(&node.name) else {
-        let life = Life { uptime, stored, uses: Settings::new(), started_before, joined };
+        let life = ProcessUptime { uptime, stored, uses: LimitValues::new(), started_before, joined };
         lives.insert(node.name.clone(), life);
         return;
     };
@@ -74,20 +74,20 @@ pub fn look(lives: &mut Lives, node: &NodeState, joined: bool, now: Timestamp) {
 
 /// The limits that a process reads when it starts.
 #[must_use]
-pub fn read_at_start(settings: &Settings, traits: &Traits) -> Settings {
-    let read = |knob: &Knob| traits.capability(*knob) == Capability::AfterRestart;
-    settings.iter().filter(|(knob, _)| read(knob)).map(|(knob, value)| (*knob, *value)).collect()
+pub fn read_at_start(settings: &LimitValues, traits: &TargetCapabilities) -> LimitValues {
+    let read = |limit: &Limit| traits.capability(*limit) == Capability::AfterRestart;
+    settings.iter().filter(|(limit, _)| read(limit)).map(|(limit, value)| (*limit, *value)).collect()
 }
 
 /// Maximum number of nodes that are recorded one by one, so that `status.control` stays small. In a larger cluster, if
 /// the operator restarts during a rollout, the nodes that were restarted before count as not observed.
-const MOST_NAMED: usize = 32;
+const MAX_NAMED: usize = 32;
 /// Tolerance when two readings of one node timestamp are compared (milliseconds): the clock offset comes from `Date`,
 /// in whole seconds.
 const SAME_TIME: u64 = 5_000;
 
-fn hash_of(values: &Settings) -> String {
-    let text: Vec<_> = values.iter().map(|(knob, value)| format!("{knob}={value}")).collect();
+fn hash_of(values: &LimitValues) -> String {
+    let text: Vec<_> = values.iter().map(|(limit, value)| format!("{limit}={value}")).collect();
     format!("{:016x}", fnv1a(&text.join(";")))
 }
 
@@ -117,13 +117,13 @@ pub fn answered<'a>(states: impl Iterator<Item = &'a UnitState> + Clone) -> Opti
 pub fn confirmation(
     nodes: &[&NodeState],
     uses: impl Fn(&NodeState) -> bool,
-    values: &Settings,
+    values: &LimitValues,
     changed: i64,
 ) -> Option<Confirmed> {
     let using: Vec<_> = nodes.iter().filter(|node| uses(node)).collect();
     let names = if !using.is_empty() && using.len() == nodes.len() {
         hash_of_all(nodes.iter().copied())
-    } else if (1..=MOST_NAMED).contains(&using.len()) {
+    } else if (1..=MAX_NAMED).contains(&using.len()) {
         // Eight digits and a space each: no list is as long as the hash of all nodes.
         let mut names: Vec<_> = using.into_iter().map(|node| hash_of_one(node)).collect();
         names.sort();
@@ -141,7 +141,7 @@ pub fn agree(a: &Confirmed, b: &Confirmed) -> bool {
 }
 
 /// Records that the operator replaced a node's process after the node had stored these values.
-pub fn replaced(lives: &mut Lives, node: &str, values: &Settings) {
+pub fn replaced(lives: &mut Lives, node: &str, values: &LimitValues) {
     if let Some(life) = lives.get_mut(node) {
         life.uses.clone_from(values);
         life.joined = false;
@@ -150,14 +150,14 @@ pub fn replaced(lives: &mut Lives, node: &str, values: &Settings) {
 
 /// Restores the record for these nodes, which must be all nodes of the policy. A node that is already known, or that
 /// does not store the values, is not changed.
-pub fn take_up(lives: &mut Lives, written: &Confirmed, nodes: &[&NodeState], values: &Settings, changed: i64) {
+pub fn take_up(lives: &mut Lives, written: &Confirmed, nodes: &[&NodeState], values: &LimitValues, changed: i64) {
     if written.values != hash_of(values) || written.changed.abs_diff(changed) > SAME_TIME {
         return;
     }
     let all = written.nodes == hash_of_all(nodes.iter().copied());
     let named: BTreeSet<&str> = written.nodes.split_ascii_whitespace().collect();
     for node in nodes.iter().filter(|node| all || named.contains(hash_of_one(node).as_str())) {
-        let stores = |life: &Life| values.iter().all(|(knob, value)| life.stored.get(knob) == Some(value));
+        let stores = |life: &ProcessUptime| values.iter().all(|(limit, value)| life.stored.get(limit) == Some(value));
         if let Some(life) = lives.get_mut(&node.name).filter(|life| life.uses.is_empty() && !life.joined && stores(life)) {
             life.uses.clone_from(values);
         }
@@ -168,7 +168,7 @@ pub fn take_up(lives: &mut Lives, written: &Confirmed, nodes: &[&NodeState], val
 mod tests {
     use super::*;
 
-    const KNOB: Knob = Knob::IntraClusterMaxIdleConnsPerHost;
+    const KNOB: Limit = Limit::IntraClusterMaxIdleConnsPerHost;
 
     fn node(name: &str, uptime: Option<u64>, stores: u32) -> NodeState {
         let uptime = uptime.map(Duration::from_secs);
@@ -245,14 +245,14 @@ mod tests {
 
     #[test]
     fn what_was_written_down_holds_for_the_same_nodes_values_and_configuration() {
-        let values = Settings::from([(KNOB, Value::Count(80))]);
+        let values = LimitValues::from([(KNOB, Value::Count(80))]);
         let nodes = [node("p0", Some(40), 80), node("t1", Some(40), 80), node("t2", Some(40), 80)];
         let nodes: Vec<_> = nodes.iter().collect();
         let all = confirmation(&nodes, |_| true, &values, 1_000_000).expect("something");
         let one = confirmation(&nodes, |node| node.name == "t1", &values, 1_000_000).expect("something");
         assert_eq!(confirmation(&nodes, |_| false, &values, 1_000_000), None);
         assert!(agree(&all, &Confirmed { changed: 1_004_000, ..all.clone() }) && !agree(&all, &one));
-        let used = |written: &Confirmed, there: &[&NodeState], values: &Settings, changed, joined| {
+        let used = |written: &Confirmed, there: &[&NodeState], values: &LimitValues, changed, joined| {
             let mut lives = Lives::new();
             for node in there {
                 look(&mut lives, node, joined, at(200));

@@ -26,16 +26,16 @@ pub mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use adaptive::{driver::AdaptiveDriver, signal::Signal, standing::Standing, step::Outcome};
-pub use declare::{Capability, Declared, Traits, declare, floor};
+use adaptive::{driver::AdaptiveDriver, signal::Signal, standing::NodeProgress, step::Outcome};
+pub use declare::{Capability, Declared, TargetCapabilities, declare, floor};
 use jiff::Timestamp;
 pub use lives::Lives;
-pub use observed::{Cause, Fault, Moved, NodeState, Process, Serves, Site, Sites, Stored, Unit, UnitState};
+pub use observed::{Cause, ConfigPath, Fault, Moved, NodeState, Process, Serves, Sites, Stored, Unit, UnitState};
 use originals::Saved;
 use serde_json::Value as Json;
 
 use crate::api::{
-    IdleConnectionPolicyStatus, Knob, Settings, Value,
+    IdleConnectionPolicyStatus, Limit, LimitValues, Value,
     conditions::{ConditionType, Reason},
     policy::DriftPolicy,
     status::Control,
@@ -43,7 +43,7 @@ use crate::api::{
 
 /// The value to write to a config path.
 #[derive(Clone, Debug, PartialEq)]
-pub enum To {
+pub enum NewValue {
     /// A limit, in the target's own notation.
     Value(Value),
     /// The exact original value; `None` removes the setting.
@@ -54,9 +54,9 @@ pub enum To {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Change {
     /// The config path to write.
-    pub site: Site,
+    pub site: ConfigPath,
     /// The new value.
-    pub to: To,
+    pub to: NewValue,
 }
 
 /// Everything that a decision depends on.
@@ -70,14 +70,14 @@ pub struct Input<'a> {
     /// What the policy declares.
     pub declared: &'a Declared,
     /// What the target can do.
-    pub traits: &'a Traits,
+    pub traits: &'a TargetCapabilities,
     /// The units that answered.
     pub units: &'a [(Unit, UnitState)],
     /// What the units held before the first write.
     pub saved: &'a BTreeMap<String, Saved>,
     /// By unit: the desired values that it was last seen to hold. A difference is drift only where the unit held this desired value;
     /// otherwise it is unfinished work. A unit that is absent has not been seen since the operator started.
-    pub held: &'a BTreeMap<String, Settings>,
+    pub held: &'a BTreeMap<String, LimitValues>,
     /// Units whose process restarted since the last write. Their drift comes from their own config file, so it does not
     /// count as contention.
     pub restarted: &'a BTreeSet<String>,
@@ -110,7 +110,7 @@ pub struct Plan {
     /// Values that differ from the desired ones although the operator wrote them.
     pub drift: Vec<Drift>,
     /// Limits that are left alone for a while because another client keeps changing them.
-    pub contended: BTreeSet<Knob>,
+    pub contended: BTreeSet<Limit>,
     /// What to keep in `status.control`.
     pub control: Control,
     /// The declared limits at the current openness.
@@ -118,7 +118,7 @@ pub struct Plan {
     /// The result of adaptive control's evaluation.
     pub outcome: Option<Outcome>,
     /// The restart plan, and what blocks a restart.
-    pub restart: Option<(restart::Outcome, Option<String>)>,
+    pub restart: Option<(restart::RestartPlan, Option<String>)>,
 }
 
 impl Plan {
@@ -138,7 +138,7 @@ impl Plan {
 #[derive(Clone, Debug, PartialEq)]
 pub struct Drift {
     /// The limit.
-    pub knob: Knob,
+    pub limit: Limit,
     /// The unit's id.
     pub id: String,
     /// The unit's name.
@@ -159,7 +159,7 @@ pub struct UnitPlan {
     /// What to write, before [`order`] splits it.
     pub changes: Vec<Change>,
     /// Config paths whose saved value is no longer needed once the changes are made.
-    pub forget: BTreeSet<Site>,
+    pub forget: BTreeSet<ConfigPath>,
 }
 
 /// Decides what to write. Writes nothing where nothing differs.
@@ -192,12 +192,12 @@ pub fn decide(input: &Input<'_>) -> Plan {
         let saved = input.saved.get(&unit.id).map(|saved| &saved.sites);
         let settings = settings(&plan.desired, input.traits, unit, state, saved);
         for (site, stored) in &state.sites {
-            let Some(&declared) = settings.get(&site.knob) else { continue };
+            let Some(&declared) = settings.get(&site.limit) else { continue };
             let original = saved.and_then(|sites| sites.get(site));
-            let held = input.held.get(&unit.id).map_or(seen_all, |held| held.get(&site.knob) == Some(&declared));
+            let held = input.held.get(&unit.id).map_or(seen_all, |held| held.get(&site.limit) == Some(&declared));
             if stored.value != Some(declared) && settled && original.is_some() && held {
                 plan.drift.push(Drift {
-                    knob: site.knob,
+                    limit: site.limit,
                     id: unit.id.clone(),
                     unit: unit.name.clone(),
                     restarted: input.restarted.contains(&unit.id),
@@ -209,8 +209,8 @@ pub fn decide(input: &Input<'_>) -> Plan {
         wanted.insert(&unit.id, settings);
     }
 
-    let drifted: BTreeSet<Knob> = plan.drift.iter().map(|drift| drift.knob).collect();
-    let contested = plan.drift.iter().filter(|drift| !drift.restarted).map(|drift| drift.knob).collect();
+    let drifted: BTreeSet<Limit> = plan.drift.iter().map(|drift| drift.limit).collect();
+    let contested = plan.drift.iter().filter(|drift| !drift.restarted).map(|drift| drift.limit).collect();
     let correct = input.drift_policy == DriftPolicy::Correct;
     if input.suspend {
         return plan;
@@ -219,7 +219,7 @@ pub fn decide(input: &Input<'_>) -> Plan {
     for (unit, state) in input.units {
         let saved = input.saved.get(&unit.id).map(|saved| &saved.sites);
         let settings = &wanted[&unit.id];
-        let hands_off = |knob: &Knob| plan.contended.contains(knob) || (!correct && drifted.contains(knob));
+        let hands_off = |limit: &Limit| plan.contended.contains(limit) || (!correct && drifted.contains(limit));
         let unit_plan = unit_plan(settings, state, saved, hands_off);
         if unit_plan != UnitPlan::default() {
             plan.units.insert(unit.id.clone(), unit_plan);
@@ -234,36 +234,42 @@ fn look(input: &Input<'_>, adaptive: &AdaptiveInput<'_>) -> Outcome {
     let (floor, openness) = (&driver.config().floor, driver.state().openness);
     let changed = input.previous.control.as_ref().map(|control| control.changed.clone()).unwrap_or_default();
     let units = input.units.iter().map(|(unit, state)| (unit, state));
-    let standing = Standing::of(input.declared, floor, openness, input.traits, input.lives, &changed, units);
+    let standing = NodeProgress::of(input.declared, floor, openness, input.traits, input.lives, &changed, units);
     driver.evaluate(signal, standing, now)
 }
 
 /// What one unit should hold: the declared limits, and those that depend on them.
 #[must_use]
-pub fn settings(declared: &Declared, traits: &Traits, unit: &Unit, state: &UnitState, saved: Option<&Sites>) -> Settings {
+pub fn settings(
+    declared: &Declared,
+    traits: &TargetCapabilities,
+    unit: &Unit,
+    state: &UnitState,
+    saved: Option<&Sites>,
+) -> LimitValues {
     let wanted = declared.of(unit);
     let mut settings = (traits.companions)(&wanted, state, saved);
     settings.extend(wanted);
     settings
 }
 
-fn unit_plan(settings: &Settings, state: &UnitState, saved: Option<&Sites>, hands_off: impl Fn(&Knob) -> bool) -> UnitPlan {
+fn unit_plan(settings: &LimitValues, state: &UnitState, saved: Option<&Sites>, hands_off: impl Fn(&Limit) -> bool) -> UnitPlan {
     let mut plan = UnitPlan::default();
     for (site, stored) in &state.sites {
         let original = saved.and_then(|sites| sites.get(site));
-        match (settings.get(&site.knob), original) {
-            (Some(_), _) if hands_off(&site.knob) => {}
+        match (settings.get(&site.limit), original) {
+            (Some(_), _) if hands_off(&site.limit) => {}
             (Some(&value), original) if stored.value != Some(value) => {
                 if original.is_none() {
                     plan.capture.insert(site.clone(), stored.raw.clone());
                 }
-                plan.changes.push(Change { site: site.clone(), to: To::Value(value) });
+                plan.changes.push(Change { site: site.clone(), to: NewValue::Value(value) });
             }
             (None, Some(original)) => {
                 // No longer declared: restore the original value.
                 plan.forget.insert(site.clone());
                 if stored.raw != *original {
-                    plan.changes.push(Change { site: site.clone(), to: To::Raw(original.clone()) });
+                    plan.changes.push(Change { site: site.clone(), to: NewValue::Raw(original.clone()) });
                 }
             }
             _ => {}
@@ -274,9 +280,9 @@ fn unit_plan(settings: &Settings, state: &UnitState, saved: Option<&Sites>, hand
 
 /// Limits of a unit that are no longer declared and whose original value is not restored yet.
 #[must_use]
-pub fn not_back(settings: &Settings, state: &UnitState, saved: Option<&Sites>) -> BTreeSet<Knob> {
+pub fn not_back(settings: &LimitValues, state: &UnitState, saved: Option<&Sites>) -> BTreeSet<Limit> {
     let changes = saved.map(|saved| restore(state, saved)).unwrap_or_default();
-    changes.into_iter().map(|change| change.site.knob).filter(|knob| !settings.contains_key(knob)).collect()
+    changes.into_iter().map(|change| change.site.limit).filter(|limit| !settings.contains_key(limit)).collect()
 }
 
 /// The changes that restore a unit: every saved config path that still exists and differs.
@@ -287,7 +293,7 @@ pub fn restore(state: &UnitState, saved: &Sites) -> Vec<Change> {
         .iter()
         .filter_map(|(site, stored)| {
             let original = saved.get(site)?;
-            (stored.raw != *original).then(|| Change { site: site.clone(), to: To::Raw(original.clone()) })
+            (stored.raw != *original).then(|| Change { site: site.clone(), to: NewValue::Raw(original.clone()) })
         })
         .collect()
 }

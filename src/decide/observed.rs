@@ -6,7 +6,7 @@ use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
 
-use crate::api::{Knob, Value};
+use crate::api::{Limit, Value};
 
 /// What is written as a whole: one Caddy server, one AIStore cluster with all its nodes, or one file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,36 +23,36 @@ pub struct Unit {
 
 /// A config path: one place in a unit's configuration that holds a limit.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Site {
+pub struct ConfigPath {
     /// The limit it holds.
-    pub knob: Knob,
+    pub limit: Limit,
     /// The place, in a notation that only its target reads.
     pub place: String,
 }
 
-impl fmt::Display for Site {
+impl fmt::Display for ConfigPath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}@{}", self.knob, self.place)
+        write!(f, "{}@{}", self.limit, self.place)
     }
 }
 
-impl Serialize for Site {
+impl Serialize for ConfigPath {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
     }
 }
 
-impl<'de> Deserialize<'de> for Site {
+impl<'de> Deserialize<'de> for ConfigPath {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
         text.split_once('@')
-            .and_then(|(knob, place)| Some(Self { knob: Knob::at(knob)?, place: place.to_owned() }))
+            .and_then(|(limit, place)| Some(Self { limit: Limit::at(limit)?, place: place.to_owned() }))
             .ok_or_else(|| serde::de::Error::custom("a config path is written as limit@place"))
     }
 }
 
 /// What config paths held, as the server wrote it; `None` where nothing was set.
-pub type Sites = BTreeMap<Site, Option<Json>>;
+pub type Sites = BTreeMap<ConfigPath, Option<Json>>;
 
 /// The saved values of a unit whose config paths have new names.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -60,7 +60,7 @@ pub struct Moved {
     /// The saved values, under the current names.
     pub sites: Sites,
     /// Config paths whose current name is not known. Their saved values are dropped, and the status reports that.
-    pub lost: std::collections::BTreeSet<Site>,
+    pub lost: std::collections::BTreeSet<ConfigPath>,
 }
 
 /// What a config path holds.
@@ -76,7 +76,7 @@ pub struct Stored {
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct UnitState {
     /// The config paths that hold a limit. A limit without one cannot be set on this unit.
-    pub sites: BTreeMap<Site, Stored>,
+    pub sites: BTreeMap<ConfigPath, Stored>,
     /// The unit's nodes, each as it reports itself.
     pub nodes: Vec<NodeState>,
     /// When the unit reports that its configuration last changed, corrected to the local clock.
@@ -99,7 +99,7 @@ pub struct NodeState {
     pub name: String,
     /// What the node stores, or why it did not report that. A limit that it does not have is absent; one whose setting
     /// is empty or not valid for a limit is `None`.
-    pub stored: Result<BTreeMap<Knob, Option<Value>>, Fault>,
+    pub stored: Result<BTreeMap<Limit, Option<Value>>, Fault>,
     /// How long its process has run at least. A server that refreshes this figure at intervals reports too little, never
     /// too much.
     pub uptime: Option<Duration>,
@@ -116,7 +116,7 @@ pub struct NodeState {
 impl NodeState {
     /// A node with nothing known but what it stores, or why it did not report that.
     #[must_use]
-    pub fn new(name: impl Into<String>, stored: Result<BTreeMap<Knob, Option<Value>>, Fault>) -> Self {
+    pub fn new(name: impl Into<String>, stored: Result<BTreeMap<Limit, Option<Value>>, Fault>) -> Self {
         Self { name: name.into(), stored, uptime: None, metrics: None, uses: None, process: None, serves: None }
     }
 }
@@ -169,9 +169,9 @@ impl UnitState {
     #[must_use]
     pub fn size(&self) -> usize {
         let text = |raw: &Json| raw.as_str().map_or(0, str::len);
-        let site = |(site, stored): (&Site, &Stored)| {
+        let site = |(site, stored): (&ConfigPath, &Stored)| {
             let held = site.place.len() + stored.raw.as_ref().map_or(0, text);
-            size_of::<(Site, Stored)>() * 3 / 2 + held
+            size_of::<(ConfigPath, Stored)>() * 3 / 2 + held
         };
         let node = |node: &NodeState| {
             let hosts = node.process.iter().flat_map(|process| &process.hosts).map(|host| host.len() + 48).sum::<usize>();
@@ -185,8 +185,8 @@ impl UnitState {
 
     /// Whether the unit has a config path for a limit.
     #[must_use]
-    pub fn has_place(&self, knob: Knob) -> bool {
-        self.sites.keys().any(|site| site.knob == knob)
+    pub fn has_place(&self, limit: Limit) -> bool {
+        self.sites.keys().any(|site| site.limit == limit)
     }
 }
 
@@ -240,12 +240,12 @@ mod tests {
 
     #[test]
     fn a_site_is_written_as_it_is_read() {
-        let site = Site { knob: Knob::ServerIdleTimeout, place: "web/@id".into() };
+        let site = ConfigPath { limit: Limit::ServerIdleTimeout, place: "web/@id".into() };
         assert_eq!(site.to_string(), "server.idleTimeout@web/@id");
         let text = serde_json::to_string(&site).unwrap_or_default();
-        assert_eq!(serde_json::from_str::<Site>(&text).ok(), Some(site));
+        assert_eq!(serde_json::from_str::<ConfigPath>(&text).ok(), Some(site));
         for bad in [r#""server.idleTimeout""#, r#""server.idle@web""#, "7"] {
-            assert!(serde_json::from_str::<Site>(bad).is_err(), "{bad}");
+            assert!(serde_json::from_str::<ConfigPath>(bad).is_err(), "{bad}");
         }
     }
 

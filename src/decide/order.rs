@@ -1,20 +1,20 @@
 //! The order of writes. A client has to close a connection before its server does, also while both settings are being
 //! changed.
 
-use super::{Change, To, Traits, UnitState};
-use crate::api::{Knob, Value};
+use super::{Change, NewValue, TargetCapabilities, UnitState};
+use crate::api::{Limit, Value};
 
 /// Whether a limit is an idle timeout of the client's side, or of the server's.
-const fn is_time_of(knob: Knob, client: bool) -> bool {
-    knob.is_idle_time() && knob.is_client() == client
+const fn is_time_of(limit: Limit, client: bool) -> bool {
+    limit.is_idle_time() && limit.is_client() == client
 }
 
 /// One unit's changes in the order of writing; each part is read back before the next is written. The first part widens
 /// the distance between client and server (a client's timeout shrinks, a server's grows), the second narrows it. There
 /// is one part where the idle timeouts of only one side change.
 #[must_use]
-pub fn parts(changes: &[Change], state: &UnitState, traits: &Traits) -> Vec<Vec<Change>> {
-    let timed = |client: bool| changes.iter().any(|change| is_time_of(change.site.knob, client));
+pub fn parts(changes: &[Change], state: &UnitState, traits: &TargetCapabilities) -> Vec<Vec<Change>> {
+    let timed = |client: bool| changes.iter().any(|change| is_time_of(change.site.limit, client));
     if !(timed(true) && timed(false)) {
         return vec![changes.to_vec()];
     }
@@ -25,10 +25,10 @@ pub fn parts(changes: &[Change], state: &UnitState, traits: &Traits) -> Vec<Vec<
 /// The changes of a file that may be written now. A file that is written is not yet used. A change that narrows the
 /// distance between client and server therefore waits until no node reports that it uses an older file.
 #[must_use]
-pub fn due(changes: &[Change], state: &UnitState, traits: &Traits) -> Vec<Change> {
+pub fn due(changes: &[Change], state: &UnitState, traits: &TargetCapabilities) -> Vec<Change> {
     let timed = |client: bool| {
-        let set = state.sites.iter().any(|(site, stored)| is_time_of(site.knob, client) && stored.value.is_some());
-        set || changes.iter().any(|change| is_time_of(change.site.knob, client))
+        let set = state.sites.iter().any(|(site, stored)| is_time_of(site.limit, client) && stored.value.is_some());
+        set || changes.iter().any(|change| is_time_of(change.site.limit, client))
     };
     if !(timed(true) && timed(false)) {
         return changes.to_vec();
@@ -47,17 +47,17 @@ pub fn due(changes: &[Change], state: &UnitState, traits: &Traits) -> Vec<Change
 
 /// Whether a change narrows the distance between client and server: a client's idle timeout grows, or a server's
 /// shrinks.
-fn narrows(change: &Change, state: &UnitState, traits: &Traits) -> bool {
-    is_time_of(change.site.knob, grows(change, state, traits))
+fn narrows(change: &Change, state: &UnitState, traits: &TargetCapabilities) -> bool {
+    is_time_of(change.site.limit, grows(change, state, traits))
 }
 
 /// Whether a change makes an idle timeout longer. An unset one is the server's default, which counts as longer than any
 /// value.
-fn grows(change: &Change, state: &UnitState, traits: &Traits) -> bool {
+fn grows(change: &Change, state: &UnitState, traits: &TargetCapabilities) -> bool {
     let old = state.sites.get(&change.site).and_then(|stored| stored.value);
     let new = match &change.to {
-        To::Value(value) => Some(*value),
-        To::Raw(raw) => raw.as_ref().and_then(|raw| (traits.value)(change.site.knob, raw)),
+        NewValue::Value(value) => Some(*value),
+        NewValue::Raw(raw) => raw.as_ref().and_then(|raw| (traits.value)(change.site.limit, raw)),
     };
     match (new, old) {
         (Some(Value::Duration(new)), Some(Value::Duration(old))) if old.is_zero() => new.is_zero(),
@@ -72,31 +72,32 @@ mod tests {
     use std::{collections::BTreeMap, time::Duration};
 
     use super::*;
-    use crate::decide::{NodeState, Site, Stored};
+    use crate::decide::{ConfigPath, NodeState, Stored};
 
-    fn site(knob: Knob) -> Site {
-        Site { knob, place: "x".into() }
+    fn site(limit: Limit) -> ConfigPath {
+        ConfigPath { limit, place: "x".into() }
     }
 
     fn seconds(s: u64) -> Value {
         Value::Duration(Duration::from_secs(s))
     }
 
-    fn order(from: &[(Knob, Option<u64>)], to: &[(Knob, u64)]) -> Vec<Vec<Knob>> {
+    fn order(from: &[(Limit, Option<u64>)], to: &[(Limit, u64)]) -> Vec<Vec<Limit>> {
         let state = UnitState {
-            sites: from.iter().map(|(knob, s)| (site(*knob), Stored { value: s.map(seconds), raw: None })).collect(),
+            sites: from.iter().map(|(limit, s)| (site(*limit), Stored { value: s.map(seconds), raw: None })).collect(),
             ..UnitState::default()
         };
-        let changes: Vec<_> = to.iter().map(|(knob, s)| Change { site: site(*knob), to: To::Value(seconds(*s)) }).collect();
-        parts(&changes, &state, &Traits::PLAIN)
+        let changes: Vec<_> =
+            to.iter().map(|(limit, s)| Change { site: site(*limit), to: NewValue::Value(seconds(*s)) }).collect();
+        parts(&changes, &state, &TargetCapabilities::PLAIN)
             .into_iter()
-            .map(|part| part.into_iter().map(|change| change.site.knob).collect())
+            .map(|part| part.into_iter().map(|change| change.site.limit).collect())
             .collect()
     }
 
-    const CLIENT: Knob = Knob::IntraClusterIdleConnTimeout;
-    const SERVER: Knob = Knob::ServerIdleTimeout;
-    const OTHER: Knob = Knob::ServerReadHeaderTimeout;
+    const CLIENT: Limit = Limit::IntraClusterIdleConnTimeout;
+    const SERVER: Limit = Limit::ServerIdleTimeout;
+    const OTHER: Limit = Limit::ServerReadHeaderTimeout;
 
     #[test]
     fn shrinking_begins_with_the_client_and_growing_with_the_server() {
@@ -112,15 +113,15 @@ mod tests {
 
     #[test]
     fn originals_are_put_back_in_the_order_of_what_they_are() {
-        let traits = Traits { value: |_, raw| raw.as_u64().map(seconds), ..Traits::PLAIN };
+        let traits = TargetCapabilities { value: |_, raw| raw.as_u64().map(seconds), ..TargetCapabilities::PLAIN };
         let restored = |from: [u64; 2], to: [Option<u64>; 2]| {
             let sites = [CLIENT, SERVER].map(site);
             let held = sites.iter().cloned().zip(from.map(|s| Stored { value: Some(seconds(s)), raw: None }));
             let state = UnitState { sites: held.collect(), ..UnitState::default() };
-            let back = |(site, s): (Site, Option<u64>)| Change { site, to: To::Raw(s.map(Into::into)) };
+            let back = |(site, s): (ConfigPath, Option<u64>)| Change { site, to: NewValue::Raw(s.map(Into::into)) };
             let changes: Vec<_> = sites.into_iter().zip(to).map(back).collect();
             let first = parts(&changes, &state, &traits).remove(0);
-            first.into_iter().map(|change| change.site.knob).collect::<Vec<_>>()
+            first.into_iter().map(|change| change.site.limit).collect::<Vec<_>>()
         };
         assert_eq!(restored([20, 30], [Some(90), Some(100)]), [SERVER], "the policy had tightened");
         assert_eq!(restored([150, 200], [Some(90), Some(100)]), [CLIENT], "the policy had widened");
@@ -142,20 +143,21 @@ mod tests {
     #[test]
     fn a_clients_limit_that_is_no_time_does_not_make_two_parts() {
         let (from, to) =
-            ([(SERVER, Some(30)), (Knob::BackendMaxIdleConns, Some(9))], [(SERVER, 6), (Knob::BackendMaxIdleConns, 5)]);
-        assert_eq!(order(&from, &to), [[SERVER, Knob::BackendMaxIdleConns]]);
+            ([(SERVER, Some(30)), (Limit::BackendMaxIdleConns, Some(9))], [(SERVER, 6), (Limit::BackendMaxIdleConns, 5)]);
+        assert_eq!(order(&from, &to), [[SERVER, Limit::BackendMaxIdleConns]]);
     }
 
     /// The changes of a file that may be written now.
-    fn may(from: &[(Knob, Option<u64>)], to: &[(Knob, u64)], uses: &[Option<bool>]) -> Vec<Knob> {
+    fn may(from: &[(Limit, Option<u64>)], to: &[(Limit, u64)], uses: &[Option<bool>]) -> Vec<Limit> {
         let node = |uses: &Option<bool>| NodeState { uses: *uses, ..NodeState::new("n", Ok(BTreeMap::new())) };
         let state = UnitState {
-            sites: from.iter().map(|(knob, s)| (site(*knob), Stored { value: s.map(seconds), raw: None })).collect(),
+            sites: from.iter().map(|(limit, s)| (site(*limit), Stored { value: s.map(seconds), raw: None })).collect(),
             nodes: uses.iter().map(node).collect(),
             ..UnitState::default()
         };
-        let changes: Vec<_> = to.iter().map(|(knob, s)| Change { site: site(*knob), to: To::Value(seconds(*s)) }).collect();
-        due(&changes, &state, &Traits::PLAIN).into_iter().map(|change| change.site.knob).collect()
+        let changes: Vec<_> =
+            to.iter().map(|(limit, s)| Change { site: site(*limit), to: NewValue::Value(seconds(*s)) }).collect();
+        due(&changes, &state, &TargetCapabilities::PLAIN).into_iter().map(|change| change.site.limit).collect()
     }
 
     #[test]

@@ -28,7 +28,7 @@ pub struct Record {
 }
 
 /// The maximum size of one record (bytes); an object in etcd may have 1.5 MiB.
-pub const MOST_RECORD_BYTES: usize = 512 * 1024;
+pub const MAX_RECORD_BYTES: usize = 512 * 1024;
 
 /// The log, by ascending revision.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -95,10 +95,10 @@ pub fn name(policy: &str, revision: i64) -> String {
 #[must_use]
 pub fn split(change: BTreeMap<String, Option<Saved>>) -> Vec<Record> {
     let mut records: Vec<Record> = Vec::new();
-    let mut bytes = MOST_RECORD_BYTES;
+    let mut bytes = MAX_RECORD_BYTES;
     for (id, saved) in change {
         let size = id.len() + serde_json::to_vec(&saved).map_or(0, |v| v.len());
-        if bytes + size > MOST_RECORD_BYTES {
+        if bytes + size > MAX_RECORD_BYTES {
             records.push(Record::default());
             bytes = 0;
         }

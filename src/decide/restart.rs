@@ -43,7 +43,7 @@ pub struct Pod {
 }
 
 /// Everything that the decision depends on.
-pub struct Input<'a> {
+pub struct RestartInput<'a> {
     /// `spec.restart`.
     pub spec: &'a Restart,
     /// Whether a restart may begin: nothing is suspended, and what is pending is worth it.
@@ -89,7 +89,7 @@ pub enum Act {
 
 /// What to report.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Said {
+pub enum RestartReport {
     /// A node is being restarted.
     Rolling(String),
     /// A node has not come back in time. No other node is restarted before it has.
@@ -106,7 +106,7 @@ pub enum Said {
 
 /// The result of a decision.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Outcome {
+pub struct RestartPlan {
     /// What to record before any action.
     pub control: RestartControl,
     /// The actions to take after that.
@@ -114,12 +114,12 @@ pub struct Outcome {
     /// Nodes that came back and use the new limits.
     pub finished: Vec<String>,
     /// What to report.
-    pub said: Option<Said>,
+    pub said: Option<RestartReport>,
     /// Whether the first restart waits until the clock is past the change.
     pub soon: bool,
 }
 
-impl Outcome {
+impl RestartPlan {
     /// No action yet. The budget counts the last 24 hours.
     pub(super) fn new(control: &RestartControl, now: i64) -> Self {
         let mut control = control.clone();
@@ -136,8 +136,8 @@ impl Outcome {
 
 /// Decides the next actions.
 #[must_use]
-pub fn step(input: &Input<'_>) -> Outcome {
-    let mut outcome = Outcome::new(input.control, input.now);
+pub fn step(input: &RestartInput<'_>) -> RestartPlan {
+    let mut outcome = RestartPlan::new(input.control, input.now);
     let permitted = input.may_begin && input.spec.policy == RestartPolicy::Rolling;
     outcome.control.nodes.clear();
     for current in &input.control.nodes {
@@ -177,10 +177,10 @@ pub(super) fn in_time(spec: &Restart, current: &Restarting, now: i64) -> bool {
 }
 
 /// Takes the next step of a restart that has begun; false when there is nothing left to do.
-fn go_on(input: &Input<'_>, current: &Restarting, permitted: bool, outcome: &mut Outcome) -> bool {
+fn go_on(input: &RestartInput<'_>, current: &Restarting, permitted: bool, outcome: &mut RestartPlan) -> bool {
     let in_time = in_time(input.spec, current, input.now);
     let name = || current.node.clone();
-    outcome.said = Some(if in_time { Said::Rolling(name()) } else { Said::Stalled(name()) });
+    outcome.said = Some(if in_time { RestartReport::Rolling(name()) } else { RestartReport::Stalled(name()) });
     let Some(node) = input.nodes.iter().find(|node| node.name == current.node) else {
         // Other nodes answer, and this one has been missing for too long: it has left its cluster.
         let left = !in_time && !input.nodes.is_empty();
@@ -196,7 +196,7 @@ fn go_on(input: &Input<'_>, current: &Restarting, permitted: bool, outcome: &mut
             let elsewhere = node.process.is_some_and(|process| !is_in(process, pod));
             if !permitted || elsewhere {
                 // Called off before the pod was gone.
-                outcome.said = elsewhere.then(|| Said::NoPod(name()));
+                outcome.said = elsewhere.then(|| RestartReport::NoPod(name()));
                 outcome.acts.extend(drained.then(|| Act::Undrain(name())));
                 return drained;
             }
@@ -244,8 +244,8 @@ pub fn is_name(host: &str, name: &str) -> bool {
 }
 
 /// Records the next nodes to restart, as many as may be out of service.
-fn begin(input: &Input<'_>, outcome: &mut Outcome) {
-    let current = |outcome: &Outcome, name: &str| outcome.control.nodes.iter().any(|current| current.node == name);
+fn begin(input: &RestartInput<'_>, outcome: &mut RestartPlan) {
+    let current = |outcome: &RestartPlan, name: &str| outcome.control.nodes.iter().any(|current| current.node == name);
     let mut waiting: Vec<_> = input.nodes.iter().filter(|node| node.pending && !current(outcome, node.name)).collect();
     waiting.sort_by_key(|node| (node.process.map(|process| process.rank), node.name));
     for node in waiting {
@@ -254,7 +254,7 @@ fn begin(input: &Input<'_>, outcome: &mut Outcome) {
             is_in(process, pod).then_some((process, pod))
         });
         let Some((process, pod)) = known else {
-            outcome.said.get_or_insert(Said::NoPod(node.name.to_owned()));
+            outcome.said.get_or_insert(RestartReport::NoPod(node.name.to_owned()));
             return;
         };
         let is_down = |pod: &Pod| !pod.ready || pod.terminating;
@@ -266,19 +266,19 @@ fn begin(input: &Input<'_>, outcome: &mut Outcome) {
         out_of_service.extend(others.map(|node| node.name.to_owned()));
         if out_of_service.len() >= input.spec.max_unavailable as usize {
             let first = out_of_service.into_iter().next().unwrap_or_default();
-            outcome.said.get_or_insert(Said::Unavailable(first));
+            outcome.said.get_or_insert(RestartReport::Unavailable(first));
             return;
         }
         if input.now.saturating_mul(1000) <= input.changed {
             // The time of a change may be known to a second or two only. A process that started before the end of that
             // time could not be distinguished from one that started before the change.
-            outcome.said.get_or_insert(Said::Rolling(node.name.to_owned()));
+            outcome.said.get_or_insert(RestartReport::Rolling(node.name.to_owned()));
             outcome.soon = true;
             return;
         }
         if outcome.control.change != input.changed {
             if outcome.control.begun.len() >= input.spec.max_per_day as usize {
-                outcome.said.get_or_insert(Said::Budget);
+                outcome.said.get_or_insert(RestartReport::Budget);
                 return;
             }
             outcome.control.change = input.changed;
@@ -290,7 +290,7 @@ fn begin(input: &Input<'_>, outcome: &mut Outcome) {
             uid: pod.uid.clone(),
             since: input.now,
         });
-        outcome.said.get_or_insert(Said::Rolling(node.name.to_owned()));
+        outcome.said.get_or_insert(RestartReport::Rolling(node.name.to_owned()));
     }
 }
 
@@ -340,7 +340,7 @@ mod tests {
             }
         }
 
-        fn at(&self, now: i64) -> Outcome {
+        fn at(&self, now: i64) -> RestartPlan {
             let nodes: Vec<_> = self
                 .processes
                 .iter()
@@ -351,7 +351,7 @@ mod tests {
                     process: Some(process),
                 })
                 .collect();
-            step(&Input {
+            step(&RestartInput {
                 spec: &self.spec,
                 may_begin: self.may_begin,
                 nodes: &nodes,
@@ -363,7 +363,7 @@ mod tests {
         }
 
         /// Decides, and records the result.
-        fn look(&mut self) -> Outcome {
+        fn look(&mut self) -> RestartPlan {
             let outcome = self.at(NOW);
             self.control = outcome.control.clone();
             outcome
@@ -388,8 +388,8 @@ mod tests {
     }
 
     #[allow(clippy::unnecessary_wraps)] // It is compared with an `Option`.
-    fn rolling(name: &str) -> Option<Said> {
-        Some(Said::Rolling(name.into()))
+    fn rolling(name: &str) -> Option<RestartReport> {
+        Some(RestartReport::Rolling(name.into()))
     }
 
     #[test]
@@ -459,7 +459,7 @@ mod tests {
             let mut scene = Scene::new();
             other(&mut scene);
             let outcome = scene.look();
-            assert_eq!((outcome.control.nodes.len(), outcome.said), (0, Some(Said::Unavailable("p0".into()))));
+            assert_eq!((outcome.control.nodes.len(), outcome.said), (0, Some(RestartReport::Unavailable("p0".into()))));
             assert!(outcome.control.begun.is_empty(), "no budget is spent");
         }
     }
@@ -470,7 +470,7 @@ mod tests {
         scene.pod("pod-1").ready = false;
         assert_eq!(scene.at(NOW + 600).said, rolling("t1"));
         let late = scene.at(NOW + 601);
-        assert_eq!((late.said, late.control.nodes.len(), late.acts.len()), (Some(Said::Stalled("t1".into())), 1, 0));
+        assert_eq!((late.said, late.control.nodes.len(), late.acts.len()), (Some(RestartReport::Stalled("t1".into())), 1, 0));
         scene.pod("pod-1").ready = true;
         assert_eq!(scene.at(NOW + 9999).acts, [Act::Undrain("t1".into())], "a late pod still counts");
     }
@@ -481,7 +481,7 @@ mod tests {
         scene.control = RestartControl { change: 1, begun: vec![NOW - 86_399], nodes: Vec::new() };
         assert_eq!(scene.at(NOW).said, rolling("t1"), "the same change continues");
         scene.changed = 2;
-        assert_eq!(scene.at(NOW).said, Some(Said::Budget));
+        assert_eq!(scene.at(NOW).said, Some(RestartReport::Budget));
         assert_eq!(scene.at(NOW).control.nodes, []);
         assert_eq!(scene.at(NOW + 1).said, rolling("t1"), "a day later");
         assert_eq!(scene.at(NOW + 1).control.begun, [NOW + 1]);
@@ -507,7 +507,7 @@ mod tests {
             let mut scene = Scene::new();
             case(&mut scene);
             let outcome = scene.look();
-            assert_eq!((outcome.said, outcome.control.nodes.len()), (Some(Said::NoPod("t1".into())), 0));
+            assert_eq!((outcome.said, outcome.control.nodes.len()), (Some(RestartReport::NoPod("t1".into())), 0));
         }
     }
 
@@ -518,7 +518,7 @@ mod tests {
         scene.node("t1").1.drained = true;
         scene.node("t1").1.hosts = vec!["10.9.9.9".into()];
         let outcome = scene.look();
-        assert_eq!((outcome.acts, outcome.said), (vec![Act::Undrain("t1".into())], Some(Said::NoPod("t1".into()))));
+        assert_eq!((outcome.acts, outcome.said), (vec![Act::Undrain("t1".into())], Some(RestartReport::NoPod("t1".into()))));
     }
 
     #[test]
@@ -547,7 +547,7 @@ mod tests {
         scene.node("t1").1.drained = false;
         scene.changed = 2;
         let outcome = scene.look();
-        assert_eq!((outcome.control.nodes.len(), outcome.said), (0, Some(Said::Budget)), "if the budget allows it");
+        assert_eq!((outcome.control.nodes.len(), outcome.said), (0, Some(RestartReport::Budget)), "if the budget allows it");
     }
 
     #[test]
@@ -558,7 +558,7 @@ mod tests {
         let gone = scene.at(NOW + 601);
         assert_eq!((gone.said, gone.finished.len()), (rolling("t2"), 0));
         scene.processes.clear();
-        assert_eq!(scene.at(NOW + 601).said, Some(Said::Stalled("t1".into())), "no node answers");
+        assert_eq!(scene.at(NOW + 601).said, Some(RestartReport::Stalled("t1".into())), "no node answers");
     }
 
     #[test]
@@ -597,7 +597,7 @@ mod tests {
     #[test]
     fn what_is_under_way_is_not_begun_again() {
         let mut scene = Scene::new();
-        assert!(!Outcome::default().is_going_on());
+        assert!(!RestartPlan::default().is_going_on());
         assert!(scene.look().is_going_on());
         scene.spec.max_unavailable = 2;
         let names: Vec<_> = scene.look().control.nodes.into_iter().map(|node| node.node).collect();
@@ -611,9 +611,9 @@ mod tests {
     fn nothing_is_begun_that_may_not() {
         let mut scene = Scene::new();
         scene.may_begin = false;
-        assert_eq!(scene.look(), Outcome::default());
+        assert_eq!(scene.look(), RestartPlan::default());
         let mut scene = Scene::new();
         scene.processes.iter_mut().for_each(|(_, _, pending, _)| *pending = false);
-        assert_eq!(scene.look(), Outcome::default());
+        assert_eq!(scene.look(), RestartPlan::default());
     }
 }

@@ -3,7 +3,7 @@
 //!
 //! As with restarts, nothing begins before it is recorded, and each action is repeated until its result is observed.
 
-use super::restart::{Act, Outcome, Said, in_time};
+use super::restart::{Act, RestartPlan, RestartReport, in_time};
 use crate::api::{
     restart::{Restart, RestartPolicy},
     status::{RestartControl, Restarting},
@@ -23,7 +23,7 @@ pub struct Workload {
 }
 
 /// Everything that the decision depends on.
-pub struct Input<'a> {
+pub struct RolloutInput<'a> {
     /// `spec.restart`.
     pub spec: &'a Restart,
     /// Whether a rollout may begin: nothing is suspended, and what is pending is worth it.
@@ -42,12 +42,12 @@ pub struct Input<'a> {
 
 /// Decides the next actions.
 #[must_use]
-pub fn step(input: &Input<'_>) -> Outcome {
-    let mut outcome = Outcome::new(input.control, input.now);
+pub fn step(input: &RolloutInput<'_>) -> RestartPlan {
+    let mut outcome = RestartPlan::new(input.control, input.now);
     let permitted = input.may_begin && input.spec.policy == RestartPolicy::Rolling;
     let Some(workload) = input.workload else {
         outcome.control.nodes.clear();
-        outcome.said = (permitted && input.pending).then_some(Said::NoWorkload);
+        outcome.said = (permitted && input.pending).then_some(RestartReport::NoWorkload);
         return outcome;
     };
     let name = format!("{} {}", workload.kind, workload.name);
@@ -63,7 +63,11 @@ pub fn step(input: &Input<'_>) -> Outcome {
             if !told {
                 outcome.acts.push(roll(workload, &current.uid));
             }
-            outcome.said = Some(if in_time(input.spec, &current, input.now) { Said::Rolling(name) } else { Said::Stalled(name) });
+            outcome.said = Some(if in_time(input.spec, &current, input.now) {
+                RestartReport::Rolling(name)
+            } else {
+                RestartReport::Stalled(name)
+            });
             return outcome;
         }
     }
@@ -73,13 +77,13 @@ pub fn step(input: &Input<'_>) -> Outcome {
         return outcome;
     }
     if !workload.complete {
-        outcome.said = Some(Said::Unavailable(name));
+        outcome.said = Some(RestartReport::Unavailable(name));
     } else if outcome.control.begun.len() >= input.spec.max_per_day as usize {
-        outcome.said = Some(Said::Budget);
+        outcome.said = Some(RestartReport::Budget);
     } else {
         outcome.control.begun.push(input.now);
         outcome.control.nodes.push(Restarting { node: name.clone(), pod: String::new(), uid: hash.to_owned(), since: input.now });
-        outcome.said = Some(Said::Rolling(name));
+        outcome.said = Some(RestartReport::Rolling(name));
         outcome.acts.push(roll(workload, hash));
     }
     outcome
@@ -129,9 +133,9 @@ mod tests {
             scene
         }
 
-        fn at(&self, now: i64) -> Outcome {
+        fn at(&self, now: i64) -> RestartPlan {
             let Self { spec, may_begin, hash, pending, workload, control } = self;
-            step(&Input {
+            step(&RolloutInput {
                 spec,
                 may_begin: *may_begin,
                 hash: *hash,
@@ -157,7 +161,7 @@ mod tests {
     fn a_change_is_rolled_out_once() {
         let mut scene = Scene::new();
         let outcome = scene.at(NOW);
-        assert_eq!((outcome.acts, outcome.said), (told(), Some(Said::Rolling(NAME.into()))));
+        assert_eq!((outcome.acts, outcome.said), (told(), Some(RestartReport::Rolling(NAME.into()))));
         assert_eq!((outcome.control.begun.clone(), outcome.control.nodes[0].uid.as_str()), (vec![NOW], "new"));
         scene.control = outcome.control;
         // The operator died before it changed the workload: the action is repeated, and not counted again.
@@ -166,9 +170,9 @@ mod tests {
         scene.workload().hash = Some("new".into());
         scene.workload().complete = false;
         let outcome = scene.at(NOW + 20);
-        assert_eq!((outcome.acts, outcome.said), (vec![], Some(Said::Rolling(NAME.into()))));
-        assert_eq!(scene.at(NOW + 600).said, Some(Said::Rolling(NAME.into())));
-        assert_eq!(scene.at(NOW + 601).said, Some(Said::Stalled(NAME.into())));
+        assert_eq!((outcome.acts, outcome.said), (vec![], Some(RestartReport::Rolling(NAME.into()))));
+        assert_eq!(scene.at(NOW + 600).said, Some(RestartReport::Rolling(NAME.into())));
+        assert_eq!(scene.at(NOW + 601).said, Some(RestartReport::Stalled(NAME.into())));
         scene.workload().complete = true;
         let outcome = scene.at(NOW + 30);
         assert_eq!((outcome.finished.clone(), outcome.said.clone()), (vec![NAME.to_owned()], None));
@@ -180,7 +184,7 @@ mod tests {
     fn the_budget_is_of_any_day() {
         let mut scene = Scene::new();
         scene.control.begun = vec![NOW - 86_399];
-        assert_eq!((scene.at(NOW).said, scene.at(NOW).acts), (Some(Said::Budget), vec![]));
+        assert_eq!((scene.at(NOW).said, scene.at(NOW).acts), (Some(RestartReport::Budget), vec![]));
         assert_eq!(scene.at(NOW + 1).acts, told());
         scene.spec.max_per_day = 2;
         assert_eq!(scene.at(NOW).acts, told());
@@ -198,19 +202,19 @@ mod tests {
         for change in quiet {
             let mut scene = Scene::new();
             change(&mut scene);
-            assert_eq!(scene.at(NOW), Outcome::default());
+            assert_eq!(scene.at(NOW), RestartPlan::default());
         }
         let mut scene = Scene::new();
         scene.workload().complete = false;
         assert_eq!(
             (scene.at(NOW).said, scene.at(NOW).acts),
-            (Some(Said::Unavailable(NAME.into())), vec![]),
+            (Some(RestartReport::Unavailable(NAME.into())), vec![]),
             "one thing at a time"
         );
         scene.workload = None;
-        assert!(matches!(scene.at(NOW).said, Some(Said::NoWorkload)));
+        assert!(matches!(scene.at(NOW).said, Some(RestartReport::NoWorkload)));
         scene.pending = false;
-        assert_eq!(scene.at(NOW), Outcome::default());
+        assert_eq!(scene.at(NOW), RestartPlan::default());
     }
 
     #[test]
@@ -226,7 +230,7 @@ mod tests {
             call_off(&mut scene);
             scene.workload().hash = Some("new".into());
             scene.workload().complete = false;
-            assert_eq!(scene.at(NOW + 1).said, Some(Said::Rolling(NAME.into())));
+            assert_eq!(scene.at(NOW + 1).said, Some(RestartReport::Rolling(NAME.into())));
         }
         let mut scene = Scene::begun();
         scene.hash = Some("newer");

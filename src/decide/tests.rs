@@ -20,14 +20,14 @@ use crate::{
             step::Phase,
             tuning::Tuning,
         },
-        conditions::{Seen, UnitResult, report},
+        conditions::{ReportInput, UnitResult, report},
     },
 };
 
 /// A server that takes every value while it runs.
-const TRAITS: Traits = Traits::PLAIN;
+const TRAITS: TargetCapabilities = TargetCapabilities::PLAIN;
 
-const KNOB: Knob = Knob::ServerIdleTimeout;
+const KNOB: Limit = Limit::ServerIdleTimeout;
 
 fn seconds(n: u64) -> Value {
     Value::Duration(Duration::from_secs(n))
@@ -38,14 +38,14 @@ fn unit(id: &str) -> Unit {
 }
 
 fn holding(secs: Option<u64>) -> UnitState {
-    let site = Site { knob: KNOB, place: "web".into() };
+    let site = ConfigPath { limit: KNOB, place: "web".into() };
     let stored = Stored { value: secs.map(seconds), raw: secs.map(|s| json!(format!("{s}s"))) };
     let node = NodeState::new("n", Ok([(KNOB, secs.map(seconds))].into()));
     UnitState { sites: [(site, stored)].into(), nodes: vec![node], ..UnitState::default() }
 }
 
 fn saved(secs: Option<u64>) -> Saved {
-    let site = Site { knob: KNOB, place: "web".into() };
+    let site = ConfigPath { limit: KNOB, place: "web".into() };
     Saved {
         name: "n".into(),
         address: String::new(),
@@ -59,7 +59,7 @@ struct Scene {
     declared: Declared,
     units: Vec<(Unit, UnitState)>,
     saved: BTreeMap<String, Saved>,
-    held: BTreeMap<String, Settings>,
+    held: BTreeMap<String, LimitValues>,
     restarted: BTreeSet<String>,
     previous: IdleConnectionPolicyStatus,
     suspend: bool,
@@ -115,7 +115,7 @@ impl Scene {
     fn report(&self, plan: &Plan) -> (IdleConnectionPolicyStatus, Vec<condition::Notice>) {
         let results: Vec<_> =
             self.units.iter().map(|(u, s)| UnitResult { unit: u.clone(), state: Ok(s.clone()), write: None }).collect();
-        report(&Seen {
+        report(&ReportInput {
             generation: Some(1),
             suspend: self.suspend,
             declared: &self.declared,
@@ -145,7 +145,7 @@ fn the_first_write_saves_what_was_there() {
     let plan = Scene::new(Some(300)).decide();
     let unit = &plan.units["u"];
     assert_eq!(unit.capture.values().collect::<Vec<_>>(), [&Some(json!("300s"))]);
-    assert_eq!(unit.changes[0].to, To::Value(seconds(30)));
+    assert_eq!(unit.changes[0].to, NewValue::Value(seconds(30)));
     assert!(plan.drift.is_empty());
 }
 
@@ -166,7 +166,7 @@ fn what_is_saved_is_never_saved_again() {
 
 #[test]
 fn only_a_value_that_the_unit_held_can_drift() {
-    let drifts = |held: Option<Settings>| {
+    let drifts = |held: Option<LimitValues>| {
         let mut scene = Scene::new(Some(60)).captured(Some(300)).settled();
         scene.held.extend(held.map(|held| ("u".to_owned(), held)));
         let plan = scene.decide();
@@ -175,7 +175,7 @@ fn only_a_value_that_the_unit_held_can_drift() {
     };
     assert!(drifts(Some([(KNOB, seconds(30))].into())), "it held the desired value");
     assert!(!drifts(Some([(KNOB, seconds(60))].into())), "it was away when the policy was edited");
-    assert!(!drifts(Some(Settings::new())), "a write to it did not succeed");
+    assert!(!drifts(Some(LimitValues::new())), "a write to it did not succeed");
     assert!(drifts(None), "the operator has restarted, and the status says that all nodes held it");
 }
 
@@ -221,7 +221,7 @@ fn only_what_is_put_back_counts_as_a_contest_and_each_time_once() {
 }
 
 /// A file on three pods, with what each of them reports.
-fn file(uses: [Option<bool>; 3]) -> (Scene, Traits) {
+fn file(uses: [Option<bool>; 3]) -> (Scene, TargetCapabilities) {
     let mut scene = Scene::new(Some(30)).captured(None);
     let state = &mut scene.units[0].1;
     let node = state.nodes[0].clone();
@@ -231,7 +231,7 @@ fn file(uses: [Option<bool>; 3]) -> (Scene, Traits) {
         .map(|(uses, name)| NodeState { name: name.into(), uses: *uses, ..node.clone() })
         .collect();
     state.changed = Some(scene.now);
-    (scene, Traits { file: Some(Format::Yaml), ..TRAITS })
+    (scene, TargetCapabilities { file: Some(Format::Yaml), ..TRAITS })
 }
 
 #[test]
@@ -242,7 +242,7 @@ fn a_file_is_in_effect_when_every_pod_has_said_so() {
         scene.now += jiff::SignedDuration::from_secs(later);
         let plan = Plan { desired: scene.declared.clone(), ..Plan::default() };
         let results = [UnitResult { unit: scene.units[0].0.clone(), state: Ok(scene.units[0].1.clone()), write: None }];
-        let seen = Seen {
+        let seen = ReportInput {
             generation: Some(1),
             suspend: false,
             declared: &scene.declared,
@@ -303,14 +303,15 @@ fn watched(node: &NodeState, followed: bool, now: Timestamp) -> Lives {
 
 #[test]
 fn a_node_waits_for_a_restart_when_it_stores_what_is_wanted_and_is_older_than_that() {
-    let after_restart = Traits { capability: |_| Capability::AfterRestart, ..TRAITS };
+    let after_restart = TargetCapabilities { capability: |_| Capability::AfterRestart, ..TRAITS };
     // The record of the change is lost. The unit itself reports when the change was made: at millisecond 1,000,000,000.
-    let waits = |stores, was, followed: bool, traits: &Traits| {
+    let waits = |stores, was, followed: bool, traits: &TargetCapabilities| {
         let mut scene = Scene::new(Some(stores)).captured(Some(was));
         scene.units[0].1.changed = Some(scene.now);
         let results = [UnitResult { unit: scene.units[0].0.clone(), state: Ok(scene.units[0].1.clone()), write: None }];
         let lives = watched(&scene.units[0].1.nodes[0], followed, scene.now);
-        let (nodes, changed) = conditions::waiting(&scene.declared, traits, &BTreeMap::new(), &lives, &scene.saved, &results);
+        let (nodes, changed) =
+            conditions::restart_candidates(&scene.declared, traits, &BTreeMap::new(), &lives, &scene.saved, &results);
         assert_eq!(nodes.len(), 1);
         (nodes[0].pending, changed)
     };
@@ -348,7 +349,7 @@ fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
         plan.outcome = Some(Outcome { phase: Phase::Holding, ..Outcome::unmoved(state) });
         if drift {
             let (id, unit) = ("u".to_owned(), "u".to_owned());
-            plan.drift.push(Drift { knob: KNOB, id, unit, restarted: false, found: None, declared: seconds(30) });
+            plan.drift.push(Drift { limit: KNOB, id, unit, restarted: false, found: None, declared: seconds(30) });
         }
         plan.contended.extend(contended.then_some(KNOB));
         let ready = condition::find(&scene.report(&plan).0, ConditionType::Ready).expect("a condition").clone();
@@ -369,22 +370,22 @@ fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
 fn news_is_told_once_and_again_only_when_it_is_another() {
     let scene = |held| Scene::new(Some(held));
     let problem = conditions::Problem::invalid(Reason::Conflicted, "an older one");
-    let plan = |drift: bool, contended: bool, said: Option<restart::Said>| {
+    let plan = |drift: bool, contended: bool, said: Option<restart::RestartReport>| {
         let mut plan = Plan { desired: scene(30).declared, ..Plan::default() };
         if drift {
             let (id, unit) = ("u".to_owned(), "u".to_owned());
-            plan.drift.push(Drift { knob: KNOB, id, unit, restarted: false, found: None, declared: seconds(30) });
+            plan.drift.push(Drift { limit: KNOB, id, unit, restarted: false, found: None, declared: seconds(30) });
         }
         plan.contended.extend(contended.then_some(KNOB));
-        plan.restart = said.map(|said| (restart::Outcome { said: Some(said), ..restart::Outcome::default() }, None));
+        plan.restart = said.map(|said| (restart::RestartPlan { said: Some(said), ..restart::RestartPlan::default() }, None));
         plan
     };
     let cases = vec![
         (EventReason::Conflicted, scene(30), plan(false, false, None), Some(&problem)),
         (EventReason::DriftDetected, scene(77), plan(true, false, None), None),
         (EventReason::Contended, scene(77), plan(true, true, None), None),
-        (EventReason::RestartStalled, scene(30), plan(false, false, Some(restart::Said::Stalled("n".into()))), None),
-        (EventReason::RestartRequired, scene(30), plan(false, false, Some(restart::Said::Budget)), None),
+        (EventReason::RestartStalled, scene(30), plan(false, false, Some(restart::RestartReport::Stalled("n".into()))), None),
+        (EventReason::RestartRequired, scene(30), plan(false, false, Some(restart::RestartReport::Budget)), None),
         (EventReason::Rejected, scene(77), plan(false, false, None), None),
     ];
     for (reason, mut scene, plan, problem) in cases {
@@ -395,7 +396,7 @@ fn news_is_told_once_and_again_only_when_it_is_another() {
                 .iter()
                 .map(|(u, s)| UnitResult { unit: u.clone(), state: Ok(s.clone()), write: refused.clone() })
                 .collect();
-            let (status, notices) = report(&Seen {
+            let (status, notices) = report(&ReportInput {
                 generation: Some(1),
                 suspend: false,
                 declared: &scene.declared,
@@ -437,7 +438,7 @@ fn advice_is_given_once_for_a_generation_and_not_while_something_stands_in_the_w
         let scene = Scene::new(Some(30));
         let obstacle = conditions::Problem::invalid(Reason::Invalid, "x");
         let plan = Plan { control: Control { advised, ..Control::default() }, ..Plan::default() };
-        let seen = Seen {
+        let seen = ReportInput {
             generation: Some(7),
             suspend: false,
             declared: &scene.declared,
@@ -472,7 +473,7 @@ fn a_field_that_is_no_longer_declared_goes_back_and_is_forgotten() {
     let mut scene = Scene::new(Some(30)).captured(None).settled();
     scene.declared = Declared::default();
     let plan = scene.decide();
-    assert_eq!(plan.units["u"].changes[0].to, To::Raw(None));
+    assert_eq!(plan.units["u"].changes[0].to, NewValue::Raw(None));
     assert_eq!(plan.units["u"].forget.len(), 1);
 }
 
@@ -525,13 +526,13 @@ fn a_large_fleet_has_a_small_status() {
     let bytes = serde_json::to_vec(&status).expect("JSON").len();
     assert!(bytes < 8 * 1024, "{bytes} bytes");
     let aistore = [
-        Knob::IntraClusterIdleConnTimeout,
-        Knob::IntraClusterMaxIdleConns,
-        Knob::IntraClusterMaxIdleConnsPerHost,
-        Knob::BackendIdleConnTimeout,
+        Limit::IntraClusterIdleConnTimeout,
+        Limit::IntraClusterMaxIdleConns,
+        Limit::IntraClusterMaxIdleConnsPerHost,
+        Limit::BackendIdleConnTimeout,
     ];
     let longest: BTreeMap<_, _> =
-        Knob::ALL.into_iter().rev().take(6).map(|knob| (knob, [19, 1_795_238_282, 1_795_238_282])).collect();
+        Limit::ALL.into_iter().rev().take(6).map(|key| (key, [19, 1_795_238_282, 1_795_238_282])).collect();
     for control in [
         Control {
             events: u32::MAX,
@@ -559,7 +560,7 @@ fn a_large_fleet_has_a_small_status() {
         let nodes: Vec<_> = (0..200).map(|n| NodeState::new(format!("n{n}"), Ok(BTreeMap::new()))).collect();
         let nodes: Vec<_> = nodes.iter().collect();
         let named = |node: &NodeState| node.name.len() == 2 || (node.name.len() == 3 && node.name.as_str() < "n32");
-        let confirmed = lives::confirmation(&nodes, named, &Settings::new(), i64::MAX);
+        let confirmed = lives::confirmation(&nodes, named, &LimitValues::new(), i64::MAX);
         assert!(confirmed.as_ref().is_some_and(|confirmed| confirmed.nodes.len() == 32 * 9));
         let bytes = serde_json::to_vec(&Control { confirmed, ..control }).expect("JSON").len();
         assert!(bytes <= 1024, "{bytes} bytes");
@@ -622,12 +623,12 @@ proptest! {
                         for change in &unit_plan.changes {
                             prop_assert!(originals.contains_key(id), "written before it was saved");
                             let secs = match &change.to {
-                                To::Value(Value::Duration(d)) => Some(d.as_secs()),
-                                To::Raw(raw) => {
+                                NewValue::Value(Value::Duration(d)) => Some(d.as_secs()),
+                                NewValue::Raw(raw) => {
                                     prop_assert_eq!(raw, &originals[id], "not what was there");
                                     raw.as_ref().and_then(Json::as_str).and_then(|t| t.trim_end_matches('s').parse().ok())
                                 }
-                                To::Value(Value::Count(_)) => None,
+                                NewValue::Value(Value::Count(_)) => None,
                             };
                             scene.units[at].1 = holding(secs);
                             writes += 1;
@@ -659,20 +660,20 @@ fn a_pause_stops_its_own_way_and_suspend_stops_both() {
     for ((tighten, relax), suspend, expected) in cases {
         let by = |is_paused: bool| is_paused.then_some(By::Annotation("idleconn.io/paused", None));
         let pause = Pause { all: suspend.then_some(By::Suspend), tighten: by(tighten), relax: by(relax) };
-        let config = Config { pause, rolls: true, ..Config::plain(Settings::new(), Settings::new(), Tuning::of(None)) };
+        let config = Config { pause, rolls: true, ..Config::plain(LimitValues::new(), LimitValues::new(), Tuning::of(None)) };
         let driver = AdaptiveDriver::new(config, State::default(), None, 0);
-        let facts = driver.facts(&signal, Standing::default());
+        let facts = driver.facts(&signal, NodeProgress::default());
         assert_eq!((facts.no_tightening, facts.no_relaxing, facts.rolls), expected, "{tighten} {relax} {suspend}");
     }
 }
 
 #[test]
 fn open_files_bound_the_pools_share() {
-    let config = Config::plain(Settings::new(), Settings::new(), Tuning::of(None));
+    let config = Config::plain(LimitValues::new(), LimitValues::new(), Tuning::of(None));
     let driver = AdaptiveDriver::new(config, State::default(), None, 0);
     let most = |files_share| {
         let signal = Signal::Fresh(Reading { files_share, ..Reading::of(1.0) });
-        driver.facts(&signal, Standing::default()).share.most
+        driver.facts(&signal, NodeProgress::default()).share.most
     };
     assert!((most(Some(0.25)) - 0.25).abs() < 1e-9);
     assert!((most(None) - 1.0).abs() < 1e-9);
@@ -680,15 +681,15 @@ fn open_files_bound_the_pools_share() {
 
 #[test]
 fn what_most_nodes_use_is_in_effect() {
-    let declared = Declared { settings: Settings::from([(KNOB, seconds(30))]), ..Declared::default() };
-    let floor = Settings::from([(KNOB, seconds(5))]);
-    let restarts = Traits { capability: |_| Capability::AfterRestart, ..TRAITS };
-    let standing = |held: &[u64], traits: &Traits, followed: bool| {
+    let declared = Declared { settings: LimitValues::from([(KNOB, seconds(30))]), ..Declared::default() };
+    let floor = LimitValues::from([(KNOB, seconds(5))]);
+    let restarts = TargetCapabilities { capability: |_| Capability::AfterRestart, ..TRAITS };
+    let standing = |held: &[u64], traits: &TargetCapabilities, followed: bool| {
         let changed = BTreeMap::from([(KNOB, 1000)]);
         let lives = watched(&holding(Some(30)).nodes[0], followed, Timestamp::from_millisecond(1001).expect("a time"));
         let units: Vec<_> = held.iter().map(|secs| (unit("n"), holding(Some(*secs)))).collect();
         let units = units.iter().map(|(unit, state)| (unit, state));
-        Standing::of(&declared, &floor, 100, traits, &lives, &changed, units)
+        NodeProgress::of(&declared, &floor, 100, traits, &lives, &changed, units)
     };
     let hot = |held: &[u64]| standing(held, &TRAITS, false).in_effect;
     assert_eq!(
@@ -708,9 +709,9 @@ fn what_most_nodes_use_is_in_effect() {
 
 #[test]
 fn restoring_writes_what_differs_from_what_was_there() {
-    let site = Site { knob: KNOB, place: "web".into() };
+    let site = ConfigPath { limit: KNOB, place: "web".into() };
     let sites = |secs: Option<u64>| saved(secs).sites;
-    let change = |secs: Option<u64>| vec![Change { site: site.clone(), to: To::Raw(secs.map(|s| json!(format!("{s}s")))) }];
+    let change = |secs: Option<u64>| vec![Change { site: site.clone(), to: NewValue::Raw(secs.map(|s| json!(format!("{s}s")))) }];
     assert_eq!(restore(&holding(Some(30)), &sites(Some(60))), change(Some(60)));
     assert_eq!(restore(&holding(Some(30)), &sites(None)), change(None));
     assert_eq!(restore(&holding(Some(30)), &sites(Some(30))), []);

@@ -5,11 +5,11 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Cause, NodeState, Unit,
-    conditions::{Seen, in_use},
+    conditions::{ReportInput, in_use},
     measured::Idled,
     verify::probe_of,
 };
-use crate::api::{IdleConnectionPolicyStatus, Knob, Settings, Value};
+use crate::api::{IdleConnectionPolicyStatus, Limit, LimitValues, Value};
 
 /// One node, as it reports itself.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -20,13 +20,13 @@ pub struct Truths {
     pub unit: String,
     /// What it should hold: the declared limits at the current openness, with its own overrides; only limits that it
     /// has.
-    pub desired: Settings,
+    pub desired: LimitValues,
     /// What it stores of these. A limit without a value is absent.
-    pub programmed: Settings,
+    pub programmed: LimitValues,
     /// What its process is known to use of these.
-    pub in_effect: Settings,
+    pub in_effect: LimitValues,
     /// What was measured of its server, with `spec.verify`.
-    pub measured: Settings,
+    pub measured: LimitValues,
     /// How far the desired limits have come.
     pub stage: Stage,
     /// What blocks them, if anything does.
@@ -51,7 +51,7 @@ pub enum Stage {
 
 /// All nodes of a reconcile, by unit and name. `status` is what the same reconcile reported.
 #[must_use]
-pub fn truths(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Truths> {
+pub fn truths(seen: &ReportInput<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Truths> {
     if seen.problem.is_some() {
         return Vec::new();
     }
@@ -75,12 +75,12 @@ pub fn truths(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Truth
             let mut truths = blank(&node.name);
             truths.measured = measured(seen, &result.unit, node);
             let mut used = true;
-            for (&knob, &value) in desired.iter().filter(|(knob, _)| stored.contains_key(knob)) {
-                truths.desired.insert(knob, value);
-                let Some(programmed) = stored[&knob] else { continue };
-                truths.programmed.insert(knob, programmed);
-                if in_use(knob, seen.traits, changed, seen.lives, node) == Some(true) {
-                    truths.in_effect.insert(knob, programmed);
+            for (&limit, &value) in desired.iter().filter(|(limit, _)| stored.contains_key(limit)) {
+                truths.desired.insert(limit, value);
+                let Some(programmed) = stored[&limit] else { continue };
+                truths.programmed.insert(limit, programmed);
+                if in_use(limit, seen.traits, changed, seen.lives, node) == Some(true) {
+                    truths.in_effect.insert(limit, programmed);
                 } else {
                     used = false;
                 }
@@ -99,11 +99,11 @@ pub fn truths(seen: &Seen<'_>, status: &IdleConnectionPolicyStatus) -> Vec<Truth
 }
 
 /// How long the node's server kept an idle connection.
-fn measured(seen: &Seen<'_>, unit: &Unit, node: &NodeState) -> Settings {
+fn measured(seen: &ReportInput<'_>, unit: &Unit, node: &NodeState) -> LimitValues {
     let probe = seen.probes.and_then(|probes| probe_of(probes, unit, node));
     match probe.map(|probe| &probe.outcome) {
-        Some(Ok(Idled::Closed(after))) => [(Knob::ServerIdleTimeout, Value::Duration(*after))].into(),
-        _ => Settings::new(),
+        Some(Ok(Idled::Closed(after))) => [(Limit::ServerIdleTimeout, Value::Duration(*after))].into(),
+        _ => LimitValues::new(),
     }
 }
 
@@ -115,27 +115,27 @@ mod tests {
 
     use super::*;
     use crate::{
-        api::{Knob, Value},
-        decide::{Capability, Declared, Fault, NodeState, Plan, Traits, Unit, UnitState, conditions::UnitResult},
+        api::{Limit, Value},
+        decide::{Capability, Declared, Fault, NodeState, Plan, TargetCapabilities, Unit, UnitState, conditions::UnitResult},
     };
 
-    const KNOB: Knob = Knob::ServerIdleTimeout;
+    const KNOB: Limit = Limit::ServerIdleTimeout;
 
     fn seconds(n: u64) -> Value {
         Value::Duration(Duration::from_secs(n))
     }
 
     /// The result for a node that should hold 30 s.
-    fn one(traits: Traits, node: NodeState) -> Truths {
+    fn one(traits: TargetCapabilities, node: NodeState) -> Truths {
         let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None };
         let state = Ok(UnitState { nodes: vec![node], ..UnitState::default() });
         of(traits, UnitResult { unit, state, write: None })
     }
 
-    fn of(traits: Traits, result: UnitResult) -> Truths {
+    fn of(traits: TargetCapabilities, result: UnitResult) -> Truths {
         let declared = Declared { settings: [(KNOB, seconds(30))].into(), ..Declared::default() };
         let status = IdleConnectionPolicyStatus::default();
-        let seen = Seen {
+        let seen = ReportInput {
             generation: Some(1),
             suspend: false,
             declared: &declared,
@@ -160,8 +160,8 @@ mod tests {
 
     #[test]
     fn what_is_stored_is_not_what_is_used() {
-        let hot = Traits::PLAIN;
-        let late = Traits { capability: |_| Capability::AfterRestart, ..Traits::PLAIN };
+        let hot = TargetCapabilities::PLAIN;
+        let late = TargetCapabilities { capability: |_| Capability::AfterRestart, ..TargetCapabilities::PLAIN };
         let stores = |secs: Option<u64>| NodeState::new("n", Ok([(KNOB, secs.map(seconds))].into()));
         let seen = |truths: Truths| (truths.stage, truths.programmed.get(&KNOB).copied(), truths.in_effect.get(&KNOB).copied());
         assert_eq!(seen(one(hot, stores(Some(30)))), (Stage::InEffect, Some(seconds(30)), Some(seconds(30))));
@@ -186,8 +186,8 @@ mod tests {
         ] {
             let fault = || Fault::new(cause, "why");
             let unit = Unit { id: "u".into(), name: "n".into(), address: String::new(), role: None };
-            let whole = of(Traits::PLAIN, UnitResult { unit, state: Err(fault()), write: None });
-            let node = one(Traits::PLAIN, NodeState::new("n", Err(fault())));
+            let whole = of(TargetCapabilities::PLAIN, UnitResult { unit, state: Err(fault()), write: None });
+            let node = one(TargetCapabilities::PLAIN, NodeState::new("n", Err(fault())));
             for truths in [whole, node] {
                 assert_eq!((truths.stage, truths.error.as_deref(), truths.name.as_str()), (stage, Some("why"), "n"));
                 assert!(truths.desired.is_empty() && truths.programmed.is_empty() && truths.in_effect.is_empty());
@@ -200,7 +200,7 @@ mod tests {
         let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None };
         let node = NodeState::new("n", Ok([(KNOB, Some(seconds(9)))].into()));
         let state = Ok(UnitState { nodes: vec![node], ..UnitState::default() });
-        let truths = of(Traits::PLAIN, UnitResult { unit, state, write: Some(Fault::new(Cause::Rejected, "no")) });
+        let truths = of(TargetCapabilities::PLAIN, UnitResult { unit, state, write: Some(Fault::new(Cause::Rejected, "no")) });
         assert_eq!((truths.stage, truths.error.as_deref()), (Stage::Drifted, Some("no")));
     }
 }

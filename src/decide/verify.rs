@@ -4,12 +4,12 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     NodeState, Unit,
-    condition::{Said, said, shortened, shortened_to_bytes, state},
+    condition::{ConditionText, said, shortened, shortened_to_bytes, state},
     conditions::UnitResult,
     measured::{Idled, error, time},
 };
 use crate::api::{
-    Knob, Value,
+    Limit, Value,
     conditions::{ConditionType, Reason, State},
     wording::with_noun,
 };
@@ -41,7 +41,7 @@ pub fn key(unit: &Unit, node: &NodeState) -> String {
 /// The server's idle timeout that a node stores; `None` where it stores none, or no limit.
 #[must_use]
 pub fn programmed(node: &NodeState) -> Option<Duration> {
-    match node.stored.as_ref().ok()?.get(&Knob::ServerIdleTimeout)? {
+    match node.stored.as_ref().ok()?.get(&Limit::ServerIdleTimeout)? {
         Some(Value::Duration(time)) if !time.is_zero() => Some(*time),
         _ => None,
     }
@@ -143,7 +143,7 @@ fn is_same(measured: Duration, other: Duration) -> bool {
 /// The message of `InEffect` with the probes. A process that is known not to use the limits comes first: probes only
 /// add to what configurations say.
 #[must_use]
-pub fn refined(base: Said, verified: &Verified) -> Said {
+pub fn refined(base: ConditionText, verified: &Verified) -> ConditionText {
     if state(ConditionType::InEffect, base.reason) == State::False {
         return base;
     }
@@ -183,7 +183,7 @@ mod tests {
         Duration::from_millis(n)
     }
 
-    fn base() -> Said {
+    fn base() -> ConditionText {
         said(Reason::InEffect, "The processes of all nodes use the declared limits".to_owned())
     }
 
@@ -191,7 +191,7 @@ mod tests {
     fn of(outcomes: &[Option<Result<Idled, &str>>]) -> Verified {
         let unit = |n: usize| Unit { id: format!("u{n}"), name: format!("gateway-{n}"), address: String::new(), role: None };
         let node = |n: usize| {
-            let stored = [(Knob::ServerIdleTimeout, Some(Value::Duration(ms(30_000))))];
+            let stored = [(Limit::ServerIdleTimeout, Some(Value::Duration(ms(30_000))))];
             NodeState::new(format!("gateway-{n}"), Ok(stored.into()))
         };
         let state = |n| Ok(UnitState { nodes: vec![node(n)], ..UnitState::default() });
@@ -246,7 +246,7 @@ mod tests {
     #[test]
     fn a_probe_says_nothing_of_another_value() {
         let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None };
-        let node = NodeState::new("n", Ok([(Knob::ServerIdleTimeout, Some(Value::Duration(ms(9_000))))].into()));
+        let node = NodeState::new("n", Ok([(Limit::ServerIdleTimeout, Some(Value::Duration(ms(9_000))))].into()));
         let probe = Probe { programmed: Some(ms(30_000)), outcome: Ok(Idled::Closed(ms(30_000))) };
         assert_eq!(probe_of(&[(key(&unit, &node), probe)].into(), &unit, &node), None);
     }

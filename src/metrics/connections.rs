@@ -20,7 +20,7 @@ pub struct Connections {
 type Values = Vec<(Option<&'static str>, f64)>;
 
 /// A metric of each provider.
-struct Said {
+struct MetricValues {
     name: &'static str,
     /// Whether it is a counter; otherwise it is a gauge.
     grows: bool,
@@ -30,8 +30,8 @@ struct Said {
     values: fn(&Tally) -> Values,
 }
 
-const fn counter(name: &'static str, help: &'static str, values: fn(&Tally) -> Values) -> Said {
-    Said { name, grows: true, apart: None, help, values }
+const fn counter(name: &'static str, help: &'static str, values: fn(&Tally) -> Values) -> MetricValues {
+    MetricValues { name, grows: true, apart: None, help, values }
 }
 
 #[allow(clippy::cast_precision_loss)] // Counts below 2^53.
@@ -40,8 +40,8 @@ fn one(value: u64) -> Values {
 }
 
 #[allow(clippy::cast_precision_loss)] // Counts below 2^53.
-const SAID: [Said; 8] = [
-    Said {
+const METRICS: [MetricValues; 8] = [
+    MetricValues {
         name: "idleconn_pool_connections",
         grows: false,
         apart: Some("state"),
@@ -64,7 +64,7 @@ const SAID: [Said; 8] = [
         "Connections that could not be opened: refused, unreachable, timed out, or not trusted",
         |tally| one(tally.refused),
     ),
-    Said {
+    MetricValues {
         name: "idleconn_pool_closed_total",
         grows: true,
         apart: Some("reason"),
@@ -86,11 +86,11 @@ const SAID: [Said; 8] = [
 
 impl Connections {
     pub fn new(pool: Pool) -> prometheus::Result<Self> {
-        let described = |Said { name, apart, help, .. }: Said| {
+        let described = |MetricValues { name, apart, help, .. }: MetricValues| {
             let labels = ["provider", "protocol"].into_iter().chain(apart).map(str::to_owned).collect();
             Desc::new(name.to_owned(), help.to_owned(), labels, HashMap::new())
         };
-        Ok(Self { pool, descriptions: SAID.into_iter().map(described).collect::<prometheus::Result<_>>()? })
+        Ok(Self { pool, descriptions: METRICS.into_iter().map(described).collect::<prometheus::Result<_>>()? })
     }
 }
 
@@ -101,14 +101,14 @@ impl Collector for Connections {
 
     fn collect(&self) -> Vec<MetricFamily> {
         let all = self.pool.statistics();
-        let of = |Said { name, grows, apart, help, values }: Said| {
+        let of = |MetricValues { name, grows, apart, help, values }: MetricValues| {
             let series = all.iter().flat_map(|one| {
                 let labels = [("protocol", one.protocol.name()), ("provider", &*one.provider)];
                 values(&one.tally).into_iter().map(move |(which, value)| (labels.into_iter().chain(apart.zip(which)), value))
             });
             family(name, help, if grows { MetricType::COUNTER } else { MetricType::GAUGE }, series)
         };
-        SAID.into_iter().map(of).filter(|family| !family.get_metric().is_empty()).collect()
+        METRICS.into_iter().map(of).filter(|family| !family.get_metric().is_empty()).collect()
     }
 }
 

@@ -6,12 +6,12 @@ use kube::ResourceExt as _;
 
 use super::{
     Pass, PolicyHandle,
-    memory::Memory,
+    memory::PolicyCache,
     world::{SampledNode, Sampling, World},
 };
 use crate::{
     api::{
-        Settings,
+        LimitValues,
         adaptive::{Signal as SignalSpec, Source},
         lookup::Member,
     },
@@ -22,16 +22,16 @@ use crate::{
 };
 
 /// Signal of one pass.
-pub struct Look {
+pub struct SignalSnapshot {
     /// The tasks of the nodes.
     pub signal: Signal,
     /// Time of the evaluation (Unix milliseconds).
     pub now: i64,
 }
 
-impl Look {
+impl SignalSnapshot {
     /// Evaluates the samples now; `None` without adaptive control.
-    pub fn at_samples(world: &dyn World, memory: &Memory) -> Option<Self> {
+    pub fn at_samples(world: &dyn World, memory: &PolicyCache) -> Option<Self> {
         let driver = memory.driver.as_ref()?;
         let now = world.now().as_millisecond();
         let signal = memory.obstacle.clone().unwrap_or_else(|| world.signal(driver.config(), now));
@@ -52,8 +52,8 @@ pub(super) async fn prepare(pass: &mut Pass<'_>, units: &[Unit], answered: &[(Un
     let unset = SignalSpec::unset();
     let signal = spec.adaptive.as_ref().and_then(|adaptive| adaptive.signal.as_ref()).unwrap_or(&unset);
     let source = signal.source.unwrap_or_else(|| world.default_source(spec.target.type_));
-    let has_pool = |knob| {
-        let has = |(_, state): &(Unit, UnitState)| state.sites.keys().any(|site| site.knob == knob);
+    let has_pool = |limit| {
+        let has = |(_, state): &(Unit, UnitState)| state.sites.keys().any(|site| site.limit == limit);
         // A file has every limit of its format. Until a server has answered, assume that it has the pool.
         traits.file.is_some() || answered.is_empty() || answered.iter().any(has)
     };
@@ -80,14 +80,14 @@ pub(super) async fn prepare(pass: &mut Pass<'_>, units: &[Unit], answered: &[(Un
 }
 
 /// Ends adaptive control.
-pub async fn end(world: &dyn World, policy: &PolicyHandle, memory: &mut Memory) {
+pub async fn end(world: &dyn World, policy: &PolicyHandle, memory: &mut PolicyCache) {
     (memory.driver, memory.obstacle) = (None, None);
     memory.sampled.clear();
     world.sample(policy, None).await;
 }
 
 /// Returns the state from the status; if the status is lost, the openness is inferred from the settings of the nodes.
-fn resume(policy: &PolicyHandle, memory: &Memory, config: &Config, answered: &[(Unit, UnitState)]) -> State {
+fn resume(policy: &PolicyHandle, memory: &PolicyCache, config: &Config, answered: &[(Unit, UnitState)]) -> State {
     let status = policy.object.status.as_ref();
     let control = status.and_then(|status| status.control.as_ref());
     if let Some(state) = control.and_then(|control| control.adaptive.clone()) {
@@ -100,8 +100,8 @@ fn resume(policy: &PolicyHandle, memory: &Memory, config: &Config, answered: &[(
         return State::default();
     }
     let nodes = answered.iter().flat_map(|(_, state)| &state.nodes).filter_map(|node| node.stored.as_ref().ok());
-    let nodes: Vec<Settings> =
-        nodes.map(|stored| stored.iter().filter_map(|(knob, value)| Some((*knob, (*value)?))).collect()).collect();
+    let nodes: Vec<LimitValues> =
+        nodes.map(|stored| stored.iter().filter_map(|(limit, value)| Some((*limit, (*value)?))).collect()).collect();
     let (declared, floor) = (&config.declared.settings, &config.floor);
     // Several values of the openness can give the same limits: the one in the status counts if it is one of them.
     let told = status.and_then(|status| u8::try_from(status.openness_percent?).ok());

@@ -14,9 +14,9 @@ use super::{
     world::{Moment, News, Stage, Target, World},
 };
 use crate::{
-    api::{Knob, Limits, Value, conditions::EventReason, wording::listed},
+    api::{Limit, Limits, Value, conditions::EventReason, wording::listed},
     decide::{
-        Cause, Change, Declared, Fault, Moved, Plan, To, Traits, Unit, UnitPlan, UnitState,
+        Cause, Change, Declared, Fault, Moved, NewValue, Plan, TargetCapabilities, Unit, UnitPlan, UnitState,
         condition::{Notice, shortened_to_bytes},
         conditions::UnitResult,
         order,
@@ -25,7 +25,7 @@ use crate::{
 };
 
 /// Maximum units that are written at the same time.
-const AT_ONCE: usize = 64;
+const CONCURRENCY: usize = 64;
 
 /// Renames saved original settings after the config paths of a unit have changed. Settings whose path is ambiguous now are
 /// dropped, and an Event names them.
@@ -48,7 +48,7 @@ pub(super) async fn follow(pass: &mut Pass<'_>, units: &[(Unit, UnitState)]) -> 
 }
 
 /// Returns the values that the operator may have written to a node of the policy.
-pub fn written(policy: &PolicyHandle, declared: &Declared) -> BTreeSet<(Knob, Value)> {
+pub fn written(policy: &PolicyHandle, declared: &Declared) -> BTreeSet<(Limit, Value)> {
     let programmed = policy.object.status.as_ref().and_then(|status| status.limits.as_ref()?.programmed.as_ref());
     let mut written = declared.values();
     written.extend(programmed.map(Limits::settings).unwrap_or_default());
@@ -133,7 +133,7 @@ pub(super) async fn write(
         .into_iter()
         .map(|(unit, state)| {
             let changes = plan.units.get(&unit.id).map(|plan| &plan.changes[..]).unwrap_or_default();
-            let held_back = memory.held_back(&unit.id, changes, world.moment());
+            let held_back = memory.withheld(&unit.id, changes, world.moment());
             async move {
                 let changes = if traits.file.is_some() { &order::due(changes, &state, traits)[..] } else { changes };
                 let withheld = if changes.is_empty() {
@@ -153,7 +153,7 @@ pub(super) async fn write(
             .boxed()
         })
         .collect();
-    let results: Vec<_> = stream::iter(jobs).buffer_unordered(AT_ONCE).collect().await;
+    let results: Vec<_> = stream::iter(jobs).buffer_unordered(CONCURRENCY).collect().await;
     let failed = results.iter().filter(|result| result.write.is_some() || result.state.is_err()).count();
     tracing::debug!(units = results.len(), failed, "wrote a group of units");
     results
@@ -163,7 +163,7 @@ pub(super) async fn write(
 pub async fn write_one(
     world: &dyn World,
     target: &dyn Target,
-    traits: &Traits,
+    traits: &TargetCapabilities,
     unit: Unit,
     state: &UnitState,
     changes: &[Change],
@@ -208,8 +208,8 @@ async fn read_back(target: &dyn Target, unit: Unit, written: Result<(), Fault>, 
 fn stored(now: &UnitState, changes: &[Change]) -> bool {
     changes.iter().all(|change| {
         now.sites.get(&change.site).is_none_or(|stored| match &change.to {
-            To::Value(value) => stored.value == Some(*value),
-            To::Raw(raw) => stored.raw == *raw,
+            NewValue::Value(value) => stored.value == Some(*value),
+            NewValue::Raw(raw) => stored.raw == *raw,
         })
     })
 }

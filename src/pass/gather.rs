@@ -10,7 +10,7 @@ use futures::{
 };
 
 use super::{
-    memory::Memory,
+    memory::PolicyCache,
     world::{Moment, Target, World},
 };
 use crate::decide::{Cause, Fault, Unit, UnitState};
@@ -24,18 +24,18 @@ const GROUPING: Duration = Duration::from_millis(400);
 const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Unit, and its state or why it cannot be read.
-pub type Answer = (Unit, Result<UnitState, Fault>);
+pub type UnitRead = (Unit, Result<UnitState, Fault>);
 
 /// Reads that are in progress.
 pub struct Gathering<'a> {
     /// Units that were not read: their back-off is not over, or there was no time left.
-    pub skipped: Vec<Answer>,
+    pub skipped: Vec<UnitRead>,
     world: &'a dyn World,
-    open: FuturesUnordered<BoxFuture<'static, Answer>>,
+    open: FuturesUnordered<BoxFuture<'static, UnitRead>>,
     /// Units that are being read, by id.
     asked: BTreeMap<String, Unit>,
     waiting: Vec<Unit>,
-    answered: Vec<Answer>,
+    answered: Vec<UnitRead>,
     target: Arc<dyn Target>,
     /// Bytes of the answers.
     kept: usize,
@@ -44,7 +44,7 @@ pub struct Gathering<'a> {
 
 impl<'a> Gathering<'a> {
     /// Begins to read all units that are due.
-    pub fn begin(world: &'a dyn World, target: Arc<dyn Target>, units: Vec<Unit>, memory: &Memory) -> Self {
+    pub fn begin(world: &'a dyn World, target: Arc<dyn Target>, units: Vec<Unit>, memory: &PolicyCache) -> Self {
         let now = world.moment();
         let (mut skipped, mut waiting) = (Vec::new(), Vec::new());
         for unit in units {
@@ -60,7 +60,7 @@ impl<'a> Gathering<'a> {
 
     /// Returns the next group of answers: when all units have answered, or a moment after the first answer. `None` after the last
     /// group.
-    pub async fn next(&mut self) -> Option<Vec<Answer>> {
+    pub async fn next(&mut self) -> Option<Vec<UnitRead>> {
         self.fill();
         if self.answered.is_empty()
             && let Some(answer) = self.one_until(self.until).await
@@ -96,7 +96,7 @@ impl<'a> Gathering<'a> {
     }
 
     /// Returns an answer; `None` if nothing is being read, or if the time is over.
-    async fn one_until(&mut self, until: Moment) -> Option<Answer> {
+    async fn one_until(&mut self, until: Moment) -> Option<UnitRead> {
         if self.open.is_empty() {
             return None;
         }
@@ -120,7 +120,7 @@ impl<'a> Gathering<'a> {
         self.skipped.extend(late);
     }
 
-    fn take(&mut self, (unit, state): Answer) {
+    fn take(&mut self, (unit, state): UnitRead) {
         self.asked.remove(&unit.id);
         let state = state.and_then(|state| {
             let kept = self.kept + state.size();

@@ -7,7 +7,7 @@ use std::error::Error;
 
 use tracing::debug;
 
-use super::gather::Answer;
+use super::gather::UnitRead;
 use crate::{
     api::wording::listed,
     decide::{
@@ -42,7 +42,7 @@ pub fn discovered(units: &[Unit]) {
 }
 
 /// Logs which units of a group were read.
-pub fn read(answers: &[Answer]) {
+pub fn read(answers: &[UnitRead]) {
     for (unit, state) in answers {
         match state {
             Ok(state) => {
@@ -101,7 +101,7 @@ pub fn plan(plan: &Plan, answered: &[(Unit, UnitState)]) {
     for drift in &plan.drift {
         debug!(
             unit = drift.unit,
-            limit = %drift.knob,
+            limit = %drift.limit,
             found = drift.found.map(|value| value.to_string()),
             desired = %drift.declared,
             restarted = drift.restarted,
@@ -113,7 +113,7 @@ pub fn plan(plan: &Plan, answered: &[(Unit, UnitState)]) {
         debug!(
             unit = unit.name,
             changes = planned.changes.len(),
-            limits = names(planned.changes.iter().map(|change| change.site.knob)),
+            limits = names(planned.changes.iter().map(|change| change.site.limit)),
             originals_to_save = planned.capture.len(),
             originals_to_drop = planned.forget.len(),
             "the unit differs from the desired limits"
@@ -129,7 +129,7 @@ pub fn plan(plan: &Plan, answered: &[(Unit, UnitState)]) {
 }
 
 /// Logs what was decided about restarts.
-pub fn restarts(outcome: &restart::Outcome, may_begin: bool, blocker: Option<&str>) {
+pub fn restarts(outcome: &restart::RestartPlan, may_begin: bool, blocker: Option<&str>) {
     debug!(
         may_begin,
         restarting = names(outcome.control.nodes.iter().map(|node| &node.node)),
@@ -155,8 +155,8 @@ mod tests {
 
     use super::*;
     use crate::{
-        api::Knob,
-        decide::{Change, Site, Stored, To, UnitPlan},
+        api::Limit,
+        decide::{Change, ConfigPath, NewValue, Stored, UnitPlan},
         pass,
     };
 
@@ -176,14 +176,14 @@ mod tests {
 
     #[test]
     fn a_plan_is_logged_with_names_and_counts_and_without_content() {
-        let site = Site { knob: Knob::BackendMaxIdleConns, place: "web".into() };
+        let site = ConfigPath { limit: Limit::BackendMaxIdleConns, place: "web".into() };
         let content = Some(json!("secret-of-the-node"));
         let unit = Unit { id: "u1".into(), name: "gateway-1".into(), address: "http://10.0.0.1:2019".into(), role: None };
         let stored = Stored { value: None, raw: content.clone() };
         let state = UnitState { sites: [(site.clone(), stored)].into(), ..UnitState::default() };
         let planned = UnitPlan {
             capture: [(site.clone(), content.clone())].into(),
-            changes: vec![Change { site, to: To::Raw(content) }],
+            changes: vec![Change { site, to: NewValue::Raw(content) }],
             ..UnitPlan::default()
         };
         let planned = Plan { units: [("u1".to_owned(), planned)].into(), ..Plan::default() };

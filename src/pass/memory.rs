@@ -9,7 +9,7 @@ use jiff::Timestamp;
 
 use super::world::{Moment, SampledNode};
 use crate::{
-    api::Settings,
+    api::LimitValues,
     decide::{
         Cause, Change, Fault, Lives, NodeState, Unit, UnitState,
         adaptive::{driver::AdaptiveDriver, signal::Signal},
@@ -22,11 +22,11 @@ use crate::{
 /// Back-off after the first failure; it doubles.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 /// Maximum back-off.
-const LONGEST_WAIT: Duration = Duration::from_secs(300);
+const MAX_WAIT: Duration = Duration::from_secs(300);
 
 /// State of one policy.
 #[derive(Clone, Debug, Default)]
-pub struct Memory {
+pub struct PolicyCache {
     /// UID of the policy. A new UID under the same name clears the state.
     pub uid: String,
     /// Original settings, from the API server; `None` until they have been read.
@@ -36,7 +36,7 @@ pub struct Memory {
     /// Units that answer but did not accept a change.
     pub unwritten: BTreeMap<String, Unwritten>,
     /// By unit: the desired values that it was last seen to hold.
-    pub held: BTreeMap<String, Settings>,
+    pub held: BTreeMap<String, LimitValues>,
     /// Start of each unit's process, if it was read.
     pub births: BTreeMap<String, String>,
     /// Consecutive failed passes.
@@ -85,7 +85,7 @@ pub struct Unwritten {
     fault: Fault,
 }
 
-impl Memory {
+impl PolicyCache {
     /// Returns the original settings of the units; empty until they have been read.
     #[must_use]
     pub fn saved(&self) -> BTreeMap<String, Saved> {
@@ -117,21 +117,21 @@ impl Memory {
     }
 
     /// Records which of the desired values a unit holds. A value that was to be written and does not show is not known any more.
-    pub fn seen(&mut self, unit: &str, state: &UnitState, desired: &Settings, changes: &[Change]) {
+    pub fn seen(&mut self, unit: &str, state: &UnitState, desired: &LimitValues, changes: &[Change]) {
         let held = self.held.entry(unit.to_owned()).or_default();
-        for (knob, value) in desired {
-            let mut stored = state.sites.iter().filter(|(site, _)| site.knob == *knob).map(|(_, stored)| stored.value);
+        for (limit, value) in desired {
+            let mut stored = state.sites.iter().filter(|(site, _)| site.limit == *limit).map(|(_, stored)| stored.value);
             if stored.all(|stored| stored == Some(*value)) {
-                held.insert(*knob, *value);
-            } else if changes.iter().any(|change| change.site.knob == *knob) {
-                held.remove(knob);
+                held.insert(*limit, *value);
+            } else if changes.iter().any(|change| change.site.limit == *limit) {
+                held.remove(limit);
             }
         }
     }
 
     /// Returns why these changes are not sent to a unit now: it did not accept them, and the next attempt is not due.
     #[must_use]
-    pub fn held_back(&self, unit: &str, changes: &[Change], now: Moment) -> Option<Fault> {
+    pub fn withheld(&self, unit: &str, changes: &[Change], now: Moment) -> Option<Fault> {
         let unwritten = self.unwritten.get(unit).filter(|unwritten| unwritten.changes == changes)?;
         unwritten.due.is_none_or(|due| now < due).then(|| unwritten.fault.clone())
     }
@@ -167,7 +167,7 @@ impl Memory {
     }
 
     /// Reports whether the last log message about a subject differs from this one, and records this one.
-    pub fn news(&mut self, about: &str, said: &str) -> bool {
+    pub fn is_new_message(&mut self, about: &str, said: &str) -> bool {
         self.logged.insert(about.to_owned(), said.to_owned()).as_deref() != Some(said)
     }
 }
@@ -175,26 +175,27 @@ impl Memory {
 /// Returns the back-off after a number of consecutive failures.
 #[must_use]
 pub fn wait(failures: u32) -> Duration {
-    FIRST_WAIT.saturating_mul(1 << failures.min(16)).min(LONGEST_WAIT)
+    FIRST_WAIT.saturating_mul(1 << failures.min(16)).min(MAX_WAIT)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::{
-        api::{Knob, Value},
-        decide::{Site, To},
+        api::{Limit, Value},
+        decide::{ConfigPath, NewValue},
     };
 
-    const KNOB: Knob = Knob::IntraClusterMaxIdleConnsPerHost;
+    const KNOB: Limit = Limit::IntraClusterMaxIdleConnsPerHost;
 
     #[test]
     fn a_node_joins_that_was_not_there_when_others_were_watched() {
         let node = |name: &str, uptime| NodeState { uptime, ..NodeState::new(name, Ok([(KNOB, Some(Value::Count(80)))].into())) };
         let uptime = Some(Duration::from_secs(40));
-        let mut memory = Memory::default();
+        let mut memory = PolicyCache::default();
         let at = |second: i64| Timestamp::from_second(10_000 + second).expect("a time");
-        let uses = |memory: &Memory, name: &str| memory.lives.get(name).and_then(|life| life.uses(KNOB, Value::Count(80), None));
+        let uses =
+            |memory: &PolicyCache, name: &str| memory.lives.get(name).and_then(|life| life.uses(KNOB, Value::Count(80), None));
         // One of the first two nodes does not report its uptime at first, and reports it later.
         memory.looked(&[&node("p0", uptime), &node("t0", None)], true, at(0));
         memory.looked(&[&node("p0", uptime), &node("t0", uptime), &node("t1", uptime)], true, at(30));
@@ -209,17 +210,21 @@ mod tests {
     fn what_was_refused_is_never_sent_again_and_what_failed_is_sent_later() {
         let now = Moment::default();
         let later = now + Duration::from_secs(400);
-        let change =
-            |n| [Change { site: Site { knob: Knob::BackendMaxIdleConns, place: "web".into() }, to: To::Value(Value::Count(n)) }];
-        let mut memory = Memory::default();
+        let change = |n| {
+            [Change {
+                site: ConfigPath { limit: Limit::BackendMaxIdleConns, place: "web".into() },
+                to: NewValue::Value(Value::Count(n)),
+            }]
+        };
+        let mut memory = PolicyCache::default();
         memory.written("u", &change(1), Some(&Fault::new(Cause::Rejected, "no")), now);
-        assert!(memory.held_back("u", &change(1), later).is_some());
-        assert!(memory.held_back("u", &change(2), now).is_none(), "other changes are sent");
+        assert!(memory.withheld("u", &change(1), later).is_some());
+        assert!(memory.withheld("u", &change(2), now).is_none(), "other changes are sent");
         memory.written("u", &change(1), Some(&Fault::new(Cause::Busy, "later")), now);
-        assert!(memory.held_back("u", &change(1), now).is_some());
-        assert!(memory.held_back("u", &change(1), later).is_none());
+        assert!(memory.withheld("u", &change(1), now).is_some());
+        assert!(memory.withheld("u", &change(1), later).is_none());
         memory.written("u", &[], None, now);
-        assert!(memory.held_back("u", &change(1), now).is_none());
+        assert!(memory.withheld("u", &change(1), now).is_none());
     }
 
     #[test]

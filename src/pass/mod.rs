@@ -25,23 +25,25 @@ use std::{future::Future, sync::Arc, time::Duration};
 use futures::future::{Either, select};
 
 pub use self::{
-    adaptation::{Look, interval},
+    adaptation::{SignalSnapshot, interval},
     error::{API_TIMEOUT, ApiError, DEADLINE, Error, Failure, no_right},
     handle::PolicyHandle,
     restore::release,
 };
 use self::{
     claims::{Claimed, Scope, is_stated},
-    memory::{Memory, wait},
+    memory::{PolicyCache, wait},
     world::{Located, News, Stage, Target, World},
 };
 use crate::{
     api::{conditions::Reason, restart::RestartPolicy},
-    decide::{self, Declared, Fault, Plan, Traits, Unit, claims::sentence, conditions::Problem, observed::Cause},
+    decide::{
+        self, Declared, Fault, Plan, TargetCapabilities, Unit, claims::conflict_message, conditions::Problem, observed::Cause,
+    },
 };
 
 /// Added to a due time, so that the pass begins after it.
-pub const MOMENT: Duration = Duration::from_millis(5);
+pub const DUE_SLACK: Duration = Duration::from_millis(5);
 
 /// When the next pass of the policy is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,16 +58,16 @@ pub enum Next {
 struct Pass<'a> {
     world: &'a dyn World,
     policy: &'a mut PolicyHandle,
-    memory: &'a mut Memory,
+    memory: &'a mut PolicyCache,
     declared: &'a Declared,
-    traits: &'a Traits,
+    traits: &'a TargetCapabilities,
 }
 
 /// Makes one pass.
 ///
 /// # Errors
 /// Why the pass failed. The status stays as it is; the operator retries.
-pub async fn visit(world: &dyn World, memory: &mut Memory) -> Result<Next, Error> {
+pub async fn visit(world: &dyn World, memory: &mut PolicyCache) -> Result<Next, Error> {
     let mut admitted = false;
     let next = loop {
         let Some(mut policy) = read(world, memory).await? else { return Ok(Next::Changed) };
@@ -104,7 +106,7 @@ pub async fn visit(world: &dyn World, memory: &mut Memory) -> Result<Next, Error
 }
 
 /// Reads the policy and its saved original settings from the API server. `None` if the policy is gone.
-async fn read(world: &dyn World, memory: &mut Memory) -> Result<Option<PolicyHandle>, Error> {
+async fn read(world: &dyn World, memory: &mut PolicyCache) -> Result<Option<PolicyHandle>, Error> {
     // The watch may lag behind the operator's own writes. Reading again prevents double Events and writes.
     let Some(object) = world.policy().await? else {
         world.forget();
@@ -112,7 +114,7 @@ async fn read(world: &dyn World, memory: &mut Memory) -> Result<Option<PolicyHan
     };
     let policy = PolicyHandle::new(object)?;
     if memory.uid != policy.uid {
-        *memory = Memory { uid: policy.uid.clone(), failures: memory.failures, ..Memory::default() };
+        *memory = PolicyCache { uid: policy.uid.clone(), failures: memory.failures, ..PolicyCache::default() };
         world.end_all();
         world.wake(world.registry().forget(&policy.namespace, &policy.name, Some(&policy.claimant)));
     }
@@ -139,7 +141,11 @@ impl From<Error> for Stop {
 }
 
 /// Finds the target with requests to the API server only, and claims it.
-async fn locate<'a>(world: &'a dyn World, policy: &PolicyHandle, memory: &mut Memory) -> Result<Box<dyn Located + 'a>, Stop> {
+async fn locate<'a>(
+    world: &'a dyn World,
+    policy: &PolicyHandle,
+    memory: &mut PolicyCache,
+) -> Result<Box<dyn Located + 'a>, Stop> {
     let traits = traits(world, policy);
     let declared = decide::declare(policy.spec(), &traits);
     if let Some(message) = policy.refusal.clone().or_else(|| declared.invalid(&decide::floor(policy.spec(), &traits))) {
@@ -154,16 +160,16 @@ async fn locate<'a>(world: &'a dyn World, policy: &PolicyHandle, memory: &mut Me
     Ok(located)
 }
 
-fn traits(world: &dyn World, policy: &PolicyHandle) -> Traits {
+fn traits(world: &dyn World, policy: &PolicyHandle) -> TargetCapabilities {
     let rolling = policy.spec().restart.as_ref().is_some_and(|restart| restart.policy == RestartPolicy::Rolling);
-    Traits { rolling, ..world.traits(&policy.spec().target) }
+    TargetCapabilities { rolling, ..world.traits(&policy.spec().target) }
 }
 
 /// Connects to the target, claims the identities that it reports, and governs it.
 async fn govern(
     world: &dyn World,
     policy: &mut PolicyHandle,
-    memory: &mut Memory,
+    memory: &mut PolicyCache,
     located: Box<dyn Located + '_>,
 ) -> Result<Next, Stop> {
     let traits = &traits(world, policy);
@@ -184,7 +190,7 @@ fn has_turn(world: &dyn World, policy: &PolicyHandle, claimed: Claimed, scope: &
     if let Some(winner) = claimed.winner {
         // The target of this policy is known, so policies that wait for it can continue.
         world.wake(world.registry().keep(&policy.claimant));
-        let message = sentence(&winner, &policy.claimant);
+        let message = conflict_message(&winner, &policy.claimant);
         return Err(Stop::Failure(Problem::invalid(Reason::Conflicted, message).into()));
     }
     if world.registry().must_wait(&policy.claimant, scope) { Err(Stop::Waits) } else { Ok(()) }
@@ -213,7 +219,7 @@ fn unreadable(world: &dyn World, policy: &PolicyHandle, failure: Failure) -> Sto
 }
 
 /// Reports why the pass ends, and returns when the next one is due.
-async fn stopped(world: &dyn World, policy: &mut PolicyHandle, memory: &mut Memory, stop: Stop) -> Result<Next, Error> {
+async fn stopped(world: &dyn World, policy: &mut PolicyHandle, memory: &mut PolicyCache, stop: Stop) -> Result<Next, Error> {
     let problem = &match stop {
         Stop::Failure(Failure::Problem(problem)) => problem,
         Stop::Failure(Failure::Error(error)) => return Err(error),
@@ -227,11 +233,11 @@ async fn stopped(world: &dyn World, policy: &mut PolicyHandle, memory: &mut Memo
     let declared = &decide::declare(policy.spec(), traits);
     let control = policy.object.status.as_ref().and_then(|status| status.control.clone()).unwrap_or_default();
     let plan = Plan { control, desired: declared.clone(), ..Plan::default() };
-    if memory.news("problem", &problem.message) {
+    if memory.is_new_message("problem", &problem.message) {
         tracing::warn!(reason = %problem.reason, "{}", problem.message);
     }
     let pass = &mut Pass { world, policy, memory, declared, traits };
-    Box::pin(round::say(pass, Some(problem), &plan, &[], None)).await?;
+    Box::pin(round::report_status(pass, Some(problem), &plan, &[], None)).await?;
     let times = memory.failing.get("").map_or(0, |failing| failing.times);
     memory.ended("", Some(&Fault::new(Cause::Unreachable, problem.message.clone())), world.moment());
     // No event reports that a missing reference or cluster appears: retry with a growing interval.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::{
     Error, Pass, PolicyHandle, logging,
-    memory::Memory,
+    memory::PolicyCache,
     world::{Target, World},
 };
 use crate::{
@@ -14,10 +14,10 @@ use crate::{
         restart::{Restart, RestartFor, RestartPolicy},
     },
     decide::{
-        self, Cause, Declared, Fault, Plan, Site, UnitState,
+        self, Cause, ConfigPath, Declared, Fault, Plan, UnitState,
         conditions::UnitResult,
         lives,
-        restart::{self, Act, Input},
+        restart::{self, Act, RestartInput},
         rollout,
     },
 };
@@ -31,7 +31,7 @@ struct Asked {
 }
 
 /// Decision, and the blocker of a restart; `None` if no node waits for a restart.
-type Looked = Option<(restart::Outcome, Option<String>)>;
+type Looked = Option<(restart::RestartPlan, Option<String>)>;
 
 /// Decides about restarts, and adds the decision to the plan.
 pub(super) async fn look(pass: &mut Pass<'_>, plan: &mut Plan, results: &[UnitResult]) -> Result<(), Error> {
@@ -71,7 +71,8 @@ async fn evictions(pass: &mut Pass<'_>, plan: &Plan, asked: &Asked, results: &[U
     let Pass { world, policy, memory, traits, .. } = pass;
     let control = &plan.control;
     let saved = memory.saved();
-    let (nodes, changed) = decide::conditions::waiting(&plan.desired, traits, &control.changed, &memory.lives, &saved, results);
+    let (nodes, changed) =
+        decide::conditions::restart_candidates(&plan.desired, traits, &control.changed, &memory.lives, &saved, results);
     if control.restart.nodes.is_empty() && nodes.iter().all(|node| !node.pending) {
         return Ok(None);
     }
@@ -92,9 +93,9 @@ async fn evictions(pass: &mut Pass<'_>, plan: &Plan, asked: &Asked, results: &[U
         for node in &replaced {
             lives::replaced(&mut memory.lives, node, &values);
         }
-        decide::conditions::waiting(&plan.desired, traits, &control.changed, &memory.lives, &saved, results)
+        decide::conditions::restart_candidates(&plan.desired, traits, &control.changed, &memory.lives, &saved, results)
     };
-    let outcome = restart::step(&Input {
+    let outcome = restart::step(&RestartInput {
         spec: &asked.spec,
         may_begin: asked.may_begin,
         nodes: &nodes,
@@ -116,7 +117,7 @@ async fn rollout(
 ) -> Result<Looked, Error> {
     let states: Vec<_> = results.iter().filter_map(|result| result.state.as_ref().ok()).collect();
     let wanted = |state: &&&UnitState| {
-        let sought = |site: &Site| plan.desired.settings.get(&site.knob).copied();
+        let sought = |site: &ConfigPath| plan.desired.settings.get(&site.limit).copied();
         state.sites.iter().all(|(site, stored)| sought(site).is_none_or(|value| stored.value == Some(value)))
     };
     let hash = states.iter().find(wanted).and_then(|state| state.hash.clone());
@@ -132,7 +133,7 @@ async fn rollout(
         complete = workload.as_ref().map(|workload| workload.complete),
         "looked up the workload"
     );
-    let outcome = rollout::step(&rollout::Input {
+    let outcome = rollout::step(&rollout::RolloutInput {
         spec: &asked.spec,
         may_begin: asked.may_begin,
         hash: hash.as_deref(),
@@ -145,7 +146,7 @@ async fn rollout(
 }
 
 /// Performs the planned acts after the plan is in the status. The next pass repeats an act that failed.
-pub async fn act(world: &dyn World, memory: &mut Memory, plan: &Plan, target: &dyn Target, results: &[UnitResult]) {
+pub async fn act(world: &dyn World, memory: &mut PolicyCache, plan: &Plan, target: &dyn Target, results: &[UnitResult]) {
     let Some((outcome, _)) = &plan.restart else {
         memory.restart_note = None;
         return;
@@ -162,7 +163,7 @@ pub async fn act(world: &dyn World, memory: &mut Memory, plan: &Plan, target: &d
             why.get_or_insert(sentence);
         }
     }
-    if memory.news("restart", why.as_deref().unwrap_or_default()) && why.is_some() {
+    if memory.is_new_message("restart", why.as_deref().unwrap_or_default()) && why.is_some() {
         tracing::warn!("a restart cannot go on: {}", why.as_deref().unwrap_or_default());
     }
     memory.restart_note = why;

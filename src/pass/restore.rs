@@ -12,7 +12,7 @@ use super::{
     Error, Next, PolicyHandle, apply,
     claims::{Taken, is_stated},
     logging,
-    memory::Memory,
+    memory::PolicyCache,
     report, restart,
     saved::append,
     world::World,
@@ -28,19 +28,19 @@ use crate::{
 };
 
 /// Maximum units that are restored at the same time.
-const AT_ONCE: usize = 64;
+const CONCURRENCY: usize = 64;
 /// Time in which one attempt begins to restore units.
 const TRY: Duration = Duration::from_secs(60);
 /// Interval between attempts while a deletion waits.
 const NEXT_TRY: Duration = Duration::from_secs(2);
 
 /// Handles a policy that is being deleted.
-pub async fn cleanup(world: &dyn World, policy: &PolicyHandle, memory: &mut Memory) -> Result<Next, Error> {
+pub async fn cleanup(world: &dyn World, policy: &PolicyHandle, memory: &mut PolicyCache) -> Result<Next, Error> {
     if !policy.object.finalizers().iter().any(|f| f == FINALIZER) {
         return Ok(Next::Changed);
     }
     if world.is_dry_run() {
-        if memory.news("restore", "dry run") {
+        if memory.is_new_message("restore", "dry run") {
             tracing::warn!("the policy is being deleted; --dry-run restores nothing and keeps the finalizer");
         }
         return Ok(Next::Changed);
@@ -53,7 +53,7 @@ pub async fn cleanup(world: &dyn World, policy: &PolicyHandle, memory: &mut Memo
     if let Some((name, fault)) = left.unrestored.first() {
         let waited = world.moment().since(began);
         if waited < timeout {
-            if memory.news("restore", &fault.message) {
+            if memory.is_new_message("restore", &fault.message) {
                 tracing::warn!(unit = name, "the unit is not restored yet: {fault}");
             }
             return Ok(Next::After(NEXT_TRY.min(timeout.saturating_sub(waited))));
@@ -72,7 +72,7 @@ pub async fn cleanup(world: &dyn World, policy: &PolicyHandle, memory: &mut Memo
 }
 
 /// Restores all saved original settings. Returns what became of the units.
-async fn restore_all(world: &dyn World, policy: &PolicyHandle, memory: &mut Memory) -> Result<Left, Error> {
+async fn restore_all(world: &dyn World, policy: &PolicyHandle, memory: &mut PolicyCache) -> Result<Left, Error> {
     if policy.spec().deletion_policy == DeletionPolicy::Retain {
         return Ok(Left::default());
     }
@@ -173,7 +173,7 @@ enum Restored {
 }
 
 /// Publishes the Event, deletes the saved original settings, and removes the finalizer.
-async fn finish(world: &dyn World, policy: &PolicyHandle, memory: &mut Memory, left: &Left) -> Result<(), Error> {
+async fn finish(world: &dyn World, policy: &PolicyHandle, memory: &mut PolicyCache, left: &Left) -> Result<(), Error> {
     let restored = left.unrestored.is_empty();
     if restored && let Some(note) = left.note() {
         world.publish(policy, &Notice { reason: EventReason::Restored, note }, "restore").await?;
@@ -193,7 +193,7 @@ async fn finish(world: &dyn World, policy: &PolicyHandle, memory: &mut Memory, l
 }
 
 /// Restores units that are no longer part of the policy. Returns true while some are left.
-pub async fn departed(world: &dyn World, policy: &PolicyHandle, memory: &mut Memory, units: &[Unit]) -> Result<bool, Error> {
+pub async fn departed(world: &dyn World, policy: &PolicyHandle, memory: &mut PolicyCache, units: &[Unit]) -> Result<bool, Error> {
     if policy.spec().suspend || world.is_dry_run() {
         return Ok(false);
     }
@@ -211,7 +211,7 @@ pub async fn departed(world: &dyn World, policy: &PolicyHandle, memory: &mut Mem
     gone.retain(|id, _| !taken.contains_key(id));
     let now = world.moment();
     let timeout = policy.spec().restore_timeout.get().unwrap_or(Duration::from_secs(300));
-    let due = |memory: &Memory, id: &String| memory.failing.get(id).is_none_or(|failing| failing.due <= now);
+    let due = |memory: &PolicyCache, id: &String| memory.failing.get(id).is_none_or(|failing| failing.due <= now);
     let asked: BTreeMap<_, _> =
         gone.iter().filter(|(id, _)| due(memory, id)).map(|(id, saved)| (id.clone(), saved.clone())).collect();
     for (id, end) in restore(world, policy, memory, &asked).await {
@@ -242,7 +242,7 @@ pub async fn departed(world: &dyn World, policy: &PolicyHandle, memory: &mut Mem
 async fn restore(
     world: &dyn World,
     policy: &PolicyHandle,
-    memory: &Memory,
+    memory: &PolicyCache,
     units: &BTreeMap<String, Saved>,
 ) -> Vec<(String, Result<Restored, Fault>)> {
     let mut order: Vec<_> = units.iter().collect();
@@ -261,7 +261,7 @@ async fn restore(
             .boxed()
         })
         .collect();
-    stream::iter(jobs).buffer_unordered(AT_ONCE).collect().await
+    stream::iter(jobs).buffer_unordered(CONCURRENCY).collect().await
 }
 
 /// Restores a unit at the saved target, or at the current target of the policy if it finds the same unit there: Services are
@@ -326,7 +326,7 @@ pub async fn release(world: &dyn World, stored: StoredPolicy) -> Result<bool, Er
             return Ok(false);
         }
     };
-    let mut memory = Memory { originals: Some(world.originals().await?), ..Memory::default() };
+    let mut memory = PolicyCache { originals: Some(world.originals().await?), ..PolicyCache::default() };
     let left = restore_all(world, &policy, &mut memory).await?;
     for (name, fault) in &left.unrestored {
         tracing::error!(unit = name, "the unit cannot be restored: {fault}");

@@ -11,23 +11,23 @@ use jiff::Timestamp;
 use kube::ResourceExt as _;
 
 use super::{
-    Error, MOMENT, Next, Pass, PolicyHandle,
-    adaptation::{self, Look, interval},
+    DUE_SLACK, Error, Next, Pass, PolicyHandle,
+    adaptation::{self, SignalSnapshot, interval},
     apply,
     gather::Gathering,
     logging,
-    memory::{Memory, Unwritten, wait},
+    memory::{PolicyCache, Unwritten, wait},
     reading, report, restart, restore,
     world::{Moment, News, Stage, Target, World},
 };
 use crate::{
-    api::{FINALIZER, IdleConnectionPolicyStatus, Settings, policy::DriftPolicy, status::RestartControl},
+    api::{FINALIZER, IdleConnectionPolicyStatus, LimitValues, policy::DriftPolicy, status::RestartControl},
     decide::{
-        self, AdaptiveInput, Input, Plan, Traits, Unit, UnitState,
+        self, AdaptiveInput, Input, Plan, TargetCapabilities, Unit, UnitState,
         adaptive::pause::Pause,
         advice::{self, Observed},
         claims::SHARED,
-        conditions::{Problem, Seen, UnitResult},
+        conditions::{Problem, ReportInput, UnitResult},
         contention, lives, originals,
         truths::truths,
     },
@@ -92,7 +92,7 @@ struct Job<'a> {
 struct Done {
     results: Vec<UnitResult>,
     plan: Option<Plan>,
-    look: Option<Look>,
+    look: Option<SignalSnapshot>,
     /// Whether adaptive control took a step in this pass. The settings of later units are then not drift.
     stepped: bool,
 }
@@ -107,7 +107,7 @@ async fn round(pass: &mut Pass<'_>, job: &Job<'_>, done: &mut Done, answered: Ve
         if let Some(driver) = &mut pass.memory.driver {
             driver.bound(pass.traits, &saved, &answered, answered.len() == job.units.len());
         }
-        done.look = Look::at_samples(pass.world, pass.memory);
+        done.look = SignalSnapshot::at_samples(pass.world, pass.memory);
     }
     let mut plan = decided(pass, job.target.as_ref(), done, &answered).await;
     let world = pass.world;
@@ -127,7 +127,7 @@ async fn round(pass: &mut Pass<'_>, job: &Job<'_>, done: &mut Done, answered: Ve
             .map(|(unit, state)| UnitResult { unit: unit.clone(), state: Ok(state.clone()), write: None })
             .chain(done.results.iter().cloned())
             .collect();
-        say(pass, None, &plan, &before, done.look.as_ref()).await?;
+        report_status(pass, None, &plan, &before, done.look.as_ref()).await?;
         if let Some(outcome) = &mut plan.outcome {
             (outcome.decision, outcome.judged) = (None, None);
         }
@@ -138,7 +138,7 @@ async fn round(pass: &mut Pass<'_>, job: &Job<'_>, done: &mut Done, answered: Ve
     drop(capturing);
     let written = apply::write(pass, job.target, answered, &plan, job.until).await;
     let memory = &mut *pass.memory;
-    note(memory, &written, &plan, pass.traits, world.moment());
+    record_results(memory, &written, &plan, pass.traits, world.moment());
     let unborn = |unit: &Unit| plan.units.contains_key(&unit.id) && !memory.births.contains_key(&unit.id);
     let unborn: Vec<_> = written.iter().map(|result| &result.unit).filter(|unit| unborn(unit)).collect();
     restarted(job.target.as_ref(), &unborn, &mut memory.births).await;
@@ -161,7 +161,7 @@ async fn decided(pass: &mut Pass<'_>, target: &dyn Target, done: &Done, answered
     if let Some(plan) = &done.plan {
         previous.control = Some(plan.control.clone());
         if done.stepped {
-            held.to_mut().extend(answered.iter().map(|(unit, _)| (unit.id.clone(), Settings::new())));
+            held.to_mut().extend(answered.iter().map(|(unit, _)| (unit.id.clone(), LimitValues::new())));
         }
     }
     let look = done.look.as_ref().filter(|_| done.plan.is_none());
@@ -225,7 +225,7 @@ async fn finish(pass: &mut Pass<'_>, job: &Job<'_>, done: Done) -> Result<Next, 
     let departed = restore::departed(world, pass.policy, pass.memory, job.units).await?;
     let written_down = plan.control.restart.clone();
     restart::look(pass, &mut plan, &results).await?;
-    say(pass, None, &plan, &results, look.as_ref()).await?;
+    report_status(pass, None, &plan, &results, look.as_ref()).await?;
     let memory = &mut *pass.memory;
     if let (Some(driver), Some(outcome), Some(look)) = (&mut memory.driver, &plan.outcome, &look) {
         let status = pass.policy.object.status.clone().unwrap_or_default();
@@ -235,7 +235,7 @@ async fn finish(pass: &mut Pass<'_>, job: &Job<'_>, done: Done) -> Result<Next, 
     // Begin only restarts that are in the status by now.
     restart::act(world, memory, &plan, job.target.as_ref(), &results).await;
     let mut next = next_look(world, pass.policy, memory, &plan);
-    next = next.min(hurried(&plan, &results, &written_down, stamp).unwrap_or(next));
+    next = next.min(fast_requeue(&plan, &results, &written_down, stamp).unwrap_or(next));
     if departed {
         next = next.min(wait(2));
     }
@@ -243,14 +243,14 @@ async fn finish(pass: &mut Pass<'_>, job: &Job<'_>, done: Done) -> Result<Next, 
 }
 
 /// Sizes the connection pool of the policy for the nodes that are read and sampled.
-fn size_pool(world: &dyn World, memory: &Memory, units: usize) {
+fn size_pool(world: &dyn World, memory: &PolicyCache, units: usize) {
     world.size_pool(units, memory.driver.as_ref().map(|driver| (memory.sampled.len(), interval(driver.config()))));
 }
 
 /// Returns the requeue interval for changes that no event reports: restarts in progress, and files that are propagating.
-fn hurried(plan: &Plan, results: &[UnitResult], written_down: &RestartControl, now: Timestamp) -> Option<Duration> {
+fn fast_requeue(plan: &Plan, results: &[UnitResult], written_down: &RestartControl, now: Timestamp) -> Option<Duration> {
     if plan.control.restart != *written_down {
-        return Some(MOMENT);
+        return Some(DUE_SLACK);
     }
     let restarting = plan.restart.as_ref().is_some_and(|(outcome, _)| outcome.is_going_on());
     (restarting || is_propagating(results, now)).then_some(WHILE_RESTARTING)
@@ -268,7 +268,7 @@ fn is_propagating(results: &[UnitResult], now: Timestamp) -> bool {
 
 /// Returns when the next pass is due if nothing happens: at the end of a back-off, contention or pause, and at the latest at the
 /// resync.
-fn next_look(world: &dyn World, policy: &PolicyHandle, memory: &Memory, plan: &Plan) -> Duration {
+fn next_look(world: &dyn World, policy: &PolicyHandle, memory: &PolicyCache, plan: &Plan) -> Duration {
     let now = world.now();
     let contended = contention::next_end(&plan.control.contended, now).and_then(|end| Timestamp::from_second(end + 1).ok());
     let contended = contended.and_then(|end| Duration::try_from(end.duration_since(now)).ok());
@@ -276,11 +276,11 @@ fn next_look(world: &dyn World, policy: &PolicyHandle, memory: &Memory, plan: &P
     let answers = |(id, _): &(&String, &Unwritten)| !memory.failing.contains_key(*id);
     let unwritten = memory.unwritten.iter().filter(answers).filter_map(|(_, unwritten)| unwritten.due);
     let due = memory.failing.values().map(|failing| failing.due).chain(unwritten).min();
-    let due = due.map(|due| due.since(world.moment()) + MOMENT);
+    let due = due.map(|due| due.since(world.moment()) + DUE_SLACK);
     let pause = Pause::next_end(policy.object.annotations(), now)
         .and_then(|end| Duration::try_from(end.duration_since(now)).ok())
-        .map(|left| left + MOMENT);
-    due.into_iter().chain(contended).chain(pause).chain([world.resync()]).min().unwrap_or(MOMENT)
+        .map(|left| left + DUE_SLACK);
+    due.into_iter().chain(contended).chain(pause).chain([world.resync()]).min().unwrap_or(DUE_SLACK)
 }
 
 /// Returns the units whose process has restarted since the last call, and records the start times.
@@ -298,7 +298,14 @@ async fn restarted(target: &dyn Target, units: &[&Unit], births: &mut BTreeMap<S
 }
 
 /// Takes over from the status what the processes of the nodes use, after the operator has restarted.
-fn take_up(policy: &PolicyHandle, memory: &mut Memory, plan: &Plan, traits: &Traits, results: &[UnitResult], all: bool) {
+fn take_up(
+    policy: &PolicyHandle,
+    memory: &mut PolicyCache,
+    plan: &Plan,
+    traits: &TargetCapabilities,
+    results: &[UnitResult],
+    all: bool,
+) {
     let written = policy.object.status.as_ref().and_then(|status| status.control.as_ref()?.confirmed.as_ref());
     let Some(written) = written.filter(|_| all) else { return };
     let desired = lives::read_at_start(&plan.desired.settings, traits);
@@ -309,27 +316,27 @@ fn take_up(policy: &PolicyHandle, memory: &mut Memory, plan: &Plan, traits: &Tra
 
 /// Records when limits that need a restart were changed: an older process does not use them. A restored value is no change: a
 /// process that was not restarted meanwhile has used it all the time.
-fn plan_changed(plan: &mut Plan, results: &[UnitResult], traits: &Traits, now: Timestamp) {
-    let put_back: BTreeSet<_> = plan.drift.iter().map(|drift| (drift.id.clone(), drift.knob)).collect();
+fn plan_changed(plan: &mut Plan, results: &[UnitResult], traits: &TargetCapabilities, now: Timestamp) {
+    let put_back: BTreeSet<_> = plan.drift.iter().map(|drift| (drift.id.clone(), drift.limit)).collect();
     for result in results.iter().filter(|result| result.write.is_none()) {
         for change in plan.units.get(&result.unit.id).map(|unit| &unit.changes[..]).unwrap_or_default() {
-            if put_back.contains(&(result.unit.id.clone(), change.site.knob)) {
+            if put_back.contains(&(result.unit.id.clone(), change.site.limit)) {
                 continue;
             }
-            if traits.capability(change.site.knob) == decide::Capability::AfterRestart {
-                plan.control.changed.insert(change.site.knob, now.as_millisecond());
+            if traits.capability(change.site.limit) == decide::Capability::AfterRestart {
+                plan.control.changed.insert(change.site.limit, now.as_millisecond());
             }
         }
     }
 }
 
 /// Records the results of the writes.
-fn note(memory: &mut Memory, written: &[UnitResult], plan: &Plan, traits: &Traits, now: Moment) {
+fn record_results(memory: &mut PolicyCache, written: &[UnitResult], plan: &Plan, traits: &TargetCapabilities, now: Moment) {
     for result in written {
         let id = &result.unit.id;
         let changes = plan.units.get(id).map(|unit| &unit.changes[..]).unwrap_or_default();
         memory.ended(id, result.state.as_ref().err(), now);
-        if memory.held_back(id, changes, now).is_none() {
+        if memory.withheld(id, changes, now).is_none() {
             memory.written(id, changes, result.write.as_ref(), now);
         }
         match &result.state {
@@ -340,7 +347,7 @@ fn note(memory: &mut Memory, written: &[UnitResult], plan: &Plan, traits: &Trait
             }
             // What it holds after a write is not known.
             Err(_) if !changes.is_empty() => {
-                memory.held.insert(id.clone(), Settings::new());
+                memory.held.insert(id.clone(), LimitValues::new());
             }
             Err(_) => {}
         }
@@ -348,14 +355,14 @@ fn note(memory: &mut Memory, written: &[UnitResult], plan: &Plan, traits: &Trait
 }
 
 /// Logs a fault of a unit once, and once that the unit recovered.
-fn log_faults(memory: &mut Memory, results: &[UnitResult]) {
+fn log_faults(memory: &mut PolicyCache, results: &[UnitResult]) {
     for result in results {
         let said = match (&result.state, &result.write) {
             (Err(fault), _) | (Ok(_), Some(fault)) => fault.message.clone(),
             (Ok(_), None) => String::new(),
         };
         let known = memory.logged.contains_key(&result.unit.id);
-        if (known || !said.is_empty()) && memory.news(&result.unit.id, &said) {
+        if (known || !said.is_empty()) && memory.is_new_message(&result.unit.id, &said) {
             if said.is_empty() {
                 tracing::info!(unit = result.unit.name, "the unit recovered");
             } else {
@@ -366,12 +373,12 @@ fn log_faults(memory: &mut Memory, results: &[UnitResult]) {
 }
 
 /// Reports the results of the pass, or the problem that prevents it.
-pub(super) async fn say(
+pub(super) async fn report_status(
     pass: &mut Pass<'_>,
     problem: Option<&Problem>,
     plan: &Plan,
     results: &[UnitResult],
-    look: Option<&Look>,
+    look: Option<&SignalSnapshot>,
 ) -> Result<(), Error> {
     let Pass { world, policy, memory, declared, traits } = pass;
     let previous = policy.object.status.clone().unwrap_or_default();
@@ -387,7 +394,7 @@ pub(super) async fn say(
     let advice = advice::advice(policy.spec(), declared, traits, observed);
     let mut plan = plan.clone();
     plan.control.events = previous.control.as_ref().map_or(0, |control| control.events);
-    let seen = Seen {
+    let seen = ReportInput {
         generation: policy.object.metadata.generation,
         suspend: policy.spec().suspend,
         declared,
@@ -416,7 +423,7 @@ pub(super) async fn say(
         // A rejected status must not block writes to the nodes.
         Err(Error::Api(refusal)) if refusal.code == Some(422) => {
             world.tell(News::StatusRefused);
-            if memory.news("status", &refusal.message) {
+            if memory.is_new_message("status", &refusal.message) {
                 tracing::error!(error = refusal.message, "the API server rejected the status of this policy");
             }
             Ok(())

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Error, PolicyHandle, memory::Memory, world::World};
+use super::{Error, PolicyHandle, memory::PolicyCache, world::World};
 use crate::decide::originals::{Saved, split};
 
 /// By unit: the original settings from now on; `None` if they were restored.
@@ -10,7 +10,7 @@ pub type Change = BTreeMap<String, Option<Saved>>;
 
 /// Appends to the log, and deletes superseded records. After a failure the log is read again, because another writer may have
 /// changed it.
-pub async fn append(world: &dyn World, policy: &PolicyHandle, memory: &mut Memory, change: Change) -> Result<(), Error> {
+pub async fn append(world: &dyn World, policy: &PolicyHandle, memory: &mut PolicyCache, change: Change) -> Result<(), Error> {
     if change.is_empty() {
         return Ok(());
     }

@@ -24,7 +24,7 @@ use crate::{
         policy::{Target as TargetSpec, TargetType},
     },
     decide::{
-        Change, Declared, Fault, Traits, Unit, UnitState,
+        Change, Declared, Fault, TargetCapabilities, Unit, UnitState,
         adaptive::{config::Config, signal::Signal, step::Decision},
         claims::Claimant,
         condition::Notice,
@@ -179,7 +179,7 @@ pub trait World: Send + Sync {
     /// Interval at which the nodes are read if nothing happens.
     fn resync(&self) -> Duration;
     /// What a target can do.
-    fn traits(&self, target: &TargetSpec) -> Traits;
+    fn traits(&self, target: &TargetSpec) -> TargetCapabilities;
     /// Whether targets of this kind report an identity themselves.
     fn states_identity(&self, kind: TargetType) -> bool;
     /// Whether each unit of this kind is one node.

@@ -21,12 +21,12 @@ use tokio::{
 
 use super::{
     connect::{Stream, rests},
-    settings::Settings,
+    settings::PoolSettings,
     statistics::{Closed, Protocol, Statistics, Tally},
 };
 
 /// The key of a connection: `scheme://host:port`, and the number of its TLS settings.
-pub type Place = (String, u64);
+pub type ConnectionKey = (String, u64);
 
 /// One provider over one protocol.
 pub struct Agent {
@@ -42,18 +42,18 @@ pub struct Agent {
 }
 
 struct State {
-    settings: Settings,
+    settings: PoolSettings,
     /// Permits to remove when they are returned, because maxSockets was reduced.
     owed: usize,
     /// Connections of an earlier generation are closed when their requests end.
     generation: u64,
     /// The provider was removed: no connection is kept.
     ended: bool,
-    idle: HashMap<Place, Vec<Resting>>,
+    idle: HashMap<ConnectionKey, Vec<IdleConnection>>,
     tally: Tally,
 }
 
-struct Resting {
+struct IdleConnection {
     stream: Stream,
     since: Instant,
     born: u64,
@@ -61,7 +61,13 @@ struct Resting {
 }
 
 impl Agent {
-    pub fn new(provider: Arc<str>, protocol: Protocol, epoch: Instant, settings: Settings, room: Arc<Semaphore>) -> Arc<Self> {
+    pub fn new(
+        provider: Arc<str>,
+        protocol: Protocol,
+        epoch: Instant,
+        settings: PoolSettings,
+        room: Arc<Semaphore>,
+    ) -> Arc<Self> {
         let state = State { settings, owed: 0, generation: 0, ended: false, idle: HashMap::new(), tally: Tally::default() };
         Arc::new(Self {
             provider,
@@ -95,12 +101,12 @@ impl Agent {
         self.expected.load(Ordering::Relaxed)
     }
 
-    pub fn settings(&self) -> Settings {
+    pub fn settings(&self) -> PoolSettings {
         self.state().settings
     }
 
     /// Waits in order of arrival for a permit; `None` if there is none before `until`.
-    pub async fn turn(self: &Arc<Self>, until: Instant) -> Option<Turn> {
+    pub async fn turn(self: &Arc<Self>, until: Instant) -> Option<Permit> {
         let permit = if let Ok(permit) = self.turns.clone().try_acquire_owned() {
             permit
         } else {
@@ -109,12 +115,12 @@ impl Agent {
             waiting.served = true;
             permit
         };
-        Some(Turn { agent: self.clone(), permit: Some(permit) })
+        Some(Permit { agent: self.clone(), permit: Some(permit) })
     }
 
     /// Changes the settings. Requests in progress continue. Surplus idle connections close now, others when their
     /// requests end.
-    pub fn configure(&self, settings: Settings) {
+    pub fn configure(&self, settings: PoolSettings) {
         let closed = self.change(|state| {
             if state.settings == settings {
                 return Vec::new();
@@ -187,9 +193,9 @@ impl Agent {
     }
 }
 
-impl Resting {
+impl IdleConnection {
     /// Why the connection cannot be used again, if so.
-    fn over(&self, settings: &Settings, now: u64) -> Option<Closed> {
+    fn over(&self, settings: &PoolSettings, now: u64) -> Option<Closed> {
         if !rests(&self.stream) {
             Some(Closed::Peer)
         } else if self.since.elapsed() >= settings.free_socket_timeout {
@@ -200,7 +206,7 @@ impl Resting {
     }
 }
 
-impl Settings {
+impl PoolSettings {
     fn outlived(&self, born: u64, now: u64) -> bool {
         u128::from(now.saturating_sub(born)) >= self.max_socket_lifetime.as_millis()
     }
@@ -217,7 +223,7 @@ impl Tally {
 
 impl State {
     /// Closes the oldest idle connections until `most` are left.
-    fn trim(&mut self, most: u64) -> Vec<Resting> {
+    fn trim(&mut self, most: u64) -> Vec<IdleConnection> {
         let mut closed = Vec::new();
         while self.tally.idle > most {
             // In each place the oldest connection comes first.
@@ -234,7 +240,7 @@ impl State {
         closed
     }
 
-    fn drain(&mut self) -> Vec<Resting> {
+    fn drain(&mut self) -> Vec<IdleConnection> {
         let closed: Vec<_> = self.idle.drain().flat_map(|(_, resting)| resting).collect();
         for one in &closed {
             self.tally.rested(Closed::Destroyed, one.born);
@@ -272,14 +278,14 @@ impl Drop for Waiting {
 }
 
 /// The permit for one connection.
-pub struct Turn {
+pub struct Permit {
     agent: Arc<Agent>,
     permit: Option<OwnedSemaphorePermit>,
 }
 
-impl Turn {
+impl Permit {
     /// The last used idle connection to this place that is still usable. Returns the permit if there is none.
-    pub fn reuse(self, place: &Place) -> Result<(Lent, Stream), Self> {
+    pub fn reuse(self, place: &ConnectionKey) -> Result<(ActiveConnection, Stream), Self> {
         let now = self.agent.age();
         let (found, closed, generation) = self.agent.change(|state| {
             let (mut found, mut closed) = (None, Vec::new());
@@ -306,8 +312,8 @@ impl Turn {
         });
         drop(closed);
         match found {
-            Some(Resting { stream, born, .. }) => {
-                Ok((Lent { turn: Some(self), born, generation, end: Closed::Abandoned }, stream))
+            Some(IdleConnection { stream, born, .. }) => {
+                Ok((ActiveConnection { turn: Some(self), born, generation, end: Closed::Abandoned }, stream))
             }
             None => Err(self),
         }
@@ -326,7 +332,7 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for Permit {
     fn drop(&mut self) {
         let Some(permit) = self.permit.take() else { return };
         let mut state = self.agent.state();
@@ -339,12 +345,12 @@ impl Drop for Turn {
 
 /// A connection that is being opened.
 pub struct Connecting {
-    turn: Option<Turn>,
+    turn: Option<Permit>,
 }
 
 impl Connecting {
     /// The connection is open, and its first request begins.
-    pub fn opened(mut self) -> Option<Lent> {
+    pub fn opened(mut self) -> Option<ActiveConnection> {
         let turn = self.turn.take()?;
         let born = turn.agent.age();
         let generation = turn.agent.change(|state| {
@@ -357,7 +363,7 @@ impl Connecting {
             tally.born += born;
             *generation
         });
-        Some(Lent { turn: Some(turn), born, generation, end: Closed::Abandoned })
+        Some(ActiveConnection { turn: Some(turn), born, generation, end: Closed::Abandoned })
     }
 }
 
@@ -372,16 +378,16 @@ impl Drop for Connecting {
 }
 
 /// A connection in use.
-pub struct Lent {
-    turn: Option<Turn>,
+pub struct ActiveConnection {
+    turn: Option<Permit>,
     born: u64,
     generation: u64,
     end: Closed,
 }
 
-impl Lent {
+impl ActiveConnection {
     /// Ends the request and keeps the connection for another one, or closes it if a limit is reached.
-    pub fn keep(mut self, place: Place, stream: Stream) {
+    pub fn keep(mut self, place: ConnectionKey, stream: Stream) {
         let Some(turn) = self.turn.take() else { return };
         let (born, generation, now) = (self.born, self.generation, turn.agent.age());
         let room = turn.agent.room.clone().try_acquire_owned();
@@ -397,7 +403,7 @@ impl Lent {
             state.tally.active -= 1;
             match (over, room) {
                 (None, Ok(room)) => {
-                    let one = Resting { stream, since: Instant::now(), born, _room: room };
+                    let one = IdleConnection { stream, since: Instant::now(), born, _room: room };
                     state.idle.entry(place).or_default().push(one);
                     state.tally.idle += 1;
                     None
@@ -420,12 +426,12 @@ impl Lent {
     }
 
     /// Counts the connection as closed and returns the permit for a retry.
-    pub fn closed(mut self, why: Closed) -> Option<Turn> {
+    pub fn closed(mut self, why: Closed) -> Option<Permit> {
         self.end = why;
         self.count()
     }
 
-    fn count(&mut self) -> Option<Turn> {
+    fn count(&mut self) -> Option<Permit> {
         let turn = self.turn.take()?;
         turn.agent.change(|state| {
             state.tally.active -= 1;
@@ -436,7 +442,7 @@ impl Lent {
     }
 }
 
-impl Drop for Lent {
+impl Drop for ActiveConnection {
     fn drop(&mut self) {
         drop(self.count());
     }

@@ -15,7 +15,7 @@ use tokio::time::{Instant, Sleep, sleep};
 
 use super::{
     Error, Pool, Shared,
-    agent::{Lent, Place},
+    agent::{ActiveConnection, ConnectionKey},
     exchange::{Failure, Flow},
     statistics::Closed,
 };
@@ -25,23 +25,29 @@ pub type Sink<'a> = &'a mut (dyn FnMut(&[u8]) -> Result<(), Failure> + Send);
 
 /// A response in progress. Dropping it early closes its connection, because the rest would be read as the next
 /// response.
-pub struct Answer {
+pub struct PendingResponse {
     pub head: response::Parts,
     flow: Flow,
-    ending: Ending,
+    ending: Completion,
 }
 
 /// What happens to the connection at the end.
-struct Ending {
+struct Completion {
     pool: Weak<Shared>,
-    lent: Option<Lent>,
-    place: Place,
+    lent: Option<ActiveConnection>,
+    place: ConnectionKey,
     keep_alive: bool,
 }
 
-impl Answer {
-    pub fn new(pool: &Pool, (head, flow): (response::Parts, Flow), lent: Lent, place: Place, keep_alive: bool) -> Self {
-        let ending = Ending { pool: Arc::downgrade(&pool.shared), lent: Some(lent), place, keep_alive };
+impl PendingResponse {
+    pub fn new(
+        pool: &Pool,
+        (head, flow): (response::Parts, Flow),
+        lent: ActiveConnection,
+        place: ConnectionKey,
+        keep_alive: bool,
+    ) -> Self {
+        let ending = Completion { pool: Arc::downgrade(&pool.shared), lent: Some(lent), place, keep_alive };
         Self { head, flow, ending }
     }
 
@@ -81,7 +87,7 @@ impl Answer {
     }
 }
 
-impl Ending {
+impl Completion {
     /// After the end of the body, keeps the connection for the next request or closes it.
     fn poll(&mut self, flow: &mut Flow, cx: &mut Context<'_>) -> Poll<()> {
         flow.poll_end(cx).map(|stream| {
@@ -106,7 +112,7 @@ impl Ending {
 /// A body that is read as it arrives, without a total timeout.
 pub struct Following {
     flow: Flow,
-    ending: Ending,
+    ending: Completion,
     silence: Duration,
     over: Pin<Box<Sleep>>,
     /// The body was read to its end.

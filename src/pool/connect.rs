@@ -19,7 +19,7 @@ use tokio_rustls::{TlsConnector, client::TlsStream};
 use tokio_util::either::Either;
 use url::{Host, Url};
 
-use super::Trust;
+use super::TlsIdentity;
 
 /// A TCP or TLS connection.
 pub type Stream = Either<TcpStream, Box<TlsStream<TcpStream>>>;
@@ -57,7 +57,7 @@ impl Names {
 
 /// Connects. TLS errors hold a `rustls::Error`. `probes`: silence after which TCP keep-alive begins to probe the other
 /// side.
-pub async fn connect(names: &Names, trust: Option<&Trust>, url: &Url, probes: Option<Duration>) -> io::Result<Stream> {
+pub async fn connect(names: &Names, trust: Option<&TlsIdentity>, url: &Url, probes: Option<Duration>) -> io::Result<Stream> {
     let unusable = || io::Error::from(io::ErrorKind::InvalidInput);
     let port = url.port_or_known_default().ok_or_else(unusable)?;
     let (addresses, name) = match url.host().ok_or_else(unusable)? {
@@ -78,7 +78,7 @@ pub async fn connect(names: &Names, trust: Option<&Trust>, url: &Url, probes: Op
                 }
                 return Ok(match trust {
                     None => Either::Left(tcp),
-                    Some(Trust { config, name: other, .. }) => {
+                    Some(TlsIdentity { config, name: other, .. }) => {
                         let name = other.clone().unwrap_or(name);
                         Either::Right(Box::new(TlsConnector::from(config.clone()).connect(name, tcp).await?))
                     }

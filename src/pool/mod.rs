@@ -27,9 +27,9 @@ use std::{
     time::Duration,
 };
 
-use agent::{Agent, Place, Turn};
+use agent::{Agent, ConnectionKey, Permit};
 pub use answer::Following;
-use answer::{Answer, Sink};
+use answer::{PendingResponse, Sink};
 use bytes::Bytes;
 use connect::Names;
 pub(crate) use connect::tls as client_tls;
@@ -39,7 +39,7 @@ use http::{
     header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue},
 };
 use rustls::{ClientConfig, pki_types::ServerName};
-pub use settings::Settings;
+pub use settings::PoolSettings;
 pub use statistics::{Closed, Protocol, Statistics, Tally};
 use tokio::{
     sync::{Semaphore, watch},
@@ -64,7 +64,7 @@ const FIRST_RESERVATION: usize = 32 * 1024;
 /// Longest time to open a connection to a node.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Most idle connections in total, if the process may open enough files.
-const MOST_IDLE: usize = 8192;
+const MAX_IDLE: usize = 8192;
 /// How often the pool closes idle connections that expired or that the other side closed.
 const SWEEP: Duration = Duration::from_secs(60);
 /// Most certificate authorities that are cached; the least recently used one is dropped.
@@ -173,12 +173,12 @@ impl Response {
 
 /// TLS settings by the SHA-256 of the CA in PEM, and when they were last used. Each has its own number, so that a connection made
 /// with one is not used with another.
-type Authorities = HashMap<Option<[u8; 32]>, (Trust, Instant)>;
+type Authorities = HashMap<Option<[u8; 32]>, (TlsIdentity, Instant)>;
 
 /// TLS settings: the trusted CAs and the client's identity. A connection made with one `Trust` is not used with
 /// another.
 #[derive(Clone)]
-pub struct Trust {
+pub struct TlsIdentity {
     number: u64,
     config: Arc<ClientConfig>,
     /// The name in the certificate, if it differs from the one in the address.
@@ -187,7 +187,7 @@ pub struct Trust {
 
 /// Timeouts for a response whose body is read as it arrives.
 #[derive(Clone, Copy, Debug)]
-pub struct Patience {
+pub struct Timeouts {
     /// Timeout for a new connection.
     pub connecting: Duration,
     /// Timeout for the head, including the wait for a connection and the time to connect.
@@ -224,7 +224,7 @@ struct Shared {
     /// Requests that continue after their caller stopped waiting. Each ends at its own timeout, and all of them end
     /// with the pool.
     background: Mutex<JoinSet<()>>,
-    settings: Settings,
+    settings: PoolSettings,
     providers: RwLock<BTreeMap<Arc<str>, Arc<Member>>>,
     room: Arc<Semaphore>,
     epoch: Instant,
@@ -234,12 +234,12 @@ struct Shared {
 impl Default for Shared {
     fn default() -> Self {
         // The other half of the files stays free for everything else.
-        let most = open_files().map_or(256, |files| files / 2).min(MOST_IDLE);
+        let most = open_files().map_or(256, |files| files / 2).min(MAX_IDLE);
         Self {
             memory: Budget::new(MEMORY, FLOOR),
             authorities: Mutex::default(),
             background: Mutex::default(),
-            settings: Settings::default(),
+            settings: PoolSettings::default(),
             providers: RwLock::default(),
             room: Arc::new(Semaphore::new(most)),
             epoch: Instant::now(),
@@ -251,7 +251,7 @@ impl Default for Shared {
 impl Pool {
     /// An empty pool. Its providers start with these settings.
     #[must_use]
-    pub fn new(settings: Settings) -> Self {
+    pub fn new(settings: PoolSettings) -> Self {
         Self { shared: Arc::new(Shared { settings: settings.checked(), ..Shared::default() }), leadership: None }
     }
 
@@ -306,13 +306,13 @@ impl Pool {
     /// Registers TLS settings, and the name in the server's certificate if it differs from the address. Call this once
     /// for each identity: every call returns another `Trust`, which shares no connections.
     #[must_use]
-    pub fn trust(&self, config: ClientConfig, name: Option<ServerName<'static>>) -> Trust {
+    pub fn trust(&self, config: ClientConfig, name: Option<ServerName<'static>>) -> TlsIdentity {
         let mut authorities = self.shared.authorities.lock().unwrap_or_else(PoisonError::into_inner);
         authorities.0 += 1;
-        Trust { number: authorities.0, config: Arc::new(connect::spoken(config)), name }
+        TlsIdentity { number: authorities.0, config: Arc::new(connect::spoken(config)), name }
     }
 
-    fn tls(&self, ca: Option<&[u8]>) -> Result<Trust, Error> {
+    fn tls(&self, ca: Option<&[u8]>) -> Result<TlsIdentity, Error> {
         let key = ca.map(|pem| {
             let mut key = [0; 32];
             key.copy_from_slice(ring::digest::digest(&ring::digest::SHA256, pem).as_ref());
@@ -342,7 +342,7 @@ impl Pool {
             all.remove(&oldest);
         }
         *last += 1;
-        let trust = Trust { number: *last, config, name: None };
+        let trust = TlsIdentity { number: *last, config, name: None };
         all.insert(key, (trust.clone(), Instant::now()));
         Ok(trust)
     }
@@ -391,7 +391,7 @@ pub struct Provider {
 
 impl Provider {
     /// Changes the settings of both protocols. Requests in progress continue.
-    pub fn configure(&self, settings: Settings) {
+    pub fn configure(&self, settings: PoolSettings) {
         for agent in &self.member.agents {
             agent.configure(settings.checked());
         }
@@ -559,9 +559,9 @@ impl Provider {
     /// [`Provider::send`].
     pub async fn follow(
         &self,
-        trust: Option<&Trust>,
+        trust: Option<&TlsIdentity>,
         mut request: http::Request<Bytes>,
-        patience: Patience,
+        patience: Timeouts,
     ) -> Result<http::Response<Following>, Error> {
         let uri = request.uri().clone();
         let unusable = || Error::Address(uri.to_string());
@@ -588,7 +588,7 @@ impl Provider {
         Ok(Pool { shared, leadership: self.leadership.clone() })
     }
 
-    fn agent(&self, url: &Url, trust: Option<&Trust>, address: &str) -> Result<&Arc<Agent>, Error> {
+    fn agent(&self, url: &Url, trust: Option<&TlsIdentity>, address: &str) -> Result<&Arc<Agent>, Error> {
         match (url.scheme(), trust) {
             ("http", None) => Ok(&self.member.agents[0]),
             ("https", Some(_)) => Ok(&self.member.agents[1]),
@@ -645,13 +645,13 @@ struct Asking<'a> {
     agent: &'a Arc<Agent>,
     address: &'a str,
     url: &'a Url,
-    trust: Option<Trust>,
+    trust: Option<TlsIdentity>,
     connecting: Duration,
 }
 
 impl Asking<'_> {
     /// Waits for a permit and runs `act` with it, all within `timeout`.
-    async fn within<T>(&self, timeout: Duration, act: impl AsyncFnOnce(Turn) -> Result<T, Error>) -> Result<T, Error> {
+    async fn within<T>(&self, timeout: Duration, act: impl AsyncFnOnce(Permit) -> Result<T, Error>) -> Result<T, Error> {
         let until = Instant::now() + timeout;
         let Some(turn) = self.agent.turn(until).await else {
             return Err(Error::NoSocket(self.address.to_owned(), timeout, self.agent.settings().max_sockets));
@@ -662,9 +662,9 @@ impl Asking<'_> {
         }
     }
 
-    async fn ask(&self, turn: Turn, mut message: Message, expected: usize) -> Result<Answer, Error> {
+    async fn ask(&self, turn: Permit, mut message: Message, expected: usize) -> Result<PendingResponse, Error> {
         let (pool, settings) = (self.pool, self.agent.settings());
-        let place: Place = (self.address.to_owned(), self.trust.as_ref().map_or(0, |trust| trust.number));
+        let place: ConnectionKey = (self.address.to_owned(), self.trust.as_ref().map_or(0, |trust| trust.number));
         let broken = || Error::Broken(self.address.to_owned());
         // Check the leadership after the wait, right before the request is sent.
         if !message.method().is_safe() && pool.leadership.as_ref().is_some_and(|leadership| !leadership.holds()) {
@@ -675,7 +675,7 @@ impl Asking<'_> {
             Ok((lent, stream)) => {
                 let again = message.method().is_safe().then(|| message.clone());
                 match (begin(stream, message, expected).await, again) {
-                    (Ok(begun), _) => return Ok(Answer::new(pool, begun, lent, place, settings.keep_alive)),
+                    (Ok(begun), _) => return Ok(PendingResponse::new(pool, begun, lent, place, settings.keep_alive)),
                     (Err(Failure::Unsent(unsent)), _) => message = *unsent,
                     (Err(Failure::Broken), Some(again)) => message = again,
                     (Err(failure), _) => {
@@ -694,7 +694,7 @@ impl Asking<'_> {
         };
         let lent = connecting.opened().ok_or_else(broken)?;
         match begin(stream, message, expected).await {
-            Ok(begun) => Ok(Answer::new(pool, begun, lent, place, settings.keep_alive)),
+            Ok(begun) => Ok(PendingResponse::new(pool, begun, lent, place, settings.keep_alive)),
             Err(failure) => {
                 lent.closed(Closed::Broken);
                 Err(failure.told(self.address, 0))

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// The bounds of a provider's connections. They apply to each protocol separately.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Settings {
+pub struct PoolSettings {
     /// Most connections: opening, in use and idle together. A further request waits in order of arrival. At least 1.
     pub max_sockets: u32,
     /// Most idle connections. 0 keeps none.
@@ -21,7 +21,7 @@ pub struct Settings {
     pub max_socket_lifetime: Duration,
 }
 
-impl Default for Settings {
+impl Default for PoolSettings {
     fn default() -> Self {
         Self {
             max_sockets: 50,
@@ -35,7 +35,7 @@ impl Default for Settings {
     }
 }
 
-impl Settings {
+impl PoolSettings {
     /// Silence after which TCP keep-alive begins to probe the other side; `None` if keep-alive is off.
     pub(super) fn probes(&self) -> Option<Duration> {
         self.keep_alive.then_some(self.keep_alive_delay)

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::Settings;
+use super::PoolSettings;
 
 /// Protocol of a connection.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::IntoStaticStr)]
@@ -121,7 +121,7 @@ pub struct Statistics {
     /// The connections' protocol.
     pub protocol: Protocol,
     /// The settings of the connections.
-    pub settings: Settings,
+    pub settings: PoolSettings,
     /// The counts.
     pub tally: Tally,
     /// Average age of the open connections; `None` if there are none.

@@ -103,7 +103,7 @@ impl Asker {
         Self(pool, provider)
     }
 
-    fn with(settings: Settings) -> Self {
+    fn with(settings: PoolSettings) -> Self {
         Self::of(Pool::new(settings))
     }
 
@@ -208,7 +208,7 @@ async fn who_hangs_is_left_and_the_connection_with_it() {
 
 /// Sends a request whose body is read as it arrives.
 async fn follow(pool: &Asker, server: &Server, silence: Duration) -> http::Response<Following> {
-    let patience = Patience { connecting: LONG, head: LONG, silence };
+    let patience = Timeouts { connecting: LONG, head: LONG, silence };
     let request = http::Request::get(format!("{}/x?watch=1", server.address)).body(Bytes::new()).expect("a request");
     pool.follow(None, request, patience).await.expect("the head of an answer")
 }
@@ -292,7 +292,7 @@ fn size(count: u64) -> usize {
 
 #[tokio::test]
 async fn every_connection_is_counted_and_so_is_its_end() {
-    let one = |settings: Settings, script: Vec<Act>, twice: bool| async move {
+    let one = |settings: PoolSettings, script: Vec<Act>, twice: bool| async move {
         let (pool, server) = (Asker::with(settings), Server::start(script).await);
         for _ in 0..=usize::from(twice) {
             let _ = pool.send(None, Request { timeout: Duration::from_millis(200), ..server.ask(Method::GET) }).await;
@@ -305,13 +305,19 @@ async fn every_connection_is_counted_and_so_is_its_end() {
         assert_eq!(size(tally.open()), sockets.len(), "the kernel counts the same: {sockets:#?}");
         (pool.closed(), tally.reuses, tally.idle)
     };
-    let default = Settings::default();
+    let default = PoolSettings::default();
     let zero = Duration::ZERO;
     assert_eq!(one(default, vec![say(OK)], true).await, (vec![], 1, 1));
-    assert_eq!(one(Settings { free_socket_timeout: zero, ..default }, vec![say(OK)], true).await, (vec![("expired", 1)], 0, 1));
-    assert_eq!(one(Settings { max_socket_lifetime: zero, ..default }, vec![say(OK)], true).await, (vec![("lifetime", 2)], 0, 0));
-    assert_eq!(one(Settings { max_free_sockets: 0, ..default }, vec![say(OK)], true).await, (vec![("full", 2)], 0, 0));
-    assert_eq!(one(Settings { keep_alive: false, ..default }, vec![say(OK)], true).await, (vec![("done", 2)], 0, 0));
+    assert_eq!(
+        one(PoolSettings { free_socket_timeout: zero, ..default }, vec![say(OK)], true).await,
+        (vec![("expired", 1)], 0, 1)
+    );
+    assert_eq!(
+        one(PoolSettings { max_socket_lifetime: zero, ..default }, vec![say(OK)], true).await,
+        (vec![("lifetime", 2)], 0, 0)
+    );
+    assert_eq!(one(PoolSettings { max_free_sockets: 0, ..default }, vec![say(OK)], true).await, (vec![("full", 2)], 0, 0));
+    assert_eq!(one(PoolSettings { keep_alive: false, ..default }, vec![say(OK)], true).await, (vec![("done", 2)], 0, 0));
     assert_eq!(one(default, vec![say(OK), Act::Close, say(OK)], true).await, (vec![("peer", 1)], 1, 1));
     assert_eq!(one(default, vec![Act::Close], false).await, (vec![("broken", 1)], 0, 0));
     assert_eq!(one(default, vec![Act::Hang], false).await, (vec![("abandoned", 1)], 0, 0));
@@ -331,7 +337,7 @@ async fn who_cannot_be_reached_was_tried() {
 async fn requests_beyond_max_sockets_wait_for_their_turn_first_come_first_served() {
     let told = Arc::new(Semaphore::new(0));
     let server = Server::start(vec![Act::Wait(told.clone())]).await;
-    let pool = Asker::with(Settings { max_sockets: 2, ..Settings::default() });
+    let pool = Asker::with(PoolSettings { max_sockets: 2, ..PoolSettings::default() });
     let done = Arc::new(Mutex::new(Vec::new()));
     let mut asked = JoinSet::new();
     for n in 0..8 {
@@ -361,7 +367,7 @@ async fn requests_beyond_max_sockets_wait_for_their_turn_first_come_first_served
 async fn who_waits_in_vain_is_told_and_who_stops_waiting_takes_no_turn() {
     let told = Arc::new(Semaphore::new(0));
     let server = Server::start(vec![Act::Wait(told.clone())]).await;
-    let pool = Asker::with(Settings { max_sockets: 1, ..Settings::default() });
+    let pool = Asker::with(PoolSettings { max_sockets: 1, ..PoolSettings::default() });
     let (provider, request) = (pool.1.clone(), server.ask(Method::GET));
     let first = tokio::spawn(async move { provider.send(None, request).await });
     until(|| pool.tally().active == 1).await;
@@ -382,7 +388,7 @@ async fn who_waits_in_vain_is_told_and_who_stops_waiting_takes_no_turn() {
 async fn limits_change_while_requests_are_under_way_and_none_is_lost() {
     let told = Arc::new(Semaphore::new(0));
     let server = Server::start(vec![Act::Wait(told.clone())]).await;
-    let at_most = |max_sockets| Settings { max_sockets, ..Settings::default() };
+    let at_most = |max_sockets| PoolSettings { max_sockets, ..PoolSettings::default() };
     let pool = Asker::with(at_most(4));
     let mut asked = JoinSet::new();
     for _ in 0..20 {
@@ -407,14 +413,14 @@ async fn limits_change_while_requests_are_under_way_and_none_is_lost() {
     }
     assert!(pool.tally().peak <= 6, "{:?}", pool.tally());
     assert_eq!((pool.tally().active, pool.tally().waiting, server.counts().1), (0, 0, 20));
-    pool.configure(Settings { max_free_sockets: 1, ..at_most(6) });
+    pool.configure(PoolSettings { max_free_sockets: 1, ..at_most(6) });
     assert_eq!((pool.idle(), sockets(&server).len()), (1, 1), "and what is too much is closed at once");
 }
 
 #[tokio::test]
 async fn an_idle_connection_makes_room_for_one_to_another_place() {
     let servers = [Server::start(vec![say(OK)]).await, Server::start(vec![say(OK)]).await, Server::start(vec![say(OK)]).await];
-    let pool = Asker::with(Settings { max_sockets: 2, ..Settings::default() });
+    let pool = Asker::with(PoolSettings { max_sockets: 2, ..PoolSettings::default() });
     for server in servers.iter().chain(&servers) {
         pool.send(None, server.ask(Method::GET)).await.expect("an answer");
     }
@@ -463,10 +469,10 @@ async fn a_sweep_closes_what_nobody_will_use() {
     pool.send(None, server.ask(Method::GET)).await.expect("an answer");
     agent.sweep();
     assert_eq!(pool.idle(), 1, "what is fresh stays");
-    pool.configure(Settings { free_socket_timeout: Duration::ZERO, ..Settings::default() });
+    pool.configure(PoolSettings { free_socket_timeout: Duration::ZERO, ..PoolSettings::default() });
     agent.sweep();
     assert_eq!(pool.closed(), [("expired", 1)]);
-    pool.configure(Settings::default());
+    pool.configure(PoolSettings::default());
     pool.send(None, server.ask(Method::GET)).await.expect("an answer");
     until(|| {
         agent.sweep();
@@ -481,7 +487,7 @@ async fn tcp_looks_after_connections_that_are_silent() {
     let server = Server::start(vec![say(OK)]).await;
     for (keep_alive, probed) in [(true, true), (false, false)] {
         let url = Url::parse(&server.address).expect("an address");
-        let settings = Settings { keep_alive, ..Settings::default() };
+        let settings = PoolSettings { keep_alive, ..PoolSettings::default() };
         let stream = connect::connect(&Names::default(), None, &url, settings.probes()).await.expect("a connection");
         let tokio_util::either::Either::Left(tcp) = &stream else { panic!("no TLS was asked for") };
         assert_eq!(socket2::SockRef::from(tcp).keepalive().expect("an option"), probed);

@@ -11,14 +11,14 @@ use serde::{Deserialize, Serialize};
 /// Successful response.
 #[derive(Serialize, Deserialize, JsonSchema, Debug)]
 #[schemars(rename = "{T}Response")]
-pub struct Answer<T> {
+pub struct ApiResponse<T> {
     /// Always true.
     pub success: bool,
     /// Data of the response.
     pub data: T,
 }
 
-impl<T> Answer<T> {
+impl<T> ApiResponse<T> {
     /// Returns a successful response with the data.
     pub const fn of(data: T) -> Json<Self> {
         Json(Self { success: true, data })

@@ -15,8 +15,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Api,
-    answer::{Answer, Error},
-    gate::Deed,
+    answer::{ApiResponse, Error},
+    gate::Verb,
 };
 use crate::pool::{Closed, Protocol, Statistics};
 
@@ -25,12 +25,12 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most bytes of a request's body.
 const MAX_BODY: usize = 4096;
 /// Reuse rate in percent: below the first one is an issue, above the second one is good.
-const LEAST_REUSE: f64 = 70.0;
+const MIN_REUSE: f64 = 70.0;
 const GOOD_REUSE: f64 = 90.0;
 /// Requests below which a rate is not judged.
-const ENOUGH: u64 = 20;
+const MIN_REQUESTS: u64 = 20;
 /// Idle connections above which there is an issue, in addition to those that providers are sized for.
-const MOST_IDLE: u64 = 50;
+const MAX_IDLE: u64 = 50;
 /// An average age below this means that connections are opened too often.
 const YOUNG: Duration = Duration::from_secs(10);
 
@@ -127,7 +127,7 @@ pub struct Detail {
     /// Counters and averages.
     pub performance: Performance,
     /// State of the provider.
-    pub status: Standing,
+    pub status: ProviderState,
     /// Closed connections by reason; reasons that did not occur are absent.
     pub closed: BTreeMap<String, u64>,
     /// Settings of the connections.
@@ -176,7 +176,7 @@ pub struct Performance {
 #[derive(Serialize, JsonSchema, Clone, Copy, Debug, PartialEq, Eq)]
 #[schemars(rename = "ProviderState")]
 #[serde(rename_all = "lowercase")]
-pub enum Standing {
+pub enum ProviderState {
     /// Requests are waiting for a connection.
     Saturated,
     /// At least one connection is active.
@@ -287,10 +287,10 @@ impl From<&Statistics> for Detail {
     fn from(one: &Statistics) -> Self {
         let Statistics { provider, protocol, settings, tally, average_age } = one;
         let standing = match (tally.waiting, active(one), tally.idle) {
-            (1.., ..) => Standing::Saturated,
-            (_, 1.., _) => Standing::Active,
-            (_, _, 1..) => Standing::Idle,
-            _ => Standing::Closed,
+            (1.., ..) => ProviderState::Saturated,
+            (_, 1.., _) => ProviderState::Active,
+            (_, _, 1..) => ProviderState::Idle,
+            _ => ProviderState::Closed,
         };
         let waited = if tally.waits == 0 { 0.0 } else { tally.waited as f64 / tally.waits as f64 / 1e6 };
         let closed = Closed::ALL.into_iter().map(|why| (why.name().to_owned(), tally.closed(why))).filter(|(_, n)| *n > 0);
@@ -343,18 +343,18 @@ pub fn details(all: &[Statistics]) -> Details {
 pub fn health(all: &[Statistics], up: Duration) -> Health {
     let overview = Overview::of(all);
     let mut issues = Vec::new();
-    if overview.total_requests >= ENOUGH && overview.overall_reuse_rate < LEAST_REUSE {
+    if overview.total_requests >= MIN_REQUESTS && overview.overall_reuse_rate < MIN_REUSE {
         issues.push(format!(
-            "Only {:.0}% of the requests reuse a connection; less than {LEAST_REUSE:.0}% is too low, more than {GOOD_REUSE:.0}% is good",
+            "Only {:.0}% of the requests reuse a connection; less than {MIN_REUSE:.0}% is too low, more than {GOOD_REUSE:.0}% is good",
             overview.overall_reuse_rate
         ));
     }
     // A fleet needs one idle connection for each node, and its provider is sized for that.
     let needed = sum(all, |one| {
-        let usual = crate::pool::Settings::default().max_free_sockets;
+        let usual = crate::pool::PoolSettings::default().max_free_sockets;
         u64::from(one.settings.max_free_sockets.saturating_sub(usual))
     });
-    let most = MOST_IDLE + needed;
+    let most = MAX_IDLE + needed;
     if overview.total_idle_connections > most {
         issues.push(format!(
             "{} connections are idle; more than {most} idle connections cost more than they save",
@@ -371,7 +371,7 @@ pub fn health(all: &[Statistics], up: Duration) -> Health {
                 one.tally.waiting
             ));
         }
-        if let Some(age) = one.average_age.filter(|age| up >= YOUNG * 6 && one.tally.requests >= ENOUGH && *age < YOUNG) {
+        if let Some(age) = one.average_age.filter(|age| up >= YOUNG * 6 && one.tally.requests >= MIN_REQUESTS && *age < YOUNG) {
             let seconds = age.as_secs_f64();
             issues.push(format!("{}: the average age of the connections is {seconds:.1}s; they are closed too early", name()));
         }
@@ -404,25 +404,25 @@ impl Api {
 }
 
 /// GET /api/connections/stats
-pub async fn get_stats(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Json<Answer<Stats>>, Error> {
-    Ok(Answer::of(stats(&api.visible(&headers).await?)))
+pub async fn get_stats(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Json<ApiResponse<Stats>>, Error> {
+    Ok(ApiResponse::of(stats(&api.visible(&headers).await?)))
 }
 
 /// GET /api/connections/providers
-pub async fn get_providers(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Json<Answer<Providers>>, Error> {
+pub async fn get_providers(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Json<ApiResponse<Providers>>, Error> {
     let mut names: Vec<_> = api.visible(&headers).await?.into_iter().map(|one| one.provider.to_string()).collect();
     names.dedup();
-    Ok(Answer::of(Providers(names)))
+    Ok(ApiResponse::of(Providers(names)))
 }
 
 /// GET /api/connections/health
-pub async fn get_health(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Json<Answer<Health>>, Error> {
-    Ok(Answer::of(health(&api.visible(&headers).await?, api.since.elapsed())))
+pub async fn get_health(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Json<ApiResponse<Health>>, Error> {
+    Ok(ApiResponse::of(health(&api.visible(&headers).await?, api.since.elapsed())))
 }
 
 /// GET /api/connections/details
-pub async fn get_details(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Json<Answer<Details>>, Error> {
-    Ok(Answer::of(details(&api.visible(&headers).await?)))
+pub async fn get_details(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Json<ApiResponse<Details>>, Error> {
+    Ok(ApiResponse::of(details(&api.visible(&headers).await?)))
 }
 
 /// GET /api/connections/provider/{provider}
@@ -431,14 +431,14 @@ pub async fn get_provider(
     Path(provider): Path<String>,
     Query(asked): Query<Asked>,
     headers: HeaderMap,
-) -> Result<Json<Answer<Provider>>, Error> {
+) -> Result<Json<ApiResponse<Provider>>, Error> {
     let caller = api.gate.caller(&headers).await?;
     // Check the right first, so that a caller without it does not learn which providers exist.
-    api.gate.check(caller.as_ref(), Deed::Get, namespace(&provider)).await?;
+    api.gate.check(caller.as_ref(), Verb::Get, namespace(&provider)).await?;
     let all = api.context.pool.statistics();
     let wanted = all.iter().filter(|one| *one.provider == *provider && asked.protocol.is_none_or(|p| p == one.protocol));
     let found = wanted.max_by_key(|one| one.tally.requests).ok_or_else(|| unknown(&provider))?;
-    Ok(Answer::of(Provider::from(found)))
+    Ok(ApiResponse::of(Provider::from(found)))
 }
 
 /// POST /api/connections/destroy/{provider}
@@ -447,9 +447,9 @@ pub async fn post_destroy(
     Path(provider): Path<String>,
     headers: HeaderMap,
     body: Body,
-) -> Result<Json<Answer<Destroyed>>, Error> {
+) -> Result<Json<ApiResponse<Destroyed>>, Error> {
     let caller = api.gate.caller(&headers).await?;
-    api.gate.check(caller.as_ref(), Deed::Destroy, namespace(&provider)).await?;
+    api.gate.check(caller.as_ref(), Verb::Destroy, namespace(&provider)).await?;
     let body = read_body(body).await?;
     let Destroy { protocol } = if body.is_empty() {
         Destroy::default()
@@ -460,7 +460,7 @@ pub async fn post_destroy(
     let (closed, closing) = api.context.pool.destroy(&provider, protocol).ok_or_else(|| unknown(&provider))?;
     let by = caller.as_ref().map_or("anonymous (demonstration)", |caller| caller.name());
     tracing::info!(provider, by, closed, closing, "closed connections");
-    Ok(Answer::of(Destroyed { provider, closed, closing }))
+    Ok(ApiResponse::of(Destroyed { provider, closed, closing }))
 }
 
 /// Reads a request's body; the caller is authorized by then.

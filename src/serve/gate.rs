@@ -24,19 +24,19 @@ use crate::api::IdleConnectionPolicy;
 /// How long a decision of the API server is cached: a revoked right ends after this time.
 const GOOD_FOR: Duration = Duration::from_secs(10);
 /// Timeout for the API server.
-const PATIENCE: Duration = Duration::from_secs(5);
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most cached decisions of one kind.
-const MOST: usize = 4096;
+const MAX_CACHED: usize = 4096;
 /// Most namespaces that are checked for one caller who may not list policies in all of them.
 const MAX_NAMESPACES: usize = 256;
 /// Most reviews for one caller at the same time: half of all.
-const EACH: usize = AT_ONCE / 2;
+const CONCURRENCY_PER_CALLER: usize = CONCURRENCY / 2;
 /// Longest possible name of a namespace.
 const NAMESPACE_LENGTH: usize = 63;
 /// Most reviews at the same time, so that guessing tokens here cannot flood the API server.
-const AT_ONCE: usize = 8;
+const CONCURRENCY: usize = 8;
 /// Most bytes of a token; every real token is shorter.
-const LONGEST: usize = 16 * 1024;
+const MAX_TOKEN: usize = 16 * 1024;
 
 /// Cached decisions.
 struct Remembered<K, V>(Mutex<HashMap<K, (Instant, V)>>);
@@ -49,10 +49,10 @@ impl<K: Eq + Hash, V: Clone> Remembered<K, V> {
 
     fn put(&self, key: K, answer: V) {
         let mut answers = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if answers.len() >= MOST {
+        if answers.len() >= MAX_CACHED {
             answers.retain(|_, (since, _)| since.elapsed() < GOOD_FOR);
         }
-        if answers.len() < MOST {
+        if answers.len() < MAX_CACHED {
             answers.insert(key, (Instant::now(), answer));
         }
     }
@@ -75,7 +75,7 @@ impl Caller {
 
 /// An action of a caller.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-pub enum Deed {
+pub enum Verb {
     /// Read one policy and its connections.
     Get,
     /// Read all policies.
@@ -84,7 +84,7 @@ pub enum Deed {
     Destroy,
 }
 
-impl Deed {
+impl Verb {
     /// Returns the verb, and the subresource if there is one.
     const fn on(self) -> (&'static str, Option<&'static str>) {
         match self {
@@ -99,11 +99,11 @@ impl Deed {
 const MAX_STREAMS: usize = 8;
 
 /// Authorizes callers through the API server, or allows everything in a demonstration.
-pub struct Gate {
+pub struct Authorizer {
     /// `None` allows everything: a demonstration on loopback.
     client: Option<Client>,
     callers: Remembered<[u8; 32], Option<UserInfo>>,
-    rights: Remembered<([u8; 32], Deed, Option<String>), bool>,
+    rights: Remembered<([u8; 32], Verb, Option<String>), bool>,
     turns: Semaphore,
     streams: Mutex<HashMap<Option<String>, Arc<Semaphore>>>,
 }
@@ -119,12 +119,12 @@ impl Sight {
     }
 }
 
-impl Gate {
+impl Authorizer {
     /// Uses a client that may create reviews even on a standby; `None` allows everything.
     #[must_use]
     pub fn new(client: Option<Client>) -> Self {
         let (callers, rights) = (Remembered(Mutex::default()), Remembered(Mutex::default()));
-        Self { client, callers, rights, turns: Semaphore::new(AT_ONCE), streams: Mutex::default() }
+        Self { client, callers, rights, turns: Semaphore::new(CONCURRENCY), streams: Mutex::default() }
     }
 
     /// Whether every caller may do everything.
@@ -137,7 +137,7 @@ impl Gate {
     /// user name, not by token. Without authentication, all callers share the maximum of the server.
     pub fn stream(&self, caller: Option<&Caller>) -> Option<OwnedSemaphorePermit> {
         let name = caller.map(|caller| caller.name().to_owned());
-        let most = |name: &Option<String>| if name.is_some() { MAX_STREAMS } else { super::stream::MOST };
+        let most = |name: &Option<String>| if name.is_some() { MAX_STREAMS } else { super::stream::MAX_STREAMS };
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         streams.retain(|name, places| places.available_permits() < most(name));
         let places = streams.entry(name.clone()).or_insert_with(|| Arc::new(Semaphore::new(most(&name))));
@@ -149,7 +149,7 @@ impl Gate {
             let _turn = self.turns.acquire().await;
             question.await
         };
-        match tokio::time::timeout(PATIENCE, asked).await {
+        match tokio::time::timeout(REVIEW_TIMEOUT, asked).await {
             Ok(Ok(answer)) => Ok(answer),
             Ok(Err(kube::Error::Api(status))) if status.is_forbidden() => Err(Error::Unavailable(
                 "The operator has no right to check callers; bind its ServiceAccount to the ClusterRole system:auth-delegator",
@@ -164,7 +164,7 @@ impl Gate {
         let value = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok()).ok_or(Error::Unauthorized)?;
         let (scheme, token) = value.split_once(' ').ok_or(Error::Unauthorized)?;
         let token = token.trim();
-        if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() || token.len() > LONGEST {
+        if !scheme.eq_ignore_ascii_case("bearer") || token.is_empty() || token.len() > MAX_TOKEN {
             return Err(Error::Unauthorized);
         }
         // Cache the hash, never the token.
@@ -184,7 +184,7 @@ impl Gate {
         Ok(Some(Caller { key, user: user.ok_or(Error::Unauthorized)? }))
     }
 
-    async fn may(&self, caller: &Caller, deed: Deed, namespace: Option<&str>) -> Result<bool, Error> {
+    async fn may(&self, caller: &Caller, deed: Verb, namespace: Option<&str>) -> Result<bool, Error> {
         let Some(client) = &self.client else { return Ok(true) };
         let key = (caller.key, deed, namespace.map(str::to_owned));
         if let Some(known) = self.rights.get(&key) {
@@ -217,7 +217,7 @@ impl Gate {
     }
 
     /// Fails unless the caller may do this in this namespace; `None` stands for all namespaces.
-    pub async fn check(&self, caller: Option<&Caller>, deed: Deed, namespace: Option<&str>) -> Result<(), Error> {
+    pub async fn check(&self, caller: Option<&Caller>, deed: Verb, namespace: Option<&str>) -> Result<(), Error> {
         let Some(caller) = caller else { return Ok(()) };
         if self.may(caller, deed, None).await? {
             return Ok(());
@@ -234,7 +234,7 @@ impl Gate {
     /// Those of these namespaces that the caller may list. Fails if there are none.
     pub async fn sight(&self, caller: Option<&Caller>, namespaces: BTreeSet<String>) -> Result<Sight, Error> {
         let Some(caller) = caller else { return Ok(Sight(None)) };
-        if self.may(caller, Deed::List, None).await? {
+        if self.may(caller, Verb::List, None).await? {
             return Ok(Sight(None));
         }
         if namespaces.len() > MAX_NAMESPACES {
@@ -244,17 +244,17 @@ impl Gate {
         }
         // Send few reviews at a time, so that other callers get their turn.
         let mut answers = Vec::new();
-        for some in namespaces.into_iter().collect::<Vec<_>>().chunks(EACH) {
+        for some in namespaces.into_iter().collect::<Vec<_>>().chunks(CONCURRENCY_PER_CALLER) {
             let asked =
-                some.iter().map(async |namespace| Ok((namespace.clone(), self.may(caller, Deed::List, Some(namespace)).await?)));
+                some.iter().map(async |namespace| Ok((namespace.clone(), self.may(caller, Verb::List, Some(namespace)).await?)));
             answers.extend(futures::future::join_all(asked).await.into_iter().collect::<Result<Vec<_>, Error>>()?);
         }
         let seen: BTreeSet<_> = answers.into_iter().filter(|(_, may)| *may).map(|(namespace, _)| namespace).collect();
-        if seen.is_empty() { Err(forbidden(caller, Deed::List, None)) } else { Ok(Sight(Some(seen))) }
+        if seen.is_empty() { Err(forbidden(caller, Verb::List, None)) } else { Ok(Sight(Some(seen))) }
     }
 }
 
-fn forbidden(caller: &Caller, deed: Deed, namespace: Option<&str>) -> Error {
+fn forbidden(caller: &Caller, deed: Verb, namespace: Option<&str>) -> Error {
     let (verb, subresource) = deed.on();
     Error::Forbidden {
         user: caller.name().to_owned(),

@@ -44,21 +44,21 @@ fn has_no_ipv6(error: &std::io::Error) -> bool {
 }
 
 /// Most connections that are served at the same time.
-const MOST: usize = 256;
+const MAX_CONNECTIONS: usize = 256;
 /// Most served connections from one address, so that one peer cannot take all of them.
-const MOST_OF_ONE: usize = MOST / 2;
+const MAX_PER_CLIENT: usize = MAX_CONNECTIONS / 2;
 /// Most bytes of a request's head. 256 connections on each of both ports take 8 MiB at most.
 const HEAD_BYTES: usize = 16 * 1024;
 /// Most connections beyond [`MOST`] that get a refusal as their response. Further ones are closed without a response.
-const MOST_REFUSED: usize = 1024;
+const MAX_REFUSED: usize = 1024;
 /// Timeout for a request's head, and for an idle connection.
-const HEAD: Duration = Duration::from_secs(15);
+const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time after which a peer that accepts no data is dropped.
 const STALLED: Duration = Duration::from_secs(30);
 /// Timeout for the request of a connection that is refused.
 const REFUSED: Duration = Duration::from_secs(1);
 /// Pause after a failed accept, which usually means that too many files are open.
-const BREATH: Duration = Duration::from_millis(100);
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// Places of the connections, by address.
 #[derive(Default)]
@@ -67,19 +67,19 @@ struct Peers(HashMap<IpAddr, Arc<Semaphore>>);
 impl Peers {
     /// Counts one more connection of this address until the permit is dropped, unless the address has its maximum.
     fn admit(&mut self, address: IpAddr) -> Option<OwnedSemaphorePermit> {
-        self.0.retain(|_, places| places.available_permits() < MOST_OF_ONE);
-        let places = self.0.entry(address).or_insert_with(|| Arc::new(Semaphore::new(MOST_OF_ONE)));
+        self.0.retain(|_, places| places.available_permits() < MAX_PER_CLIENT);
+        let places = self.0.entry(address).or_insert_with(|| Arc::new(Semaphore::new(MAX_PER_CLIENT)));
         places.clone().try_acquire_owned().ok()
     }
 }
 
 /// Serves until the process ends.
 pub async fn listen(listener: TcpListener, router: Router) -> std::io::Result<()> {
-    let (served, refused) = (Arc::new(Semaphore::new(MOST)), Arc::new(Semaphore::new(MOST_REFUSED)));
+    let (served, refused) = (Arc::new(Semaphore::new(MAX_CONNECTIONS)), Arc::new(Semaphore::new(MAX_REFUSED)));
     let mut peers = Peers::default();
     loop {
         let Ok((tcp, from)) = listener.accept().await else {
-            tokio::time::sleep(BREATH).await;
+            tokio::time::sleep(ACCEPT_BACKOFF).await;
             continue;
         };
         let turn = peers.admit(from.ip()).and_then(|peer| Some((served.clone().try_acquire_owned().ok()?, peer)));
@@ -106,7 +106,7 @@ async fn serve(tcp: TcpStream, router: Router) -> Result<(), Box<dyn std::error:
     hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .max_buf_size(HEAD_BYTES)
-        .header_read_timeout(HEAD)
+        .header_read_timeout(HEADER_TIMEOUT)
         .serve_connection(TokioIo::new(tcp), TowerToHyperService::new(router))
         .await?;
     Ok(())

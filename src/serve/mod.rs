@@ -27,7 +27,7 @@ use axum::{
     middleware::{self, Next},
     response::{IntoResponse as _, Response},
 };
-use gate::Gate;
+use gate::Authorizer;
 pub use health::health;
 use kube::Client;
 pub use listen::bind;
@@ -42,7 +42,7 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 /// The state of all routes.
 pub struct Api {
     context: Arc<Context>,
-    gate: Gate,
+    gate: Authorizer,
     /// Permits for the streams that may still be opened.
     streams: Arc<Semaphore>,
     since: Instant,
@@ -63,8 +63,8 @@ pub async fn api(listener: TcpListener, context: Arc<Context>, client: Option<Cl
 pub fn router(context: Arc<Context>, client: Option<Client>) -> Router {
     let api = Arc::new(Api {
         context,
-        gate: Gate::new(client),
-        streams: Arc::new(Semaphore::new(stream::MOST)),
+        gate: Authorizer::new(client),
+        streams: Arc::new(Semaphore::new(stream::MAX_STREAMS)),
         since: Instant::now(),
         life: fastrand::u64(..),
     });

@@ -12,7 +12,7 @@ use serde_json::{Value as Json_, json};
 
 use super::{
     Api,
-    answer::{Answer, Error, Refusal},
+    answer::{ApiResponse, Error, Refusal},
     connections, policies, stream,
 };
 use crate::pool::Protocol;
@@ -39,7 +39,7 @@ fn of<T: JsonSchema>(generator: &mut SchemaGenerator) -> Json_ {
 }
 
 fn answers<T: JsonSchema>(path: &'static str, handler: MethodRouter<Arc<Api>>, summary: &'static str) -> Route {
-    let schema = of::<Answer<T>>;
+    let schema = of::<ApiResponse<T>>;
     Route { path, method: "get", handler, summary, schema, media: "application/json", query: None, body: None }
 }
 

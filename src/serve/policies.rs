@@ -18,8 +18,8 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Api,
-    answer::{Answer, Error},
-    gate::Deed,
+    answer::{ApiResponse, Error},
+    gate::Verb,
 };
 use crate::{
     api::{
@@ -365,7 +365,7 @@ impl Api {
     ) -> Result<(IdleConnectionPolicy, Option<Live>), Error> {
         let caller = self.gate.caller(headers).await?;
         // Check the right first, so that a caller without it does not learn which policies exist.
-        self.gate.check(caller.as_ref(), Deed::Get, Some(namespace)).await?;
+        self.gate.check(caller.as_ref(), Verb::Get, Some(namespace)).await?;
         let reference = PolicyRef::new(name).within(namespace);
         let stored = self.context.policies.get(&reference).ok_or_else(|| {
             let shown = |text: &str| text.chars().take(80).collect::<String>();
@@ -388,8 +388,8 @@ impl Api {
 }
 
 /// GET /api/policies
-pub async fn get_policies(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Json<Answer<Summaries>>, Error> {
-    Ok(Answer::of(Summaries(api.summaries(&headers).await?)))
+pub async fn get_policies(State(api): State<Arc<Api>>, headers: HeaderMap) -> Result<Json<ApiResponse<Summaries>>, Error> {
+    Ok(ApiResponse::of(Summaries(api.summaries(&headers).await?)))
 }
 
 /// GET /api/policies/{namespace}/{name}
@@ -397,8 +397,8 @@ pub async fn get_policy(
     State(api): State<Arc<Api>>,
     Path((namespace, name)): Path<(String, String)>,
     headers: HeaderMap,
-) -> Result<Json<Answer<Policy>>, Error> {
-    Ok(Answer::of(api.in_full(&namespace, &name, &headers).await?))
+) -> Result<Json<ApiResponse<Policy>>, Error> {
+    Ok(ApiResponse::of(api.in_full(&namespace, &name, &headers).await?))
 }
 
 /// GET /api/policies/{namespace}/{name}/nodes
@@ -406,7 +406,7 @@ pub async fn get_nodes(
     State(api): State<Arc<Api>>,
     Path((namespace, name)): Path<(String, String)>,
     headers: HeaderMap,
-) -> Result<Json<Answer<NodeList>>, Error> {
+) -> Result<Json<ApiResponse<NodeList>>, Error> {
     let (_, live) = api.policy(&namespace, &name, &headers).await?;
     if !api.context.leadership.holds() {
         return Err(Error::NotLeading);
@@ -415,5 +415,5 @@ pub async fn get_nodes(
         .and_then(|live| live.seen.map(|seen| (live, seen)))
         .ok_or(Error::Unavailable("The operator has not observed the nodes of this policy yet"))?;
     let samples = live.samples.as_ref().map(|samples| samples.lock().unwrap_or_else(PoisonError::into_inner).clone());
-    Ok(Answer::of(NodeList { seen: Time(seen), nodes: nodes(&live.nodes, samples.as_ref()) }))
+    Ok(ApiResponse::of(NodeList { seen: Time(seen), nodes: nodes(&live.nodes, samples.as_ref()) }))
 }

@@ -26,9 +26,9 @@ use crate::clock;
 /// Time between two snapshots.
 const EVERY: Duration = Duration::from_secs(2);
 /// Interval of keep-alive comments, by which a reader tells a quiet connection from a broken one.
-const BEAT: Duration = Duration::from_secs(1);
+const SSE_KEEPALIVE: Duration = Duration::from_secs(1);
 /// Most streams at the same time.
-pub const MOST: usize = 64;
+pub const MAX_STREAMS: usize = 64;
 
 /// Snapshot of the operator's connections.
 #[derive(Serialize, JsonSchema, Debug)]
@@ -145,7 +145,7 @@ async fn start(api: Arc<Api>, headers: HeaderMap, watched: Watched) -> Result<Ss
         let event = reader.next().await?;
         Some((Ok(event), reader))
     });
-    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(BEAT).text("alive")))
+    Ok(Sse::new(events).keep_alive(KeepAlive::new().interval(SSE_KEEPALIVE).text("alive")))
 }
 
 impl Reader {

@@ -6,7 +6,7 @@ use super::{
     exposition::{Families, Found, without_mark},
     series::{Selection, Tally, Value},
 };
-use crate::decide::adaptive::signal::{Gap, IdleTasks, Measure};
+use crate::decide::adaptive::signal::{IdleTasks, Measure, NoSample};
 
 /// AIStore's yellow alert bit (`cmn/cos/node_state.go`): 512 or more goroutines per CPU.
 const YELLOW: u64 = 1 << 14;
@@ -34,7 +34,7 @@ const CPUS: &str = "go_sched_gomaxprocs_threads";
 /// Start time of the process, in seconds since 1970.
 const STARTED: &str = "process_start_time_seconds";
 const FILES: &str = "process_open_fds";
-const MOST_FILES: &str = "process_max_fds";
+const MAX_FILES: &str = "process_max_fds";
 /// AIStore's state flags, of targets and of proxies.
 const FLAGS: [&str; 2] = ["ais_target_state_flags", "ais_proxy_state_flags"];
 /// AIStore's uptime, of targets and of proxies; it exports no start time.
@@ -78,7 +78,7 @@ impl Probe {
     /// Looks for a gauge.
     #[must_use]
     pub fn gauge(name: &str, threshold: Threshold) -> Self {
-        let also = [CPUS, STARTED, FILES, MOST_FILES].into_iter().chain(UPTIMES).filter(|other| *other != name);
+        let also = [CPUS, STARTED, FILES, MAX_FILES].into_iter().chain(UPTIMES).filter(|other| *other != name);
         Self::new(std::iter::once(name).chain(also), Some(threshold))
     }
 
@@ -115,7 +115,7 @@ impl Probe {
     }
 
     /// Reads a complete page in Prometheus' format.
-    pub fn read(&self, page: &[u8]) -> Result<Measure, Gap> {
+    pub fn read(&self, page: &[u8]) -> Result<Measure, NoSample> {
         let mut scan = self.scan();
         scan.push(page);
         scan.end(Framing { is_whole: true, is_open_metrics: false })
@@ -224,7 +224,7 @@ impl Scan<'_> {
     }
 
     /// The measure of the whole page. An incomplete last line counts only if the page cannot be truncated.
-    pub fn end(mut self, framing: Framing) -> Result<Measure, Gap> {
+    pub fn end(mut self, framing: Framing) -> Result<Measure, NoSample> {
         let line = std::mem::take(&mut self.line);
         let is_cut = if framing.is_whole {
             self.lines(&line);
@@ -235,24 +235,24 @@ impl Scan<'_> {
             (is_begun || framing.is_open_metrics) && !self.has_ended
         };
         match self.tell(framing) {
-            Err(Gap::NoSeries | Gap::NoCpus) if is_cut => Err(Gap::CutOff),
+            Err(NoSample::NoSeries | NoSample::NoCpus) if is_cut => Err(NoSample::CutOff),
             // The missing rest may have another series or a newer sample.
-            Ok(_) if is_cut && framing.is_open_metrics => Err(Gap::CutOff),
+            Ok(_) if is_cut && framing.is_open_metrics => Err(NoSample::CutOff),
             told => told,
         }
     }
 
-    fn tell(&self, framing: Framing) -> Result<Measure, Gap> {
+    fn tell(&self, framing: Framing) -> Result<Measure, NoSample> {
         let Self { probe, found, idle: idles, kind, .. } = self;
         let value = |name: &str| match probe.names.iter().position(|known| known == name) {
             Some(0) => found[0].value(&probe.selection),
             Some(which) => found[which].value(&Selection::default()),
-            None => Err(Gap::NoSeries),
+            None => Err(NoSample::NoSeries),
         };
         let only = |name: &str| value(name).map(|value| value.value);
         // AIStore's proxies use other names than its targets.
         let either = |names: [&str; 2]| match value(names[0]) {
-            Err(Gap::NoSeries) => value(names[1]),
+            Err(NoSample::NoSeries) => value(names[1]),
             known => known,
         };
         let uptime = either(UPTIMES).ok().map(|uptime| uptime.value);
@@ -262,12 +262,12 @@ impl Scan<'_> {
             return bits(value, cpus).map(|measure| Measure { uptime, time: time.map(|time| moment(time, framing)), ..measure });
         };
         if let Some(Err(kind)) = *kind {
-            return Err(Gap::NotGauge(kind));
+            return Err(NoSample::NotGauge(kind));
         }
         let Value { value: tasks, time } = value(&probe.names[0])?;
         let threshold = match threshold {
             Threshold::Value(value) => value,
-            Threshold::PerCpu(each) => each * only(CPUS).ok().filter(|cpus| *cpus >= 1.0).ok_or(Gap::NoCpus)?,
+            Threshold::PerCpu(each) => each * only(CPUS).ok().filter(|cpus| *cpus >= 1.0).ok_or(NoSample::NoCpus)?,
         };
         let idle = probe.idle.as_ref().map_or(IdleTasks::NotRequested, |idle| {
             idles.value(&idle.selection).map_or(IdleTasks::Missing, |count| IdleTasks::Counted(count.value * idle.tasks))
@@ -278,7 +278,7 @@ impl Scan<'_> {
             threshold: Some(threshold),
             pressure: tasks / threshold,
             open_files: only(FILES).ok(),
-            most_files: only(MOST_FILES).ok().filter(|most| *most > 0.0),
+            most_files: only(MAX_FILES).ok().filter(|most| *most > 0.0),
             started: only(STARTED).ok(),
             uptime,
             time: time.map(|time| moment(time, framing)),
@@ -304,9 +304,9 @@ fn gauge(kind: &[u8]) -> Result<(), &'static str> {
 }
 
 #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // Below 2^53, checked.
-fn bits(flags: f64, cpus: Option<f64>) -> Result<Measure, Gap> {
+fn bits(flags: f64, cpus: Option<f64>) -> Result<Measure, NoSample> {
     if flags >= 9e15 {
-        return Err(Gap::NotFinite);
+        return Err(NoSample::NotFinite);
     }
     let flags = flags as u64;
     let red = flags & RED != 0;
@@ -325,7 +325,7 @@ mod tests {
     use super::*;
     use crate::api::adaptive::Aggregation;
 
-    fn read(page: &str, threshold: Threshold) -> Result<(f64, f64), Gap> {
+    fn read(page: &str, threshold: Threshold) -> Result<(f64, f64), NoSample> {
         Probe::gauge("tasks", threshold).read(page.as_bytes()).map(|m| (m.tasks.unwrap_or(-1.0), m.pressure))
     }
 
@@ -335,8 +335,8 @@ mod tests {
         for (page, told) in [
             ("\u{feff}tasks 7\n", Ok(Some(7.0))),
             ("\u{feff}# HELP tasks x\ntasks 7\n", Ok(Some(7.0))),
-            ("x 1\n\u{feff}tasks 7\n", Err(Gap::NoSeries)),
-            ("\n\u{feff}tasks\n", Err(Gap::NoSeries)),
+            ("x 1\n\u{feff}tasks 7\n", Err(NoSample::NoSeries)),
+            ("\n\u{feff}tasks\n", Err(NoSample::NoSeries)),
         ] {
             for length in 1..=page.len() {
                 let mut scan = probe.scan();
@@ -372,19 +372,19 @@ mod tests {
     #[test]
     fn what_is_missing_is_never_zero() {
         let five = Threshold::Value(5.0);
-        assert_eq!(read("other 1\n", five), Err(Gap::NoSeries));
-        assert_eq!(read("", five), Err(Gap::NoSeries));
-        assert_eq!(read("tasks 1\ntasks{a=\"b\"} 2\n", five), Err(Gap::SeveralSeries));
-        assert_eq!(read("tasks one\n", five), Err(Gap::Malformed));
-        assert_eq!(read("# TYPE tasks summary\ntasks 1\n", five), Err(Gap::NotGauge("summary")));
-        assert_eq!(read("# TYPE tasks gage\ntasks 1\n", five), Err(Gap::NotGauge("nonstandard type")));
+        assert_eq!(read("other 1\n", five), Err(NoSample::NoSeries));
+        assert_eq!(read("", five), Err(NoSample::NoSeries));
+        assert_eq!(read("tasks 1\ntasks{a=\"b\"} 2\n", five), Err(NoSample::SeveralSeries));
+        assert_eq!(read("tasks one\n", five), Err(NoSample::Malformed));
+        assert_eq!(read("# TYPE tasks summary\ntasks 1\n", five), Err(NoSample::NotGauge("summary")));
+        assert_eq!(read("# TYPE tasks gage\ntasks 1\n", five), Err(NoSample::NotGauge("nonstandard type")));
         assert_eq!(read("# TYPE tasks GAUGE\ntasks 1\n", five), Ok((1.0, 0.2)));
-        assert_eq!(read("tasks NaN\n", five), Err(Gap::NotFinite));
-        assert_eq!(read("tasks +Inf\n", five), Err(Gap::NotFinite));
-        assert_eq!(read("tasks -1\n", five), Err(Gap::NotFinite));
-        assert_eq!(read("# TYPE tasks counter\ntasks 1\n", five), Err(Gap::NotGauge("counter")));
-        assert_eq!(read("tasks 1\n", Threshold::PerCpu(5.0)), Err(Gap::NoCpus));
-        assert_eq!(read("tasks 1\ngo_sched_gomaxprocs_threads 0\n", Threshold::PerCpu(5.0)), Err(Gap::NoCpus));
+        assert_eq!(read("tasks NaN\n", five), Err(NoSample::NotFinite));
+        assert_eq!(read("tasks +Inf\n", five), Err(NoSample::NotFinite));
+        assert_eq!(read("tasks -1\n", five), Err(NoSample::NotFinite));
+        assert_eq!(read("# TYPE tasks counter\ntasks 1\n", five), Err(NoSample::NotGauge("counter")));
+        assert_eq!(read("tasks 1\n", Threshold::PerCpu(5.0)), Err(NoSample::NoCpus));
+        assert_eq!(read("tasks 1\ngo_sched_gomaxprocs_threads 0\n", Threshold::PerCpu(5.0)), Err(NoSample::NoCpus));
         assert_eq!(read("tasks 0\n", five), Ok((0.0, 0.0)), "a zero that is there is one");
     }
 
@@ -404,7 +404,7 @@ mod tests {
     const WHOLE: Framing = Framing { is_whole: true, is_open_metrics: false };
     const CUT: Framing = Framing { is_whole: false, is_open_metrics: false };
 
-    fn end(page: &str, framing: Framing) -> Result<(f64, Option<i64>), Gap> {
+    fn end(page: &str, framing: Framing) -> Result<(f64, Option<i64>), NoSample> {
         let probe = Probe::gauge("tasks", Threshold::Value(5.0));
         let mut scan = probe.scan();
         scan.push(page.as_bytes());
@@ -414,14 +414,14 @@ mod tests {
     #[test]
     fn a_last_line_that_may_be_cut_is_no_value() {
         assert_eq!(end("other 1\ntasks 12", WHOLE), Ok((12.0, None)), "the length is known: nothing is missing");
-        assert_eq!(end("other 1\ntasks 12", CUT), Err(Gap::CutOff), "it may have been 12345");
+        assert_eq!(end("other 1\ntasks 12", CUT), Err(NoSample::CutOff), "it may have been 12345");
         assert_eq!(end("tasks 12\nother", CUT), Ok((12.0, None)));
         assert_eq!(end("tasks 12\n", CUT), Ok((12.0, None)));
-        assert_eq!(end("other 1\n", CUT), Err(Gap::NoSeries));
+        assert_eq!(end("other 1\n", CUT), Err(NoSample::NoSeries));
         let open = Framing { is_open_metrics: true, ..CUT };
         assert_eq!(end("tasks 12\n# EOF\n", open), Ok((12.0, None)));
         assert_eq!(end("tasks 12\n# EOF", open), Ok((12.0, None)));
-        assert_eq!(end("tasks 12\n", open), Err(Gap::CutOff), "OpenMetrics says where its end is");
+        assert_eq!(end("tasks 12\n", open), Err(NoSample::CutOff), "OpenMetrics says where its end is");
     }
 
     #[test]
@@ -498,7 +498,7 @@ mod tests {
             |name| Probe::gauge("go_goroutines", Threshold::PerCpu(512.0)).read(&page(name)).map(|m| (m.tasks, m.threshold));
         assert_eq!(count("76c-metrics-red"), Ok((Some(2517.0), Some(1024.0))));
         assert_eq!(count("62b-metrics-proxy-goruntime"), Ok((Some(29.0), Some(1024.0))));
-        assert_eq!(count("60-metrics-target"), Err(Gap::NoSeries), "without the feature there is no count");
+        assert_eq!(count("60-metrics-target"), Err(NoSample::NoSeries), "without the feature there is no count");
         assert!(Probe::flags().read(&page("76c-metrics-red")).is_ok_and(|m| m.uptime.is_some_and(|uptime| uptime > 0.0)));
     }
 
@@ -508,7 +508,7 @@ mod tests {
         assert_eq!(flags("ais_target_state_flags{node_id=\"t0\"} 2.097158e+06\n"), Ok((0.5, false)));
         assert_eq!(flags("ais_target_state_flags{node_id=\"t0\"} 2.129926e+06\n"), Ok((2.0, true)));
         assert_eq!(flags("ais_proxy_state_flags{node_id=\"p0\"} 16390\n"), Ok((1.0, false)));
-        assert_eq!(flags("ais_proxy_state_flags{node_id=\"p0\"} NaN\n"), Err(Gap::NotFinite));
-        assert_eq!(flags("go_goroutines 7\n"), Err(Gap::NoSeries));
+        assert_eq!(flags("ais_proxy_state_flags{node_id=\"p0\"} NaN\n"), Err(NoSample::NotFinite));
+        assert_eq!(flags("go_goroutines 7\n"), Err(NoSample::NoSeries));
     }
 }

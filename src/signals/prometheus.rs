@@ -5,14 +5,14 @@ use url::Url;
 
 use super::sampler::{Watch, refused, silence};
 use crate::{
-    decide::adaptive::signal::{Gap, Measure},
+    decide::adaptive::signal::{Measure, NoSample},
     pass::world::SampledNode,
     pool::{Provider, Request},
 };
 
 #[derive(Deserialize)]
 #[serde(tag = "status", rename_all = "lowercase")]
-enum Answer {
+enum QueryResponse {
     Success { data: Data },
     Error {},
 }
@@ -34,11 +34,17 @@ struct Series {
 }
 
 /// Runs the query. `threshold` comes from the policy.
-pub async fn ask(provider: &Provider, watch: &Watch, node: &SampledNode, query: &str, threshold: f64) -> Result<Measure, Gap> {
+pub async fn ask(
+    provider: &Provider,
+    watch: &Watch,
+    node: &SampledNode,
+    query: &str,
+    threshold: f64,
+) -> Result<Measure, NoSample> {
     if node.address.is_empty() {
-        return Err(Gap::NotPermitted);
+        return Err(NoSample::NotPermitted);
     }
-    let mut url = Url::parse("http://prometheus").map_err(|_| Gap::NotAnAnswer)?;
+    let mut url = Url::parse("http://prometheus").map_err(|_| NoSample::NotAnAnswer)?;
     url.query_pairs_mut().append_pair("query", query);
     let path = format!("{}/api/v1/query?{}", node.path.trim_end_matches('/'), url.query().unwrap_or_default());
     let mut request = Request::get(&node.address, &path, watch.timeout());
@@ -50,35 +56,35 @@ pub async fn ask(provider: &Provider, watch: &Watch, node: &SampledNode, query: 
     let response = provider.send(watch.ca.as_deref(), request).await.map_err(|error| silence(&error))?;
     match response.status {
         200 => {}
-        status @ (401 | 403) => return Err(Gap::Unauthorized(status)),
-        status @ (400 | 422) => return Err(Gap::QueryFailed(status)),
+        status @ (401 | 403) => return Err(NoSample::Unauthorized(status)),
+        status @ (400 | 422) => return Err(NoSample::QueryFailed(status)),
         status @ 300..400 => return Err(refused(status, &response.headers, node)),
-        status => return Err(Gap::QueryStatus(status)),
+        status => return Err(NoSample::QueryStatus(status)),
     }
     if response.header("content-encoding").is_some_and(|coding| !coding.eq_ignore_ascii_case("identity")) {
-        return Err(Gap::Encoded);
+        return Err(NoSample::Encoded);
     }
-    read(serde_json::from_slice(&response.body).map_err(|_| Gap::NotAnAnswer)?, threshold)
+    read(serde_json::from_slice(&response.body).map_err(|_| NoSample::NotAnAnswer)?, threshold)
 }
 
-fn read(answer: Answer, threshold: f64) -> Result<Measure, Gap> {
-    let Answer::Success { data } = answer else { return Err(Gap::QueryError) };
+fn read(answer: QueryResponse, threshold: f64) -> Result<Measure, NoSample> {
+    let QueryResponse::Success { data } = answer else { return Err(NoSample::QueryError) };
     let text = match data {
         Data::Scalar((_, text)) => text,
         Data::Vector(series) => {
             let mut series = series.into_iter();
             match (series.next(), series.next()) {
-                (Some(Series { histogram: Some(_), .. }), None) => return Err(Gap::NotANumber("native histogram")),
+                (Some(Series { histogram: Some(_), .. }), None) => return Err(NoSample::NotANumber("native histogram")),
                 (Some(Series { value: Some((_, text)), .. }), None) => text,
-                (Some(_), None) => return Err(Gap::NotAnAnswer),
-                (None, _) => return Err(Gap::NoSeries),
-                (Some(_), Some(_)) => return Err(Gap::SeveralResults),
+                (Some(_), None) => return Err(NoSample::NotAnAnswer),
+                (None, _) => return Err(NoSample::NoSeries),
+                (Some(_), Some(_)) => return Err(NoSample::SeveralResults),
             }
         }
-        Data::Matrix(_) => return Err(Gap::NotANumber("range of values")),
-        Data::String(_) => return Err(Gap::NotANumber("string")),
+        Data::Matrix(_) => return Err(NoSample::NotANumber("range of values")),
+        Data::String(_) => return Err(NoSample::NotANumber("string")),
     };
-    let value = text.parse::<f64>().ok().filter(|value| value.is_finite() && *value >= 0.0).ok_or(Gap::NotFinite)?;
+    let value = text.parse::<f64>().ok().filter(|value| value.is_finite() && *value >= 0.0).ok_or(NoSample::NotFinite)?;
     Ok(Measure { tasks: Some(value), threshold: Some(threshold), pressure: value / threshold, ..Measure::default() })
 }
 
@@ -86,7 +92,7 @@ fn read(answer: Answer, threshold: f64) -> Result<Measure, Gap> {
 mod tests {
     use super::*;
 
-    fn said(data: &str) -> Result<f64, Gap> {
+    fn said(data: &str) -> Result<f64, NoSample> {
         let answer = serde_json::from_str(&format!("{{\"status\":\"success\",\"data\":{data}}}")).expect("an answer");
         read(answer, 10.0).map(|measure| measure.pressure)
     }
@@ -96,14 +102,14 @@ mod tests {
         let series = r#"{"metric":{},"value":[1700000000.1,"25"]}"#;
         assert_eq!(said(&format!(r#"{{"resultType":"vector","result":[{series}]}}"#)), Ok(2.5));
         assert_eq!(said(r#"{"resultType":"scalar","result":[1700000000.1,"5"]}"#), Ok(0.5));
-        assert_eq!(said(r#"{"resultType":"vector","result":[]}"#), Err(Gap::NoSeries));
-        assert_eq!(said(&format!(r#"{{"resultType":"vector","result":[{series},{series}]}}"#)), Err(Gap::SeveralResults));
-        assert_eq!(said(r#"{"resultType":"vector","result":[{"metric":{},"value":[1,"NaN"]}]}"#), Err(Gap::NotFinite));
-        assert_eq!(said(r#"{"resultType":"matrix","result":[]}"#), Err(Gap::NotANumber("range of values")));
+        assert_eq!(said(r#"{"resultType":"vector","result":[]}"#), Err(NoSample::NoSeries));
+        assert_eq!(said(&format!(r#"{{"resultType":"vector","result":[{series},{series}]}}"#)), Err(NoSample::SeveralResults));
+        assert_eq!(said(r#"{"resultType":"vector","result":[{"metric":{},"value":[1,"NaN"]}]}"#), Err(NoSample::NotFinite));
+        assert_eq!(said(r#"{"resultType":"matrix","result":[]}"#), Err(NoSample::NotANumber("range of values")));
         let histogram = r#"{"metric":{},"histogram":[1,{"count":"5","sum":"3","buckets":[[0,"1","2","5"]]}]}"#;
         assert_eq!(
             said(&format!(r#"{{"resultType":"vector","result":[{histogram}]}}"#)),
-            Err(Gap::NotANumber("native histogram"))
+            Err(NoSample::NotANumber("native histogram"))
         );
     }
 
@@ -111,6 +117,6 @@ mod tests {
     fn an_error_in_an_answer_of_200_is_one() {
         let answer =
             serde_json::from_str(r#"{"status":"error","errorType":"timeout","error":"query timed out"}"#).expect("an answer");
-        assert_eq!(read(answer, 10.0), Err(Gap::QueryError));
+        assert_eq!(read(answer, 10.0), Err(NoSample::QueryError));
     }
 }

@@ -20,13 +20,13 @@ use super::{
 };
 use crate::{
     clock,
-    decide::adaptive::signal::{self, Gap, Measure, NodeSample, Signal},
+    decide::adaptive::signal::{self, Measure, NoSample, NodeSample, Signal},
     pass::world::SampledNode,
     pool::{Error, Provider, Request},
 };
 
 /// Most nodes of one policy that are sampled at the same time.
-const AT_ONCE: usize = 32;
+const CONCURRENCY: usize = 32;
 /// Time between groups of [`AT_ONCE`] nodes, if the interval is long enough for it. A whole fleet at the same time
 /// would be a burst on the operator's CPU limit and on the network. Node by node would wake a thread for each.
 const APART: Duration = Duration::from_millis(64);
@@ -182,9 +182,9 @@ impl Drop for Sampler {
 
 async fn round(provider: &Provider, watch: &Watch, samples: &Samples) {
     // For any number of nodes, half of the interval remains for slow ones.
-    let groups = u32::try_from(watch.nodes.len().div_ceil(AT_ONCE)).unwrap_or(u32::MAX).max(1);
+    let groups = u32::try_from(watch.nodes.len().div_ceil(CONCURRENCY)).unwrap_or(u32::MAX).max(1);
     let (began, apart) = (Instant::now(), APART.min(watch.interval / 2 / groups));
-    let due = (0..).flat_map(|group| std::iter::repeat_n(began + apart * group, AT_ONCE));
+    let due = (0..).flat_map(|group| std::iter::repeat_n(began + apart * group, CONCURRENCY));
     stream::iter(watch.nodes.iter().zip(due))
         .then(|(node, due)| async move {
             if due > began {
@@ -192,7 +192,7 @@ async fn round(provider: &Provider, watch: &Watch, samples: &Samples) {
             }
             node
         })
-        .for_each_concurrent(AT_ONCE, |node| async move {
+        .for_each_concurrent(CONCURRENCY, |node| async move {
             let answer = match &watch.source {
                 Source::Nodes(probe) => page(provider, watch, node, probe).await,
                 Source::Prometheus { query, threshold } => prometheus::ask(provider, watch, node, query, *threshold).await,
@@ -210,16 +210,16 @@ async fn round(provider: &Provider, watch: &Watch, samples: &Samples) {
     samples.retain(|name, _| names.contains(name.as_str()));
 }
 
-async fn page(provider: &Provider, watch: &Watch, node: &SampledNode, probe: &Probe) -> Result<Measure, Gap> {
+async fn page(provider: &Provider, watch: &Watch, node: &SampledNode, probe: &Probe) -> Result<Measure, NoSample> {
     if node.address.is_empty() {
-        return Err(Gap::Unreachable);
+        return Err(NoSample::Unreachable);
     }
     let address = match &watch.permit {
         _ if !node.named => Some(node.address.clone()),
         Some(permit) => permit(node.clone()).await,
         None => None,
     };
-    let Some(address) = address else { return Err(Gap::NotPermitted) };
+    let Some(address) = address else { return Err(NoSample::NotPermitted) };
     let node = &SampledNode { address, ..node.clone() };
     let mut answer = scrape(provider, watch, node, probe).await;
     if matches!(answer, Err(Error::Broken(_))) {
@@ -230,18 +230,23 @@ async fn page(provider: &Provider, watch: &Watch, node: &SampledNode, probe: &Pr
 }
 
 /// Why there was no response.
-pub(super) fn silence(error: &Error) -> Gap {
+pub(super) fn silence(error: &Error) -> NoSample {
     match error {
-        Error::Connect(_) | Error::Address(_) => Gap::Unreachable,
-        Error::TimedOut(..) => Gap::TimedOut,
-        Error::Certificate(_) | Error::Ca | Error::SystemCa(_) => Gap::Certificate,
-        Error::NoSocket(..) | Error::NoMemory(..) => Gap::Busy,
-        Error::TooLarge(_, most) => Gap::TooLarge(most / 1024 / 1024),
-        Error::Broken(_) | Error::NotLeading(_) => Gap::Broken,
+        Error::Connect(_) | Error::Address(_) => NoSample::Unreachable,
+        Error::TimedOut(..) => NoSample::TimedOut,
+        Error::Certificate(_) | Error::Ca | Error::SystemCa(_) => NoSample::Certificate,
+        Error::NoSocket(..) | Error::NoMemory(..) => NoSample::Busy,
+        Error::TooLarge(_, most) => NoSample::TooLarge(most / 1024 / 1024),
+        Error::Broken(_) | Error::NotLeading(_) => NoSample::Broken,
     }
 }
 
-async fn scrape(provider: &Provider, watch: &Watch, node: &SampledNode, probe: &Probe) -> Result<Result<Measure, Gap>, Error> {
+async fn scrape(
+    provider: &Provider,
+    watch: &Watch,
+    node: &SampledNode,
+    probe: &Probe,
+) -> Result<Result<Measure, NoSample>, Error> {
     let (mut scan, mut length) = (probe.scan(), 0usize);
     let mut request = Request { most: MAX_PAGE * 1024 * 1024, ..Request::get(&node.address, &node.path, watch.timeout()) };
     request.headers.push(("accept-encoding".into(), "identity".into()));
@@ -260,7 +265,7 @@ async fn scrape(provider: &Provider, watch: &Watch, node: &SampledNode, probe: &
         response.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_ascii_lowercase()
     };
     if !matches!(said(CONTENT_ENCODING).trim(), "" | "identity") {
-        return Ok(Err(Gap::Encoded));
+        return Ok(Err(NoSample::Encoded));
     }
     let kind = said(CONTENT_TYPE);
     let framing = Framing {
@@ -271,17 +276,19 @@ async fn scrape(provider: &Provider, watch: &Watch, node: &SampledNode, probe: &
         scan.stop();
     }
     Ok(match scan.end(framing) {
-        Err(Gap::NoSeries) if kind.starts_with("text/html") => Err(Gap::WebPage),
+        Err(NoSample::NoSeries) if kind.starts_with("text/html") => Err(NoSample::WebPage),
         told => told,
     })
 }
 
 /// The gap for a status other than 200.
-pub(super) fn refused(status: u16, headers: &HeaderMap, node: &SampledNode) -> Gap {
+pub(super) fn refused(status: u16, headers: &HeaderMap, node: &SampledNode) -> NoSample {
     match status {
-        401 | 403 => Gap::Unauthorized(status),
-        301 | 302 | 303 | 307 | 308 => Gap::Redirect(status, headers.get(LOCATION).and_then(|to| hint(to.to_str().ok()?, node))),
-        _ => Gap::Status(status),
+        401 | 403 => NoSample::Unauthorized(status),
+        301 | 302 | 303 | 307 | 308 => {
+            NoSample::Redirect(status, headers.get(LOCATION).and_then(|to| hint(to.to_str().ok()?, node)))
+        }
+        _ => NoSample::Status(status),
     }
 }
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::exposition::{LabelValue, Sample};
-use crate::{api::adaptive::Aggregation, decide::adaptive::signal::Gap};
+use crate::{api::adaptive::Aggregation, decide::adaptive::signal::NoSample};
 
 /// Most series that are aggregated.
 const MAX_SERIES: usize = 4096;
@@ -100,25 +100,25 @@ impl Tally {
     }
 
     /// Aggregates the samples.
-    pub fn value(&self, selection: &Selection) -> Result<Value, Gap> {
+    pub fn value(&self, selection: &Selection) -> Result<Value, NoSample> {
         if self.malformed {
-            return Err(Gap::Malformed);
+            return Err(NoSample::Malformed);
         }
         if self.too_many {
             return Err(match selection.aggregation {
-                Aggregation::ExactlyOne => Gap::SeveralSeries,
-                Aggregation::Sum | Aggregation::Max => Gap::TooManySeries(MAX_SERIES),
+                Aggregation::ExactlyOne => NoSample::SeveralSeries,
+                Aggregation::Sum | Aggregation::Max => NoSample::TooManySeries(MAX_SERIES),
             });
         }
         if self.series.is_empty() {
-            return Err(if self.passed_over { Gap::NoMatch } else { Gap::NoSeries });
+            return Err(if self.passed_over { NoSample::NoMatch } else { NoSample::NoSeries });
         }
         if self.series.values().any(|newest| newest.contradicted) {
-            return Err(Gap::Contradiction);
+            return Err(NoSample::Contradiction);
         }
         let values = self.series.values().map(|newest| newest.value);
         if values.clone().any(|value| !value.is_finite() || value < 0.0) {
-            return Err(Gap::NotFinite);
+            return Err(NoSample::NotFinite);
         }
         let value = match selection.aggregation {
             Aggregation::ExactlyOne | Aggregation::Max => values.fold(0.0, f64::max),
@@ -126,7 +126,7 @@ impl Tally {
         };
         let times = self.series.values().filter_map(|newest| newest.time);
         let time = times.min_by(f64::total_cmp);
-        if value.is_finite() { Ok(Value { value, time }) } else { Err(Gap::NotFinite) }
+        if value.is_finite() { Ok(Value { value, time }) } else { Err(NoSample::NotFinite) }
     }
 }
 
@@ -154,7 +154,7 @@ fn identity(sample: &Sample<'_>) -> u64 {
 mod tests {
     use super::{super::exposition, *};
 
-    fn tell(page: &str, labels: &[(&str, &str)], aggregation: Aggregation) -> Result<(f64, Option<f64>), Gap> {
+    fn tell(page: &str, labels: &[(&str, &str)], aggregation: Aggregation) -> Result<(f64, Option<f64>), NoSample> {
         let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
         let selection = Selection::new(labels, aggregation);
         let mut tally = Tally::default();
@@ -168,9 +168,9 @@ mod tests {
         assert_eq!(one("a{b=\"c\",d=\"e\"} 5\na{d=\"e\",b=\"c\"} 5\n"), Ok((5.0, None)), "in any order of its labels");
         assert_eq!(one("a 1 1000\na 3 3000\na 2 2000\n"), Ok((3.0, Some(3000.0))), "the newest counts");
         assert_eq!(one("a 1 1000\na 2\n"), Ok((2.0, None)), "without a time it is of now");
-        assert_eq!(one("a 1\na 2\n"), Err(Gap::Contradiction));
+        assert_eq!(one("a 1\na 2\n"), Err(NoSample::Contradiction));
         assert_eq!(one("a 1 7\na 2 7\na 3 8\n"), Ok((3.0, Some(8.0))), "an older contradiction does not matter");
-        assert_eq!(one("a{b=\"c\"} 1\na{b=\"d\"} 1\n"), Err(Gap::SeveralSeries));
+        assert_eq!(one("a{b=\"c\"} 1\na{b=\"d\"} 1\n"), Err(NoSample::SeveralSeries));
     }
 
     #[test]
@@ -182,16 +182,20 @@ mod tests {
         assert_eq!(tell(page, &[("app", "x")], Aggregation::Sum), Ok((14.0, Some(2000.0))));
         assert_eq!(tell(page, &[("app", "x"), ("pid", "1")], Aggregation::ExactlyOne), Ok((5.0, Some(2000.0))));
         assert_eq!(tell(page, &[("app", "")], Aggregation::ExactlyOne), Ok((100.0, None)), "the one without the label");
-        assert_eq!(tell(page, &[("app", "y")], Aggregation::Sum), Err(Gap::NoMatch));
+        assert_eq!(tell(page, &[("app", "y")], Aggregation::Sum), Err(NoSample::NoMatch));
         assert_eq!(tell("a{b=\"x\\\"y\"} 1\n", &[("b", "x\"y")], Aggregation::ExactlyOne), Ok((1.0, None)), "without escapes");
-        assert_eq!(tell("a{b=\"1\"} 1\na{b=\"2\"} NaN\n", &[], Aggregation::Sum), Err(Gap::NotFinite), "never a part of the sum");
-        assert_eq!(tell("a{b=\"1\"} 1e308\na{b=\"2\"} 1e308\n", &[], Aggregation::Sum), Err(Gap::NotFinite));
+        assert_eq!(
+            tell("a{b=\"1\"} 1\na{b=\"2\"} NaN\n", &[], Aggregation::Sum),
+            Err(NoSample::NotFinite),
+            "never a part of the sum"
+        );
+        assert_eq!(tell("a{b=\"1\"} 1e308\na{b=\"2\"} 1e308\n", &[], Aggregation::Sum), Err(NoSample::NotFinite));
     }
 
     #[test]
     fn more_series_than_can_be_held_are_named() {
         let page = |n: usize| (0..n).map(|n| format!("a{{n=\"{n}\"}} 1\n")).collect::<Vec<_>>().concat();
         assert_eq!(tell(&page(MAX_SERIES), &[], Aggregation::Sum), Ok((4096.0, None)));
-        assert_eq!(tell(&page(MAX_SERIES + 1), &[], Aggregation::Sum), Err(Gap::TooManySeries(MAX_SERIES)));
+        assert_eq!(tell(&page(MAX_SERIES + 1), &[], Aggregation::Sum), Err(NoSample::TooManySeries(MAX_SERIES)));
     }
 }

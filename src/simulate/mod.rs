@@ -15,13 +15,13 @@ use serde::Serialize;
 
 use crate::{
     api::{
-        IdleConnectionPolicySpec, IdleConnectionPolicyStatus, Knob, Settings,
+        IdleConnectionPolicySpec, IdleConnectionPolicyStatus, Limit, LimitValues,
         adaptive::{Adaptive, Mode, Source},
         conditions::{ConditionType, Reason},
         policy::DriftPolicy,
     },
     decide::{
-        self, AdaptiveInput, Change, Input, Lives, NodeState, Site, Stored, To, Traits, Unit, UnitState,
+        self, AdaptiveInput, Change, ConfigPath, Input, Lives, NewValue, NodeState, Stored, TargetCapabilities, Unit, UnitState,
         adaptive::{
             config::Config,
             driver::AdaptiveDriver,
@@ -30,7 +30,7 @@ use crate::{
             step::Outcome,
         },
         condition,
-        conditions::{self, Seen, UnitResult},
+        conditions::{self, ReportInput, UnitResult},
         order,
         originals::Saved,
     },
@@ -141,7 +141,7 @@ pub struct Told {
 }
 
 /// A target that applies every limit at once and supports all of them.
-pub const TRAITS: Traits = Traits::PLAIN;
+pub const TRAITS: TargetCapabilities = TargetCapabilities::PLAIN;
 
 /// Start of the simulated time in Unix seconds; any value would do.
 const EPOCH: i64 = 1_700_000_000;
@@ -157,11 +157,11 @@ pub struct Virtual {
 impl Virtual {
     /// A unit that stores the declared limits.
     #[must_use]
-    pub fn new(declared: &Settings) -> Self {
+    pub fn new(declared: &LimitValues) -> Self {
         let unit = Unit { id: "simulated".into(), name: "simulated".into(), address: String::new(), role: None };
         let mut new = Self { unit, state: UnitState::default() };
-        for (knob, value) in declared {
-            new.state.sites.insert(site(*knob), Stored { value: Some(*value), raw: None });
+        for (limit, value) in declared {
+            new.state.sites.insert(site(*limit), Stored { value: Some(*value), raw: None });
         }
         new.settle();
         new
@@ -169,7 +169,7 @@ impl Virtual {
 
     /// Makes the node report the stored values.
     fn settle(&mut self) {
-        let stored = self.state.sites.iter().map(|(site, stored)| (site.knob, stored.value)).collect();
+        let stored = self.state.sites.iter().map(|(site, stored)| (site.limit, stored.value)).collect();
         self.state.nodes = vec![NodeState::new("simulated", Ok(stored))];
     }
 
@@ -188,7 +188,7 @@ impl Virtual {
     /// Stores changes.
     pub fn write(&mut self, changes: &[Change]) {
         for change in changes {
-            if let To::Value(value) = change.to {
+            if let NewValue::Value(value) = change.to {
                 self.state.sites.insert(change.site.clone(), Stored { value: Some(value), raw: None });
             }
         }
@@ -197,13 +197,13 @@ impl Virtual {
 
     /// The stored values by limit.
     #[must_use]
-    pub fn settings(&self) -> Settings {
-        self.state.sites.iter().filter_map(|(site, stored)| Some((site.knob, stored.value?))).collect()
+    pub fn settings(&self) -> LimitValues {
+        self.state.sites.iter().filter_map(|(site, stored)| Some((site.limit, stored.value?))).collect()
     }
 }
 
-fn site(knob: Knob) -> Site {
-    Site { knob, place: "simulated".into() }
+fn site(limit: Limit) -> ConfigPath {
+    ConfigPath { limit, place: "simulated".into() }
 }
 
 /// Simulates a plant for this many seconds: the driver of the controller, with a plant instead of nodes.
@@ -218,7 +218,7 @@ pub fn run(config: &Config, plant: &mut dyn Plant, seconds: i64, handover: Optio
         plant.step(time, interval, &world.nodes.settings());
         over += if plant.pressure() >= 1.0 { interval } else { 0 };
         if let Some(changed) = plant.meddle(time) {
-            let change = |(knob, value)| Change { site: site(knob), to: To::Value(value) };
+            let change = |(limit, value)| Change { site: site(limit), to: NewValue::Value(value) };
             world.nodes.write(&changed.into_iter().map(change).collect::<Vec<_>>());
         }
         let handed = handover.filter(|handover| time >= handover.at);
@@ -313,7 +313,7 @@ impl World {
             }
         }
         let results = [UnitResult { unit: self.nodes.unit.clone(), state: Ok(self.nodes.state.clone()), write: None }];
-        let (next, notices) = conditions::report(&Seen {
+        let (next, notices) = conditions::report(&ReportInput {
             generation: Some(1),
             suspend: false,
             declared,
@@ -425,7 +425,7 @@ pub fn threshold_rule(config: &Config, plant: &mut dyn Plant, seconds: i64) -> S
 ///
 /// # Errors
 /// Returns an error if the policy has no adaptive control, or if its limits and its floor contradict each other.
-pub fn config(spec: &IdleConnectionPolicySpec, traits: &Traits) -> Result<Config, String> {
+pub fn config(spec: &IdleConnectionPolicySpec, traits: &TargetCapabilities) -> Result<Config, String> {
     let declared = decide::declare(spec, traits);
     let adaptive = spec.adaptive.clone().map(|adaptive| Adaptive { mode: Mode::Enforce, ..adaptive });
     let spec = &IdleConnectionPolicySpec { adaptive, suspend: false, ..spec.clone() };

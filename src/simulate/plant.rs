@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::{
-    api::{Knob, Settings, Value},
-    decide::adaptive::signal::{Gap, IdleTasks, Measure},
+    api::{Limit, LimitValues, Value},
+    decide::adaptive::signal::{IdleTasks, Measure, NoSample},
 };
 
 /// A group of nodes that run tasks.
@@ -14,13 +14,13 @@ pub trait Plant {
     /// Name of a node.
     fn name(&self, node: usize) -> String;
     /// Advances the time, in seconds, with these limits in effect.
-    fn step(&mut self, time: i64, passed: i64, settings: &Settings);
+    fn step(&mut self, time: i64, passed: i64, settings: &LimitValues);
     /// True utilization of the fullest node, measured or not.
     fn pressure(&self) -> f64;
     /// Current sample of a node.
-    fn sample(&mut self, node: usize) -> Result<Measure, Gap>;
+    fn sample(&mut self, node: usize) -> Result<Measure, NoSample>;
     /// A write of another client at this time, if any.
-    fn meddle(&mut self, _time: i64) -> Option<Settings> {
+    fn meddle(&mut self, _time: i64) -> Option<LimitValues> {
         None
     }
 }
@@ -94,7 +94,7 @@ pub struct Model {
     kind: Kind,
     random: fastrand::Rng,
     seed: u64,
-    declared: Settings,
+    declared: LimitValues,
     nodes: Vec<Node>,
     /// Common load of all nodes, as a factor that drifts.
     wander: f64,
@@ -103,7 +103,7 @@ pub struct Model {
     gauge: Option<f64>,
     dark: Vec<bool>,
     /// If each write closes all idle connections: the last settings, and when they changed.
-    flushes: Option<(Settings, f64)>,
+    flushes: Option<(LimitValues, f64)>,
 }
 
 #[derive(Clone)]
@@ -118,7 +118,7 @@ struct Node {
 impl Model {
     /// A model under limits. If `informed`, the nodes have a gauge of their idle connections with an error of up to half.
     #[must_use]
-    pub fn new(kind: Kind, seed: u64, nodes: usize, informed: bool, declared: &Settings) -> Self {
+    pub fn new(kind: Kind, seed: u64, nodes: usize, informed: bool, declared: &LimitValues) -> Self {
         let mut random = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ kind as u64);
         let one = |random: &mut fastrand::Rng| Node {
             weight: 1.0 + 0.06 * (random.f64() - 0.5),
@@ -215,8 +215,8 @@ fn gauss(random: &mut fastrand::Rng) -> f64 {
     (0..12).map(|_| random.f64()).sum::<f64>() - 6.0
 }
 
-fn idle(settings: &Settings) -> f64 {
-    let longest = settings.iter().filter(|(knob, _)| knob.is_idle_time()).filter_map(|(_, value)| match value {
+fn idle(settings: &LimitValues) -> f64 {
+    let longest = settings.iter().filter(|(limit, _)| limit.is_idle_time()).filter_map(|(_, value)| match value {
         Value::Duration(d) => Some(d.as_secs_f64()),
         Value::Count(_) => None,
     });
@@ -233,7 +233,7 @@ impl Plant for Model {
     }
 
     #[allow(clippy::cast_precision_loss)] // Seconds.
-    fn step(&mut self, time: i64, passed: i64, settings: &Settings) {
+    fn step(&mut self, time: i64, passed: i64, settings: &LimitValues) {
         self.time = time as f64;
         let passed_s = passed as f64;
         if self.kind == Kind::Storm {
@@ -272,13 +272,13 @@ impl Plant for Model {
         self.nodes.iter().map(|node| node.pool + node.other).fold(0.0, f64::max)
     }
 
-    fn sample(&mut self, node: usize) -> Result<Measure, Gap> {
+    fn sample(&mut self, node: usize) -> Result<Measure, NoSample> {
         // Not from the common generator: the number of samples must not change their values.
         let moment = (self.time.to_bits() ^ self.seed.rotate_left(32)).wrapping_add(node as u64);
         let mut own = fastrand::Rng::with_seed(moment.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         let noise = 1.0 + 0.02 * gauss(&mut own);
         if self.dark[node] {
-            return Err(Gap::NoSeries);
+            return Err(NoSample::NoSeries);
         }
         let Node { pool, other, restarted, .. } = self.nodes[node];
         let pressure = ((pool + other) * noise).max(0.0);
@@ -290,23 +290,23 @@ impl Plant for Model {
         })
     }
 
-    fn meddle(&mut self, time: i64) -> Option<Settings> {
+    fn meddle(&mut self, time: i64) -> Option<LimitValues> {
         (self.kind == Kind::Controllers && time % 1200 == 600).then(|| {
-            let idle = [Knob::ServerIdleTimeout, Knob::BackendIdleConnTimeout];
-            self.declared.iter().filter(|(knob, _)| idle.contains(knob)).map(|(knob, value)| (*knob, *value)).collect()
+            let idle = [Limit::ServerIdleTimeout, Limit::BackendIdleConnTimeout];
+            self.declared.iter().filter(|(limit, _)| idle.contains(limit)).map(|(limit, value)| (*limit, *value)).collect()
         })
     }
 }
 
 /// The policy for the built-in models: declared limits and floor.
 #[must_use]
-pub fn policy() -> (Settings, Settings) {
+pub fn policy() -> (LimitValues, LimitValues) {
     let limits = |server, backend, total, host| {
-        Settings::from([
-            (Knob::ServerIdleTimeout, Value::Duration(Duration::from_secs(server))),
-            (Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(backend))),
-            (Knob::BackendMaxIdleConns, Value::Count(total)),
-            (Knob::BackendMaxIdleConnsPerHost, Value::Count(host)),
+        LimitValues::from([
+            (Limit::ServerIdleTimeout, Value::Duration(Duration::from_secs(server))),
+            (Limit::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(backend))),
+            (Limit::BackendMaxIdleConns, Value::Count(total)),
+            (Limit::BackendMaxIdleConnsPerHost, Value::Count(host)),
         ])
     };
     (limits(60, 50, 2000, 100), limits(4, 3, 100, 5))

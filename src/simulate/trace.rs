@@ -7,10 +7,10 @@ use serde::Deserialize;
 
 use super::{Plant, measure};
 use crate::{
-    api::Settings,
+    api::LimitValues,
     decide::adaptive::{
         openness,
-        signal::{Gap, IdleTasks, Measure},
+        signal::{IdleTasks, Measure, NoSample},
     },
 };
 
@@ -63,7 +63,7 @@ pub struct Trace {
     rows: BTreeMap<i64, BTreeMap<usize, Cell>>,
     names: Vec<String>,
     threshold: f64,
-    declared: Settings,
+    declared: LimitValues,
     now: Vec<Option<(i64, Cell)>>,
     /// Fraction of the pools that is left.
     left: f64,
@@ -76,7 +76,7 @@ impl Trace {
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn read(from: impl std::io::Read, threshold: f64, declared: &Settings) -> Result<Self, Error> {
+    pub fn read(from: impl std::io::Read, threshold: f64, declared: &LimitValues) -> Result<Self, Error> {
         let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(from);
         let mut rows: BTreeMap<i64, Vec<(String, Cell)>> = BTreeMap::new();
         let mut names = BTreeSet::new();
@@ -146,14 +146,14 @@ impl Plant for Trace {
         self.names.get(node).cloned().unwrap_or_default()
     }
 
-    fn step(&mut self, time: i64, passed: i64, settings: &Settings) {
+    fn step(&mut self, time: i64, passed: i64, settings: &LimitValues) {
         for (at, cells) in self.rows.range(self.time + 1..=time) {
             for (node, cell) in cells {
                 self.now[*node] = Some((*at, *cell));
             }
         }
         self.time = time;
-        let longest = |settings: &Settings| openness::longest_idle(settings, settings, 100).as_secs_f64();
+        let longest = |settings: &LimitValues| openness::longest_idle(settings, settings, 100).as_secs_f64();
         let full = longest(&self.declared);
         if full > 0.0 {
             #[allow(clippy::cast_precision_loss)] // Seconds.
@@ -167,16 +167,16 @@ impl Plant for Trace {
         self.now.iter().flatten().filter_map(|(_, cell)| self.tasks(*cell)).fold(0.0, f64::max) / self.threshold
     }
 
-    fn sample(&mut self, node: usize) -> Result<Measure, Gap> {
+    fn sample(&mut self, node: usize) -> Result<Measure, NoSample> {
         match self.now[node] {
             // A row is valid for 90 s, so that a slightly late scrape is no gap.
             Some((at, cell)) if self.time - at <= 90 => {
-                let tasks = self.tasks(cell).ok_or(Gap::NoSeries)?;
+                let tasks = self.tasks(cell).ok_or(NoSample::NoSeries)?;
                 let idle = cell.tasks.zip(cell.share).map(|(all, share)| IdleTasks::Counted(all * share * self.left));
                 Ok(Measure { idle: idle.unwrap_or_default(), ..measure(tasks, self.threshold) })
             }
-            Some(_) => Err(Gap::Stale),
-            None => Err(Gap::Unasked),
+            Some(_) => Err(NoSample::Stale),
+            None => Err(NoSample::Unasked),
         }
     }
 }
@@ -186,14 +186,16 @@ mod tests {
     use super::*;
 
     fn read(text: &str) -> Result<Trace, String> {
-        Trace::read(text.as_bytes(), 100.0, &Settings::new()).map_err(|error| error.to_string())
+        Trace::read(text.as_bytes(), 100.0, &LimitValues::new()).map_err(|error| error.to_string())
     }
 
     #[test]
     fn an_empty_cell_is_missing_and_never_zero() {
         let mut trace = read("time,node,tasks\n0,a,50\n10,a,\n20,a,NaN\n").expect("a trace");
-        for (time, seen) in [(0, Ok(0.5)), (10, Err(Gap::NoSeries)), (20, Err(Gap::NoSeries)), (120, Err(Gap::Stale))] {
-            trace.step(time, 10, &Settings::new());
+        for (time, seen) in
+            [(0, Ok(0.5)), (10, Err(NoSample::NoSeries)), (20, Err(NoSample::NoSeries)), (120, Err(NoSample::Stale))]
+        {
+            trace.step(time, 10, &LimitValues::new());
             assert_eq!(trace.sample(0).map(|m| m.pressure), seen, "at {time} s");
         }
     }

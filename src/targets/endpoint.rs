@@ -11,7 +11,7 @@ use url::Url;
 
 /// An address of a target.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Place {
+pub struct TargetAddress {
     /// Stable identity: a pod's UID and port, or the address.
     pub id: String,
     /// Name for messages.
@@ -26,7 +26,7 @@ pub struct Place {
     pub pod: Option<PodFacts>,
 }
 
-impl Place {
+impl TargetAddress {
     /// A place without further facts.
     #[must_use]
     pub fn new(id: impl Into<String>, name: impl Into<String>, address: impl Into<String>) -> Self {

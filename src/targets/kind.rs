@@ -5,18 +5,18 @@ use std::{
     sync::Arc,
 };
 
-use super::{Credentials, Place, Reach, Target};
+use super::{Credentials, Reach, Target, TargetAddress};
 use crate::{
-    api::{Settings, adaptive::Source, policy::Target as Spec},
-    decide::{Fault, Traits},
+    api::{LimitValues, adaptive::Source, policy::Target as Spec},
+    decide::{Fault, TargetCapabilities},
 };
 
 /// One kind of target.
 pub struct Kind {
     /// The capabilities of a target with this spec.
-    pub traits: fn(&Spec) -> Traits,
+    pub traits: fn(&Spec) -> TargetCapabilities,
     /// Identities of a target, from its spec, namespace and places. Equal identities mean the same target.
-    pub identities: fn(&Spec, &str, &[Place]) -> BTreeSet<String>,
+    pub identities: fn(&Spec, &str, &[TargetAddress]) -> BTreeSet<String>,
     /// Connects to a target.
     pub connect: fn(Connection<'_>) -> Result<Arc<dyn Target>, Fault>,
     /// Default source of the task count.
@@ -32,9 +32,9 @@ pub struct Connection<'a> {
     /// The target's spec.
     pub spec: &'a Spec,
     /// Limits of each provider in a file.
-    pub providers: &'a BTreeMap<String, Settings>,
+    pub providers: &'a BTreeMap<String, LimitValues>,
     /// Places where the target was found.
-    pub places: Vec<Place>,
+    pub places: Vec<TargetAddress>,
     /// Content of the referenced Secrets and other objects.
     pub credentials: Credentials,
     /// Access to the target.

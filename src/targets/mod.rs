@@ -17,15 +17,15 @@ use std::{
 };
 
 pub use self::{
-    endpoint::{AllowList, Place, PodFacts},
+    endpoint::{AllowList, PodFacts, TargetAddress},
     kind::{Connection, Kind},
 };
 use crate::{
     api::{
-        Settings,
+        LimitValues,
         policy::{Target as Spec, TargetType},
     },
-    decide::{Cause, Fault, Traits},
+    decide::{Cause, Fault, TargetCapabilities},
     pass::world::Target,
     pool::{self, Provider},
 };
@@ -64,13 +64,13 @@ pub const fn kind(type_: TargetType) -> &'static Kind {
 
 /// The capabilities of a target.
 #[must_use]
-pub fn traits(spec: &Spec) -> Traits {
+pub fn traits(spec: &Spec) -> TargetCapabilities {
     (kind(spec.type_).traits)(spec)
 }
 
 /// Identities of a spec's target, from the API server or from the policy's text. Equal identities mean the same target.
 #[must_use]
-pub fn identities(spec: &Spec, namespace: &str, places: &[Place]) -> BTreeSet<String> {
+pub fn identities(spec: &Spec, namespace: &str, places: &[TargetAddress]) -> BTreeSet<String> {
     (kind(spec.type_).identities)(spec, namespace, places)
 }
 
@@ -81,8 +81,8 @@ pub fn identities(spec: &Spec, namespace: &str, places: &[Place]) -> BTreeSet<St
 /// Returns an error if the spec lacks the part for its type, which the API server rejects.
 pub fn connect(
     spec: &Spec,
-    providers: &BTreeMap<String, Settings>,
-    places: Vec<Place>,
+    providers: &BTreeMap<String, LimitValues>,
+    places: Vec<TargetAddress>,
     credentials: Credentials,
     reach: Reach,
 ) -> Result<Arc<dyn Target>, Fault> {

@@ -22,7 +22,7 @@ use idleconn_operator::{
         shell::{Running, Shell},
     },
     decide::{
-        Cause, Change, Declared, Fault, Traits, Unit, UnitState,
+        Cause, Change, Declared, Fault, TargetCapabilities, Unit, UnitState,
         adaptive::{config::Config, signal::Signal},
         claims::Claimant,
         condition::Notice,
@@ -36,7 +36,7 @@ use idleconn_operator::{
     pass::{
         self, Error, Failure, Next, PolicyHandle,
         claims::Registry,
-        memory::{Memory, wait},
+        memory::{PolicyCache, wait},
         world::{Located, Moment, News, Probing, Sampling, Stage, Stay, Target, World as PassWorld},
     },
     pool::Pool,
@@ -183,7 +183,7 @@ impl PassWorld for Faulty {
         RESYNC
     }
 
-    fn traits(&self, target: &idleconn_operator::api::policy::Target) -> Traits {
+    fn traits(&self, target: &idleconn_operator::api::policy::Target) -> TargetCapabilities {
         self.shell.traits(target)
     }
 
@@ -356,7 +356,7 @@ struct Life<'a> {
     operator: &'a Operator,
     name: String,
     faults: Arc<Faults>,
-    memory: Memory,
+    memory: PolicyCache,
     running: Arc<std::sync::Mutex<Running>>,
 }
 
@@ -370,7 +370,7 @@ impl Life<'_> {
             let ended = tokio::select! {
                 ended = pass::visit(&faulty, &mut self.memory) => ended,
                 () = self.faults.died.notified() => {
-                    (self.memory, self.running) = (Memory::default(), Arc::default());
+                    (self.memory, self.running) = (PolicyCache::default(), Arc::default());
                     continue;
                 }
             };
@@ -404,7 +404,7 @@ async fn life(world: &World, operator: &Operator, nodes: &[Caddy; 2], seed: u64)
     let faults = Arc::new(Faults { made: AtomicUsize::new(0), at: random.usize(1..=45), how, died: Notify::new() });
     let before = [nodes[0].servers().await, nodes[1].servers().await];
     let name = format!("life-{seed}");
-    let mut life = Life { world, operator, name: name.clone(), faults, memory: Memory::default(), running: Arc::default() };
+    let mut life = Life { world, operator, name: name.clone(), faults, memory: PolicyCache::default(), running: Arc::default() };
     let admins = [nodes[0].admin(), nodes[1].admin()];
     for (server, client) in [("30s", "20s"), ("15s", "10s")] {
         let limits = json!({"server": {"idleTimeout": server}, "backend": {"idleConnTimeout": client}});

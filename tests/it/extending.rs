@@ -88,7 +88,7 @@ fn a_limit_is_three_edits() {
 
 #[test]
 fn a_diff_that_does_not_fit_is_noticed() {
-    let diff = diff("A limit").replace("Knob::BackendMaxConnLifetime", "Knob::BackendMaxConnLifetimes");
+    let diff = diff("A limit").replace("Limit::BackendMaxConnLifetime", "Limit::BackendMaxConnLifetimes");
     assert!(applies(&diff).is_err());
 }
 

@@ -6,8 +6,8 @@
 use std::fmt::Write as _;
 
 use idleconn_operator::{
-    api::{Format, Knob},
-    decide::{Capability, Traits},
+    api::{Format, Limit},
+    decide::{Capability, TargetCapabilities},
     targets::{aistore, caddy, configmap},
 };
 
@@ -30,8 +30,8 @@ use Known::{Asked, Read};
 /// Limits of one reader: its name, its capabilities, and the value of each limit that is not set.
 struct Reader {
     name: String,
-    traits: Traits,
-    absent: fn(Knob) -> Option<(&'static str, Known)>,
+    traits: TargetCapabilities,
+    absent: fn(Limit) -> Option<(&'static str, Known)>,
 }
 
 fn readers() -> Vec<Reader> {
@@ -46,123 +46,123 @@ fn readers() -> Vec<Reader> {
         };
         of(&format.name(), configmap::traits(format), absent)
     };
-    let mut all = vec![of("AIStore", aistore::TRAITS, aistore as fn(Knob) -> _), of("Caddy", caddy::TRAITS, caddy)];
+    let mut all = vec![of("AIStore", aistore::TRAITS, aistore as fn(Limit) -> _), of("Caddy", caddy::TRAITS, caddy)];
     all.extend(Format::ALL.iter().map(|each| format(*each)));
     all
 }
 
-fn aistore(knob: Knob) -> Option<(&'static str, Known)> {
+fn aistore(key: Limit) -> Option<(&'static str, Known)> {
     let own = Asked("replay::the_stand_in_answers_as_the_real_server_did");
-    Some(match knob {
-        Knob::IntraClusterIdleConnTimeout | Knob::BackendIdleConnTimeout => ("its own 6s", own),
-        Knob::IntraClusterMaxIdleConns => ("its own 256", own),
-        Knob::IntraClusterMaxIdleConnsPerHost => ("its own 32", own),
+    Some(match key {
+        Limit::IntraClusterIdleConnTimeout | Limit::BackendIdleConnTimeout => ("its own 6s", own),
+        Limit::IntraClusterMaxIdleConns => ("its own 256", own),
+        Limit::IntraClusterMaxIdleConnsPerHost => ("its own 32", own),
         _ => return None,
     })
 }
 
-fn caddy(knob: Knob) -> Option<(&'static str, Known)> {
+fn caddy(key: Limit) -> Option<(&'static str, Known)> {
     const TRANSPORT: &str = "Caddy 2.11.9, reverseproxy/httptransport.go";
-    Some(match knob {
-        Knob::ServerIdleTimeout => ("5m", Read("Caddy 2.11.9, caddyhttp/app.go:406")),
-        Knob::ServerReadHeaderTimeout => ("1m", Read("Caddy 2.11.9, caddyhttp/app.go:409")),
-        Knob::BackendIdleConnTimeout => ("2m", Read("Caddy 2.11.9, reverseproxy/httptransport.go:215")),
-        Knob::BackendMaxIdleConns => ("no limit", Read("Caddy 2.11.9, reverseproxy/httptransport.go:490")),
-        Knob::BackendMaxIdleConnsPerHost => ("32", Read("Caddy 2.11.9, reverseproxy/httptransport.go:218")),
-        Knob::BackendTcpKeepAlive => ("30s", Read("Caddy 2.11.9, reverseproxy/httptransport.go:212")),
-        Knob::BackendMaxConnsPerHost | Knob::BackendTlsHandshakeTimeout | Knob::BackendResponseHeaderTimeout => {
+    Some(match key {
+        Limit::ServerIdleTimeout => ("5m", Read("Caddy 2.11.9, caddyhttp/app.go:406")),
+        Limit::ServerReadHeaderTimeout => ("1m", Read("Caddy 2.11.9, caddyhttp/app.go:409")),
+        Limit::BackendIdleConnTimeout => ("2m", Read("Caddy 2.11.9, reverseproxy/httptransport.go:215")),
+        Limit::BackendMaxIdleConns => ("no limit", Read("Caddy 2.11.9, reverseproxy/httptransport.go:490")),
+        Limit::BackendMaxIdleConnsPerHost => ("32", Read("Caddy 2.11.9, reverseproxy/httptransport.go:218")),
+        Limit::BackendTcpKeepAlive => ("30s", Read("Caddy 2.11.9, reverseproxy/httptransport.go:212")),
+        Limit::BackendMaxConnsPerHost | Limit::BackendTlsHandshakeTimeout | Limit::BackendResponseHeaderTimeout => {
             ("no limit", Read(TRANSPORT))
         }
-        Knob::BackendExpectContinueTimeout => ("it does not wait", Read(TRANSPORT)),
+        Limit::BackendExpectContinueTimeout => ("it does not wait", Read(TRANSPORT)),
         _ => return None,
     })
 }
 
 /// A program that changes only the settings in the file, such as examples/go-service, has Go's defaults for the others.
-fn go(knob: Knob) -> Option<(&'static str, Known)> {
-    Some(match knob {
-        Knob::ServerIdleTimeout => ("ReadTimeout, or no limit", Read("Go 1.26, net/http/server.go:3607")),
-        Knob::ServerReadHeaderTimeout => ("ReadTimeout, or no limit", Read("Go 1.26, net/http/server.go:3614")),
-        Knob::IntraClusterIdleConnTimeout | Knob::BackendIdleConnTimeout => {
+fn go(key: Limit) -> Option<(&'static str, Known)> {
+    Some(match key {
+        Limit::ServerIdleTimeout => ("ReadTimeout, or no limit", Read("Go 1.26, net/http/server.go:3607")),
+        Limit::ServerReadHeaderTimeout => ("ReadTimeout, or no limit", Read("Go 1.26, net/http/server.go:3614")),
+        Limit::IntraClusterIdleConnTimeout | Limit::BackendIdleConnTimeout => {
             ("90s (DefaultTransport)", Read("Go 1.26, net/http/transport.go:54"))
         }
-        Knob::IntraClusterMaxIdleConns | Knob::BackendMaxIdleConns => {
+        Limit::IntraClusterMaxIdleConns | Limit::BackendMaxIdleConns => {
             ("100 (DefaultTransport)", Read("Go 1.26, net/http/transport.go:53"))
         }
-        Knob::IntraClusterMaxIdleConnsPerHost | Knob::BackendMaxIdleConnsPerHost => {
+        Limit::IntraClusterMaxIdleConnsPerHost | Limit::BackendMaxIdleConnsPerHost => {
             ("2", Read("Go 1.26, net/http/transport.go:61"))
         }
-        Knob::BackendMaxConnsPerHost => ("no limit", Read("Go 1.26, net/http/transport.go:214")),
-        Knob::BackendTcpKeepAlive => ("30s (DefaultTransport)", Read("Go 1.26, net/http/transport.go:50")),
-        Knob::BackendTlsHandshakeTimeout => ("10s (DefaultTransport)", Read("Go 1.26, net/http/transport.go:55")),
-        Knob::BackendExpectContinueTimeout => ("1s (DefaultTransport)", Read("Go 1.26, net/http/transport.go:56")),
-        Knob::BackendResponseHeaderTimeout => ("no limit", Read("Go 1.26, net/http/transport.go:227")),
-        Knob::BackendRequestTimeout => ("no limit", Read("Go 1.26, net/http/client.go:96")),
+        Limit::BackendMaxConnsPerHost => ("no limit", Read("Go 1.26, net/http/transport.go:214")),
+        Limit::BackendTcpKeepAlive => ("30s (DefaultTransport)", Read("Go 1.26, net/http/transport.go:50")),
+        Limit::BackendTlsHandshakeTimeout => ("10s (DefaultTransport)", Read("Go 1.26, net/http/transport.go:55")),
+        Limit::BackendExpectContinueTimeout => ("1s (DefaultTransport)", Read("Go 1.26, net/http/transport.go:56")),
+        Limit::BackendResponseHeaderTimeout => ("no limit", Read("Go 1.26, net/http/transport.go:227")),
+        Limit::BackendRequestTimeout => ("no limit", Read("Go 1.26, net/http/client.go:96")),
         _ => return None,
     })
 }
 
-fn agentkeepalive(knob: Knob) -> Option<(&'static str, Known)> {
+fn agentkeepalive(key: Limit) -> Option<(&'static str, Known)> {
     let asked = Asked("formats::node_reads_an_http_connection_pool");
-    Some(match knob {
-        Knob::BackendIdleConnTimeout => ("4s", asked),
-        Knob::BackendMaxIdleConnsPerHost => ("256", asked),
-        Knob::BackendMaxConnsPerHost | Knob::BackendMaxConnLifetime => ("no limit", asked),
-        Knob::BackendTcpKeepAlive => ("1s", asked),
-        Knob::BackendRequestTimeout => ("twice the idle time, at least 8s: so 0 is written beside each idle time", asked),
+    Some(match key {
+        Limit::BackendIdleConnTimeout => ("4s", asked),
+        Limit::BackendMaxIdleConnsPerHost => ("256", asked),
+        Limit::BackendMaxConnsPerHost | Limit::BackendMaxConnLifetime => ("no limit", asked),
+        Limit::BackendTcpKeepAlive => ("1s", asked),
+        Limit::BackendRequestTimeout => ("twice the idle time, at least 8s: so 0 is written beside each idle time", asked),
         _ => return None,
     })
 }
 
-fn thanos(knob: Knob) -> Option<(&'static str, Known)> {
+fn thanos(key: Limit) -> Option<(&'static str, Known)> {
     const OBJSTORE: &str = "thanos-io/objstore 71d60dfee488, the default of each provider, such as providers/azure/azure.go:36";
-    Some(match knob {
-        Knob::BackendIdleConnTimeout => ("90s", Read(OBJSTORE)),
-        Knob::BackendMaxIdleConns | Knob::BackendMaxIdleConnsPerHost => ("100", Read(OBJSTORE)),
-        Knob::BackendMaxConnsPerHost => ("no limit", Read(OBJSTORE)),
-        Knob::BackendTlsHandshakeTimeout => ("10s", Read(OBJSTORE)),
-        Knob::BackendExpectContinueTimeout => ("1s", Read(OBJSTORE)),
-        Knob::BackendResponseHeaderTimeout => ("2m", Read(OBJSTORE)),
+    Some(match key {
+        Limit::BackendIdleConnTimeout => ("90s", Read(OBJSTORE)),
+        Limit::BackendMaxIdleConns | Limit::BackendMaxIdleConnsPerHost => ("100", Read(OBJSTORE)),
+        Limit::BackendMaxConnsPerHost => ("no limit", Read(OBJSTORE)),
+        Limit::BackendTlsHandshakeTimeout => ("10s", Read(OBJSTORE)),
+        Limit::BackendExpectContinueTimeout => ("1s", Read(OBJSTORE)),
+        Limit::BackendResponseHeaderTimeout => ("2m", Read(OBJSTORE)),
         _ => return None,
     })
 }
 
-fn nginx(knob: Knob) -> Option<(&'static str, Known)> {
+fn nginx(key: Limit) -> Option<(&'static str, Known)> {
     const CORE: &str = "nginx's manual, ngx_http_core_module";
     const UPSTREAM: &str = "nginx's manual, ngx_http_upstream_module";
-    Some(match knob {
-        Knob::ServerIdleTimeout => ("75s", Read(CORE)),
-        Knob::ServerReadHeaderTimeout => ("60s", Read(CORE)),
-        Knob::ServerMaxRequestsPerConn => ("1000", Read(CORE)),
-        Knob::BackendIdleConnTimeout => ("60s", Read(UPSTREAM)),
-        Knob::BackendMaxIdleConnsPerHost => ("it keeps none, unless your file says keepalive itself", Read(UPSTREAM)),
-        Knob::BackendMaxConnLifetime => ("1h", Read(UPSTREAM)),
+    Some(match key {
+        Limit::ServerIdleTimeout => ("75s", Read(CORE)),
+        Limit::ServerReadHeaderTimeout => ("60s", Read(CORE)),
+        Limit::ServerMaxRequestsPerConn => ("1000", Read(CORE)),
+        Limit::BackendIdleConnTimeout => ("60s", Read(UPSTREAM)),
+        Limit::BackendMaxIdleConnsPerHost => ("it keeps none, unless your file says keepalive itself", Read(UPSTREAM)),
+        Limit::BackendMaxConnLifetime => ("1h", Read(UPSTREAM)),
         _ => return None,
     })
 }
 
-fn haproxy(knob: Knob) -> Option<(&'static str, Known)> {
+fn haproxy(key: Limit) -> Option<(&'static str, Known)> {
     const TIMEOUTS: &str = "HAProxy 2.6's manual, 4.2";
     const SERVER: &str = "HAProxy 2.6's manual, 5.2";
-    Some(match knob {
-        Knob::ServerIdleTimeout => ("timeout http-request, or else timeout client", Read(TIMEOUTS)),
-        Knob::ServerReadHeaderTimeout => ("timeout client", Read(TIMEOUTS)),
-        Knob::BackendIdleConnTimeout => ("5s", Read(SERVER)),
-        Knob::BackendMaxIdleConnsPerHost => ("no limit", Read(SERVER)),
-        Knob::BackendResponseHeaderTimeout | Knob::BackendRequestTimeout => ("no limit, and it warns", Read(TIMEOUTS)),
+    Some(match key {
+        Limit::ServerIdleTimeout => ("timeout http-request, or else timeout client", Read(TIMEOUTS)),
+        Limit::ServerReadHeaderTimeout => ("timeout client", Read(TIMEOUTS)),
+        Limit::BackendIdleConnTimeout => ("5s", Read(SERVER)),
+        Limit::BackendMaxIdleConnsPerHost => ("no limit", Read(SERVER)),
+        Limit::BackendResponseHeaderTimeout | Limit::BackendRequestTimeout => ("no limit, and it warns", Read(TIMEOUTS)),
         _ => return None,
     })
 }
 
 /// Returns the refusal by the API server for AIStore, which has its own ranges.
-fn refused(reader: &str, knob: Knob, zero: bool) -> Option<&'static str> {
-    Some(match (reader, knob, zero) {
-        ("AIStore", Knob::IntraClusterIdleConnTimeout | Knob::BackendIdleConnTimeout, true) => "refused: it takes its 6s for 0",
-        ("AIStore", Knob::IntraClusterMaxIdleConns, true) => "refused: AIStore refuses it beside any per-host limit",
-        ("AIStore", Knob::IntraClusterMaxIdleConnsPerHost, true) => "refused: it takes its 32 for 0",
-        ("AIStore", Knob::IntraClusterIdleConnTimeout, false) => "refused: its servers close at 30s, 29s is the largest",
-        ("AIStore", Knob::IntraClusterMaxIdleConns, false) => "refused: 4096 is its largest",
-        ("AIStore", Knob::IntraClusterMaxIdleConnsPerHost, false) => "refused: 128 is its largest",
+fn refused(reader: &str, key: Limit, zero: bool) -> Option<&'static str> {
+    Some(match (reader, key, zero) {
+        ("AIStore", Limit::IntraClusterIdleConnTimeout | Limit::BackendIdleConnTimeout, true) => "refused: it takes its 6s for 0",
+        ("AIStore", Limit::IntraClusterMaxIdleConns, true) => "refused: AIStore refuses it beside any per-host limit",
+        ("AIStore", Limit::IntraClusterMaxIdleConnsPerHost, true) => "refused: it takes its 32 for 0",
+        ("AIStore", Limit::IntraClusterIdleConnTimeout, false) => "refused: its servers close at 30s, 29s is the largest",
+        ("AIStore", Limit::IntraClusterMaxIdleConns, false) => "refused: 4096 is its largest",
+        ("AIStore", Limit::IntraClusterMaxIdleConnsPerHost, false) => "refused: 128 is its largest",
         _ => return None,
     })
 }
@@ -178,12 +178,12 @@ fn what_each_reader_does_with_zero_with_nothing_and_with_the_largest_value() {
         .to_owned();
     for Reader { name, traits, absent } in readers() {
         let _ = write!(page, "\n## {name}\n\n| limit | 0 | the largest | nothing | known |\n|---|---|---|---|---|\n");
-        for knob in Knob::ALL {
-            if traits.capability(knob) == Capability::Unsupported {
-                assert!(absent(knob).is_none(), "{name} has no place for {knob}");
+        for key in Limit::ALL {
+            if traits.capability(key) == Capability::Unsupported {
+                assert!(absent(key).is_none(), "{name} has no place for {key}");
                 continue;
             }
-            let (nothing, known) = absent(knob).unwrap_or_else(|| panic!("{name}: what is {knob} without a value?"));
+            let (nothing, known) = absent(key).unwrap_or_else(|| panic!("{name}: what is {key} without a value?"));
             let known = match known {
                 Asked(test) => {
                     let (module, test) = test.split_once("::").unwrap();
@@ -194,11 +194,11 @@ fn what_each_reader_does_with_zero_with_nothing_and_with_the_largest_value() {
                 Read(place) => format!("read: {place}"),
             };
             let said = |zero: bool, taken: &str| {
-                let value = if zero { no_limit()[&knob] } else { largest()[&knob] };
-                let not = (traits.inexpressible)(knob, value).map(|why| format!("not governed: {why}"));
-                refused(&name, knob, zero).map(str::to_owned).or(not).unwrap_or_else(|| taken.to_owned())
+                let value = if zero { no_limit()[&key] } else { largest()[&key] };
+                let not = (traits.inexpressible)(key, value).map(|why| format!("not governed: {why}"));
+                refused(&name, key, zero).map(str::to_owned).or(not).unwrap_or_else(|| taken.to_owned())
             };
-            let _ = writeln!(page, "| `{knob}` | {} | {} | {nothing} | {known} |", said(true, "no limit"), said(false, "taken"));
+            let _ = writeln!(page, "| `{key}` | {} | {} | {nothing} | {known} |", said(true, "no limit"), said(false, "taken"));
         }
     }
     check("docs/targets/extremes.md", &page);

@@ -8,11 +8,11 @@ use std::{collections::BTreeMap, path::Path, process::Command, time::Duration};
 
 use idleconn_operator::{
     api::{
-        Format, Knob, Limits, Settings, Value,
+        Format, Limit, LimitValues, Limits, Value,
         flush::{Closes, Flush},
         limits::WITHIN,
     },
-    decide::{Capability, Traits},
+    decide::{Capability, TargetCapabilities},
     targets::{caddy, configmap},
 };
 use serde_json::{Value as Json, json};
@@ -36,22 +36,22 @@ use crate::{
 };
 
 /// Returns all limits, with values that end no idle connection during the test.
-fn limits(traits: &Traits) -> Settings {
-    let is_part = |knob: Knob| WITHIN.iter().any(|(part, _)| *part == knob);
-    let count = |knob: Knob| Value::Count(if is_part(knob) { 40 } else { 50 });
-    let value = |knob: Knob| if knob.is_count() { count(knob) } else { Value::Duration(Duration::from_secs(200)) };
-    let has = |knob: &Knob| traits.capability(*knob) != Capability::Unsupported;
-    Knob::ALL.into_iter().filter(has).map(|knob| (knob, value(knob))).collect()
+fn limits(traits: &TargetCapabilities) -> LimitValues {
+    let is_part = |limit: Limit| WITHIN.iter().any(|(part, _)| *part == limit);
+    let count = |limit: Limit| Value::Count(if is_part(limit) { 40 } else { 50 });
+    let value = |limit: Limit| if limit.is_count() { count(limit) } else { Value::Duration(Duration::from_secs(200)) };
+    let has = |limit: &Limit| traits.capability(*limit) != Capability::Unsupported;
+    Limit::ALL.into_iter().filter(has).map(|limit| (limit, value(limit))).collect()
 }
 
 /// Returns the same limits with one of them larger: a relaxation, for which a server has no reason to close connections.
-fn relaxed(limits: &Settings, knob: Knob) -> Settings {
+fn relaxed(limits: &LimitValues, limit: Limit) -> LimitValues {
     let mut limits = limits.clone();
-    let value = match limits[&knob] {
+    let value = match limits[&limit] {
         Value::Count(n) => Value::Count(n + 1),
         Value::Duration(time) => Value::Duration(time + Duration::from_secs(1)),
     };
-    limits.insert(knob, value);
+    limits.insert(limit, value);
     limits
 }
 
@@ -86,10 +86,10 @@ impl<'a> Idle<'a> {
     }
 
     /// Checks after a change of a limit that exactly the connections of the flush were closed.
-    async fn holds(mut self, knob: Knob, flush: Option<Flush>) {
+    async fn holds(mut self, limit: Limit, flush: Option<Flush>) {
         let closed = |pool: &str| match flush.map(|flush| flush.closes) {
             Some(Closes::AllPools) => true,
-            Some(Closes::OwnPool) => pool == knob.pool(),
+            Some(Closes::OwnPool) => pool == limit.pool(),
             None => false,
         };
         for route in self.routes.iter().filter(|route| closed(route.pool)) {
@@ -100,15 +100,20 @@ impl<'a> Idle<'a> {
             return;
         }
         for (route, before) in self.routes.iter().zip(self.accepted) {
-            assert_eq!(self.clients.ask(&route.path).await, CONNECTIONS, "{knob}: the clients' connections are open");
+            assert_eq!(self.clients.ask(&route.path).await, CONNECTIONS, "{limit}: the clients' connections are open");
             let fresh = route.upstream.accepted() - before;
-            assert_eq!(fresh, if closed(route.pool) { CONNECTIONS } else { 0 }, "{knob}: connections of the {} pool", route.pool);
+            assert_eq!(
+                fresh,
+                if closed(route.pool) { CONNECTIONS } else { 0 },
+                "{limit}: connections of the {} pool",
+                route.pool
+            );
         }
     }
 }
 
 /// Writes the files of a format with these limits.
-fn files(format: Format, limits: &Settings, about: &str, name: &str) -> Files {
+fn files(format: Format, limits: &LimitValues, about: &str, name: &str) -> Files {
     Files::new(about, &format.render(limits, &BTreeMap::new()), name)
 }
 
@@ -116,9 +121,9 @@ fn files(format: Format, limits: &Settings, about: &str, name: &str) -> Files {
 async fn a_change_of_nginx_closes_all_idle_connections() {
     let traits = configmap::traits(Format::Nginx);
     let limits = limits(&traits);
-    for &knob in limits.keys() {
+    for &limit in limits.keys() {
         let route = Route::new("/", "backend").await;
-        let files = files(Format::Nginx, &limits, &format!("flush-{knob}"), "http.conf");
+        let files = files(Format::Nginx, &limits, &format!("flush-{limit}"), "http.conf");
         let (ip, dir) = (address(), files.dir().display());
         let main = files.add(
             "nginx.conf",
@@ -133,10 +138,10 @@ async fn a_change_of_nginx_closes_all_idle_connections() {
         let mut nginx = leashed("nginx").arg("-c").arg(&main).arg("-p").arg(files.dir()).spawn().unwrap();
         let routes = [route];
         let idle = Idle::open(ip, 8080, &routes).await;
-        files.write(&Format::Nginx.render(&relaxed(&limits, knob), &BTreeMap::new()), "http.conf");
+        files.write(&Format::Nginx.render(&relaxed(&limits, limit), &BTreeMap::new()), "http.conf");
         let reload = Command::new("nginx").args(["-s", "reload", "-c"]).arg(&main).arg("-p").arg(files.dir()).status();
         assert!(reload.unwrap().success());
-        idle.holds(knob, traits.capability(knob).flush()).await;
+        idle.holds(limit, traits.capability(limit).flush()).await;
         drop(nginx.stdin.take());
         nginx.wait().unwrap();
     }
@@ -153,9 +158,9 @@ async fn answers(socket: &Path) -> Option<()> {
 async fn a_change_of_haproxy_closes_all_idle_connections() {
     let traits = configmap::traits(Format::Haproxy);
     let limits = limits(&traits);
-    for &knob in limits.keys() {
+    for &limit in limits.keys() {
         let route = Route::new("/", "backend").await;
-        let files = files(Format::Haproxy, &limits, &format!("flush-{knob}"), "http.cfg");
+        let files = files(Format::Haproxy, &limits, &format!("flush-{limit}"), "http.cfg");
         let ip = address();
         let user = files.add(
             "user.cfg",
@@ -181,10 +186,10 @@ async fn a_change_of_haproxy_closes_all_idle_connections() {
         eventually("HAProxy's master answers", || answers(&cli)).await;
         let routes = [route];
         let idle = Idle::open(ip, 8080, &routes).await;
-        files.write(&Format::Haproxy.render(&relaxed(&limits, knob), &BTreeMap::new()), "http.cfg");
+        files.write(&Format::Haproxy.render(&relaxed(&limits, limit), &BTreeMap::new()), "http.cfg");
         let master = std::fs::read_to_string(&pid).unwrap();
         assert!(Command::new("kill").args(["-USR2", master.trim()]).status().unwrap().success());
-        idle.holds(knob, traits.capability(knob).flush()).await;
+        idle.holds(limit, traits.capability(limit).flush()).await;
         drop(haproxy.stdin.take());
         haproxy.wait().unwrap();
     }
@@ -206,12 +211,12 @@ async fn a_change_of_the_go_service_closes_the_connections_of_its_own_pool() {
             &format!("-config={}", files.dir().join(&name).display()),
         ])
         .await;
-        for &knob in limits.keys() {
+        for &limit in limits.keys() {
             let idle = Idle::open(service.ip, 8080, &routes).await;
             let old = service.hash().await;
-            files.write(&format.render(&relaxed(&limits, knob), &BTreeMap::new()), &name);
+            files.write(&format.render(&relaxed(&limits, limit), &BTreeMap::new()), &name);
             eventually("the service uses the change", || async { (service.hash().await != old).then_some(()) }).await;
-            idle.holds(knob, traits.capability(knob).flush()).await;
+            idle.holds(limit, traits.capability(limit).flush()).await;
             let changed = service.hash().await;
             files.write(&format.render(&limits, &BTreeMap::new()), &name);
             eventually("the service uses the old file", || async { (service.hash().await != changed).then_some(()) }).await;
@@ -239,12 +244,12 @@ async fn a_change_of_the_node_service_closes_the_connections_of_its_pool() {
     let routes = [route];
     let hash = async || reqwest::get(format!("http://{ip}:8080/config-hash")).await.ok()?.text().await.ok();
     let mut known = eventually("the service has read its file", hash).await;
-    for &knob in limits.keys() {
-        for limits in [relaxed(&limits, knob), limits.clone()] {
+    for &limit in limits.keys() {
+        for limits in [relaxed(&limits, limit), limits.clone()] {
             let idle = Idle::open(ip, 8080, &routes).await;
             files.write(&format.render(&limits, &BTreeMap::new()), "http.json");
             known = eventually("the service uses the change", async || hash().await.filter(|hash| *hash != known)).await;
-            idle.holds(knob, traits.capability(knob).flush()).await;
+            idle.holds(limit, traits.capability(limit).flush()).await;
         }
     }
     drop(node.stdin.take());
@@ -268,17 +273,17 @@ async fn a_change_of_caddy_closes_all_idle_connections() {
     let node = support::caddy::Caddy::start(servers(&routes[0].upstream)).await;
     let target = endpoints([node.admin().as_str()]);
     let limits = limits(&caddy::TRAITS);
-    let declare = async |limits: &Settings| {
+    let declare = async |limits: &LimitValues| {
         let limits = serde_json::to_value(Limits::from(limits)).unwrap();
         world.apply("gw", &json!({"target": target, "limits": limits})).await;
         world.until_programmed("gw").await;
     };
     declare(&limits).await;
-    for &knob in limits.keys() {
-        for limits in [relaxed(&limits, knob), limits.clone()] {
+    for &limit in limits.keys() {
+        for limits in [relaxed(&limits, limit), limits.clone()] {
             let idle = Idle::open(node.ip, 8080, &routes).await;
             declare(&limits).await;
-            idle.holds(knob, caddy::TRAITS.capability(knob).flush()).await;
+            idle.holds(limit, caddy::TRAITS.capability(limit).flush()).await;
         }
     }
 }

@@ -8,24 +8,24 @@ use std::{
     time::Duration,
 };
 
-use idleconn_operator::api::{Format, GoDuration, Knob, Settings, Value};
+use idleconn_operator::api::{Format, GoDuration, Limit, LimitValues, Value};
 use serde_json::{Value as Json, json};
 
 use crate::support::{caddy::address, cluster::ROOT, eventually, leashed, service};
 
 /// Returns all limits, each with a different value.
-pub fn every_limit() -> Settings {
-    let value = |(knob, n): (Knob, u32)| {
+pub fn every_limit() -> LimitValues {
+    let value = |(limit, n): (Limit, u32)| {
         let time = Duration::from_millis(u64::from(n) * 30_500);
-        (knob, if knob.is_count() { Value::Count(100 * n) } else { Value::Duration(time) })
+        (limit, if limit.is_count() { Value::Count(100 * n) } else { Value::Duration(time) })
     };
-    Knob::ALL.into_iter().zip(1..).map(value).collect()
+    Limit::ALL.into_iter().zip(1..).map(value).collect()
 }
 
 /// Returns all limits with the value 0, "no limit".
-pub fn no_limit() -> Settings {
-    let zero = |knob: Knob| if knob.is_count() { Value::Count(0) } else { Value::Duration(Duration::ZERO) };
-    Knob::ALL.into_iter().map(|knob| (knob, zero(knob))).collect()
+pub fn no_limit() -> LimitValues {
+    let zero = |limit: Limit| if limit.is_count() { Value::Count(0) } else { Value::Duration(Duration::ZERO) };
+    Limit::ALL.into_iter().map(|limit| (limit, zero(limit))).collect()
 }
 
 /// Temporary folder with files.
@@ -81,10 +81,10 @@ fn understood(command: &mut Command) -> Json {
 }
 
 /// Returns the limits of each pool with Go's names.
-fn go_names(limits: &Settings) -> Json {
+fn go_names(limits: &LimitValues) -> Json {
     let mut all = json!({"server": {}, "intraCluster": {}, "backend": {}});
-    for (knob, name) in Format::Yaml.fields() {
-        let Some(value) = limits.get(knob) else { continue };
+    for (limit, name) in Format::Yaml.fields() {
+        let Some(value) = limits.get(limit) else { continue };
         let (pool, field) = name.split_once('.').unwrap();
         all[pool][field] = match value {
             Value::Count(n) => (*n).into(),
@@ -108,31 +108,31 @@ fn in_go(time: Duration) -> String {
 }
 
 /// Returns all limits with the largest value that the CRD accepts.
-pub fn largest() -> Settings {
-    let largest = |knob: Knob| {
-        if knob.is_count() { Value::Count(1_000_000) } else { Value::Duration(Duration::from_secs(4 * 99_999 * 3600)) }
+pub fn largest() -> LimitValues {
+    let largest = |limit: Limit| {
+        if limit.is_count() { Value::Count(1_000_000) } else { Value::Duration(Duration::from_secs(4 * 99_999 * 3600)) }
     };
-    Knob::ALL.into_iter().map(|knob| (knob, largest(knob))).collect()
+    Limit::ALL.into_iter().map(|limit| (limit, largest(limit))).collect()
 }
 
 /// Returns all limits with the largest value of a reader with 32-bit milliseconds.
-fn longest() -> Settings {
+fn longest() -> LimitValues {
     let time = Value::Duration(Duration::from_millis(i32::MAX.unsigned_abs().into()));
-    largest().into_iter().map(|(knob, value)| (knob, if knob.is_count() { value } else { time })).collect()
+    largest().into_iter().map(|(limit, value)| (limit, if limit.is_count() { value } else { time })).collect()
 }
 
 /// Removes values that the format cannot represent. They are not written, and the status lists them in `status.unsupported`.
-pub fn expressible(format: Format, limits: Settings) -> Settings {
-    limits.into_iter().filter(|(knob, value)| format.inexpressible()(*knob, *value).is_none()).collect()
+pub fn expressible(format: Format, limits: LimitValues) -> LimitValues {
+    limits.into_iter().filter(|(limit, value)| format.inexpressible()(*limit, *value).is_none()).collect()
 }
 
-fn cases(format: Format) -> [(&'static str, Settings); 5] {
+fn cases(format: Format) -> [(&'static str, LimitValues); 5] {
     let all = [
         ("every", every_limit()),
         ("zero", no_limit()),
         ("largest", largest()),
         ("longest", longest()),
-        ("none", Settings::new()),
+        ("none", LimitValues::new()),
     ];
     all.map(|(about, limits)| (about, expressible(format, limits)))
 }
@@ -168,8 +168,8 @@ fn node_reads_an_http_connection_pool() {
             Command::new("node").arg("main.js").current_dir(&dir).args(["--print", "--config"]).arg(files.0.join("http.json")),
         );
         let mut global = json!({"keepAlive": true});
-        for (knob, name) in Format::HttpConnectionPool.fields() {
-            match limits.get(knob) {
+        for (limit, name) in Format::HttpConnectionPool.fields() {
+            match limits.get(limit) {
                 Some(Value::Duration(time)) => global[*name] = u64::try_from(time.as_millis()).unwrap().into(),
                 Some(Value::Count(n)) => global[*name] = (*n).into(),
                 None => {}
@@ -190,13 +190,13 @@ fn node_reads_an_http_connection_pool() {
         }
     }
     // An idle timeout alone does not shorten requests.
-    let idle = Settings::from([(Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(2)))]);
+    let idle = LimitValues::from([(Limit::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(2)))]);
     let files = Files::new("node-idle", &Format::HttpConnectionPool.render(&idle, &BTreeMap::new()), "http.json");
     let agent = agent(&dir, &files.0.join("http.json"));
     assert_eq!((&agent["freeSocketTimeout"], &agent["timeout"]), (&json!(2000), &json!(0)));
     // A provider has its own settings, and inherits the others from `global`.
     let providers =
-        BTreeMap::from([("anthropic".to_owned(), Settings::from([(Knob::BackendMaxConnsPerHost, Value::Count(20))]))]);
+        BTreeMap::from([("anthropic".to_owned(), LimitValues::from([(Limit::BackendMaxConnsPerHost, Value::Count(20))]))]);
     let files = Files::new("node-provider", &Format::HttpConnectionPool.render(&every_limit(), &providers), "http.json");
     let read = understood(
         Command::new("node").arg("main.js").current_dir(&dir).args(["--print", "--config"]).arg(files.0.join("http.json")),
@@ -215,11 +215,11 @@ fn thanos_reads_its_http_config() {
         let files =
             Files::new(&format!("thanos-{about}"), &Format::ThanosObjstore.render(&limits, &BTreeMap::new()), "objstore.yaml");
         let read = understood(Command::new(&program).arg(files.0.join("objstore.yaml")));
-        for (knob, name) in Format::ThanosObjstore.fields() {
-            let expected: Json = match limits.get(knob) {
+        for (limit, name) in Format::ThanosObjstore.fields() {
+            let expected: Json = match limits.get(limit) {
                 Some(Value::Count(n)) => (*n).into(),
                 Some(Value::Duration(time)) => in_go(*time).into(),
-                None if knob.is_count() => 0.into(),
+                None if limit.is_count() => 0.into(),
                 None => "0s".into(),
             };
             assert_eq!(read[*name], expected, "{about} {name}");
@@ -243,8 +243,8 @@ fn nginx_takes_its_directives() {
             ),
         );
         let whole = ran(Command::new("nginx").args(["-T", "-q", "-c"]).arg(&main).args(["-p"]).arg(&files.0));
-        for (knob, name) in Format::Nginx.fields() {
-            let value = match limits.get(knob) {
+        for (limit, name) in Format::Nginx.fields() {
+            let value = match limits.get(limit) {
                 Some(Value::Duration(time)) if !time.is_zero() => format!("{name} {}ms;", time.as_millis()),
                 Some(Value::Count(n @ 1..)) => format!("{name} {n};"),
                 _ => continue,
@@ -271,7 +271,7 @@ fn haproxy_takes_its_defaults() {
 /// HAProxy uses `timeout http-request` as the idle timeout if none is set.
 #[test]
 fn a_header_time_out_alone_shortens_no_idle_time_of_haproxy() {
-    let header = Settings::from([(Knob::ServerReadHeaderTimeout, Value::Duration(Duration::from_secs(5)))]);
+    let header = LimitValues::from([(Limit::ServerReadHeaderTimeout, Value::Duration(Duration::from_secs(5)))]);
     let file = &Format::Haproxy.render(&header, &BTreeMap::new())[""];
     assert!(file.contains("timeout http-request 5000ms") && file.contains("timeout http-keep-alive 2147483647ms"), "{file}");
 }
@@ -293,7 +293,7 @@ async fn requests_of_node_go_on_while_its_idle_time_goes_to_the_floor() {
     let upstream = listener.local_addr().unwrap();
     let serving = tokio::spawn(async move { axum::serve(listener, axum::Router::new().fallback(answer)).await.unwrap() });
     let file = |idle: u64| {
-        let limits = Settings::from([(Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(idle)))]);
+        let limits = LimitValues::from([(Limit::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(idle)))]);
         Format::HttpConnectionPool.render(&limits, &BTreeMap::new())
     };
     let files = Files::new("node-loop", &file(8), "http.json");

@@ -9,13 +9,13 @@ use std::{
 
 use idleconn_operator::{
     api::{
-        Format, GoDuration, Knob, Settings,
+        Format, GoDuration, Limit, LimitValues,
         conditions::{ConditionType, EventReason, REASONS, Reason, State},
         crd,
         flush::{Closes, Flush, Reload},
         preset,
     },
-    decide::{Capability, Traits, path::KNOWN_CLIENTS},
+    decide::{Capability, TargetCapabilities, path::KNOWN_CLIENTS},
     targets::{aistore, caddy, configmap},
 };
 use serde_json::Value as Json;
@@ -118,17 +118,17 @@ fn sentences(schema: &Json, into: &mut Vec<String>) {
 }
 
 /// Returns the file formats with their capabilities.
-fn formats() -> Vec<(String, Traits)> {
+fn formats() -> Vec<(String, TargetCapabilities)> {
     Format::ALL.iter().map(|format| (format.name(), configmap::traits(*format))).collect()
 }
 
 /// Returns a table of the connections that a change of each limit closes on each server.
-fn closings(servers: Vec<(String, Traits)>) -> String {
+fn closings(servers: Vec<(String, TargetCapabilities)>) -> String {
     let (names, traits): (Vec<_>, Vec<_>) = servers.into_iter().unzip();
     let mut table = format!("\n| field | {} |\n|---|{}\n", names.join(" | "), "---|".repeat(names.len()));
-    for knob in Knob::ALL {
-        let cells: Vec<_> = traits.iter().map(|traits| closed(traits.capability(knob))).collect();
-        let _ = writeln!(table, "| `{knob}` | {} |", cells.join(" | "));
+    for key in Limit::ALL {
+        let cells: Vec<_> = traits.iter().map(|traits| closed(traits.capability(key))).collect();
+        let _ = writeln!(table, "| `{key}` | {} |", cells.join(" | "));
     }
     table
 }
@@ -154,15 +154,15 @@ fn what_each_target_does_with_each_field() {
     for (traits, page) in [(aistore::TRAITS, "docs/targets/aistore.md"), (caddy::TRAITS, "docs/targets/caddy.md")] {
         let mut table =
             String::from("\n| field | a new value is used | idle connections that a change closes |\n|---|---|---|\n");
-        for knob in Knob::ALL {
-            let used = match traits.capability(knob) {
+        for key in Limit::ALL {
+            let used = match traits.capability(key) {
                 Capability::Hot => "at once (Hot)",
                 Capability::AfterRestart => "after the node's next start (AfterRestart)",
                 Capability::Flush(_) => "at once (Flush)",
                 Capability::Reported(_) => "when the node says so (Reported)",
                 Capability::Unsupported => "never: there is no such setting (Unsupported)",
             };
-            let _ = writeln!(table, "| `{knob}` | {used} | {} |", closed(traits.capability(knob)));
+            let _ = writeln!(table, "| `{key}` | {used} | {} |", closed(traits.capability(key)));
         }
         check_between(page, "capabilities", &format!("{table}\n"));
     }
@@ -172,12 +172,12 @@ fn what_each_target_does_with_each_field() {
 fn where_each_field_goes_in_each_format() {
     let names: Vec<_> = Format::ALL.iter().map(|format| format.name()).collect();
     let mut table = format!("\n| field | {} |\n|---|{}\n", names.join(" | "), "---|".repeat(names.len()));
-    for knob in Knob::ALL {
+    for key in Limit::ALL {
         let place = |format: &Format| {
-            let field = format.fields().iter().find(|(field, _)| *field == knob);
+            let field = format.fields().iter().find(|(field, _)| *field == key);
             field.map_or_else(|| "–".to_owned(), |(_, name)| format!("`{name}`"))
         };
-        let _ = writeln!(table, "| `{knob}` | {} |", Format::ALL.iter().map(place).collect::<Vec<_>>().join(" | "));
+        let _ = writeln!(table, "| `{key}` | {} |", Format::ALL.iter().map(place).collect::<Vec<_>>().join(" | "));
     }
     let readers: Vec<_> = Format::ALL.iter().map(|format| format.reader()).collect();
     let _ = writeln!(table, "| read by | {} |", readers.join(" | "));
@@ -207,9 +207,11 @@ fn how_a_format_is_added() {
 #[test]
 fn what_each_format_looks_like() {
     for &format in Format::ALL {
-        for (about, limits) in
-            [("every-limit", &every_limit()), ("no-limit", &expressible(format, no_limit())), ("nothing-set", &Settings::new())]
-        {
+        for (about, limits) in [
+            ("every-limit", &every_limit()),
+            ("no-limit", &expressible(format, no_limit())),
+            ("nothing-set", &LimitValues::new()),
+        ] {
             for (suffix, text) in format.render(limits, &BTreeMap::new()) {
                 check(&format!("tests/golden/formats/{}{suffix}.{about}.txt", format.name()), &text);
             }

@@ -8,8 +8,8 @@ use std::{
 use futures::StreamExt as _;
 use idleconn_operator::{
     controller,
-    leader::{Election, Terms},
-    pool::{Pool, Settings},
+    leader::{Election, LeaseConfig},
+    pool::{Pool, PoolSettings},
 };
 use k8s_openapi::api::coordination::v1::Lease;
 use kube::Api;
@@ -260,7 +260,7 @@ async fn the_lease_is_renewed_however_many_watches_take_the_other_connections() 
     let world = World::empty("lease").await;
     let (config, pool) = (config().await, Pool::default());
     let client = controller::client(&config, &pool).unwrap();
-    pool.provider(controller::PROVIDER).configure(Settings { max_sockets: 1, ..Settings::default() });
+    pool.provider(controller::PROVIDER).configure(PoolSettings { max_sockets: 1, ..PoolSettings::default() });
     let watching = tokio::spawn({
         let watched = Api::<Lease>::namespaced(client.clone(), &world.namespace);
         async move {
@@ -273,7 +273,7 @@ async fn the_lease_is_renewed_however_many_watches_take_the_other_connections() 
         all.iter().any(|one| &*one.provider == controller::PROVIDER && one.tally.active == 1)
     };
     eventually("the watch has the connection", || async { active().then_some(()) }).await;
-    let terms = Terms {
+    let terms = LeaseConfig {
         namespace: world.namespace.clone(),
         name: "idleconn-operator".into(),
         identity: "one".into(),

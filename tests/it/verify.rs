@@ -138,7 +138,8 @@ async fn shows_constant(constant: Duration) {
 #[tokio::test(flavor = "multi_thread")]
 async fn only_addresses_of_the_policys_own_pods_are_probed() {
     let mut world = World::empty("verify").await;
-    let settings = idleconn_operator::controller::Settings { allow_endpoints: "".parse().unwrap(), ..world.settings(secs(1)) };
+    let settings =
+        idleconn_operator::controller::ControllerConfig { allow_endpoints: "".parse().unwrap(), ..world.settings(secs(1)) };
     world.start_with(settings);
     let caddy = Caddy::start(answering()).await;
     let metal = Scripted::start(|connection| closing(connection, secs(2), "")).await;

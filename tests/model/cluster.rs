@@ -7,12 +7,12 @@ use std::{
 
 use idleconn_operator::{
     api::{
-        FINALIZER, GoDuration, IdleConnectionPolicy, IdleConnectionPolicySpec, IdleConnectionPolicyStatus, Knob, StoredPolicy,
+        FINALIZER, GoDuration, IdleConnectionPolicy, IdleConnectionPolicySpec, IdleConnectionPolicyStatus, Limit, StoredPolicy,
         Value,
         conditions::{ConditionType, EventReason},
     },
     decide::{
-        Cause, Change, Fault, NodeState, Site, Stored, To, UnitState,
+        Cause, Change, ConfigPath, Fault, NewValue, NodeState, Stored, UnitState,
         originals::{Log, Record},
     },
     pass::{ApiError, Error},
@@ -22,9 +22,9 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use serde_json::{Value as Json, json};
 
 /// Idle timeout of the server side.
-pub const SERVER: Knob = Knob::ServerIdleTimeout;
+pub const SERVER: Limit = Limit::ServerIdleTimeout;
 /// Idle timeout of the client side. It has to end a second before that of the server.
-pub const CLIENT: Knob = Knob::IntraClusterIdleConnTimeout;
+pub const CLIENT: Limit = Limit::IntraClusterIdleConnTimeout;
 /// The declared values of each version of the spec, server and client, in seconds: the second narrows both, the third
 /// widens both, and the fourth no longer declares the client's.
 pub const SPECS: [(u64, Option<u64>); 4] = [(30, Some(20)), (15, Some(10)), (200, Some(150)), (200, None)];
@@ -68,7 +68,7 @@ pub enum Effect {
     /// As with Caddy's `If-Match`: refused if the node no longer holds what the changes were decided from.
     Write {
         node: usize,
-        from: BTreeMap<Knob, Option<Json>>,
+        from: BTreeMap<Limit, Option<Json>>,
         changes: Vec<Change>,
     },
     Wait(Duration),
@@ -116,8 +116,8 @@ impl Effect {
 
 fn wanted(changes: &[Change]) -> String {
     let one = |change: &Change| match &change.to {
-        To::Value(value) => format!("{}={value}", change.site.knob),
-        To::Raw(raw) => format!("{}={raw:?}", change.site.knob),
+        NewValue::Value(value) => format!("{}={value}", change.site.limit),
+        NewValue::Raw(raw) => format!("{}={raw:?}", change.site.limit),
     };
     changes.iter().map(one).collect::<Vec<_>>().join(" ")
 }
@@ -143,13 +143,13 @@ pub struct Node {
     pub up: bool,
     pub boots: u32,
     /// Values by limit, as the server writes them; `None` where nothing is set.
-    pub values: BTreeMap<Knob, Option<Json>>,
+    pub values: BTreeMap<Limit, Option<Json>>,
     /// Values that anyone but the operator has put there.
-    pub foreign: BTreeMap<Knob, Vec<Option<Json>>>,
+    pub foreign: BTreeMap<Limit, Vec<Option<Json>>>,
     /// Whether another client or a restart has ever changed its values.
     pub disturbed: bool,
     /// What the last answered read of the current pass showed.
-    pub seen: Option<BTreeMap<Knob, Option<Json>>>,
+    pub seen: Option<BTreeMap<Limit, Option<Json>>>,
 }
 
 /// Everything outside the operator.
@@ -182,8 +182,8 @@ pub fn parsed(raw: Option<&Json>) -> Option<Value> {
 }
 
 /// Whether a client closes its connections a second before the server.
-fn in_order(values: &BTreeMap<Knob, Option<Json>>) -> bool {
-    let seconds = |knob| match parsed(values[&knob].as_ref()) {
+fn in_order(values: &BTreeMap<Limit, Option<Json>>) -> bool {
+    let seconds = |limit| match parsed(values[&limit].as_ref()) {
         Some(Value::Duration(time)) => time,
         _ => Duration::MAX,
     };
@@ -194,13 +194,13 @@ impl Node {
     /// The server side is not set, so that the operator has to remove a setting to restore it.
     fn new() -> Self {
         let values: BTreeMap<_, _> = [(SERVER, None), (CLIENT, Some(text(90)))].into();
-        let foreign = values.iter().map(|(knob, value)| (*knob, vec![value.clone()])).collect();
+        let foreign = values.iter().map(|(limit, value)| (*limit, vec![value.clone()])).collect();
         Self { up: true, boots: 1, values, foreign, disturbed: false, seen: None }
     }
 
-    fn put(&mut self, knob: Knob, value: Option<Json>) {
-        self.values.insert(knob, value.clone());
-        let foreign = self.foreign.entry(knob).or_default();
+    fn put(&mut self, limit: Limit, value: Option<Json>) {
+        self.values.insert(limit, value.clone());
+        let foreign = self.foreign.entry(limit).or_default();
         if !foreign.contains(&value) {
             foreign.push(value);
         }
@@ -220,16 +220,16 @@ impl Node {
     }
 
     fn state(&self, name: &str) -> UnitState {
-        let sites = self.values.iter().map(|(knob, raw)| {
-            let site = Site { knob: *knob, place: "srv0".into() };
+        let sites = self.values.iter().map(|(limit, raw)| {
+            let site = ConfigPath { limit: *limit, place: "srv0".into() };
             (site, Stored { value: parsed(raw.as_ref()), raw: raw.clone() })
         });
-        let stored = self.values.iter().map(|(knob, raw)| (*knob, parsed(raw.as_ref()))).collect();
+        let stored = self.values.iter().map(|(limit, raw)| (*limit, parsed(raw.as_ref()))).collect();
         UnitState { sites: sites.collect(), nodes: vec![NodeState::new(name, Ok(stored))], ..UnitState::default() }
     }
 
     /// Whether these values are what this version of the spec declares. What is not declared is anyone's but the operator's.
-    fn holds(&self, values: &BTreeMap<Knob, Option<Json>>, spec: usize) -> bool {
+    fn holds(&self, values: &BTreeMap<Limit, Option<Json>>, spec: usize) -> bool {
         let (server, client) = SPECS[spec];
         let back = |value: &Option<Json>| self.foreign[&CLIENT].contains(value);
         let client = client.map_or_else(|| back(&values[&CLIENT]), |client| values[&CLIENT] == Some(text(client)));
@@ -429,7 +429,7 @@ impl Cluster {
         Ok(Some(self.version.to_string()))
     }
 
-    fn write(&mut self, node: usize, from: &BTreeMap<Knob, Option<Json>>, changes: &[Change]) -> Result<(), Fault> {
+    fn write(&mut self, node: usize, from: &BTreeMap<Limit, Option<Json>>, changes: &[Change]) -> Result<(), Fault> {
         let at = &mut self.nodes[node];
         if !at.up {
             return Err(silent(node));
@@ -439,10 +439,10 @@ impl Cluster {
         }
         for change in changes {
             let raw = match &change.to {
-                To::Value(value) => Some(json!(value.to_string())),
-                To::Raw(raw) => raw.clone(),
+                NewValue::Value(value) => Some(json!(value.to_string())),
+                NewValue::Raw(raw) => raw.clone(),
             };
-            at.values.insert(change.site.knob, raw);
+            at.values.insert(change.site.limit, raw);
         }
         Ok(())
     }
@@ -463,7 +463,7 @@ impl Cluster {
                 let mut sites = saved.flat_map(|(id, saved)| saved.sites.iter().map(move |(site, raw)| (id, site, raw)));
                 sites.find_map(|(id, site, raw)| {
                     let node = (0..NODES).find(|node| name(*node) == *id)?;
-                    let foreign = &self.nodes[node].foreign[&site.knob];
+                    let foreign = &self.nodes[node].foreign[&site.limit];
                     (!foreign.contains(raw))
                         .then(|| format!("{site} of {id}: {raw:?} was saved as the original, and is the operator's own value"))
                 })
@@ -525,7 +525,7 @@ impl Cluster {
         if before.is_empty() || self.has_abandoned() {
             return None;
         }
-        let mine = |node: &&Node| node.up && node.values.iter().any(|(knob, value)| !node.foreign[knob].contains(value));
+        let mine = |node: &&Node| node.up && node.values.iter().any(|(limit, value)| !node.foreign[limit].contains(value));
         let left = self.nodes.iter().position(|node| mine(&node))?;
         Some(format!("the finalizer was removed, and node {left} still holds a value of the operator"))
     }

@@ -13,7 +13,7 @@ use std::{
 
 use idleconn_operator::pass::{
     self, Error, Next,
-    memory::{Memory, wait},
+    memory::{PolicyCache, wait},
     world::Moment,
 };
 
@@ -23,9 +23,9 @@ use super::{
 };
 
 /// Passes without a fault after which everything is as the policy asks.
-const MOST_PASSES: usize = 12;
+const MAX_PASSES: usize = 12;
 /// Failures after which the back-off grows no further.
-const LONGEST_BACK_OFF: u32 = 10;
+const MAX_BACK_OFF: u32 = 10;
 /// Time from a change of the policy to the pass that follows it.
 const NOTICED: Duration = Duration::from_millis(10);
 
@@ -96,7 +96,7 @@ impl Env {
 #[derive(Clone)]
 pub struct Between {
     pub cluster: Cluster,
-    pub memory: Memory,
+    pub memory: PolicyCache,
     pub time: Duration,
     /// Time until the next pass; `None` if it follows only a change.
     pub due: Option<Duration>,
@@ -124,15 +124,15 @@ impl Between {
 }
 
 /// The memory with times relative to now: what matters is how long something has lasted, and how long it will.
-fn relative(memory: &Memory, now: Moment) -> Memory {
-    let mut memory = Memory { logged: BTreeMap::new(), ..memory.clone() };
+fn relative(memory: &PolicyCache, now: Moment) -> PolicyCache {
+    let mut memory = PolicyCache { logged: BTreeMap::new(), ..memory.clone() };
     let ahead = |due: Moment| Moment(due.since(now));
     let ago = |since: Moment| Moment(now.since(since));
     for failing in memory.failing.values_mut() {
-        (failing.due, failing.times) = (ahead(failing.due), failing.times.min(LONGEST_BACK_OFF));
+        (failing.due, failing.times) = (ahead(failing.due), failing.times.min(MAX_BACK_OFF));
     }
     for unwritten in memory.unwritten.values_mut() {
-        (unwritten.due, unwritten.times) = (unwritten.due.map(ahead), unwritten.times.min(LONGEST_BACK_OFF));
+        (unwritten.due, unwritten.times) = (unwritten.due.map(ahead), unwritten.times.min(MAX_BACK_OFF));
     }
     memory.departed.values_mut().for_each(|since| *since = ago(*since));
     memory.leaving = memory.leaving.map(ago);
@@ -166,7 +166,7 @@ enum End {
     /// The pass waits for these.
     Open(Vec<(u64, Effect)>),
     Finished {
-        memory: Box<Memory>,
+        memory: Box<PolicyCache>,
         next: Result<Next, Error>,
         gone: bool,
     },
@@ -328,11 +328,11 @@ impl Run {
         cluster.nodes.iter_mut().for_each(|node| node.seen = None);
         let (memory, due) = match end {
             End::Open(_) => unreachable!("the pass has ended"),
-            End::Crashed => (Memory::default(), Some(Duration::ZERO)),
-            End::Finished { gone: true, .. } => (Memory::default(), None),
+            End::Crashed => (PolicyCache::default(), Some(Duration::ZERO)),
+            End::Finished { gone: true, .. } => (PolicyCache::default(), None),
             End::Finished { memory, next: Ok(Next::After(wait)), .. } => (*memory, Some(wait)),
             End::Finished { memory, next: Ok(Next::Changed), .. } => (*memory, None),
-            End::Finished { memory, next: Err(Error::Cancelled), .. } => (*memory, Some(pass::MOMENT)),
+            End::Finished { memory, next: Err(Error::Cancelled), .. } => (*memory, Some(pass::DUE_SLACK)),
             End::Finished { mut memory, next: Err(_), .. } => {
                 memory.failures = memory.failures.saturating_add(1);
                 let due = wait(memory.failures - 1);
@@ -398,7 +398,7 @@ impl Explorer {
         let began = Instant::now();
         let first = Between {
             cluster: Cluster::new(),
-            memory: Memory::default(),
+            memory: PolicyCache::default(),
             time: Duration::ZERO,
             due: Some(Duration::ZERO),
             budget,
@@ -519,7 +519,7 @@ impl Explorer {
         let mut state = state.clone();
         state.cluster.nodes.iter_mut().for_each(|node| node.up |= recover);
         let (mut passed, mut steps, mut requests, mut total) = (Vec::new(), Vec::new(), Vec::new(), 0);
-        for _ in 0..MOST_PASSES {
+        for _ in 0..MAX_PASSES {
             let key = state.key();
             if let Some(rest) = self.ends.get(&key) {
                 total += rest;
@@ -548,7 +548,7 @@ impl Explorer {
             }
         }
         let why = state.cluster.unfinished().unwrap_or_else(|| "something is written in each pass".into());
-        Err((format!("after {MOST_PASSES} passes without a fault: {why}"), steps))
+        Err((format!("after {MAX_PASSES} passes without a fault: {why}"), steps))
     }
 
     fn note(&mut self, passed: &[(u64, u64)], requests: &[usize], total: usize) -> usize {

@@ -17,7 +17,7 @@ use std::{
 
 use cluster::{Cluster, Effect};
 use explore::{Explored, Explorer};
-use idleconn_operator::pass::{self, memory::Memory};
+use idleconn_operator::pass::{self, memory::PolicyCache};
 use world::Ports;
 
 fn number(variable: &str, default: u32) -> u32 {
@@ -28,7 +28,7 @@ fn number(variable: &str, default: u32) -> u32 {
 fn what_ran_for_a_former_policy_of_the_same_name_ends() {
     let ends = |former: &str| {
         let (ports, mut cluster) = (Ports::at(Duration::ZERO), Cluster::new());
-        let mut memory = Memory { uid: former.into(), ..Memory::default() };
+        let mut memory = PolicyCache { uid: former.into(), ..PolicyCache::default() };
         let mut visit = Box::pin(pass::visit(&ports, &mut memory));
         let mut context = Context::from_waker(Waker::noop());
         assert!(visit.as_mut().poll(&mut context).is_pending());

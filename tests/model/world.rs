@@ -17,7 +17,7 @@ use idleconn_operator::{
         policy::{Target as TargetSpec, TargetType},
     },
     decide::{
-        Change, Declared, Fault, Traits, Unit, UnitState,
+        Change, Declared, Fault, TargetCapabilities, Unit, UnitState,
         adaptive::{config::Config, signal::Signal},
         claims::Claimant,
         condition::Notice,
@@ -193,7 +193,7 @@ impl Target for Ports {
     }
 
     fn write<'a>(&'a self, unit: &'a Unit, state: &'a UnitState, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Fault>> {
-        let from = state.sites.iter().map(|(site, stored)| (site.knob, stored.raw.clone())).collect();
+        let from = state.sites.iter().map(|(site, stored)| (site.limit, stored.raw.clone())).collect();
         asked!(self, Effect::Write { node: node_of(unit), from, changes: changes.to_vec() }, Written)
     }
 }
@@ -229,8 +229,8 @@ impl World for Ports {
         RESYNC
     }
 
-    fn traits(&self, _: &TargetSpec) -> Traits {
-        Traits { value: |_, raw| parsed(Some(raw)), ..Traits::PLAIN }
+    fn traits(&self, _: &TargetSpec) -> TargetCapabilities {
+        TargetCapabilities { value: |_, raw| parsed(Some(raw)), ..TargetCapabilities::PLAIN }
     }
 
     fn states_identity(&self, _: TargetType) -> bool {

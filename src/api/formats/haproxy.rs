@@ -3,17 +3,17 @@
 //!
 //! HAProxy has no timeout where none is set, which is also the meaning of 0 in a policy. A pool size of -1 means no limit.
 
-use super::super::{Knob, Value, flush::Reload};
+use super::super::{Limit, Value, flush::Reload};
 use super::{HEADER, MAX_MILLISECONDS, Spec, milliseconds};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: &[
-        (Knob::ServerIdleTimeout, "timeout http-keep-alive"),
-        (Knob::ServerReadHeaderTimeout, "timeout http-request"),
-        (Knob::BackendRequestTimeout, "timeout client"),
-        (Knob::BackendResponseHeaderTimeout, "timeout server"),
-        (Knob::BackendMaxIdleConnsPerHost, "pool-max-conn"),
-        (Knob::BackendIdleConnTimeout, "pool-purge-delay"),
+        (Limit::ServerIdleTimeout, "timeout http-keep-alive"),
+        (Limit::ServerReadHeaderTimeout, "timeout http-request"),
+        (Limit::BackendRequestTimeout, "timeout client"),
+        (Limit::BackendResponseHeaderTimeout, "timeout server"),
+        (Limit::BackendMaxIdleConnsPerHost, "pool-max-conn"),
+        (Limit::BackendIdleConnTimeout, "pool-purge-delay"),
     ],
     render: |named, _| {
         let mut lines = vec![format!("# {HEADER}"), "defaults idleconn".into(), "    mode http".into()];
@@ -30,8 +30,8 @@ pub(super) const FORMAT: Spec = Spec {
                 lines.push(format!("    {name} {value}"));
             }
         }
-        let has = |wanted: Knob| named.iter().any(|(knob, ..)| *knob == wanted);
-        if has(Knob::ServerReadHeaderTimeout) && !has(Knob::ServerIdleTimeout) {
+        let has = |wanted: Limit| named.iter().any(|(limit, ..)| *limit == wanted);
+        if has(Limit::ServerReadHeaderTimeout) && !has(Limit::ServerIdleTimeout) {
             // Without `timeout http-keep-alive`, HAProxy uses `timeout http-request` for idle connections too. With this line,
             // `timeout client` ends idle connections, as it does if neither is set.
             lines.push(format!("    timeout http-keep-alive {}ms", milliseconds(MAX_MILLISECONDS)));
@@ -43,9 +43,9 @@ pub(super) const FORMAT: Spec = Spec {
     },
     reader: "HAProxy",
     reload: |_| Reload::ALL_POOLS,
-    inexpressible: |knob, value| match value {
+    inexpressible: |limit, value| match value {
         Value::Duration(time) if time > MAX_MILLISECONDS => Some("HAProxy refuses times of more than 24 days"),
-        _ if knob == Knob::BackendIdleConnTimeout && value.is_zero() => Some("HAProxy keeps no idle connection for 0"),
+        _ if limit == Limit::BackendIdleConnTimeout && value.is_zero() => Some("HAProxy keeps no idle connection for 0"),
         _ => None,
     },
 };

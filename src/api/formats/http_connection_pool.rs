@@ -9,17 +9,17 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value as Json, json};
 
-use super::super::{Knob, Value, flush::Reload};
+use super::super::{Limit, Value, flush::Reload};
 use super::{MAX_MILLISECONDS, Named, Spec, milliseconds};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: &[
-        (Knob::BackendMaxConnsPerHost, "maxSockets"),
-        (Knob::BackendMaxIdleConnsPerHost, "maxFreeSockets"),
-        (Knob::BackendRequestTimeout, TIMEOUT),
-        (Knob::BackendTcpKeepAlive, "keepAliveMsecs"),
-        (Knob::BackendIdleConnTimeout, IDLE),
-        (Knob::BackendMaxConnLifetime, "maxSocketLifetime"),
+        (Limit::BackendMaxConnsPerHost, "maxSockets"),
+        (Limit::BackendMaxIdleConnsPerHost, "maxFreeSockets"),
+        (Limit::BackendRequestTimeout, TIMEOUT),
+        (Limit::BackendTcpKeepAlive, "keepAliveMsecs"),
+        (Limit::BackendIdleConnTimeout, IDLE),
+        (Limit::BackendMaxConnLifetime, "maxSocketLifetime"),
     ],
     render: |named, providers| {
         let mut global = members(named);
@@ -32,12 +32,12 @@ pub(super) const FORMAT: Spec = Spec {
     },
     reader: "Node services (examples/node-service, agentkeepalive)",
     reload: |_| Reload::OWN_POOL,
-    inexpressible: |knob, value| match value {
+    inexpressible: |limit, value| match value {
         Value::Duration(time) if time > MAX_MILLISECONDS => Some("Node cuts times of more than 24 days"),
-        _ if knob == Knob::BackendMaxIdleConnsPerHost && value.is_zero() => {
+        _ if limit == Limit::BackendMaxIdleConnsPerHost && value.is_zero() => {
             Some("Node keeps 256 idle connections per host for 0")
         }
-        _ if knob == Knob::BackendTcpKeepAlive && value.is_zero() => Some("Node probes every second for 0"),
+        _ if limit == Limit::BackendTcpKeepAlive && value.is_zero() => Some("Node probes every second for 0"),
         _ => None,
     },
 };

@@ -8,25 +8,25 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value as Json};
 
-use super::{Knob, Settings, Value, flush::Reload};
+use super::{Limit, LimitValues, Value, flush::Reload};
 
 /// Specification of a format.
 pub struct Spec {
     /// Limits of the format, with their names in the file.
-    pub fields: &'static [(Knob, &'static str)],
+    pub fields: &'static [(Limit, &'static str)],
     /// Renders the files: the suffix that follows the key's name (empty for most formats), and the text. The function gets only
     /// limits of `fields`. A format without providers ignores those of the providers.
     pub render: fn(&Named, &Providers) -> Files,
     /// Programs that read the format.
     pub reader: &'static str,
     /// Reaction of the reader to a change of each of `fields`; tests/it/flushes.rs measures it.
-    pub reload: fn(Knob) -> Reload,
+    pub reload: fn(Limit) -> Reload,
     /// Reason why the reader cannot represent a value, as the end of a sentence that begins with the value; `None` if it can.
-    pub inexpressible: fn(Knob, Value) -> Option<&'static str>,
+    pub inexpressible: fn(Limit, Value) -> Option<&'static str>,
 }
 
 /// Limits that are set, with their names in a format, in the order of its fields.
-pub type Named = Vec<(Knob, &'static str, Value)>;
+pub type Named = Vec<(Limit, &'static str, Value)>;
 
 /// Limits of each provider, by the provider's name.
 pub type Providers = BTreeMap<String, Named>;
@@ -78,36 +78,36 @@ impl Format {
 
     /// Returns the limits of the format, with their names in the file.
     #[must_use]
-    pub const fn fields(self) -> &'static [(Knob, &'static str)] {
+    pub const fn fields(self) -> &'static [(Limit, &'static str)] {
         self.spec().fields
     }
 
     /// Reports whether the format has a limit.
     #[must_use]
-    pub fn has(self, knob: Knob) -> bool {
-        self.fields().iter().any(|(field, _)| *field == knob)
+    pub fn has(self, limit: Limit) -> bool {
+        self.fields().iter().any(|(field, _)| *field == limit)
     }
 
     /// Returns the reaction of the reader to a change of a limit.
     #[must_use]
-    pub fn reload(self, knob: Knob) -> Reload {
-        (self.spec().reload)(knob)
+    pub fn reload(self, limit: Limit) -> Reload {
+        (self.spec().reload)(limit)
     }
 
     /// Returns the time that the reader keeps an idle connection if the limit is not set; `None` if it is not known. nginx:
     /// `keepalive_timeout` 75 s, and 60 s in an `upstream` (`ngx_http_core_module`, `ngx_http_upstream_module`).
     #[must_use]
-    pub const fn default_idle(self, knob: Knob) -> Option<Duration> {
-        match (self, knob) {
-            (Self::Nginx, Knob::ServerIdleTimeout) => Some(Duration::from_secs(75)),
-            (Self::Nginx, Knob::BackendIdleConnTimeout) => Some(Duration::from_secs(60)),
+    pub const fn default_idle(self, limit: Limit) -> Option<Duration> {
+        match (self, limit) {
+            (Self::Nginx, Limit::ServerIdleTimeout) => Some(Duration::from_secs(75)),
+            (Self::Nginx, Limit::BackendIdleConnTimeout) => Some(Duration::from_secs(60)),
             _ => None,
         }
     }
 
     /// Returns the check for values that the reader cannot represent; see [`Spec::inexpressible`].
     #[must_use]
-    pub const fn inexpressible(self) -> fn(Knob, Value) -> Option<&'static str> {
+    pub const fn inexpressible(self) -> fn(Limit, Value) -> Option<&'static str> {
         self.spec().inexpressible
     }
 
@@ -120,9 +120,9 @@ impl Format {
     /// Renders the files, by the suffix that follows the key's name. A limit that the format does not have is left out. The same
     /// limits always give the same bytes.
     #[must_use]
-    pub fn render(self, limits: &Settings, providers: &BTreeMap<String, Settings>) -> BTreeMap<&'static str, String> {
-        let named = |limits: &Settings| -> Named {
-            self.fields().iter().filter_map(|(knob, name)| Some((*knob, *name, *limits.get(knob)?))).collect()
+    pub fn render(self, limits: &LimitValues, providers: &BTreeMap<String, LimitValues>) -> BTreeMap<&'static str, String> {
+        let named = |limits: &LimitValues| -> Named {
+            self.fields().iter().filter_map(|(limit, name)| Some((*limit, *name, *limits.get(limit)?))).collect()
         };
         let providers = providers.iter().map(|(provider, limits)| (provider.clone(), named(limits))).collect();
         (self.spec().render)(&named(limits), &providers).into_iter().collect()
@@ -139,21 +139,21 @@ impl Format {
 const HEADER: &str = "Written by idleconn-operator; what is changed here by hand is not kept.";
 
 /// Behavior of examples/go-service: a server applies its limits while it runs, and a pool is replaced when its limits change.
-const fn reload_in_go(knob: Knob) -> Reload {
-    if knob.is_client() { Reload::OWN_POOL } else { Reload::Hot }
+const fn reload_in_go(limit: Limit) -> Reload {
+    if limit.is_client() { Reload::OWN_POOL } else { Reload::Hot }
 }
 
 /// Longest time in signed 32-bit milliseconds: 24 days, 20 hours, 31 minutes.
 const MAX_MILLISECONDS: Duration = Duration::from_millis(i32::MAX as u64);
 
 /// Limits for which Go's `net/http` does not treat 0 as "no limit" (documented at `http.Transport` and `net.Dialer`).
-pub(crate) fn inexpressible_in_go(knob: Knob, value: Value) -> Option<&'static str> {
-    match (knob, value.is_zero()) {
-        (Knob::IntraClusterMaxIdleConnsPerHost | Knob::BackendMaxIdleConnsPerHost, true) => {
+pub(crate) fn inexpressible_in_go(limit: Limit, value: Value) -> Option<&'static str> {
+    match (limit, value.is_zero()) {
+        (Limit::IntraClusterMaxIdleConnsPerHost | Limit::BackendMaxIdleConnsPerHost, true) => {
             Some("Go keeps 2 idle connections per host for 0")
         }
-        (Knob::BackendTcpKeepAlive, true) => Some("Go probes every 15s for 0"),
-        (Knob::BackendExpectContinueTimeout, true) => Some("Go does not wait at all for 0"),
+        (Limit::BackendTcpKeepAlive, true) => Some("Go probes every 15s for 0"),
+        (Limit::BackendExpectContinueTimeout, true) => Some("Go does not wait at all for 0"),
         _ => None,
     }
 }
@@ -178,9 +178,10 @@ fn milliseconds(time: Duration) -> u64 {
 mod tests {
     use super::*;
 
-    fn everything() -> Settings {
-        let value = |knob: Knob| if knob.is_count() { Value::Count(7) } else { Value::Duration(Duration::from_millis(90_500)) };
-        Knob::ALL.into_iter().map(|knob| (knob, value(knob))).collect()
+    fn everything() -> LimitValues {
+        let value =
+            |limit: Limit| if limit.is_count() { Value::Count(7) } else { Value::Duration(Duration::from_millis(90_500)) };
+        Limit::ALL.into_iter().map(|limit| (limit, value(limit))).collect()
     }
 
     #[test]
@@ -189,16 +190,16 @@ mod tests {
             let whole = format.render(&everything(), &BTreeMap::new());
             assert_eq!(whole, format.render(&everything(), &BTreeMap::new()), "{format:?}");
             assert_eq!(whole.keys().copied().collect::<Vec<_>>(), format.suffixes(), "{format:?}");
-            for (knob, name) in format.fields() {
+            for (limit, name) in format.fields() {
                 let mut without = everything();
-                without.remove(knob);
-                assert_ne!(whole, format.render(&without, &BTreeMap::new()), "{format:?} does not write {knob} ({name})");
+                without.remove(limit);
+                assert_ne!(whole, format.render(&without, &BTreeMap::new()), "{format:?} does not write {limit} ({name})");
                 let mut other = everything();
-                other.insert(*knob, if knob.is_count() { Value::Count(8) } else { Value::Duration(Duration::from_secs(8)) });
+                other.insert(*limit, if limit.is_count() { Value::Count(8) } else { Value::Duration(Duration::from_secs(8)) });
                 assert_ne!(
                     whole,
                     format.render(&other, &BTreeMap::new()),
-                    "{format:?} does not write the value of {knob} ({name})"
+                    "{format:?} does not write the value of {limit} ({name})"
                 );
             }
             assert!(whole.values().all(|text| text.ends_with('\n')), "{format:?}");
@@ -208,8 +209,8 @@ mod tests {
     #[test]
     fn a_limit_without_a_place_changes_nothing() {
         for &format in Format::ALL {
-            let placed: Settings =
-                everything().into_iter().filter(|(knob, _)| format.fields().iter().any(|(k, _)| k == knob)).collect();
+            let placed: LimitValues =
+                everything().into_iter().filter(|(limit, _)| format.fields().iter().any(|(k, _)| k == limit)).collect();
             assert_eq!(format.render(&placed, &BTreeMap::new()), format.render(&everything(), &BTreeMap::new()), "{format:?}");
         }
     }

@@ -3,26 +3,26 @@
 //!
 //! nginx has no value for "no limit": it closes each connection at once for 0, or refuses 0.
 
-use super::super::{Knob, Value, flush::Reload};
+use super::super::{Limit, Value, flush::Reload};
 use super::{HEADER, Spec, milliseconds};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: &[
-        (Knob::ServerIdleTimeout, "keepalive_timeout"),
-        (Knob::ServerReadHeaderTimeout, "client_header_timeout"),
-        (Knob::ServerMaxRequestsPerConn, "keepalive_requests"),
-        (Knob::BackendMaxIdleConnsPerHost, "keepalive"),
-        (Knob::BackendIdleConnTimeout, "keepalive_timeout"),
-        (Knob::BackendMaxConnLifetime, "keepalive_time"),
+        (Limit::ServerIdleTimeout, "keepalive_timeout"),
+        (Limit::ServerReadHeaderTimeout, "client_header_timeout"),
+        (Limit::ServerMaxRequestsPerConn, "keepalive_requests"),
+        (Limit::BackendMaxIdleConnsPerHost, "keepalive"),
+        (Limit::BackendIdleConnTimeout, "keepalive_timeout"),
+        (Limit::BackendMaxConnLifetime, "keepalive_time"),
     ],
     render: |named, _| {
         let mut files = [vec![format!("# {HEADER}")], vec![format!("# {HEADER}")]];
-        for (knob, name, value) in named {
+        for (limit, name, value) in named {
             let value = match value {
                 Value::Duration(time) => format!("{}ms", milliseconds(*time)),
                 Value::Count(n) => n.to_string(),
             };
-            files[usize::from(knob.is_client())].push(format!("{name} {value};"));
+            files[usize::from(limit.is_client())].push(format!("{name} {value};"));
         }
         let [http, upstream] = files.map(|lines| lines.join("\n") + "\n");
         vec![("", http), (".upstream", upstream)]

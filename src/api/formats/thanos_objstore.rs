@@ -4,18 +4,18 @@
 
 use serde_json::{Map, json};
 
-use super::super::{Knob, flush::Reload};
+use super::super::{Limit, flush::Reload};
 use super::{HEADER, Spec, inexpressible_in_go};
 
 pub(super) const FORMAT: Spec = Spec {
     fields: &[
-        (Knob::BackendIdleConnTimeout, "idle_conn_timeout"),
-        (Knob::BackendMaxIdleConns, "max_idle_conns"),
-        (Knob::BackendMaxIdleConnsPerHost, "max_idle_conns_per_host"),
-        (Knob::BackendMaxConnsPerHost, "max_conns_per_host"),
-        (Knob::BackendTlsHandshakeTimeout, "tls_handshake_timeout"),
-        (Knob::BackendExpectContinueTimeout, "expect_continue_timeout"),
-        (Knob::BackendResponseHeaderTimeout, "response_header_timeout"),
+        (Limit::BackendIdleConnTimeout, "idle_conn_timeout"),
+        (Limit::BackendMaxIdleConns, "max_idle_conns"),
+        (Limit::BackendMaxIdleConnsPerHost, "max_idle_conns_per_host"),
+        (Limit::BackendMaxConnsPerHost, "max_conns_per_host"),
+        (Limit::BackendTlsHandshakeTimeout, "tls_handshake_timeout"),
+        (Limit::BackendExpectContinueTimeout, "expect_continue_timeout"),
+        (Limit::BackendResponseHeaderTimeout, "response_header_timeout"),
     ],
     render: |named, _| {
         let config: Map<_, _> = named.iter().map(|(_, name, limit)| ((*name).to_owned(), limit.json())).collect();

@@ -50,7 +50,7 @@ macro_rules! limits {
         $Pool:ident $pool:ident $prefix:tt $side:ident {
             $(
                 $(#[$doc:meta])*
-                $knob:ident $field:ident $name:tt $measure:ident $($go:literal)?;
+                $limit:ident $field:ident $name:tt $measure:ident $($go:literal)?;
             )*
         }
     )*) => {
@@ -58,11 +58,11 @@ macro_rules! limits {
 
         /// Limit, named by its path in [`Limits`]. The documentation has the limits in this order.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-        pub enum Knob {
-            $($($(#[$doc])* $knob,)*)*
+        pub enum Limit {
+            $($($(#[$doc])* $limit,)*)*
         }
 
-        /// Table of limits, with one row for each limit in the order of [`Knob`].
+        /// Table of limits, with one row for each limit in the order of [`Limit`].
         pub const TABLE: &[Row] = &[$($(Row {
             path: concat!($prefix, ".", $name),
             pool: $prefix,
@@ -72,33 +72,33 @@ macro_rules! limits {
         },)*)*];
 
         /// Limits that Go has, as `pool.Field`: the name of the pool in YAML and the name of the field in Go.
-        pub const GO: &[(Knob, &str)] = &[$($($((Knob::$knob, concat!($prefix, ".", $go)),)?)*)*];
+        pub const GO: &[(Limit, &str)] = &[$($($((Limit::$limit, concat!($prefix, ".", $go)),)?)*)*];
 
         /// Limits that Go has, as `Pool_Field`, which is a valid name of an environment variable.
-        pub const GO_ENV: &[(Knob, &str)] = &[$($($((Knob::$knob, concat!(stringify!($Pool), "_", $go)),)?)*)*];
+        pub const GO_ENV: &[(Limit, &str)] = &[$($($((Limit::$limit, concat!(stringify!($Pool), "_", $go)),)?)*)*];
 
-        impl Knob {
+        impl Limit {
             /// All limits.
-            pub const ALL: [Self; TABLE.len()] = [$($(Self::$knob,)*)*];
+            pub const ALL: [Self; TABLE.len()] = [$($(Self::$limit,)*)*];
         }
 
         impl Limits {
             /// Returns the limits that are set, as a flat map. A text that is not a duration is left out; the API server refuses
             /// it.
             #[must_use]
-            pub fn settings(&self) -> Settings {
+            pub fn settings(&self) -> LimitValues {
                 let Self { $($pool,)* } = self;
-                let mut all = Settings::new();
+                let mut all = LimitValues::new();
                 $(if let Some($Pool { $($field,)* }) = $pool {
-                    $(all.extend($field.as_ref().and_then(Field::value).map(|value| (Knob::$knob, value)));)*
+                    $(all.extend($field.as_ref().and_then(Field::value).map(|value| (Limit::$limit, value)));)*
                 })*
                 all
             }
         }
 
-        impl From<&Settings> for Limits {
-            fn from(settings: &Settings) -> Self {
-                $(let $pool = $Pool { $($field: settings.get(&Knob::$knob).and_then(|value| Field::of(*value)),)* };)*
+        impl From<&LimitValues> for Limits {
+            fn from(settings: &LimitValues) -> Self {
+                $(let $pool = $Pool { $($field: settings.get(&Limit::$limit).and_then(|value| Field::of(*value)),)* };)*
                 Self { $($pool: ($pool != $Pool::default()).then_some($pool),)* }
             }
         }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, fmt};
 use serde_json::Value as Json;
 
 use super::{signal::Reading, step_size::Share};
-use crate::api::{Knob, Settings, Value, wording::with_noun};
-use crate::decide::{NodeState, Traits, Unit, UnitState, originals::Saved};
+use crate::api::{Limit, LimitValues, Value, wording::with_noun};
+use crate::decide::{NodeState, TargetCapabilities, Unit, UnitState, originals::Saved};
 
 /// The highest number of tasks per node that pooled connections can be, by node name.
 pub type MostPooled = BTreeMap<String, f64>;
@@ -34,10 +34,10 @@ impl Bound {
             most: 0.0,
             tasks: 0.0,
             is_counted: reading.threshold.is_some(),
-            nodes: reading.crowd.len(),
-            node: reading.crowd.first()?.0.clone(),
+            nodes: reading.tasks_over_threshold.len(),
+            node: reading.tasks_over_threshold.first()?.0.clone(),
         };
-        for (node, tasks) in &reading.crowd {
+        for (node, tasks) in &reading.tasks_over_threshold {
             bound.most += most.get(node)?.min(*tasks);
             bound.tasks += tasks;
         }
@@ -88,15 +88,15 @@ impl Attribution {
 /// bounds the pools, or a node is not known.
 #[must_use]
 pub fn most_pooled(
-    declared: &Settings,
-    floor: &Settings,
-    traits: &Traits,
+    declared: &LimitValues,
+    floor: &LimitValues,
+    traits: &TargetCapabilities,
     saved: &BTreeMap<String, Saved>,
     units: &[(Unit, UnitState)],
 ) -> Option<MostPooled> {
     let mut most = declared.clone();
-    let mut raise = |knob: Knob, value: Value| {
-        let known = most.entry(knob).or_insert(value);
+    let mut raise = |limit: Limit, value: Value| {
+        let known = most.entry(limit).or_insert(value);
         // 0 means no limit, which is more than any value.
         let unlimited = Value::Count(0);
         *known = if [*known, value].contains(&unlimited) { unlimited } else { value.max(*known) };
@@ -104,18 +104,18 @@ pub fn most_pooled(
     let nodes: Vec<&NodeState> = units.iter().flat_map(|(_, state)| &state.nodes).collect();
     for (unit, state) in units {
         for node in &state.nodes {
-            for (knob, value) in node.stored.as_ref().ok()? {
-                raise(*knob, (*value)?);
+            for (limit, value) in node.stored.as_ref().ok()? {
+                raise(*limit, (*value)?);
             }
         }
         for (site, raw) in saved.get(&unit.id).into_iter().flat_map(|saved| &saved.sites) {
             if let Some(count) = raw.as_ref().and_then(Json::as_u64) {
-                raise(site.knob, Value::Count(u32::try_from(count).ok()?));
+                raise(site.limit, Value::Count(u32::try_from(count).ok()?));
             }
         }
     }
     // A pool without a floor does not shrink, whatever it holds.
-    most.retain(|knob, _| floor.contains_key(knob) || !matches!(knob, Knob::BackendIdleConnTimeout));
+    most.retain(|limit, _| floor.contains_key(limit) || !matches!(limit, Limit::BackendIdleConnTimeout));
     (traits.most_pooled)(&most, &nodes)
 }
 
@@ -126,15 +126,15 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::decide::Site;
+    use crate::decide::ConfigPath;
 
     #[test]
     fn pools_are_bounded_by_the_highest_limit_that_a_process_may_still_use() {
-        const PER_HOST: Knob = Knob::IntraClusterMaxIdleConnsPerHost;
+        const PER_HOST: Limit = Limit::IntraClusterMaxIdleConnsPerHost;
         fn value_of(value: Value) -> f64 {
             if let Value::Count(n) = value { f64::from(n) } else { f64::NAN }
         }
-        let bounded = Traits {
+        let bounded = TargetCapabilities {
             most_pooled: |limits, nodes| match limits.get(&PER_HOST) {
                 Some(Value::Count(0)) | None => None,
                 Some(value) if limits.len() == 1 => {
@@ -142,11 +142,11 @@ mod tests {
                 }
                 Some(_) => Some(MostPooled::new()),
             },
-            ..Traits::PLAIN
+            ..TargetCapabilities::PLAIN
         };
-        let limits = |n| Settings::from([(PER_HOST, Value::Count(n))]);
+        let limits = |n| LimitValues::from([(PER_HOST, Value::Count(n))]);
         let most = |declared: u32, stored: &[Option<u32>], before: Option<u32>, extra: bool| {
-            let site = Site { knob: PER_HOST, place: "x".into() };
+            let site = ConfigPath { limit: PER_HOST, place: "x".into() };
             let node =
                 |(at, n): (usize, &Option<u32>)| NodeState::new(format!("n{at}"), Ok([(PER_HOST, n.map(Value::Count))].into()));
             let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None };
@@ -160,9 +160,9 @@ mod tests {
             let mut declared = limits(declared);
             let mut floor = limits(1);
             // Always declared; only a floor makes it count.
-            declared.insert(Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(1)));
+            declared.insert(Limit::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(1)));
             if extra {
-                floor.insert(Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(1)));
+                floor.insert(Limit::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(1)));
             }
             let most = most_pooled(&declared, &floor, &bounded, &[("u".into(), saved)].into(), &[(unit, state)]);
             most.map(|most| most.into_values().collect::<Vec<_>>())
@@ -194,7 +194,7 @@ mod tests {
             (None, pooled(20.0), vec![("b".to_owned(), 100.0)], 1.0, false),
             (None, pooled(20.0), vec![("a".to_owned(), 0.0)], 1.0, false),
         ] {
-            let reading = Reading { files_share: files, crowd, ..Reading::of(2.0) };
+            let reading = Reading { files_share: files, tasks_over_threshold: crowd, ..Reading::of(2.0) };
             let attribution = Attribution::new(pooled.as_ref(), Some(&reading));
             assert!((attribution.share.most - most).abs() < 1e-9, "{attribution:?}");
             assert_eq!(attribution.bound.is_some(), bounds, "{attribution:?}");
@@ -219,7 +219,8 @@ mod tests {
         let most = MostPooled::from([("p0".to_owned(), 2400.0), ("t0".to_owned(), 1900.0), ("t1".to_owned(), 1900.0)]);
         let bound = |crowd: &[(&str, f64)], threshold| {
             let crowd = crowd.iter().map(|(node, tasks)| ((*node).to_owned(), *tasks)).collect();
-            Bound::of(&most, &Reading { threshold, crowd, ..Reading::of(2.0) }).map(|bound| bound.to_string())
+            Bound::of(&most, &Reading { threshold, tasks_over_threshold: crowd, ..Reading::of(2.0) })
+                .map(|bound| bound.to_string())
         };
         let said = |crowd: &[(&str, f64)]| bound(crowd, Some(1024.0)).unwrap_or_default();
         assert_eq!(said(&[("t1", 3019.0)]), "1900 of 3019 tasks (63%) on t1");

@@ -11,11 +11,11 @@ use super::{
 };
 use crate::{
     api::{
-        IdleConnectionPolicySpec, Knob, Settings,
+        IdleConnectionPolicySpec, Limit, LimitValues,
         adaptive::{IdleConnections, Mode, Signal, Source},
         restart::{RestartFor, RestartPolicy},
     },
-    decide::{Declared, Traits, declare::floor},
+    decide::{Declared, TargetCapabilities, declare::floor},
 };
 
 /// The configuration of adaptive control, from the spec, the annotations and the target.
@@ -26,7 +26,7 @@ pub struct Config {
     /// The declared limits.
     pub declared: Declared,
     /// The floor of the limits.
-    pub floor: Settings,
+    pub floor: LimitValues,
     /// The percentile of the nodes that decides.
     pub percentile: u32,
     /// The gauge of each node that counts its tasks; `None` where the source is another one.
@@ -46,7 +46,7 @@ pub struct Config {
 impl Config {
     /// A configuration in which nothing is paused and a change closes nothing.
     #[must_use]
-    pub fn plain(declared: Settings, floor: Settings, tuning: Tuning) -> Self {
+    pub fn plain(declared: LimitValues, floor: LimitValues, tuning: Tuning) -> Self {
         Self {
             tuning,
             declared: Declared { settings: declared, ..Declared::default() },
@@ -68,9 +68,9 @@ impl Config {
         spec: &IdleConnectionPolicySpec,
         annotations: &BTreeMap<String, String>,
         declared: &Declared,
-        traits: &Traits,
+        traits: &TargetCapabilities,
         source: Source,
-        has_pool: impl Fn(Knob) -> bool,
+        has_pool: impl Fn(Limit) -> bool,
         now: Timestamp,
     ) -> Option<Self> {
         let adaptive = spec.adaptive.as_ref().filter(|adaptive| adaptive.mode != Mode::Disabled)?;

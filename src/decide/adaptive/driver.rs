@@ -12,22 +12,22 @@ use super::{
     pause::By,
     report::SeenLoop,
     signal::{Reading, Signal},
-    standing::Standing,
+    standing::NodeProgress,
     state::State,
     step::{self, Digest, Facts, Outcome},
     tighten,
 };
 use crate::{
     api::{IdleConnectionPolicyStatus, wording::percent},
-    decide::{Lives, Traits, Unit, UnitState, originals::Saved},
+    decide::{Lives, TargetCapabilities, Unit, UnitState, originals::Saved},
 };
 
 /// How long a new process observes at most before its first step (milliseconds).
-const LONGEST_FIRST_WATCH: i64 = 120_000;
+const MAX_FIRST_OBSERVATION: i64 = 120_000;
 /// How long the utilization must differ from the status before a pass updates it (milliseconds).
-const MOVED: i64 = 60_000;
+const STATUS_REFRESH_AFTER: i64 = 60_000;
 /// Percentage points by which the utilization must differ from the status.
-const POINTS: u32 = 10;
+const STATUS_REFRESH_POINTS: u32 = 10;
 
 /// Adaptive control of one policy.
 #[derive(Clone, Debug)]
@@ -35,7 +35,7 @@ pub struct AdaptiveDriver {
     config: Config,
     state: State,
     /// The nodes at the end of the last pass.
-    standing: Standing,
+    standing: NodeProgress,
     /// The highest number of tasks per node that pooled connections can be; `None` where it is not known.
     most_pooled: Option<MostPooled>,
     /// No step before this time, because the process has just begun to count (Unix milliseconds).
@@ -63,11 +63,11 @@ impl AdaptiveDriver {
     /// A driver that continues from a state. `told`: the utilization in the status.
     #[must_use]
     pub fn new(config: Config, state: State, told: Option<u32>, now: i64) -> Self {
-        let not_before = now + config.tuning.tighten_after.min(LONGEST_FIRST_WATCH);
+        let not_before = now + config.tuning.tighten_after.min(MAX_FIRST_OBSERVATION);
         Self {
             config,
             state,
-            standing: Standing::default(),
+            standing: NodeProgress::default(),
             most_pooled: None,
             not_before,
             digest: None,
@@ -98,7 +98,13 @@ impl AdaptiveDriver {
     }
 
     /// Records the maximum of pooled connections if all units have answered: it bounds the effect of tightening.
-    pub fn bound(&mut self, traits: &Traits, saved: &BTreeMap<String, Saved>, answered: &[(Unit, UnitState)], all: bool) {
+    pub fn bound(
+        &mut self,
+        traits: &TargetCapabilities,
+        saved: &BTreeMap<String, Saved>,
+        answered: &[(Unit, UnitState)],
+        all: bool,
+    ) {
         let Config { declared, floor, .. } = &self.config;
         let most = || attribution::most_pooled(&declared.settings, floor, traits, saved, answered);
         self.most_pooled = all.then(most).flatten();
@@ -117,7 +123,7 @@ impl AdaptiveDriver {
 
     /// What holds besides the signal.
     #[must_use]
-    pub fn facts(&self, signal: &Signal, standing: Standing) -> Facts<'_> {
+    pub fn facts(&self, signal: &Signal, standing: NodeProgress) -> Facts<'_> {
         let Config { declared, floor, levels, rolls, pause, disturbance, .. } = &self.config;
         Facts {
             declared: &declared.settings,
@@ -136,7 +142,7 @@ impl AdaptiveDriver {
 
     /// Evaluates a signal for a pass. Nothing is taken over.
     #[must_use]
-    pub fn evaluate(&self, signal: &Signal, standing: Standing, now: i64) -> Outcome {
+    pub fn evaluate(&self, signal: &Signal, standing: NodeProgress, now: i64) -> Outcome {
         step::step(&self.config.tuning, &self.facts(signal, standing), &self.state, signal, now)
     }
 
@@ -155,13 +161,13 @@ impl AdaptiveDriver {
     }
 
     fn has_moved(&mut self, signal: &Signal, now: i64) -> bool {
-        let is_far = |reading: &Reading| self.told.is_none_or(|told| told.abs_diff(percent(reading.up)) >= POINTS);
+        let is_far = |reading: &Reading| self.told.is_none_or(|told| told.abs_diff(percent(reading.up)) >= STATUS_REFRESH_POINTS);
         // With alerts there is no utilization that could change.
         if self.config.levels || !signal.reading().is_some_and(is_far) {
             self.moved_since = None;
             return false;
         }
-        now - *self.moved_since.get_or_insert(now) >= MOVED
+        now - *self.moved_since.get_or_insert(now) >= STATUS_REFRESH_AFTER
     }
 
     /// The input of the report of a pass.
@@ -187,7 +193,7 @@ impl AdaptiveDriver {
         outcome: &Outcome,
         signal: &Signal,
         status: &IdleConnectionPolicyStatus,
-        traits: &Traits,
+        traits: &TargetCapabilities,
         lives: &Lives,
         units: impl IntoIterator<Item = (&'a Unit, &'a UnitState)>,
     ) {
@@ -197,6 +203,6 @@ impl AdaptiveDriver {
         self.told = status.utilization_percent;
         self.moved = false;
         let Config { declared, floor, .. } = &self.config;
-        self.standing = Standing::of(declared, floor, self.state.openness, traits, lives, &changed, units);
+        self.standing = NodeProgress::of(declared, floor, self.state.openness, traits, lives, &changed, units);
     }
 }

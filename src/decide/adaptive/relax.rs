@@ -3,16 +3,16 @@
 use super::{
     openness::{self, Percent},
     state::Efficacy,
-    step::{Decision, Evaluation, HOUR, Judged, Limit, Reason},
-    tuning::{DOUBT, NEARLY_OPEN, SAFE},
+    step::{Decision, Evaluation, HOUR, Judged, Reason, Restriction},
+    tuning::{NEARLY_OPEN, RELAX_TARGET, UNCERTAIN_RELAX_FACTOR},
     verdict::Verdict,
 };
 use crate::api::adaptive::Mode;
 
 /// The longest window for relaxing, unless `relaxAfter` itself is longer.
-const LONGEST_RELAX: i64 = 2 * HOUR;
+const MAX_RELAX_WINDOW: i64 = 2 * HOUR;
 /// A relaxing step below this utilization says nothing about the openness: the pools are hardly used.
-pub(super) const IDLE: f64 = 0.5;
+pub(super) const IDLE_UTILIZATION: f64 = 0.5;
 
 impl Evaluation<'_> {
     pub(super) fn maybe_relax(&mut self) {
@@ -21,8 +21,8 @@ impl Evaluation<'_> {
         if self.state.openness >= 100 {
             return;
         }
-        let (from, (to, doubtful)) = (self.state.openness, self.wider(slow));
-        let window = self.relax_window() * if doubtful { DOUBT } else { 1 };
+        let (from, (to, doubtful)) = (self.state.openness, self.relax_target(slow));
+        let window = self.relax_window() * if doubtful { UNCERTAIN_RELAX_FACTOR } else { 1 };
         if self.state.watched.low_for < window {
             return;
         }
@@ -31,7 +31,7 @@ impl Evaluation<'_> {
             self.recommendation = Some(Decision { from, to, reason, pressure: slow });
             return;
         }
-        if now < facts.not_before || now < self.state.dead_until {
+        if now < facts.not_before || now < self.state.settle_until {
             return;
         }
         if let Some(pending) = &self.state.pending {
@@ -50,7 +50,7 @@ impl Evaluation<'_> {
             self.state.pending = None;
         }
         if !facts.in_effect {
-            self.limit = (facts.needs_restart && !facts.rolls).then_some(Limit::RestartForbidden);
+            self.limit = (facts.needs_restart && !facts.rolls).then_some(Restriction::RestartForbidden);
             return;
         }
         self.relax(reason, slow);
@@ -77,9 +77,10 @@ impl Evaluation<'_> {
         if self.facts.no_relaxing || self.tuning.mode != Mode::Enforce || !self.may_change() {
             return;
         }
-        let (to, _) = self.wider(pressure);
+        let (to, _) = self.relax_target(pressure);
         // Where the pools were hardly used, this does not disprove what was enough under load.
-        self.state.proved = if pressure < IDLE { self.state.proved.min(self.state.openness) } else { 100 };
+        self.state.last_sufficient =
+            if pressure < IDLE_UTILIZATION { self.state.last_sufficient.min(self.state.openness) } else { 100 };
         self.change(to, reason, pressure);
         if to == 100 {
             self.state.efficacy = Efficacy::NotTightened;
@@ -88,7 +89,7 @@ impl Evaluation<'_> {
 
     /// Predicts the utilization after relaxing: pools grow with the limits, everything else stays. Where the pools'
     /// share is not known, all tasks count as pooled.
-    fn foreseen(&self, pressure: f64, to: Percent) -> f64 {
+    fn predicted_utilization(&self, pressure: f64, to: Percent) -> f64 {
         let left = openness::remaining(self.facts.declared, self.facts.floor, to, self.state.openness);
         let share = self.facts.share.estimate.unwrap_or(1.0).min(self.facts.share.most);
         pressure * (1.0 + share * (1.0 / left - 1.0))
@@ -96,13 +97,13 @@ impl Evaluation<'_> {
 
     /// The largest of one to three steps that leaves room. If none does, one step and `true`: the prediction is in
     /// doubt. A step that reaches [`NEARLY_OPEN`] goes to 100%.
-    fn wider(&self, pressure: f64) -> (Percent, bool) {
+    fn relax_target(&self, pressure: f64) -> (Percent, bool) {
         let step = self.tuning.relax_step;
         let up = |points: u8| {
             let to = self.state.openness.saturating_add(points).min(100);
             if to >= NEARLY_OPEN { 100 } else { to }
         };
-        let leaves_room = |to: &Percent| self.foreseen(pressure, *to) <= SAFE;
+        let leaves_room = |to: &Percent| self.predicted_utilization(pressure, *to) <= RELAX_TARGET;
         let widest = (step..=step.saturating_mul(3)).rev().map(up).find(leaves_room);
         widest.map_or((up(step), true), |to| (to, false))
     }
@@ -117,7 +118,7 @@ impl Evaluation<'_> {
             return;
         }
         // The last change takes effect first.
-        if self.now >= self.state.dead_until && self.may_change() {
+        if self.now >= self.state.settle_until && self.may_change() {
             self.state.rollback = None;
             let too_small = self.state.efficacy == Efficacy::PoolsTooSmall;
             let reason = if too_small { Reason::PoolsTooSmall } else { Reason::Ineffective };
@@ -127,7 +128,7 @@ impl Evaluation<'_> {
 
     pub(super) fn relax_window(&self) -> i64 {
         let levels = if self.facts.levels { 2 } else { 1 };
-        let window = self.tuning.relax_after * i64::from(self.state.patience) * levels;
-        window.min(LONGEST_RELAX.max(self.tuning.relax_after))
+        let window = self.tuning.relax_after * i64::from(self.state.relax_backoff) * levels;
+        window.min(MAX_RELAX_WINDOW.max(self.tuning.relax_after))
     }
 }

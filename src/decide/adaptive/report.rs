@@ -10,22 +10,22 @@ use super::{
     pause::Pause,
     signal::{Reading, Signal},
     state::{Efficacy, State},
-    step::{Limit, Outcome, Phase, TOO_SOON, Wait, budget_until},
-    tuning::{CLOSE, ROOM, Tuning},
+    step::{Outcome, Phase, QUICK_RETIGHTEN, Restriction, Wait, budget_until},
+    tuning::{EPISODE_END, RELAX_BELOW, Tuning},
 };
 use crate::api::{
-    IdleConnectionPolicyStatus, Limits, Settings,
+    IdleConnectionPolicyStatus, LimitValues, Limits,
     adaptive::Mode,
     conditions::{ConditionType, EventReason, Reason, State as ConditionState},
     status::{Decision, Recommendation, Tasks},
     wording::{of_nodes, percent, spoken, with_noun},
 };
-use crate::decide::condition::{self, Notice, Said, find, said, shortened, state, status_of, whole_seconds};
+use crate::decide::condition::{self, ConditionText, Notice, find, said, shortened, state, status_of, whole_seconds};
 
 type Status = IdleConnectionPolicyStatus;
 
 /// The maximum number of decisions in the history.
-const MOST_DECISIONS: usize = 6;
+const MAX_DECISIONS: usize = 6;
 /// A recommendation that moves by fewer points than this is the same.
 const SAME: u32 = 10;
 
@@ -35,7 +35,7 @@ pub struct SeenLoop<'a> {
     /// The parameters of the control law.
     pub tuning: &'a Tuning,
     /// The floor of the limits.
-    pub floor: &'a Settings,
+    pub floor: &'a LimitValues,
     /// The nodes' task counts.
     pub signal: &'a Signal,
     /// The gauge of each node that counts its tasks; `None` where the source is another one.
@@ -63,10 +63,10 @@ pub fn closes(connections: Option<f64>) -> String {
 }
 
 /// Adds the report of adaptive control to a status whose other conditions are complete.
-pub fn tell(
+pub fn write_adaptive_status(
     seen: &SeenLoop<'_>,
     outcome: &Outcome,
-    declared: &Settings,
+    declared: &LimitValues,
     previous: &Status,
     status: &mut Status,
     now: Timestamp,
@@ -81,7 +81,7 @@ pub fn tell(
         (ConditionType::TighteningEffective, effective(seen, outcome)),
         (ConditionType::TighteningLimited, limited(seen, outcome, now)),
     ];
-    let flips = |(type_, said): &(ConditionType, Said)| {
+    let flips = |(type_, said): &(ConditionType, ConditionText)| {
         // These messages have no figures that move. When a step is due to be judged is known only once it is in effect.
         let is_news = match said.reason {
             Reason::NotLimited | Reason::Paused | Reason::Locked | Reason::BudgetExhausted | Reason::Holding => true,
@@ -114,7 +114,7 @@ fn has_flipped(previous: &Status, type_: ConditionType, reason: Reason) -> bool 
     condition::has_flipped(find(previous, type_), state(type_, reason).into(), reason.into())
 }
 
-fn metrics(seen: &SeenLoop<'_>) -> Said {
+fn metrics(seen: &SeenLoop<'_>) -> ConditionText {
     let reading = match seen.signal {
         Signal::Fresh(reading) => reading,
         Signal::Missing { reason, message } => {
@@ -136,7 +136,7 @@ fn metrics(seen: &SeenLoop<'_>) -> Said {
     }
 }
 
-fn high(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
+fn high(seen: &SeenLoop<'_>, outcome: &Outcome) -> ConditionText {
     let Some(reading) = seen.signal.reading() else {
         return said(Reason::NotObserved, "The tasks cannot be counted (see MetricsAvailable)");
     };
@@ -150,10 +150,10 @@ fn high(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
     if outcome.state.episode.is_none() || outcome.has_dipped {
         return said(Reason::UnderThreshold, message);
     }
-    let (average, end) = (percent(outcome.state.watched.fast), percent(CLOSE));
+    let (average, end) = (percent(outcome.state.watched.fast), percent(EPISODE_END));
     let end = match reading.up {
         _ if seen.levels => String::new(),
-        ..CLOSE => format!("; the average is {average}%, and the count is high until it is below {end}%"),
+        ..EPISODE_END => format!("; the average is {average}%, and the count is high until it is below {end}%"),
         _ => format!("; it counts as high until it is below {end}%"),
     };
     said(Reason::OverThreshold, message + &end)
@@ -181,7 +181,7 @@ pub fn counted(reading: &Reading) -> String {
     }
 }
 
-fn tightened(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
+fn tightened(seen: &SeenLoop<'_>, outcome: &Outcome) -> ConditionText {
     let openness = outcome.state.openness;
     let at = format!("{openness}% (100% = declared, 0% = floor)");
     match outcome.phase {
@@ -189,7 +189,7 @@ fn tightened(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
             said(Reason::AsDeclared, "The desired limits are the declared ones; mode Recommend changes nothing")
         }
         Phase::AsDeclared => said(Reason::AsDeclared, "The desired limits are the declared ones"),
-        Phase::Tightening if outcome.limit == Some(Limit::RestartForbidden) => {
+        Phase::Tightening if outcome.limit == Some(Restriction::RestartForbidden) => {
             said(Reason::Tightening, format!("Limits were tightened to {at}; the nodes do not use them yet (see InEffect)"))
         }
         Phase::Tightening => said(Reason::Tightening, format!("Limits were tightened to {at}; the effect is being measured")),
@@ -204,7 +204,7 @@ fn tightened(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
             Reason::Holding,
             format!(
                 "Limits are at {at}; they are relaxed when the task count has stayed below {}% of the threshold for {}",
-                percent(ROOM),
+                percent(RELAX_BELOW),
                 spoken(seen.tuning.relax_after)
             ),
         ),
@@ -219,7 +219,7 @@ fn tightened(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
     }
 }
 
-fn effective(seen: &SeenLoop<'_>, outcome: &Outcome) -> Said {
+fn effective(seen: &SeenLoop<'_>, outcome: &Outcome) -> ConditionText {
     let attribution = &seen.attribution;
     match outcome.state.efficacy {
         Efficacy::Effective => said(Reason::Effective, "The last tightening lowered the task count"),
@@ -291,23 +291,23 @@ fn waiting(seen: &SeenLoop<'_>, outcome: &Outcome) -> String {
     }
 }
 
-fn limited(seen: &SeenLoop<'_>, outcome: &Outcome, now: Timestamp) -> Said {
+fn limited(seen: &SeenLoop<'_>, outcome: &Outcome, now: Timestamp) -> ConditionText {
     let is_paused = seen.pause.stops_tightening() && seen.tuning.mode == Mode::Enforce;
-    let is_minor = matches!(outcome.limit, None | Some(Limit::Paused | Limit::Flapping));
+    let is_minor = matches!(outcome.limit, None | Some(Restriction::Paused | Restriction::Flapping));
     if is_paused && (is_minor || seen.pause.stops_relaxing()) {
         return said(Reason::Paused, seen.pause.to_string());
     }
     match outcome.limit {
         None => said(Reason::NotLimited, waiting(seen, outcome)),
-        Some(Limit::AtFloor) if outcome.state.pending.is_some() => said(
+        Some(Restriction::AtFloor) if outcome.state.pending.is_some() => said(
             Reason::AtFloor,
             "The task count is above the threshold and all limits are at their floor; the effect of the last step is being measured",
         ),
-        Some(Limit::AtFloor) => said(
+        Some(Restriction::AtFloor) => said(
             Reason::AtFloor,
             "The task count is above the threshold and all limits are at their floor; lower spec.adaptive.floor or look for another cause",
         ),
-        Some(Limit::BudgetExhausted) => {
+        Some(Restriction::BudgetExhausted) => {
             let Tuning { per_hour, per_day, .. } = seen.tuning;
             let until = budget_until(seen.tuning, &outcome.state, now.as_millisecond()).and_then(at);
             let until = until.map(|time| format!(" until {time}")).unwrap_or_default();
@@ -318,27 +318,27 @@ fn limited(seen: &SeenLoop<'_>, outcome: &Outcome, now: Timestamp) -> Said {
                 ),
             )
         }
-        Some(Limit::RestartForbidden) if outcome.state.openness == 100 => said(
+        Some(Restriction::RestartForbidden) if outcome.state.openness == 100 => said(
             Reason::RestartForbidden,
             "Most nodes use the declared limits only after a restart, which may also raise them (see InEffect); tightening waits for it",
         ),
-        Some(Limit::RestartForbidden) => said(
+        Some(Restriction::RestartForbidden) => said(
             Reason::RestartForbidden,
             "Most nodes use the tightened limits only after a restart (see InEffect); nothing more is decided until then unless the task count falls",
         ),
-        Some(Limit::NotInEffect) => said(
+        Some(Restriction::NotInEffect) => said(
             Reason::NotInEffect,
             "Most nodes are not known to use the declared limits, so the effect of a tightening could not be observed (see InEffect)",
         ),
-        Some(Limit::PoolsTooSmall) => said(
+        Some(Restriction::PoolsTooSmall) => said(
             Reason::PoolsTooSmall,
             format!("{}, so emptying all pools would not be enough; look for another cause", pooled(&seen.attribution)),
         ),
-        Some(Limit::Flapping) => {
-            let within = spoken(TOO_SOON);
+        Some(Restriction::Flapping) => {
+            let within = spoken(QUICK_RETIGHTEN);
             said(Reason::Flapping, format!("Limits had to be tightened again within {within} of relaxing; relaxing is delayed"))
         }
-        Some(Limit::Locked) => {
+        Some(Restriction::Locked) => {
             let until = outcome.state.lockout.and_then(|lockout| at(lockout.until));
             let until = until.map(|until| format!(" until {until}")).unwrap_or_default();
             let why = match outcome.state.efficacy {
@@ -347,7 +347,7 @@ fn limited(seen: &SeenLoop<'_>, outcome: &Outcome, now: Timestamp) -> Said {
             };
             said(Reason::Locked, format!("Nothing is tightened{until}, because {why}; look for another cause"))
         }
-        Some(Limit::Paused) => said(Reason::Paused, seen.pause.to_string()),
+        Some(Restriction::Paused) => said(Reason::Paused, seen.pause.to_string()),
     }
 }
 
@@ -399,11 +399,11 @@ fn history(seen: &SeenLoop<'_>, outcome: &Outcome, previous: &Status, status: &m
             verdict: None,
         };
         status.history.insert(0, entry);
-        status.history.truncate(MOST_DECISIONS);
+        status.history.truncate(MAX_DECISIONS);
     }
 }
 
-fn recommendation(seen: &SeenLoop<'_>, outcome: &Outcome, declared: &Settings, previous: &Status, status: &mut Status) {
+fn recommendation(seen: &SeenLoop<'_>, outcome: &Outcome, declared: &LimitValues, previous: &Status, status: &mut Status) {
     let Some(decision) = &outcome.recommendation else { return };
     let to = u32::from(decision.to);
     let same = previous.recommendation.as_ref().filter(|old| {
@@ -416,11 +416,17 @@ fn recommendation(seen: &SeenLoop<'_>, outcome: &Outcome, declared: &Settings, p
     }));
 }
 
-fn notices(seen: &SeenLoop<'_>, outcome: &Outcome, previous: &Status, conditions: &[(ConditionType, Said)]) -> Vec<Notice> {
+fn notices(
+    seen: &SeenLoop<'_>,
+    outcome: &Outcome,
+    previous: &Status,
+    conditions: &[(ConditionType, ConditionText)],
+) -> Vec<Notice> {
     let mut notices = Vec::new();
     let recorded = recorded(previous);
     let mut tell = |reason, note: String| notices.push(Notice { reason, note });
-    for (type_, Said { reason, message }) in conditions.iter().filter(|(type_, said)| has_flipped(previous, *type_, said.reason))
+    for (type_, ConditionText { reason, message }) in
+        conditions.iter().filter(|(type_, said)| has_flipped(previous, *type_, said.reason))
     {
         let was_lost = status_of(previous, *type_) == Some(ConditionState::False) || recorded.is_some_and(|state| state.lost);
         let fell = outcome
@@ -487,7 +493,7 @@ mod tests {
     }
 
     fn seen<'a>(tuning: &'a Tuning, signal: &'a Signal) -> SeenLoop<'a> {
-        static FLOOR: Settings = Settings::new();
+        static FLOOR: LimitValues = LimitValues::new();
         SeenLoop {
             tuning,
             floor: &FLOOR,
@@ -509,7 +515,7 @@ mod tests {
         edit(&mut seen);
         let mut status = IdleConnectionPolicyStatus::default();
         let previous = IdleConnectionPolicyStatus::default();
-        let notices = tell(&seen, outcome, &Settings::new(), &previous, &mut status, Timestamp::UNIX_EPOCH);
+        let notices = write_adaptive_status(&seen, outcome, &LimitValues::new(), &previous, &mut status, Timestamp::UNIX_EPOCH);
         let notes: Vec<_> = notices.into_iter().map(|notice| notice.note).collect();
         format!("{}\n{}", serde_json::to_string_pretty(&status).expect("a status"), notes.join("\n"))
     }
@@ -553,11 +559,12 @@ mod tests {
 
     #[test]
     fn what_the_pools_cannot_account_for_is_said_with_its_numbers() {
-        let reading = Reading { crowd: vec![("target-t1".into(), 3019.0)], threshold: Some(1024.0), ..Reading::of(2.95) };
+        let reading =
+            Reading { tasks_over_threshold: vec![("target-t1".into(), 3019.0)], threshold: Some(1024.0), ..Reading::of(2.95) };
         let most = [("target-t1".to_owned(), 1900.0)].into();
         let attribution = Attribution::new(Some(&most), Some(&reading));
         for (efficacy, limit, words) in [
-            (Efficacy::PoolsTooSmall, Some(Limit::PoolsTooSmall), "so emptying all pools would not be enough"),
+            (Efficacy::PoolsTooSmall, Some(Restriction::PoolsTooSmall), "so emptying all pools would not be enough"),
             (Efficacy::PoolsTooSmall, None, "so emptying the pools is not enough"),
             (Efficacy::NotAttributable, None, "look for another cause"),
         ] {
@@ -572,7 +579,7 @@ mod tests {
     fn a_step_that_no_node_uses_yet_is_not_being_measured() {
         let signal = Signal::Fresh(Reading::of(1.2));
         for (limit, words) in [
-            (Some(Limit::RestartForbidden), "the nodes do not use them yet (see InEffect)"),
+            (Some(Restriction::RestartForbidden), "the nodes do not use them yet (see InEffect)"),
             (None, "the effect is being measured"),
         ] {
             let outcome =
@@ -610,7 +617,7 @@ mod tests {
         let mut status =
             IdleConnectionPolicyStatus { observed_generation: Some(generation), ..IdleConnectionPolicyStatus::default() };
         let now = Timestamp::from_second(1_700_000_000 + at).unwrap_or_default();
-        let notices = tell(&seen, outcome, &Settings::new(), previous, &mut status, now);
+        let notices = write_adaptive_status(&seen, outcome, &LimitValues::new(), previous, &mut status, now);
         (status, notices.into_iter().map(|notice| notice.reason).collect())
     }
 
@@ -660,7 +667,7 @@ mod tests {
         let both = Pause { all: Some(By::Suspend), ..Pause::NONE };
         let one = Pause { tighten: Some(By::Annotation("idleconn.io/paused-tighten", None)), ..Pause::NONE };
         let relaxing = Pause { relax: Some(By::Annotation("idleconn.io/paused-relax", None)), ..Pause::NONE };
-        let at_floor = Outcome { limit: Some(Limit::AtFloor), ..outcome() };
+        let at_floor = Outcome { limit: Some(Restriction::AtFloor), ..outcome() };
         assert_eq!(limited(&outcome(), &relaxing), Reason::NotLimited, "tightening is free");
         assert_eq!(limited(&outcome(), &Pause::NONE), Reason::NotLimited);
         assert_eq!([&both, &one].map(|pause| limited(&outcome(), pause)), [Reason::Paused, Reason::Paused]);
@@ -723,9 +730,9 @@ mod tests {
         assert_ne!(since(&then, ConditionType::HighTaskCount), since(&first, ConditionType::HighTaskCount));
         assert_eq!(since(&then, ConditionType::Tightened), since(&first, ConditionType::Tightened));
         // The same status with another reason is a flip too, without a new transition time.
-        let floor = said(&then, 1, 1.6, &Outcome { limit: Some(Limit::BudgetExhausted), ..over.clone() }, false, 120);
+        let floor = said(&then, 1, 1.6, &Outcome { limit: Some(Restriction::BudgetExhausted), ..over.clone() }, false, 120);
         assert_eq!(floor.utilization_percent, Some(160));
-        let other = said(&floor, 1, 1.7, &Outcome { limit: Some(Limit::AtFloor), ..over }, false, 180);
+        let other = said(&floor, 1, 1.7, &Outcome { limit: Some(Restriction::AtFloor), ..over }, false, 180);
         assert_eq!(
             (other.utilization_percent, since(&other, ConditionType::TighteningLimited)),
             (Some(170), since(&floor, ConditionType::TighteningLimited))

@@ -50,7 +50,7 @@ pub struct Measure {
 
 /// Why there is no sample. The message follows the node's name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, strum::EnumIter, thiserror::Error)]
-pub enum Gap {
+pub enum NoSample {
     /// The node has not been queried yet.
     #[error("has not been queried yet")]
     Unasked,
@@ -152,7 +152,7 @@ pub enum Gap {
     Outdated,
 }
 
-impl Gap {
+impl NoSample {
     /// The reason of MetricsAvailable=False where all nodes have this gap.
     const fn reason(&self) -> Reason {
         match self {
@@ -196,24 +196,25 @@ pub struct NodeSample {
     /// The last good sample and when it was taken (Unix milliseconds).
     pub last: Option<(i64, Measure)>,
     /// Why the last query had no sample, if it had none.
-    pub gap: Option<Gap>,
+    pub gap: Option<NoSample>,
 }
 
 impl NodeSample {
     /// The sample, if it counts. A missing answer may be temporary, so a good sample counts until it is too old. An
     /// answer without a sample says that there is none.
-    fn valid(&self, now: i64, most_age: i64) -> Result<Measure, Gap> {
+    fn valid(&self, now: i64, most_age: i64) -> Result<Measure, NoSample> {
         let recent = |time: i64| (0..=most_age).contains(&(now - time));
         match (self.last, &self.gap) {
-            (Some((taken, measure)), gap) if gap.as_ref().is_none_or(Gap::is_silence) && recent(taken) => match measure.time {
+            (Some((taken, measure)), gap) if gap.as_ref().is_none_or(NoSample::is_silence) && recent(taken) => match measure.time
+            {
                 // A clock that is slightly ahead is no reason to refuse. One that is far ahead says nothing about the
                 // sample's age.
-                Some(time) if now.saturating_sub(time).saturating_abs() > most_age => Err(Gap::Outdated),
+                Some(time) if now.saturating_sub(time).saturating_abs() > most_age => Err(NoSample::Outdated),
                 _ => Ok(measure),
             },
             (_, Some(gap)) => Err(gap.clone()),
-            (Some(_), None) => Err(Gap::Stale),
-            (None, None) => Err(Gap::Unasked),
+            (Some(_), None) => Err(NoSample::Stale),
+            (None, None) => Err(NoSample::Unasked),
         }
     }
 }
@@ -252,7 +253,7 @@ pub struct Reading {
     pub files_share: Option<f64>,
     /// The nodes that are over the threshold, or the worst one if none is, with a lower bound of the tasks of each;
     /// empty where one of them reports none.
-    pub crowd: Vec<(String, f64)>,
+    pub tasks_over_threshold: Vec<(String, f64)>,
     /// The highest use of file descriptors, in percent of the limit, and its node.
     pub files: Option<(u32, String)>,
     /// The uptime of the youngest process (milliseconds).
@@ -281,7 +282,7 @@ impl Reading {
             idle_tasks: None,
             idle_missing: None,
             files_share: None,
-            crowd: Vec::new(),
+            tasks_over_threshold: Vec::new(),
             files: None,
             youngest: None,
             mean: pressure,
@@ -331,7 +332,7 @@ pub fn read<'a>(
     let none = NodeSample::default();
     let mut valid: Vec<(&str, Measure)> = Vec::new();
     let mut youngest: Option<i64> = None;
-    let mut gaps: Vec<(&str, Gap, f64)> = Vec::new();
+    let mut gaps: Vec<(&str, NoSample, f64)> = Vec::new();
     for node in expected {
         let sample = samples.get(node).unwrap_or(&none);
         match sample.valid(now, most_age) {
@@ -384,7 +385,7 @@ pub fn read<'a>(
         threshold: counts.and_then(|m| m.threshold),
         node: worst.map(|(node, _)| (*node).to_owned()).unwrap_or_default(),
         files_share: (sums.1 > 0.0).then(|| (TASKS_PER_CONNECTION * sums.0 / sums.1).min(1.0)),
-        crowd: crowd.collect::<Option<_>>().unwrap_or_default(),
+        tasks_over_threshold: crowd.collect::<Option<_>>().unwrap_or_default(),
         files: fullest(&valid),
         youngest,
         mean: valid.iter().map(|(_, m)| m.pressure).sum::<f64>() / valid.len() as f64,
@@ -416,7 +417,7 @@ fn rank(percentile: u32, total: usize) -> usize {
     (percentile as usize * total).div_ceil(100).clamp(1, total) - 1
 }
 
-fn missing(gaps: &[(&str, Gap, f64)], valid: usize, total: usize) -> Signal {
+fn missing(gaps: &[(&str, NoSample, f64)], valid: usize, total: usize) -> Signal {
     let Some((node, gap, _)) = gaps.first() else {
         return Signal::Missing { reason: Reason::Pending, message: "No node with a task count is known yet".into() };
     };
@@ -459,10 +460,10 @@ mod tests {
 
     #[test]
     fn a_missing_node_is_empty_to_tightening_and_full_to_relaxing() {
-        let lost = NodeSample { gap: Some(Gap::NoSeries), ..sample(1.7) };
+        let lost = NodeSample { gap: Some(NoSample::NoSeries), ..sample(1.7) };
         let reading = fresh(&[("a", sample(0.4)), ("b", sample(0.5)), ("c", lost)], 95, 0);
         assert!((reading.up - 0.5).abs() < 1e-9 && (reading.down - 1.7).abs() < 1e-9, "{reading:?}");
-        let unknown = NodeSample { gap: Some(Gap::Unreachable), last: None };
+        let unknown = NodeSample { gap: Some(NoSample::Unreachable), last: None };
         let reading = fresh(&[("a", sample(0.4)), ("b", sample(0.5)), ("c", unknown)], 95, 0);
         assert!((reading.up - 0.5).abs() < 1e-9 && (reading.down - 1.0).abs() < 1e-9, "{reading:?}");
     }
@@ -501,7 +502,7 @@ mod tests {
 
     #[test]
     fn half_of_the_nodes_are_a_quorum_and_fewer_are_not() {
-        let lost = NodeSample { gap: Some(Gap::Unreachable), last: None };
+        let lost = NodeSample { gap: Some(NoSample::Unreachable), last: None };
         assert_eq!(fresh(&[("a", sample(0.4)), ("b", lost.clone())], 95, 0).fresh, 1);
         let (reason, message) = gap(&[("a", sample(0.4)), ("b", lost.clone()), ("c", lost)], 0);
         assert_eq!(
@@ -520,21 +521,21 @@ mod tests {
     #[test]
     fn each_gap_has_its_reason() {
         for (kind, reason) in [
-            (Gap::Unauthorized(401), Reason::Unauthorized),
-            (Gap::NoSeries, Reason::NoSeries),
-            (Gap::NotGauge("counter"), Reason::NoSeries),
-            (Gap::NoCpus, Reason::NoSeries),
-            (Gap::NotFinite, Reason::NoSeries),
-            (Gap::SeveralSeries, Reason::SeveralSeries),
-            (Gap::SeveralResults, Reason::QueryFailed),
-            (Gap::QueryFailed(400), Reason::QueryFailed),
-            (Gap::QueryStatus(503), Reason::QueryFailed),
-            (Gap::Stale, Reason::Stale),
-            (Gap::Outdated, Reason::Stale),
-            (Gap::Unasked, Reason::Pending),
-            (Gap::Unreachable, Reason::BelowQuorum),
-            (Gap::Status(404), Reason::BelowQuorum),
-            (Gap::Redirect(307, Some("/metrics/".into())), Reason::BelowQuorum),
+            (NoSample::Unauthorized(401), Reason::Unauthorized),
+            (NoSample::NoSeries, Reason::NoSeries),
+            (NoSample::NotGauge("counter"), Reason::NoSeries),
+            (NoSample::NoCpus, Reason::NoSeries),
+            (NoSample::NotFinite, Reason::NoSeries),
+            (NoSample::SeveralSeries, Reason::SeveralSeries),
+            (NoSample::SeveralResults, Reason::QueryFailed),
+            (NoSample::QueryFailed(400), Reason::QueryFailed),
+            (NoSample::QueryStatus(503), Reason::QueryFailed),
+            (NoSample::Stale, Reason::Stale),
+            (NoSample::Outdated, Reason::Stale),
+            (NoSample::Unasked, Reason::Pending),
+            (NoSample::Unreachable, Reason::BelowQuorum),
+            (NoSample::Status(404), Reason::BelowQuorum),
+            (NoSample::Redirect(307, Some("/metrics/".into())), Reason::BelowQuorum),
         ] {
             let sentence = kind.to_string();
             let (seen, message) = gap(&[("a", NodeSample { gap: Some(kind), last: None })], 0);
@@ -546,9 +547,9 @@ mod tests {
 
     #[test]
     fn a_good_sample_outlives_a_moments_silence_but_not_an_answer_without_one() {
-        let silent = NodeSample { gap: Some(Gap::Unreachable), ..sample(0.4) };
+        let silent = NodeSample { gap: Some(NoSample::Unreachable), ..sample(0.4) };
         assert!((fresh(&[("a", silent)], 95, 60_000).up - 0.4).abs() < 1e-9);
-        assert_eq!(gap(&[("a", NodeSample { gap: Some(Gap::NotFinite), ..sample(0.4) })], 1).0, Reason::NoSeries);
+        assert_eq!(gap(&[("a", NodeSample { gap: Some(NoSample::NotFinite), ..sample(0.4) })], 1).0, Reason::NoSeries);
     }
 
     #[test]
@@ -597,8 +598,8 @@ mod tests {
 
     #[test]
     fn one_cause_is_named_only_where_it_is_everybodys() {
-        let refused = NodeSample { gap: Some(Gap::Unauthorized(401)), last: None };
-        let silent = NodeSample { gap: Some(Gap::NoSeries), last: None };
+        let refused = NodeSample { gap: Some(NoSample::Unauthorized(401)), last: None };
+        let silent = NodeSample { gap: Some(NoSample::NoSeries), last: None };
         assert_eq!(gap(&[("a", refused.clone()), ("b", refused.clone())], 0).0, Reason::Unauthorized);
         assert_eq!(gap(&[("a", refused.clone()), ("b", silent)], 0).0, Reason::BelowQuorum);
         assert_eq!(
@@ -623,7 +624,7 @@ mod tests {
             ..sample(2.0)
         };
         let uncounted = fresh(&[("a", with(None))], 95, 0);
-        assert_eq!((uncounted.crowd, uncounted.files_share), (Vec::new(), None));
+        assert_eq!((uncounted.tasks_over_threshold, uncounted.files_share), (Vec::new(), None));
         assert_eq!(fresh(&[("a", with(Some(0.0)))], 95, 0).files_share, None, "without tasks there is no share");
     }
 
@@ -645,7 +646,7 @@ mod tests {
 
     #[test]
     fn the_crowd_is_the_nodes_that_are_over() {
-        let crowd = |samples: &[(&str, NodeSample)]| fresh(samples, 95, 0).crowd;
+        let crowd = |samples: &[(&str, NodeSample)]| fresh(samples, 95, 0).tasks_over_threshold;
         let named = |all: &[(&str, f64)]| all.iter().map(|(node, tasks)| ((*node).to_owned(), *tasks)).collect::<Vec<_>>();
         let (high, low) = (sample(2.0), sample(0.1));
         assert_eq!(crowd(&[("a", high.clone()), ("b", low.clone())]), named(&[("a", 200.0)]));

@@ -7,13 +7,13 @@ use super::{
     disturbance::Disturbance,
     openness::{self, Percent},
     signal::{Reading, Signal},
-    state::{Episode, MOST_CHANGES, State, Watched, Way},
+    state::{Episode, MAX_CHANGES, State, Watched, Way},
     step_size::Share,
-    tuning::{CLOSE, OPEN, ROOM, Tuning, millis},
+    tuning::{EPISODE_END, EPISODE_START, RELAX_BELOW, Tuning, millis},
     verdict::{self, Verdict},
 };
 use crate::api::{
-    self, Settings,
+    self, LimitValues,
     adaptive::Mode,
     wording::{percent, spoken},
 };
@@ -22,29 +22,29 @@ pub(super) const MINUTE: i64 = 60_000;
 pub(super) const HOUR: i64 = 60 * MINUTE;
 pub(super) const DAY: i64 = 24 * HOUR;
 /// Allowance for a write and its reading back, in addition to the time that pools need to drain (milliseconds).
-pub(super) const APPLY: i64 = 5_000;
+pub(super) const WRITE_ALLOWANCE: i64 = 5_000;
 /// How long a node must report itself as critical before that alone counts as too many tasks.
-const RED: i64 = MINUTE;
+const CRITICAL_AFTER: i64 = MINUTE;
 /// How long there must be a quorum again before the fallback ends.
-pub(super) const BACK: i64 = 2 * MINUTE;
+pub(super) const FALLBACK_EXIT_AFTER: i64 = 2 * MINUTE;
 /// Tightening within this time after relaxing makes the next relaxing wait longer (milliseconds).
-pub const TOO_SOON: i64 = 2 * HOUR;
+pub const QUICK_RETIGHTEN: i64 = 2 * HOUR;
 /// Room is recorded after the window for relaxing divided by this.
 const WORTH_SAYING: i64 = 5;
 /// The highest patience (see [`State::patience`]); at this value the status reports flapping.
-const MOST_PATIENCE: u8 = 8;
+const MAX_RELAX_BACKOFF: u8 = 8;
 /// Where each change closes all idle connections, a step is judged after this many times its own waiting time at the
 /// latest.
-pub(super) const MOST_WAITS: i64 = 3;
+pub(super) const MAX_WAITS: i64 = 3;
 
 /// What holds besides the signal.
 #[derive(Clone, Copy, Debug)]
 #[allow(clippy::struct_excessive_bools)] // Independent facts, not a state machine.
 pub struct Facts<'a> {
     /// The declared limits.
-    pub declared: &'a Settings,
+    pub declared: &'a LimitValues,
     /// The floor of the limits.
-    pub floor: &'a Settings,
+    pub floor: &'a LimitValues,
     /// No tightening: a pause, or `suspend`.
     pub no_tightening: bool,
     /// No relaxing: a pause, or `suspend`.
@@ -68,7 +68,7 @@ pub struct Facts<'a> {
 impl<'a> Facts<'a> {
     /// Nothing is paused, everything is in effect, and nothing is known of the pools.
     #[must_use]
-    pub const fn undisturbed(declared: &'a Settings, floor: &'a Settings) -> Self {
+    pub const fn undisturbed(declared: &'a LimitValues, floor: &'a LimitValues) -> Self {
         Self {
             declared,
             floor,
@@ -149,7 +149,7 @@ pub struct Judged {
 /// Why adaptive control does less than the task count calls for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::EnumIter)]
 #[allow(missing_docs)] // The reasons of TighteningLimited.
-pub enum Limit {
+pub enum Restriction {
     AtFloor,
     BudgetExhausted,
     RestartForbidden,
@@ -185,7 +185,7 @@ pub struct Outcome {
     /// The step that adaptive control would take if it were allowed to.
     pub recommendation: Option<Decision>,
     /// Why it does less than the task count calls for.
-    pub limit: Option<Limit>,
+    pub limit: Option<Restriction>,
     /// What it is doing.
     pub phase: Phase,
     /// Whether the task count is low because the last step's write closed connections, which may come back.
@@ -227,7 +227,7 @@ impl Outcome {
     /// as for [`Self::due`].
     #[must_use]
     pub fn overdue(&self) -> Option<i64> {
-        self.state.pending.as_ref().and_then(|pending| Some(pending.since? + MOST_WAITS * pending.wait))
+        self.state.pending.as_ref().and_then(|pending| Some(pending.since? + MAX_WAITS * pending.wait))
     }
 
     /// What the report depends on, apart from decisions and verdicts.
@@ -300,8 +300,8 @@ fn forget_the_future(state: &mut State, now: i64) {
     }
     // The state stores these in whole seconds.
     state.changes.iter_mut().for_each(|(time, _)| *time = (*time).min(now / 1000 * 1000));
-    state.low_since.iter_mut().for_each(past);
-    state.dead_until = state.dead_until.min(now + DAY);
+    state.relaxable_since.iter_mut().for_each(past);
+    state.settle_until = state.settle_until.min(now + DAY);
     if let Some(lockout) = &mut state.lockout {
         lockout.until = lockout.until.min(now + DAY);
     }
@@ -323,7 +323,7 @@ pub(super) struct Evaluation<'a> {
     pub(super) judged: Option<Judged>,
     pub(super) decision: Option<Decision>,
     pub(super) recommendation: Option<Decision>,
-    pub(super) limit: Option<Limit>,
+    pub(super) limit: Option<Restriction>,
 }
 
 impl Evaluation<'_> {
@@ -347,12 +347,12 @@ impl Evaluation<'_> {
         watched.missing_for = 0;
         watched.fresh_for += passed;
         watched.red_for = if reading.red { watched.red_for + passed } else { 0 };
-        self.state.fallback &= self.state.watched.fresh_for < BACK;
+        self.state.fallback &= self.state.watched.fresh_for < FALLBACK_EXIT_AFTER;
         if let Some(youngest) = reading.youngest {
             verdict::note(&mut self.state.watched.life, youngest, reading.mean);
         }
         self.windows(passed);
-        self.calm();
+        self.expire_memory();
     }
 
     fn fresh(&mut self, reading: &Reading, elapsed: Option<i64>) {
@@ -385,7 +385,7 @@ impl Evaluation<'_> {
         } else {
             // What came before is not known, so there is no room until it has been observed, unless an earlier process
             // observed it.
-            let slow = if self.state.low_since.is_some() { reading.down } else { reading.down.max(OPEN) };
+            let slow = if self.state.relaxable_since.is_some() { reading.down } else { reading.down.max(EPISODE_START) };
             (watched.fast, watched.slow, watched.primed) = (reading.up, slow, true);
         }
     }
@@ -393,10 +393,10 @@ impl Evaluation<'_> {
     /// Begins and ends the episode, and updates how long each condition of a step has held.
     fn windows(&mut self, passed: i64) {
         let is_disturbed = self.is_disturbed();
-        let State { episode, low_since, watched, openness, .. } = &mut self.state;
+        let State { episode, relaxable_since: low_since, watched, openness, .. } = &mut self.state;
         let Watched { fast, slow, high_for, low_for, floor_for, red_for, .. } = watched;
-        let red = *red_for >= RED;
-        let (is_over, is_under) = (*fast >= OPEN || red, *fast < CLOSE && !red);
+        let red = *red_for >= CRITICAL_AFTER;
+        let (is_over, is_under) = (*fast >= EPISODE_START || red, *fast < EPISODE_END && !red);
         // The first step requires the count to stay at or above the threshold without a break.
         let goes_on = episode.is_some_and(|episode| !is_under && (episode.steps > 0 || is_over));
         *high_for = if goes_on { *high_for + passed } else { 0 };
@@ -406,10 +406,10 @@ impl Evaluation<'_> {
             // A count that fell because a write closed connections does not end the episode.
             *episode = None;
         }
-        *floor_for = if *openness == 0 && *fast >= OPEN { *floor_for + passed } else { 0 };
+        *floor_for = if *openness == 0 && *fast >= EPISODE_START { *floor_for + passed } else { 0 };
         // There is room only without peaks. It is recorded after a while, so that a short dip does not change the
         // status.
-        if *slow <= ROOM && *fast < CLOSE && *openness < 100 {
+        if *slow <= RELAX_BELOW && *fast < EPISODE_END && *openness < 100 {
             *low_for += passed;
             if low_since.is_none() && *low_for >= self.tuning.relax_after / WORTH_SAYING {
                 *low_since = Some(self.now - *low_for);
@@ -421,7 +421,7 @@ impl Evaluation<'_> {
 
     /// Whether the task count is low because the last step's write closed connections, which may come back.
     fn has_dipped(&self) -> bool {
-        self.state.watched.fast < CLOSE && self.is_disturbed()
+        self.state.watched.fast < EPISODE_END && self.is_disturbed()
     }
 
     /// Whether connections that the last step's write closed can still be coming back.
@@ -431,13 +431,13 @@ impl Evaluation<'_> {
     }
 
     /// After a day without a change, forgets what slowed adaptive control down.
-    fn calm(&mut self) {
+    fn expire_memory(&mut self) {
         let now = self.now;
         self.state.changes.retain(|(time, _)| now - time < DAY);
         if self.state.changes.is_empty() {
-            self.state.patience = 1;
+            self.state.relax_backoff = 1;
             if self.state.openness == 100 && self.state.pending.is_none() {
-                self.state.proved = 100;
+                self.state.last_sufficient = 100;
             }
         }
         self.state.lockout = self.state.lockout.filter(|lockout| now < lockout.until + DAY);
@@ -468,7 +468,7 @@ impl Evaluation<'_> {
     pub(super) fn dead_time(&self) -> i64 {
         let idle = openness::longest_idle(self.facts.declared, self.facts.floor, self.state.openness);
         let settle = self.facts.disturbance.map_or(0, |disturbance| disturbance.settle);
-        settle + 2 * millis(idle).min(DAY) + self.tuning.interval + APPLY
+        settle + 2 * millis(idle).min(DAY) + self.tuning.interval + WRITE_ALLOWANCE
     }
 
     /// How long after a step is in effect it may be judged (milliseconds). Where a change closes connections, those of
@@ -488,7 +488,7 @@ impl Evaluation<'_> {
     pub(super) fn may_change(&mut self) -> bool {
         let is_allowed = budget_until(self.tuning, &self.state, self.now).is_none();
         if !is_allowed {
-            self.limit = Some(Limit::BudgetExhausted);
+            self.limit = Some(Restriction::BudgetExhausted);
         }
         is_allowed
     }
@@ -499,25 +499,26 @@ impl Evaluation<'_> {
         if is_enforced && !paused {
             return false;
         }
-        self.limit = is_enforced.then_some(Limit::Paused);
+        self.limit = is_enforced.then_some(Restriction::Paused);
         true
     }
 
     pub(super) fn change(&mut self, to: Percent, reason: Reason, pressure: f64) {
         let from = self.state.openness;
         let way = if to < from { Way::Tighten } else { Way::Relax };
-        self.state.dead_until = self.now + self.dead_time();
-        let too_soon = self.state.changes.last().is_some_and(|(time, last)| *last == Way::Relax && self.now - time < TOO_SOON);
+        self.state.settle_until = self.now + self.dead_time();
+        let too_soon =
+            self.state.changes.last().is_some_and(|(time, last)| *last == Way::Relax && self.now - time < QUICK_RETIGHTEN);
         if way == Way::Tighten && too_soon {
-            self.state.patience = (self.state.patience * 4).min(MOST_PATIENCE);
+            self.state.relax_backoff = (self.state.relax_backoff * 4).min(MAX_RELAX_BACKOFF);
         }
         // The state stores whole seconds.
         self.state.changes.push((self.now / 1000 * 1000, way));
-        if self.state.changes.len() > MOST_CHANGES {
+        if self.state.changes.len() > MAX_CHANGES {
             self.state.changes.remove(0);
         }
         self.state.openness = to;
-        self.state.low_since = None;
+        self.state.relaxable_since = None;
         self.state.watched.low_for = 0;
         self.decision = Some(Decision { from, to, reason, pressure });
     }
@@ -527,14 +528,14 @@ impl Evaluation<'_> {
         let wait = self.wait(has_dipped);
         let is_locked = self.is_locked();
         let Self { state, judged, decision, recommendation, limit, tuning, .. } = self;
-        let is_flapping = state.patience >= MOST_PATIENCE;
-        let limit = limit.or(is_locked.then_some(Limit::Locked)).or(is_flapping.then_some(Limit::Flapping));
+        let is_flapping = state.relax_backoff >= MAX_RELAX_BACKOFF;
+        let limit = limit.or(is_locked.then_some(Restriction::Locked)).or(is_flapping.then_some(Restriction::Flapping));
         let phase = match (&state, state.openness) {
             (_, 100) => Phase::AsDeclared,
             (state, _) if state.fallback => Phase::FallbackHold,
             (_, 0) => Phase::AtFloor,
             (state, _) if state.pending.is_some() => Phase::Tightening,
-            (state, _) if state.low_since.is_some() && tuning.mode == Mode::Enforce => Phase::Relaxing,
+            (state, _) if state.relaxable_since.is_some() && tuning.mode == Mode::Enforce => Phase::Relaxing,
             _ => Phase::Holding,
         };
         let wait = wait.filter(|_| limit.is_none());
@@ -544,8 +545,8 @@ impl Evaluation<'_> {
     fn wait(&self, has_dipped: bool) -> Option<Wait> {
         let Self { state, facts, now, .. } = self;
         let episode = state.episode.filter(|_| !has_dipped && self.tuning.mode == Mode::Enforce)?;
-        Some(if *now < state.dead_until && state.dead_until >= facts.not_before {
-            Wait::Settling(state.dead_until)
+        Some(if *now < state.settle_until && state.settle_until >= facts.not_before {
+            Wait::Settling(state.settle_until)
         } else if *now < facts.not_before {
             Wait::FirstCounts(facts.not_before)
         } else if state.pending.is_some() && facts.disturbance.is_none() {

@@ -2,9 +2,9 @@
 
 use super::{
     openness::{self, Percent},
-    tuning::{CLOSE, LEAST_CUT, LEAST_OPENNESS, Tuning},
+    tuning::{EPISODE_END, MIN_CUT, MIN_OPENNESS, Tuning},
 };
-use crate::api::Settings;
+use crate::api::LimitValues;
 
 /// The pooled connections' share of the tasks, as far as it is known.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -47,7 +47,7 @@ impl Share {
     /// Whether even empty pools would leave too many tasks.
     #[must_use]
     pub fn is_too_small(&self, pressure: f64) -> bool {
-        pressure > CLOSE && (pressure - CLOSE) / (pressure * self.most.max(1e-9)) >= 1.0
+        pressure > EPISODE_END && (pressure - EPISODE_END) / (pressure * self.most.max(1e-9)) >= 1.0
     }
 }
 
@@ -56,9 +56,9 @@ pub struct Step<'a> {
     /// The parameters of the control law.
     pub tuning: &'a Tuning,
     /// The declared limits.
-    pub declared: &'a Settings,
+    pub declared: &'a LimitValues,
     /// The floor of the limits.
-    pub floor: &'a Settings,
+    pub floor: &'a LimitValues,
     /// The current openness.
     pub openness: Percent,
     /// The utilization.
@@ -76,15 +76,15 @@ impl Step<'_> {
         let scaled = |factor: f64| scaled(self.openness, factor);
         let below = self.openness.saturating_sub(1);
         // At least a step whose effect is no noise, and at most the largest one; or further, to what was enough before.
-        let target = self.needed().min(scaled(1.0 - LEAST_CUT)).min(below).max(scaled(1.0 - self.tuning.most_cut));
+        let target = self.needed().min(scaled(1.0 - MIN_CUT)).min(below).max(scaled(1.0 - self.tuning.most_cut));
         let target = target.min(self.proved.unwrap_or(target)).min(below);
-        if target < LEAST_OPENNESS { 0 } else { target }
+        if target < MIN_OPENNESS { 0 } else { target }
     }
 
     /// The openness that brings the utilization to [`CLOSE`], by the limits' own effect on the pools.
     fn needed(&self) -> Percent {
         let part = self.share.estimate.unwrap_or(1.0).max(1e-9);
-        let need = ((self.pressure - CLOSE) / (self.pressure * part)).clamp(0.0, 1.0);
+        let need = ((self.pressure - EPISODE_END) / (self.pressure * part)).clamp(0.0, 1.0);
         let left = |to: Percent| openness::remaining(self.declared, self.floor, self.openness, to);
         // What is left of a pool falls with the openness, so a binary search finds the openness.
         let (mut low, mut high) = (0, self.openness);
@@ -110,10 +110,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::api::{Knob, Value};
+    use crate::api::{Limit, Value};
 
     fn target(openness: Percent, pressure: f64, share: Share, proved: Option<Percent>) -> Percent {
-        let value = |s| Settings::from([(Knob::ServerIdleTimeout, Value::Duration(Duration::from_millis(s)))]);
+        let value = |s| LimitValues::from([(Limit::ServerIdleTimeout, Value::Duration(Duration::from_millis(s)))]);
         let (declared, floor) = (value(100_000), value(1));
         // The floor is tiny, but not so far away that the interpolation would be geometric.
         let floor = if openness == 0 { floor } else { value(5_000) };

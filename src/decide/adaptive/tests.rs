@@ -5,16 +5,16 @@ use super::{
     openness::{self, Percent},
     relax::*,
     signal::{Reading, Signal},
-    state::{Efficacy, Episode, Life, Lockout, MOST_CHANGES, Pending, State, Way, rounded},
+    state::{Efficacy, Episode, Lockout, MAX_CHANGES, Pending, State, UptimeCurve, Way, rounded},
     step::*,
     step_size::Share,
     tighten::*,
     tuning::*,
-    verdict::{LONGEST_LIFE, Verdict},
+    verdict::{MAX_YOUNG_UPTIME, Verdict},
 };
 use crate::{
     api::{
-        Settings,
+        LimitValues,
         adaptive::{Adaptive, FallbackBehavior, Mode},
         conditions,
         wording::spoken,
@@ -33,8 +33,8 @@ const DEAD: i64 = 2 * 60_000 + TICK + 5_000;
 #[allow(clippy::struct_excessive_bools)] // As in Facts.
 struct Course {
     tuning: Tuning,
-    declared: Settings,
-    floor: Settings,
+    declared: LimitValues,
+    floor: LimitValues,
     state: State,
     now: i64,
     share: Share,
@@ -95,7 +95,7 @@ impl Course {
     /// Room for the whole window.
     fn room(edit: impl FnOnce(&mut State)) -> Self {
         Self::at(50, |state| {
-            state.low_since = Some(START - HOUR);
+            state.relaxable_since = Some(START - HOUR);
             state.watched.low_for = HOUR;
             edit(state);
         })
@@ -178,10 +178,10 @@ fn the_first_step_waits_the_longer_the_less_is_too_many() {
     assert_eq!(Course::new().hold(0.99, 3600), []);
     // If the limits were tightened lately, the first step does not wait longer.
     let mut lately = Course::new();
-    lately.state.changes = vec![(START - TOO_SOON + 130_000, Way::Tighten)];
+    lately.state.changes = vec![(START - QUICK_RETIGHTEN + 130_000, Way::Tighten)];
     assert_eq!(lately.hold(1.0, 240).first(), Some(&(120, 80)));
     let mut long_ago = Course::new();
-    long_ago.state.changes = vec![(START - TOO_SOON, Way::Tighten)];
+    long_ago.state.changes = vec![(START - QUICK_RETIGHTEN, Way::Tighten)];
     assert_eq!(long_ago.hold(1.0, 240).first(), Some(&(210, 80)));
     let mut relaxed = Course::new();
     relaxed.state.changes = vec![(START - 60_000, Way::Relax)];
@@ -200,11 +200,11 @@ fn the_end_of_a_window_is_foreseen() {
     assert_eq!(end(&course(100_000)), Some(20_000));
     assert_eq!(end(&course(120_000)), None);
     let mut quiet = course(100_000);
-    quiet.state.watched.fast = CLOSE - 0.01;
+    quiet.state.watched.fast = EPISODE_END - 0.01;
     assert_eq!(end(&quiet), None);
-    quiet.state.watched.fast = CLOSE;
+    quiet.state.watched.fast = EPISODE_END;
     assert_eq!(end(&quiet), Some(110_000), "barely over the threshold");
-    for (age, left) in [(TOO_SOON, 110_000), (TOO_SOON - 1, 20_000)] {
+    for (age, left) in [(QUICK_RETIGHTEN, 110_000), (QUICK_RETIGHTEN - 1, 20_000)] {
         quiet.state.changes = vec![(START - age, Way::Tighten)];
         assert_eq!(end(&quiet), Some(left), "tightened {age} ago");
     }
@@ -219,8 +219,8 @@ fn the_end_of_a_window_is_foreseen() {
 
 #[test]
 fn an_episode_closes_under_nine_tenths() {
-    assert!(Course::due(|_| {}).look(CLOSE).state.episode.is_some());
-    assert!(Course::due(|_| {}).look(CLOSE - 1e-9).state.episode.is_none());
+    assert!(Course::due(|_| {}).look(EPISODE_END).state.episode.is_some());
+    assert!(Course::due(|_| {}).look(EPISODE_END - 1e-9).state.episode.is_none());
 }
 
 #[test]
@@ -239,15 +239,15 @@ fn a_node_that_calls_itself_critical_for_a_minute_is_too_many() {
 #[test]
 fn room_is_room_without_peaks_and_only_where_something_was_tightened() {
     let counts = |openness, up, down| {
-        let course = Course::at(openness, |state| state.low_since = Some(START - TICK));
+        let course = Course::at(openness, |state| state.relaxable_since = Some(START - TICK));
         let reading = Reading { up, down, mean: down, ..course.reading.clone() };
         course.signal(&Signal::Fresh(reading)).state.watched.low_for
     };
     assert_eq!(counts(50, 0.5, 0.5), TICK);
-    assert_eq!(counts(50, 0.5, ROOM), TICK);
-    assert_eq!(counts(50, 0.5, ROOM + 1e-9), 0);
-    assert_eq!(counts(50, CLOSE - 1e-9, 0.5), TICK);
-    assert_eq!(counts(50, CLOSE, 0.5), 0);
+    assert_eq!(counts(50, 0.5, RELAX_BELOW), TICK);
+    assert_eq!(counts(50, 0.5, RELAX_BELOW + 1e-9), 0);
+    assert_eq!(counts(50, EPISODE_END - 1e-9, 0.5), TICK);
+    assert_eq!(counts(50, EPISODE_END, 0.5), 0);
     assert_eq!(counts(100, 0.5, 0.5), 0);
 }
 
@@ -255,9 +255,9 @@ fn room_is_room_without_peaks_and_only_where_something_was_tightened() {
 fn room_is_written_down_when_it_has_lasted_a_fifth_of_the_window() {
     let mut course = Course::at(50, |state| state.watched.primed = true);
     course.hold(0.2, 160);
-    assert_eq!(course.state.low_since, None);
+    assert_eq!(course.state.relaxable_since, None);
     course.hold(0.2, 0);
-    assert_eq!(course.state.low_since, Some(START - TICK), "since it began");
+    assert_eq!(course.state.relaxable_since, Some(START - TICK), "since it began");
 }
 
 #[test]
@@ -265,11 +265,11 @@ fn a_day_without_a_change_makes_it_forget() {
     let course = |age, openness, edit: fn(&mut State)| {
         let course = Course::at(openness, |state| {
             state.changes = vec![(START - age, Way::Relax)];
-            (state.patience, state.proved) = (4, 30);
+            (state.relax_backoff, state.last_sufficient) = (4, 30);
             edit(state);
         });
         let state = course.look(0.8).state;
-        (state.changes.len(), state.patience, state.proved)
+        (state.changes.len(), state.relax_backoff, state.last_sufficient)
     };
     assert_eq!(course(DAY - 1000, 100, |_| {}), (1, 4, 30));
     assert_eq!(course(DAY, 100, |_| {}), (0, 1, 100));
@@ -293,7 +293,7 @@ fn a_step_is_judged_when_the_pools_had_time_to_drain_and_a_sample_was_seen() {
     assert_eq!(judged(&Course::judged(|_, state| state.watched.at = None)), None, "this is the first evaluation");
     // The effect counts from the time at which it could begin.
     let state = Course::judged(|pending, _| pending.since = None).look(1.0).state;
-    assert_eq!((state.pending.unwrap().since, state.dead_until), (Some(START), START + DEAD));
+    assert_eq!((state.pending.unwrap().since, state.settle_until), (Some(START), START + DEAD));
 }
 
 #[test]
@@ -311,14 +311,14 @@ fn a_process_that_was_restarted_meanwhile_proves_nothing() {
 #[test]
 fn where_a_restart_is_needed_only_the_same_age_compares() {
     let course = |uptime| {
-        let mut course = Course::judged(|pending, _| pending.life = Some(Life::default()));
+        let mut course = Course::judged(|pending, _| pending.life = Some(UptimeCurve::default()));
         course.reading.youngest = uptime;
         let outcome = course.look(1.0);
         (outcome.judged.map(|judged| judged.verdict), outcome.state.efficacy, outcome.state.pending.is_some())
     };
     assert_eq!(course(None), (None, Efficacy::AwaitingUptimeMatch, true));
-    assert_eq!(course(Some(LONGEST_LIFE - 1)), (None, Efficacy::AwaitingUptimeMatch, true));
-    assert_eq!(course(Some(LONGEST_LIFE)), (Some(Verdict::Inconclusive), Efficacy::Measuring, false));
+    assert_eq!(course(Some(MAX_YOUNG_UPTIME - 1)), (None, Efficacy::AwaitingUptimeMatch, true));
+    assert_eq!(course(Some(MAX_YOUNG_UPTIME)), (Some(Verdict::Inconclusive), Efficacy::Measuring, false));
 }
 
 #[test]
@@ -344,17 +344,17 @@ fn giving_up_goes_back_and_locks_twice_as_long_each_time() {
         course.share = Share::estimated(0.06);
         let outcome = course.look(1.5);
         assert_eq!(outcome.state.lockout.map(|lockout| lockout.until), Some(START + hours * HOUR), "{times:?}");
-        assert_eq!((outcome.limit, outcome.decision.unwrap().to), (Some(Limit::PoolsTooSmall), 100));
+        assert_eq!((outcome.limit, outcome.decision.unwrap().to), (Some(Restriction::PoolsTooSmall), 100));
     }
     // At the openness where the episode began, there is nothing to take back.
     let mut there = Course::due(|_| {});
     there.share = Share::estimated(0.06);
     let outcome = there.look(1.5);
     assert_eq!((outcome.decision, outcome.state.rollback), (None, None));
-    assert_eq!(outcome.limit, Some(Limit::PoolsTooSmall));
+    assert_eq!(outcome.limit, Some(Restriction::PoolsTooSmall));
     // During the lock-out nothing is decided, and the status reports it.
     let mut locked = Course { state: outcome.state, now: START + TICK, ..there };
-    assert_eq!(locked.look(1.5).limit, Some(Limit::PoolsTooSmall));
+    assert_eq!(locked.look(1.5).limit, Some(Restriction::PoolsTooSmall));
     assert_eq!(locked.hold(1.5, 3600), []);
     let helped = Course::due(|state| {
         state.openness = 40;
@@ -405,7 +405,7 @@ fn what_may_not_be_done_is_recommended() {
     let mut due = Course::due(|_| {});
     due.no_tightening = true;
     let outcome = due.look(1.5);
-    assert_eq!((outcome.decision, outcome.recommendation.unwrap().to, outcome.limit), (None, 58, Some(Limit::Paused)));
+    assert_eq!((outcome.decision, outcome.recommendation.unwrap().to, outcome.limit), (None, 58, Some(Restriction::Paused)));
     due.no_tightening = false;
     due.tuning.mode = Mode::Recommend;
     let outcome = due.look(1.5);
@@ -413,7 +413,7 @@ fn what_may_not_be_done_is_recommended() {
     let mut room = Course::room(|_| {});
     room.no_relaxing = true;
     let outcome = room.look(0.4);
-    assert_eq!((outcome.decision, outcome.recommendation.unwrap().to, outcome.limit), (None, 80, Some(Limit::Paused)));
+    assert_eq!((outcome.decision, outcome.recommendation.unwrap().to, outcome.limit), (None, 80, Some(Restriction::Paused)));
     room.no_relaxing = false;
     room.tuning.mode = Mode::Recommend;
     let outcome = room.look(0.4);
@@ -451,7 +451,7 @@ fn half_an_hour_at_the_floor_with_nothing_to_show_for_it_is_enough() {
         state.watched.floor_for = HOUR;
     });
     let outcome = pending.look(1.5);
-    assert_eq!((outcome.decision, outcome.limit), (None, Some(Limit::AtFloor)), "the step is being measured");
+    assert_eq!((outcome.decision, outcome.limit), (None, Some(Restriction::AtFloor)), "the step is being measured");
     pending.state.pending = None;
     assert!(pending.look(1.5).decision.is_some());
     // The half hour counts only over the threshold and at the floor.
@@ -468,8 +468,8 @@ fn nothing_is_decided_before_its_time() {
         assert_eq!(Course { not_before, ..Course::room(|_| {}) }.relaxes().is_some(), acts);
     }
     for (dead_until, acts) in [(START, true), (START + 1, false)] {
-        assert_eq!(Course::due(|state| state.dead_until = dead_until).tightens().is_some(), acts);
-        assert_eq!(Course::room(|state| state.dead_until = dead_until).relaxes().is_some(), acts);
+        assert_eq!(Course::due(|state| state.settle_until = dead_until).tightens().is_some(), acts);
+        assert_eq!(Course::room(|state| state.settle_until = dead_until).relaxes().is_some(), acts);
     }
     let waiting = || Course::judged(|pending, _| pending.since = None).state.pending;
     assert_eq!(Course::due(|state| state.pending = waiting()).tightens(), None);
@@ -488,41 +488,41 @@ fn a_lock_out_is_a_limit_to_its_end_whatever_the_task_count() {
                 |state: &mut State| (state.lockout, state.efficacy) = (Some(Lockout { until, times: 0 }), Efficacy::Ineffective);
             Course::at(100, locked).look(pressure).limit
         };
-        assert_eq!((limit(START + 1), limit(START)), (Some(Limit::Locked), None), "{pressure}");
+        assert_eq!((limit(START + 1), limit(START)), (Some(Restriction::Locked), None), "{pressure}");
     }
 }
 
 #[test]
 fn a_step_back_that_waits_for_its_turn_is_not_paused() {
     let waits = |edit: &dyn Fn(&mut Course)| {
-        let mut course = Course::at(40, |state| (state.rollback, state.dead_until) = (Some(100), START + 1));
+        let mut course = Course::at(40, |state| (state.rollback, state.settle_until) = (Some(100), START + 1));
         edit(&mut course);
         let outcome = course.look(1.5);
         (outcome.decision.map(|decision| decision.to), outcome.limit)
     };
     assert_eq!(waits(&|_| {}), (None, None));
-    assert_eq!(waits(&|course| course.state.dead_until = START), (Some(100), None));
-    assert_eq!(waits(&|course| course.no_relaxing = true), (None, Some(Limit::Paused)));
+    assert_eq!(waits(&|course| course.state.settle_until = START), (Some(100), None));
+    assert_eq!(waits(&|course| course.no_relaxing = true), (None, Some(Restriction::Paused)));
 }
 
 #[test]
 fn every_change_has_its_dead_time() {
-    assert_eq!(Course::due(|_| {}).look(1.5).state.dead_until, START + DEAD);
+    assert_eq!(Course::due(|_| {}).look(1.5).state.settle_until, START + DEAD);
     // By the longest idle timeout that the pools have.
     let idle = i64::try_from(openness::longest_idle(&policy().0, &policy().1, 50).as_millis()).unwrap();
-    assert_eq!(Course::room(|_| {}).look(0.4).state.dead_until, START + 2 * idle + TICK + APPLY);
+    assert_eq!(Course::room(|_| {}).look(0.4).state.settle_until, START + 2 * idle + TICK + WRITE_ALLOWANCE);
 }
 
 #[test]
 fn the_next_episode_goes_straight_to_what_was_enough() {
     // A day without a change would reset it.
     let lately = vec![(START - 3 * HOUR, Way::Relax)];
-    let to = |proved| Course::due(|state| (state.proved, state.changes) = (proved, lately.clone())).tightens();
+    let to = |proved| Course::due(|state| (state.last_sufficient, state.changes) = (proved, lately.clone())).tightens();
     assert_eq!(to(30), Some(30));
     assert_eq!(to(99), Some(58), "a step has its minimum size");
     assert_eq!(to(100), Some(58));
     let further = Course::due(|state| {
-        (state.proved, state.changes) = (30, lately.clone());
+        (state.last_sufficient, state.changes) = (30, lately.clone());
         state.episode.as_mut().unwrap().steps = 1;
     });
     assert_eq!(further.tightens(), Some(58), "only the first step does");
@@ -530,10 +530,10 @@ fn the_next_episode_goes_straight_to_what_was_enough() {
 
 #[test]
 fn relaxing_while_nobody_uses_the_pools_disproves_nothing() {
-    let proved = |pressure: f64| Course::room(|state| state.proved = 60).look(pressure).state.proved;
-    assert_eq!(proved(IDLE - 0.001), 50);
-    assert_eq!(proved(IDLE), 100);
-    assert_eq!(Course::room(|state| state.proved = 20).look(0.1).state.proved, 20);
+    let proved = |pressure: f64| Course::room(|state| state.last_sufficient = 60).look(pressure).state.last_sufficient;
+    assert_eq!(proved(IDLE_UTILIZATION - 0.001), 50);
+    assert_eq!(proved(IDLE_UTILIZATION), 100);
+    assert_eq!(Course::room(|state| state.last_sufficient = 20).look(0.1).state.last_sufficient, 20);
 }
 
 #[test]
@@ -557,7 +557,7 @@ fn patience_lengthens_the_window_to_two_hours_at_most() {
         let mut course = Course::room(|state| {
             // A day without a change would reset it.
             state.changes = vec![(START - 3 * HOUR, Way::Relax)];
-            (state.patience, state.watched.low_for) = (patience, low_for - TICK);
+            (state.relax_backoff, state.watched.low_for) = (patience, low_for - TICK);
         });
         (course.tuning.relax_after, course.levels) = (relax_after, levels);
         course.relaxes().is_some()
@@ -584,12 +584,12 @@ fn so_many_changes_in_any_hour_and_any_day() {
         });
         (course.tuning.per_hour, course.tuning.per_day) = (per_hour, per_day);
         let outcome = course.look(1.5);
-        assert_eq!(outcome.decision.is_none(), outcome.limit == Some(Limit::BudgetExhausted));
+        assert_eq!(outcome.decision.is_none(), outcome.limit == Some(Restriction::BudgetExhausted));
         outcome.limit
     };
     assert_eq!(limit(1, 9, &[HOUR]), None);
-    assert_eq!(limit(1, 9, &[HOUR - 1]), Some(Limit::BudgetExhausted));
-    assert_eq!(limit(9, 2, &[DAY - 1, 2 * HOUR]), Some(Limit::BudgetExhausted));
+    assert_eq!(limit(1, 9, &[HOUR - 1]), Some(Restriction::BudgetExhausted));
+    assert_eq!(limit(9, 2, &[DAY - 1, 2 * HOUR]), Some(Restriction::BudgetExhausted));
     assert_eq!(limit(9, 2, &[DAY, 2 * HOUR]), None);
     // As many changes are remembered as the largest budget has.
     let changes = |n: usize| {
@@ -597,7 +597,7 @@ fn so_many_changes_in_any_hour_and_any_day() {
         (course.tuning.per_hour, course.tuning.per_day) = (1000, 1000);
         course.look(1.5).state.changes.len()
     };
-    assert_eq!((changes(MOST_CHANGES - 1), changes(MOST_CHANGES)), (MOST_CHANGES, MOST_CHANGES));
+    assert_eq!((changes(MAX_CHANGES - 1), changes(MAX_CHANGES)), (MAX_CHANGES, MAX_CHANGES));
 }
 
 #[test]
@@ -605,14 +605,14 @@ fn tightening_soon_after_relaxing_makes_it_patient() {
     let patience = |age, way, patience| {
         let course = Course::due(|state| {
             state.changes = vec![(START - age, way)];
-            state.patience = patience;
+            state.relax_backoff = patience;
         });
-        course.look(1.5).state.patience
+        course.look(1.5).state.relax_backoff
     };
-    assert_eq!(patience(TOO_SOON - 1, Way::Relax, 1), 4);
-    assert_eq!(patience(TOO_SOON - 1, Way::Relax, 4), 8);
-    assert_eq!(patience(TOO_SOON, Way::Relax, 1), 1);
-    assert_eq!(patience(TOO_SOON - 1, Way::Tighten, 1), 1);
+    assert_eq!(patience(QUICK_RETIGHTEN - 1, Way::Relax, 1), 4);
+    assert_eq!(patience(QUICK_RETIGHTEN - 1, Way::Relax, 4), 8);
+    assert_eq!(patience(QUICK_RETIGHTEN, Way::Relax, 1), 1);
+    assert_eq!(patience(QUICK_RETIGHTEN - 1, Way::Tighten, 1), 1);
 }
 
 #[test]
@@ -641,7 +641,7 @@ fn averages_begin_anew_after_a_silence_and_room_has_to_be_seen_again() {
     assert!((0.2..0.6).contains(&fast) && (0.2..fast).contains(&slow), "{fast} {slow}");
     assert_eq!(look(|state| state.watched.at = None), (0.6, 1.0));
     assert_eq!(look(|state| state.watched.at = Some(START - HOUR)), (0.6, 1.0));
-    assert_eq!(look(|state| (state.watched.at, state.low_since) = (None, Some(START))), (0.6, 0.6));
+    assert_eq!(look(|state| (state.watched.at, state.relaxable_since) = (None, Some(START))), (0.6, 0.6));
     assert_eq!(look(|state| state.watched.primed = false), (0.6, 1.0));
     assert_eq!(look(|state| state.watched.fast = f64::NAN).0, 0.6);
 }
@@ -652,15 +652,15 @@ fn a_clock_that_was_set_back_leaves_nothing_in_the_future() {
     let course = Course::at(50, |state| {
         state.episode = Some(Episode::begin(later, 100));
         state.changes = vec![(later, Way::Tighten)];
-        state.low_since = Some(later);
-        (state.dead_until, state.lockout) = (START + 9 * DAY, Some(Lockout { until: START + 9 * DAY, times: 0 }));
+        state.relaxable_since = Some(later);
+        (state.settle_until, state.lockout) = (START + 9 * DAY, Some(Lockout { until: START + 9 * DAY, times: 0 }));
         state.pending = Course::judged(|pending, _| (pending.decided, pending.since) = (later, Some(later))).state.pending;
     });
     let now = START + 1234;
     let state = Course { now, ..course }.look(0.95).state;
     assert_eq!(state.episode.map(|episode| episode.since), Some(now));
     assert_eq!(state.changes, [(START + 1000, Way::Tighten)], "in whole seconds, as the state stores them");
-    assert_eq!((state.dead_until, state.lockout.map(|lockout| lockout.until)), (now + DAY, Some(now + DAY)));
+    assert_eq!((state.settle_until, state.lockout.map(|lockout| lockout.until)), (now + DAY, Some(now + DAY)));
     let pending = state.pending.unwrap();
     assert_eq!((pending.decided, pending.since), (now, Some(now)));
 }
@@ -703,7 +703,7 @@ fn the_fallback_begins_after_its_time_in_the_dark_and_ends_after_two_minutes_of_
     let light = |fresh_for| {
         Course::at(50, |state| (state.fallback, state.watched.fresh_for) = (true, fresh_for - TICK)).look(0.5).state.fallback
     };
-    assert_eq!((light(BACK), light(BACK - 1)), (false, true));
+    assert_eq!((light(FALLBACK_EXIT_AFTER), light(FALLBACK_EXIT_AFTER - 1)), (false, true));
     assert!(!Course::at(50, |state| state.watched.fresh_for = HOUR).look(0.5).state.fallback, "the fallback was not active");
 }
 
@@ -713,13 +713,13 @@ fn the_first_step_wants_it_to_last_over_the_line_itself() {
         let course = Course::due(|state| state.episode.as_mut().unwrap().steps = steps);
         course.look(pressure).state.watched.high_for
     };
-    assert_eq!((high_for(0, OPEN), high_for(0, OPEN - 1e-9)), (10 * MINUTE + TICK, 0));
-    assert_eq!((high_for(1, OPEN - 1e-9), high_for(2, CLOSE)), (10 * MINUTE + TICK, 10 * MINUTE + TICK));
+    assert_eq!((high_for(0, EPISODE_START), high_for(0, EPISODE_START - 1e-9)), (10 * MINUTE + TICK, 0));
+    assert_eq!((high_for(1, EPISODE_START - 1e-9), high_for(2, EPISODE_END)), (10 * MINUTE + TICK, 10 * MINUTE + TICK));
 }
 
 #[test]
 fn while_the_last_step_is_not_in_effect_nothing_more_is_decided_and_who_has_to_act_is_said() {
-    let (forbidden, unknown) = (Some(Limit::RestartForbidden), Some(Limit::NotInEffect));
+    let (forbidden, unknown) = (Some(Restriction::RestartForbidden), Some(Restriction::NotInEffect));
     for (needs_restart, rolls, to_tighten, limit) in [
         (false, false, unknown, None),
         (true, false, forbidden, forbidden),
@@ -757,7 +757,7 @@ fn a_step_that_no_node_uses_does_not_stand_in_the_way_of_relaxing() {
     let waits = |in_effect, since, rolls| {
         let mut course = Course::judged(|pending, state| {
             (pending.since, pending.decided) = (since, START - HOUR);
-            (state.low_since, state.watched.low_for, state.dead_until) = (Some(START - HOUR), HOUR, 0);
+            (state.relaxable_since, state.watched.low_for, state.settle_until) = (Some(START - HOUR), HOUR, 0);
             (state.watched.fast, state.watched.slow, state.watched.primed) = (0.03, 0.03, true);
         });
         (course.in_effect, course.needs_restart, course.rolls) = (in_effect, true, rolls);
@@ -781,7 +781,7 @@ fn a_step_that_waits_for_a_restart_says_so_whatever_the_task_count() {
     for pressure in [0.03, 0.8, 1.5] {
         let mut course = Course::judged(|pending, _| pending.since = None);
         (course.in_effect, course.needs_restart) = (false, true);
-        assert_eq!(course.look(pressure).limit, Some(Limit::RestartForbidden), "{pressure}");
+        assert_eq!(course.look(pressure).limit, Some(Restriction::RestartForbidden), "{pressure}");
         course.rolls = true;
         assert_eq!(course.look(pressure).limit, None, "{pressure}: the nodes are being restarted");
     }
@@ -886,7 +886,7 @@ fn a_step_is_not_taken_back_past_one_that_shares_its_verdict_and_is_in_use() {
         let mut course = reloaded(MINUTE, |pending, state| {
             (pending.since, pending.decided) = (None, START - HOUR);
             state.changes = vec![(START - HOUR, Way::Tighten), (START - last_change, Way::Tighten)];
-            (state.low_since, state.watched.low_for, state.dead_until) = (Some(START - HOUR), HOUR, 0);
+            (state.relaxable_since, state.watched.low_for, state.settle_until) = (Some(START - HOUR), HOUR, 0);
             (state.watched.fast, state.watched.slow) = (0.1, 0.1);
         });
         course.in_effect = false;
@@ -899,7 +899,7 @@ fn a_step_is_not_taken_back_past_one_that_shares_its_verdict_and_is_in_use() {
 #[test]
 fn a_verdict_that_is_due_later_does_not_block_relaxing() {
     let mut course = reloaded(10 * MINUTE, |_, state| {
-        (state.low_since, state.watched.low_for, state.dead_until) = (Some(START - HOUR), HOUR, 0);
+        (state.relaxable_since, state.watched.low_for, state.settle_until) = (Some(START - HOUR), HOUR, 0);
         (state.watched.fast, state.watched.slow) = (0.1, 0.1);
         // Kept, because the write may have caused the fall.
         state.episode = Some(Episode { steps: 1, base: Some(1.5), ..Episode::begin(START - HOUR, 100) });

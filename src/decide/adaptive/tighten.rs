@@ -4,9 +4,9 @@ use super::{
     openness::{self, Percent},
     signal::Reading,
     state::{Efficacy, Pending, State, Way, rounded, rounded_slope},
-    step::{Decision, Evaluation, Limit, MINUTE, Reason, TOO_SOON},
+    step::{Decision, Evaluation, MINUTE, QUICK_RETIGHTEN, Reason, Restriction},
     step_size::{Share, Step},
-    tuning::{CLOSE, Tuning},
+    tuning::{EPISODE_END, Tuning},
     verdict,
 };
 
@@ -26,13 +26,13 @@ impl Evaluation<'_> {
         let due = self.state.watched.high_for as f64 >= tuning.tighten_after as f64 * hesitation(&self.state, now);
         if self.is_locked() {
             if self.state.efficacy == Efficacy::PoolsTooSmall {
-                self.limit = Some(Limit::PoolsTooSmall);
+                self.limit = Some(Restriction::PoolsTooSmall);
             }
             // Otherwise the lock-out itself is the limit: see `finish`.
             return;
         }
         if self.state.openness == 0 {
-            self.limit = Some(Limit::AtFloor);
+            self.limit = Some(Restriction::AtFloor);
             let State { episode, pending, efficacy, watched, .. } = &self.state;
             let helped = episode.is_some_and(|episode| episode.helped.is_some() || verdict::helped_overall(&episode, fast));
             if watched.floor_for >= AT_FLOOR && !helped && pending.is_none() && *efficacy != Efficacy::Effective {
@@ -42,7 +42,7 @@ impl Evaluation<'_> {
             return;
         }
         // The average can still be high when the present count is not, such as after another write that closed connections.
-        if !due || now < facts.not_before || reading.up < CLOSE {
+        if !due || now < facts.not_before || reading.up < EPISODE_END {
             return;
         }
         if first && facts.share.is_negligible() {
@@ -51,7 +51,7 @@ impl Evaluation<'_> {
         }
         if facts.share.is_too_small(fast) {
             self.give_up(Efficacy::PoolsTooSmall);
-            self.limit = Some(Limit::PoolsTooSmall);
+            self.limit = Some(Restriction::PoolsTooSmall);
             self.roll_back();
             return;
         }
@@ -62,7 +62,7 @@ impl Evaluation<'_> {
             openness: self.state.openness,
             pressure: fast,
             share: Share { estimate: facts.share.estimate.or(self.state.episode.and_then(|it| it.learned)), ..facts.share },
-            proved: first.then_some(self.state.proved),
+            proved: first.then_some(self.state.last_sufficient),
         };
         let (from, to) = (self.state.openness, self.coarse(step.target()));
         let reason = Reason::High { pressure: self.counted(fast), lasted: self.state.watched.high_for };
@@ -72,9 +72,9 @@ impl Evaluation<'_> {
         }
         if !facts.in_effect {
             self.limit = match (facts.needs_restart, facts.rolls) {
-                (true, false) => Some(Limit::RestartForbidden),
+                (true, false) => Some(Restriction::RestartForbidden),
                 // After a step, the new values are still on their way.
-                (false, _) if self.state.pending.is_none() => Some(Limit::NotInEffect),
+                (false, _) if self.state.pending.is_none() => Some(Restriction::NotInEffect),
                 _ => None,
             };
             return;
@@ -82,7 +82,7 @@ impl Evaluation<'_> {
         // Where a verdict takes as long as connections take to come back, the next step does not wait for it; the steps
         // share one verdict.
         let waits = self.state.pending.is_some() && facts.disturbance.is_none();
-        if waits || now < self.state.dead_until || !self.may_change() {
+        if waits || now < self.state.settle_until || !self.may_change() {
             return;
         }
         let wait = self.claim_time();
@@ -126,7 +126,7 @@ impl Evaluation<'_> {
 /// only if the limits were not tightened lately. While the lower of the two averages is barely over the threshold it
 /// waits three quarters longer, because noise looks the same; from 120% on it does not wait longer.
 fn hesitation(state: &State, now: i64) -> f64 {
-    let rising = state.changes.last().is_some_and(|(time, way)| *way == Way::Tighten && now - time < TOO_SOON);
+    let rising = state.changes.last().is_some_and(|(time, way)| *way == Way::Tighten && now - time < QUICK_RETIGHTEN);
     if rising || state.episode.is_some_and(|episode| episode.steps > 0) {
         return 1.0;
     }
@@ -137,7 +137,7 @@ fn hesitation(state: &State, now: i64) -> f64 {
 /// Time until the running window for tightening can end at the earliest (milliseconds).
 #[must_use]
 pub fn next_end(tuning: &Tuning, state: &State, now: i64) -> Option<i64> {
-    if state.episode.is_none() || state.pending.is_some() || state.watched.fast < CLOSE {
+    if state.episode.is_none() || state.pending.is_some() || state.watched.fast < EPISODE_END {
         return None;
     }
     #[allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)] // At most a day.

@@ -8,21 +8,21 @@ use crate::api::{
 };
 
 /// An episode of too many tasks begins at this utilization.
-pub const OPEN: f64 = 1.0;
+pub const EPISODE_START: f64 = 1.0;
 /// An episode ends below this utilization, which is also what a step aims at.
-pub const CLOSE: f64 = 0.9;
+pub const EPISODE_END: f64 = 0.9;
 /// There is room at or below this utilization.
-pub const ROOM: f64 = 0.75;
+pub const RELAX_BELOW: f64 = 0.75;
 /// A relaxing step needs no longer window if it is predicted to leave the utilization at or below this.
-pub const SAFE: f64 = 0.8;
+pub const RELAX_TARGET: f64 = 0.8;
 /// Otherwise the window is this many times as long.
-pub const DOUBT: i64 = 4;
+pub const UNCERTAIN_RELAX_FACTOR: i64 = 4;
 /// The smallest tightening step, as a share of the openness: a smaller effect could not be distinguished from noise.
-pub const LEAST_CUT: f64 = 0.2;
+pub const MIN_CUT: f64 = 0.2;
 /// A relaxing step that reaches this openness goes to 100%.
 pub const NEARLY_OPEN: u8 = 90;
 /// A tightening step that falls below this openness goes to the floor.
-pub const LEAST_OPENNESS: u8 = 5;
+pub const MIN_OPENNESS: u8 = 5;
 
 /// The parameters. Times are in milliseconds.
 #[derive(Clone, Debug, PartialEq)]

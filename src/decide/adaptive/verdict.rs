@@ -4,29 +4,29 @@
 use super::{
     openness::{self, Percent},
     signal::Reading,
-    state::{Efficacy, Episode, Life, Lockout, MARKS, Pending, Watched},
-    step::{DAY, Evaluation, Facts, HOUR, Judged, Limit, MOST_WAITS},
+    state::{Efficacy, Episode, Lockout, MARKS, Pending, UptimeCurve, Watched},
+    step::{DAY, Evaluation, Facts, HOUR, Judged, MAX_WAITS, Restriction},
 };
 
 /// A fall of the task count by this share is an effect, whatever was expected.
-const HELP: f64 = 0.05;
+const MIN_EFFECT: f64 = 0.05;
 /// The same where every change closes connections: steps are larger there, and so is the noise over the minutes that a
 /// verdict takes (docs/control-law.md has the runs).
 const FLUSH_HELP: f64 = 0.1;
 /// A fall by this part of the expected fall is an effect too.
-const PART: f64 = 0.5;
+const MIN_EFFECT_OF_EXPECTED: f64 = 0.5;
 /// A fall by less than this cannot be distinguished from noise.
-const NOISE: f64 = 0.03;
+const NOISE_FLOOR: f64 = 0.03;
 /// After two steps the task count must be down by this share, where nothing is known of the pools.
 const EPISODE_HELP: f64 = 0.08;
 /// The lowest share that is learned: below it, steps have their maximum size anyway.
-const LEAST_LEARNED: f64 = 0.15;
+const MIN_LEARNED: f64 = 0.15;
 /// Steps in a row without an effect after which tightening counts as ineffective.
-pub const MOST_FAILURES: u8 = 2;
+pub const MAX_FAILURES: u8 = 2;
 /// The first lock-out of tightening; each further one doubles, up to a day.
 const LOCKOUT: i64 = 4 * HOUR;
 /// The age from which a process no longer counts as young: the last of [`MARKS`].
-pub(super) const LONGEST_LIFE: i64 = MARKS[MARKS.len() - 1];
+pub(super) const MAX_YOUNG_UPTIME: i64 = MARKS[MARKS.len() - 1];
 /// A task count that moves by less than this share of the threshold is level.
 const PLATEAU: f64 = 0.02;
 
@@ -51,9 +51,11 @@ pub fn fall(before: f64, after: f64) -> f64 {
 /// Judges a step of an episode, and records the result in the episode. `flushes`: whether every change closes
 /// connections.
 pub fn judge(pending: &Pending, episode: &mut Episode, after: f64, flushes: bool, now: i64) -> Verdict {
-    let help = if flushes { FLUSH_HELP } else { HELP };
+    let help = if flushes { FLUSH_HELP } else { MIN_EFFECT };
     let fallen = fall(pending.before, after);
-    let enough = |fall: f64| fall >= help || pending.expected.is_some_and(|expected| fall >= NOISE && fall >= PART * expected);
+    let enough = |fall: f64| {
+        fall >= help || pending.expected.is_some_and(|expected| fall >= NOISE_FLOOR && fall >= MIN_EFFECT_OF_EXPECTED * expected)
+    };
     if enough(fallen) {
         episode.helped = Some(pending.to);
         episode.failed = 0;
@@ -63,12 +65,12 @@ pub fn judge(pending: &Pending, episode: &mut Episode, after: f64, flushes: bool
     // claim.
     #[allow(clippy::cast_precision_loss)] // Minutes.
     let risen = pending.before + pending.slope * ((now - pending.decided) as f64 / 1000.0);
-    if enough(fall(risen, after)) || pending.expected.is_some_and(|expected| expected < NOISE) {
+    if enough(fall(risen, after)) || pending.expected.is_some_and(|expected| expected < NOISE_FLOOR) {
         return Verdict::Inconclusive;
     }
     let is_over = if pending.expected.is_some() {
         episode.failed = episode.failed.saturating_add(1);
-        episode.failed >= MOST_FAILURES
+        episode.failed >= MAX_FAILURES
     } else {
         episode.steps >= 2 && !helped_overall(episode, after)
     };
@@ -84,7 +86,7 @@ pub fn learned(pending: &Pending, after: f64, left: f64) -> Option<f64> {
         return None;
     }
     let share = (fallen / (1.0 - left)).min(1.0);
-    Some(super::state::rounded((share * left / (1.0 - fallen)).clamp(LEAST_LEARNED, 1.0)))
+    Some(super::state::rounded((share * left / (1.0 - fallen)).clamp(MIN_LEARNED, 1.0)))
 }
 
 /// Whether the task count fell over the whole episode.
@@ -102,7 +104,7 @@ pub fn back_to(episode: Option<&Episode>, openness: Percent) -> Percent {
 /// The utilization of two processes at the same uptime: at the last mark that both have passed and that is at least
 /// `settled`. `None` where there is none.
 #[must_use]
-pub fn at_equal_uptime(before: &Life, now: &Life, settled: i64) -> Option<(f64, f64)> {
+pub fn at_equal_uptime(before: &UptimeCurve, now: &UptimeCurve, settled: i64) -> Option<(f64, f64)> {
     let pair = |a: u32, b: u32| (f64::from(a) / 1000.0, f64::from(b) / 1000.0);
     let mark = (0..MARKS.len()).rev().find(|n| MARKS[*n] >= settled && before.curve[*n].is_some() && now.curve[*n].is_some());
     if let Some(n) = mark {
@@ -115,9 +117,9 @@ pub fn at_equal_uptime(before: &Life, now: &Life, settled: i64) -> Option<(f64, 
 
 /// Records the utilization at an uptime. An uptime that is shorter than the last one, by more than a second, means
 /// another process.
-pub fn note(life: &mut Life, uptime: i64, pressure: f64) {
+pub fn note(life: &mut UptimeCurve, uptime: i64, pressure: f64) {
     if life.last.is_some_and(|(last, _)| uptime + 1000 < last) {
-        *life = Life::default();
+        *life = UptimeCurve::default();
     }
     #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss)] // A utilization.
     let pressure = (pressure.clamp(0.0, 1e6) * 1000.0) as u32;
@@ -145,7 +147,7 @@ impl Evaluation<'_> {
         if let Some(life) = &pending.life {
             // A restart empties the pools by itself, so only values at the same uptime can be compared.
             let Some((was, is)) = at_equal_uptime(life, &self.state.watched.life, pending.wait) else {
-                if self.state.watched.life.last.is_none_or(|(uptime, _)| uptime < LONGEST_LIFE) {
+                if self.state.watched.life.last.is_none_or(|(uptime, _)| uptime < MAX_YOUNG_UPTIME) {
                     self.state.efficacy = Efficacy::AwaitingUptimeMatch;
                     self.state.pending = Some(pending);
                 } else {
@@ -177,7 +179,7 @@ impl Evaluation<'_> {
                 self.state.efficacy = Efficacy::Effective;
                 self.state.lockout = None;
                 if self.state.episode.is_none() {
-                    self.state.proved = self.state.openness;
+                    self.state.last_sufficient = self.state.openness;
                 }
             }
             Verdict::Inconclusive if self.state.efficacy == Efficacy::Effective => {}
@@ -199,13 +201,13 @@ impl Evaluation<'_> {
     fn is_due(&mut self, pending: &mut Pending) -> bool {
         let Facts { in_effect, needs_restart, rolls, disturbance, .. } = *self.facts;
         if !in_effect {
-            self.limit = (needs_restart && !rolls).then_some(Limit::RestartForbidden);
+            self.limit = (needs_restart && !rolls).then_some(Restriction::RestartForbidden);
             return false;
         }
         let since = *pending.since.get_or_insert(self.now);
         // The effect is measured from the time at which it could begin. Until it could act, no other step follows.
         let acting = if disturbance.is_some() { self.dead_time() } else { pending.wait };
-        self.state.dead_until = self.state.dead_until.max(since + acting);
+        self.state.settle_until = self.state.settle_until.max(since + acting);
         if self.now < since + pending.wait || self.state.watched.fresh_for < self.tuning.interval {
             return false;
         }
@@ -223,7 +225,7 @@ impl Evaluation<'_> {
             pending.slope = 0.0;
             return true;
         }
-        self.now >= since + MOST_WAITS * pending.wait
+        self.now >= since + MAX_WAITS * pending.wait
     }
 
     /// Gives up: takes back the steps that did not help, and locks tightening out for a while.
@@ -235,7 +237,7 @@ impl Evaluation<'_> {
         self.state.lockout = Some(Lockout { until: self.now + wait, times });
         self.state.efficacy = efficacy;
         self.state.pending = None;
-        self.state.proved = 100;
+        self.state.last_sufficient = 100;
     }
 }
 
@@ -266,7 +268,7 @@ mod tests {
             ("half of the expected fall is an effect", pending(1.2, Some(0.06)), 1, 0, 1.164, Verdict::Effective),
             ("less than half is one failure", pending(1.2, Some(0.06)), 1, 0, 1.18, Verdict::Inconclusive),
             ("two failures are enough", pending(1.2, Some(0.06)), 1, 1, 1.18, Verdict::Ineffective),
-            ("an expected fall at the noise floor counts", pending(1.2, Some(NOISE)), 1, 1, 1.18, Verdict::Ineffective),
+            ("an expected fall at the noise floor counts", pending(1.2, Some(NOISE_FLOOR)), 1, 1, 1.18, Verdict::Ineffective),
             (
                 "an expected fall below the noise floor does not count",
                 pending(1.2, Some(0.02)),
@@ -311,7 +313,7 @@ mod tests {
     #[test]
     fn lives_are_compared_at_the_same_uptime_only() {
         let life = |marks: &[(i64, f64)]| {
-            let mut life = Life::default();
+            let mut life = UptimeCurve::default();
             for (uptime, pressure) in marks {
                 note(&mut life, *uptime, *pressure);
             }
@@ -335,7 +337,7 @@ mod tests {
     #[test]
     fn a_mark_is_noted_when_it_is_passed_and_never_from_hearsay() {
         let first = |uptime: i64| {
-            let mut life = Life::default();
+            let mut life = UptimeCurve::default();
             note(&mut life, uptime, 0.5);
             life.curve[0]
         };
@@ -344,15 +346,15 @@ mod tests {
             [None, Some(500), Some(500), None],
             "up to a tenth late still counts"
         );
-        let mut life = Life::default();
+        let mut life = UptimeCurve::default();
         note(&mut life, 60_000, 0.5);
         note(&mut life, 60_000, 0.6);
         assert_eq!(life.curve[0], Some(500), "once");
-        let mut life = Life::default();
+        let mut life = UptimeCurve::default();
         note(&mut life, 10_000, 0.1);
         note(&mut life, 100_000, 0.7);
         assert_eq!(life.curve[0], Some(700), "however late, if the process was observed before");
-        let mut life = Life::default();
+        let mut life = UptimeCurve::default();
         note(&mut life, 59_000, 0.5);
         note(&mut life, 58_000, 0.5);
         assert_eq!(life.last, Some((58_000, 500)));
@@ -365,11 +367,11 @@ mod tests {
 
     #[test]
     fn a_younger_process_is_another_life() {
-        let mut life = Life::default();
+        let mut life = UptimeCurve::default();
         note(&mut life, 59_000, 0.5);
         note(&mut life, 61_000, 0.6);
         note(&mut life, 1_000, 0.1);
-        assert_eq!(life.curve, Life::default().curve);
+        assert_eq!(life.curve, UptimeCurve::default().curve);
         assert_eq!(life.last, Some((1_000, 100)));
     }
 }

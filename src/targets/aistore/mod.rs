@@ -20,19 +20,26 @@ use jiff::Timestamp;
 use serde_json::{Map, Value as Json, json};
 use tokio::time::Instant;
 
-use super::{Connection, Credentials, Kind, Place, Target};
+use super::{Connection, Credentials, Kind, Target, TargetAddress};
 use crate::{
-    api::{Knob, Settings, Value, adaptive::Source},
+    api::{Limit, LimitValues, Value, adaptive::Source},
     clock,
     decide::{
-        Capability, Cause, Change, Fault, NodeState, Process, Serves, Site, Sites, To, Traits, Unit, UnitState,
-        adaptive::attribution::MostPooled,
+        Capability, Cause, Change, ConfigPath, Fault, NewValue, NodeState, Process, Serves, Sites, TargetCapabilities, Unit,
+        UnitState, adaptive::attribution::MostPooled,
     },
     pool::{Provider, Request, Response},
 };
 
 /// The capabilities of every AIStore cluster.
-pub const TRAITS: Traits = Traits { capability, value: wire::value, cap, companions, most_pooled, ..Traits::PLAIN };
+pub const TRAITS: TargetCapabilities = TargetCapabilities {
+    capability,
+    value: wire::value,
+    cap,
+    companions: dependent_limits,
+    most_pooled,
+    ..TargetCapabilities::PLAIN
+};
 
 /// The registration of this kind.
 pub const KIND: Kind = Kind {
@@ -64,43 +71,43 @@ const MAX_MAP: usize = 2 * 1024 * 1024;
 /// How long a write continues in the background: with a hung node, the cluster takes 33 s to answer.
 const WRITE: Duration = Duration::from_secs(45);
 /// How long the caller waits for a write before it reads the nodes.
-const PATIENCE: Duration = Duration::from_secs(2);
+const WRITE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Timeout for starting or stopping a node's maintenance.
 const MAINTENANCE: Duration = Duration::from_secs(10);
 /// Most nodes of one cluster that are read at the same time, through its proxy. That many hung nodes cost one timeout
 /// together.
 const CONCURRENCY: usize = 16;
 /// Longest idle timeout of a client pool, because the servers close their connections after 30 s.
-const LONGEST_IDLE: Duration = Duration::from_secs(29);
+const MAX_IDLE_TIME: Duration = Duration::from_secs(29);
 
 /// The supported limits and their paths in the configuration.
-const PLACES: [(Knob, &str); 4] = [
-    (Knob::IntraClusterIdleConnTimeout, "idle_conn_time"),
-    (Knob::IntraClusterMaxIdleConns, "idle_conns"),
-    (Knob::IntraClusterMaxIdleConnsPerHost, "idle_conns_per_host"),
-    (Knob::BackendIdleConnTimeout, "backend_idle_conn_time"),
+const PLACES: [(Limit, &str); 4] = [
+    (Limit::IntraClusterIdleConnTimeout, "idle_conn_time"),
+    (Limit::IntraClusterMaxIdleConns, "idle_conns"),
+    (Limit::IntraClusterMaxIdleConnsPerHost, "idle_conns_per_host"),
+    (Limit::BackendIdleConnTimeout, "backend_idle_conn_time"),
 ];
 
 /// Transports are created when the process starts and keep their settings.
-fn capability(knob: Knob) -> Capability {
-    if PLACES.iter().any(|(limit, _)| *limit == knob) { Capability::AfterRestart } else { Capability::Unsupported }
+fn capability(key: Limit) -> Capability {
+    if PLACES.iter().any(|(limit, _)| *limit == key) { Capability::AfterRestart } else { Capability::Unsupported }
 }
 
-fn cap(knob: Knob, value: Value) -> Value {
-    match (knob, value) {
-        (Knob::IntraClusterIdleConnTimeout, Value::Duration(d)) => Value::Duration(d.min(LONGEST_IDLE)),
-        (Knob::IntraClusterMaxIdleConns, Value::Count(n)) => Value::Count(n.min(4096)),
-        (Knob::IntraClusterMaxIdleConnsPerHost, Value::Count(n)) => Value::Count(n.min(128)),
+fn cap(key: Limit, value: Value) -> Value {
+    match (key, value) {
+        (Limit::IntraClusterIdleConnTimeout, Value::Duration(d)) => Value::Duration(d.min(MAX_IDLE_TIME)),
+        (Limit::IntraClusterMaxIdleConns, Value::Count(n)) => Value::Count(n.min(4096)),
+        (Limit::IntraClusterMaxIdleConnsPerHost, Value::Count(n)) => Value::Count(n.min(128)),
         (_, value) => value,
     }
 }
 
 /// The server rejects a total below its per-host value, so the same write must lower the per-host value.
-fn companions(declared: &Settings, state: &UnitState, saved: Option<&Sites>) -> Settings {
-    let mut companions = Settings::new();
-    let (total, per_host) = (Knob::IntraClusterMaxIdleConns, Knob::IntraClusterMaxIdleConnsPerHost);
+fn dependent_limits(declared: &LimitValues, state: &UnitState, saved: Option<&Sites>) -> LimitValues {
+    let mut companions = LimitValues::new();
+    let (total, per_host) = (Limit::IntraClusterMaxIdleConns, Limit::IntraClusterMaxIdleConnsPerHost);
     if let (Some(Value::Count(total)), None) = (declared.get(&total), declared.get(&per_host)) {
-        let is_per_host = |site: &Site| site.knob == per_host;
+        let is_per_host = |site: &ConfigPath| site.limit == per_host;
         let now = state.sites.iter().find(|(site, _)| is_per_host(site)).and_then(|(_, stored)| stored.raw.as_ref()?.as_i64());
         let before = saved.and_then(|sites| sites.iter().find(|(site, _)| is_per_host(site))?.1.as_ref()?.as_i64());
         if before.max(now).is_some_and(|most| most > i64::from(*total)) {
@@ -121,13 +128,13 @@ const ACCEPTED: f64 = 1.0;
 ///
 /// A proxy has a third transport for requests that it passes on (`ais/prxrev.go`). The cluster does not pool
 /// connections of outside clients, and its limits do not apply to them. Connections to backends have no upper bound.
-fn most_pooled(limits: &Settings, nodes: &[&NodeState]) -> Option<MostPooled> {
-    if limits.contains_key(&Knob::BackendIdleConnTimeout) {
+fn most_pooled(limits: &LimitValues, nodes: &[&NodeState]) -> Option<MostPooled> {
+    if limits.contains_key(&Limit::BackendIdleConnTimeout) {
         return None;
     }
-    let Some(Value::Count(per_host @ 1..)) = limits.get(&Knob::IntraClusterMaxIdleConnsPerHost) else { return None };
+    let Some(Value::Count(per_host @ 1..)) = limits.get(&Limit::IntraClusterMaxIdleConnsPerHost) else { return None };
     let per_host = f64::from(*per_host);
-    let total = match limits.get(&Knob::IntraClusterMaxIdleConns) {
+    let total = match limits.get(&Limit::IntraClusterMaxIdleConns) {
         Some(Value::Count(total @ 1..)) => f64::from(*total),
         _ => f64::INFINITY,
     };
@@ -147,7 +154,7 @@ fn most_pooled(limits: &Settings, nodes: &[&NodeState]) -> Option<MostPooled> {
 
 /// One cluster.
 pub struct AIStore {
-    places: Vec<Place>,
+    places: Vec<TargetAddress>,
     credentials: Credentials,
     provider: Provider,
     /// Whether to skip nodes that did not answer the last request: while a new generation waits, and after a write.
@@ -157,7 +164,7 @@ pub struct AIStore {
 impl AIStore {
     /// The cluster with proxies at these places. For `hurry`, see [`super::Reach`].
     #[must_use]
-    pub const fn new(places: Vec<Place>, credentials: Credentials, provider: Provider, hurry: bool) -> Self {
+    pub const fn new(places: Vec<TargetAddress>, credentials: Credentials, provider: Provider, hurry: bool) -> Self {
         Self { places, credentials, provider, hurry: AtomicBool::new(hurry) }
     }
 
@@ -243,7 +250,8 @@ impl AIStore {
             }
         };
         let http = config.net.http;
-        let stored = PLACES.iter().filter_map(|(knob, key)| http.get(key).map(|raw| (*knob, wire::value(*knob, &raw)))).collect();
+        let stored =
+            PLACES.iter().filter_map(|(limit, key)| http.get(key).map(|raw| (*limit, wire::value(*limit, &raw)))).collect();
         // Without its status, a node still counts as programmed; only its restarts are unknown.
         let status = self.json::<wire::NodeStatus>(address, "/v1/reverse/daemon?what=node_status", Some(id)).await;
         let status = status.ok().map(|(status, _)| status);
@@ -298,10 +306,10 @@ impl Target for AIStore {
                 node.serves = Serves::parse(&member.public_net.direct_url);
                 node.metrics = Some(member.public_net.direct_url);
             }
-            let sites = PLACES.iter().filter_map(|(knob, key)| {
+            let sites = PLACES.iter().filter_map(|(limit, key)| {
                 let raw = config.net.http.get(key)?;
-                let stored = crate::decide::Stored { value: wire::value(*knob, &raw), raw: Some(raw) };
-                Some((Site { knob: *knob, place: format!("net.http.{key}") }, stored))
+                let stored = crate::decide::Stored { value: wire::value(*limit, &raw), raw: Some(raw) };
+                Some((ConfigPath { limit: *limit, place: format!("net.http.{key}") }, stored))
             });
             Ok(UnitState {
                 sites: sites.collect(),
@@ -329,7 +337,7 @@ impl Target for AIStore {
         async move {
             self.hurry.store(true, Ordering::Relaxed);
             let request = self.change(&unit.address, &body(changes), WRITE);
-            let response = self.provider.send_patiently(self.credentials.ca.clone(), request, PATIENCE).await?;
+            let response = self.provider.send_patiently(self.credentials.ca.clone(), request, WRITE_TIMEOUT).await?;
             self.checked(&unit.address, response).map(|_| ())
         }
         .boxed()
@@ -341,8 +349,8 @@ fn body(changes: &[Change]) -> Json {
     let fields = changes.iter().filter_map(|change| {
         let key = change.site.place.strip_prefix("net.http.")?;
         let value = match &change.to {
-            To::Value(value) => value.json(),
-            To::Raw(raw) => raw.clone()?,
+            NewValue::Value(value) => value.json(),
+            NewValue::Raw(raw) => raw.clone()?,
         };
         Some((key.to_owned(), value))
     });

@@ -6,33 +6,33 @@ use super::*;
 use crate::decide::Stored;
 
 fn state(per_host: i64) -> UnitState {
-    let site = Site { knob: Knob::IntraClusterMaxIdleConnsPerHost, place: "net.http.idle_conns_per_host".into() };
+    let site = ConfigPath { limit: Limit::IntraClusterMaxIdleConnsPerHost, place: "net.http.idle_conns_per_host".into() };
     UnitState { sites: [(site, Stored { value: None, raw: Some(per_host.into()) })].into(), ..UnitState::default() }
 }
 
 #[test]
 fn per_host_goes_down_only_where_the_server_would_refuse_the_total() {
-    let total = |n| Settings::from([(Knob::IntraClusterMaxIdleConns, Value::Count(n))]);
-    let lowered = |declared: &Settings, now, before: Option<i64>| {
-        let site = Site { knob: Knob::IntraClusterMaxIdleConnsPerHost, place: "net.http.idle_conns_per_host".into() };
+    let total = |n| LimitValues::from([(Limit::IntraClusterMaxIdleConns, Value::Count(n))]);
+    let lowered = |declared: &LimitValues, now, before: Option<i64>| {
+        let site = ConfigPath { limit: Limit::IntraClusterMaxIdleConnsPerHost, place: "net.http.idle_conns_per_host".into() };
         let saved = before.map(|n| BTreeMap::from([(site, Some(json!(n)))]));
-        companions(declared, &state(now), saved.as_ref()).into_values().next()
+        dependent_limits(declared, &state(now), saved.as_ref()).into_values().next()
     };
     assert_eq!(lowered(&total(16), 32, None), Some(Value::Count(16)));
     assert_eq!(lowered(&total(16), 16, Some(32)), Some(Value::Count(16)), "it stays down while the total does");
     assert_eq!(lowered(&total(64), 32, None), None);
     let mut both = total(16);
-    both.insert(Knob::IntraClusterMaxIdleConnsPerHost, Value::Count(8));
+    both.insert(Limit::IntraClusterMaxIdleConnsPerHost, Value::Count(8));
     assert_eq!(lowered(&both, 32, None), None, "what is declared needs no company");
 }
 
 #[test]
 fn one_body_has_all_fields_numbers_as_numbers_and_times_with_units() {
-    let change = |knob, place: &str, to| Change { site: Site { knob, place: format!("net.http.{place}") }, to };
+    let change = |limit, place: &str, to| Change { site: ConfigPath { limit, place: format!("net.http.{place}") }, to };
     let body = body(&[
-        change(Knob::IntraClusterIdleConnTimeout, "idle_conn_time", To::Value(Value::Duration(Duration::from_secs(20)))),
-        change(Knob::IntraClusterMaxIdleConns, "idle_conns", To::Value(Value::Count(2000))),
-        change(Knob::IntraClusterMaxIdleConnsPerHost, "idle_conns_per_host", To::Raw(Some(json!(-1)))),
+        change(Limit::IntraClusterIdleConnTimeout, "idle_conn_time", NewValue::Value(Value::Duration(Duration::from_secs(20)))),
+        change(Limit::IntraClusterMaxIdleConns, "idle_conns", NewValue::Value(Value::Count(2000))),
+        change(Limit::IntraClusterMaxIdleConnsPerHost, "idle_conns_per_host", NewValue::Raw(Some(json!(-1)))),
     ]);
     assert_eq!(
         body,
@@ -66,9 +66,9 @@ fn the_time_of_a_change_is_corrected_by_the_servers_clock() {
 #[test]
 fn pools_hold_no_more_than_their_counts_allow() {
     let limits = |total: u32, per_host: u32| {
-        Settings::from([
-            (Knob::IntraClusterMaxIdleConns, Value::Count(total)),
-            (Knob::IntraClusterMaxIdleConnsPerHost, Value::Count(per_host)),
+        LimitValues::from([
+            (Limit::IntraClusterMaxIdleConns, Value::Count(total)),
+            (Limit::IntraClusterMaxIdleConnsPerHost, Value::Count(per_host)),
         ])
     };
     let node = |name: &str, drains| {
@@ -76,7 +76,7 @@ fn pools_hold_no_more_than_their_counts_allow() {
         NodeState { process, ..NodeState::new(name, Ok(BTreeMap::new())) }
     };
     let three = [node("p0", false), node("t0", true), node("t1", true), node("t2", true)];
-    let most = |limits: &Settings, nodes: &[NodeState]| {
+    let most = |limits: &LimitValues, nodes: &[NodeState]| {
         let most = most_pooled(limits, &nodes.iter().collect::<Vec<_>>())?;
         Some(most.into_values().collect::<Vec<_>>())
     };
@@ -97,9 +97,9 @@ fn pools_hold_no_more_than_their_counts_allow() {
     assert_eq!(most(&limits(2000, 100), &pair), Some(vec![500.0 + 300.0, 700.0]), "a node that does not say may be a proxy");
     assert_eq!(most(&limits(2000, 100), &three[..1]), Some(vec![0.0]), "alone there is no other to talk to");
     assert_eq!(most(&limits(2000, 0), &three), None, "0 selects the server's default");
-    assert_eq!(most(&Settings::new(), &three), None);
+    assert_eq!(most(&LimitValues::new(), &three), None);
     let mut backend = limits(2000, 100);
-    backend.insert(Knob::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(9)));
+    backend.insert(Limit::BackendIdleConnTimeout, Value::Duration(Duration::from_secs(9)));
     assert_eq!(most(&backend, &three), None, "nothing bounds the pools towards backends");
 }
 

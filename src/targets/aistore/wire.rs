@@ -13,7 +13,7 @@ use serde::{
 use serde_json::{Value as Json, value::RawValue};
 
 use crate::{
-    api::{Knob, Value},
+    api::{Limit, Value},
     decide::condition::shortened,
     targets::go_duration,
 };
@@ -240,8 +240,8 @@ impl NodeStatus {
 }
 
 /// A field of `net.http` as a limit; `None` for a value that no limit can have, such as -1.
-pub fn value(knob: Knob, raw: &Json) -> Option<Value> {
-    if knob.is_count() {
+pub fn value(limit: Limit, raw: &Json) -> Option<Value> {
+    if limit.is_count() {
         return raw.as_u64().and_then(|n| u32::try_from(n).ok()).map(Value::Count);
     }
     raw.as_str().and_then(go_duration::parse).map(Value::Duration)

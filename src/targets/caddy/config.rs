@@ -15,28 +15,28 @@ use serde_json::Value as Json;
 
 use super::text;
 use crate::{
-    api::{Knob, Value},
-    decide::{Change, Site, Stored, To, condition::shortened_to_bytes, hash::fnv1a},
+    api::{Limit, Value},
+    decide::{Change, ConfigPath, NewValue, Stored, condition::shortened_to_bytes, hash::fnv1a},
     targets::go_duration,
 };
 
 /// Caddy's limits and their paths: from a server, or from a `reverse_proxy` handler.
-pub const LIMITS: [(Knob, &[&str]); 10] = [
-    (Knob::ServerIdleTimeout, &["idle_timeout"]),
-    (Knob::ServerReadHeaderTimeout, &["read_header_timeout"]),
-    (Knob::BackendIdleConnTimeout, &["transport", "keep_alive", "idle_timeout"]),
-    (Knob::BackendMaxIdleConns, &["transport", "keep_alive", "max_idle_conns"]),
-    (Knob::BackendMaxIdleConnsPerHost, &["transport", "keep_alive", "max_idle_conns_per_host"]),
-    (Knob::BackendMaxConnsPerHost, &["transport", "max_conns_per_host"]),
-    (Knob::BackendTcpKeepAlive, &["transport", "keep_alive", "probe_interval"]),
-    (Knob::BackendTlsHandshakeTimeout, &["transport", "tls", "handshake_timeout"]),
-    (Knob::BackendExpectContinueTimeout, &["transport", "expect_continue_timeout"]),
-    (Knob::BackendResponseHeaderTimeout, &["transport", "response_header_timeout"]),
+pub const LIMITS: [(Limit, &[&str]); 10] = [
+    (Limit::ServerIdleTimeout, &["idle_timeout"]),
+    (Limit::ServerReadHeaderTimeout, &["read_header_timeout"]),
+    (Limit::BackendIdleConnTimeout, &["transport", "keep_alive", "idle_timeout"]),
+    (Limit::BackendMaxIdleConns, &["transport", "keep_alive", "max_idle_conns"]),
+    (Limit::BackendMaxIdleConnsPerHost, &["transport", "keep_alive", "max_idle_conns_per_host"]),
+    (Limit::BackendMaxConnsPerHost, &["transport", "max_conns_per_host"]),
+    (Limit::BackendTcpKeepAlive, &["transport", "keep_alive", "probe_interval"]),
+    (Limit::BackendTlsHandshakeTimeout, &["transport", "tls", "handshake_timeout"]),
+    (Limit::BackendExpectContinueTimeout, &["transport", "expect_continue_timeout"]),
+    (Limit::BackendResponseHeaderTimeout, &["transport", "response_header_timeout"]),
 ];
 
 /// The path of a limit; empty if Caddy does not have it.
-fn way(knob: Knob) -> &'static [&'static str] {
-    LIMITS.iter().find(|(limit, _)| *limit == knob).map_or(&[], |(_, way)| *way)
+fn way(key: Limit) -> &'static [&'static str] {
+    LIMITS.iter().find(|(limit, _)| *limit == key).map_or(&[], |(_, way)| *way)
 }
 
 /// Most reverse proxies and most servers of one configuration.
@@ -71,9 +71,9 @@ struct Object {
 
 /// Facts about a configuration.
 #[derive(Debug, Default, PartialEq)]
-pub struct Seen {
+pub struct ConfigFacts {
     /// All sites that have a limit or could have one.
-    pub sites: BTreeMap<Site, Stored>,
+    pub sites: BTreeMap<ConfigPath, Stored>,
     /// New places by the places of earlier operator versions, if the new place does not contain the earlier one.
     pub former: BTreeMap<String, String>,
     /// Whether a reverse proxy has no `stream_close_delay`.
@@ -83,8 +83,8 @@ pub struct Seen {
 }
 
 /// Reads a configuration. `servers` must be valid JSON.
-pub fn see(servers: &str) -> Result<Seen, TooMuch> {
-    let mut seen = Seen::default();
+pub fn see(servers: &str) -> Result<ConfigFacts, TooMuch> {
+    let mut seen = ConfigFacts::default();
     let mut kept = 0;
     for object in objects(servers)? {
         if let Some(name) = object.former {
@@ -95,8 +95,8 @@ pub fn see(servers: &str) -> Result<Seen, TooMuch> {
             seen.listens = listens(servers, object.span.start);
         }
         seen.cuts_streams |= object.is_proxy && text::at(servers, object.span.start, &["stream_close_delay"]).is_none();
-        for (knob, way) in LIMITS.into_iter().filter(|(knob, _)| knob.is_client() == object.is_proxy) {
-            if !has_place(servers, object.span.start, knob) {
+        for (key, way) in LIMITS.into_iter().filter(|(key, _)| key.is_client() == object.is_proxy) {
+            if !has_place(servers, object.span.start, key) {
                 continue;
             }
             let raw = text::at(servers, object.span.start, way).map(|span| &servers[span]).filter(|raw| *raw != "null");
@@ -108,8 +108,8 @@ pub fn see(servers: &str) -> Result<Seen, TooMuch> {
                 return Err(TooMuch);
             }
             let raw: Option<Json> = raw.and_then(|raw| serde_json::from_str(raw).ok());
-            let value = raw.as_ref().and_then(|raw| parse(knob, raw));
-            seen.sites.insert(Site { knob, place: object.place.clone() }, Stored { value, raw });
+            let value = raw.as_ref().and_then(|raw| parse(key, raw));
+            seen.sites.insert(ConfigPath { limit: key, place: object.place.clone() }, Stored { value, raw });
         }
     }
     Ok(seen)
@@ -136,10 +136,10 @@ fn tcp_port(listen: &str) -> Option<u16> {
 
 /// The value of each limit if all its places agree, otherwise `None`.
 #[must_use]
-pub fn stored(sites: &BTreeMap<Site, Stored>) -> BTreeMap<Knob, Option<Value>> {
-    let mut all: BTreeMap<Knob, Option<Value>> = BTreeMap::new();
+pub fn stored(sites: &BTreeMap<ConfigPath, Stored>) -> BTreeMap<Limit, Option<Value>> {
+    let mut all: BTreeMap<Limit, Option<Value>> = BTreeMap::new();
     for (site, stored) in sites {
-        all.entry(site.knob).and_modify(|seen| *seen = seen.filter(|seen| Some(*seen) == stored.value)).or_insert(stored.value);
+        all.entry(site.limit).and_modify(|seen| *seen = seen.filter(|seen| Some(*seen) == stored.value)).or_insert(stored.value);
     }
     all
 }
@@ -183,17 +183,17 @@ fn changed(
 }
 
 fn with(object: String, change: &Change) -> String {
-    let knob = change.site.knob;
-    if !has_place(&object, 0, knob) {
+    let key = change.site.limit;
+    if !has_place(&object, 0, key) {
         return object;
     }
     let new = match &change.to {
-        To::Value(value) => value.json(),
-        To::Raw(Some(raw)) => raw.clone(),
-        To::Raw(None) => return text::unset(&object, way(knob), &is_idle),
+        NewValue::Value(value) => value.json(),
+        NewValue::Raw(Some(raw)) => raw.clone(),
+        NewValue::Raw(None) => return text::unset(&object, way(key), &is_idle),
     };
-    let now = text::at(&object, 0, way(knob)).and_then(|span| serde_json::from_str::<Json>(&object[span]).ok());
-    if now.as_ref() == Some(&new) { object } else { text::set(&object, way(knob), &new.to_string(), &fresh) }
+    let now = text::at(&object, 0, way(key)).and_then(|span| serde_json::from_str::<Json>(&object[span]).ok());
+    if now.as_ref() == Some(&new) { object } else { text::set(&object, way(key), &new.to_string(), &fresh) }
 }
 
 /// A transport is a Caddy module and must have its name.
@@ -213,9 +213,9 @@ fn is_idle(key: &str, object: &str) -> bool {
 }
 
 /// Whether a limit can be set at this server or handler without another effect.
-fn has_place(text: &str, object: usize, knob: Knob) -> bool {
+fn has_place(text: &str, object: usize, key: Limit) -> bool {
     let at = |way: &[&str]| text::at(text, object, way).map(|span| &text[span]);
-    match way(knob) {
+    match way(key) {
         // Without a `tls` object there is no handshake to limit, and creating one would turn TLS on.
         ["transport", "tls", ..] => at(&["transport", "tls"]).is_some_and(|tls| tls.starts_with('{')),
         ["transport", "keep_alive", ..] => at(&["transport", "keep_alive", "enabled"]) != Some("false"),
@@ -385,8 +385,8 @@ fn bounded(name: &str) -> String {
 }
 
 /// Reads a setting as a limit; `None` if it is not valid for one.
-pub fn parse(knob: Knob, raw: &Json) -> Option<Value> {
-    if knob.is_count() {
+pub fn parse(key: Limit, raw: &Json) -> Option<Value> {
+    if key.is_count() {
         return raw.as_u64().and_then(|n| u32::try_from(n).ok()).map(Value::Count);
     }
     match raw {

@@ -16,20 +16,26 @@ use futures::{FutureExt as _, future::BoxFuture};
 use http::Method;
 use serde::{Deserialize, de::IgnoredAny};
 
-use super::{Connection, Credentials, Kind, Place, Target};
+use super::{Connection, Credentials, Kind, Target, TargetAddress};
 use crate::{
     api::{
-        Knob, Value,
+        Limit, Value,
         adaptive::Source,
         flush::{Closes, Flush},
     },
-    decide::{Capability, Cause, Change, Fault, NodeState, Serves, Traits, Unit, UnitState},
+    decide::{Capability, Cause, Change, Fault, NodeState, Serves, TargetCapabilities, Unit, UnitState},
     pool::{Provider, Request, Response},
 };
 
 /// The capabilities of every Caddy.
-pub const TRAITS: Traits =
-    Traits { capability, inexpressible, value: config::parse, default_idle, moved: moved::moved, ..Traits::PLAIN };
+pub const TRAITS: TargetCapabilities = TargetCapabilities {
+    capability,
+    inexpressible,
+    value: config::parse,
+    default_idle,
+    moved: moved::moved,
+    ..TargetCapabilities::PLAIN
+};
 
 /// The registration of this kind.
 pub const KIND: Kind = Kind {
@@ -43,17 +49,17 @@ pub const KIND: Kind = Kind {
 
 /// Values to which Caddy 2.11 gives another meaning than no limit (`caddyhttp/app.go`,
 /// `reverseproxy/httptransport.go`).
-fn inexpressible(knob: Knob, value: Value) -> Option<&'static str> {
+fn inexpressible(key: Limit, value: Value) -> Option<&'static str> {
     if !value.is_zero() {
         return None;
     }
-    match knob {
-        Knob::ServerIdleTimeout => Some("Caddy uses its default of 5m for 0"),
-        Knob::ServerReadHeaderTimeout => Some("Caddy uses its default of 1m for 0"),
-        Knob::BackendIdleConnTimeout => Some("Caddy uses its default of 2m for 0"),
-        Knob::BackendMaxIdleConnsPerHost => Some("Caddy uses its default of 32 for 0"),
-        Knob::BackendTcpKeepAlive => Some("Caddy uses its default of 30s for 0"),
-        Knob::BackendExpectContinueTimeout => Some("with 0, Go does not wait at all"),
+    match key {
+        Limit::ServerIdleTimeout => Some("Caddy uses its default of 5m for 0"),
+        Limit::ServerReadHeaderTimeout => Some("Caddy uses its default of 1m for 0"),
+        Limit::BackendIdleConnTimeout => Some("Caddy uses its default of 2m for 0"),
+        Limit::BackendMaxIdleConnsPerHost => Some("Caddy uses its default of 32 for 0"),
+        Limit::BackendTcpKeepAlive => Some("Caddy uses its default of 30s for 0"),
+        Limit::BackendExpectContinueTimeout => Some("with 0, Go does not wait at all"),
         _ => None,
     }
 }
@@ -76,21 +82,21 @@ const RACES: usize = 5;
 const RELOAD: Flush = Flush { closes: Closes::AllPools, settle: Duration::ZERO };
 
 /// Caddy's defaults (`caddyhttp.Server.IdleTimeout`, `reverseproxy.KeepAlive.IdleConnTimeout`).
-const fn default_idle(knob: Knob) -> Option<Duration> {
-    match knob {
-        Knob::ServerIdleTimeout => Some(Duration::from_secs(300)),
-        Knob::BackendIdleConnTimeout => Some(Duration::from_secs(120)),
+const fn default_idle(key: Limit) -> Option<Duration> {
+    match key {
+        Limit::ServerIdleTimeout => Some(Duration::from_secs(300)),
+        Limit::BackendIdleConnTimeout => Some(Duration::from_secs(120)),
         _ => None,
     }
 }
 
-fn capability(knob: Knob) -> Capability {
-    if config::LIMITS.iter().any(|(limit, _)| *limit == knob) { Capability::Flush(RELOAD) } else { Capability::Unsupported }
+fn capability(key: Limit) -> Capability {
+    if config::LIMITS.iter().any(|(limit, _)| *limit == key) { Capability::Flush(RELOAD) } else { Capability::Unsupported }
 }
 
 /// A group of Caddy servers.
 pub struct Caddy {
-    places: Vec<Place>,
+    places: Vec<TargetAddress>,
     credentials: Credentials,
     provider: Provider,
     /// Addresses of Caddys that require an Origin header.
@@ -100,7 +106,7 @@ pub struct Caddy {
 impl Caddy {
     /// The servers at these places.
     #[must_use]
-    pub const fn new(places: Vec<Place>, credentials: Credentials, provider: Provider) -> Self {
+    pub const fn new(places: Vec<TargetAddress>, credentials: Credentials, provider: Provider) -> Self {
         Self { places, credentials, provider, wants_origin: Mutex::new(BTreeSet::new()) }
     }
 
@@ -263,7 +269,7 @@ fn too_much(address: &str, error: &config::TooMuch) -> Fault {
 
 impl Target for Caddy {
     fn discover(&self) -> BoxFuture<'_, Result<Vec<Unit>, Fault>> {
-        let unit = |place: &Place| Unit {
+        let unit = |place: &TargetAddress| Unit {
             id: place.id.clone(),
             name: place.name.clone(),
             address: place.address.clone(),
@@ -275,7 +281,7 @@ impl Target for Caddy {
 
     fn read<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<UnitState, Fault>> {
         async move {
-            let config::Seen { sites, former, cuts_streams, listens } = {
+            let config::ConfigFacts { sites, former, cuts_streams, listens } = {
                 let servers = self.servers(&unit.address).await?;
                 config::see(&servers).map_err(|error| too_much(&unit.address, &error))?
             };

@@ -8,8 +8,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{
-    api::{Knob, Value},
-    decide::{Moved, Site, Sites, UnitState},
+    api::{Limit, Value},
+    decide::{ConfigPath, Moved, Sites, UnitState},
 };
 
 /// The identity in a reverse proxy's place, in the earlier or the present notation.
@@ -37,18 +37,18 @@ impl<'a> Name<'a> {
 }
 
 /// The known originals, by place.
-type Held<'a> = BTreeMap<&'a str, BTreeMap<Knob, &'a Option<serde_json::Value>>>;
+type Held<'a> = BTreeMap<&'a str, BTreeMap<Limit, &'a Option<serde_json::Value>>>;
 
 /// Assigns the saved originals to the present places; `None` if no place was renamed or became ambiguous. `ours` are
 /// the values that the operator may have written.
 #[must_use]
-pub fn moved(saved: &Sites, state: &UnitState, ours: &BTreeSet<(Knob, Value)>) -> Option<Moved> {
+pub fn moved(saved: &Sites, state: &UnitState, ours: &BTreeSet<(Limit, Value)>) -> Option<Moved> {
     if saved.keys().all(|site| state.sites.contains_key(site)) {
         return None;
     }
     let mut held = Held::new();
     for (site, raw) in saved {
-        held.entry(&site.place).or_default().insert(site.knob, raw);
+        held.entry(&site.place).or_default().insert(site.limit, raw);
     }
     let now: BTreeSet<&str> = state.sites.keys().map(|site| &*site.place).collect();
     let mut missing: BTreeMap<&str, Vec<(&str, Name<'_>)>> = BTreeMap::new();
@@ -79,7 +79,7 @@ impl<'a> Moves<'a> {
     fn family(
         &mut self,
         state: &UnitState,
-        ours: &BTreeSet<(Knob, Value)>,
+        ours: &BTreeSet<(Limit, Value)>,
         missing: &[(&'a str, Name<'a>)],
         present: &[(&str, Name<'_>)],
     ) {
@@ -107,10 +107,10 @@ impl<'a> Moves<'a> {
             rest.remove(&None);
         }
         let rest: Vec<_> = rest.into_values().flatten().collect();
-        let holds_ours = |place: &str, knobs: &BTreeMap<Knob, &Option<serde_json::Value>>| {
-            knobs.keys().all(|knob| {
-                let stored = state.sites.get(&Site { knob: *knob, place: place.to_owned() });
-                stored.is_none_or(|stored| stored.value.is_some_and(|value| ours.contains(&(*knob, value))))
+        let holds_ours = |place: &str, limits: &BTreeMap<Limit, &Option<serde_json::Value>>| {
+            limits.keys().all(|limit| {
+                let stored = state.sites.get(&ConfigPath { limit: *limit, place: place.to_owned() });
+                stored.is_none_or(|stored| stored.value.is_some_and(|value| ours.contains(&(*limit, value))))
             })
         };
         // After a change of its routes, a proxy still has the written values, and no originals exist under its new
@@ -142,7 +142,7 @@ impl<'a> Moves<'a> {
             if self.lost.contains(&*site.place) {
                 moved.lost.insert(site.clone());
             } else if let Some(places) = self.given.get(&*site.place) {
-                let sites = places.iter().map(|place| Site { knob: site.knob, place: place.clone() });
+                let sites = places.iter().map(|place| ConfigPath { limit: site.limit, place: place.clone() });
                 moved.sites.extend(sites.map(|site| (site, raw.clone())));
             } else {
                 moved.sites.insert(site.clone(), raw.clone());
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
     use crate::targets::caddy::config;
 
-    const KNOB: Knob = Knob::BackendIdleConnTimeout;
+    const KNOB: Limit = Limit::BackendIdleConnTimeout;
 
     fn route(path: &str, idle: &str) -> Json {
         let transport = json!({"protocol": "http", "keep_alive": {"idle_timeout": idle}});
@@ -184,11 +184,11 @@ mod tests {
 
     /// The idle timeouts by place.
     fn saved(state: &UnitState) -> Sites {
-        let idle = state.sites.iter().filter(|(site, _)| site.knob == KNOB);
+        let idle = state.sites.iter().filter(|(site, _)| site.limit == KNOB);
         idle.map(|(site, stored)| (site.clone(), stored.raw.clone())).collect()
     }
 
-    fn ours() -> BTreeSet<(Knob, Value)> {
+    fn ours() -> BTreeSet<(Limit, Value)> {
         [(KNOB, Value::Duration(Duration::from_secs(20)))].into()
     }
 
@@ -200,7 +200,7 @@ mod tests {
         (
             now.sites
                 .iter()
-                .filter(|(site, _)| site.knob == KNOB)
+                .filter(|(site, _)| site.limit == KNOB)
                 .map(|(site, _)| text(moved.sites.get(site)?.as_ref()?))
                 .collect(),
             moved.lost.len(),
@@ -270,10 +270,10 @@ mod tests {
     #[test]
     fn places_that_a_former_version_wrote_are_known_again() {
         let now = state(&[route("/b", "20s"), route("/a", "20s")]);
-        let former = |place: &str, idle: &str| (Site { knob: KNOB, place: place.into() }, Some(json!(idle)));
+        let former = |place: &str, idle: &str| (ConfigPath { limit: KNOB, place: place.into() }, Some(json!(idle)));
         let both: Sites = [former("web/127.0.0.1:9", "10s"), former("web/127.0.0.1:9#1", "99s")].into();
         let given = moved(&both, &now, &ours()).expect("a change");
-        let of = |n: &str| given.sites[&Site { knob: KNOB, place: now.former[n].clone() }].clone();
+        let of = |n: &str| given.sites[&ConfigPath { limit: KNOB, place: now.former[n].clone() }].clone();
         assert_eq!((of("web/127.0.0.1:9"), of("web/127.0.0.1:9#1")), (Some(json!("10s")), Some(json!("99s"))));
         let one: Sites = [former("web/127.0.0.1:9", "10s")].into();
         let single = state(&[route("/b", "20s")]);

@@ -18,14 +18,14 @@ use kube::{
 };
 use serde_json::{Value as Json, json};
 
-use super::{Connection, Kind, Place, Reach, Target, go_duration};
+use super::{Connection, Kind, Reach, Target, TargetAddress, go_duration};
 use crate::{
     api::{
-        CREATED, Format, GoDuration, Knob, MANAGER, SETTINGS_PREFIX, Settings, Value,
+        CREATED, Format, GoDuration, Limit, LimitValues, MANAGER, SETTINGS_PREFIX, Value,
         adaptive::Source,
         config_map::{ConfigMap as Spec, Page},
     },
-    decide::{Cause, Change, Fault, NodeState, Site, Stored, To, Traits, Unit, UnitState},
+    decide::{Cause, Change, ConfigPath, Fault, NewValue, NodeState, Stored, TargetCapabilities, Unit, UnitState},
     pool::Request,
 };
 
@@ -34,13 +34,13 @@ const API: Duration = Duration::from_secs(10);
 /// Timeout for the report of a pod.
 const PAGE: Duration = Duration::from_secs(2);
 /// Most pods that are read at the same time.
-const AT_ONCE: usize = 32;
+const CONCURRENCY: usize = 32;
 
 /// The capabilities of every file in this format.
 #[must_use]
-pub fn traits(format: Format) -> Traits {
-    let value = |knob, raw: &Json| value(knob, raw.as_str()?);
-    Traits { file: Some(format), inexpressible: format.inexpressible(), value, ..Traits::PLAIN }
+pub fn traits(format: Format) -> TargetCapabilities {
+    let value = |limit, raw: &Json| value(limit, raw.as_str()?);
+    TargetCapabilities { file: Some(format), inexpressible: format.inexpressible(), value, ..TargetCapabilities::PLAIN }
 }
 
 /// The registration of this kind.
@@ -60,8 +60,8 @@ pub const KIND: Kind = Kind {
 /// One key of a `ConfigMap`.
 pub struct ConfigMap {
     spec: Spec,
-    providers: BTreeMap<String, Settings>,
-    places: Vec<Place>,
+    providers: BTreeMap<String, LimitValues>,
+    places: Vec<TargetAddress>,
     reach: Reach,
 }
 
@@ -69,13 +69,13 @@ pub struct ConfigMap {
 struct Found {
     object: Option<v1::ConfigMap>,
     /// The limits that the operator wrote; `None` if the content is different now.
-    settings: Option<Settings>,
+    settings: Option<LimitValues>,
 }
 
 impl ConfigMap {
     /// The key that pods at these places mount.
     #[must_use]
-    pub const fn new(spec: Spec, providers: BTreeMap<String, Settings>, places: Vec<Place>, reach: Reach) -> Self {
+    pub const fn new(spec: Spec, providers: BTreeMap<String, LimitValues>, places: Vec<TargetAddress>, reach: Reach) -> Self {
         Self { spec, providers, places, reach }
     }
 
@@ -136,13 +136,13 @@ impl ConfigMap {
 
     async fn find(&self) -> Result<Found, Fault> {
         let object = self.call("read", self.api().get_opt(&self.spec.name)).await?;
-        let Some(object) = object else { return Ok(Found { object: None, settings: Some(Settings::new()) }) };
+        let Some(object) = object else { return Ok(Found { object: None, settings: Some(LimitValues::new()) }) };
         if let Some(obstacle) = ownership::obstacle(&object, &self.keys(), &self.manager()) {
             return Err(Fault::new(Cause::Conflict, format!("{} {obstacle}", self.path())));
         }
         let written = object.metadata.annotations.as_ref().and_then(|all| all.get(&self.annotation()));
-        let written = written.map_or_else(|| Some(Settings::new()), |text| decoded(text));
-        let as_written = |settings: &Settings| {
+        let written = written.map_or_else(|| Some(LimitValues::new()), |text| decoded(text));
+        let as_written = |settings: &LimitValues| {
             let files = if settings.is_empty() { BTreeMap::new() } else { self.files(settings) };
             let held = |key: &String| object.data.as_ref().and_then(|data| data.get(key));
             self.keys().iter().all(|key| held(key) == files.get(key))
@@ -151,7 +151,7 @@ impl ConfigMap {
     }
 
     /// The files, by key.
-    fn files(&self, settings: &Settings) -> BTreeMap<String, String> {
+    fn files(&self, settings: &LimitValues) -> BTreeMap<String, String> {
         self.spec
             .format
             .render(settings, &self.providers)
@@ -160,7 +160,7 @@ impl ConfigMap {
             .collect()
     }
 
-    async fn apply(&self, settings: &Settings, created: bool) -> Result<v1::ConfigMap, Fault> {
+    async fn apply(&self, settings: &LimitValues, created: bool) -> Result<v1::ConfigMap, Fault> {
         let mut annotations = BTreeMap::new();
         if created {
             annotations.insert(CREATED.to_owned(), "true".to_owned());
@@ -183,7 +183,7 @@ impl ConfigMap {
 
     /// Removes the key. Also deletes the object if the operator created it and it is empty.
     async fn remove(&self, object: &v1::ConfigMap, created: bool) -> Result<(), Fault> {
-        let left = self.apply(&Settings::new(), created).await?;
+        let left = self.apply(&LimitValues::new(), created).await?;
         let empty = left.data.as_ref().is_none_or(BTreeMap::is_empty) && left.binary_data.as_ref().is_none_or(BTreeMap::is_empty);
         if !(created && empty) || left.metadata.uid != object.metadata.uid {
             return Ok(());
@@ -198,7 +198,7 @@ impl ConfigMap {
     }
 
     /// The state of a pod, from its own report.
-    async fn node(&self, place: &Place, written: Option<&Written>, stored: &BTreeMap<Knob, Option<Value>>) -> NodeState {
+    async fn node(&self, place: &TargetAddress, written: Option<&Written>, stored: &BTreeMap<Limit, Option<Value>>) -> NodeState {
         let page = self.spec.metrics.as_ref();
         NodeState {
             // An empty address, because the unit's address is the API server's.
@@ -213,7 +213,7 @@ impl ConfigMap {
     }
 
     /// Whether the pod's process uses the written limits; `None` if that is unknown.
-    async fn uses(&self, place: &Place, written: &Written) -> Option<bool> {
+    async fn uses(&self, place: &TargetAddress, written: &Written) -> Option<bool> {
         let pod = place.pod.as_ref()?;
         let said = match (&self.spec.hash, &self.spec.metrics) {
             (Some(page), _) => {
@@ -266,20 +266,22 @@ impl Target for ConfigMap {
             let Found { object, settings } = self.find().await?;
             let known = settings.clone().unwrap_or_default();
             let text = object.as_ref().and_then(|object| object.data.as_ref()?.get(&self.spec.key));
-            let stored = |knob: &Knob| match (known.get(knob), &settings, text) {
+            let stored = |limit: &Limit| match (known.get(limit), &settings, text) {
                 (Some(value), ..) => Stored { value: Some(*value), raw: Some(value.to_string().into()) },
                 (None, Some(_), _) | (None, None, None) => Stored::default(),
                 // The content was not written by the operator, so the limits are unknown.
                 (None, None, Some(_)) => Stored { value: None, raw: Some(Json::Bool(true)) },
             };
             let fields = self.spec.format.fields();
-            let sites: BTreeMap<_, _> =
-                fields.iter().map(|(knob, _)| (Site { knob: *knob, place: self.spec.key.clone() }, stored(knob))).collect();
-            let values: BTreeMap<_, _> = sites.iter().map(|(site, stored)| (site.knob, stored.value)).collect();
+            let sites: BTreeMap<_, _> = fields
+                .iter()
+                .map(|(limit, _)| (ConfigPath { limit: *limit, place: self.spec.key.clone() }, stored(limit)))
+                .collect();
+            let values: BTreeMap<_, _> = sites.iter().map(|(site, stored)| (site.limit, stored.value)).collect();
             let at = object.as_ref().and_then(|object| ownership::written_at(object, &self.manager()));
             let written = (!known.is_empty()).then(|| Written { hash: reported::hash(self.files(&known).values()), at });
             let asked: Vec<_> = self.places.iter().map(|place| self.node(place, written.as_ref(), &values)).collect();
-            let nodes = stream::iter(asked).buffered(AT_ONCE).collect().await;
+            let nodes = stream::iter(asked).buffered(CONCURRENCY).collect().await;
             let created = object.as_ref().is_none_or(|object| {
                 object.metadata.annotations.as_ref().is_some_and(|annotations| annotations.contains_key(CREATED))
             });
@@ -294,14 +296,14 @@ impl Target for ConfigMap {
         async move {
             let mut settings = state.native["settings"].as_str().and_then(decoded).unwrap_or_default();
             for change in changes {
-                let knob = change.site.knob;
+                let limit = change.site.limit;
                 let value = match &change.to {
-                    To::Value(value) => Some(*value),
-                    To::Raw(raw) => raw.as_ref().and_then(|raw| value(knob, raw.as_str()?)),
+                    NewValue::Value(value) => Some(*value),
+                    NewValue::Raw(raw) => raw.as_ref().and_then(|raw| value(limit, raw.as_str()?)),
                 };
                 match value {
-                    Some(value) => settings.insert(knob, value),
-                    None => settings.remove(&knob),
+                    Some(value) => settings.insert(limit, value),
+                    None => settings.remove(&limit),
                 };
             }
             let created = state.native["created"] == true;
@@ -318,18 +320,18 @@ impl Target for ConfigMap {
 }
 
 /// The annotation's text: limits by path, with values as users write them.
-fn encoded(settings: &Settings) -> String {
-    let all: BTreeMap<_, _> = settings.iter().map(|(knob, value)| (knob.path(), value.to_string())).collect();
+fn encoded(settings: &LimitValues) -> String {
+    let all: BTreeMap<_, _> = settings.iter().map(|(limit, value)| (limit.path(), value.to_string())).collect();
     serde_json::to_string(&all).unwrap_or_default()
 }
 
-fn decoded(text: &str) -> Option<Settings> {
+fn decoded(text: &str) -> Option<LimitValues> {
     let all: BTreeMap<String, String> = serde_json::from_str(text).ok()?;
-    all.into_iter().map(|(path, text)| Knob::at(&path).and_then(|knob| Some((knob, value(knob, &text)?)))).collect()
+    all.into_iter().map(|(path, text)| Limit::at(&path).and_then(|limit| Some((limit, value(limit, &text)?)))).collect()
 }
 
-fn value(knob: Knob, text: &str) -> Option<Value> {
-    if knob.is_count() {
+fn value(limit: Limit, text: &str) -> Option<Value> {
+    if limit.is_count() {
         return text.parse().ok().map(Value::Count);
     }
     text.parse::<GoDuration>().ok().and_then(|time| time.get()).or_else(|| go_duration::parse(text)).map(Value::Duration)
@@ -341,9 +343,9 @@ mod tests {
 
     #[test]
     fn what_is_written_down_is_read_again() {
-        let settings: Settings = Knob::ALL
+        let settings: LimitValues = Limit::ALL
             .into_iter()
-            .map(|knob| (knob, if knob.is_count() { Value::Count(0) } else { Value::Duration(Duration::from_millis(90_001)) }))
+            .map(|limit| (limit, if limit.is_count() { Value::Count(0) } else { Value::Duration(Duration::from_millis(90_001)) }))
             .collect();
         assert_eq!(decoded(&encoded(&settings)), Some(settings));
         for bad in ["", "[]", r#"{"server.idle": "1s"}"#, r#"{"server.idleTimeout": "soon"}"#] {

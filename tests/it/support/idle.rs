@@ -109,7 +109,7 @@ impl Clients {
     pub async fn ask(&mut self, path: &str) -> usize {
         let all = join_all(self.0.iter_mut().map(|stream| ask(stream, path)));
         // The upstream waits for all requests. If some connections are closed, the others get no response.
-        let answers = tokio::time::timeout(super::PATIENCE, all).await.expect("all clients are answered");
+        let answers = tokio::time::timeout(super::TIMEOUT, all).await.expect("all clients are answered");
         answers.into_iter().flatten().count()
     }
 

@@ -32,7 +32,7 @@ pub fn leashed(program: impl AsRef<std::ffi::OsStr>) -> std::process::Command {
 }
 
 /// Timeout of everything that a test waits for.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub const TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Polls until there is a result, for conditions that cannot be watched. On a timeout, the failure names the condition.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
@@ -44,5 +44,5 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: i
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(PATIENCE, waiting).await.unwrap_or_else(|_| panic!("never came true: {what}"))
+    tokio::time::timeout(TIMEOUT, waiting).await.unwrap_or_else(|_| panic!("never came true: {what}"))
 }

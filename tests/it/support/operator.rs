@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use idleconn_operator::{
     api::{IdleConnectionPolicy, IdleConnectionPolicyStatus},
-    controller::{Operator, Settings},
+    controller::{ControllerConfig, Operator},
     leader::Leadership,
     metrics::Metrics,
     pool::Pool,
@@ -26,7 +26,7 @@ use kube::{
 use serde_json::{Value as Json, json};
 use tokio::task::JoinHandle;
 
-use super::{PATIENCE, admin_api::AdminApi, caddy::Caddy, cluster};
+use super::{TIMEOUT, admin_api::AdminApi, caddy::Caddy, cluster};
 
 /// Interval at which the operator of the tests reads nodes if nothing happens.
 pub const RESYNC: Duration = Duration::from_millis(500);
@@ -52,8 +52,8 @@ impl World {
         world
     }
 
-    pub fn settings(&self, resync: Duration) -> Settings {
-        Settings {
+    pub fn settings(&self, resync: Duration) -> ControllerConfig {
+        ControllerConfig {
             namespaces: vec![self.namespace.clone()],
             allow_endpoints: "127.0.0.0/8".parse().unwrap(),
             resync,
@@ -66,7 +66,7 @@ impl World {
         self.start_with(self.settings(resync));
     }
 
-    pub fn start_with(&mut self, settings: Settings) {
+    pub fn start_with(&mut self, settings: ControllerConfig) {
         let operator = Operator::new(&self.client, &Pool::default(), settings, Metrics::new().unwrap(), Leadership::always());
         self.operator = Some(tokio::spawn(operator.run(std::future::pending())));
     }
@@ -114,7 +114,7 @@ impl World {
                 status.observed_generation == object.metadata.generation && met(&status)
             })
         };
-        let waited = tokio::time::timeout(PATIENCE, await_condition(self.policies(), name, seen)).await;
+        let waited = tokio::time::timeout(TIMEOUT, await_condition(self.policies(), name, seen)).await;
         match waited {
             Ok(Ok(_)) => self.status(name).await,
             _ => panic!("never came true: {what}; the status is {:#?}", self.status(name).await),
@@ -135,7 +135,7 @@ impl World {
     pub async fn delete(&self, name: &str) {
         let uid = self.get(name).await.uid().unwrap();
         self.policies().delete(name, &DeleteParams::default()).await.unwrap();
-        let gone = tokio::time::timeout(PATIENCE, await_condition(self.policies(), name, is_deleted(&uid))).await;
+        let gone = tokio::time::timeout(TIMEOUT, await_condition(self.policies(), name, is_deleted(&uid))).await;
         assert!(gone.is_ok(), "never deleted: {:#?}", self.get(name).await);
     }
 

@@ -85,7 +85,7 @@ impl Replica {
 
     /// Waits until the process exits. Returns whether it succeeded.
     pub async fn ended(&mut self) -> bool {
-        tokio::time::timeout(super::PATIENCE, self.child.wait()).await.expect("it ends").unwrap().success()
+        tokio::time::timeout(super::TIMEOUT, self.child.wait()).await.expect("it ends").unwrap().success()
     }
 
     /// Returns the value of a metric; `None` if the replica does not answer.

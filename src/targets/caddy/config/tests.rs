@@ -16,18 +16,18 @@ fn servers(handlers: &[Json]) -> Json {
     json!({"web": {"listen": [":80"], "routes": [{"handle": [{"handler": "subroute", "routes": [{"handle": handlers}]}]}]}})
 }
 
-fn change(servers: &Json, knob: Knob, to: &To) -> Json {
+fn change(servers: &Json, limit: Limit, to: &NewValue) -> Json {
     let changes: Vec<_> =
-        sites(servers).into_keys().filter(|site| site.knob == knob).map(|site| Change { site, to: to.clone() }).collect();
+        sites(servers).into_keys().filter(|site| site.limit == limit).map(|site| Change { site, to: to.clone() }).collect();
     serde_json::from_str(&apply(&servers.to_string(), &changes).expect("few enough")).expect("JSON")
 }
 
-fn sites(servers: &Json) -> BTreeMap<Site, Stored> {
+fn sites(servers: &Json) -> BTreeMap<ConfigPath, Stored> {
     see(&servers.to_string()).expect("few enough").sites
 }
 
-fn places(servers: &Json, knob: Knob) -> Vec<String> {
-    sites(servers).into_keys().filter(|site| site.knob == knob).map(|site| site.place).collect()
+fn places(servers: &Json, limit: Limit) -> Vec<String> {
+    sites(servers).into_keys().filter(|site| site.limit == limit).map(|site| site.place).collect()
 }
 
 /// A place without the hash of its matchers.
@@ -41,7 +41,7 @@ fn readable(place: &str) -> String {
 #[test]
 fn proxies_are_found_wherever_they_are_nested_and_only_http_ones() {
     let found = |handlers: &[Json]| {
-        places(&servers(handlers), Knob::BackendMaxIdleConns).iter().map(|place| readable(place)).collect::<Vec<_>>()
+        places(&servers(handlers), Limit::BackendMaxIdleConns).iter().map(|place| readable(place)).collect::<Vec<_>>()
     };
     assert_eq!(found(&[proxy(&Json::Null)]), ["web/10.0.0.1:80"]);
     assert_eq!(
@@ -58,36 +58,36 @@ fn proxies_are_found_wherever_they_are_nested_and_only_http_ones() {
 
 #[test]
 fn what_is_unset_is_created_and_removed_again_without_a_trace() {
-    for (transport, knob) in [
-        (Json::Null, Knob::BackendIdleConnTimeout),
-        (Json::Null, Knob::BackendMaxConnsPerHost),
-        (json!({"protocol": "http", "dial_timeout": "3s"}), Knob::BackendMaxIdleConns),
-        (json!({"protocol": "http", "tls": {}}), Knob::BackendTlsHandshakeTimeout),
-        (json!({"protocol": "http", "keep_alive": {"enabled": true}}), Knob::BackendTcpKeepAlive),
+    for (transport, limit) in [
+        (Json::Null, Limit::BackendIdleConnTimeout),
+        (Json::Null, Limit::BackendMaxConnsPerHost),
+        (json!({"protocol": "http", "dial_timeout": "3s"}), Limit::BackendMaxIdleConns),
+        (json!({"protocol": "http", "tls": {}}), Limit::BackendTlsHandshakeTimeout),
+        (json!({"protocol": "http", "keep_alive": {"enabled": true}}), Limit::BackendTcpKeepAlive),
     ] {
         let before = servers(&[proxy(&transport)]);
-        let value = if matches!(knob, Knob::BackendMaxConnsPerHost | Knob::BackendMaxIdleConns) {
+        let value = if matches!(limit, Limit::BackendMaxConnsPerHost | Limit::BackendMaxIdleConns) {
             Value::Count(7)
         } else {
             Value::Duration(SECOND)
         };
-        let set = change(&before, knob, &To::Value(value));
-        assert_eq!(stored(&sites(&set))[&knob], Some(value), "{knob}");
-        assert_eq!(change(&set, knob, &To::Raw(None)), before, "{knob}");
+        let set = change(&before, limit, &NewValue::Value(value));
+        assert_eq!(stored(&sites(&set))[&limit], Some(value), "{limit}");
+        assert_eq!(change(&set, limit, &NewValue::Raw(None)), before, "{limit}");
     }
 }
 
 #[test]
 fn tls_is_never_turned_on() {
     let plain = servers(&[proxy(&json!({"protocol": "http"}))]);
-    assert!(places(&plain, Knob::BackendTlsHandshakeTimeout).is_empty());
+    assert!(places(&plain, Limit::BackendTlsHandshakeTimeout).is_empty());
 }
 
 #[test]
 fn a_pool_that_is_off_has_no_place_for_limits_and_stays_off() {
     let off = servers(&[proxy(&json!({"protocol": "http", "keep_alive": {"enabled": false}}))]);
-    assert!(places(&off, Knob::BackendIdleConnTimeout).is_empty());
-    assert_eq!(places(&off, Knob::BackendMaxConnsPerHost).len(), 1);
+    assert!(places(&off, Limit::BackendIdleConnTimeout).is_empty());
+    assert_eq!(places(&off, Limit::BackendMaxConnsPerHost).len(), 1);
 }
 
 #[test]
@@ -95,12 +95,12 @@ fn values_are_compared_as_time_in_whatever_way_they_are_written() {
     for raw in [json!("30s"), json!("0.5m"), json!(30_000_000_000u64), json!("30000ms")] {
         let mut config = servers(&[]);
         config["web"]["idle_timeout"] = raw.clone();
-        assert_eq!(stored(&sites(&config))[&Knob::ServerIdleTimeout], Some(Value::Duration(30 * SECOND)), "{raw}");
+        assert_eq!(stored(&sites(&config))[&Limit::ServerIdleTimeout], Some(Value::Duration(30 * SECOND)), "{raw}");
     }
     for raw in [json!("never"), json!(-1), json!(true), json!({"a": 1})] {
         let mut config = servers(&[]);
         config["web"]["idle_timeout"] = raw.clone();
-        assert_eq!(stored(&sites(&config))[&Knob::ServerIdleTimeout], None, "{raw}");
+        assert_eq!(stored(&sites(&config))[&Limit::ServerIdleTimeout], None, "{raw}");
     }
 }
 
@@ -109,7 +109,7 @@ fn places_that_differ_have_no_common_value() {
     let mut config = servers(&[]);
     config["web"]["idle_timeout"] = "30s".into();
     config["api"] = json!({"idle_timeout": "40s"});
-    assert_eq!(stored(&sites(&config))[&Knob::ServerIdleTimeout], None);
+    assert_eq!(stored(&sites(&config))[&Limit::ServerIdleTimeout], None);
 }
 
 #[test]
@@ -130,14 +130,14 @@ fn a_place_survives_routes_that_come_before_it() {
     let before = servers(&[proxy(&Json::Null)]);
     let mut after = before.clone();
     after["web"]["routes"].as_array_mut().expect("routes").insert(0, json!({"handle": [{"handler": "headers"}]}));
-    assert_eq!(places(&before, Knob::BackendMaxIdleConns), places(&after, Knob::BackendMaxIdleConns));
+    assert_eq!(places(&before, Limit::BackendMaxIdleConns), places(&after, Limit::BackendMaxIdleConns));
 }
 
 #[test]
 fn the_way_to_a_proxy_is_part_of_its_name_and_blanks_and_other_routes_are_not() {
     let with = |routes: Json| json!({"web": {"routes": routes}});
     let route = |host: &str| json!({"match": [{"host": [host]}], "handle": [proxy(&Json::Null)]});
-    let name = |servers: &Json| places(servers, Knob::BackendMaxIdleConns);
+    let name = |servers: &Json| places(servers, Limit::BackendMaxIdleConns);
     let (a, b) = (name(&with(json!([route("a.example")]))), name(&with(json!([route("b.example")]))));
     assert_ne!(a, b);
     assert_eq!(name(&with(json!([{"handle": []}, route("a.example")]))), a);
@@ -164,15 +164,15 @@ fn what_is_no_configuration_has_no_places() {
 #[test]
 fn what_no_change_is_about_stays_byte_for_byte() {
     let before = r#"{ "web" : {"routes":[{"handle":[{"handler":"reverse_proxy" , "upstreams":[{"dial":"a:1"}], "weight":1.0e3}]}], "x":18446744073709551616, "idle_timeout" : "5m" } }"#;
-    let proxy = see(before).expect("few enough").sites.into_keys().find(|site| site.knob == Knob::BackendMaxIdleConns);
+    let proxy = see(before).expect("few enough").sites.into_keys().find(|site| site.limit == Limit::BackendMaxIdleConns);
     let proxy = proxy.expect("a proxy").place;
-    let change = |knob, place: &str, to| Change { site: Site { knob, place: place.into() }, to };
+    let change = |limit, place: &str, to| Change { site: ConfigPath { limit, place: place.into() }, to };
     let after = apply(
         before,
         &[
-            change(Knob::ServerIdleTimeout, "web", To::Value(Value::Duration(30 * SECOND))),
-            change(Knob::BackendMaxIdleConns, &proxy, To::Value(Value::Count(7))),
-            change(Knob::BackendMaxConnsPerHost, &proxy, To::Value(Value::Count(9))),
+            change(Limit::ServerIdleTimeout, "web", NewValue::Value(Value::Duration(30 * SECOND))),
+            change(Limit::BackendMaxIdleConns, &proxy, NewValue::Value(Value::Count(7))),
+            change(Limit::BackendMaxConnsPerHost, &proxy, NewValue::Value(Value::Count(9))),
         ],
     );
     let expected = r#"{ "web" : {"routes":[{"handle":[{"handler":"reverse_proxy" , "upstreams":[{"dial":"a:1"}], "weight":1.0e3,"transport":{"protocol":"http","keep_alive":{"max_idle_conns":7},"max_conns_per_host":9}}]}], "x":18446744073709551616, "idle_timeout" : "30s" } }"#;
@@ -180,9 +180,9 @@ fn what_no_change_is_about_stays_byte_for_byte() {
     let back = apply(
         expected,
         &[
-            change(Knob::ServerIdleTimeout, "web", To::Raw(Some("5m".into()))),
-            change(Knob::BackendMaxIdleConns, &proxy, To::Raw(None)),
-            change(Knob::BackendMaxConnsPerHost, &proxy, To::Raw(None)),
+            change(Limit::ServerIdleTimeout, "web", NewValue::Raw(Some("5m".into()))),
+            change(Limit::BackendMaxIdleConns, &proxy, NewValue::Raw(None)),
+            change(Limit::BackendMaxConnsPerHost, &proxy, NewValue::Raw(None)),
         ],
     );
     assert_eq!(back.as_deref(), Ok(before));
@@ -193,8 +193,8 @@ fn a_proxy_within_a_proxy_is_changed_with_it() {
     let mut outer = proxy(&Json::Null);
     outer["handle_response"] = json!([{"routes": [{"handle": [proxy(&json!({"protocol": "http", "max_conns_per_host": 3}))]}]}]);
     let before = servers(&[outer, proxy(&Json::Null)]);
-    let after = change(&before, Knob::BackendMaxConnsPerHost, &To::Value(Value::Count(7)));
-    let held: Vec<_> = sites(&after).into_iter().filter(|(site, _)| site.knob == Knob::BackendMaxConnsPerHost).collect();
+    let after = change(&before, Limit::BackendMaxConnsPerHost, &NewValue::Value(Value::Count(7)));
+    let held: Vec<_> = sites(&after).into_iter().filter(|(site, _)| site.limit == Limit::BackendMaxConnsPerHost).collect();
     assert_eq!(held.len(), 3);
     assert!(held.iter().all(|(_, stored)| stored.value == Some(Value::Count(7))));
 }
