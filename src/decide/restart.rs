@@ -200,6 +200,12 @@ fn go_on(input: &RestartInput<'_>, current: &Restarting, permitted: bool, outcom
                 outcome.acts.extend(drained.then(|| Act::Undrain(name())));
                 return drained;
             }
+            // Another node may have gone out of service since this restart was recorded.
+            let mut others = input.nodes.iter().filter(|other| other.name != node.name && is_out(input, other));
+            if !drained && others.clone().count() >= input.spec.max_unavailable as usize {
+                outcome.said = others.next().map(|other| RestartReport::Unavailable(other.name.to_owned()));
+                return true;
+            }
             let drains = node.process.is_some_and(|process| process.drains);
             outcome.acts.push(if drains && !drained {
                 Act::Drain(name())
@@ -243,6 +249,12 @@ pub fn is_name(host: &str, name: &str) -> bool {
         && matches!(host.as_bytes().get(name.len()), None | Some(b'.'))
 }
 
+/// Whether a node is out of service, for whatever reason.
+fn is_out(input: &RestartInput<'_>, node: &Node<'_>) -> bool {
+    let is_down = |process: &Process| input.pods.get(&process.pod).is_some_and(|pod| !pod.ready || pod.terminating);
+    !node.answers || node.process.is_some_and(|process| process.drained || is_down(process))
+}
+
 /// Records the next nodes to restart, as many as may be out of service.
 fn begin(input: &RestartInput<'_>, outcome: &mut RestartPlan) {
     let current = |outcome: &RestartPlan, name: &str| outcome.control.nodes.iter().any(|current| current.node == name);
@@ -257,12 +269,9 @@ fn begin(input: &RestartInput<'_>, outcome: &mut RestartPlan) {
             outcome.said.get_or_insert(RestartReport::NoPod(node.name.to_owned()));
             return;
         };
-        let is_down = |pod: &Pod| !pod.ready || pod.terminating;
-        let is_drained = |process: &Process| process.drained || input.pods.get(&process.pod).is_some_and(is_down);
-        let out = |node: &&Node<'_>| !node.answers || node.process.is_some_and(is_drained);
         // A node that is being restarted may be missing from the list.
         let mut out_of_service: Vec<_> = outcome.control.nodes.iter().map(|current| current.node.clone()).collect();
-        let others = input.nodes.iter().filter(|node| !current(outcome, node.name)).filter(out);
+        let others = input.nodes.iter().filter(|node| !current(outcome, node.name) && is_out(input, node));
         out_of_service.extend(others.map(|node| node.name.to_owned()));
         if out_of_service.len() >= input.spec.max_unavailable as usize {
             let first = out_of_service.into_iter().next().unwrap_or_default();
@@ -390,6 +399,22 @@ mod tests {
     #[allow(clippy::unnecessary_wraps)] // It is compared with an `Option`.
     fn rolling(name: &str) -> Option<RestartReport> {
         Some(RestartReport::Rolling(name.into()))
+    }
+
+    #[test]
+    fn a_recorded_restart_waits_while_another_node_is_out_of_service() {
+        let mut scene = Scene::new();
+        scene.look();
+        scene.node("p0").3 = false;
+        let waiting = scene.look();
+        assert_eq!((waiting.acts.len(), waiting.said), (0, Some(RestartReport::Unavailable("p0".into()))));
+        assert_eq!(waiting.control.nodes.len(), 1, "the restart stays recorded");
+        scene.node("p0").3 = true;
+        assert_eq!(scene.look().acts, [Act::Drain("t1".into())]);
+        scene.node("p0").3 = false;
+        scene.node("t1").1.drained = true;
+        let evict = Act::Evict { node: "t1".into(), pod: "pod-1".into(), uid: "uid-1".into() };
+        assert_eq!(scene.look().acts, [evict], "the drained node is out of service already");
     }
 
     #[test]
