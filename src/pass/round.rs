@@ -21,7 +21,7 @@ use super::{
     world::{Moment, News, Stage, Target, World},
 };
 use crate::{
-    api::{FINALIZER, IdleConnectionPolicyStatus, LimitValues, policy::DriftPolicy, status::RestartControl},
+    api::{FINALIZER, IdleConnectionPolicyStatus, LimitValues, Limits, policy::DriftPolicy, status::RestartControl},
     decide::{
         self, AdaptiveInput, Input, Plan, TargetCapabilities, Unit, UnitState,
         adaptive::pause::Pause,
@@ -217,6 +217,7 @@ async fn finish(pass: &mut Pass<'_>, job: &Job<'_>, done: Done) -> Result<Next, 
     let all = results.len() == job.units.len() && results.iter().all(|result| result.state.is_ok());
     pass.memory.looked(&nodes, all, stamp);
     take_up(pass.policy, pass.memory, &plan, traits, &results, all);
+    unrecorded_changes(pass.policy, &mut plan, traits, &results);
     plan_changed(&mut plan, &results, traits, stamp);
     log_faults(pass.memory, &results);
 
@@ -312,6 +313,26 @@ fn take_up(
     let states = results.iter().filter_map(|result| result.state.as_ref().ok());
     let Some((nodes, changed)) = lives::answered(states) else { return };
     lives::take_up(&mut memory.lives, written, &nodes, &desired, changed);
+}
+
+/// Records when limits that need a restart were changed, where a process of the operator ended between the write and the
+/// status: the nodes have the desired value, and the status is about another one. The unit's own timestamp is the latest
+/// possible time.
+fn unrecorded_changes(policy: &PolicyHandle, plan: &mut Plan, traits: &TargetCapabilities, results: &[UnitResult]) {
+    let limits = policy.object.status.as_ref().and_then(|status| status.limits.as_ref());
+    let Some(before) = limits.and_then(|limits| limits.desired.as_ref().or(limits.declared.as_ref())).map(Limits::settings)
+    else {
+        return;
+    };
+    for state in results.iter().filter_map(|result| result.state.as_ref().ok()) {
+        let Some(changed) = state.changed else { continue };
+        for (limit, desired) in lives::read_at_start(&plan.desired.settings, traits) {
+            let mut stored = state.sites.iter().filter(|(site, _)| site.limit == limit).map(|(_, stored)| stored.value);
+            if before.get(&limit).is_some_and(|before| *before != desired) && stored.any(|stored| stored == Some(desired)) {
+                plan.control.changed.insert(limit, changed.as_millisecond());
+            }
+        }
+    }
 }
 
 /// Records when limits that need a restart were changed: an older process does not use them. A restored value is no change: a
