@@ -31,10 +31,10 @@ use idleconn_operator::{
             step_size::Share,
             tuning::Tuning,
         },
-        conditions::{Problem, ReportInput, UnitResult, report},
-        lives,
         measured::Idled,
+        report::status::{Problem, ReportInput, UnitResult, report},
         restart::{RestartPlan, RestartReport},
+        uptimes,
         verify::{Probe, Probes},
     },
 };
@@ -185,7 +185,7 @@ impl Scene {
             let node = &result.state.as_ref().unwrap().nodes[0];
             assert_eq!(node.name, *name);
             for secs in if *with_it { vec![100, 3] } else { vec![100] } {
-                lives::look(&mut self.lives, &NodeState { uptime: ran(secs), ..node.clone() }, false, seen);
+                uptimes::look(&mut self.lives, &NodeState { uptime: ran(secs), ..node.clone() }, false, seen);
             }
         }
     }

@@ -16,8 +16,8 @@ use crate::{
     decide::{
         self,
         adaptive::{disturbance, report::closes},
-        condition::{find, reason, status_of},
         flushes,
+        report::condition::{find, reason, status_of},
     },
     targets,
 };

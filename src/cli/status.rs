@@ -9,7 +9,7 @@ use crate::{
         conditions::{ConditionType, State},
         wording::spoken,
     },
-    decide::{adaptive::pause::Pause, condition::find},
+    decide::{adaptive::pause::Pause, report::condition::find},
 };
 
 /// Columns of the table.

@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use super::{Context, PolicyRef, live::Point, path, places, planted, reachability};
+use super::{Context, PolicyRef, discovery, live::Point, path, planted, reachability};
 use crate::{
     api::{
         adaptive::{Signal as SignalSpec, Source as SourceName},
@@ -21,7 +21,7 @@ use crate::{
     metrics,
     pass::{
         Failure, PolicyHandle,
-        memory::PolicyCache,
+        cache::PolicyCache,
         world::{SampledNode, Sampling},
     },
     signals::{
@@ -131,7 +131,7 @@ pub async fn watch(ctx: &Context, policy: &PolicyHandle, ca: Option<Vec<u8>>, sa
     let obstacle = match (source, &signal.prometheus, threshold) {
         (SourceName::Prometheus, Some(prometheus), Threshold::Value(threshold)) => {
             watch.source = Source::Prometheus { query: prometheus.query.clone(), threshold };
-            match places::prometheus(ctx, policy, prometheus).await {
+            match discovery::prometheus(ctx, policy, prometheus).await {
                 Ok((address, credentials, headers)) => {
                     let path = prometheus.path_prefix.clone().unwrap_or_default();
                     watch.nodes = vec![SampledNode { name: PROMETHEUS.into(), address, named: false, pod: String::new(), path }];

@@ -14,8 +14,8 @@ use crate::{
     api::{IdleConnectionPolicy, MANAGER},
     clock,
     decide::{
-        condition::{Notice, shortened_to_bytes},
         hash::fnv1a,
+        report::condition::{Notice, shortened_to_bytes},
     },
     pass::{Error, PolicyHandle},
 };

@@ -8,7 +8,7 @@ use std::{
 use jiff::Timestamp;
 
 use super::PolicyRef;
-use crate::{decide::truths::Truths, signals::Samples};
+use crate::{decide::report::node_status::Truths, signals::Samples};
 
 /// Maximum points of a trend: one hour at one point each 10 s.
 const MAX_POINTS: usize = 360;

@@ -4,10 +4,11 @@
 mod adaptation;
 mod client;
 pub mod connections;
+pub mod crd_version;
+mod discovery;
 mod events;
 pub mod live;
 mod originals;
-mod places;
 mod planted;
 mod pods;
 mod reachability;
@@ -17,7 +18,6 @@ pub mod restart;
 mod rollout;
 mod saved_unit;
 pub mod scheduler;
-pub mod served;
 pub mod shell;
 mod verify;
 
@@ -48,14 +48,14 @@ pub use crate::pass::Error;
 use crate::{
     api::{FINALIZER, StoredPolicy},
     budget::Budget,
-    decide::{claims::Claimant, condition::shortened_to_bytes},
+    decide::{claims::Claimant, report::condition::shortened_to_bytes},
     leader::Leadership,
     metrics::Metrics,
     pass::{
         API_TIMEOUT, ApiError, PolicyHandle,
+        cache::{self, PolicyCache},
         claims::Registry,
         logging,
-        memory::{self, PolicyCache},
         world::Moment,
     },
     pool::Pool,
@@ -149,7 +149,7 @@ pub struct Context {
     /// Results of passes and samples, for the API and the metrics.
     pub live: live::LiveView,
     ready: AtomicBool,
-    served: watch::Sender<Arc<served::Served>>,
+    served: watch::Sender<Arc<crd_version::Served>>,
     /// Whether this process is the leader.
     pub leadership: Leadership,
     /// Weak reference to itself, for tasks that must not keep it alive.
@@ -433,11 +433,11 @@ fn error_policy(policy: Arc<StoredPolicy>, error: &Error, context: Arc<Context>)
     let policy = PolicyRef::from_obj(&*policy);
     let known = context.begin_to_know(&policy);
     context.metrics.failed();
-    let Ok(mut memory) = known.memory.try_lock() else { return Action::requeue(memory::wait(0)) };
+    let Ok(mut memory) = known.memory.try_lock() else { return Action::requeue(cache::wait(0)) };
     memory.failures = memory.failures.saturating_add(1);
     let text = logging::chain(error);
     if memory.is_new_message("error", &text) {
         tracing::warn!(policy = %path(&policy), error = text, "the pass failed; retrying");
     }
-    Action::requeue(memory::wait(memory.failures - 1))
+    Action::requeue(cache::wait(memory.failures - 1))
 }

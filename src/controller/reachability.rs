@@ -14,7 +14,7 @@ use kube::{Api, ResourceExt as _};
 use url::{Host, Url};
 
 use super::{Context, Error, in_time};
-use crate::{decide::restart::is_name, pool::Provider};
+use crate::{decide::restart::eviction::is_name, pool::Provider};
 
 /// Scheme, host and port of an address that another party wrote; path, query and credentials are dropped.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -5,10 +5,10 @@ use std::{sync::Arc, time::Duration};
 use kube::runtime::controller::Action;
 use tracing::Instrument as _;
 
-use super::{Context, PolicyRef, path, scheduler, served::Served, shell::Shell};
+use super::{Context, PolicyRef, crd_version::Served, path, scheduler, shell::Shell};
 use crate::{
     api::StoredPolicy,
-    pass::{self, DUE_SLACK, Error, Next, logging, memory::PolicyCache, report, world::World as _},
+    pass::{self, DUE_SLACK, Error, Next, cache::PolicyCache, logging, report, world::World as _},
 };
 
 /// Requeue interval while the CRD is missing or too old: no event reports its upgrade.

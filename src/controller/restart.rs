@@ -13,7 +13,7 @@ use kube::{
 
 use super::{in_time, reachability::pod_name_in_dns};
 use crate::{
-    decide::restart::Pod,
+    decide::restart::eviction::Pod,
     pass::{Error, logging},
 };
 

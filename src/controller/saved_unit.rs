@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, ResourceExt as _};
 
-use super::{Context, in_time, places, reachability::addresses_of};
+use super::{Context, discovery, in_time, reachability::addresses_of};
 use crate::{
     api::{conditions::Reason, lookup::Lookup, policy::Target},
-    decide::{Cause, Fault, condition::shortened, originals::Saved},
+    decide::{Cause, Fault, originals::Saved, report::condition::shortened},
     pass::{Error, Failure, PolicyHandle},
     targets::{self, TargetAddress},
 };
@@ -39,7 +39,7 @@ pub async fn place(
             _ => Err(Fault::new(Cause::Unreachable, format!("Pod {} has no address", saved.name))),
         };
     }
-    let places = match places::places(ctx, policy, spec).await {
+    let places = match discovery::places(ctx, policy, spec).await {
         Ok(places) => places,
         Err(Failure::Problem(problem)) => {
             let cause = if problem.reason == Reason::RefNotPermitted { Cause::NotPermitted } else { Cause::Unreachable };

@@ -16,9 +16,9 @@ use kube::{
 use serde_json::json;
 
 use super::{
-    Context, PolicyRef, adaptation, connections, events, in_time, logging, originals, path,
-    places::{self, Places},
-    planted, restart, rollout, saved_unit,
+    Context, PolicyRef, adaptation, connections,
+    discovery::{self, Places},
+    events, in_time, logging, originals, path, planted, restart, rollout, saved_unit,
     scheduler::{Slot, Visit},
     verify::{self, Verifier},
 };
@@ -35,10 +35,10 @@ use crate::{
         self, Fault, TargetCapabilities,
         adaptive::{config::Config, signal::Signal},
         claims::Claimant,
-        condition::Notice,
-        conditions::UnitResult,
         originals::{Log, Record, Saved},
-        rollout::Workload,
+        report::condition::Notice,
+        report::status::UnitResult,
+        restart::rollout::Workload,
     },
     metrics::Step,
     pass::{
@@ -130,7 +130,7 @@ impl Located for Found<'_> {
     {
         Box::pin(async move {
             let Self { shell, spec, places, reach } = *self;
-            let credentials = places::credentials(&shell.ctx, &shell.namespace, &spec).await?;
+            let credentials = discovery::credentials(&shell.ctx, &shell.namespace, &spec).await?;
             shell.running().credentials = credentials.clone();
             Ok(targets::connect(&spec, &declared.providers, places, credentials, reach)?)
         })
@@ -317,7 +317,7 @@ impl World for Shell {
         'a: 'p,
     {
         Box::pin(async move {
-            let places = places::subscribed(&self.ctx, &self.policy, policy).await?;
+            let places = discovery::subscribed(&self.ctx, &self.policy, policy).await?;
             let kind = policy.spec().target.type_.name();
             tracing::debug!(kind, places = logging::names(places.iter().map(|place| &place.name)), "found the target");
             let found = Found { shell: self, spec: policy.spec().target.clone(), places, reach: self.reach(policy) };
@@ -336,7 +336,7 @@ impl World for Shell {
             let Some(places) = saved_unit::place(&self.ctx, policy, id, saved, target).await? else { return Ok(None) };
             // In a namespace that is being deleted, the Secret is deleted before the policy. Then the credentials that were last
             // read are used.
-            let credentials = match places::credentials(&self.ctx, &self.namespace, target).await {
+            let credentials = match discovery::credentials(&self.ctx, &self.namespace, target).await {
                 Ok(credentials) => credentials,
                 Err(_) => self.running().credentials.clone(),
             };
@@ -360,7 +360,7 @@ impl World for Shell {
         &self,
         names: BTreeSet<String>,
         behind_service: bool,
-    ) -> BoxFuture<'_, Result<BTreeMap<String, decide::restart::Pod>, Error>> {
+    ) -> BoxFuture<'_, Result<BTreeMap<String, decide::restart::eviction::Pod>, Error>> {
         async move { restart::pods(&self.api(), names, behind_service).await }.boxed()
     }
 

@@ -23,9 +23,9 @@ use crate::{
     clock,
     decide::{
         NodeState, Serves, Unit,
-        conditions::UnitResult,
         hash::fnv1a,
         measured::tolerance,
+        report::status::UnitResult,
         verify::{Probe, Probes, key, programmed, steady},
     },
     pass::{PolicyHandle, world::Probing},

@@ -6,22 +6,19 @@
 pub mod adaptive;
 pub mod advice;
 pub mod claims;
-pub mod condition;
-pub mod conditions;
 pub mod contention;
 pub mod declare;
 pub mod flushes;
 pub mod hash;
 pub mod lease;
-pub mod lives;
 pub mod measured;
 pub mod observed;
 pub mod order;
 pub mod originals;
 pub mod path;
+pub mod report;
 pub mod restart;
-pub mod rollout;
-pub mod truths;
+pub mod uptimes;
 pub mod verify;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,10 +26,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use adaptive::{driver::AdaptiveDriver, signal::Signal, standing::NodeProgress, step::Outcome};
 pub use declare::{Capability, Declared, TargetCapabilities, declare, floor};
 use jiff::Timestamp;
-pub use lives::Lives;
 pub use observed::{Cause, ConfigPath, Fault, Moved, NodeState, Process, Serves, Sites, Stored, Unit, UnitState};
 use originals::Saved;
 use serde_json::Value as Json;
+pub use uptimes::Lives;
 
 use crate::api::{
     IdleConnectionPolicyStatus, Limit, LimitValues, Value,
@@ -165,7 +162,7 @@ pub struct UnitPlan {
 /// Decides what to write. Writes nothing where nothing differs.
 #[must_use]
 pub fn decide(input: &Input<'_>) -> Plan {
-    let programmed = condition::reason(input.previous, ConditionType::Programmed);
+    let programmed = report::condition::reason(input.previous, ConditionType::Programmed);
     let settled = input.generation.is_some()
         && input.previous.observed_generation == input.generation
         && programmed.is_some_and(|reason| reason != Reason::Progressing);

@@ -20,7 +20,7 @@ use crate::{
             step::Phase,
             tuning::Tuning,
         },
-        conditions::{ReportInput, UnitResult, report},
+        report::{condition, status::{self, ReportInput, UnitResult, report}},
     },
 };
 
@@ -296,7 +296,7 @@ fn watched(node: &NodeState, followed: bool, now: Timestamp) -> Lives {
     let ran = |secs| Some(Duration::from_secs(secs));
     let mut lives = Lives::new();
     for secs in if followed { vec![100, 3] } else { vec![100] } {
-        lives::look(&mut lives, &NodeState { uptime: ran(secs), ..node.clone() }, false, now);
+        uptimes::look(&mut lives, &NodeState { uptime: ran(secs), ..node.clone() }, false, now);
     }
     lives
 }
@@ -311,7 +311,7 @@ fn a_node_waits_for_a_restart_when_it_stores_what_is_wanted_and_is_older_than_th
         let results = [UnitResult { unit: scene.units[0].0.clone(), state: Ok(scene.units[0].1.clone()), write: None }];
         let lives = watched(&scene.units[0].1.nodes[0], followed, scene.now);
         let (nodes, changed) =
-            conditions::restart_candidates(&scene.declared, traits, &BTreeMap::new(), &lives, &scene.saved, &results);
+            status::restart_candidates(&scene.declared, traits, &BTreeMap::new(), &lives, &scene.saved, &results);
         assert_eq!(nodes.len(), 1);
         (nodes[0].pending, changed)
     };
@@ -369,7 +369,7 @@ fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
 #[test]
 fn news_is_told_once_and_again_only_when_it_is_another() {
     let scene = |held| Scene::new(Some(held));
-    let problem = conditions::Problem::invalid(Reason::Conflicted, "an older one");
+    let problem = status::Problem::invalid(Reason::Conflicted, "an older one");
     let plan = |drift: bool, contended: bool, said: Option<restart::RestartReport>| {
         let mut plan = Plan { desired: scene(30).declared, ..Plan::default() };
         if drift {
@@ -436,7 +436,7 @@ fn advice_is_given_once_for_a_generation_and_not_while_something_stands_in_the_w
     let advice = |n: usize| vec![advice::Advice { rule: "free-share", sentence: "too many are free".into() }; n];
     let told = |n, advised, problem: bool| {
         let scene = Scene::new(Some(30));
-        let obstacle = conditions::Problem::invalid(Reason::Invalid, "x");
+        let obstacle = status::Problem::invalid(Reason::Invalid, "x");
         let plan = Plan { control: Control { advised, ..Control::default() }, ..Plan::default() };
         let seen = ReportInput {
             generation: Some(7),
@@ -560,7 +560,7 @@ fn a_large_fleet_has_a_small_status() {
         let nodes: Vec<_> = (0..200).map(|n| NodeState::new(format!("n{n}"), Ok(BTreeMap::new()))).collect();
         let nodes: Vec<_> = nodes.iter().collect();
         let named = |node: &NodeState| node.name.len() == 2 || (node.name.len() == 3 && node.name.as_str() < "n32");
-        let confirmed = lives::confirmation(&nodes, named, &LimitValues::new(), i64::MAX);
+        let confirmed = uptimes::confirmation(&nodes, named, &LimitValues::new(), i64::MAX);
         assert!(confirmed.as_ref().is_some_and(|confirmed| confirmed.nodes.len() == 32 * 9));
         let bytes = serde_json::to_vec(&Control { confirmed, ..control }).expect("JSON").len();
         assert!(bytes <= 1024, "{bytes} bytes");

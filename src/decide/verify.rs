@@ -4,9 +4,9 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     NodeState, Unit,
-    condition::{ConditionText, said, shortened, shortened_to_bytes, state},
-    conditions::UnitResult,
     measured::{Idled, error, time},
+    report::condition::{ConditionText, said, shortened, shortened_to_bytes, state},
+    report::status::UnitResult,
 };
 use crate::api::{
     Limit, Value,

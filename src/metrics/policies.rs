@@ -98,6 +98,10 @@ const ROWS: [Row; 5] = [
 ];
 
 impl Policies {
+    /// No policy yet.
+    ///
+    /// # Errors
+    /// Returns an error if a name is not valid, which a test excludes.
     pub fn new() -> prometheus::Result<Self> {
         let described = |Row { name, help, labels, .. }: Row| {
             let labels = ["namespace", "policy"].iter().chain(labels).map(|label| (*label).to_owned()).collect();

@@ -6,7 +6,7 @@ use kube::ResourceExt as _;
 
 use super::{
     Pass, PolicyHandle,
-    memory::PolicyCache,
+    cache::PolicyCache,
     world::{SampledNode, Sampling, World},
 };
 use crate::{

@@ -16,11 +16,10 @@ use super::{
 use crate::{
     api::{Limit, Limits, Value, conditions::EventReason, wording::listed},
     decide::{
-        Cause, Change, Declared, Fault, Moved, NewValue, Plan, TargetCapabilities, Unit, UnitPlan, UnitState,
-        condition::{Notice, shortened_to_bytes},
-        conditions::UnitResult,
-        order,
+        Cause, Change, Declared, Fault, Moved, NewValue, Plan, TargetCapabilities, Unit, UnitPlan, UnitState, order,
         originals::Saved,
+        report::condition::{Notice, shortened_to_bytes},
+        report::status::UnitResult,
     },
 };
 

@@ -8,7 +8,7 @@ use crate::{
     api::conditions::Reason,
     decide::{
         Cause, Fault,
-        conditions::{Problem, failure},
+        report::status::{Problem, failure},
     },
 };
 

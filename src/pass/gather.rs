@@ -10,7 +10,7 @@ use futures::{
 };
 
 use super::{
-    memory::PolicyCache,
+    cache::PolicyCache,
     world::{Moment, Target, World},
 };
 use crate::decide::{Cause, Fault, Unit, UnitState};

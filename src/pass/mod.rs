@@ -7,12 +7,12 @@
 
 mod adaptation;
 mod apply;
+pub mod cache;
 pub mod claims;
 mod error;
 mod gather;
 mod handle;
 pub mod logging;
-pub mod memory;
 pub mod report;
 mod restart;
 mod restore;
@@ -31,14 +31,14 @@ pub use self::{
     restore::release,
 };
 use self::{
+    cache::{PolicyCache, wait},
     claims::{Claimed, Scope, is_stated},
-    memory::{PolicyCache, wait},
     world::{Located, News, Stage, Target, World},
 };
 use crate::{
     api::{conditions::Reason, restart::RestartPolicy},
     decide::{
-        self, Declared, Fault, Plan, TargetCapabilities, Unit, claims::conflict_message, conditions::Problem, observed::Cause,
+        self, Declared, Fault, Plan, TargetCapabilities, Unit, claims::conflict_message, observed::Cause, report::status::Problem,
     },
 };
 

@@ -12,7 +12,7 @@ use crate::{
         conditions::{ConditionType, EventReason, Reason},
         policy::DeletionPolicy,
     },
-    decide::condition::{self, Notice, reason, said},
+    decide::report::condition::{self, Notice, reason, said},
 };
 
 /// Events of a decision. Such an Event is the same until a decision is in the status: if a process ended between the Event and

@@ -1,11 +1,12 @@
-//! Restarts: what is asked before the decision, and the acts after it is in the status. [`crate::decide::restart`] and
-//! [`crate::decide::rollout`] decide what is restarted when.
+//! Restarts: what is asked before the decision, and the acts after it is in the status. [`crate::decide::restart`]
+//! decides what is restarted when.
 
 use std::collections::BTreeSet;
 
 use super::{
-    Error, Pass, PolicyHandle, logging,
-    memory::PolicyCache,
+    Error, Pass, PolicyHandle,
+    cache::PolicyCache,
+    logging,
     world::{Target, World},
 };
 use crate::{
@@ -15,10 +16,13 @@ use crate::{
     },
     decide::{
         self, Cause, ConfigPath, Declared, Fault, Plan, UnitState,
-        conditions::UnitResult,
-        lives,
-        restart::{self, Act, RestartInput},
-        rollout,
+        report::status::UnitResult,
+        restart::{
+            self, Act,
+            eviction::{self, RestartInput},
+            rollout,
+        },
+        uptimes,
     },
 };
 
@@ -72,7 +76,7 @@ async fn evictions(pass: &mut Pass<'_>, plan: &Plan, asked: &Asked, results: &[U
     let control = &plan.control;
     let saved = memory.saved();
     let (nodes, changed) =
-        decide::conditions::restart_candidates(&plan.desired, traits, &control.changed, &memory.lives, &saved, results);
+        decide::report::status::restart_candidates(&plan.desired, traits, &control.changed, &memory.lives, &saved, results);
     if control.restart.nodes.is_empty() && nodes.iter().all(|node| !node.pending) {
         return Ok(None);
     }
@@ -85,17 +89,17 @@ async fn evictions(pass: &mut Pass<'_>, plan: &Plan, asked: &Asked, results: &[U
     let behind_service = policy.spec().target.service().is_some();
     let (pods, obstacle) = unless_forbidden(world.pods(names, behind_service).await, "pods")?;
     // A node whose pod was evicted for this change had stored the desired values by then, and has a new process now.
-    let replaced: Vec<_> = restart::replaced(&control.restart, changed, &nodes, &pods).map(str::to_owned).collect();
+    let replaced: Vec<_> = eviction::replaced(&control.restart, changed, &nodes, &pods).map(str::to_owned).collect();
     let (nodes, changed) = if replaced.is_empty() {
         (nodes, changed)
     } else {
-        let values = lives::read_at_start(&plan.desired.settings, traits);
+        let values = uptimes::read_at_start(&plan.desired.settings, traits);
         for node in &replaced {
-            lives::replaced(&mut memory.lives, node, &values);
+            uptimes::replaced(&mut memory.lives, node, &values);
         }
-        decide::conditions::restart_candidates(&plan.desired, traits, &control.changed, &memory.lives, &saved, results)
+        decide::report::status::restart_candidates(&plan.desired, traits, &control.changed, &memory.lives, &saved, results)
     };
-    let outcome = restart::step(&RestartInput {
+    let outcome = eviction::step(&RestartInput {
         spec: &asked.spec,
         may_begin: asked.may_begin,
         nodes: &nodes,

@@ -10,10 +10,9 @@ use kube::ResourceExt as _;
 
 use super::{
     Error, Next, PolicyHandle, apply,
+    cache::PolicyCache,
     claims::{Taken, is_stated},
-    logging,
-    memory::PolicyCache,
-    report, restart,
+    logging, report, restart,
     saved::append,
     world::World,
 };
@@ -24,7 +23,7 @@ use crate::{
         policy::{DeletionPolicy, Target},
         wording::with_noun,
     },
-    decide::{self, Cause, Fault, Unit, claims::Claim, condition::Notice, originals::Saved},
+    decide::{self, Cause, Fault, Unit, claims::Claim, originals::Saved, report::condition::Notice},
 };
 
 /// Maximum units that are restored at the same time.

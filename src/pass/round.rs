@@ -14,10 +14,9 @@ use super::{
     DUE_SLACK, Error, Next, Pass, PolicyHandle,
     adaptation::{self, SignalSnapshot, interval},
     apply,
+    cache::{PolicyCache, Unwritten, wait},
     gather::Gathering,
-    logging,
-    memory::{PolicyCache, Unwritten, wait},
-    reading, report, restart, restore,
+    logging, reading, report, restart, restore,
     world::{Moment, News, Stage, Target, World},
 };
 use crate::{
@@ -27,9 +26,10 @@ use crate::{
         adaptive::pause::Pause,
         advice::{self, Observed},
         claims::SHARED,
-        conditions::{Problem, ReportInput, UnitResult},
-        contention, lives, originals,
-        truths::truths,
+        contention, originals,
+        report::node_status::truths,
+        report::status::{Problem, ReportInput, UnitResult},
+        uptimes,
     },
 };
 
@@ -262,7 +262,7 @@ fn is_propagating(results: &[UnitResult], now: Timestamp) -> bool {
     let behind = |state: &UnitState| state.nodes.iter().any(|node| node.uses == Some(false));
     let fresh = |state: &UnitState| {
         let age = state.changed.map(|at| now.duration_since(at));
-        age.is_some_and(|age| age < decide::conditions::PROPAGATION)
+        age.is_some_and(|age| age < decide::report::status::PROPAGATION)
     };
     results.iter().filter_map(|result| result.state.as_ref().ok()).any(|state| behind(state) && fresh(state))
 }
@@ -309,10 +309,10 @@ fn take_up(
 ) {
     let written = policy.object.status.as_ref().and_then(|status| status.control.as_ref()?.confirmed.as_ref());
     let Some(written) = written.filter(|_| all) else { return };
-    let desired = lives::read_at_start(&plan.desired.settings, traits);
+    let desired = uptimes::read_at_start(&plan.desired.settings, traits);
     let states = results.iter().filter_map(|result| result.state.as_ref().ok());
-    let Some((nodes, changed)) = lives::answered(states) else { return };
-    lives::take_up(&mut memory.lives, written, &nodes, &desired, changed);
+    let Some((nodes, changed)) = uptimes::answered(states) else { return };
+    uptimes::take_up(&mut memory.lives, written, &nodes, &desired, changed);
 }
 
 /// Records when limits that need a restart were changed, where a process of the operator ended between the write and the
@@ -326,7 +326,7 @@ fn unrecorded_changes(policy: &PolicyHandle, plan: &mut Plan, traits: &TargetCap
     };
     for state in results.iter().filter_map(|result| result.state.as_ref().ok()) {
         let Some(changed) = state.changed else { continue };
-        for (limit, desired) in lives::read_at_start(&plan.desired.settings, traits) {
+        for (limit, desired) in uptimes::read_at_start(&plan.desired.settings, traits) {
             let mut stored = state.sites.iter().filter(|(site, _)| site.limit == limit).map(|(_, stored)| stored.value);
             if before.get(&limit).is_some_and(|before| *before != desired) && stored.any(|stored| stored == Some(desired)) {
                 plan.control.changed.insert(limit, changed.as_millisecond());
@@ -433,7 +433,7 @@ pub(super) async fn report_status(
         previous: &previous,
         now: world.now(),
     };
-    let (status, notices) = decide::conditions::report(&seen);
+    let (status, notices) = decide::report::status::report(&seen);
     world.tell(News::Nodes(truths(&seen, &status), seen.now));
     match report::report(*world, policy, &status, &notices).await {
         Ok(()) => {

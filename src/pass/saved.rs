@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Error, PolicyHandle, memory::PolicyCache, world::World};
+use super::{Error, PolicyHandle, cache::PolicyCache, world::World};
 use crate::decide::originals::{Saved, split};
 
 /// By unit: the original settings from now on; `None` if they were restored.

@@ -37,7 +37,7 @@ use crate::{
         self,
         adaptive::signal::NodeSample,
         flushes::Flushes,
-        truths::{Stage, Truths},
+        report::node_status::{Stage, Truths},
     },
     targets,
 };

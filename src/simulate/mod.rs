@@ -29,10 +29,10 @@ use crate::{
             signal::{Measure, NodeSample, Reading, Signal},
             step::Outcome,
         },
-        condition,
-        conditions::{self, ReportInput, UnitResult},
         order,
         originals::Saved,
+        report::condition,
+        report::status::{self, ReportInput, UnitResult},
     },
 };
 pub use plant::Plant;
@@ -313,7 +313,7 @@ impl World {
             }
         }
         let results = [UnitResult { unit: self.nodes.unit.clone(), state: Ok(self.nodes.state.clone()), write: None }];
-        let (next, notices) = conditions::report(&ReportInput {
+        let (next, notices) = status::report(&ReportInput {
             generation: Some(1),
             suspend: false,
             declared,

@@ -13,7 +13,7 @@ use std::{
 
 use idleconn_operator::pass::{
     self, Error, Next,
-    memory::{PolicyCache, wait},
+    cache::{PolicyCache, wait},
     world::Moment,
 };
 

@@ -17,7 +17,7 @@ use std::{
 
 use cluster::{Cluster, Effect};
 use explore::{Explored, Explorer};
-use idleconn_operator::pass::{self, memory::PolicyCache};
+use idleconn_operator::pass::{self, cache::PolicyCache};
 use world::Ports;
 
 fn number(variable: &str, default: u32) -> u32 {

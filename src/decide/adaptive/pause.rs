@@ -6,7 +6,7 @@ use jiff::Timestamp;
 
 use crate::{
     api::{PAUSED, PAUSED_RELAX, PAUSED_TIGHTEN, PAUSES},
-    decide::condition::whole_seconds,
+    decide::report::condition::whole_seconds,
 };
 
 /// What pauses adaptive control.

@@ -20,7 +20,7 @@ use crate::api::{
     status::{Decision, Recommendation, Tasks},
     wording::{of_nodes, percent, spoken, with_noun},
 };
-use crate::decide::condition::{self, ConditionText, Notice, find, said, shortened, state, status_of, whole_seconds};
+use crate::decide::report::condition::{self, ConditionText, Notice, find, said, shortened, state, status_of, whole_seconds};
 
 type Status = IdleConnectionPolicyStatus;
 

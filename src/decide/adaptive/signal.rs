@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
     api::{conditions::Reason, wording::of_nodes},
-    decide::condition::count,
+    decide::report::condition::count,
 };
 
 /// The tasks of a node that are idle connections, from its own gauge.

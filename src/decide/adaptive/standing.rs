@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::openness::Percent;
 use crate::{
     api::{Limit, LimitValues},
-    decide::{Capability, Declared, Lives, TargetCapabilities, Unit, UnitState, conditions},
+    decide::{Capability, Declared, Lives, TargetCapabilities, Unit, UnitState, report::status},
 };
 
 /// How far the nodes have applied what adaptive control wants.
@@ -39,7 +39,7 @@ impl NodeProgress {
                 let Ok(stored) = &node.stored else { continue };
                 let uses = wanted.iter().all(|(limit, value)| {
                     stored.get(limit).is_none_or(|stored| {
-                        *stored == Some(*value) && conditions::in_use(*limit, traits, changed, lives, node) == Some(true)
+                        *stored == Some(*value) && status::in_use(*limit, traits, changed, lives, node) == Some(true)
                     })
                 });
                 using += usize::from(uses);

@@ -14,7 +14,7 @@ use serde_json::{Value as Json, value::RawValue};
 
 use crate::{
     api::{Limit, Value},
-    decide::condition::shortened,
+    decide::report::condition::shortened,
     targets::go_duration,
 };
 

@@ -16,7 +16,7 @@ use serde_json::Value as Json;
 use super::text;
 use crate::{
     api::{Limit, Value},
-    decide::{Change, ConfigPath, NewValue, Stored, condition::shortened_to_bytes, hash::fnv1a},
+    decide::{Change, ConfigPath, NewValue, Stored, hash::fnv1a, report::condition::shortened_to_bytes},
     targets::go_duration,
 };
 

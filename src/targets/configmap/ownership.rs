@@ -4,7 +4,7 @@ use jiff::Timestamp;
 use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ManagedFieldsEntry};
 use serde_json::Value as Json;
 
-use crate::decide::condition::shortened;
+use crate::decide::report::condition::shortened;
 
 /// Labels and annotations by which tools mark their objects, with the required value, if any.
 const MARKS: [(&str, Option<&str>, &str); 6] = [

@@ -26,7 +26,7 @@ use crate::{
         policy::{KeyRef, Scheme, ServiceRef, Target},
         wording::listed,
     },
-    decide::conditions::Problem,
+    decide::report::status::Problem,
     pass::{Error, Failure, PolicyHandle, no_right},
     targets::{Credentials, PodFacts, TargetAddress, endpoint},
 };

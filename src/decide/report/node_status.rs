@@ -3,13 +3,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{
-    Cause, NodeState, Unit,
-    conditions::{ReportInput, in_use},
-    measured::Idled,
-    verify::probe_of,
-};
+use super::status::{ReportInput, in_use};
 use crate::api::{IdleConnectionPolicyStatus, Limit, LimitValues, Value};
+use crate::decide::{Cause, NodeState, Unit, measured::Idled, verify::probe_of};
 
 /// One node, as it reports itself.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -60,7 +56,7 @@ pub fn truths(seen: &ReportInput<'_>, status: &IdleConnectionPolicyStatus) -> Ve
     let mut all = Vec::new();
     for result in seen.units {
         let blank = |name: &str| Truths { name: name.to_owned(), unit: result.unit.name.clone(), ..Truths::default() };
-        let failed = |name: &str, fault: &super::Fault| {
+        let failed = |name: &str, fault: &crate::decide::Fault| {
             let refused = matches!(fault.cause, Cause::Unauthorized | Cause::Forbidden);
             let stage = if refused { Stage::Unauthorized } else { Stage::Unreachable };
             Truths { stage, error: Some(fault.message.clone()), ..blank(name) }
@@ -68,7 +64,7 @@ pub fn truths(seen: &ReportInput<'_>, status: &IdleConnectionPolicyStatus) -> Ve
         all.extend(result.state.as_ref().err().map(|fault| failed(&result.unit.name, fault)));
         let Ok(state) = &result.state else { continue };
         let saved = seen.saved.get(&result.unit.id).map(|saved| &saved.sites);
-        let desired = super::settings(&seen.plan.desired, seen.traits, &result.unit, state, saved);
+        let desired = crate::decide::settings(&seen.plan.desired, seen.traits, &result.unit, state, saved);
         for node in &state.nodes {
             all.extend(node.stored.as_ref().err().map(|fault| failed(&node.name, fault)));
             let Ok(stored) = &node.stored else { continue };
@@ -116,7 +112,7 @@ mod tests {
     use super::*;
     use crate::{
         api::{Limit, Value},
-        decide::{Capability, Declared, Fault, NodeState, Plan, TargetCapabilities, Unit, UnitState, conditions::UnitResult},
+        decide::{Capability, Declared, Fault, NodeState, Plan, TargetCapabilities, Unit, UnitState, report::status::UnitResult},
     };
 
     const KNOB: Limit = Limit::ServerIdleTimeout;

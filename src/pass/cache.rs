@@ -13,8 +13,8 @@ use crate::{
     decide::{
         Cause, Change, Fault, Lives, NodeState, Unit, UnitState,
         adaptive::{driver::AdaptiveDriver, signal::Signal},
-        lives,
         originals::{Log, Saved},
+        uptimes,
         verify::Probes,
     },
 };
@@ -141,7 +141,7 @@ impl PolicyCache {
         let watched = !self.nodes.is_empty();
         for node in nodes {
             let joined = watched && !self.nodes.contains(&node.name);
-            lives::look(&mut self.lives, node, joined, now);
+            uptimes::look(&mut self.lives, node, joined, now);
         }
         let names = nodes.iter().map(|node| node.name.clone());
         if all {

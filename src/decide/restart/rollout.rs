@@ -3,7 +3,7 @@
 //!
 //! As with restarts, nothing begins before it is recorded, and each action is repeated until its result is observed.
 
-use super::restart::{Act, RestartPlan, RestartReport, in_time};
+use super::{Act, RestartPlan, RestartReport, in_time};
 use crate::api::{
     restart::{Restart, RestartPolicy},
     status::{RestartControl, Restarting},

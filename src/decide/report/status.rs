@@ -5,22 +5,24 @@ use std::collections::{BTreeMap, BTreeSet};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 
-use super::{
-    Capability, Declared, Drift, Plan, Sites, TargetCapabilities, Unit, UnitState,
-    adaptive::report::{self, SeenLoop},
-    advice::Advice,
-    condition::{ConditionText, Notice, condition, count, find, has_flipped, reason, said, shortened, shortened_to_bytes, state},
-    lives::{self, Lives},
-    observed::{Cause, Fault, NodeState},
-    originals::Saved,
-    restart::{self, RestartReport as RestartState},
-    verify::{Probes, refined, verified},
+use super::condition::{
+    ConditionText, Notice, condition, count, find, has_flipped, reason, said, shortened, shortened_to_bytes, state,
 };
 use crate::api::{
     IdleConnectionPolicyStatus, Limit, LimitValues, Limits, Value,
     conditions::{ConditionType, EventReason, Reason, State},
     status::{Confirmed, MAX_NODES_NAMED, NAME_LENGTH, NodeCause, Nodes, ObjectName, PendingRestart, StatusLimits},
     wording::{listed, of_nodes},
+};
+use crate::decide::{
+    Capability, Declared, Drift, Plan, Sites, TargetCapabilities, Unit, UnitState,
+    adaptive::report::{self, SeenLoop},
+    advice::Advice,
+    observed::{Cause, Fault, NodeState},
+    originals::Saved,
+    restart::{self, RestartReport as RestartState},
+    uptimes::{self, Lives},
+    verify::{Probes, refined, verified},
 };
 
 /// How long a changed file may take to reach a pod: the kubelet looks each minute, its cache may be as old again, and the pod reads.
@@ -247,20 +249,20 @@ fn measured(seen: &ReportInput<'_>) -> Option<Limits> {
 
 /// The record of processes that read their settings when they start.
 fn confirmed(seen: &ReportInput<'_>, tally: &Tally) -> Option<Confirmed> {
-    let desired = lives::read_at_start(&seen.desired().settings, seen.traits);
+    let desired = uptimes::read_at_start(&seen.desired().settings, seen.traits);
     if desired.is_empty() {
         return None;
     }
-    let (nodes, changed) = lives::answered(seen.units.iter().filter_map(|result| result.state.as_ref().ok()))?;
+    let (nodes, changed) = uptimes::answered(seen.units.iter().filter_map(|result| result.state.as_ref().ok()))?;
     let uses = |node: &NodeState| {
         let used = |key| in_use(key, seen.traits, &tally.changed, seen.lives, node) == Some(true);
         let stored = node.stored.as_ref().ok();
         stored.is_some_and(|stored| desired.iter().all(|(key, value)| stored.get(key) == Some(&Some(*value)) && used(*key)))
     };
-    let now = lives::confirmation(&nodes, uses, &desired, changed)?;
+    let now = uptimes::confirmation(&nodes, uses, &desired, changed)?;
     // Two readings of the same time differ slightly; that must not change the status.
     let before = seen.previous.control.as_ref().and_then(|control| control.confirmed.clone());
-    Some(before.filter(|before| lives::agree(before, &now)).unwrap_or(now))
+    Some(before.filter(|before| uptimes::agree(before, &now)).unwrap_or(now))
 }
 
 fn count_nodes(seen: &ReportInput<'_>) -> Tally {
@@ -282,10 +284,10 @@ fn count_nodes(seen: &ReportInput<'_>) -> Tally {
         silent.extend(result.state.as_ref().err().map(|fault| cause(&result.unit.name, &fault.message)));
         let Ok(state) = &result.state else { continue };
         let saved = seen.saved.get(&result.unit.id).map(|saved| &saved.sites);
-        let settings = super::settings(desired, traits, &result.unit, state, saved);
+        let settings = crate::decide::settings(desired, traits, &result.unit, state, saved);
         tally.companions.extend(settings.iter().filter(|(key, _)| !desired.settings.contains_key(key)));
         with_place.extend(settings.keys().copied().filter(|key| state.has_place(*key)));
-        let not_back = super::not_back(&settings, state, saved);
+        let not_back = crate::decide::not_back(&settings, state, saved);
         evidence(&mut changed, &settings, traits, state, saved);
         for node in &state.nodes {
             silent.extend(node.stored.as_ref().err().map(|fault| cause(&node.name, &fault.message)));
@@ -372,7 +374,7 @@ fn evidence(
 }
 
 /// Whether a process uses what its node stores; `None` if that is not known.
-pub(super) fn in_use(
+pub(in crate::decide) fn in_use(
     key: Limit,
     traits: &TargetCapabilities,
     changed: &BTreeMap<Limit, i64>,
@@ -398,14 +400,14 @@ pub fn restart_candidates<'a>(
     lives: &Lives,
     saved: &BTreeMap<String, Saved>,
     units: &'a [UnitResult],
-) -> (Vec<restart::Node<'a>>, i64) {
+) -> (Vec<restart::eviction::Node<'a>>, i64) {
     let mut changed = changed.clone();
     changed.retain(|key, _| desired.settings.contains_key(key));
     let mut nodes = Vec::new();
     for result in units {
         let Ok(state) = &result.state else { continue };
         let saved = saved.get(&result.unit.id).map(|saved| &saved.sites);
-        let settings = super::settings(desired, traits, &result.unit, state, saved);
+        let settings = crate::decide::settings(desired, traits, &result.unit, state, saved);
         evidence(&mut changed, &settings, traits, state, saved);
         for node in &state.nodes {
             let pending = node.stored.as_ref().is_ok_and(|stored| {
@@ -413,7 +415,12 @@ pub fn restart_candidates<'a>(
                 let unused = |key: &Limit| in_use(*key, traits, &changed, lives, node) == Some(false);
                 settings.iter().all(stores) && settings.keys().filter(|key| stored.contains_key(key)).any(unused)
             });
-            nodes.push(restart::Node { name: &node.name, pending, answers: node.stored.is_ok(), process: node.process.as_ref() });
+            nodes.push(restart::eviction::Node {
+                name: &node.name,
+                pending,
+                answers: node.stored.is_ok(),
+                process: node.process.as_ref(),
+            });
         }
     }
     (nodes, changed.into_values().max().unwrap_or(0))

@@ -1,0 +1,5 @@
+//! What to report: the conditions and Events of a policy, and the state of each node.
+
+pub mod condition;
+pub mod node_status;
+pub mod status;
