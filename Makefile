@@ -97,7 +97,7 @@ scale: needs tools ## Measure the release build with up to 5,000 nodes and 1,000
 		IDLECONN_BINARY="$$PWD/$$binary" IDLECONN_NODES=$$1 IDLECONN_POLICIES=$$2 cargo bench --quiet --locked --bench scale || exit 1; done
 
 explore: ## Explore all lives of a policy with two faults, then find planted defects; an hour
-	cd tests/pure && IDLECONN_FAULTS=2 IDLECONN_MINUTES=$(or $(MINUTES),45) cargo test --locked --profile bench --test model -- --nocapture
+	cd tests/pure && IDLECONN_FAULTS=2 IDLECONN_MINUTES=$(or $(MINUTES),30) cargo test --locked --profile bench --test model -- --nocapture
 	tests/model/defects
 
 mutants: ## Mutation tests of src/decide; takes hours; FILE=order tests src/decide/order.rs only

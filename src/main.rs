@@ -6,7 +6,7 @@ use clap::Parser as _;
 use idleconn_operator::{
     api::crd,
     config::{Check, Cli, Cluster, Command, Lease, Release, Run},
-    controller::{self, Context, Operator, served},
+    controller::{self, Context, Operator, crd_version},
     leader::{self, Election, Leadership},
     metrics::Metrics,
     pool::{Pool, Request},
@@ -80,7 +80,7 @@ async fn command(cli: Cli) -> Result<(), Error> {
 
 async fn check(options: Check) -> Result<(), Error> {
     let pool = Pool::default();
-    let served = served::ask(&client(&options.cluster, &pool).await?).await;
+    let served = crd_version::ask(&client(&options.cluster, &pool).await?).await;
     if let Some(obstacle) = served.obstacle() {
         return Err(Error::Check(obstacle));
     }

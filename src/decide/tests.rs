@@ -20,7 +20,10 @@ use crate::{
             step::Phase,
             tuning::Tuning,
         },
-        report::{condition, status::{self, ReportInput, UnitResult, report}},
+        report::{
+            condition,
+            status::{self, ReportInput, UnitResult, report},
+        },
     },
 };
 

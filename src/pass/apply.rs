@@ -184,7 +184,7 @@ pub async fn write_one(
     UnitResult { unit, state: Ok(state.into_owned()), write: None }
 }
 
-async fn read_back(target: &dyn Target, unit: Unit, written: Result<(), Fault>, wrote: usize, changes: &[Change]) -> UnitResult {
+async fn read_back(target: &dyn Target, unit: Unit, written: Result<(), Fault>, part: usize, changes: &[Change]) -> UnitResult {
     let mut now = target.read(&unit).await;
     if now.as_ref().is_err_and(|fault| fault.cause == Cause::Unreachable) {
         // A reload may have closed the connection of this request.
@@ -192,7 +192,7 @@ async fn read_back(target: &dyn Target, unit: Unit, written: Result<(), Fault>, 
     }
     // The stored settings count, not the response: a change that took longer than the timeout is a change.
     let shows = now.as_ref().is_ok_and(|now| stored(now, changes));
-    tracing::debug!(unit = unit.name, changes = wrote, accepted = written.is_ok(), read_back = shows, "wrote the unit");
+    tracing::debug!(unit = unit.name, changes = part, accepted = written.is_ok(), read_back = shows, "wrote the unit");
     let write = match written {
         Err(fault) if !shows => Some(fault),
         Ok(()) if !shows && now.is_ok() => {

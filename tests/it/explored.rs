@@ -28,7 +28,8 @@ use idleconn_operator::{
         originals::{Log, Record, Saved},
         report::condition::Notice,
         report::status::UnitResult,
-        restart::{eviction::Pod, rollout::Workload},
+        restart::eviction::Pod,
+        restart::rollout::Workload,
     },
     leader::Leadership,
     metrics::Metrics,
@@ -482,7 +483,7 @@ async fn the_api_server_of_the_exploration_answers_as_a_real_one() {
             let what = random.u8(..9);
             let stale = !old.is_empty() && (now.is_none() || random.bool());
             let (handle, version) = match &now {
-                Some(now) if !stale => (now, Some(model.version.to_string())),
+                Some(now) if !stale => (now, Some(model.policy.version.to_string())),
                 _ => {
                     let (handle, version) = &old[random.usize(..old.len())];
                     (handle, Some(version.clone()))
@@ -520,13 +521,17 @@ async fn the_api_server_of_the_exploration_answers_as_a_real_one() {
                 7 => (Effect::ReadOriginals, said(&shell.originals().await, |log| format!("{:?}", log.records.keys()))),
                 _ => {
                     // What a person does.
-                    let before = model.version.to_string();
-                    if random.bool() && model.exists && !model.deleted && model.spec + 1 < cluster::SPECS.len() {
+                    let before = model.policy.version.to_string();
+                    if random.bool()
+                        && model.policy.exists
+                        && !model.policy.deleted
+                        && model.policy.spec + 1 < cluster::SPECS.len()
+                    {
                         model.edit();
                         course.push("edit".to_owned());
                         old.extend(now.map(|now| (now, before)));
-                        world.apply(&name, &limits(100 + u32::try_from(model.spec).unwrap())).await;
-                    } else if random.u8(..4) == 0 && model.exists && !model.deleted {
+                        world.apply(&name, &limits(100 + u32::try_from(model.policy.spec).unwrap())).await;
+                    } else if random.u8(..4) == 0 && model.policy.exists && !model.policy.deleted {
                         model.delete();
                         course.push("delete".to_owned());
                         old.extend(now.map(|now| (now, before)));

@@ -13,27 +13,94 @@ use idleconn_operator::{
     },
     decide::{
         Cause, Change, ConfigPath, Fault, NewValue, NodeState, Stored, UnitState,
+        claims::Claimant,
         originals::{Log, Record},
+        restart::eviction::Pod,
     },
     pass::{ApiError, Error},
 };
 use jiff::Timestamp;
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use serde_json::{Value as Json, json};
+
+#[path = "pods.rs"] // tests/it/explored.rs includes this file by its path, too.
+mod pods;
+#[allow(unused_imports)] // Only the exploration names the phase.
+pub use pods::{Phase, Process};
 
 /// Idle timeout of the server side.
 pub const SERVER: Limit = Limit::ServerIdleTimeout;
 /// Idle timeout of the client side. It has to end a second before that of the server.
 pub const CLIENT: Limit = Limit::IntraClusterIdleConnTimeout;
-/// The declared values of each version of the spec, server and client, in seconds: the second narrows both, the third
-/// widens both, and the fourth no longer declares the client's.
-pub const SPECS: [(u64, Option<u64>); 4] = [(30, Some(20)), (15, Some(10)), (200, Some(150)), (200, None)];
+/// The declared values of a version of the spec, server and client, in seconds.
+pub type Spec = (Option<u64>, Option<u64>);
+/// The versions in the scene of limits: the second narrows both, the third widens both, and the fourth no longer declares the
+/// client's.
+pub const SPECS: [Spec; 4] = [(Some(30), Some(20)), (Some(15), Some(10)), (Some(200), Some(150)), (Some(200), None)];
 /// Number of nodes. They are alike.
 pub const NODES: usize = 2;
 /// Value that another client writes to the server side, in seconds.
 const FOREIGN: u64 = 100;
+/// Time of the API server at the beginning (Unix seconds).
+pub const EPOCH: i64 = 1_790_000_100;
 /// UID of the policy.
 pub const UID: &str = "0b6e9a1c-7d52-4c2f-9a83-5f1f4f7c2d10";
+/// UID of the other policy.
+const RIVAL_UID: &str = "5d0c7f3e-2a41-4b8e-8c66-90e2f7b1a544";
+/// Namespace of the policies.
+pub const NAMESPACE: &str = "shop";
+/// When the policy was created (Unix seconds).
+const CREATED: i64 = 1_790_000_000;
+
+/// Limits as a server writes them; `None` where nothing is set.
+pub type Values = BTreeMap<Limit, Option<Json>>;
+
+/// What is explored: a target, and the life of its policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scene {
+    /// Two servers that use each value at once.
+    Limits,
+    /// A cluster of two nodes that read their limit when they start. The operator restarts them. No other client changes anything,
+    /// because the first scene has that.
+    Restarts,
+    /// One of the servers of the first scene, and a second policy for it. The first scene has how two servers differ, how they
+    /// restart, and edits.
+    Rivals,
+}
+
+impl Scene {
+    /// The declared values of each version of the spec.
+    pub const fn specs(self) -> &'static [Spec] {
+        match self {
+            Self::Limits | Self::Rivals => &SPECS,
+            Self::Restarts => &pods::SPECS,
+        }
+    }
+
+    /// Ids of the units: each node, or the cluster as a whole.
+    pub fn units(self) -> Vec<String> {
+        match self {
+            Self::Limits => (0..NODES).map(name).collect(),
+            Self::Rivals => vec![name(0)],
+            Self::Restarts => vec!["aistore/one".into()],
+        }
+    }
+
+    /// Passes without a fault after which everything is as the policy asks.
+    pub const fn most_passes(self) -> usize {
+        match self {
+            Self::Limits => 12,
+            Self::Restarts => 24,
+            Self::Rivals => 40,
+        }
+    }
+
+    /// Whether the API server's time goes on. Where no decision depends on it, it stands still, so that states that differ only
+    /// in times of the status are the same.
+    pub fn has_time(self) -> bool {
+        self == Self::Restarts
+    }
+}
 
 /// A request, as far as the model distinguishes them.
 #[derive(Clone, Debug, PartialEq)]
@@ -68,8 +135,17 @@ pub enum Effect {
     /// As with Caddy's `If-Match`: refused if the node no longer holds what the changes were decided from.
     Write {
         node: usize,
-        from: BTreeMap<Limit, Option<Json>>,
+        from: Values,
         changes: Vec<Change>,
+    },
+    Pods(BTreeSet<String>),
+    Drain {
+        node: usize,
+        out: bool,
+    },
+    Evict {
+        node: usize,
+        uid: String,
     },
     Wait(Duration),
     Interrupted,
@@ -95,6 +171,8 @@ impl Effect {
                 | Self::SaveOriginal { .. }
                 | Self::DeleteOriginal(_)
                 | Self::Write { .. }
+                | Self::Drain { .. }
+                | Self::Evict { .. }
         )
     }
 
@@ -109,6 +187,8 @@ impl Effect {
             Self::Publish { reason, .. } => format!("publish {reason}"),
             Self::SaveOriginal { revision, .. } => format!("save original {revision}"),
             Self::Write { node, changes, .. } => format!("write to node {node}: {}", wanted(changes)),
+            Self::Drain { node, out: true } => format!("drain node {node}"),
+            Self::Drain { node, out: false } => format!("put node {node} back into service"),
             other => format!("{other:?}").to_lowercase(),
         }
     }
@@ -133,6 +213,8 @@ pub enum Answer {
     Found(Result<(), Error>),
     Units(Result<(), Fault>),
     Started(Option<String>),
+    Pods(Result<BTreeMap<String, Pod>, Error>),
+    Evicted(Result<(), String>),
     Waited,
     Interrupted,
 }
@@ -143,20 +225,27 @@ pub struct Node {
     pub up: bool,
     pub boots: u32,
     /// Values by limit, as the server writes them; `None` where nothing is set.
-    pub values: BTreeMap<Limit, Option<Json>>,
+    pub values: Values,
     /// Values that anyone but the operator has put there.
     pub foreign: BTreeMap<Limit, Vec<Option<Json>>>,
     /// Whether another client or a restart has ever changed its values.
     pub disturbed: bool,
-    /// What the last answered read of the current pass showed.
-    pub seen: Option<BTreeMap<Limit, Option<Json>>>,
+    /// The process, where it uses other values than the node stores.
+    pub process: Option<Process>,
 }
 
-/// Everything outside the operator.
+/// A policy, and what the API server keeps for it.
 #[derive(Clone, Debug)]
-pub struct Cluster {
+pub struct Policy {
+    pub name: &'static str,
+    pub uid: &'static str,
+    /// When it was created (Unix seconds).
+    pub created: i64,
     pub version: u64,
     pub spec: usize,
+    /// Version of the spec by generation.
+    pub specs: BTreeMap<i64, usize>,
+    pub suspended: bool,
     pub generation: i64,
     pub exists: bool,
     pub deleted: bool,
@@ -164,11 +253,39 @@ pub struct Cluster {
     pub status: Option<Box<IdleConnectionPolicyStatus>>,
     pub originals: BTreeMap<i64, Record>,
     pub events: BTreeSet<(String, String)>,
-    pub nodes: [Node; NODES],
     /// Generations for which Programmed was True in a written status.
     pub programmed: BTreeSet<i64>,
-    /// Writes that were carried out since this was reset.
+}
+
+/// What the rules need to know of a pass.
+#[derive(Clone, Debug, Default)]
+pub struct Pass {
+    /// What its last answered read of each node showed.
+    pub seen: [Option<Values>; NODES],
+    /// Nodes that it could see to be out of service.
+    pub out: [bool; NODES],
+    /// Requests that changed something.
     pub writes: u32,
+    /// Whether it read a policy that asks for no restart: it is suspended, or being deleted.
+    pub resting: Option<bool>,
+    /// Whether an older policy had claimed the nodes when it began.
+    pub outranked: bool,
+}
+
+/// Everything outside the operator.
+#[derive(Clone, Debug)]
+pub struct Cluster {
+    pub scene: Scene,
+    /// Time of the API server (Unix milliseconds).
+    pub now: i64,
+    /// The policy that the next request is made for.
+    pub policy: Policy,
+    /// Another policy for the same nodes, also after it is gone.
+    pub rival: Option<Box<Policy>>,
+    pub nodes: [Node; NODES],
+    pub pass: Pass,
+    /// What the cluster has its nodes store, and when that last changed (Unix milliseconds); `None` where each node is alone.
+    pub stored: Option<(Values, i64)>,
 }
 
 fn text(seconds: u64) -> Json {
@@ -182,8 +299,8 @@ pub fn parsed(raw: Option<&Json>) -> Option<Value> {
 }
 
 /// Whether a client closes its connections a second before the server.
-fn in_order(values: &BTreeMap<Limit, Option<Json>>) -> bool {
-    let seconds = |limit| match parsed(values[&limit].as_ref()) {
+fn in_order(values: &Values) -> bool {
+    let seconds = |limit| match parsed(values.get(&limit).and_then(Option::as_ref)) {
         Some(Value::Duration(time)) => time,
         _ => Duration::MAX,
     };
@@ -195,7 +312,7 @@ impl Node {
     fn new() -> Self {
         let values: BTreeMap<_, _> = [(SERVER, None), (CLIENT, Some(text(90)))].into();
         let foreign = values.iter().map(|(limit, value)| (*limit, vec![value.clone()])).collect();
-        Self { up: true, boots: 1, values, foreign, disturbed: false, seen: None }
+        Self { up: true, boots: 1, values, foreign, disturbed: false, process: None }
     }
 
     fn put(&mut self, limit: Limit, value: Option<Json>) {
@@ -228,12 +345,13 @@ impl Node {
         UnitState { sites: sites.collect(), nodes: vec![NodeState::new(name, Ok(stored))], ..UnitState::default() }
     }
 
-    /// Whether these values are what this version of the spec declares. What is not declared is anyone's but the operator's.
-    fn holds(&self, values: &BTreeMap<Limit, Option<Json>>, spec: usize) -> bool {
-        let (server, client) = SPECS[spec];
-        let back = |value: &Option<Json>| self.foreign[&CLIENT].contains(value);
-        let client = client.map_or_else(|| back(&values[&CLIENT]), |client| values[&CLIENT] == Some(text(client)));
-        values[&SERVER] == Some(text(server)) && client
+    /// Whether these values are what a spec declares. What is not declared is anyone's but the operator's.
+    fn holds(&self, values: &Values, (server, client): Spec) -> bool {
+        let declared = |limit| if limit == SERVER { server } else { client };
+        values.iter().all(|(limit, value)| match declared(*limit) {
+            Some(declared) => *value == Some(text(declared)),
+            None => self.foreign[limit].contains(value),
+        })
     }
 }
 
@@ -250,6 +368,60 @@ pub fn name(node: usize) -> String {
     format!("gateway-{node}")
 }
 
+impl Policy {
+    fn new(name: &'static str, uid: &'static str, created: i64, spec: usize) -> Self {
+        Self {
+            name,
+            uid,
+            created,
+            version: 1,
+            spec,
+            specs: [(1, spec)].into(),
+            suspended: false,
+            generation: 1,
+            exists: true,
+            deleted: false,
+            finalizers: Vec::new(),
+            status: Some(Box::new(default_status())),
+            originals: BTreeMap::new(),
+            events: BTreeSet::new(),
+            programmed: BTreeSet::new(),
+        }
+    }
+
+    /// Its place in the order of the policies.
+    pub fn claimant(&self) -> Claimant {
+        let created = Timestamp::from_second(self.created).unwrap();
+        Claimant { created, namespace: NAMESPACE.into(), name: self.name.into() }
+    }
+
+    /// Whether it has saved the original of a limit of a unit.
+    fn has_saved(&self, unit: &str, limit: Limit) -> bool {
+        let saved = Log { records: self.originals.clone() }.unit(unit).cloned();
+        saved.is_some_and(|saved| saved.sites.keys().any(|site| site.limit == limit))
+    }
+
+    /// Whether an Event says that something was not restored.
+    pub fn has_abandoned(&self) -> bool {
+        self.events.iter().any(|(reason, _)| reason == "RestoreAbandoned")
+    }
+
+    /// After a status is written, no pass publishes the Events that it makes old news.
+    pub fn untold(&self) -> Option<String> {
+        let tells = |(reason, _): &&(String, String)| matches!(reason.as_str(), "Programmed" | "DriftCorrected");
+        let told = self.events.iter().filter(tells).count();
+        (told < self.programmed.len()).then(|| "Programmed is True in the status, and no Event says so".into())
+    }
+
+    fn is_contended(&self) -> bool {
+        self.condition("Programmed").is_some_and(|condition| condition.reason == "Contended")
+    }
+
+    fn condition(&self, type_: &str) -> Option<&Condition> {
+        self.status.iter().flat_map(|status| &status.conditions).find(|condition| condition.type_ == type_)
+    }
+}
+
 fn refused(code: u16, what: &str) -> Error {
     ApiError::new(Some(code), what, what.to_owned()).into()
 }
@@ -258,112 +430,197 @@ impl Cluster {
     /// A policy that was just created, and nodes that no policy governs.
     pub fn new() -> Self {
         Self {
-            version: 1,
-            spec: 0,
-            generation: 1,
-            exists: true,
-            deleted: false,
-            finalizers: Vec::new(),
-            status: Some(Box::new(default_status())),
-            originals: BTreeMap::new(),
-            events: BTreeSet::new(),
+            scene: Scene::Limits,
+            now: EPOCH * 1000,
+            policy: Policy::new("gateway", UID, CREATED, 0),
+            rival: None,
             nodes: [Node::new(), Node::new()],
-            programmed: BTreeSet::new(),
-            writes: 0,
+            pass: Pass::default(),
+            stored: None,
         }
     }
 
-    fn policy(&self) -> StoredPolicy {
-        let (server, client) = SPECS[self.spec];
-        let spec: IdleConnectionPolicySpec = serde_json::from_value(json!({
-            "target": {"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "gateway"}}}},
+    /// The beginning of a scene.
+    pub fn of(scene: Scene) -> Self {
+        match scene {
+            Scene::Limits => Self::new(),
+            Scene::Restarts => Self::with_pods(),
+            Scene::Rivals => Self { scene, ..Self::new() },
+        }
+    }
+
+    /// Another policy for the same nodes appears. An older one was about other nodes until now.
+    pub fn compete(&mut self, older: bool) {
+        let created = if older { CREATED - 10 } else { CREATED + 10 };
+        self.rival = Some(Box::new(Policy::new("rival", RIVAL_UID, created, 1)));
+    }
+
+    /// The next request is made for the other policy.
+    pub fn turn(&mut self) {
+        if let Some(rival) = &mut self.rival {
+            std::mem::swap(&mut self.policy, rival);
+        }
+    }
+
+    /// The other policy, while it exists.
+    pub fn other(&self) -> Option<&Policy> {
+        self.rival.as_deref().filter(|rival| rival.exists)
+    }
+
+    /// Whether the other policy has left values on a node, which an Event says.
+    fn has_inherited(&self) -> bool {
+        self.rival.as_ref().is_some_and(|rival| rival.has_abandoned())
+    }
+
+    /// The nodes of the target.
+    fn governed(&self) -> &[Node] {
+        if self.scene == Scene::Rivals { &self.nodes[..1] } else { &self.nodes }
+    }
+
+    fn has_older(&self) -> bool {
+        self.other().is_some_and(|other| !other.deleted && other.created < self.policy.created)
+    }
+
+    fn stored_policy(&self) -> StoredPolicy {
+        let (server, client) = self.scene.specs()[self.policy.spec];
+        let mut spec = json!({
             "restoreTimeout": "5s",
+            "suspend": self.policy.suspended,
             "limits": {
-                "server": {"idleTimeout": format!("{server}s")},
+                "server": server.map(|server| json!({"idleTimeout": format!("{server}s")})),
                 "intraCluster": client.map(|client| json!({"idleConnTimeout": format!("{client}s")})),
             },
-        }))
-        .unwrap();
-        let mut policy = IdleConnectionPolicy::new("gateway", spec);
-        let created = Time(Timestamp::from_second(1_790_000_000).unwrap());
-        policy.metadata.namespace = Some("shop".into());
-        policy.metadata.uid = Some(UID.into());
+        });
+        spec["target"] = match self.scene {
+            Scene::Limits | Scene::Rivals => json!({"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "gateway"}}}}),
+            Scene::Restarts => json!({"type": "AIStore", "aistore": {"endpoint": "http://10.0.0.9:51080"}}),
+        };
+        if self.scene == Scene::Restarts {
+            spec["restart"] = json!({"policy": "Rolling", "maxPerDay": 24, "timeout": "1s"});
+        }
+        let spec: IdleConnectionPolicySpec = serde_json::from_value(spec).unwrap();
+        let mut policy = IdleConnectionPolicy::new(self.policy.name, spec);
+        let created = Time(Timestamp::from_second(self.policy.created).unwrap());
+        policy.metadata.namespace = Some(NAMESPACE.into());
+        policy.metadata.uid = Some(self.policy.uid.into());
         policy.metadata.creation_timestamp = Some(created.clone());
-        policy.metadata.generation = Some(self.generation);
-        policy.metadata.resource_version = Some(self.version.to_string());
-        policy.metadata.finalizers = Some(self.finalizers.clone());
-        policy.metadata.deletion_timestamp = self.deleted.then_some(created);
-        policy.status = self.status.as_deref().cloned();
+        policy.metadata.generation = Some(self.policy.generation);
+        policy.metadata.resource_version = Some(self.policy.version.to_string());
+        policy.metadata.finalizers = Some(self.policy.finalizers.clone());
+        policy.metadata.deletion_timestamp = self.policy.deleted.then_some(created);
+        policy.status = self.policy.status.as_deref().cloned();
         StoredPolicy { policy: Ok(policy), unknown: Vec::new(), lost: false }
     }
 
     /// A person changes the declared values.
     pub fn edit(&mut self) {
-        self.spec += 1;
-        self.generation += 1;
-        self.version += 1;
+        self.policy.spec += 1;
+        self.changed();
+    }
+
+    /// A person suspends the policy, or resumes it.
+    pub fn suspend(&mut self, suspended: bool) {
+        self.policy.suspended = suspended;
+        self.changed();
+    }
+
+    fn changed(&mut self) {
+        self.policy.generation += 1;
+        self.policy.version += 1;
+        self.policy.specs.insert(self.policy.generation, self.policy.spec);
     }
 
     /// A person deletes the policy.
     pub fn delete(&mut self) {
-        self.deleted = true;
-        self.generation += 1;
-        self.version += 1;
+        self.policy.deleted = true;
+        self.policy.generation += 1;
+        self.policy.version += 1;
         self.collect();
     }
 
+    /// Sets the API server's clock to a time after the beginning.
+    pub fn set_time(&mut self, since: Duration) {
+        if self.scene.has_time() {
+            self.now = EPOCH * 1000 + i64::try_from(since.as_millis()).unwrap_or(i64::MAX / 2);
+        }
+    }
+
+    /// What a read of a unit can show.
+    pub fn shows(&self, unit: usize) -> String {
+        match &self.stored {
+            Some(stored) => format!("{stored:?}{:?}", self.nodes),
+            None => format!("{:?}", (&self.nodes[unit].values, self.nodes[unit].up)),
+        }
+    }
+
     fn collect(&mut self) {
-        if self.deleted && self.finalizers.is_empty() {
-            self.exists = false;
+        if self.policy.deleted && self.policy.finalizers.is_empty() {
+            self.policy.exists = false;
         }
     }
 
     /// Carries a request out. Returns the answer, and the rule that the request breaks, if it breaks one.
     pub fn carry_out(&mut self, effect: &Effect) -> (Answer, Option<String>) {
+        if !effect.changes() {
+            return (self.answer(effect), None);
+        }
         let before = self.clone();
         let answer = self.answer(effect);
         let broken = self.broken_rule(&before, effect);
-        if effect.changes() {
-            self.writes += 1;
-        }
+        self.pass.writes += 1;
         (answer, broken)
     }
 
     fn answer(&mut self, effect: &Effect) -> Answer {
         match effect {
-            Effect::ReadPolicy => Answer::Policy(Ok(self.exists.then(|| Box::new(self.policy())))),
+            Effect::ReadPolicy => {
+                // A pass is about the policy as it first read it; what it reads after a conflict counts for the status only.
+                self.pass.resting.get_or_insert(self.policy.suspended || self.policy.deleted);
+                Answer::Policy(Ok(self.policy.exists.then(|| Box::new(self.stored_policy()))))
+            }
             Effect::SetFinalizers { version, finalizers } => Answer::Policy(self.set_finalizers(version.as_deref(), finalizers)),
             Effect::ClearStatus { version } => Answer::Version(self.write_status(version.as_deref(), None)),
             Effect::WriteStatus { version, status } => {
                 Answer::Version(self.write_status(version.as_deref(), Some(status.clone())))
             }
             Effect::Publish { reason, seed, .. } => {
-                self.events.insert((reason.to_string(), seed.clone()));
+                self.policy.events.insert((reason.to_string(), seed.clone()));
                 Answer::Done(Ok(()))
             }
-            Effect::ReadOriginals => Answer::Originals(Ok(Log { records: self.originals.clone() })),
-            Effect::SaveOriginal { revision, record } => Answer::Done(if self.originals.contains_key(revision) {
+            Effect::ReadOriginals => Answer::Originals(Ok(Log { records: self.policy.originals.clone() })),
+            Effect::SaveOriginal { revision, record } => Answer::Done(if self.policy.originals.contains_key(revision) {
                 Err(refused(409, "the object already exists"))
             } else {
-                self.originals.insert(*revision, record.clone());
+                self.policy.originals.insert(*revision, record.clone());
                 Ok(())
             }),
             Effect::DeleteOriginal(revision) => {
-                self.originals.remove(revision);
+                self.policy.originals.remove(revision);
                 Answer::Done(Ok(()))
             }
             Effect::Locate => Answer::Found(Ok(())),
             Effect::Discover => Answer::Units(Ok(())),
+            Effect::Read(_) if self.stored.is_some() => Answer::Unit(Ok(self.read_all())),
             Effect::Read(node) => {
-                let at = &mut self.nodes[*node];
-                at.seen = at.up.then(|| at.values.clone());
+                let at = &self.nodes[*node];
+                self.pass.seen[*node] = at.up.then(|| at.values.clone());
                 Answer::Unit(if at.up { Ok(at.state(&name(*node))) } else { Err(silent(*node)) })
             }
             Effect::Started(node) => {
                 let at = &self.nodes[*node];
                 Answer::Started(at.up.then(|| format!("boot {}", at.boots)))
             }
+            Effect::Write { changes, .. } if self.stored.is_some() => {
+                self.write_all(changes);
+                Answer::Written(Ok(()))
+            }
             Effect::Write { node, from, changes } => Answer::Written(self.write(*node, from, changes)),
+            Effect::Pods(names) => Answer::Pods(Ok(self.pods(names))),
+            Effect::Drain { node, out } => Answer::Written(self.drain(*node, *out)),
+            Effect::Evict { node, uid } => {
+                self.evict(*node, uid);
+                Answer::Evicted(Ok(()))
+            }
             Effect::Wait(_) => Answer::Waited,
             Effect::Interrupted => Answer::Interrupted,
         }
@@ -382,26 +639,28 @@ impl Cluster {
             Effect::Discover => Answer::Units(Err(silent(0))),
             Effect::Read(node) => Answer::Unit(Err(silent(*node))),
             Effect::Started(_) => Answer::Started(None),
-            Effect::Write { node, .. } => Answer::Written(Err(silent(*node))),
+            Effect::Write { node, .. } | Effect::Drain { node, .. } => Answer::Written(Err(silent(*node))),
+            Effect::Pods(_) => Answer::Pods(Err(Error::TimedOut)),
+            Effect::Evict { .. } => Answer::Evicted(Err("the API server did not answer".into())),
             Effect::Wait(_) => Answer::Waited,
             Effect::Interrupted => Answer::Interrupted,
         }
     }
 
     fn set_finalizers(&mut self, version: Option<&str>, finalizers: &[String]) -> Result<Option<Box<StoredPolicy>>, Error> {
-        if !self.exists {
+        if !self.policy.exists {
             return Ok(None);
         }
-        if version != Some(&*self.version.to_string()) {
+        if version != Some(&*self.policy.version.to_string()) {
             return Err(refused(409, "the object has been modified"));
         }
-        let adds = finalizers.iter().any(|finalizer| !self.finalizers.contains(finalizer));
-        if self.deleted && adds {
+        let adds = finalizers.iter().any(|finalizer| !self.policy.finalizers.contains(finalizer));
+        if self.policy.deleted && adds {
             return Err(refused(422, "no new finalizers can be added if the object is being deleted"));
         }
-        self.version += u64::from(self.finalizers != finalizers);
-        self.finalizers = finalizers.to_vec();
-        let policy = self.policy();
+        self.policy.version += u64::from(self.policy.finalizers != finalizers);
+        self.policy.finalizers = finalizers.to_vec();
+        let policy = self.stored_policy();
         self.collect();
         Ok(Some(Box::new(policy)))
     }
@@ -411,25 +670,25 @@ impl Cluster {
         version: Option<&str>,
         status: Option<Box<IdleConnectionPolicyStatus>>,
     ) -> Result<Option<String>, Error> {
-        if !self.exists {
+        if !self.policy.exists {
             return Err(refused(404, "the policy does not exist"));
         }
-        if version != Some(&*self.version.to_string()) {
+        if version != Some(&*self.policy.version.to_string()) {
             return Err(refused(409, "the object has been modified"));
         }
         let programmed = status.as_ref().and_then(|status| {
             let condition = status.conditions.iter().find(|condition| condition.type_ == "Programmed")?;
             (condition.status == "True").then_some(condition.observed_generation?)
         });
-        self.programmed.extend(programmed);
+        self.policy.programmed.extend(programmed);
         let status = status.or_else(|| Some(Box::new(default_status())));
         // A write that changes nothing makes no new version.
-        self.version += u64::from(self.status != status);
-        self.status = status;
-        Ok(Some(self.version.to_string()))
+        self.policy.version += u64::from(self.policy.status != status);
+        self.policy.status = status;
+        Ok(Some(self.policy.version.to_string()))
     }
 
-    fn write(&mut self, node: usize, from: &BTreeMap<Limit, Option<Json>>, changes: &[Change]) -> Result<(), Fault> {
+    fn write(&mut self, node: usize, from: &Values, changes: &[Change]) -> Result<(), Fault> {
         let at = &mut self.nodes[node];
         if !at.up {
             return Err(silent(node));
@@ -437,13 +696,9 @@ impl Cluster {
         if at.values != *from {
             return Err(Fault::new(Cause::Busy, format!("{} changed meanwhile", name(node))));
         }
-        for change in changes {
-            let raw = match &change.to {
-                NewValue::Value(value) => Some(json!(value.to_string())),
-                NewValue::Raw(raw) => raw.clone(),
-            };
-            at.values.insert(change.site.limit, raw);
-        }
+        at.values.extend(changes.iter().map(changed_to));
+        // For one policy, the other one is another client: the pass that it overtakes goes on to its end.
+        at.disturbed |= self.rival.is_some();
         Ok(())
     }
 
@@ -451,28 +706,37 @@ impl Cluster {
     fn broken_rule(&self, before: &Self, effect: &Effect) -> Option<String> {
         match effect {
             Effect::Write { node, .. } => {
-                if !self.finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
+                if !self.policy.finalizers.iter().any(|finalizer| finalizer == FINALIZER) {
                     return Some(format!("node {node} was written without the finalizer"));
+                }
+                if self.pass.outranked && self.other().is_some() {
+                    return Some(format!("{} writes to node {node}, and an older policy has claimed it", self.policy.name));
                 }
                 let (was, is) = (&before.nodes[*node].values, &self.nodes[*node].values);
                 (in_order(was) && !in_order(is))
                     .then(|| format!("node {node}: the client keeps connections longer than the server"))
             }
+            // What another policy could not restore, and an Event says so, is taken as it is.
+            Effect::SaveOriginal { .. } if self.has_inherited() => None,
             Effect::SaveOriginal { record, .. } => {
                 let saved = record.units.iter().filter_map(|(id, saved)| Some((id, saved.as_ref()?)));
                 let mut sites = saved.flat_map(|(id, saved)| saved.sites.iter().map(move |(site, raw)| (id, site, raw)));
                 sites.find_map(|(id, site, raw)| {
-                    let node = (0..NODES).find(|node| name(*node) == *id)?;
+                    let node = self.scene.units().iter().position(|unit| unit == id)?;
                     let foreign = &self.nodes[node].foreign[&site.limit];
                     (!foreign.contains(raw))
                         .then(|| format!("{site} of {id}: {raw:?} was saved as the original, and is the operator's own value"))
                 })
             }
             Effect::WriteStatus { status, .. } => {
-                self.untrue_status(status).or_else(|| self.untold()).or_else(|| self.blames(status))
+                let begun = self.begins_out_of_turn(before);
+                self.untrue_status(status).or_else(|| self.policy.untold()).or_else(|| self.blames(status)).or(begun)
             }
-            Effect::SetFinalizers { finalizers, .. } if before.exists && finalizers.is_empty() && self.finalizers.is_empty() => {
-                self.not_restored(&before.finalizers)
+            Effect::Drain { .. } | Effect::Evict { .. } => self.restarts_wrongly(before),
+            Effect::SetFinalizers { finalizers, .. }
+                if before.policy.exists && finalizers.is_empty() && self.policy.finalizers.is_empty() =>
+            {
+                self.not_restored(&before.policy.finalizers)
             }
             _ => None,
         }
@@ -486,78 +750,104 @@ impl Cluster {
                 continue;
             }
             let generation = condition.observed_generation.unwrap_or(0);
-            let spec = usize::try_from(generation).unwrap_or(0).saturating_sub(1).min(SPECS.len() - 1);
-            for (n, node) in self.nodes.iter().enumerate() {
-                let seen = node.seen.as_ref().is_some_and(|seen| node.holds(seen, spec));
+            let spec = self.scene.specs()[*self.policy.specs.get(&generation).unwrap_or(&self.policy.spec)];
+            for (n, node) in self.governed().iter().enumerate() {
+                let seen = self.pass.seen[n].as_ref().is_some_and(|seen| node.holds(seen, spec));
                 if !seen {
                     return Some(format!("{name} is True, and node {n} was not seen with the values of generation {generation}"));
+                }
+                let used = node.process.as_ref().is_none_or(|process| node.holds(&process.running, spec));
+                if type_ == ConditionType::InEffect && !used {
+                    return Some(format!("{name} is True, and the process of node {n} runs with {}", node.runs()));
                 }
             }
         }
         None
     }
 
-    /// Whether an Event says that something was not restored.
-    pub fn has_abandoned(&self) -> bool {
-        self.events.iter().any(|(reason, _)| reason == "RestoreAbandoned")
-    }
-
-    fn is_contended(&self) -> bool {
-        let conditions = self.status.iter().flat_map(|status| &status.conditions);
-        conditions.into_iter().any(|condition| condition.type_ == "Programmed" && condition.reason == "Contended")
-    }
-
     /// Another client is blamed only if there was one.
     fn blames(&self, status: &IdleConnectionPolicyStatus) -> Option<String> {
         let drifted = status.conditions.iter().any(|condition| condition.reason == "Drifted");
-        let disturbed = self.nodes.iter().any(|node| node.disturbed);
+        let disturbed = self.governed().iter().any(|node| node.disturbed);
         (drifted && !disturbed).then(|| "another client is blamed, and there was none".into())
     }
 
-    /// After a status is written, no pass publishes the Events that it makes old news.
-    pub fn untold(&self) -> Option<String> {
-        let tells = |(reason, _): &&(String, String)| matches!(reason.as_str(), "Programmed" | "DriftCorrected");
-        let told = self.events.iter().filter(tells).count();
-        (told < self.programmed.len()).then(|| "Programmed is True in the status, and no Event says so".into())
-    }
-
     fn not_restored(&self, before: &[String]) -> Option<String> {
-        if before.is_empty() || self.has_abandoned() {
+        if before.is_empty() || self.policy.has_abandoned() || self.has_inherited() {
             return None;
         }
-        let mine = |node: &&Node| node.up && node.values.iter().any(|(limit, value)| !node.foreign[limit].contains(value));
-        let left = self.nodes.iter().position(|node| mine(&node))?;
-        Some(format!("the finalizer was removed, and node {left} still holds a value of the operator"))
+        // What another policy has saved, it restores.
+        let saved = |n, limit| self.other().is_some_and(|other| other.has_saved(&name(n), limit));
+        let mine = |(n, node): (usize, &Node)| {
+            let left = |(limit, value): (&Limit, &Option<Json>)| !node.foreign[limit].contains(value) && !saved(n, *limit);
+            node.is_written() && node.values.iter().any(left)
+        };
+        if let Some(left) = self.governed().iter().enumerate().position(mine) {
+            return Some(format!("the finalizer was removed, and node {left} still holds a value of the operator"));
+        }
+        let left = self.governed().iter().position(Node::is_drained)?;
+        Some(format!("the finalizer was removed, and node {left} is still out of service"))
     }
 
     /// Why this is not the state that the policy asks for; `None` if it is.
     pub fn unfinished(&self) -> Option<String> {
-        if self.deleted {
+        if self.policy.deleted {
             // What could not be restored stays saved.
-            return self.exists.then(|| "the policy still exists".into()).or_else(|| {
-                (!self.originals.is_empty() && !self.has_abandoned()).then(|| "saved original settings remain".to_owned())
+            return self.policy.exists.then(|| "the policy still exists".into()).or_else(|| {
+                (!self.policy.originals.is_empty() && !self.policy.has_abandoned())
+                    .then(|| "saved original settings remain".to_owned())
             });
         }
-        if self.is_contended() {
+        if self.has_older() {
+            let ready = self.policy.condition("Ready");
+            return ready.is_none_or(|ready| ready.reason != "Conflicted").then(|| {
+                let said = ready.map(|ready| format!("{} {}", ready.status, ready.reason));
+                format!("{} is the younger policy, and Ready is {}", self.policy.name, said.unwrap_or_else(|| "absent".into()))
+            });
+        }
+        if self.policy.is_contended() {
             // The status says that the limit is left alone, and until when. The clock of the model stands still.
             return None;
         }
-        if let Some(node) = self.nodes.iter().position(|node| !node.holds(&node.values, self.spec)) {
+        let Some(status) = &self.policy.status else { return Some("there is no status".into()) };
+        if status.observed_generation != Some(self.policy.generation) {
+            return Some("the status is about another generation".into());
+        }
+        if let Some(node) = self.governed().iter().position(Node::is_drained) {
+            return Some(format!("node {node} is still out of service"));
+        }
+        if self.policy.suspended {
+            return None;
+        }
+        let spec = self.scene.specs()[self.policy.spec];
+        if let Some(node) = self.governed().iter().position(|node| !node.holds(&node.values, spec)) {
             return Some(format!("node {node} does not hold the declared values: {:?}", self.nodes[node].values));
         }
-        let Some(status) = &self.status else { return Some("there is no status".into()) };
-        if status.observed_generation != Some(self.generation) {
-            return Some("the status is about another generation".into());
+        let runs = |node: &Node| node.process.as_ref().is_none_or(|process| node.holds(&process.running, spec));
+        if let Some(node) = self.governed().iter().position(|node| !runs(node)) {
+            return Some(format!("the process of node {node} runs with {}", self.nodes[node].runs()));
         }
         for name in ["Ready", "Programmed", "InEffect"] {
             let condition = status.conditions.iter().find(|condition| condition.type_ == name);
-            if condition.is_none_or(|condition| condition.status != "True") {
+            // If a process started by itself and the operator did not see it, only its next start shows what it uses.
+            let unseen = name == "InEffect" && self.governed().iter().any(Node::has_restarted_itself);
+            let is_known = |condition: &&Condition| condition.status == "True" || (unseen && condition.reason == "NotObserved");
+            if condition.is_none_or(|condition| !is_known(&condition)) {
                 let said = condition.map(|condition| format!("{} {}", condition.status, condition.reason));
                 return Some(format!("{name} is {}", said.unwrap_or_else(|| "absent".into())));
             }
         }
         None
     }
+}
+
+/// The limit of a change, and its value as a server writes it.
+fn changed_to(change: &Change) -> (Limit, Option<Json>) {
+    let raw = match &change.to {
+        NewValue::Value(value) => Some(json!(value.to_string())),
+        NewValue::Raw(raw) => raw.clone(),
+    };
+    (change.site.limit, raw)
 }
 
 fn silent(node: usize) -> Fault {

@@ -7,23 +7,33 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
     fmt,
     hash::{DefaultHasher, Hash as _, Hasher as _},
+    ops::Range,
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::{Duration, Instant},
 };
 
-use idleconn_operator::pass::{
-    self, Error, Next,
-    cache::{PolicyCache, wait},
-    world::Moment,
+use idleconn_operator::{
+    api::policy::TargetType,
+    decide::originals::Log,
+    pass::{
+        self, Error, Next,
+        cache::{PolicyCache, wait},
+        claims::{Registry, Scope},
+        world::Moment,
+    },
 };
+use jiff::Timestamp;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 use super::{
-    cluster::{Answer, Cluster, Effect, NODES, SPECS},
+    cluster::{Answer, Cluster, Effect, NAMESPACE, NODES, Pass, Phase, Policy, Scene},
     world::{Ports, RESYNC},
 };
 
-/// Passes without a fault after which everything is as the policy asks.
-const MAX_PASSES: usize = 12;
+/// Times in a state that are further apart than this are only in order: it is more than `restart.timeout`, and than the second to
+/// which the operator knows the time of a change (milliseconds).
+const MOST_GAP: i64 = 2_000;
 /// Failures after which the back-off grows no further.
 const MAX_BACK_OFF: u32 = 10;
 /// Time from a change of the policy to the pass that follows it.
@@ -42,6 +52,8 @@ pub enum Choice {
     Tick,
     /// The controller sees that the policy is being deleted.
     Interrupt,
+    /// The other policy has a whole pass meanwhile, in which nothing fails. It counts as a surprise.
+    Other,
     /// The process ends. One of its open requests may still be carried out.
     Crash(Option<usize>),
     /// Something happens outside the operator.
@@ -55,40 +67,149 @@ pub enum Env {
     Up(usize),
     Restart(usize),
     Foreign(usize),
+    /// The process of the next pod begins.
+    Start(usize),
+    /// The next pod is ready.
+    Join(usize),
+    Suspend,
+    Resume,
     Edit,
     Delete,
+    /// Another policy for the same nodes appears, an older one or a younger one.
+    Compete {
+        older: bool,
+    },
+    DeleteOther,
 }
 
 impl Env {
     fn all() -> impl Iterator<Item = Self> {
-        let nodes = (0..NODES).flat_map(|node| [Self::Down(node), Self::Up(node), Self::Restart(node), Self::Foreign(node)]);
-        nodes.chain([Self::Edit, Self::Delete])
+        let of = [Self::Down, Self::Up, Self::Restart, Self::Foreign, Self::Start, Self::Join];
+        let nodes = (0..NODES).flat_map(move |node| of.map(|env| env(node)));
+        let compete = [true, false].map(|older| Self::Compete { older });
+        nodes.chain([Self::Suspend, Self::Resume, Self::Edit, Self::Delete, Self::DeleteOther]).chain(compete)
     }
 
     fn is_possible(self, cluster: &Cluster) -> bool {
+        let (limits, restarts, rivals) =
+            (cluster.scene == Scene::Limits, cluster.scene == Scene::Restarts, cluster.scene == Scene::Rivals);
+        let is_governed = cluster.policy.exists && !cluster.policy.deleted;
         match self {
-            Self::Down(node) => cluster.nodes[node].up,
+            // The scene of rivals has one node.
+            Self::Down(node) => cluster.nodes[node].is_written() && (!rivals || node == 0),
             Self::Up(node) => !cluster.nodes[node].up,
-            Self::Restart(_) | Self::Foreign(_) => true,
-            Self::Edit => cluster.exists && !cluster.deleted && cluster.spec + 1 < SPECS.len(),
-            Self::Delete => cluster.exists && !cluster.deleted,
+            Self::Restart(node) => !rivals && cluster.nodes[node].is_written(),
+            // What another client changes is explored in the scene of limits.
+            Self::Foreign(_) => limits,
+            Self::Start(node) => cluster.nodes[node].phase() == Some(Phase::Terminating),
+            Self::Join(node) => cluster.nodes[node].phase() == Some(Phase::Starting),
+            Self::Suspend => restarts && is_governed && !cluster.policy.suspended,
+            Self::Resume => is_governed && cluster.policy.suspended,
+            Self::Edit => !rivals && is_governed && cluster.policy.spec + 1 < cluster.scene.specs().len(),
+            Self::Delete => is_governed,
+            Self::Compete { .. } => rivals && is_governed && cluster.rival.is_none(),
+            Self::DeleteOther => cluster.other().is_some_and(|other| !other.deleted),
         }
     }
 
     fn happen(self, cluster: &mut Cluster) {
         match self {
             Self::Down(node) => cluster.nodes[node].up = false,
-            Self::Up(node) => cluster.nodes[node].up = true,
+            Self::Up(node) => cluster.come_up(node),
+            Self::Restart(node) if cluster.scene == Scene::Restarts => cluster.nodes[node].restart_in_pod(cluster.now),
             Self::Restart(node) => cluster.nodes[node].restart(),
             Self::Foreign(node) => cluster.nodes[node].changed_by_another(),
+            Self::Start(node) => cluster.nodes[node].start(),
+            Self::Join(node) => cluster.join(node),
+            Self::Suspend => cluster.suspend(true),
+            Self::Resume => cluster.suspend(false),
             Self::Edit => cluster.edit(),
             Self::Delete => cluster.delete(),
+            Self::Compete { older } => cluster.compete(older),
+            Self::DeleteOther => {
+                cluster.turn();
+                cluster.delete();
+                cluster.turn();
+            }
         }
     }
 
-    /// A node that comes up again ends a fault.
+    /// Whether it is explored within a pass, too, and not only between two: where what the pass has read matters.
+    const fn may_interrupt(self, scene: Scene) -> bool {
+        match scene {
+            Scene::Limits => true,
+            // An edit stands for each change of the spec, and a pod that becomes ready for one whose process begins.
+            Scene::Restarts => matches!(self, Self::Down(_) | Self::Join(_) | Self::Edit | Self::Delete),
+            // What else happens to a node is explored in the scene of limits.
+            Scene::Rivals => matches!(self, Self::Delete | Self::DeleteOther | Self::Compete { .. }),
+        }
+    }
+
+    /// Whether a person changes the policy, so that a pass follows.
+    const fn changes_policy(self) -> bool {
+        matches!(self, Self::Suspend | Self::Resume | Self::Edit | Self::Delete)
+    }
+
+    /// Whether a person changes the other policy, so that a pass of it follows.
+    const fn changes_other(self) -> bool {
+        matches!(self, Self::Compete { .. } | Self::DeleteOther)
+    }
+
+    /// Whether it belongs to the life of a policy, after everything has settled.
+    const fn is_life(self) -> bool {
+        matches!(self, Self::Edit | Self::Delete) || self.changes_other()
+    }
+
+    /// What ends a fault, or what follows from a restart, is no surprise.
     const fn cost(self) -> u32 {
-        if matches!(self, Self::Up(_)) { 0 } else { 1 }
+        if matches!(self, Self::Up(_) | Self::Start(_) | Self::Join(_) | Self::Resume) { 0 } else { 1 }
+    }
+}
+
+/// What the operator has of one policy between its passes.
+#[derive(Clone, Debug, Default)]
+pub struct Known {
+    pub memory: PolicyCache,
+    /// Time until the next pass; `None` if it follows only a change.
+    pub due: Option<Duration>,
+    /// Whether its last pass left nothing to do until the next resync.
+    rests: bool,
+    /// What it claims, if its target was looked for.
+    claim: Option<BTreeSet<String>>,
+    /// The originals that other policies may take over.
+    saved: Log,
+}
+
+impl Known {
+    /// A policy of which nothing is known, with a pass that is due at once.
+    fn nothing() -> Self {
+        Self { due: Some(Duration::ZERO), ..Self::default() }
+    }
+
+    /// What a new process has of a policy. In this model it begins with the saved originals of all policies; the operator reads those
+    /// of a policy in its first pass, so that an older policy whose pass comes before can save what a younger one has written.
+    fn after_crash(policy: &Policy) -> Self {
+        Self { saved: Log { records: policy.originals.clone() }, ..Self::nothing() }
+    }
+
+    /// A pass follows a change.
+    fn poke(&mut self) {
+        (self.due, self.rests) = (Some(self.due.map_or(NOTICED, |due| due.min(NOTICED))), false);
+    }
+
+    /// What an answer tells the registry.
+    fn learn(&mut self, answer: &Answer, scene: Scene) {
+        match answer {
+            Answer::Found(Ok(())) => self.claim = Some(scene.units().into_iter().collect()),
+            Answer::Originals(Ok(log)) => self.saved = log.clone(),
+            _ => {}
+        }
+    }
+
+    /// Without a look at the target, a policy claims the units whose originals it has saved.
+    fn keep_claim(&mut self) {
+        let saved = &self.saved;
+        self.claim.get_or_insert_with(|| saved.units().into_keys().collect());
     }
 }
 
@@ -96,36 +217,135 @@ impl Env {
 #[derive(Clone)]
 pub struct Between {
     pub cluster: Cluster,
-    pub memory: PolicyCache,
+    pub known: Known,
+    /// The same of the other policy.
+    pub other: Known,
     pub time: Duration,
-    /// Time until the next pass; `None` if it follows only a change.
-    pub due: Option<Duration>,
     /// Faults and surprises that may still happen.
     pub budget: u32,
 }
 
 impl Between {
     fn key(&self) -> (u64, u64) {
-        // The next pass reads the policy again; numbers and names of Events, and logged messages, decide nothing.
-        let mut cluster = Cluster { version: 0, events: BTreeSet::new(), programmed: BTreeSet::new(), ..self.cluster.clone() };
-        if let Some(control) = cluster.status.as_mut().and_then(|status| status.control.as_mut()) {
-            control.events = 0;
+        let mut cluster = self.cluster.clone();
+        let mut told = Vec::new();
+        for policy in [Some(&mut cluster.policy), cluster.rival.as_deref_mut()].into_iter().flatten() {
+            told.push((policy.untold(), policy.has_abandoned()));
+            forget_names(policy);
         }
-        let told = (self.cluster.untold(), self.cluster.has_abandoned());
-        let memory = relative(&self.memory, Moment(self.time));
-        let text = format!("{cluster:?}{memory:?}{told:?}{:?}{}", self.due, self.budget);
-        hashed(&text)
+        let known = [&self.known, &self.other].map(|known| relative(known, Moment(self.time)));
+        let text = format!("{cluster:?}{known:?}{told:?}{}", self.budget);
+        hashed(&if self.cluster.scene.has_time() { without_dates(&text) } else { text })
+    }
+
+    /// When a pass that is due begins: with a clock, at a whole second, so that fractions of a second distinguish no states.
+    fn begins(&self, due: Duration) -> Duration {
+        let at = self.time + due;
+        let has_time = self.cluster.scene.has_time();
+        if has_time { Duration::from_secs(at.as_millis().div_ceil(1000).try_into().unwrap_or(u64::MAX)) } else { at }
+    }
+
+    /// Lets the time go on.
+    fn go_on(&mut self, due: Duration) {
+        let before = self.time;
+        self.time = self.begins(due);
+        self.other.due = self.other.due.map(|due| due.saturating_sub(self.time.saturating_sub(before)));
+        self.cluster.set_time(self.time);
     }
 
     /// Nothing is left to do until the next resync.
     fn is_settled(&self) -> bool {
-        self.cluster.unfinished().is_none() && self.due.is_none_or(|due| due >= RESYNC)
+        let rests = |known: &Known| known.rests || known.due.is_none();
+        self.unfinished().is_none() && rests(&self.known) && rests(&self.other)
+    }
+
+    /// Why this is not what the policies ask for; `None` if it is.
+    fn unfinished(&self) -> Option<String> {
+        self.cluster.unfinished().or_else(|| self.turned().cluster.unfinished())
+    }
+
+    /// The same state, with the other policy in the place of the first.
+    fn turned(&self) -> Self {
+        let mut state = self.clone();
+        if state.cluster.rival.is_some() {
+            state.cluster.turn();
+            std::mem::swap(&mut state.known, &mut state.other);
+        }
+        state
+    }
+
+    /// The beginning of each pass that may come next, and whether it is one of the other policy. The pass that is due first comes
+    /// next; of two that follow a change, each may.
+    fn turns(&self) -> Vec<(bool, Self)> {
+        let first = [self.known.due, self.other.due].into_iter().flatten().min();
+        let begin = |mut state: Self| {
+            let due = state.known.due.filter(|due| Some(*due) == first || *due <= NOTICED)?;
+            state.go_on(due);
+            Some(state)
+        };
+        let own = begin(self.clone()).map(|state| (false, state));
+        let other = self.cluster.other().and_then(|_| begin(self.turned())).map(|state| (true, state));
+        own.into_iter().chain(other).collect()
+    }
+
+    /// Whether an older policy has claimed the nodes.
+    fn is_outranked(&self) -> bool {
+        let is_older = |other: &Policy| other.created < self.cluster.policy.created;
+        self.cluster.other().is_some_and(is_older) && self.other.claim.as_ref().is_some_and(|claim| !claim.is_empty())
+    }
+
+    /// The controller notices that a policy has changed, or is gone.
+    fn notice(&mut self, poked: bool, wakes: bool) {
+        if poked {
+            self.known.poke();
+        }
+        if wakes || !self.cluster.policy.exists {
+            self.other.poke();
+        }
+        if !self.cluster.policy.exists {
+            self.known = Known::default();
+        }
+        if self.cluster.other().is_none() {
+            self.other = Known::default();
+        }
+    }
+
+    /// The registry as the process has it.
+    fn registry(&self) -> Arc<Registry> {
+        let registry = Registry::default();
+        let kind = TargetType::Caddy;
+        let policies = [(Some(&self.cluster.policy), &self.known), (self.cluster.rival.as_deref(), &self.other)];
+        let policies = policies.into_iter().filter_map(|(policy, known)| Some((policy.filter(|policy| policy.exists)?, known)));
+        let policies: Vec<_> = policies.map(|(policy, known)| (policy.claimant(), known)).collect();
+        for (claimant, known) in &policies {
+            registry.saved(claimant, &known.saved);
+            registry.listed(claimant, kind, false);
+            if let Some(claim) = &known.claim {
+                registry.claim_places(claimant, kind, claim.clone());
+            }
+        }
+        for (claimant, _) in &policies {
+            registry.must_wait(claimant, &Scope::Places(kind));
+        }
+        Arc::new(registry)
     }
 }
 
+/// Numbers and names of Events decide nothing, and the next pass reads the policy again. The budget of restarts of a day has room for
+/// all changes of a life.
+fn forget_names(policy: &mut Policy) {
+    (policy.version, policy.events, policy.programmed) = (0, BTreeSet::new(), BTreeSet::new());
+    let Some(status) = policy.status.as_mut() else { return };
+    let control = status.control.iter_mut();
+    control.for_each(|control| (control.events, control.restart.begun) = (0, Vec::new()));
+    status.conditions.iter_mut().for_each(|condition| condition.last_transition_time = Time(Timestamp::UNIX_EPOCH));
+}
+
 /// The memory with times relative to now: what matters is how long something has lasted, and how long it will.
-fn relative(memory: &PolicyCache, now: Moment) -> PolicyCache {
-    let mut memory = PolicyCache { logged: BTreeMap::new(), ..memory.clone() };
+fn relative(known: &Known, now: Moment) -> Known {
+    let mut known = known.clone();
+    let memory = &mut known.memory;
+    memory.logged = BTreeMap::new();
     let ahead = |due: Moment| Moment(due.since(now));
     let ago = |since: Moment| Moment(now.since(since));
     for failing in memory.failing.values_mut() {
@@ -136,7 +356,48 @@ fn relative(memory: &PolicyCache, now: Moment) -> PolicyCache {
     }
     memory.departed.values_mut().for_each(|since| *since = ago(*since));
     memory.leaving = memory.leaving.map(ago);
-    memory
+    known
+}
+
+/// The text of a state with its times in their order, and the gaps between them up to [`MOST_GAP`]. An uptime counts up to that,
+/// too: a process that restarts reports a smaller one.
+fn without_dates(text: &str) -> String {
+    let times = times_in(text);
+    let (mut last, mut passed, mut relative) = (None::<i64>, 0, BTreeMap::new());
+    for time in times.iter().map(|(_, time)| *time).collect::<BTreeSet<_>>() {
+        passed += last.map_or(0, |last| (time - last).min(MOST_GAP));
+        last = Some(time);
+        relative.insert(time, passed);
+    }
+    let (mut plain, mut end) = (String::with_capacity(text.len()), 0);
+    for (place, time) in times {
+        plain.push_str(&text[end..place.start]);
+        plain.push_str(&relative[&time].to_string());
+        end = place.end;
+    }
+    plain.push_str(&text[end..]);
+    let mut parts = plain.split("uptime: ");
+    let first = parts.next().unwrap_or_default().to_owned();
+    parts.fold(first, |told, part| {
+        let (ran, rest) = part.split_once(',').unwrap_or((part, ""));
+        let ran = ran.trim_end_matches('s').parse::<f64>().unwrap_or(0.0).min(2.0);
+        told + &ran.to_string() + rest
+    })
+}
+
+/// Where the text of a state has times, and which (Unix milliseconds): in seconds or milliseconds, they begin with 17 in this age.
+fn times_in(text: &str) -> Vec<(Range<usize>, i64)> {
+    let is_start = |at: usize| at == 0 || !text.as_bytes()[at - 1].is_ascii_alphanumeric();
+    let time_at = |(at, _): (usize, &str)| {
+        let length = text[at..].bytes().take_while(u8::is_ascii_digit).count();
+        let number = text[at..at + length].parse::<i64>().ok().filter(|_| is_start(at))?;
+        match length {
+            10 => Some((at..at + length, number * 1000)),
+            13 => Some((at..at + length, number)),
+            _ => None,
+        }
+    };
+    text.match_indices("17").filter_map(time_at).collect()
 }
 
 fn hashed(text: &str) -> (u64, u64) {
@@ -151,12 +412,18 @@ fn hashed(text: &str) -> (u64, u64) {
 /// A pass, up to some point.
 struct Run {
     cluster: Cluster,
+    /// What is known of both policies; the memory of the first is in use.
+    known: Known,
+    other: Known,
+    began: Duration,
     time: Duration,
     budget: u32,
     /// Hash of what was asked and answered: of each node, and of everything else.
     lanes: [u64; NODES + 1],
     /// A change of the policy that the next pass follows.
     poked: bool,
+    /// The other policy gets a pass after this one.
+    wakes: bool,
     interrupted: bool,
     broken: Option<String>,
     end: End,
@@ -176,54 +443,92 @@ enum End {
 impl Run {
     /// Makes a pass with these answers.
     fn make(from: &Between, path: &[Choice]) -> Self {
-        let mut cluster = from.cluster.clone();
-        cluster.writes = 0;
-        cluster.nodes.iter_mut().for_each(|node| node.seen = None);
-        let mut run = Self {
-            cluster,
-            time: from.time,
-            budget: from.budget,
-            lanes: [0; NODES + 1],
-            poked: false,
-            interrupted: false,
-            broken: None,
-            end: End::Crashed,
-        };
-        let ports = Ports::at(from.time);
-        let mut memory = from.memory.clone();
+        let mut path = path.iter();
+        Self::choose(from, from.registry(), |_, _| path.next().copied())
+    }
+
+    /// Makes a pass with these answers, and goes on while only one thing can happen.
+    fn along(from: &Between, path: &mut Vec<Choice>) -> Self {
+        let mut at = 0;
+        Self::choose(from, from.registry(), |run, open| {
+            if at == path.len() {
+                let choices = run.choices(open);
+                path.extend((choices.len() == 1).then(|| choices[0]));
+            }
+            at += 1;
+            path.get(at - 1).copied()
+        })
+    }
+
+    /// Makes a pass, up to where no choice is made.
+    fn choose(
+        from: &Between,
+        registry: Arc<Registry>,
+        mut choice: impl FnMut(&Self, &[(u64, Effect)]) -> Option<Choice>,
+    ) -> Self {
+        let mut run = Self::begin(from);
+        let ports = Ports::at(from.cluster.scene, from.time, registry);
+        let mut memory = from.known.memory.clone();
         let mut finished = None;
         {
             let mut work = Box::pin(pass::visit(&ports, &mut memory));
             let mut context = Context::from_waker(Waker::noop());
-            for choice in path.iter().map(Some).chain([None]) {
+            loop {
                 if let Poll::Ready(next) = work.as_mut().poll(&mut context) {
                     finished = Some(next);
                     break;
                 }
-                match choice {
-                    Some(choice) if !run.follow(&ports, *choice) => return run,
+                let open = ports.open();
+                match choice(&run, &open) {
+                    Some(choice) if !run.follow(&ports, choice) => return run,
                     Some(_) => {}
-                    None => run.end = End::Open(ports.open()),
+                    None => {
+                        run.end = End::Open(open);
+                        break;
+                    }
                 }
             }
         }
         run.time = ports.time();
+        run.wakes |= ports.has_woken_others();
         if let Some(next) = finished {
             run.end = End::Finished { memory: Box::new(memory), next, gone: ports.is_gone() };
         }
         run
     }
 
+    fn begin(from: &Between) -> Self {
+        let mut cluster = from.cluster.clone();
+        cluster.pass = Pass { outranked: from.is_outranked(), ..Pass::default() };
+        Self {
+            cluster,
+            known: from.known.clone(),
+            other: from.other.clone(),
+            began: from.time,
+            time: from.time,
+            budget: from.budget,
+            lanes: [0; NODES + 1],
+            poked: false,
+            wakes: false,
+            interrupted: false,
+            broken: None,
+            end: End::Crashed,
+        }
+    }
+
     /// Lets a choice happen. Returns false if the process has ended.
     fn follow(&mut self, ports: &Ports, choice: Choice) -> bool {
         let open = ports.open();
+        self.cluster.set_time(ports.time());
         match choice {
             Choice::Do(n) => {
                 let (number, effect) = &open[n];
                 let (answer, broken) = self.cluster.carry_out(effect);
                 self.record(effect, "done", broken);
+                self.known.learn(&answer, self.cluster.scene);
                 ports.answer(*number, answer);
             }
+            Choice::Other => self.other_pass(ports),
             Choice::Lose(n) => {
                 let (number, effect) = &open[n];
                 let broken = self.cluster.carry_out(effect).1;
@@ -268,18 +573,66 @@ impl Run {
             }
             Choice::Env(env) => {
                 self.budget -= env.cost();
-                self.poked |= matches!(env, Env::Edit | Env::Delete);
+                self.poked |= env.changes_policy();
                 env.happen(&mut self.cluster);
+                if env.changes_other() {
+                    self.wakes = true;
+                    if let Some(other) = self.cluster.other() {
+                        ports.registry.listed(&other.claimant(), TargetType::Caddy, false);
+                    } else {
+                        self.poked = true;
+                        self.forget_other(ports);
+                    }
+                }
             }
         }
         true
+    }
+
+    /// The other policy has a whole pass in the middle of this one.
+    fn other_pass(&mut self, ports: &Ports) {
+        let state = Between {
+            cluster: self.cluster.clone(),
+            known: Known { due: None, ..self.known.clone() },
+            other: self.other.clone(),
+            time: ports.time(),
+            budget: 0,
+        };
+        let pass = std::mem::take(&mut self.cluster.pass);
+        self.budget -= 1;
+        let run = Self::choose(&state.turned(), ports.registry.clone(), |run, open| Some(run.undisturbed(open)));
+        self.broken = self.broken.take().or_else(|| run.broken.clone());
+        let after = run.after().turned();
+        ports.set_time(after.time);
+        self.poked |= after.known.due.is_some();
+        (self.cluster, self.other) = (after.cluster, after.other);
+        self.forget_other(ports);
+        self.cluster.pass = pass;
+        let text = format!("{:?}{:?}", self.lanes[NODES], self.other);
+        self.lanes[NODES] = hashed(&text).0;
+    }
+
+    /// The registry forgets the other policy if it is gone.
+    fn forget_other(&self, ports: &Ports) {
+        if let Some(gone) = self.cluster.rival.as_ref().filter(|rival| !rival.exists) {
+            ports.registry.forget(NAMESPACE, gone.name, None);
+        }
+    }
+
+    /// The next choice of a pass in which every request is answered, in the order of the requests.
+    fn undisturbed(&self, open: &[(u64, Effect)]) -> Choice {
+        match open.iter().position(|(_, effect)| is_request(effect)) {
+            Some(n) => Choice::Do(n),
+            None if self.cluster.policy.deleted && !self.interrupted => Choice::Interrupt,
+            None => Choice::Tick,
+        }
     }
 
     fn record(&mut self, effect: &Effect, how: &str, broken: Option<String>) {
         let lane = effect.node().unwrap_or(NODES);
         let mut hasher = DefaultHasher::new();
         // A read shows what the node holds then; the answers of the others follow from the request and the cluster.
-        let seen = effect.node().map(|node| (&self.cluster.nodes[node].values, self.cluster.nodes[node].up));
+        let seen = effect.node().map(|node| self.cluster.shows(node));
         format!("{} {how} {effect:?} {seen:?}", self.lanes[lane]).hash(&mut hasher);
         self.lanes[lane] = hasher.finish();
         if self.broken.is_none() {
@@ -289,7 +642,7 @@ impl Run {
 
     fn key(&self, open: &[(u64, Effect)]) -> (u64, u64) {
         let open: Vec<_> = open.iter().map(|(_, effect)| effect).collect();
-        let flags = (self.poked, self.interrupted, self.budget);
+        let flags = (self.poked, self.wakes, self.interrupted, self.budget);
         hashed(&format!("{:?}{:?}{:?}{open:?}{flags:?}", self.cluster, self.lanes, self.time))
     }
 
@@ -304,10 +657,15 @@ impl Run {
         if waits && (requests().next().is_none() || self.budget > 0) {
             choices.push(Choice::Tick);
         }
-        if self.cluster.deleted && !self.interrupted {
+        if self.cluster.policy.deleted && !self.interrupted {
             choices.push(Choice::Interrupt);
         }
-        choices.extend(Env::all().filter(|env| env.cost() <= self.budget && env.is_possible(&self.cluster)).map(Choice::Env));
+        if self.budget > 0 && self.cluster.other().is_some() && (self.wakes || self.other.due.is_some_and(|due| due <= NOTICED)) {
+            choices.push(Choice::Other);
+        }
+        let may_happen =
+            |env: &Env| env.cost() <= self.budget && env.may_interrupt(self.cluster.scene) && env.is_possible(&self.cluster);
+        choices.extend(Env::all().filter(may_happen).map(Choice::Env));
         if self.budget > 0 {
             for (n, (_, effect)) in requests() {
                 choices.push(Choice::Drop(n));
@@ -323,12 +681,18 @@ impl Run {
 
     /// The state after the pass.
     fn after(self) -> Between {
-        let Self { mut cluster, time, budget, poked, end, .. } = self;
-        cluster.writes = 0;
-        cluster.nodes.iter_mut().for_each(|node| node.seen = None);
+        let Self { mut cluster, mut known, mut other, began, time, budget, poked, wakes, end, .. } = self;
+        cluster.pass = Pass::default();
+        cluster.set_time(time);
+        other.due = other.due.map(|due| due.saturating_sub(time.saturating_sub(began)));
+        let crashed = matches!(end, End::Crashed);
         let (memory, due) = match end {
             End::Open(_) => unreachable!("the pass has ended"),
-            End::Crashed => (PolicyCache::default(), Some(Duration::ZERO)),
+            End::Crashed => {
+                known = Known::after_crash(&cluster.policy);
+                other = cluster.other().map(Known::after_crash).unwrap_or_default();
+                (PolicyCache::default(), Some(Duration::ZERO))
+            }
             End::Finished { gone: true, .. } => (PolicyCache::default(), None),
             End::Finished { memory, next: Ok(Next::After(wait)), .. } => (*memory, Some(wait)),
             End::Finished { memory, next: Ok(Next::Changed), .. } => (*memory, None),
@@ -336,12 +700,22 @@ impl Run {
             End::Finished { mut memory, next: Err(_), .. } => {
                 memory.failures = memory.failures.saturating_add(1);
                 let due = wait(memory.failures - 1);
+                known.keep_claim();
                 (*memory, Some(due))
             }
         };
-        let due = if poked { Some(due.map_or(NOTICED, |due| due.min(NOTICED))) } else { due };
-        let due = due.filter(|_| cluster.exists);
-        Between { cluster, memory, time, due, budget }
+        known.saved = memory.originals.clone().unwrap_or(known.saved);
+        if cluster.policy.deleted && !crashed {
+            known.keep_claim();
+        }
+        (known.memory, known.due, known.rests) = (memory, due, due.is_none_or(|due| due >= RESYNC));
+        if known.rests && other.rests {
+            // Their passes alternate; how long one is after the other does not matter.
+            other.due = other.due.map(|_| RESYNC / 2);
+        }
+        let mut state = Between { cluster, known, other, time, budget };
+        state.notice(poked, wakes);
+        state
     }
 }
 
@@ -378,7 +752,24 @@ pub struct Explored {
 
 struct Entry {
     from: Option<usize>,
-    steps: Vec<String>,
+    step: Step,
+}
+
+/// What led to a state. It is put in words only in a counterexample.
+enum Step {
+    First,
+    Happens(Env),
+    Pass(Box<Between>, Vec<Choice>),
+}
+
+impl Step {
+    fn told(&self) -> Vec<String> {
+        match self {
+            Self::First => Vec::new(),
+            Self::Happens(env) => vec![format!("{env:?}").to_lowercase()],
+            Self::Pass(from, path) => told(from, path),
+        }
+    }
 }
 
 /// A search, breadth first.
@@ -394,13 +785,13 @@ pub struct Explorer {
 
 impl Explorer {
     /// Explores the life of a policy with this many faults and surprises, for at most this time.
-    pub fn explore(budget: u32, most: Duration) -> Result<Explored, Counterexample> {
+    pub fn explore(scene: Scene, budget: u32, most: Duration) -> Result<Explored, Counterexample> {
         let began = Instant::now();
         let first = Between {
-            cluster: Cluster::new(),
-            memory: PolicyCache::default(),
+            cluster: Cluster::of(scene),
+            known: Known::nothing(),
+            other: Known::default(),
             time: Duration::ZERO,
-            due: Some(Duration::ZERO),
             budget,
         };
         let mut explorer = Self {
@@ -411,7 +802,7 @@ impl Explorer {
             until: began + most,
             explored: Explored { complete: true, ..Explored::default() },
         };
-        explorer.found(None, Vec::new(), first)?;
+        explorer.found(None, || Step::First, first)?;
         while let Some((at, state)) = explorer.waiting.pop_front() {
             if Instant::now() >= explorer.until {
                 explorer.explored.complete = false;
@@ -420,33 +811,20 @@ impl Explorer {
             explorer.surprises(at, &state)?;
             explorer.passes(at, &state)?;
         }
-        if std::env::var("IDLECONN_DUMP").is_ok() {
-            eprintln!("{} waiting", explorer.waiting.len());
-            for (n, (_, state)) in explorer.waiting.iter().enumerate().filter(|(n, _)| n % (explorer.waiting.len() / 40 + 1) == 0)
-            {
-                eprintln!(
-                    "== {n} budget {} due {:?} time {:?}\n{:?}\n{:?}",
-                    state.budget,
-                    state.due,
-                    state.time,
-                    Cluster { events: BTreeSet::new(), ..state.cluster.clone() },
-                    state.memory
-                );
-            }
-        }
         explorer.explored.between = explorer.known.len();
         explorer.explored.took = began.elapsed();
         Ok(explorer.explored)
     }
 
-    fn found(&mut self, from: Option<usize>, steps: Vec<String>, state: Between) -> Result<(), Counterexample> {
+    fn found(&mut self, from: Option<usize>, step: impl FnOnce() -> Step, state: Between) -> Result<(), Counterexample> {
         if !self.known.insert(state.key()) {
             return Ok(());
         }
-        self.entries.push(Entry { from, steps });
+        self.entries.push(Entry { from, step: step() });
         let at = self.entries.len() - 1;
-        // A deletion has to end also if a node never comes back.
-        let lost = state.cluster.deleted && state.cluster.nodes.iter().any(|node| !node.up);
+        // The last deletion has to end also if a node never comes back.
+        let is_deleted = state.cluster.policy.deleted && state.cluster.other().is_none_or(|other| other.deleted);
+        let lost = is_deleted && state.cluster.nodes.iter().any(|node| !node.up);
         for recover in if lost { &[true, false][..] } else { &[true] } {
             match self.end(&state, *recover) {
                 Ok(requests) => self.explored.longest = self.explored.longest.max(requests),
@@ -460,7 +838,7 @@ impl Explorer {
     fn counterexample(&self, mut at: Option<usize>, last: Vec<String>, rule: String) -> Counterexample {
         let mut parts = vec![last];
         while let Some(entry) = at.map(|at| &self.entries[at]) {
-            parts.push(entry.steps.clone());
+            parts.push(entry.step.told());
             at = entry.from;
         }
         Counterexample { rule, steps: parts.into_iter().rev().flatten().collect() }
@@ -470,56 +848,60 @@ impl Explorer {
     fn surprises(&mut self, at: usize, state: &Between) -> Result<(), Counterexample> {
         for env in Env::all().filter(|env| env.is_possible(&state.cluster)) {
             // What a person does after everything has settled is the life of a policy, and no surprise.
-            let free = matches!(env, Env::Edit | Env::Delete) && state.is_settled();
+            let free = env.is_life() && state.is_settled();
             let cost = if free { 0 } else { env.cost() };
             if cost > state.budget {
                 continue;
             }
             let mut next = state.clone();
             next.budget -= cost;
+            // It happens right before the next pass.
+            next.cluster.set_time(state.begins(state.known.due.unwrap_or_default()));
             env.happen(&mut next.cluster);
-            if matches!(env, Env::Edit | Env::Delete) {
-                next.due = next.due.map_or(Some(NOTICED), |due| Some(due.min(NOTICED))).filter(|_| next.cluster.exists);
-            }
-            self.found(Some(at), vec![format!("{env:?}").to_lowercase()], next)?;
+            next.cluster.set_time(state.time);
+            next.notice(env.changes_policy(), env.changes_other());
+            self.found(Some(at), || Step::Happens(env), next)?;
         }
         Ok(())
     }
 
     /// Every course of the next pass.
     fn passes(&mut self, at: usize, state: &Between) -> Result<(), Counterexample> {
-        let Some(due) = state.due else { return Ok(()) };
-        let from = Between { time: state.time + due, ..state.clone() };
-        let mut seen = HashSet::new();
-        let mut paths = VecDeque::from([Vec::new()]);
-        while let Some(path) = paths.pop_front() {
-            let run = Run::make(&from, &path);
-            self.explored.within += 1;
-            if let Some(rule) = &run.broken {
-                return Err(self.counterexample(Some(at), told(&from, &path), rule.clone()));
-            }
-            let End::Open(open) = &run.end else {
-                let steps = told(&from, &path);
-                self.found(Some(at), steps, run.after())?;
-                continue;
-            };
-            if !seen.insert(run.key(open)) {
-                continue;
-            }
-            for choice in run.choices(open) {
-                paths.push_back(path.iter().copied().chain([choice]).collect());
+        for (of_other, from) in state.turns() {
+            let mut seen = HashSet::new();
+            let mut paths = VecDeque::from([Vec::new()]);
+            while let Some(mut path) = paths.pop_front() {
+                let run = Run::along(&from, &mut path);
+                self.explored.within += 1;
+                if let Some(rule) = &run.broken {
+                    return Err(self.counterexample(Some(at), told(&from, &path), rule.clone()));
+                }
+                let End::Open(open) = &run.end else {
+                    let after = if of_other { run.after().turned() } else { run.after() };
+                    self.found(Some(at), || Step::Pass(Box::new(from.clone()), path), after)?;
+                    continue;
+                };
+                if !seen.insert(run.key(open)) {
+                    continue;
+                }
+                for choice in run.choices(open) {
+                    paths.push_back(path.iter().copied().chain([choice]).collect());
+                }
             }
         }
         Ok(())
     }
 
-    /// Number of requests until everything is as the policy asks and nothing is written any more, if no further fault
+    /// Number of requests until everything is as the policies ask and nothing is written any more, if no further fault
     /// happens. `recover`: nodes that are down come up again.
     fn end(&mut self, state: &Between, recover: bool) -> Result<usize, (String, Vec<String>)> {
         let mut state = state.clone();
-        state.cluster.nodes.iter_mut().for_each(|node| node.up |= recover);
-        let (mut passed, mut steps, mut requests, mut total) = (Vec::new(), Vec::new(), Vec::new(), 0);
-        for _ in 0..MAX_PASSES {
+        if recover {
+            (0..NODES).for_each(|node| state.cluster.come_up(node));
+        }
+        let (mut passed, mut steps, mut requests, mut total, mut quiet) = (Vec::new(), Vec::new(), Vec::new(), 0, 0);
+        let most = state.cluster.scene.most_passes();
+        for _ in 0..most {
             let key = state.key();
             if let Some(rest) = self.ends.get(&key) {
                 total += rest;
@@ -527,28 +909,33 @@ impl Explorer {
             }
             passed.push(key);
             requests.push(total);
-            let Some(due) = state.due else {
-                return match state.cluster.unfinished() {
+            let Some((of_other, mut from)) = state.turns().into_iter().min_by_key(|(_, from)| from.time) else {
+                return match state.unfinished() {
                     None => Ok(self.note(&passed, &requests, total)),
-                    Some(why) => Err((format!("nothing more happens, and {why}"), steps)),
+                    Some(why) => Err((format!("nothing more happens, and {why}"), all_told(&steps))),
                 };
             };
-            state.time += due;
-            let path = undisturbed(&state);
-            let run = Run::make(&state, &path);
-            steps.extend(told(&state, &path));
+            from.cluster.come_back();
+            let mut path = Vec::new();
+            let run = Run::choose(&from, from.registry(), |run, open| {
+                path.push(run.undisturbed(open));
+                assert!(path.len() < 500, "a pass without an end");
+                path.last().copied()
+            });
             total += path.len();
+            steps.push((from, path));
             if let Some(rule) = run.broken {
-                return Err((rule, steps));
+                return Err((rule, all_told(&steps)));
             }
-            let quiet = run.cluster.writes == 0;
-            state = run.after();
-            if quiet && state.cluster.unfinished().is_none() && state.due.is_none_or(|due| due >= RESYNC) {
+            quiet = if run.cluster.pass.writes == 0 { quiet + 1 } else { 0 };
+            state = if of_other { run.after().turned() } else { run.after() };
+            // A pass of each policy wrote nothing.
+            if quiet > usize::from(state.other.due.is_some()) && state.is_settled() {
                 return Ok(self.note(&passed, &requests, total));
             }
         }
-        let why = state.cluster.unfinished().unwrap_or_else(|| "something is written in each pass".into());
-        Err((format!("after {MAX_PASSES} passes without a fault: {why}"), steps))
+        let why = state.unfinished().unwrap_or_else(|| "something is written in each pass".into());
+        Err((format!("after {most} passes without a fault: {why}"), all_told(&steps)))
     }
 
     fn note(&mut self, passed: &[(u64, u64)], requests: &[usize], total: usize) -> usize {
@@ -557,26 +944,9 @@ impl Explorer {
     }
 }
 
-/// The course of a pass in which every request is answered, in the order of the requests.
-fn undisturbed(from: &Between) -> Vec<Choice> {
-    let mut path = Vec::new();
-    loop {
-        let run = Run::make(from, &path);
-        let End::Open(open) = &run.end else { return path };
-        let request = open.iter().position(|(_, effect)| is_request(effect));
-        let choice = match request {
-            Some(n) => Choice::Do(n),
-            None if run.cluster.deleted && !run.interrupted => Choice::Interrupt,
-            None => Choice::Tick,
-        };
-        path.push(choice);
-        assert!(path.len() < 500, "a pass without an end");
-    }
-}
-
 /// The choices in words.
 fn told(from: &Between, path: &[Choice]) -> Vec<String> {
-    let mut steps = vec![format!("a pass begins at {:?}", from.time)];
+    let mut steps = vec![format!("a pass of {} begins at {:?}", from.cluster.policy.name, from.time)];
     for (n, choice) in path.iter().enumerate() {
         let End::Open(open) = Run::make(from, &path[..n]).end else { break };
         steps.push(match choice {
@@ -584,6 +954,7 @@ fn told(from: &Between, path: &[Choice]) -> Vec<String> {
             Choice::Lose(n) => format!("{}: carried out, and the answer is lost", open[*n].1.name()),
             Choice::Drop(n) => format!("{}: not carried out", open[*n].1.name()),
             Choice::Tick => "the time goes on".into(),
+            Choice::Other => "the other policy has a whole pass".into(),
             Choice::Interrupt => "the controller sees the deletion".into(),
             Choice::Crash(None) => "the process ends".into(),
             Choice::Crash(Some(n)) => format!("the process ends, and this is carried out: {}", open[*n].1.name()),
@@ -591,4 +962,8 @@ fn told(from: &Between, path: &[Choice]) -> Vec<String> {
         });
     }
     steps
+}
+
+fn all_told(passes: &[(Between, Vec<Choice>)]) -> Vec<String> {
+    passes.iter().flat_map(|(from, path)| told(from, path)).collect()
 }

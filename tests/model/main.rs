@@ -11,11 +11,12 @@ mod explore;
 mod world;
 
 use std::{
+    sync::Arc,
     task::{Context, Waker},
     time::Duration,
 };
 
-use cluster::{Cluster, Effect};
+use cluster::{Cluster, Effect, Scene};
 use explore::{Explored, Explorer};
 use idleconn_operator::pass::{self, cache::PolicyCache};
 use world::Ports;
@@ -27,7 +28,7 @@ fn number(variable: &str, default: u32) -> u32 {
 #[test]
 fn what_ran_for_a_former_policy_of_the_same_name_ends() {
     let ends = |former: &str| {
-        let (ports, mut cluster) = (Ports::at(Duration::ZERO), Cluster::new());
+        let (ports, mut cluster) = (Ports::at(Scene::Limits, Duration::ZERO, Arc::default()), Cluster::new());
         let mut memory = PolicyCache { uid: former.into(), ..PolicyCache::default() };
         let mut visit = Box::pin(pass::visit(&ports, &mut memory));
         let mut context = Context::from_waker(Waker::noop());
@@ -41,18 +42,33 @@ fn what_ran_for_a_former_policy_of_the_same_name_ends() {
     assert!(ends("6f2c") && !ends(cluster::UID));
 }
 
-#[test]
-fn whatever_fails_the_policy_is_applied_and_the_status_is_true() {
+/// Explores a scene, and prints how much there was of it.
+fn explore(scene: Scene) {
     let faults = number("IDLECONN_FAULTS", 1);
     let most = Duration::from_secs(60 * u64::from(number("IDLECONN_MINUTES", 10)));
-    match Explorer::explore(faults, most) {
+    match Explorer::explore(scene, faults, most) {
         Ok(Explored { between, within, longest, complete, took }) => {
             let all = if complete { "all" } else { "not all" };
             println!(
-                "{all} states with {faults} faults: {between} between passes, {within} within, longest way to the end {longest} requests, {took:.1?}"
+                "{scene:?}: {all} states with {faults} faults: {between} between passes, {within} within, longest way to the end {longest} requests, {took:.1?}"
             );
             assert!(complete || faults > 1, "the bound of CI was not reached in time");
         }
         Err(found) => panic!("{found}"),
     }
+}
+
+#[test]
+fn whatever_fails_the_policy_is_applied_and_the_status_is_true() {
+    explore(Scene::Limits);
+}
+
+#[test]
+fn whatever_fails_each_node_is_restarted_once_and_in_its_turn() {
+    explore(Scene::Restarts);
+}
+
+#[test]
+fn whatever_fails_only_the_older_of_two_policies_writes_and_the_younger_takes_over() {
+    explore(Scene::Rivals);
 }

@@ -11,19 +11,20 @@ use std::{
 use futures::{FutureExt as _, future::BoxFuture};
 use idleconn_operator::{
     api::{
-        IdleConnectionPolicyStatus, StoredPolicy,
+        IdleConnectionPolicyStatus, Limit, StoredPolicy,
         adaptive::Source,
         config_map::ConfigMap,
         policy::{Target as TargetSpec, TargetType},
     },
     decide::{
-        Change, Declared, Fault, TargetCapabilities, Unit, UnitState,
+        Capability, Change, Declared, Fault, TargetCapabilities, Unit, UnitState,
         adaptive::{config::Config, signal::Signal},
         claims::Claimant,
         originals::{Log, Record, Saved},
         report::condition::Notice,
         report::status::UnitResult,
-        restart::{eviction::Pod, rollout::Workload},
+        restart::eviction::Pod,
+        restart::rollout::Workload,
     },
     pass::{
         Error, Failure, PolicyHandle,
@@ -33,12 +34,10 @@ use idleconn_operator::{
 };
 use jiff::Timestamp;
 
-use super::cluster::{Answer, Effect, NODES, name, parsed};
+use super::cluster::{Answer, EPOCH, Effect, NODES, Scene, name, parsed};
 
 /// Interval at which the nodes are read if nothing happens.
 pub const RESYNC: Duration = Duration::from_secs(30);
-/// Time of the API server. It stands still, so that states that differ only in times of the status are the same.
-const EPOCH: i64 = 1_790_000_100;
 
 /// A request that waits for its answer.
 pub struct Open {
@@ -56,18 +55,21 @@ struct Inner {
     interrupted: bool,
     gone: bool,
     ended: bool,
+    woken: BTreeSet<Claimant>,
 }
 
 /// Requests and answers of one pass.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 pub struct Ports {
+    scene: Scene,
     inner: Arc<Mutex<Inner>>,
-    registry: Arc<Registry>,
+    /// What the process knows of all policies.
+    pub registry: Arc<Registry>,
 }
 
 impl Ports {
-    pub fn at(time: Duration) -> Self {
-        let ports = Self::default();
+    pub fn at(scene: Scene, time: Duration, registry: Arc<Registry>) -> Self {
+        let ports = Self { scene, inner: Arc::default(), registry };
         ports.inner().time = time;
         ports
     }
@@ -111,9 +113,18 @@ impl Ports {
         self.inner().ended
     }
 
+    /// Whether another policy needs a pass.
+    pub fn has_woken_others(&self) -> bool {
+        !self.inner().woken.is_empty()
+    }
+
     /// Whether the pass found that the policy is gone.
     pub fn is_gone(&self) -> bool {
         self.inner().gone
+    }
+
+    fn unit_of(&self, unit: &Unit) -> usize {
+        self.scene.units().iter().position(|id| *id == unit.id).expect("a unit of the model")
     }
 
     fn ask(&self, effect: Effect) -> impl Future<Output = Answer> + Send + use<> {
@@ -172,34 +183,40 @@ macro_rules! asked {
     }};
 }
 
-fn node_of(unit: &Unit) -> usize {
-    (0..NODES).find(|node| name(*node) == unit.id).expect("a node of the model")
+fn node_of(node: &str) -> usize {
+    (0..NODES).find(|n| name(*n) == node).expect("a node of the model")
 }
 
 impl Target for Ports {
     fn discover(&self) -> BoxFuture<'_, Result<Vec<Unit>, Fault>> {
         let found: BoxFuture<'_, Result<(), Fault>> = asked!(self, Effect::Discover, Units);
-        let unit = |node| Unit { id: name(node), name: name(node), address: format!("http://10.0.0.{node}:2019"), role: None };
-        async move { found.await.map(|()| (0..NODES).map(unit).collect()) }.boxed()
+        let unit =
+            |(n, id): (usize, String)| Unit { name: id.clone(), id, address: format!("http://10.0.0.{n}:2019"), role: None };
+        let units = self.scene.units().into_iter().enumerate().map(unit).collect();
+        async move { found.await.map(|()| units) }.boxed()
     }
 
     fn read<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Result<UnitState, Fault>> {
-        asked!(self, Effect::Read(node_of(unit)), Unit)
+        asked!(self, Effect::Read(self.unit_of(unit)), Unit)
     }
 
     fn started<'a>(&'a self, unit: &'a Unit) -> BoxFuture<'a, Option<String>> {
-        asked!(self, Effect::Started(node_of(unit)), Started)
+        asked!(self, Effect::Started(self.unit_of(unit)), Started)
+    }
+
+    fn drain<'a>(&'a self, _: &'a Unit, node: &'a str, out: bool) -> BoxFuture<'a, Result<(), Fault>> {
+        asked!(self, Effect::Drain { node: node_of(node), out }, Written)
     }
 
     fn write<'a>(&'a self, unit: &'a Unit, state: &'a UnitState, changes: &'a [Change]) -> BoxFuture<'a, Result<(), Fault>> {
         let from = state.sites.iter().map(|(site, stored)| (site.limit, stored.raw.clone())).collect();
-        asked!(self, Effect::Write { node: node_of(unit), from, changes: changes.to_vec() }, Written)
+        asked!(self, Effect::Write { node: self.unit_of(unit), from, changes: changes.to_vec() }, Written)
     }
 }
 
 impl Located for Ports {
     fn identities(&self) -> BTreeSet<String> {
-        (0..NODES).map(name).collect()
+        self.scene.units().into_iter().collect()
     }
 
     fn connect<'a>(self: Box<Self>, _: &'a Declared) -> BoxFuture<'a, Result<Arc<dyn Target>, Failure>>
@@ -217,7 +234,8 @@ impl World for Ports {
     }
 
     fn now(&self) -> Timestamp {
-        Timestamp::from_second(EPOCH).unwrap()
+        let passed = if self.scene.has_time() { self.time() } else { Duration::ZERO };
+        Timestamp::from_second(EPOCH).unwrap() + passed
     }
 
     fn is_dry_run(&self) -> bool {
@@ -229,15 +247,19 @@ impl World for Ports {
     }
 
     fn traits(&self, _: &TargetSpec) -> TargetCapabilities {
-        TargetCapabilities { value: |_, raw| parsed(Some(raw)), ..TargetCapabilities::PLAIN }
+        let capability: fn(Limit) -> Capability = match self.scene {
+            Scene::Limits | Scene::Rivals => |_| Capability::Hot,
+            Scene::Restarts => |_| Capability::AfterRestart,
+        };
+        TargetCapabilities { capability, value: |_, raw| parsed(Some(raw)), ..TargetCapabilities::PLAIN }
     }
 
     fn states_identity(&self, _: TargetType) -> bool {
-        false
+        self.scene == Scene::Restarts
     }
 
     fn units_are_nodes(&self, _: TargetType) -> bool {
-        true
+        self.scene != Scene::Restarts
     }
 
     fn default_source(&self, _: TargetType) -> Source {
@@ -281,7 +303,9 @@ impl World for Ports {
         .boxed()
     }
 
-    fn wake(&self, _: BTreeSet<Claimant>) {}
+    fn wake(&self, policies: BTreeSet<Claimant>) {
+        self.inner().woken.extend(policies);
+    }
 
     fn end_all(&self) {
         self.inner().ended = true;
@@ -366,12 +390,12 @@ impl World for Ports {
 
     fn size_pool(&self, _: usize, _: Option<(usize, Duration)>) {}
 
-    fn pods(&self, _: BTreeSet<String>, _: bool) -> BoxFuture<'_, Result<BTreeMap<String, Pod>, Error>> {
-        futures::future::ready(Ok(BTreeMap::new())).boxed()
+    fn pods(&self, names: BTreeSet<String>, _: bool) -> BoxFuture<'_, Result<BTreeMap<String, Pod>, Error>> {
+        asked!(self, Effect::Pods(names), Pods)
     }
 
-    fn evict<'a>(&'a self, _: &'a str, _: &'a str, _: &'a str) -> BoxFuture<'a, Result<(), String>> {
-        futures::future::ready(Ok(())).boxed()
+    fn evict<'a>(&'a self, node: &'a str, _: &'a str, uid: &'a str) -> BoxFuture<'a, Result<(), String>> {
+        asked!(self, Effect::Evict { node: node_of(node), uid: uid.to_owned() }, Evicted)
     }
 
     fn workload<'a>(&'a self, _: &'a ConfigMap) -> BoxFuture<'a, Result<Option<Workload>, Error>> {
