@@ -116,6 +116,7 @@ lint: ## Check format, clippy, dependencies, workflows, scripts and words
 	@for module in examples/go-service tests/gitops tests/readers/objstore tests/textparse; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...) || exit 1; done
 	@bin=$$(tests/tools/build lint | tail -n 1) && "$$bin/actionlint" -shellcheck= -pyflakes= .github/workflows/*.yaml
 	@tests/words
+	@tests/model/defects --check
 	@for script in demo/run .ci/run deploy/generate image/arm64-starts image/build image/kubectl_complete-idleconn image/pack image/plugin image/sbom image/static tests/chart/run tests/e2e/node tests/e2e/run tests/schemathesis/build tests/tools/build tests/tools/cluster tests/tools/packages tests/tools/toolchain tests/tools/venv; do bash -n $$script || exit 1; done
 
 generate: needs needs-readers tools ## Write all generated files: CRD, chart README, manifests, docs tables, OpenAPI, tests/golden

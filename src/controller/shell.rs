@@ -301,7 +301,11 @@ impl World for Shell {
     }
 
     fn originals(&self) -> BoxFuture<'_, Result<Log, Error>> {
-        async { originals::load(&self.api(), &self.policy.name).await }.boxed()
+        self.originals_of(&self.policy.name)
+    }
+
+    fn originals_of<'a>(&'a self, policy: &'a str) -> BoxFuture<'a, Result<Log, Error>> {
+        async move { originals::load(&self.api(), policy).await }.boxed()
     }
 
     fn save_original<'a>(&'a self, revision: i64, record: &'a Record) -> BoxFuture<'a, Result<(), Error>> {

@@ -71,6 +71,14 @@ pub async fn tell_lost(world: &dyn World, policy: &PolicyHandle, unit: &str, mov
 /// Saves the settings that the planned writes would overwrite. Nothing may be written before this has succeeded.
 pub(super) async fn capture(pass: &mut Pass<'_>, units: &[(Unit, UnitState)], plan: &Plan) -> Result<(), Error> {
     let Pass { world, policy, memory, .. } = pass;
+    if units.iter().all(|(unit, _)| plan.units.get(&unit.id).is_none_or(|plan| plan.capture.is_empty())) {
+        return Ok(());
+    }
+    // What another policy has written is no original. A new process of the operator may not know yet what that policy saved.
+    for other in world.registry().unread(&policy.claimant) {
+        let log = world.originals_of(&other.name).await?;
+        world.registry().read(&other, &log);
+    }
     let Some(log) = memory.originals.as_mut() else { return Err(Error::Unread) };
     let mut kept = log.units();
     let mut change = BTreeMap::new();

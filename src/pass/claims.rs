@@ -38,6 +38,8 @@ struct Inner {
     saved: HashMap<(String, String), BTreeMap<Claimant, Sites>>,
     /// Units whose original settings each policy has saved.
     units: HashMap<Claimant, Vec<String>>,
+    /// Policies whose saved original settings this process has not read yet.
+    unread: BTreeSet<Claimant>,
 }
 
 /// Result of a claim.
@@ -70,6 +72,9 @@ impl Registry {
     /// identity themselves.
     pub fn listed(&self, claimant: &Claimant, kind: TargetType, states_identity: bool) {
         let inner = &mut *self.inner();
+        if !inner.units.contains_key(claimant) {
+            inner.unread.insert(claimant.clone());
+        }
         if inner.claims.get(claimant).is_none() {
             inner.queue.add(Scope::Places(kind), claimant.clone());
             if states_identity {
@@ -127,12 +132,20 @@ impl Registry {
 
     /// Records the original settings that a policy has saved.
     pub fn saved(&self, me: &Claimant, log: &Log) {
+        self.inner().save(me, log);
+    }
+
+    /// Returns the other policies of the namespace whose saved original settings this process has not read yet.
+    pub fn unread(&self, me: &Claimant) -> Vec<Claimant> {
+        let inner = &*self.inner();
+        inner.unread.iter().filter(|other| other.namespace == me.namespace && *other != me).cloned().collect()
+    }
+
+    /// Records the original settings that another policy has saved, unless that policy has read them itself meanwhile.
+    pub fn read(&self, other: &Claimant, log: &Log) {
         let inner = &mut *self.inner();
-        inner.drop_saved(me);
-        let units = log.units();
-        inner.units.insert(me.clone(), units.keys().cloned().collect());
-        for (unit, saved) in units {
-            inner.saved.entry((me.namespace.clone(), unit)).or_default().insert(me.clone(), saved.sites);
+        if inner.unread.contains(other) {
+            inner.save(other, log);
         }
     }
 
@@ -178,7 +191,18 @@ impl Inner {
         Claimed { winner: self.claims.winner(me).cloned(), shared: self.claims.is_shared(me), concerned }
     }
 
+    fn save(&mut self, claimant: &Claimant, log: &Log) {
+        self.drop_saved(claimant);
+        self.unread.remove(claimant);
+        let units = log.units();
+        self.units.insert(claimant.clone(), units.keys().cloned().collect());
+        for (unit, saved) in units {
+            self.saved.entry((claimant.namespace.clone(), unit)).or_default().insert(claimant.clone(), saved.sites);
+        }
+    }
+
     fn forget(&mut self, claimant: &Claimant) -> BTreeSet<Claimant> {
+        self.unread.remove(claimant);
         let mut concerned = self.claims.remove(claimant);
         concerned.extend(self.queue.done_everywhere(claimant));
         self.drop_saved(claimant);

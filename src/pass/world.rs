@@ -230,8 +230,10 @@ pub trait World: Send + Sync {
     ) -> BoxFuture<'a, Result<Option<String>, Error>>;
     /// Publishes an Event. The same news with the same seed is published once.
     fn publish<'a>(&'a self, policy: &'a PolicyHandle, notice: &'a Notice, seed: &'a str) -> BoxFuture<'a, Result<(), Error>>;
-    /// Reads the saved original settings.
+    /// Reads the original settings that this policy has saved.
     fn originals(&self) -> BoxFuture<'_, Result<Log, Error>>;
+    /// Reads those that another policy of the same namespace has saved.
+    fn originals_of<'a>(&'a self, policy: &'a str) -> BoxFuture<'a, Result<Log, Error>>;
     /// Creates a record of original settings. Fails if this revision exists.
     fn save_original<'a>(&'a self, revision: i64, record: &'a Record) -> BoxFuture<'a, Result<(), Error>>;
     /// Deletes a record of original settings. It is no error if it does not exist.

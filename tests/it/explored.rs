@@ -279,6 +279,10 @@ impl PassWorld for Faulty {
         self.faults.api(self.shell.originals()).boxed()
     }
 
+    fn originals_of<'a>(&'a self, policy: &'a str) -> BoxFuture<'a, Result<Log, Error>> {
+        self.faults.api(self.shell.originals_of(policy)).boxed()
+    }
+
     fn save_original<'a>(&'a self, revision: i64, record: &'a Record) -> BoxFuture<'a, Result<(), Error>> {
         self.faults.api(self.shell.save_original(revision, record)).boxed()
     }

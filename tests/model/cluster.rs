@@ -123,6 +123,7 @@ pub enum Effect {
         seed: String,
     },
     ReadOriginals,
+    ReadOriginalsOf(String),
     SaveOriginal {
         revision: i64,
         record: Record,
@@ -208,6 +209,7 @@ pub enum Answer {
     Done(Result<(), Error>),
     Version(Result<Option<String>, Error>),
     Originals(Result<Log, Error>),
+    OriginalsOf(Result<Log, Error>),
     Unit(Result<UnitState, Fault>),
     Written(Result<(), Fault>),
     Found(Result<(), Error>),
@@ -588,6 +590,10 @@ impl Cluster {
                 Answer::Done(Ok(()))
             }
             Effect::ReadOriginals => Answer::Originals(Ok(Log { records: self.policy.originals.clone() })),
+            Effect::ReadOriginalsOf(policy) => {
+                let other = self.other().filter(|other| other.name == *policy);
+                Answer::OriginalsOf(Ok(Log { records: other.map(|other| other.originals.clone()).unwrap_or_default() }))
+            }
             Effect::SaveOriginal { revision, record } => Answer::Done(if self.policy.originals.contains_key(revision) {
                 Err(refused(409, "the object already exists"))
             } else {
@@ -635,6 +641,7 @@ impl Cluster {
             }
             Effect::ClearStatus { .. } | Effect::WriteStatus { .. } => Answer::Version(Err(Error::TimedOut)),
             Effect::ReadOriginals => Answer::Originals(Err(Error::TimedOut)),
+            Effect::ReadOriginalsOf(_) => Answer::OriginalsOf(Err(Error::TimedOut)),
             Effect::Locate => Answer::Found(Err(Error::TimedOut)),
             Effect::Discover => Answer::Units(Err(silent(0))),
             Effect::Read(node) => Answer::Unit(Err(silent(*node))),

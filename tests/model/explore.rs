@@ -176,20 +176,14 @@ pub struct Known {
     rests: bool,
     /// What it claims, if its target was looked for.
     claim: Option<BTreeSet<String>>,
-    /// The originals that other policies may take over.
-    saved: Log,
+    /// The originals that other policies may take over; `None` if this process has not read them yet.
+    saved: Option<Log>,
 }
 
 impl Known {
     /// A policy of which nothing is known, with a pass that is due at once.
     fn nothing() -> Self {
         Self { due: Some(Duration::ZERO), ..Self::default() }
-    }
-
-    /// What a new process has of a policy. In this model it begins with the saved originals of all policies; the operator reads those
-    /// of a policy in its first pass, so that an older policy whose pass comes before can save what a younger one has written.
-    fn after_crash(policy: &Policy) -> Self {
-        Self { saved: Log { records: policy.originals.clone() }, ..Self::nothing() }
     }
 
     /// A pass follows a change.
@@ -201,7 +195,7 @@ impl Known {
     fn learn(&mut self, answer: &Answer, scene: Scene) {
         match answer {
             Answer::Found(Ok(())) => self.claim = Some(scene.units().into_iter().collect()),
-            Answer::Originals(Ok(log)) => self.saved = log.clone(),
+            Answer::Originals(Ok(log)) => self.saved = Some(log.clone()),
             _ => {}
         }
     }
@@ -209,7 +203,7 @@ impl Known {
     /// Without a look at the target, a policy claims the units whose originals it has saved.
     fn keep_claim(&mut self) {
         let saved = &self.saved;
-        self.claim.get_or_insert_with(|| saved.units().into_keys().collect());
+        self.claim.get_or_insert_with(|| saved.iter().flat_map(|log| log.units().into_keys()).collect());
     }
 }
 
@@ -318,8 +312,10 @@ impl Between {
         let policies = policies.into_iter().filter_map(|(policy, known)| Some((policy.filter(|policy| policy.exists)?, known)));
         let policies: Vec<_> = policies.map(|(policy, known)| (policy.claimant(), known)).collect();
         for (claimant, known) in &policies {
-            registry.saved(claimant, &known.saved);
             registry.listed(claimant, kind, false);
+            if let Some(saved) = &known.saved {
+                registry.saved(claimant, saved);
+            }
             if let Some(claim) = &known.claim {
                 registry.claim_places(claimant, kind, claim.clone());
             }
@@ -526,6 +522,9 @@ impl Run {
                 let (answer, broken) = self.cluster.carry_out(effect);
                 self.record(effect, "done", broken);
                 self.known.learn(&answer, self.cluster.scene);
+                if let Answer::OriginalsOf(Ok(log)) = &answer {
+                    self.other.saved.get_or_insert_with(|| log.clone());
+                }
                 ports.answer(*number, answer);
             }
             Choice::Other => self.other_pass(ports),
@@ -689,8 +688,8 @@ impl Run {
         let (memory, due) = match end {
             End::Open(_) => unreachable!("the pass has ended"),
             End::Crashed => {
-                known = Known::after_crash(&cluster.policy);
-                other = cluster.other().map(Known::after_crash).unwrap_or_default();
+                known = Known::nothing();
+                other = cluster.other().map(|_| Known::nothing()).unwrap_or_default();
                 (PolicyCache::default(), Some(Duration::ZERO))
             }
             End::Finished { gone: true, .. } => (PolicyCache::default(), None),
@@ -704,7 +703,7 @@ impl Run {
                 (*memory, Some(due))
             }
         };
-        known.saved = memory.originals.clone().unwrap_or(known.saved);
+        known.saved = memory.originals.clone().or(known.saved);
         if cluster.policy.deleted && !crashed {
             known.keep_claim();
         }

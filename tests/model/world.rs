@@ -357,6 +357,10 @@ impl World for Ports {
         asked!(self, Effect::ReadOriginals, Originals)
     }
 
+    fn originals_of<'a>(&'a self, policy: &'a str) -> BoxFuture<'a, Result<Log, Error>> {
+        asked!(self, Effect::ReadOriginalsOf(policy.to_owned()), OriginalsOf)
+    }
+
     fn save_original<'a>(&'a self, revision: i64, record: &'a Record) -> BoxFuture<'a, Result<(), Error>> {
         asked!(self, Effect::SaveOriginal { revision, record: record.clone() }, Done)
     }
