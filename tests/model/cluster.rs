@@ -238,6 +238,7 @@ pub struct Node {
 
 /// A policy, and what the API server keeps for it.
 #[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools)] // Facts that do not depend on each other.
 pub struct Policy {
     pub name: &'static str,
     pub uid: &'static str,
@@ -248,6 +249,8 @@ pub struct Policy {
     /// Version of the spec by generation.
     pub specs: BTreeMap<i64, usize>,
     pub suspended: bool,
+    /// Whether a process of the operator has ended.
+    pub crashed: bool,
     pub generation: i64,
     pub exists: bool,
     pub deleted: bool,
@@ -380,6 +383,7 @@ impl Policy {
             spec,
             specs: [(1, spec)].into(),
             suspended: false,
+            crashed: false,
             generation: 1,
             exists: true,
             deleted: false,
@@ -836,8 +840,10 @@ impl Cluster {
         }
         for name in ["Ready", "Programmed", "InEffect"] {
             let condition = status.conditions.iter().find(|condition| condition.type_ == name);
-            // If a process started by itself and the operator did not see it, only its next start shows what it uses.
-            let unseen = name == "InEffect" && self.governed().iter().any(Node::has_restarted_itself);
+            // If a process started by itself and the operator did not see it, only its next start shows what it uses. The same is
+            // true if a new process of the operator does not know whether a restart began before or after an edit.
+            let unknown = (self.policy.crashed && self.policy.spec > 0) || self.governed().iter().any(Node::has_restarted_itself);
+            let unseen = name == "InEffect" && unknown;
             let is_known = |condition: &&Condition| condition.status == "True" || (unseen && condition.reason == "NotObserved");
             if condition.is_none_or(|condition| !is_known(&condition)) {
                 let said = condition.map(|condition| format!("{} {}", condition.status, condition.reason));

@@ -563,6 +563,7 @@ impl Run {
             }
             Choice::Crash(carried) => {
                 self.budget -= 1;
+                self.cluster.policy.crashed = true;
                 if let Some(n) = carried {
                     self.broken = self.broken.take().or(self.cluster.carry_out(&open[n].1).1);
                 }

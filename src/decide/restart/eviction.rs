@@ -127,12 +127,6 @@ fn go_on(input: &RestartInput<'_>, current: &Restarting, permitted: bool, outcom
                 outcome.said = others.next().map(|other| RestartReport::Unavailable(other.name.to_owned()));
                 return true;
             }
-            // The node stores a later change by now, and its pod is still the old one: this restart is for that change.
-            let is_only = input.control.nodes.len() == 1;
-            if is_only && node.pending && input.control.change != input.changed && outcome.has_budget(input.spec) {
-                outcome.control.change = input.changed;
-                outcome.control.begun.push(input.now);
-            }
             let drains = node.process.is_some_and(|process| process.drains);
             outcome.acts.push(if drains && !drained {
                 Act::Drain(name())
@@ -213,7 +207,7 @@ fn begin(input: &RestartInput<'_>, outcome: &mut RestartPlan) {
             return;
         }
         if outcome.control.change != input.changed {
-            if !outcome.has_budget(input.spec) {
+            if outcome.control.begun.len() >= input.spec.max_per_day as usize {
                 outcome.said.get_or_insert(RestartReport::Budget);
                 return;
             }
@@ -342,21 +336,6 @@ mod tests {
         scene.node("t1").1.drained = true;
         let evict = Act::Evict { node: "t1".into(), pod: "pod-1".into(), uid: "uid-1".into() };
         assert_eq!(scene.look().acts, [evict], "the drained node is out of service already");
-    }
-
-    #[test]
-    fn a_restart_that_has_not_evicted_yet_is_for_the_change_that_the_node_stores_by_now() {
-        let mut scene = Scene::new();
-        scene.spec.max_per_day = 2;
-        scene.look();
-        scene.changed = 2;
-        scene.look();
-        assert_eq!((scene.control.change, scene.control.begun.len()), (2, 2));
-        let mut scene = Scene::new();
-        scene.look();
-        (scene.changed, scene.spec.max_per_day) = (2, 1);
-        scene.look();
-        assert_eq!((scene.control.change, scene.control.begun.len()), (1, 1), "the budget of the day is used up");
     }
 
     #[test]

@@ -80,11 +80,6 @@ impl RestartPlan {
         Self { control, ..Self::default() }
     }
 
-    /// Whether restarts for one more change may begin today (`restart.maxPerDay`).
-    fn has_budget(&self, spec: &Restart) -> bool {
-        self.control.begun.len() < spec.max_per_day as usize
-    }
-
     /// Whether something is under way that no watch reports, so that another look is due soon.
     #[must_use]
     pub fn is_going_on(&self) -> bool {
