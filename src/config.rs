@@ -79,19 +79,16 @@ impl Lease {
     /// # Errors
     /// Returns an error if two processes could act at the same time.
     pub fn terms(&self) -> Result<Option<LeaseConfig>, crate::leader::Error> {
-        let terms = || {
-            LeaseConfig {
-                namespace: self.lease_namespace.clone(),
-                name: self.lease_name.clone(),
-                // A restarted process under the same pod name has another identity.
-                identity: format!("{}_{:016x}", instance(), fastrand::u64(..)),
-                duration: self.lease_duration,
-                renew_deadline: self.lease_renew_deadline,
-                retry_period: self.lease_retry_period,
-            }
-            .checked()
-        };
-        self.leader_election.then(terms).transpose()
+        let terms = self.leader_election.then(|| LeaseConfig {
+            namespace: self.lease_namespace.clone(),
+            name: self.lease_name.clone(),
+            // A restarted process under the same pod name has another identity.
+            identity: format!("{}_{:016x}", instance(), fastrand::u64(..)),
+            duration: self.lease_duration,
+            renew_deadline: self.lease_renew_deadline,
+            retry_period: self.lease_retry_period,
+        });
+        terms.map(LeaseConfig::checked).transpose()
     }
 }
 

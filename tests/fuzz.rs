@@ -270,7 +270,6 @@ fn aistore(input: &[u8]) {
         let _ = (member.hosts(), member.in_maintenance());
     }
     if let Ok(config) = serde_json::from_slice::<wire::Config>(input) {
-        let _ = config.periodic.slack();
         for (limit, key) in
             [(Limit::IntraClusterIdleConnTimeout, "idle_conn_time"), (Limit::IntraClusterMaxIdleConns, "idle_conns")]
         {

@@ -8,10 +8,15 @@ use std::{collections::BTreeMap, fmt::Write as _, path::Path, sync::Mutex};
 
 use idleconn_operator::{
     api::adaptive::{Adaptive, Mode},
-    decide::adaptive::{config::Config, disturbance::Disturbance, tuning::Tuning},
+    decide::adaptive::{
+        config::Config,
+        disturbance::Disturbance,
+        openness::{self, Percent},
+        tuning::Tuning,
+    },
     simulate::{
         self, Decided, Handover, Run, Summary,
-        plant::{Kind, Model, UNMANAGED_IDLE, policy},
+        plant::{Kind, Model, Plant, UNMANAGED_IDLE, policy},
     },
 };
 
@@ -52,6 +57,30 @@ fn mean(values: impl IntoIterator<Item = f64>) -> f64 {
     values.iter().sum::<f64>() / values.len() as f64
 }
 
+/// A naive rule for comparison: ten points down while there are too many tasks, otherwise ten points up, at every
+/// evaluation. It reads a missing count as zero.
+fn threshold_rule(config: &Config, plant: &mut dyn Plant, seconds: i64) -> Summary {
+    let interval = (config.tuning.interval / 1000).max(1);
+    let mut openness: Percent = 100;
+    let mut decisions = Vec::new();
+    let mut over = 0;
+    let mut time = 0;
+    while time < seconds {
+        plant.step(time, interval, &openness::at(&config.declared.settings, &config.floor, openness));
+        if plant.pressure() >= 1.0 {
+            over += interval;
+        }
+        let highest = (0..plant.nodes()).map(|n| plant.sample(n).map_or(0.0, |m| m.pressure)).fold(0.0, f64::max);
+        let to = if highest >= 1.0 { openness.saturating_sub(10) } else { (openness + 10).min(100) };
+        if to != openness {
+            decisions.push(Decided { time, from_percent: openness, to_percent: to, reason: String::new(), verdict: None });
+        }
+        openness = to;
+        time += interval;
+    }
+    Summary::of(&decisions, over, openness, String::new())
+}
+
 /// Runs of all seeds of a model, with those of the plain rule for comparison.
 struct Batch {
     runs: Vec<Run>,
@@ -64,11 +93,7 @@ impl Batch {
         let runs: Vec<_> = (0..SEEDS).map(|seed| one(kind, seed, informed, None)).collect();
         let naive: Vec<_> = (0..SEEDS)
             .map(|seed| {
-                simulate::threshold_rule(
-                    &config,
-                    &mut Model::new(kind, seed, NODES, false, &config.declared.settings),
-                    hours(kind) * 3600,
-                )
+                threshold_rule(&config, &mut Model::new(kind, seed, NODES, false, &config.declared.settings), hours(kind) * 3600)
             })
             .collect();
         let batch = Self { runs, naive };

@@ -193,14 +193,11 @@ fn of_node(node: &Node) -> Vec<[String; 9]> {
     if desired.is_empty() && measured.is_empty() {
         return vec![row(dash(), dash(), dash(), dash(), dash())];
     }
-    desired
-        .iter()
-        .map(|(limit, value)| {
-            let (programmed, in_effect) = (or(programmed.get(limit), "nothing"), or(in_effect.get(limit), "unknown"));
-            row(limit.to_string(), value.to_string(), programmed, in_effect, or(measured.get(limit), "-"))
-        })
-        .chain(beside)
-        .collect()
+    let declared = desired.iter().map(|(limit, value)| {
+        let (programmed, in_effect) = (or(programmed.get(limit), "nothing"), or(in_effect.get(limit), "unknown"));
+        row(limit.to_string(), value.to_string(), programmed, in_effect, or(measured.get(limit), "-"))
+    });
+    declared.chain(beside).collect()
 }
 
 #[cfg(test)]

@@ -317,15 +317,13 @@ async fn behind(ctx: &Context, policy: &PolicyHandle, service: &ServiceRef) -> R
 
 /// Returns a place for each endpoint of a Service, identified by its pod or its address.
 fn endpoints_of(found: Vec<Found>, service: &ServiceRef) -> Vec<TargetAddress> {
-    found
-        .into_iter()
-        .map(|(pod, address)| {
-            let at = format!("{}://{address}", service.scheme.name());
-            let (id, name) =
-                pod.map_or_else(|| (at.clone(), address.to_string()), |(uid, name)| (pod_id(&uid, address.port()), name));
-            TargetAddress::new(id, name, at)
-        })
-        .collect()
+    let place = |(pod, address): Found| {
+        let at = format!("{}://{address}", service.scheme.name());
+        let (id, name) =
+            pod.map_or_else(|| (at.clone(), address.to_string()), |(uid, name)| (pod_id(&uid, address.port()), name));
+        TargetAddress::new(id, name, at)
+    };
+    found.into_iter().map(place).collect()
 }
 
 /// Endpoint: UID and name of its pod, if it is a pod, and its address with the target port.

@@ -40,7 +40,6 @@ use crate::{
         report::status::UnitResult,
         restart::rollout::Workload,
     },
-    metrics::Step,
     pass::{
         Error, Failure, PolicyHandle,
         claims::Registry,
@@ -137,14 +136,12 @@ impl Located for Found<'_> {
     }
 }
 
-const fn step(stage: Stage) -> Option<Step> {
+/// The label of a stage in `idleconn_reconcile_step_seconds`; `None` for those that are parts of another.
+fn step(stage: Stage) -> Option<&'static str> {
     match stage {
-        Stage::Discover => Some(Step::Discover),
-        Stage::Gather => Some(Step::Gather),
-        Stage::Decide => Some(Step::Decide),
-        Stage::Write => Some(Step::Apply),
-        Stage::Report => Some(Step::Report),
         Stage::Capture | Stage::Restore => None,
+        Stage::Write => Some("apply"),
+        other => Some(other.into()),
     }
 }
 

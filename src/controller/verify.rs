@@ -138,11 +138,9 @@ pub fn look(
         *verifier = Verifier { asks: Some(spec.http_get.clone()), ..Verifier::default() };
     }
     let interval = spec.interval.get().unwrap_or(MAX_WAIT);
-    let nodes: Vec<_> = results
-        .iter()
-        .filter_map(|result| Some((&result.unit, result.state.as_ref().ok()?)))
-        .flat_map(|(unit, state)| state.nodes.iter().filter(|node| node.stored.is_ok()).map(move |node| (unit, node)))
-        .collect();
+    let read = results.iter().filter_map(|result| Some((&result.unit, result.state.as_ref().ok()?)));
+    let nodes = read.flat_map(|(unit, state)| state.nodes.iter().map(move |node| (unit, node)));
+    let nodes: Vec<_> = nodes.filter(|(_, node)| node.stored.is_ok()).collect();
     if all {
         verifier.keep_only(&nodes.iter().map(|(unit, node)| key(unit, node)).collect());
     }

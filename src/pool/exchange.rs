@@ -131,10 +131,8 @@ impl Flow {
 
 /// Whether the server keeps the connection open, by its headers. A body that ends with the connection leaves none.
 fn lasts(version: Version, status: StatusCode, headers: &HeaderMap) -> bool {
-    let closes = headers
-        .get_all(CONNECTION)
-        .iter()
-        .any(|value| value.to_str().is_ok_and(|value| value.split(',').any(|word| word.trim().eq_ignore_ascii_case("close"))));
+    let closes = |value: &str| value.split(',').any(|word| word.trim().eq_ignore_ascii_case("close"));
+    let closes = headers.get_all(CONNECTION).iter().any(|value| value.to_str().is_ok_and(closes));
     let ends = headers.contains_key(CONTENT_LENGTH)
         || headers.contains_key(TRANSFER_ENCODING)
         || matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);

@@ -259,6 +259,13 @@ pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, now: Timesta
         let load = Load { tasks, threshold, utilization_percent: status.utilization_percent };
         (load, status.openness_percent, count(|tasks| tasks.idle_connections))
     };
+    let conditions = status.conditions.into_iter().map(|condition| Condition {
+        type_: condition.type_,
+        status: condition.status,
+        reason: condition.reason,
+        message: condition.message,
+        since: condition.last_transition_time,
+    });
     Summary {
         namespace: policy.namespace().unwrap_or_default(),
         name: policy.name_any(),
@@ -266,17 +273,7 @@ pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, now: Timesta
         mode: policy.spec.adaptive.as_ref().map_or_else(|| "Disabled".to_owned(), |adaptive| format!("{:?}", adaptive.mode)),
         suspended: policy.spec.suspend,
         deleting: policy.metadata.deletion_timestamp.is_some(),
-        conditions: status
-            .conditions
-            .into_iter()
-            .map(|condition| Condition {
-                type_: condition.type_,
-                status: condition.status,
-                reason: condition.reason,
-                message: condition.message,
-                since: condition.last_transition_time,
-            })
-            .collect(),
+        conditions: conditions.collect(),
         load,
         openness_percent: openness,
         sampled: point.map(|point| time(point.time)),
@@ -292,6 +289,7 @@ pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, now: Timesta
 pub fn full(policy: &IdleConnectionPolicy, live: Option<&Live>, now: Timestamp) -> Policy {
     let status = policy.status.clone().unwrap_or_default();
     let trend = live.map(|live| &live.trend);
+    let moment = |point: &Point| Moment { time: time(point.time), load: point.into(), openness_percent: point.openness.into() };
     Policy {
         summary: summary(policy, trend.and_then(|trend| trend.back().copied()), now),
         limits: status.limits,
@@ -299,11 +297,7 @@ pub fn full(policy: &IdleConnectionPolicy, live: Option<&Live>, now: Timestamp) 
         pending_restart: status.pending_restart,
         recommendation: status.recommendation,
         history: status.history,
-        trend: trend
-            .into_iter()
-            .flatten()
-            .map(|point| Moment { time: time(point.time), load: point.into(), openness_percent: point.openness.into() })
-            .collect(),
+        trend: trend.into_iter().flatten().map(moment).collect(),
     }
 }
 
@@ -349,12 +343,11 @@ impl Api {
         let sight = self.gate.sight(caller.as_ref(), self.policy_namespaces()).await?;
         let (latest, now) = (self.context.live.latest(), clock::now());
         let visible = self.policies().into_iter().filter(|policy| sight.has(policy.namespace().as_deref()));
-        Ok(visible
-            .map(|policy| {
-                let point = latest.get(&(policy.namespace().unwrap_or_default(), policy.name_any())).copied();
-                summary(&policy, point, now)
-            })
-            .collect())
+        let shown = |policy: IdleConnectionPolicy| {
+            let point = latest.get(&(policy.namespace().unwrap_or_default(), policy.name_any())).copied();
+            summary(&policy, point, now)
+        };
+        Ok(visible.map(shown).collect())
     }
 
     async fn policy(
@@ -411,9 +404,8 @@ pub async fn get_nodes(
     if !api.context.leadership.holds() {
         return Err(Error::NotLeading);
     }
-    let (live, seen) = live
-        .and_then(|live| live.seen.map(|seen| (live, seen)))
-        .ok_or(Error::Unavailable("The operator has not observed the nodes of this policy yet"))?;
+    let seen = live.and_then(|live| live.seen.map(|seen| (live, seen)));
+    let (live, seen) = seen.ok_or(Error::Unavailable("The operator has not observed the nodes of this policy yet"))?;
     let samples = live.samples.as_ref().map(|samples| samples.lock().unwrap_or_else(PoisonError::into_inner).clone());
     Ok(ApiResponse::of(NodeList { seen: Time(seen), nodes: nodes(&live.nodes, samples.as_ref()) }))
 }

@@ -101,7 +101,8 @@ pub struct Summary {
 
 impl Summary {
     /// `over` is the number of seconds with a true utilization of 100% or more.
-    fn of(decisions: &[Decided], over: i64, final_openness_percent: Percent, verdict: String) -> Self {
+    #[must_use]
+    pub fn of(decisions: &[Decided], over: i64, final_openness_percent: Percent, verdict: String) -> Self {
         #[allow(clippy::cast_precision_loss)] // Minutes.
         let minutes_over_threshold = over as f64 / 60.0;
         Self {
@@ -393,31 +394,6 @@ fn point(time: i64, reading: Option<&Reading>, openness: Percent, truth: f64) ->
 #[must_use]
 pub fn reversals(decisions: &[Decided]) -> usize {
     decisions.windows(2).filter(|pair| pair[0].tightens() != pair[1].tightens()).count()
-}
-
-/// A naive rule for comparison: ten points down while there are too many tasks, otherwise ten points up, at every
-/// evaluation. It reads a missing count as zero.
-#[must_use]
-pub fn threshold_rule(config: &Config, plant: &mut dyn Plant, seconds: i64) -> Summary {
-    let interval = (config.tuning.interval / 1000).max(1);
-    let mut openness: Percent = 100;
-    let mut decisions = Vec::new();
-    let mut over = 0;
-    let mut time = 0;
-    while time < seconds {
-        plant.step(time, interval, &openness::at(&config.declared.settings, &config.floor, openness));
-        if plant.pressure() >= 1.0 {
-            over += interval;
-        }
-        let highest = (0..plant.nodes()).map(|n| plant.sample(n).map_or(0.0, |m| m.pressure)).fold(0.0, f64::max);
-        let to = if highest >= 1.0 { openness.saturating_sub(10) } else { (openness + 10).min(100) };
-        if to != openness {
-            decisions.push(Decided { time, from_percent: openness, to_percent: to, reason: String::new(), verdict: None });
-        }
-        openness = to;
-        time += interval;
-    }
-    Summary::of(&decisions, over, openness, String::new())
 }
 
 /// The configuration of a policy whose tasks are counted. The simulation shows what adaptive control would do, whatever

@@ -27,8 +27,6 @@ pub const MAX_MEMBERS: usize = 2000;
 const MAX_ID: usize = 253;
 /// Most bytes of a field's value: a duration or a number.
 const MAX_VALUE: usize = 256;
-/// Longest refresh interval of a server's figures (AIStore's maximum of `periodic.stats_time`).
-const MAX_STATS_TIME: Duration = Duration::from_secs(60);
 
 /// Response of `what=smap`.
 #[derive(Deserialize)]
@@ -146,9 +144,6 @@ pub struct Net4 {
 pub struct Config {
     /// Network settings.
     pub net: Net,
-    /// Intervals.
-    #[serde(default)]
-    pub periodic: Periodic,
     /// Time of the last change, by the server's clock.
     #[serde(default)]
     pub lastupdate_time: String,
@@ -184,23 +179,6 @@ impl Http {
         };
         let raw = raw.as_ref().filter(|raw| raw.get().len() <= MAX_VALUE)?;
         serde_json::from_str(raw.get()).ok()
-    }
-}
-
-/// The `periodic` section.
-#[derive(Deserialize, Default)]
-pub struct Periodic {
-    #[serde(default)]
-    stats_time: String,
-}
-
-impl Periodic {
-    /// Greatest age of the figures in a node's status. The server's default is 10 s and its maximum is one minute. One
-    /// minute also applies if the node reports more, or nothing.
-    #[must_use]
-    pub fn slack(&self) -> Duration {
-        let said = go_duration::parse(&self.stats_time).filter(|said| !said.is_zero());
-        said.unwrap_or(MAX_STATS_TIME).min(MAX_STATS_TIME)
     }
 }
 
