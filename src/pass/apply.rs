@@ -76,8 +76,12 @@ pub(super) async fn capture(pass: &mut Pass<'_>, units: &[(Unit, UnitState)], pl
     }
     // What another policy has written is no original. A new process of the operator may not know yet what that policy saved.
     for other in world.registry().unread(&policy.claimant) {
-        let log = world.originals_of(&other.name).await?;
-        world.registry().read(&other, &log);
+        match world.originals_of(&other.name).await {
+            Ok(log) => world.registry().read(&other, &log),
+            // That policy writes nothing until this is repaired, and says so. It must not stop the others of its namespace.
+            Err(Error::Original(_)) => {}
+            Err(error) => return Err(error),
+        }
     }
     let Some(log) = memory.originals.as_mut() else { return Err(Error::Unread) };
     let mut kept = log.units();

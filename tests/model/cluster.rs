@@ -834,16 +834,17 @@ impl Cluster {
         if let Some(node) = self.governed().iter().position(|node| !node.holds(&node.values, spec)) {
             return Some(format!("node {node} does not hold the declared values: {:?}", self.nodes[node].values));
         }
+        // If a new process of the operator does not know whether a restart began before or after an edit, InEffect stays Unknown, and
+        // no node is restarted that is not known to use an older value.
+        let lost = self.policy.crashed && self.policy.spec > 0;
         let runs = |node: &Node| node.process.as_ref().is_none_or(|process| node.holds(&process.running, spec));
-        if let Some(node) = self.governed().iter().position(|node| !runs(node)) {
+        if let Some(node) = self.governed().iter().position(|node| !runs(node) && !lost) {
             return Some(format!("the process of node {node} runs with {}", self.nodes[node].runs()));
         }
         for name in ["Ready", "Programmed", "InEffect"] {
             let condition = status.conditions.iter().find(|condition| condition.type_ == name);
-            // If a process started by itself and the operator did not see it, only its next start shows what it uses. The same is
-            // true if a new process of the operator does not know whether a restart began before or after an edit.
-            let unknown = (self.policy.crashed && self.policy.spec > 0) || self.governed().iter().any(Node::has_restarted_itself);
-            let unseen = name == "InEffect" && unknown;
+            // If a process started by itself and the operator did not see it, only its next start shows what it uses.
+            let unseen = name == "InEffect" && (lost || self.governed().iter().any(Node::has_restarted_itself));
             let is_known = |condition: &&Condition| condition.status == "True" || (unseen && condition.reason == "NotObserved");
             if condition.is_none_or(|condition| !is_known(&condition)) {
                 let said = condition.map(|condition| format!("{} {}", condition.status, condition.reason));
