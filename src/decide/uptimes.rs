@@ -140,9 +140,11 @@ pub fn agree(a: &Confirmed, b: &Confirmed) -> bool {
     a.values == b.values && a.nodes == b.nodes && a.changed.abs_diff(b.changed) <= SAME_TIME
 }
 
-/// Records that the operator replaced a node's process after the node had stored these values.
+/// Records that the operator replaced a node's process after the node had stored these values. A node that does not store
+/// them is not changed: they are those of a later change, which has not reached it.
 pub fn replaced(lives: &mut Lives, node: &str, values: &LimitValues) {
-    if let Some(life) = lives.get_mut(node) {
+    let stores = |life: &ProcessUptime| values.iter().all(|(limit, value)| life.stored.get(limit).is_none_or(|s| s == value));
+    if let Some(life) = lives.get_mut(node).filter(|life| stores(life)) {
         life.uses.clone_from(values);
         life.joined = false;
     }
@@ -272,6 +274,9 @@ mod tests {
         let mut evicted = seen(&[(200, Some(3), 80)], false);
         replaced(&mut evicted, "t1", &values);
         assert_eq!(evicted["t1"].uses(KNOB, Value::Count(80), Some(10_100_000)), Some(true));
+        let mut earlier = seen(&[(200, Some(3), 52)], false);
+        replaced(&mut earlier, "t1", &values);
+        assert_eq!(earlier["t1"].uses(KNOB, Value::Count(80), Some(10_100_000)), None, "the node stores an earlier value");
         let mut young = seen(&[(200, Some(0), 80)], true);
         replaced(&mut young, "t1", &values);
         assert_eq!(young["t1"].uses(KNOB, Value::Count(80), None), Some(true), "the uptime is too short to become shorter");
