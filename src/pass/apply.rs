@@ -71,26 +71,16 @@ pub async fn tell_lost(world: &dyn World, policy: &PolicyHandle, unit: &str, mov
 /// Saves the settings that the planned writes would overwrite. Nothing may be written before this has succeeded.
 pub(super) async fn capture(pass: &mut Pass<'_>, units: &[(Unit, UnitState)], plan: &Plan) -> Result<(), Error> {
     let Pass { world, policy, memory, .. } = pass;
-    if units.iter().all(|(unit, _)| plan.units.get(&unit.id).is_none_or(|plan| plan.capture.is_empty())) {
+    let Some(log) = &memory.originals else { return Err(Error::Unread) };
+    let captures = units.iter().filter_map(|(unit, _)| Some((unit, &plan.units.get(&unit.id)?.capture)));
+    let captures: Vec<_> = captures.filter(|(_, capture)| !capture.is_empty()).collect();
+    if captures.is_empty() {
         return Ok(());
     }
-    // What another policy has written is no original. A new process of the operator may not know yet what that policy saved.
-    for other in world.registry().unread(&policy.claimant) {
-        match world.originals_of(&other.name).await {
-            Ok(log) => world.registry().read(&other, &log),
-            // That policy writes nothing until this is repaired, and says so. It must not stop the others of its namespace.
-            Err(Error::Original(_)) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    let Some(log) = memory.originals.as_mut() else { return Err(Error::Unread) };
+    read_others(*world, policy).await?;
     let mut kept = log.units();
     let mut change = BTreeMap::new();
-    for (unit, _) in units {
-        let Some(UnitPlan { capture, .. }) = plan.units.get(&unit.id) else { continue };
-        if capture.is_empty() {
-            continue;
-        }
+    for (unit, capture) in captures {
         let mut saved = kept.remove(&unit.id).unwrap_or_else(|| Saved {
             name: unit.name.clone(),
             address: unit.address.clone(),
@@ -104,6 +94,20 @@ pub(super) async fn capture(pass: &mut Pass<'_>, units: &[(Unit, UnitState)], pl
         change.insert(unit.id.clone(), Some(saved));
     }
     append(*world, policy, memory, change).await
+}
+
+/// Reads the original settings that other policies of the namespace saved, as far as this process has not. Values that
+/// another policy wrote are not originals.
+async fn read_others(world: &dyn World, policy: &PolicyHandle) -> Result<(), Error> {
+    for other in world.registry().unread(&policy.claimant) {
+        match world.originals_of(&other.name).await {
+            Ok(log) => world.registry().read(&other, &log),
+            // That policy writes nothing until its record is repaired, and reports it. The others must not wait for that.
+            Err(Error::Original(_)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
 
 /// Drops saved original settings that are restored.
