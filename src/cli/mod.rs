@@ -421,7 +421,7 @@ async fn pause(options: Pause) -> Result<CommandResult, Error> {
     };
     let end = pause::end(options.time.as_ref(), Timestamp::now())?;
     let until = end.map_or_else(String::new, |end| format!(" until {end}"));
-    let done = format!("{}{until}", direction.texts().0);
+    let done = format!("{}{until}", direction.done());
     each(&options.cluster, &options.selection, &done, &pause::annotations(direction, end)).await
 }
 

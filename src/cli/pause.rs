@@ -25,12 +25,20 @@ pub enum Direction {
 }
 
 impl Direction {
-    /// Returns what a pause of this direction did, as kubectl says it after the name of an object, and its annotation.
-    pub const fn texts(self) -> (&'static str, &'static str) {
+    /// Returns what a pause of this direction did, as kubectl says it after the name of an object.
+    pub const fn done(self) -> &'static str {
         match self {
-            Self::Both => ("paused", PAUSED),
-            Self::Tighten => ("tightening paused", PAUSED_TIGHTEN),
-            Self::Relax => ("relaxing paused", PAUSED_RELAX),
+            Self::Both => "paused",
+            Self::Tighten => "tightening paused",
+            Self::Relax => "relaxing paused",
+        }
+    }
+
+    const fn annotation(self) -> &'static str {
+        match self {
+            Self::Both => PAUSED,
+            Self::Tighten => PAUSED_TIGHTEN,
+            Self::Relax => PAUSED_RELAX,
         }
     }
 }
@@ -48,13 +56,13 @@ pub fn end(time: Option<&GoDuration>, now: Timestamp) -> Result<Option<Timestamp
 /// Returns the annotation of a pause until `end`, or until the policy is resumed.
 pub fn annotations(direction: Direction, end: Option<Timestamp>) -> Annotations {
     let value = end.map_or_else(|| "true".to_owned(), |end| end.to_string());
-    Map::from_iter([(direction.texts().1.to_owned(), Json::String(value))])
+    Map::from_iter([(direction.annotation().to_owned(), Json::String(value))])
 }
 
 /// Returns the annotations that remove all pauses.
 pub fn no_annotations() -> Annotations {
     let all = [Direction::Both, Direction::Tighten, Direction::Relax];
-    all.into_iter().map(|direction| (direction.texts().1.to_owned(), Json::Null)).collect()
+    all.into_iter().map(|direction| (direction.annotation().to_owned(), Json::Null)).collect()
 }
 
 /// Changes annotations of a policy. Returns whether the policy is suspended.

@@ -106,14 +106,16 @@ pub struct KnownClient {
     pub source: &'static str,
 }
 
-const fn known(name: &'static str, setting: &'static str, seconds: u64) -> KnownClient {
-    KnownClient { name, setting, idle: ClientIdle::After(Duration::from_secs(seconds)), source: "" }
+/// A client without the documentation of its default, so that none can be left out.
+struct Undocumented(KnownClient);
+
+const fn known(name: &'static str, setting: &'static str, seconds: u64) -> Undocumented {
+    Undocumented(KnownClient { name, setting, idle: ClientIdle::After(Duration::from_secs(seconds)), source: "" })
 }
 
-impl KnownClient {
-    /// The same client, with the documentation of its default.
-    const fn source(self, source: &'static str) -> Self {
-        Self { source, ..self }
+impl Undocumented {
+    const fn source(self, source: &'static str) -> KnownClient {
+        KnownClient { source, ..self.0 }
     }
 }
 
