@@ -107,11 +107,12 @@ mutants: ## Mutation tests of src/decide; takes hours; FILE=order tests src/deci
 	cd target/mutants/tree/tests/pure && CARGO_PROFILE_DEV_DEBUG=0 CARGO_TARGET_DIR="$(CURDIR)/target/mutants/build" \
 		cargo mutants --in-place --output "$(CURDIR)/target/mutants" --timeout 60 --file '**/decide/$(or $(FILE),**/*).rs' -- --locked --lib
 
-lint: ## Check format, clippy, dependencies, workflows, scripts and words
+lint: ## Check format, clippy, links in comments, dependencies, workflows, scripts and words
 	cargo fmt --check
 	@rustfmt --check src/api/formats/*.rs # named by a macro, which cargo fmt does not follow
 	@grep -qF "FROM rust:$$(sed -n 's/^channel = "\(.*\)"/\1/p' rust-toolchain.toml)-" Containerfile || { echo "Containerfile and rust-toolchain.toml name different versions" >&2; exit 1; }
 	cargo clippy --locked --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D rustdoc::broken_intra_doc_links" cargo doc --quiet --locked --no-deps --document-private-items --lib
 	cargo deny --offline check bans licenses sources
 	@for module in examples/go-service tests/gitops tests/readers/objstore tests/textparse; do (cd $$module && test -z "$$(gofmt -l .)" && go vet ./...) || exit 1; done
 	@bin=$$(tests/tools/build lint | tail -n 1) && "$$bin/actionlint" -shellcheck= -pyflakes= .github/workflows/*.yaml
