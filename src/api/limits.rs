@@ -1,7 +1,7 @@
 //! Limits that a policy can set, in one table.
 //!
-//! Each limit is one row of [`limits!`] below. The fields of the CRD, [`Limit`] and its predicates, the names for Go readers and
-//! the conversions between [`Limits`] and [`Settings`] are generated from the row, so none of them can miss a limit.
+//! Each limit is one row of `limits!` below. The fields of the CRD, [`Limit`] and its predicates, the names for Go readers and
+//! the conversions between [`Limits`] and [`LimitValues`] are generated from the row, so none of them can miss a limit.
 //! docs/extending.md shows how to add a row.
 
 #[macro_use]

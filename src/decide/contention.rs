@@ -69,16 +69,16 @@ pub fn next_end(ledger: &BTreeMap<Limit, [i64; 3]>, now: Timestamp) -> Option<i6
 mod tests {
     use super::*;
 
-    const KNOB: Limit = Limit::ServerIdleTimeout;
+    const LIMIT: Limit = Limit::ServerIdleTimeout;
 
     /// Another client changes the limit at each of these seconds. Returns whether it was left alone then.
     fn left_alone(at: &[i64]) -> Vec<bool> {
         let mut ledger = BTreeMap::new();
-        let drifted = BTreeSet::from([KNOB]);
+        let drifted = BTreeSet::from([LIMIT]);
         at.iter()
             .map(|s| {
                 let now = Timestamp::from_second(1_000_000 + s).expect("a time");
-                step(&mut ledger, &drifted, true, now).contains(&KNOB)
+                step(&mut ledger, &drifted, true, now).contains(&LIMIT)
             })
             .collect()
     }
@@ -107,9 +107,9 @@ mod tests {
 
     /// How long a limit is left alone after this many time-outs (seconds).
     fn time_out(outs: i64) -> i64 {
-        let mut ledger = BTreeMap::from([(KNOB, [outs * 10 + 1, 1_000_000, 0])]);
+        let mut ledger = BTreeMap::from([(LIMIT, [outs * 10 + 1, 1_000_000, 0])]);
         let now = Timestamp::from_second(1_000_001).expect("a time");
-        step(&mut ledger, &BTreeSet::from([KNOB]), true, now);
+        step(&mut ledger, &BTreeSet::from([LIMIT]), true, now);
         next_end(&ledger, now).expect("it is left alone") - now.as_second()
     }
 
@@ -117,7 +117,7 @@ mod tests {
     fn the_first_end_of_a_time_out_is_told_while_one_runs() {
         let at = |second| Timestamp::from_second(second).expect("a time");
         let ledger = BTreeMap::from([
-            (KNOB, [10, 100, 700]),
+            (LIMIT, [10, 100, 700]),
             (Limit::BackendMaxIdleConns, [10, 50, 650]),
             (Limit::BackendTcpKeepAlive, [1, 9, 0]),
         ]);
@@ -142,9 +142,9 @@ mod tests {
     #[test]
     fn a_day_and_no_less_is_forgiven() {
         let known = |later: i64| {
-            let mut ledger = BTreeMap::from([(KNOB, [1, 1_000_000, 0])]);
+            let mut ledger = BTreeMap::from([(LIMIT, [1, 1_000_000, 0])]);
             step(&mut ledger, &BTreeSet::new(), true, Timestamp::from_second(1_000_000 + later).expect("a time"));
-            ledger.contains_key(&KNOB)
+            ledger.contains_key(&LIMIT)
         };
         assert_eq!([3_600, 86_399, 86_400].map(known), [true, true, false]);
     }
@@ -161,9 +161,9 @@ mod tests {
         #[test]
         fn whatever_the_status_says_a_field_is_left_alone_for_a_day_at_most(ledger in proptest::array::uniform3(proptest::num::i64::ANY)) {
             let now = Timestamp::from_second(1_000_000).expect("a time");
-            let mut ledger = BTreeMap::from([(KNOB, ledger)]);
-            step(&mut ledger, &BTreeSet::from([KNOB]), true, now);
-            let until = ledger.get(&KNOB).map_or(0, |[_, _, until]| *until);
+            let mut ledger = BTreeMap::from([(LIMIT, ledger)]);
+            step(&mut ledger, &BTreeSet::from([LIMIT]), true, now);
+            let until = ledger.get(&LIMIT).map_or(0, |[_, _, until]| *until);
             proptest::prop_assert!(until <= 1_000_000 + MAX_TIMEOUT, "{until}");
         }
     }
@@ -171,7 +171,7 @@ mod tests {
     #[test]
     fn drift_that_is_already_being_corrected_is_not_counted_twice() {
         let mut ledger = BTreeMap::new();
-        let drifted = BTreeSet::from([KNOB]);
+        let drifted = BTreeSet::from([LIMIT]);
         let now = Timestamp::from_second(1_000_000).expect("a time");
         for _ in 0..5 {
             assert!(step(&mut ledger, &drifted, false, now).is_empty());

@@ -46,7 +46,7 @@ impl Capability {
     }
 }
 
-/// Maps a unit's saved values to the current names of its config paths; see [`Traits::moved`].
+/// Maps a unit's saved values to the current names of its config paths; see [`TargetCapabilities::moved`].
 pub type Follow = fn(&Sites, &UnitState, &BTreeSet<(Limit, Value)>) -> Option<Moved>;
 
 /// What all targets of a kind can do.

@@ -30,7 +30,7 @@ use crate::{
 /// A server that takes every value while it runs.
 const TRAITS: TargetCapabilities = TargetCapabilities::PLAIN;
 
-const KNOB: Limit = Limit::ServerIdleTimeout;
+const LIMIT: Limit = Limit::ServerIdleTimeout;
 
 fn seconds(n: u64) -> Value {
     Value::Duration(Duration::from_secs(n))
@@ -41,14 +41,14 @@ fn unit(id: &str) -> Unit {
 }
 
 fn holding(secs: Option<u64>) -> UnitState {
-    let site = ConfigPath { limit: KNOB, place: "web".into() };
+    let site = ConfigPath { limit: LIMIT, place: "web".into() };
     let stored = Stored { value: secs.map(seconds), raw: secs.map(|s| json!(format!("{s}s"))) };
-    let node = NodeState::new("n", Ok([(KNOB, secs.map(seconds))].into()));
+    let node = NodeState::new("n", Ok([(LIMIT, secs.map(seconds))].into()));
     UnitState { sites: [(site, stored)].into(), nodes: vec![node], ..UnitState::default() }
 }
 
 fn saved(secs: Option<u64>) -> Saved {
-    let site = ConfigPath { limit: KNOB, place: "web".into() };
+    let site = ConfigPath { limit: LIMIT, place: "web".into() };
     Saved {
         name: "n".into(),
         address: String::new(),
@@ -73,7 +73,7 @@ struct Scene {
 impl Scene {
     fn new(holds: Option<u64>) -> Self {
         Self {
-            declared: Declared { settings: [(KNOB, seconds(30))].into(), ..Declared::default() },
+            declared: Declared { settings: [(LIMIT, seconds(30))].into(), ..Declared::default() },
             units: vec![(unit("u"), holding(holds))],
             saved: BTreeMap::new(),
             held: BTreeMap::new(),
@@ -176,8 +176,8 @@ fn only_a_value_that_the_unit_held_can_drift() {
         assert_eq!(plan.units["u"].changes.len(), 1);
         !plan.drift.is_empty()
     };
-    assert!(drifts(Some([(KNOB, seconds(30))].into())), "it held the desired value");
-    assert!(!drifts(Some([(KNOB, seconds(60))].into())), "it was away when the policy was edited");
+    assert!(drifts(Some([(LIMIT, seconds(30))].into())), "it held the desired value");
+    assert!(!drifts(Some([(LIMIT, seconds(60))].into())), "it was away when the policy was edited");
     assert!(!drifts(Some(LimitValues::new())), "a write to it did not succeed");
     assert!(drifts(None), "the operator has restarted, and the status says that all nodes held it");
 }
@@ -189,7 +189,7 @@ fn suspended_reported_and_contended_fields_are_not_written() {
     assert_eq!(Scene { suspend: true, ..drifted() }.changes(), 0);
     assert_eq!(Scene { drift_policy: DriftPolicy::Report, ..drifted() }.changes(), 0);
     let mut contended = drifted();
-    contended.previous.control = Some(Control { contended: [(KNOB, [1, 999_900, 0])].into(), ..Control::default() });
+    contended.previous.control = Some(Control { contended: [(LIMIT, [1, 999_900, 0])].into(), ..Control::default() });
     let plan = contended.decide();
     assert_eq!((plan.units.len(), plan.contended.len()), (0, 1));
 }
@@ -241,7 +241,7 @@ fn file(uses: [Option<bool>; 3]) -> (Scene, TargetCapabilities) {
 fn a_file_is_in_effect_when_every_pod_has_said_so() {
     let held = |secs, uses, later: i64| {
         let (mut scene, traits) = file(uses);
-        scene.units[0].1.nodes.iter_mut().for_each(|node| node.stored = Ok([(KNOB, Some(seconds(secs)))].into()));
+        scene.units[0].1.nodes.iter_mut().for_each(|node| node.stored = Ok([(LIMIT, Some(seconds(secs)))].into()));
         scene.now += jiff::SignedDuration::from_secs(later);
         let plan = Plan { desired: scene.declared.clone(), ..Plan::default() };
         let results = [UnitResult { unit: scene.units[0].0.clone(), state: Ok(scene.units[0].1.clone()), write: None }];
@@ -352,9 +352,9 @@ fn a_generation_that_was_written_stays_ready_while_its_limits_are_moved() {
         plan.outcome = Some(Outcome { phase: Phase::Holding, ..Outcome::unmoved(state) });
         if drift {
             let (id, unit) = ("u".to_owned(), "u".to_owned());
-            plan.drift.push(Drift { limit: KNOB, id, unit, restarted: false, found: None, declared: seconds(30) });
+            plan.drift.push(Drift { limit: LIMIT, id, unit, restarted: false, found: None, declared: seconds(30) });
         }
-        plan.contended.extend(contended.then_some(KNOB));
+        plan.contended.extend(contended.then_some(LIMIT));
         let ready = condition::find(&scene.report(&plan).0, ConditionType::Ready).expect("a condition").clone();
         (ready.status == "True", ready.message)
     };
@@ -377,9 +377,9 @@ fn news_is_told_once_and_again_only_when_it_is_another() {
         let mut plan = Plan { desired: scene(30).declared, ..Plan::default() };
         if drift {
             let (id, unit) = ("u".to_owned(), "u".to_owned());
-            plan.drift.push(Drift { limit: KNOB, id, unit, restarted: false, found: None, declared: seconds(30) });
+            plan.drift.push(Drift { limit: LIMIT, id, unit, restarted: false, found: None, declared: seconds(30) });
         }
-        plan.contended.extend(contended.then_some(KNOB));
+        plan.contended.extend(contended.then_some(LIMIT));
         plan.restart = said.map(|said| (restart::RestartPlan { said: Some(said), ..restart::RestartPlan::default() }, None));
         plan
     };
@@ -604,7 +604,7 @@ proptest! {
             match step {
                 Step::ByHand { unit, secs } => scene.units[unit].1 = holding(secs),
                 Step::Declare(secs) => {
-                    scene.declared.settings = secs.map(|s| (KNOB, seconds(s))).into_iter().collect();
+                    scene.declared.settings = secs.map(|s| (LIMIT, seconds(s))).into_iter().collect();
                     scene.previous.observed_generation = None;
                 }
                 Step::Later(secs) => scene.now = scene.now.checked_add(Duration::from_secs(secs)).expect("a time"),
@@ -684,11 +684,11 @@ fn open_files_bound_the_pools_share() {
 
 #[test]
 fn what_most_nodes_use_is_in_effect() {
-    let declared = Declared { settings: LimitValues::from([(KNOB, seconds(30))]), ..Declared::default() };
-    let floor = LimitValues::from([(KNOB, seconds(5))]);
+    let declared = Declared { settings: LimitValues::from([(LIMIT, seconds(30))]), ..Declared::default() };
+    let floor = LimitValues::from([(LIMIT, seconds(5))]);
     let restarts = TargetCapabilities { capability: |_| Capability::AfterRestart, ..TRAITS };
     let standing = |held: &[u64], traits: &TargetCapabilities, followed: bool| {
-        let changed = BTreeMap::from([(KNOB, 1000)]);
+        let changed = BTreeMap::from([(LIMIT, 1000)]);
         let lives = watched(&holding(Some(30)).nodes[0], followed, Timestamp::from_millisecond(1001).expect("a time"));
         let units: Vec<_> = held.iter().map(|secs| (unit("n"), holding(Some(*secs)))).collect();
         let units = units.iter().map(|(unit, state)| (unit, state));
@@ -712,7 +712,7 @@ fn what_most_nodes_use_is_in_effect() {
 
 #[test]
 fn restoring_writes_what_differs_from_what_was_there() {
-    let site = ConfigPath { limit: KNOB, place: "web".into() };
+    let site = ConfigPath { limit: LIMIT, place: "web".into() };
     let sites = |secs: Option<u64>| saved(secs).sites;
     let change = |secs: Option<u64>| vec![Change { site: site.clone(), to: NewValue::Raw(secs.map(|s| json!(format!("{s}s")))) }];
     assert_eq!(restore(&holding(Some(30)), &sites(Some(60))), change(Some(60)));
@@ -749,7 +749,7 @@ fn only_what_was_settled_can_drift() {
     assert_eq!(drift(|scene| scene.previous.conditions[0] = programmed("Partial")), 0, "perhaps the unit was not reached then");
     let held = |scene: &mut Scene| {
         scene.previous.conditions[0] = programmed("Partial");
-        scene.held = BTreeMap::from([("u".to_owned(), [(KNOB, seconds(30))].into())]);
+        scene.held = BTreeMap::from([("u".to_owned(), [(LIMIT, seconds(30))].into())]);
     };
     assert_eq!(drift(held), 1, "another unit was not reached then");
     assert_eq!(drift(|scene| scene.saved.clear()), 0, "the unit was never written");

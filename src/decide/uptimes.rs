@@ -170,11 +170,11 @@ pub fn take_up(lives: &mut Lives, written: &Confirmed, nodes: &[&NodeState], val
 mod tests {
     use super::*;
 
-    const KNOB: Limit = Limit::IntraClusterMaxIdleConnsPerHost;
+    const LIMIT: Limit = Limit::IntraClusterMaxIdleConnsPerHost;
 
     fn node(name: &str, uptime: Option<u64>, stores: u32) -> NodeState {
         let uptime = uptime.map(Duration::from_secs);
-        NodeState { uptime, ..NodeState::new(name, Ok([(KNOB, Some(Value::Count(stores)))].into())) }
+        NodeState { uptime, ..NodeState::new(name, Ok([(LIMIT, Some(Value::Count(stores)))].into())) }
     }
 
     fn at(second: i64) -> Timestamp {
@@ -193,7 +193,7 @@ mod tests {
 
     /// Whether the node uses 80, which was written at second 100.
     fn uses(looks: &[(i64, Option<u64>, u32)], joined: bool) -> Option<bool> {
-        seen(looks, joined).get("t1")?.uses(KNOB, Value::Count(80), Some(10_100_000))
+        seen(looks, joined).get("t1")?.uses(LIMIT, Value::Count(80), Some(10_100_000))
     }
 
     #[test]
@@ -242,12 +242,12 @@ mod tests {
         let node = NodeState { uptime: Some(Duration::MAX), ..node("t1", None, 80) };
         look(&mut lives, &node, false, Timestamp::MIN);
         look(&mut lives, &node, false, Timestamp::MAX);
-        assert_eq!(lives["t1"].uses(KNOB, Value::Count(80), Some(0)), Some(false));
+        assert_eq!(lives["t1"].uses(LIMIT, Value::Count(80), Some(0)), Some(false));
     }
 
     #[test]
     fn what_was_written_down_holds_for_the_same_nodes_values_and_configuration() {
-        let values = LimitValues::from([(KNOB, Value::Count(80))]);
+        let values = LimitValues::from([(LIMIT, Value::Count(80))]);
         let nodes = [node("p0", Some(40), 80), node("t1", Some(40), 80), node("t2", Some(40), 80)];
         let nodes: Vec<_> = nodes.iter().collect();
         let all = confirmation(&nodes, |_| true, &values, 1_000_000).expect("something");
@@ -260,26 +260,26 @@ mod tests {
                 look(&mut lives, node, joined, at(200));
             }
             take_up(&mut lives, written, there, values, changed);
-            there.iter().filter(|node| lives[&node.name].uses(KNOB, Value::Count(80), None) == Some(true)).count()
+            there.iter().filter(|node| lives[&node.name].uses(LIMIT, Value::Count(80), None) == Some(true)).count()
         };
         assert_eq!(used(&all, &nodes, &values, 1_001_000, false), 3);
         assert_eq!(used(&one, &nodes, &values, 1_001_000, false), 1);
         assert_eq!(used(&one, &nodes[..2], &values, 1_001_000, false), 1, "another node has left");
         assert_eq!(used(&all, &nodes[..2], &values, 1_001_000, false), 0, "the record of all nodes needs all nodes");
-        assert_eq!(used(&all, &nodes, &[(KNOB, Value::Count(81))].into(), 1_001_000, false), 0);
+        assert_eq!(used(&all, &nodes, &[(LIMIT, Value::Count(81))].into(), 1_001_000, false), 0);
         assert_eq!(used(&all, &nodes, &values, 1_006_000, false), 0, "the configuration was changed meanwhile");
         assert_eq!(used(&all, &nodes, &values, 1_001_000, true), 0, "the node joined since");
         let other = node("t2", Some(40), 52);
         assert_eq!(used(&all, &[nodes[0], nodes[1], &other], &values, 1_001_000, false), 2, "the node stores another value");
         let mut evicted = seen(&[(200, Some(3), 80)], false);
         replaced(&mut evicted, "t1", &values);
-        assert_eq!(evicted["t1"].uses(KNOB, Value::Count(80), Some(10_100_000)), Some(true));
+        assert_eq!(evicted["t1"].uses(LIMIT, Value::Count(80), Some(10_100_000)), Some(true));
         let mut earlier = seen(&[(200, Some(3), 52)], false);
         replaced(&mut earlier, "t1", &values);
-        assert_eq!(earlier["t1"].uses(KNOB, Value::Count(80), Some(10_100_000)), None, "the node stores an earlier value");
+        assert_eq!(earlier["t1"].uses(LIMIT, Value::Count(80), Some(10_100_000)), None, "the node stores an earlier value");
         let mut young = seen(&[(200, Some(0), 80)], true);
         replaced(&mut young, "t1", &values);
-        assert_eq!(young["t1"].uses(KNOB, Value::Count(80), None), Some(true), "the uptime is too short to become shorter");
+        assert_eq!(young["t1"].uses(LIMIT, Value::Count(80), None), Some(true), "the uptime is too short to become shorter");
         let many: Vec<_> = (0..40).map(|n| node(&format!("t{n}"), Some(40), 80)).collect();
         let many: Vec<_> = many.iter().collect();
         assert!(confirmation(&many, |node| node.name != "t0", &values, 0).is_none());

@@ -186,16 +186,17 @@ mod tests {
         decide::{ConfigPath, NewValue},
     };
 
-    const KNOB: Limit = Limit::IntraClusterMaxIdleConnsPerHost;
+    const LIMIT: Limit = Limit::IntraClusterMaxIdleConnsPerHost;
 
     #[test]
     fn a_node_joins_that_was_not_there_when_others_were_watched() {
-        let node = |name: &str, uptime| NodeState { uptime, ..NodeState::new(name, Ok([(KNOB, Some(Value::Count(80)))].into())) };
+        let node =
+            |name: &str, uptime| NodeState { uptime, ..NodeState::new(name, Ok([(LIMIT, Some(Value::Count(80)))].into())) };
         let uptime = Some(Duration::from_secs(40));
         let mut memory = PolicyCache::default();
         let at = |second: i64| Timestamp::from_second(10_000 + second).expect("a time");
         let uses =
-            |memory: &PolicyCache, name: &str| memory.lives.get(name).and_then(|life| life.uses(KNOB, Value::Count(80), None));
+            |memory: &PolicyCache, name: &str| memory.lives.get(name).and_then(|life| life.uses(LIMIT, Value::Count(80), None));
         // One of the first two nodes does not report its uptime at first, and reports it later.
         memory.looked(&[&node("p0", uptime), &node("t0", None)], true, at(0));
         memory.looked(&[&node("p0", uptime), &node("t0", uptime), &node("t1", uptime)], true, at(30));

@@ -54,7 +54,7 @@ pub enum Next {
     Changed,
 }
 
-/// What a pass works on after its target was found.
+/// The state of a pass whose target was found.
 struct Pass<'a> {
     world: &'a dyn World,
     policy: &'a mut PolicyHandle,

@@ -56,7 +56,7 @@ pub enum Error {
     /// The server closed the connection before its response was complete.
     #[error("the server closed the connection without a response")]
     Closed,
-    /// The body is longer than [`MAX_BODY`].
+    /// The body is longer than `MAX_BODY`.
     #[error("the response is longer than 1 MiB; use a path with a short response")]
     TooLong,
     /// The response says `Connection: close`, or is HTTP/1.0 without keep-alive.

@@ -49,7 +49,7 @@ const MAX_CONNECTIONS: usize = 256;
 const MAX_PER_CLIENT: usize = MAX_CONNECTIONS / 2;
 /// Most bytes of a request's head. 256 connections on each of both ports take 8 MiB at most.
 const HEAD_BYTES: usize = 16 * 1024;
-/// Most connections beyond [`MOST`] that get a refusal as their response. Further ones are closed without a response.
+/// Most connections beyond [`MAX_CONNECTIONS`] that get a refusal as their response. Further ones are closed without a response.
 const MAX_REFUSED: usize = 1024;
 /// Timeout for a request's head, and for an idle connection.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(15);

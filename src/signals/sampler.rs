@@ -27,7 +27,7 @@ use crate::{
 
 /// Most nodes of one policy that are sampled at the same time.
 const CONCURRENCY: usize = 32;
-/// Time between groups of [`AT_ONCE`] nodes, if the interval is long enough for it. A whole fleet at the same time
+/// Time between groups of [`CONCURRENCY`] nodes, if the interval is long enough for it. A whole fleet at the same time
 /// would be a burst on the operator's CPU limit and on the network. Node by node would wake a thread for each.
 const APART: Duration = Duration::from_millis(64);
 /// Longest timeout for one node.

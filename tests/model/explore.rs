@@ -33,7 +33,7 @@ use super::{
 
 /// Times in a state that are further apart than this are only in order: it is more than `restart.timeout`, and than the second to
 /// which the operator knows the time of a change (milliseconds).
-const MOST_GAP: i64 = 2_000;
+const MAX_GAP: i64 = 2_000;
 /// Failures after which the back-off grows no further.
 const MAX_BACK_OFF: u32 = 10;
 /// Time from a change of the policy to the pass that follows it.
@@ -355,13 +355,13 @@ fn relative(known: &Known, now: Moment) -> Known {
     known
 }
 
-/// The text of a state with its times in their order, and the gaps between them up to [`MOST_GAP`]. An uptime counts up to that,
+/// The text of a state with its times in their order, and the gaps between them up to [`MAX_GAP`]. An uptime counts up to that,
 /// too: a process that restarts reports a smaller one.
 fn without_dates(text: &str) -> String {
     let times = times_in(text);
     let (mut last, mut passed, mut relative) = (None::<i64>, 0, BTreeMap::new());
     for time in times.iter().map(|(_, time)| *time).collect::<BTreeSet<_>>() {
-        passed += last.map_or(0, |last| (time - last).min(MOST_GAP));
+        passed += last.map_or(0, |last| (time - last).min(MAX_GAP));
         last = Some(time);
         relative.insert(time, passed);
     }

@@ -46,7 +46,7 @@ pub struct AdaptiveDriver {
     told: Option<u32>,
     /// Since when the utilization has differed from the status.
     moved_since: Option<i64>,
-    /// Whether it has differed for [`MOVED`].
+    /// Whether it has differed for [`STATUS_REFRESH_AFTER`].
     moved: bool,
 }
 

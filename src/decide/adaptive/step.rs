@@ -31,7 +31,7 @@ pub(super) const FALLBACK_EXIT_AFTER: i64 = 2 * MINUTE;
 pub const QUICK_RETIGHTEN: i64 = 2 * HOUR;
 /// Room is recorded after the window for relaxing divided by this.
 const WORTH_SAYING: i64 = 5;
-/// The highest patience (see [`State::patience`]); at this value the status reports flapping.
+/// The highest factor (see [`State::relax_backoff`]); at this value the status reports flapping.
 const MAX_RELAX_BACKOFF: u8 = 8;
 /// Where each change closes all idle connections, a step is judged after this many times its own waiting time at the
 /// latest.

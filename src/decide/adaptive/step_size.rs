@@ -81,7 +81,7 @@ impl Step<'_> {
         if target < MIN_OPENNESS { 0 } else { target }
     }
 
-    /// The openness that brings the utilization to [`CLOSE`], by the limits' own effect on the pools.
+    /// The openness that brings the utilization to [`EPISODE_END`], by the limits' own effect on the pools.
     fn needed(&self) -> Percent {
         let part = self.share.estimate.unwrap_or(1.0).max(1e-9);
         let need = ((self.pressure - EPISODE_END) / (self.pressure * part)).clamp(0.0, 1.0);

@@ -20,7 +20,7 @@ pub struct ConditionText {
     pub message: String,
 }
 
-/// Builds a [`Said`].
+/// Builds a [`ConditionText`].
 pub fn said(reason: Reason, message: impl Into<String>) -> ConditionText {
     ConditionText { reason, message: message.into() }
 }

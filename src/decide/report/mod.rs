@@ -1,4 +1,4 @@
-//! What to report: the conditions and Events of a policy, and the state of each node.
+//! Reports: the conditions and Events of a policy, and the state of each node.
 
 pub mod condition;
 pub mod node_status;

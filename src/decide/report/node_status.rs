@@ -115,7 +115,7 @@ mod tests {
         decide::{Capability, Declared, Fault, NodeState, Plan, TargetCapabilities, Unit, UnitState, report::status::UnitResult},
     };
 
-    const KNOB: Limit = Limit::ServerIdleTimeout;
+    const LIMIT: Limit = Limit::ServerIdleTimeout;
 
     fn seconds(n: u64) -> Value {
         Value::Duration(Duration::from_secs(n))
@@ -129,7 +129,7 @@ mod tests {
     }
 
     fn of(traits: TargetCapabilities, result: UnitResult) -> Truths {
-        let declared = Declared { settings: [(KNOB, seconds(30))].into(), ..Declared::default() };
+        let declared = Declared { settings: [(LIMIT, seconds(30))].into(), ..Declared::default() };
         let status = IdleConnectionPolicyStatus::default();
         let seen = ReportInput {
             generation: Some(1),
@@ -158,8 +158,8 @@ mod tests {
     fn what_is_stored_is_not_what_is_used() {
         let hot = TargetCapabilities::PLAIN;
         let late = TargetCapabilities { capability: |_| Capability::AfterRestart, ..TargetCapabilities::PLAIN };
-        let stores = |secs: Option<u64>| NodeState::new("n", Ok([(KNOB, secs.map(seconds))].into()));
-        let seen = |truths: Truths| (truths.stage, truths.programmed.get(&KNOB).copied(), truths.in_effect.get(&KNOB).copied());
+        let stores = |secs: Option<u64>| NodeState::new("n", Ok([(LIMIT, secs.map(seconds))].into()));
+        let seen = |truths: Truths| (truths.stage, truths.programmed.get(&LIMIT).copied(), truths.in_effect.get(&LIMIT).copied());
         assert_eq!(seen(one(hot, stores(Some(30)))), (Stage::InEffect, Some(seconds(30)), Some(seconds(30))));
         assert_eq!(seen(one(hot, stores(Some(9)))), (Stage::Drifted, Some(seconds(9)), Some(seconds(9))));
         assert_eq!(seen(one(hot, stores(None))), (Stage::Drifted, None, None), "set to nothing");
@@ -194,7 +194,7 @@ mod tests {
     #[test]
     fn what_stands_in_the_way_of_a_write_is_said_of_its_nodes() {
         let unit = Unit { id: "u".into(), name: "u".into(), address: String::new(), role: None };
-        let node = NodeState::new("n", Ok([(KNOB, Some(seconds(9)))].into()));
+        let node = NodeState::new("n", Ok([(LIMIT, Some(seconds(9)))].into()));
         let state = Ok(UnitState { nodes: vec![node], ..UnitState::default() });
         let truths = of(TargetCapabilities::PLAIN, UnitResult { unit, state, write: Some(Fault::new(Cause::Rejected, "no")) });
         assert_eq!((truths.stage, truths.error.as_deref()), (Stage::Drifted, Some("no")));

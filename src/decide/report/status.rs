@@ -684,7 +684,7 @@ fn in_effect_said(seen: &ReportInput<'_>, tally: &Tally) -> ConditionText {
     said(Reason::InEffect, format!("{using} {}", seen.held(tally)))
 }
 
-/// What is said of a restart that is under way or due.
+/// The reason and the message of `InEffect` while a restart is in progress or due; `None` otherwise.
 fn restarting(seen: &ReportInput<'_>) -> Option<(Reason, String)> {
     let (restart, why) = seen.plan.restart.as_ref()?;
     let why = why.as_ref().map_or_else(String::new, |why| format!(": {why}"));

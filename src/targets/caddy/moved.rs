@@ -169,7 +169,7 @@ mod tests {
     use super::*;
     use crate::targets::caddy::config;
 
-    const KNOB: Limit = Limit::BackendIdleConnTimeout;
+    const LIMIT: Limit = Limit::BackendIdleConnTimeout;
 
     fn route(path: &str, idle: &str) -> Json {
         let transport = json!({"protocol": "http", "keep_alive": {"idle_timeout": idle}});
@@ -184,12 +184,12 @@ mod tests {
 
     /// The idle timeouts by place.
     fn saved(state: &UnitState) -> Sites {
-        let idle = state.sites.iter().filter(|(site, _)| site.limit == KNOB);
+        let idle = state.sites.iter().filter(|(site, _)| site.limit == LIMIT);
         idle.map(|(site, stored)| (site.clone(), stored.raw.clone())).collect()
     }
 
     fn ours() -> BTreeSet<(Limit, Value)> {
-        [(KNOB, Value::Duration(Duration::from_secs(20)))].into()
+        [(LIMIT, Value::Duration(Duration::from_secs(20)))].into()
     }
 
     /// The values to restore by place, and the number of lost originals.
@@ -200,7 +200,7 @@ mod tests {
         (
             now.sites
                 .iter()
-                .filter(|(site, _)| site.limit == KNOB)
+                .filter(|(site, _)| site.limit == LIMIT)
                 .map(|(site, _)| text(moved.sites.get(site)?.as_ref()?))
                 .collect(),
             moved.lost.len(),
@@ -270,10 +270,10 @@ mod tests {
     #[test]
     fn places_that_a_former_version_wrote_are_known_again() {
         let now = state(&[route("/b", "20s"), route("/a", "20s")]);
-        let former = |place: &str, idle: &str| (ConfigPath { limit: KNOB, place: place.into() }, Some(json!(idle)));
+        let former = |place: &str, idle: &str| (ConfigPath { limit: LIMIT, place: place.into() }, Some(json!(idle)));
         let both: Sites = [former("web/127.0.0.1:9", "10s"), former("web/127.0.0.1:9#1", "99s")].into();
         let given = moved(&both, &now, &ours()).expect("a change");
-        let of = |n: &str| given.sites[&ConfigPath { limit: KNOB, place: now.former[n].clone() }].clone();
+        let of = |n: &str| given.sites[&ConfigPath { limit: LIMIT, place: now.former[n].clone() }].clone();
         assert_eq!((of("web/127.0.0.1:9"), of("web/127.0.0.1:9#1")), (Some(json!("10s")), Some(json!("99s"))));
         let one: Sites = [former("web/127.0.0.1:9", "10s")].into();
         let single = state(&[route("/b", "20s")]);
