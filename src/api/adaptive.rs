@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     GoDuration, Limits,
-    policy::{KeyRef, ServiceRef},
+    refs::{KeyRef, ServiceRef},
 };
 
 /// Adaptive control: tightens the limits towards a floor while nodes run too many tasks, and relaxes them again afterwards.

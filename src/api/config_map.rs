@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::{
     formats::Format,
     lookup::{Lookup, Member},
-    policy::Scheme,
+    refs::Scheme,
 };
 
 /// Servers that read a file. The operator writes the limits into one key of a ConfigMap that the pods mount.

@@ -2,7 +2,7 @@
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
-use super::policy::{KeyRef, Scheme, ServiceRef};
+use super::refs::{KeyRef, Scheme, ServiceRef};
 
 /// Place where the operator looks for the nodes of a target.
 #[derive(Clone, Debug, PartialEq)]

@@ -15,6 +15,7 @@ pub mod lookup;
 pub mod overrides;
 pub mod policy;
 pub mod preset;
+pub mod refs;
 pub mod restart;
 mod rules;
 pub mod schema;

@@ -11,6 +11,7 @@ use super::{
     config_map::ConfigMap,
     lookup::{Lookup, Member, References},
     overrides::Override,
+    refs::{KeyRef, Scheme, ServiceRef},
     restart::Restart,
     status::IdleConnectionPolicyStatus,
     verify::Verify,
@@ -105,21 +106,19 @@ macro_rules! kinds {
         }
 
         impl TargetType {
-            /// Every kind, with the name of its member of `spec.target`.
-            pub(super) const MEMBERS: &[(Self, &str)] = &[$((Self::$Kind, $name),)*];
+            /// Names of the kinds, in their order, each with the name of its member of `spec.target`.
+            const MEMBERS: &[(&str, &str)] = &[$((stringify!($Kind), $name),)*];
 
             /// Name of the kind in a policy.
             #[must_use]
             pub const fn name(self) -> &'static str {
-                match self {
-                    $(Self::$Kind => stringify!($Kind),)*
-                }
+                Self::MEMBERS[self as usize].0
             }
         }
 
         /// Servers that a policy governs.
         #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq)]
-        #[schemars(transform = super::rules::target)]
+        #[schemars(transform = |schema: &mut _| super::rules::target(schema, TargetType::MEMBERS))]
         pub struct Target {
             /// Kind of the target. It must name the member that is set, and cannot be changed.
             #[serde(rename = "type")]
@@ -327,51 +326,6 @@ pub struct Endpoint(
     #[schemars(length(max = 2048), regex(pattern = r"^https?://[^/?#@]+$"))]
     pub String,
 );
-
-/// Service in the namespace of the policy.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-#[serde(rename_all = "camelCase")]
-pub struct ServiceRef {
-    /// Name of the Service.
-    #[schemars(length(min = 1, max = 63))]
-    pub name: String,
-    /// Port number of the Service, 1 to 65535.
-    #[schemars(range(min = 1, max = 65535), extend("format" = "int32"))]
-    pub port: u16,
-    /// Scheme of requests to the Service: http or https.
-    #[serde(default)]
-    pub scheme: Scheme,
-}
-
-/// Scheme of requests: http or https.
-#[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq, strum::IntoStaticStr)]
-#[serde(rename_all = "lowercase")]
-#[strum(serialize_all = "lowercase")]
-#[allow(missing_docs)]
-pub enum Scheme {
-    #[default]
-    Http,
-    Https,
-}
-
-impl Scheme {
-    /// Name of the scheme in a URL.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        self.into()
-    }
-}
-
-/// Key of a Secret or ConfigMap in the namespace of the policy.
-#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
-pub struct KeyRef {
-    /// Name of the Secret or ConfigMap.
-    #[schemars(length(min = 1, max = 253))]
-    pub name: String,
-    /// Key in the data of the Secret or ConfigMap.
-    #[schemars(length(min = 1, max = 253))]
-    pub key: String,
-}
 
 /// Reaction to a value that another client changed on a node.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -4,7 +4,7 @@
 
 use serde_json::json;
 
-use super::{Limit, Value, adaptive, limits::WITHIN, policy::TargetType, preset};
+use super::{Limit, Value, adaptive, limits::WITHIN, preset};
 
 /// Longer than every duration that the schema accepts (four parts of 99999 hours).
 const FOREVER: &str = "duration('2000000h')";
@@ -50,14 +50,14 @@ pub(super) fn spec(schema: &mut schemars::Schema) {
     }
 }
 
-/// Appends the rules to the schema of the target: exactly one member is set, and the type names it.
-pub(super) fn target(schema: &mut schemars::Schema) {
-    let members = TargetType::MEMBERS;
-    let joined = |of: &dyn Fn(&(TargetType, &str)) -> String, by: &str| members.iter().map(of).collect::<Vec<_>>().join(by);
+/// Appends the rules to the schema of the target: exactly one member is set, and the type names it. `members` has the name of
+/// each type with that of its member.
+pub(super) fn target(schema: &mut schemars::Schema, members: &[(&str, &str)]) {
+    let joined = |of: &dyn Fn(&(&str, &str)) -> String, by: &str| members.iter().map(of).collect::<Vec<_>>().join(by);
     let count = joined(&|(_, member)| format!("(has(self.{member}) ? 1 : 0)"), " + ");
     let names = joined(&|(_, member)| (*member).to_owned(), ", ");
-    let same = joined(&|(kind, member)| format!("has(self.{member}) == (self.type == '{}')", kind.name()), " && ");
-    let pairs = joined(&|(kind, member)| format!("{} with {member}", kind.name()), ", ");
+    let same = joined(&|(kind, member)| format!("has(self.{member}) == (self.type == '{kind}')"), " && ");
+    let pairs = joined(&|(kind, member)| format!("{kind} with {member}"), ", ");
     let rules = json!([
         {"rule": format!("{count} == 1"), "message": format!("target: set exactly one of {names}")},
         {"rule": same, "message": format!("target.type must name the member that is set: {pairs}")},

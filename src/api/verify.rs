@@ -4,7 +4,7 @@ use kube::KubeSchema;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{GoDuration, policy::Scheme};
+use super::{GoDuration, refs::Scheme};
 
 /// Measurement of how long the servers of the nodes really keep idle connections. Absent: nothing is measured.
 #[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, PartialEq)]

@@ -19,7 +19,7 @@ use tracing::Instrument as _;
 
 use super::{Context, PolicyRef, reachability};
 use crate::{
-    api::{policy::Scheme, verify::HttpGet},
+    api::{refs::Scheme, verify::HttpGet},
     clock,
     decide::{
         NodeState, Serves, Unit,

@@ -64,7 +64,7 @@ pub fn in_metrics(page: &[u8]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::policy::Scheme;
+    use crate::api::refs::Scheme;
 
     #[test]
     fn a_hash_is_the_beginning_of_sha256() {
