@@ -79,9 +79,3 @@ async fn attempt(ctx: &Arc<Context>, reference: &PolicyRef) -> Result<Action, Er
         }
     }
 }
-
-/// Returns the resync interval of a policy, spread by a tenth so that policies are not resynced at the same time.
-pub fn resync(ctx: &Context, policy: &PolicyRef) -> Duration {
-    let spread = policy.name.bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte))) % 200;
-    ctx.settings.resync * (900 + spread) / 1000
-}

@@ -159,7 +159,9 @@ impl World for Shell {
     }
 
     fn resync(&self) -> Duration {
-        super::reconcile::resync(&self.ctx, &self.policy)
+        // Spread by a tenth, so that policies are not resynced at the same time.
+        let spread = self.policy.name.bytes().fold(0u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte))) % 200;
+        self.ctx.settings.resync * (900 + spread) / 1000
     }
 
     fn traits(&self, target: &TargetSpec) -> TargetCapabilities {
