@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{step::DAY, tuning::millis};
+use super::tuning::{DAY, millis};
 use crate::api::{
     Limit, LimitValues, Value,
     flush::{Closes, Flush},

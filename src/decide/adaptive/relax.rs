@@ -3,9 +3,8 @@
 use super::{
     openness::{self, Percent},
     state::Efficacy,
-    step::{Decision, Evaluation, HOUR, Judged, Reason, Restriction},
-    tuning::{NEARLY_OPEN, RELAX_TARGET, UNCERTAIN_RELAX_FACTOR},
-    verdict::Verdict,
+    step::{Decision, Evaluation, Judged, Reason, Restriction, Verdict},
+    tuning::{HOUR, NEARLY_OPEN, RELAX_TARGET, UNCERTAIN_RELAX_FACTOR},
 };
 use crate::api::adaptive::Mode;
 

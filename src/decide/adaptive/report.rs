@@ -482,9 +482,8 @@ mod tests {
         decide::adaptive::{
             pause::By,
             state::Episode,
-            step::{Judged, Phase, Reason as Cause},
+            step::{Judged, Phase, Reason as Cause, Verdict},
             step_size::Share,
-            verdict::Verdict,
         },
     };
 

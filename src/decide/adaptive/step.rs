@@ -9,8 +9,7 @@ use super::{
     signal::{Reading, Signal},
     state::{Episode, MAX_CHANGES, State, Watched, Way},
     step_size::Share,
-    tuning::{EPISODE_END, EPISODE_START, RELAX_BELOW, Tuning, millis},
-    verdict::{self, Verdict},
+    tuning::{DAY, EPISODE_END, EPISODE_START, HOUR, MINUTE, RELAX_BELOW, Tuning, millis},
 };
 use crate::api::{
     self, LimitValues,
@@ -18,9 +17,6 @@ use crate::api::{
     wording::{percent, spoken},
 };
 
-pub(super) const MINUTE: i64 = 60_000;
-pub(super) const HOUR: i64 = 60 * MINUTE;
-pub(super) const DAY: i64 = 24 * HOUR;
 /// Allowance for a write and its reading back, in addition to the time that pools need to drain (milliseconds).
 pub(super) const WRITE_ALLOWANCE: i64 = 5_000;
 /// How long a node must report itself as critical before that alone counts as too many tasks.
@@ -133,6 +129,18 @@ impl fmt::Display for Reason {
             Self::SignalGone => write!(f, "the task count is not available"),
         }
     }
+}
+
+/// The verdict on a step. The history shows its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display, strum::IntoStaticStr)]
+pub enum Verdict {
+    /// The task count fell.
+    Effective,
+    /// The task count did not fall, and more steps would not change that.
+    Ineffective,
+    /// No statement is possible: the task count was rising anyway, a process was restarted, or it takes another step to
+    /// tell.
+    Inconclusive,
 }
 
 /// A step with its verdict.
@@ -348,9 +356,7 @@ impl Evaluation<'_> {
         watched.fresh_for += passed;
         watched.red_for = if reading.red { watched.red_for + passed } else { 0 };
         self.state.fallback &= self.state.watched.fresh_for < FALLBACK_EXIT_AFTER;
-        if let Some(youngest) = reading.youngest {
-            verdict::note(&mut self.state.watched.life, youngest, reading.mean);
-        }
+        self.note_uptime(reading);
         self.windows(passed);
         self.expire_memory();
     }

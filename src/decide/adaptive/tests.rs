@@ -10,7 +10,7 @@ use super::{
     step_size::Share,
     tighten::*,
     tuning::*,
-    verdict::{MAX_YOUNG_UPTIME, Verdict},
+    verdict::MAX_YOUNG_UPTIME,
 };
 use crate::{
     api::{

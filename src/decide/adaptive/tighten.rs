@@ -4,9 +4,9 @@ use super::{
     openness::{self, Percent},
     signal::Reading,
     state::{Efficacy, Pending, State, Way, rounded, rounded_slope},
-    step::{Decision, Evaluation, MINUTE, QUICK_RETIGHTEN, Reason, Restriction},
+    step::{Decision, Evaluation, QUICK_RETIGHTEN, Reason, Restriction},
     step_size::{Share, Step},
-    tuning::{EPISODE_END, Tuning},
+    tuning::{EPISODE_END, MINUTE, Tuning},
     verdict,
 };
 

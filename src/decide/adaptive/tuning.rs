@@ -7,6 +7,10 @@ use crate::api::{
     adaptive::{Adaptive, Behavior, Fallback, FallbackBehavior, Mode},
 };
 
+/// A minute, an hour and a day (milliseconds).
+pub(super) const MINUTE: i64 = 60_000;
+pub(super) const HOUR: i64 = 60 * MINUTE;
+pub(super) const DAY: i64 = 24 * HOUR;
 /// An episode of too many tasks begins at this utilization.
 pub const EPISODE_START: f64 = 1.0;
 /// An episode ends below this utilization, which is also what a step aims at.

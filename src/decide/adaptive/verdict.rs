@@ -5,7 +5,8 @@ use super::{
     openness::{self, Percent},
     signal::Reading,
     state::{Efficacy, Episode, Lockout, MARKS, Pending, UptimeCurve, Watched},
-    step::{DAY, Evaluation, Facts, HOUR, Judged, MAX_WAITS, Restriction},
+    step::{Evaluation, Facts, Judged, MAX_WAITS, Restriction, Verdict},
+    tuning::{DAY, HOUR},
 };
 
 /// A fall of the task count by this share is an effect, whatever was expected.
@@ -29,18 +30,6 @@ const LOCKOUT: i64 = 4 * HOUR;
 pub(super) const MAX_YOUNG_UPTIME: i64 = MARKS[MARKS.len() - 1];
 /// A task count that moves by less than this share of the threshold is level.
 const PLATEAU: f64 = 0.02;
-
-/// The verdict on a step. The history shows its name.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display, strum::IntoStaticStr)]
-pub enum Verdict {
-    /// The task count fell.
-    Effective,
-    /// The task count did not fall, and more steps would not change that.
-    Ineffective,
-    /// No statement is possible: the task count was rising anyway, a process was restarted, or it takes another step to
-    /// tell.
-    Inconclusive,
-}
 
 /// By how much the task count fell, as a share; negative where it rose.
 #[must_use]
@@ -135,6 +124,13 @@ pub fn note(life: &mut UptimeCurve, uptime: i64, pressure: f64) {
 }
 
 impl Evaluation<'_> {
+    /// Records the utilization at the uptime of the youngest process.
+    pub(super) fn note_uptime(&mut self, reading: &Reading) {
+        if let Some(youngest) = reading.youngest {
+            note(&mut self.state.watched.life, youngest, reading.mean);
+        }
+    }
+
     pub(super) fn judge(&mut self, reading: &Reading) {
         let Some(mut pending) = self.state.pending.take() else { return };
         if !self.is_due(&mut pending) {
