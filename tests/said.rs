@@ -20,7 +20,7 @@ use idleconn_operator::{
     },
     decide::{
         Capability, Cause, ConfigPath, Declared, Drift, Fault, Lives, NodeState, Plan, Stored, TargetCapabilities, Unit,
-        UnitState,
+        UnitResult, UnitState,
         adaptive::{
             attribution::Attribution,
             pause::{By, Pause},
@@ -32,7 +32,7 @@ use idleconn_operator::{
             tuning::Tuning,
         },
         measured::Idled,
-        report::status::{Problem, ReportInput, UnitResult, report},
+        report::status::{Problem, ReportInput, report},
         restart::{RestartPlan, RestartReport},
         uptimes,
         verify::{Probe, Probes},

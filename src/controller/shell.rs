@@ -32,12 +32,11 @@ use crate::{
     budget::Reservation,
     clock,
     decide::{
-        self, Fault, TargetCapabilities,
+        self, Fault, TargetCapabilities, UnitResult,
         adaptive::{config::Config, signal::Signal},
         claims::Claimant,
         originals::{Log, Record, Saved},
         report::condition::Notice,
-        report::status::UnitResult,
         restart::rollout::Workload,
     },
     pass::{

@@ -22,10 +22,9 @@ use crate::{
     api::{refs::Scheme, verify::HttpGet},
     clock,
     decide::{
-        NodeState, Serves, Unit,
+        NodeState, Serves, Unit, UnitResult,
         hash::fnv1a,
         measured::tolerance,
-        report::status::UnitResult,
         verify::{Probe, Probes, key, programmed, steady},
     },
     pass::{PolicyHandle, world::Probing},

@@ -26,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use adaptive::{driver::AdaptiveDriver, signal::Signal, standing::NodeProgress, step::Outcome};
 pub use declare::{Capability, Declared, TargetCapabilities, declare, floor};
 use jiff::Timestamp;
-pub use observed::{Cause, ConfigPath, Fault, Moved, NodeState, Process, Serves, Sites, Stored, Unit, UnitState};
+pub use observed::{Cause, ConfigPath, Fault, Moved, NodeState, Process, Serves, Sites, Stored, Unit, UnitResult, UnitState};
 use originals::Saved;
 use serde_json::Value as Json;
 pub use uptimes::Lives;

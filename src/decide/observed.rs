@@ -190,6 +190,17 @@ impl UnitState {
     }
 }
 
+/// One unit after the work.
+#[derive(Clone, Debug, PartialEq)]
+pub struct UnitResult {
+    /// The unit.
+    pub unit: Unit,
+    /// What it reports now.
+    pub state: Result<UnitState, Fault>,
+    /// Why a write to it failed, if it did.
+    pub write: Option<Fault>,
+}
+
 /// Why a read or a write failed, as the user sees it.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]

@@ -22,7 +22,7 @@ use crate::{
         },
         report::{
             condition,
-            status::{self, ReportInput, UnitResult, report},
+            status::{self, ReportInput, report},
         },
     },
 };

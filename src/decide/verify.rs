@@ -3,10 +3,9 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    NodeState, Unit,
+    NodeState, Unit, UnitResult,
     measured::{Idled, error, time},
     report::condition::{ConditionText, said, shortened, shortened_to_bytes, state},
-    report::status::UnitResult,
 };
 use crate::api::{
     Limit, Value,

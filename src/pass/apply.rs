@@ -16,10 +16,9 @@ use super::{
 use crate::{
     api::{Limit, Limits, Value, conditions::EventReason, wording::listed},
     decide::{
-        Cause, Change, Declared, Fault, Moved, NewValue, Plan, TargetCapabilities, Unit, UnitPlan, UnitState, order,
+        Cause, Change, Declared, Fault, Moved, NewValue, Plan, TargetCapabilities, Unit, UnitPlan, UnitResult, UnitState, order,
         originals::Saved,
         report::condition::{Notice, shortened_to_bytes},
-        report::status::UnitResult,
     },
 };
 

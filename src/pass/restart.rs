@@ -15,8 +15,7 @@ use crate::{
         restart::{Restart, RestartFor, RestartPolicy},
     },
     decide::{
-        self, Cause, ConfigPath, Declared, Fault, Plan, UnitState,
-        report::status::UnitResult,
+        self, Cause, ConfigPath, Declared, Fault, Plan, UnitResult, UnitState,
         restart::{
             self, Act,
             eviction::{self, RestartInput},

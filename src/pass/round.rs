@@ -22,13 +22,13 @@ use super::{
 use crate::{
     api::{FINALIZER, IdleConnectionPolicyStatus, LimitValues, Limits, policy::DriftPolicy, status::RestartControl},
     decide::{
-        self, AdaptiveInput, Input, Plan, TargetCapabilities, Unit, UnitState,
+        self, AdaptiveInput, Input, Plan, TargetCapabilities, Unit, UnitResult, UnitState,
         adaptive::pause::Pause,
         advice::{self, Observed},
         claims::SHARED,
         contention, originals,
         report::node_status::truths,
-        report::status::{Problem, ReportInput, UnitResult},
+        report::status::{Problem, ReportInput},
         uptimes,
     },
 };

@@ -21,7 +21,8 @@ use crate::{
         policy::DriftPolicy,
     },
     decide::{
-        self, AdaptiveInput, Change, ConfigPath, Input, Lives, NewValue, NodeState, Stored, TargetCapabilities, Unit, UnitState,
+        self, AdaptiveInput, Change, ConfigPath, Input, Lives, NewValue, NodeState, Stored, TargetCapabilities, Unit, UnitResult,
+        UnitState,
         adaptive::{
             config::Config,
             driver::AdaptiveDriver,
@@ -32,7 +33,7 @@ use crate::{
         order,
         originals::Saved,
         report::condition,
-        report::status::{self, ReportInput, UnitResult},
+        report::status::{self, ReportInput},
     },
 };
 pub use plant::Plant;

@@ -22,12 +22,11 @@ use idleconn_operator::{
         shell::{Running, Shell},
     },
     decide::{
-        Cause, Change, Declared, Fault, TargetCapabilities, Unit, UnitState,
+        Cause, Change, Declared, Fault, TargetCapabilities, Unit, UnitResult, UnitState,
         adaptive::{config::Config, signal::Signal},
         claims::Claimant,
         originals::{Log, Record, Saved},
         report::condition::Notice,
-        report::status::UnitResult,
         restart::eviction::Pod,
         restart::rollout::Workload,
     },

@@ -17,12 +17,11 @@ use idleconn_operator::{
         policy::{Target as TargetSpec, TargetType},
     },
     decide::{
-        Capability, Change, Declared, Fault, TargetCapabilities, Unit, UnitState,
+        Capability, Change, Declared, Fault, TargetCapabilities, Unit, UnitResult, UnitState,
         adaptive::{config::Config, signal::Signal},
         claims::Claimant,
         originals::{Log, Record, Saved},
         report::condition::Notice,
-        report::status::UnitResult,
         restart::eviction::Pod,
         restart::rollout::Workload,
     },

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
     use crate::{
         api::{Limit, Value},
-        decide::{Capability, Declared, Fault, NodeState, Plan, TargetCapabilities, Unit, UnitState, report::status::UnitResult},
+        decide::{Capability, Declared, Fault, NodeState, Plan, TargetCapabilities, Unit, UnitResult, UnitState},
     };
 
     const LIMIT: Limit = Limit::ServerIdleTimeout;

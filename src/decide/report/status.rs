@@ -15,10 +15,9 @@ use crate::api::{
     wording::{listed, of_nodes},
 };
 use crate::decide::{
-    Capability, Declared, Drift, Plan, Sites, TargetCapabilities, Unit, UnitState,
+    Capability, Cause, Declared, Drift, Fault, NodeState, Plan, Sites, TargetCapabilities, Unit, UnitResult, UnitState,
     adaptive::report::{self, SeenLoop},
     advice::Advice,
-    observed::{Cause, Fault, NodeState},
     originals::Saved,
     restart::{self, RestartReport as RestartState},
     uptimes::{self, Lives},
@@ -65,17 +64,6 @@ impl Problem {
     pub fn no_target(message: impl Into<String>) -> Self {
         Self { reason: Reason::TargetNotFound, message: message.into(), refused: true, stalled: false }
     }
-}
-
-/// One unit after the work.
-#[derive(Clone, Debug, PartialEq)]
-pub struct UnitResult {
-    /// The unit.
-    pub unit: Unit,
-    /// What it reports now.
-    pub state: Result<UnitState, Fault>,
-    /// Why a write to it failed, if it did.
-    pub write: Option<Fault>,
 }
 
 /// Everything that a report depends on.
