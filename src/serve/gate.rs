@@ -95,8 +95,10 @@ impl Verb {
     }
 }
 
+/// Most open streams of all callers.
+pub const MAX_STREAMS: usize = 64;
 /// Most open streams of one caller.
-const MAX_STREAMS: usize = 8;
+const MAX_STREAMS_PER_CALLER: usize = 8;
 
 /// Authorizes callers through the API server, or allows everything in a demonstration.
 pub struct Authorizer {
@@ -137,7 +139,7 @@ impl Authorizer {
     /// user name, not by token. Without authentication, all callers share the maximum of the server.
     pub fn stream(&self, caller: Option<&Caller>) -> Option<OwnedSemaphorePermit> {
         let name = caller.map(|caller| caller.name().to_owned());
-        let most = |name: &Option<String>| if name.is_some() { MAX_STREAMS } else { super::stream::MAX_STREAMS };
+        let most = |name: &Option<String>| if name.is_some() { MAX_STREAMS_PER_CALLER } else { MAX_STREAMS };
         let mut streams = self.streams.lock().unwrap_or_else(PoisonError::into_inner);
         streams.retain(|name, places| places.available_permits() < most(name));
         let places = streams.entry(name.clone()).or_insert_with(|| Arc::new(Semaphore::new(most(&name))));

@@ -64,7 +64,7 @@ pub fn router(context: Arc<Context>, client: Option<Client>) -> Router {
     let api = Arc::new(Api {
         context,
         gate: Authorizer::new(client),
-        streams: Arc::new(Semaphore::new(stream::MAX_STREAMS)),
+        streams: Arc::new(Semaphore::new(gate::MAX_STREAMS)),
         since: Instant::now(),
         life: fastrand::u64(..),
     });

@@ -27,8 +27,6 @@ use crate::clock;
 const EVERY: Duration = Duration::from_secs(2);
 /// Interval of keep-alive comments, by which a reader tells a quiet connection from a broken one.
 const SSE_KEEPALIVE: Duration = Duration::from_secs(1);
-/// Most streams at the same time.
-pub const MAX_STREAMS: usize = 64;
 
 /// Snapshot of the operator's connections.
 #[derive(Serialize, JsonSchema, Debug)]
