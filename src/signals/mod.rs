@@ -10,5 +10,7 @@ mod sampler;
 pub mod series;
 #[cfg(test)]
 mod simple;
+mod watch;
 
-pub use sampler::{Permit, Sampler, Samples, Source, Watch};
+pub use sampler::{Sampler, Samples};
+pub use watch::{Permit, Source, Watch};

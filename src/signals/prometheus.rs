@@ -3,7 +3,7 @@
 use serde::Deserialize;
 use url::Url;
 
-use super::sampler::{Watch, refused, silence};
+use super::watch::{Watch, refused, silence};
 use crate::{
     decide::adaptive::signal::{Measure, NoSample},
     pass::world::SampledNode,
@@ -56,9 +56,8 @@ pub async fn ask(
     let response = provider.send(watch.ca.as_deref(), request).await.map_err(|error| silence(&error))?;
     match response.status {
         200 => {}
-        status @ (401 | 403) => return Err(NoSample::Unauthorized(status)),
         status @ (400 | 422) => return Err(NoSample::QueryFailed(status)),
-        status @ 300..400 => return Err(refused(status, &response.headers, node)),
+        status @ (401 | 403 | 300..400) => return Err(refused(status, &response.headers, node)),
         status => return Err(NoSample::QueryStatus(status)),
     }
     if response.header("content-encoding").is_some_and(|coding| !coding.eq_ignore_ascii_case("identity")) {

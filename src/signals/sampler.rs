@@ -7,16 +7,14 @@ use std::{
     time::Duration,
 };
 
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
-use http::{
-    HeaderMap,
-    header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, LOCATION, TRANSFER_ENCODING},
-};
+use futures::{FutureExt as _, StreamExt as _, stream};
+use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
 use super::{
     page::{Framing, Probe},
     prometheus,
+    watch::{Source, Watch, refused, silence},
 };
 use crate::{
     clock,
@@ -30,61 +28,11 @@ const CONCURRENCY: usize = 32;
 /// Time between groups of [`CONCURRENCY`] nodes, if the interval is long enough for it. A whole fleet at the same time
 /// would be a burst on the operator's CPU limit and on the network. Node by node would wake a thread for each.
 const APART: Duration = Duration::from_millis(64);
-/// Longest timeout for one node.
-const LONGEST: Duration = Duration::from_secs(5);
 
 /// Pages up to this size are read to the end, which keeps the connection. Larger ones are read only as far as needed.
 const LARGE: usize = 8 * 1024 * 1024;
 /// Most MiB of a page that are read; a larger page is not a metrics page.
 const MAX_PAGE: usize = 256;
-/// Longest path of a redirect that is shown.
-const MAX_HINT: usize = 128;
-
-/// The source of the samples.
-#[derive(Clone, Debug)]
-pub enum Source {
-    /// The page of each node.
-    Nodes(Arc<Probe>),
-    /// A Prometheus server, treated as the only node.
-    Prometheus {
-        /// The query.
-        query: String,
-        /// Threshold for the result.
-        threshold: f64,
-    },
-}
-
-/// Returns the address under which a node may be reached at this moment; `None` if it may not be reached. It is called
-/// for nodes whose address only their cluster names.
-pub type Permit = Arc<dyn Fn(SampledNode) -> BoxFuture<'static, Option<String>> + Send + Sync>;
-
-/// Everything that a sampler needs to know.
-#[derive(Clone)]
-pub struct Watch {
-    /// The nodes.
-    pub nodes: Vec<SampledNode>,
-    /// The source of the samples.
-    pub source: Source,
-    /// Time between two rounds.
-    pub interval: Duration,
-    /// CA certificates for the nodes, in PEM.
-    pub ca: Option<Vec<u8>>,
-    /// Bearer token, for Prometheus only.
-    pub token: Option<String>,
-    /// Permits addresses that a cluster names; without it, none is permitted.
-    pub permit: Option<Permit>,
-    /// Header fields, for Prometheus only.
-    pub headers: Vec<(String, String)>,
-    /// Identity of the source: if it changes, the earlier samples are discarded.
-    pub key: String,
-}
-
-impl Watch {
-    /// Timeout for one node.
-    pub(super) fn timeout(&self) -> Duration {
-        self.interval.min(LONGEST)
-    }
-}
 
 /// The last sample of each node. The sampler continues to write it.
 pub type Samples = Arc<Mutex<BTreeMap<String, NodeSample>>>;
@@ -229,18 +177,6 @@ async fn page(provider: &Provider, watch: &Watch, node: &SampledNode, probe: &Pr
     answer.unwrap_or_else(|error| Err(silence(&error)))
 }
 
-/// Why there was no response.
-pub(super) fn silence(error: &Error) -> NoSample {
-    match error {
-        Error::Connect(_) | Error::Address(_) => NoSample::Unreachable,
-        Error::TimedOut(..) => NoSample::TimedOut,
-        Error::Certificate(_) | Error::Ca | Error::SystemCa(_) => NoSample::Certificate,
-        Error::NoSocket(..) | Error::NoMemory(..) => NoSample::Busy,
-        Error::TooLarge(_, most) => NoSample::TooLarge(most / 1024 / 1024),
-        Error::Broken(_) | Error::NotLeading(_) => NoSample::Broken,
-    }
-}
-
 async fn scrape(
     provider: &Provider,
     watch: &Watch,
@@ -279,48 +215,4 @@ async fn scrape(
         Err(NoSample::NoSeries) if kind.starts_with("text/html") => Err(NoSample::WebPage),
         told => told,
     })
-}
-
-/// The gap for a status other than 200.
-pub(super) fn refused(status: u16, headers: &HeaderMap, node: &SampledNode) -> NoSample {
-    match status {
-        401 | 403 => NoSample::Unauthorized(status),
-        301 | 302 | 303 | 307 | 308 => {
-            NoSample::Redirect(status, headers.get(LOCATION).and_then(|to| hint(to.to_str().ok()?, node)))
-        }
-        _ => NoSample::Status(status),
-    }
-}
-
-/// The path of a redirect. It comes from another server, so only a plain path is shown.
-fn hint(location: &str, node: &SampledNode) -> Option<Arc<str>> {
-    let from = url::Url::parse(&format!("{}{}", node.address, node.path)).ok()?;
-    let to = from.join(location).ok()?;
-    let is_plain =
-        |path: &str| path.len() <= MAX_HINT && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte));
-    (to.origin() == from.origin() && is_plain(to.path())).then(|| to.path().into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_redirect_shows_a_plain_path_of_the_same_server_and_nothing_else() {
-        let node = SampledNode {
-            name: "n".into(),
-            address: "http://10.0.0.1:8080".into(),
-            named: false,
-            pod: String::new(),
-            path: "/metrics?x=y".into(),
-        };
-        let shown = |location: &str| hint(location, &node).map(|path| path.to_string());
-        assert_eq!(shown("/metrics/?x=secret").as_deref(), Some("/metrics/"));
-        assert_eq!(shown("metrics/").as_deref(), Some("/metrics/"));
-        assert_eq!(shown("http://10.0.0.1:8080/a/metrics").as_deref(), Some("/a/metrics"));
-        for other in ["https://sso.example/login", "//evil/x", "/a b", "/<script>", "mailto:x"] {
-            assert_eq!(shown(other), None, "{other}");
-        }
-        assert_eq!(shown(&format!("/{}", "x".repeat(200))), None);
-    }
 }
