@@ -301,8 +301,8 @@ fn caddy(input: &[u8]) {
 fn originals(input: &[u8]) {
     if let Ok(record) = serde_json::from_slice::<Record>(input) {
         let mut log = Log::default();
-        log.records.insert(i64::MAX, record.clone());
-        log.records.insert(1, record);
+        log.append(1, record.clone());
+        log.append(i64::MAX, record);
         let _ = (log.units(), log.superseded(), log.next());
     }
 }

@@ -299,11 +299,11 @@ impl World for Shell {
     }
 
     fn originals(&self) -> BoxFuture<'_, Result<Log, Error>> {
-        self.originals_of(&self.policy.name)
+        async move { originals::load(&self.api(), &self.policy.name).await }.boxed()
     }
 
-    fn originals_of<'a>(&'a self, policy: &'a str) -> BoxFuture<'a, Result<Log, Error>> {
-        async move { originals::load(&self.api(), policy).await }.boxed()
+    fn all_originals(&self) -> BoxFuture<'_, Result<BTreeMap<String, Option<Log>>, Error>> {
+        async move { originals::load_all(&self.api()).await }.boxed()
     }
 
     fn save_original<'a>(&'a self, revision: i64, record: &'a Record) -> BoxFuture<'a, Result<(), Error>> {

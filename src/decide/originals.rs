@@ -1,6 +1,9 @@
 //! The nodes' values from before the first write: a log of records, in which the newest record of each unit wins.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value as Json;
@@ -15,7 +18,7 @@ pub struct Saved {
     /// The address at the time.
     pub address: String,
     /// `spec.target` at the time, so that the unit can be restored after the policy points elsewhere.
-    pub target: Json,
+    pub target: Arc<Json>,
     /// The value of each config path as the server wrote it; null where nothing was set.
     pub sites: Sites,
 }
@@ -30,33 +33,57 @@ pub struct Record {
 /// The maximum size of one record (bytes); an object in etcd may have 1.5 MiB.
 pub const MAX_RECORD_BYTES: usize = 512 * 1024;
 
-/// The log, by ascending revision.
+/// The log. It keeps what the newest record of each unit says, and of the others only which units they name.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Log {
-    /// Records by revision.
-    pub records: BTreeMap<i64, Record>,
+    /// By revision: the units that the record names, and whether it keeps them.
+    records: BTreeMap<i64, BTreeMap<String, bool>>,
+    units: BTreeMap<String, Saved>,
 }
 
 impl Log {
-    /// The current content, by unit id.
+    /// The log of these records, by revision.
     #[must_use]
-    pub fn units(&self) -> BTreeMap<String, Saved> {
-        let mut units = BTreeMap::new();
-        for record in self.records.values() {
-            for (id, saved) in &record.units {
-                match saved {
-                    Some(saved) => units.insert(id.clone(), saved.clone()),
-                    None => units.remove(id),
-                };
-            }
+    pub fn of(records: BTreeMap<i64, Record>) -> Self {
+        let mut log = Self::default();
+        for (revision, record) in records {
+            log.append(revision, record);
         }
-        units
+        log
     }
 
-    /// What is saved of one unit.
+    /// Adds a record, which is newer than all others.
+    pub fn append(&mut self, revision: i64, record: Record) {
+        let named = record.units.iter().map(|(id, saved)| (id.clone(), saved.is_some())).collect();
+        self.records.insert(revision, named);
+        for (id, saved) in record.units {
+            let Some(mut saved) = saved else {
+                self.units.remove(&id);
+                continue;
+            };
+            // Most units were saved with the same target.
+            if let Some(last) = self.units.values().next_back().filter(|last| last.target == saved.target) {
+                saved.target = last.target.clone();
+            }
+            self.units.insert(id, saved);
+        }
+    }
+
+    /// Removes a superseded record.
+    pub fn remove(&mut self, revision: i64) {
+        self.records.remove(&revision);
+    }
+
+    /// The current content, by unit id.
     #[must_use]
-    pub fn unit(&self, id: &str) -> Option<&Saved> {
-        self.records.values().rev().find_map(|record| record.units.get(id))?.as_ref()
+    pub fn units(&self) -> &BTreeMap<String, Saved> {
+        &self.units
+    }
+
+    /// The revisions of the records, oldest first.
+    #[must_use]
+    pub fn revisions(&self) -> impl DoubleEndedIterator<Item = i64> {
+        self.records.keys().copied()
     }
 
     /// Revisions that are no longer needed: later ones state all that they state, or they remove only units that no
@@ -66,11 +93,11 @@ impl Log {
         let mut later = BTreeSet::new();
         let mut superseded = Vec::new();
         for (revision, record) in self.records.iter().rev() {
-            let earlier = |id: &String| self.records.range(..revision).any(|(_, r)| r.units.contains_key(id));
-            if record.units.iter().all(|(id, saved)| later.contains(id) || (saved.is_none() && !earlier(id))) {
+            let earlier = |id: &String| self.records.range(..revision).any(|(_, named)| named.contains_key(id));
+            if record.iter().all(|(id, keeps)| later.contains(id) || (!keeps && !earlier(id))) {
                 superseded.push(*revision);
             } else {
-                later.extend(record.units.keys().cloned());
+                later.extend(record.keys());
             }
         }
         // Oldest first, so that an interruption never leaves an old record without the one that overrides it.
@@ -115,7 +142,7 @@ mod tests {
     use super::*;
 
     fn saved(name: &str) -> Saved {
-        Saved { name: name.into(), address: "http://127.0.0.1:1".into(), target: Json::Null, sites: BTreeMap::new() }
+        Saved { name: name.into(), address: "http://127.0.0.1:1".into(), target: Arc::default(), sites: BTreeMap::new() }
     }
 
     type Units<'a> = &'a [(&'a str, Option<&'a str>)];
@@ -123,13 +150,13 @@ mod tests {
     fn log(records: &[(i64, Units<'_>)]) -> Log {
         let record =
             |units: Units<'_>| Record { units: units.iter().map(|(id, name)| ((*id).to_owned(), name.map(saved))).collect() };
-        Log { records: records.iter().map(|(revision, units)| (*revision, record(units))).collect() }
+        Log::of(records.iter().map(|(revision, units)| (*revision, record(units))).collect())
     }
 
     #[test]
     fn the_newest_word_on_a_unit_counts() {
         let log = log(&[(1, &[("a", Some("a1")), ("b", Some("b1"))]), (2, &[("a", Some("a2"))]), (3, &[("b", None)])]);
-        let names: Vec<_> = log.units().into_values().map(|s| s.name).collect();
+        let names: Vec<_> = log.units().values().map(|s| s.name.clone()).collect();
         assert_eq!(names, ["a2"]);
     }
 
@@ -144,7 +171,9 @@ mod tests {
         ] {
             assert_eq!(records.superseded(), gone, "{records:?}");
             let mut rest = records.clone();
-            rest.records.retain(|revision, _| !gone.contains(revision));
+            for revision in gone {
+                rest.remove(revision);
+            }
             assert_eq!(rest.units(), records.units());
         }
     }

@@ -52,7 +52,7 @@ fn saved(secs: Option<u64>) -> Saved {
     Saved {
         name: "n".into(),
         address: String::new(),
-        target: Json::Null,
+        target: std::sync::Arc::default(),
         sites: [(site, secs.map(|s| json!(format!("{s}s"))))].into(),
     }
 }

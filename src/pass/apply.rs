@@ -17,7 +17,7 @@ use crate::{
     api::{Limit, Limits, Value, conditions::EventReason, wording::listed},
     decide::{
         Cause, Change, Declared, Fault, Moved, NewValue, Plan, TargetCapabilities, Unit, UnitPlan, UnitResult, UnitState, order,
-        originals::Saved,
+        originals::{Log, Saved},
         report::condition::{Notice, shortened_to_bytes},
     },
 };
@@ -32,14 +32,14 @@ pub(super) async fn follow(pass: &mut Pass<'_>, units: &[(Unit, UnitState)]) -> 
     if policy.spec().suspend || world.is_dry_run() {
         return Ok(());
     }
-    let mut kept = memory.saved();
+    let kept = memory.saved();
     let ours = written(policy, declared);
     let mut change = BTreeMap::new();
     for (unit, state) in units {
-        let Some(mut saved) = kept.remove(&unit.id) else { continue };
+        let Some(saved) = kept.get(&unit.id) else { continue };
         let Some(moved) = (traits.moved)(&saved.sites, state, &ours) else { continue };
         tell_lost(*world, policy, &unit.name, &moved).await?;
-        saved.sites = moved.sites;
+        let saved = Saved { sites: moved.sites, ..saved.clone() };
         change.insert(unit.id.clone(), Some(saved).filter(|saved| !saved.sites.is_empty()));
     }
     append(*world, policy, memory, change).await
@@ -77,13 +77,13 @@ pub(super) async fn capture(pass: &mut Pass<'_>, units: &[(Unit, UnitState)], pl
         return Ok(());
     }
     read_others(*world, policy).await?;
-    let mut kept = log.units();
+    let target = Arc::new(serde_json::to_value(&policy.spec().target).unwrap_or_default());
     let mut change = BTreeMap::new();
     for (unit, capture) in captures {
-        let mut saved = kept.remove(&unit.id).unwrap_or_else(|| Saved {
+        let mut saved = log.units().get(&unit.id).cloned().unwrap_or_else(|| Saved {
             name: unit.name.clone(),
             address: unit.address.clone(),
-            target: serde_json::to_value(&policy.spec().target).unwrap_or_default(),
+            target: target.clone(),
             sites: BTreeMap::new(),
         });
         let before = world.registry().original(&policy.claimant, &unit.id);
@@ -98,12 +98,16 @@ pub(super) async fn capture(pass: &mut Pass<'_>, units: &[(Unit, UnitState)], pl
 /// Reads the original settings that other policies of the namespace saved, as far as this process has not. Values that
 /// another policy wrote are not originals.
 async fn read_others(world: &dyn World, policy: &PolicyHandle) -> Result<(), Error> {
-    for other in world.registry().unread(&policy.claimant) {
-        match world.originals_of(&other.name).await {
-            Ok(log) => world.registry().read(&other, &log),
-            // That policy writes nothing until its record is repaired, and reports it. The others must not wait for that.
-            Err(Error::Original(_)) => {}
-            Err(error) => return Err(error),
+    let unread = world.registry().unread(&policy.claimant);
+    if unread.is_empty() {
+        return Ok(());
+    }
+    let mut all = world.all_originals().await?;
+    for other in unread {
+        // A policy with an unreadable record writes nothing until that is repaired, and reports it. The others must not wait for
+        // it.
+        if let Some(log) = all.remove(&other.name).unwrap_or_else(|| Some(Log::default())) {
+            world.registry().read(&other, &log);
         }
     }
     Ok(())
@@ -113,12 +117,11 @@ async fn read_others(world: &dyn World, policy: &PolicyHandle) -> Result<(), Err
 pub(super) async fn forget(pass: &mut Pass<'_>, plan: &Plan, results: &[UnitResult]) -> Result<(), Error> {
     let Pass { world, policy, memory, .. } = pass;
     let Some(log) = memory.originals.as_ref() else { return Ok(()) };
-    let mut kept = log.units();
     let mut change = BTreeMap::new();
     for result in results {
         let Some(UnitPlan { forget, .. }) = plan.units.get(&result.unit.id) else { continue };
-        let (Some(mut saved), Ok(state)) = (kept.remove(&result.unit.id), &result.state) else { continue };
-        let before = saved.sites.len();
+        let (Some(saved), Ok(state)) = (log.units().get(&result.unit.id), &result.state) else { continue };
+        let (mut saved, before) = (saved.clone(), saved.sites.len());
         // Drop only settings that were read back.
         saved.sites.retain(|site, raw| !(forget.contains(site) && state.sites.get(site).is_none_or(|stored| stored.raw == *raw)));
         if saved.sites.len() != before {

@@ -88,8 +88,8 @@ pub struct Unwritten {
 impl PolicyCache {
     /// Returns the original settings of the units; empty until they have been read.
     #[must_use]
-    pub fn saved(&self) -> BTreeMap<String, Saved> {
-        self.originals.as_ref().map(Log::units).unwrap_or_default()
+    pub fn saved(&self) -> &BTreeMap<String, Saved> {
+        saved_units(self.originals.as_ref())
     }
 
     /// Records the result of reading a unit.
@@ -154,8 +154,8 @@ impl PolicyCache {
 
     /// Forgets units that neither exist any more nor wait to be restored: pods come and go.
     pub fn keep_only(&mut self, units: &[Unit]) {
-        let mut ids: BTreeSet<_> = units.iter().map(|unit| unit.id.clone()).collect();
-        ids.extend(self.originals.iter().flat_map(|log| log.units().into_keys()));
+        let mut ids: BTreeSet<_> = units.iter().map(|unit| &unit.id).collect();
+        ids.extend(saved_units(self.originals.as_ref()).keys());
         self.failing.retain(|id, _| ids.contains(id));
         self.unwritten.retain(|id, _| ids.contains(id));
         self.held.retain(|id, _| ids.contains(id));
@@ -170,6 +170,13 @@ impl PolicyCache {
     pub fn is_new_message(&mut self, about: &str, said: &str) -> bool {
         self.logged.insert(about.to_owned(), said.to_owned()).as_deref() != Some(said)
     }
+}
+
+/// Returns the original settings of the units; none without a log.
+#[must_use]
+pub fn saved_units(log: Option<&Log>) -> &BTreeMap<String, Saved> {
+    static NONE: BTreeMap<String, Saved> = BTreeMap::new();
+    log.map_or(&NONE, Log::units)
 }
 
 /// Returns the back-off after a number of consecutive failures.

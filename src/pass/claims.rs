@@ -11,7 +11,7 @@ use crate::{
     decide::{
         Sites,
         claims::{Claim, Claimant, Claims, Queue},
-        originals::Log,
+        originals::{Log, Record},
     },
 };
 
@@ -37,7 +37,7 @@ struct Inner {
     /// By namespace and unit: original settings that each policy saved.
     saved: HashMap<(String, String), BTreeMap<Claimant, Sites>>,
     /// Units whose original settings each policy has saved.
-    units: HashMap<Claimant, Vec<String>>,
+    units: HashMap<Claimant, BTreeSet<String>>,
     /// Policies whose saved original settings this process has not read yet.
     unread: BTreeSet<Claimant>,
 }
@@ -135,6 +135,17 @@ impl Registry {
         self.inner().save(me, log);
     }
 
+    /// Records a change of the original settings that a policy has saved.
+    pub fn changed(&self, me: &Claimant, record: &Record) {
+        let inner = &mut *self.inner();
+        for (unit, saved) in &record.units {
+            match saved {
+                Some(saved) => inner.save_unit(me, unit, &saved.sites),
+                None => inner.drop_unit(me, unit),
+            }
+        }
+    }
+
     /// Returns the other policies of the namespace whose saved original settings this process has not read yet.
     pub fn unread(&self, me: &Claimant) -> Vec<Claimant> {
         let inner = &*self.inner();
@@ -194,11 +205,16 @@ impl Inner {
     fn save(&mut self, claimant: &Claimant, log: &Log) {
         self.drop_saved(claimant);
         self.unread.remove(claimant);
-        let units = log.units();
-        self.units.insert(claimant.clone(), units.keys().cloned().collect());
-        for (unit, saved) in units {
-            self.saved.entry((claimant.namespace.clone(), unit)).or_default().insert(claimant.clone(), saved.sites);
+        self.units.insert(claimant.clone(), BTreeSet::new());
+        for (unit, saved) in log.units() {
+            self.save_unit(claimant, unit, &saved.sites);
         }
+    }
+
+    fn save_unit(&mut self, claimant: &Claimant, unit: &str, sites: &Sites) {
+        self.units.entry(claimant.clone()).or_default().insert(unit.to_owned());
+        let key = (claimant.namespace.clone(), unit.to_owned());
+        self.saved.entry(key).or_default().insert(claimant.clone(), sites.clone());
     }
 
     fn forget(&mut self, claimant: &Claimant) -> BTreeSet<Claimant> {
@@ -211,12 +227,17 @@ impl Inner {
 
     fn drop_saved(&mut self, claimant: &Claimant) {
         for unit in self.units.remove(claimant).unwrap_or_default() {
-            let key = (claimant.namespace.clone(), unit);
-            if let Some(by) = self.saved.get_mut(&key) {
-                by.remove(claimant);
-                if by.is_empty() {
-                    self.saved.remove(&key);
-                }
+            self.drop_unit(claimant, &unit);
+        }
+    }
+
+    fn drop_unit(&mut self, claimant: &Claimant, unit: &str) {
+        self.units.get_mut(claimant).map(|units| units.remove(unit));
+        let key = (claimant.namespace.clone(), unit.to_owned());
+        if let Some(by) = self.saved.get_mut(&key) {
+            by.remove(claimant);
+            if by.is_empty() {
+                self.saved.remove(&key);
             }
         }
     }

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use super::{
     Error, Pass, PolicyHandle,
-    cache::PolicyCache,
+    cache::{PolicyCache, saved_units},
     logging,
     world::{Target, World},
 };
@@ -73,9 +73,9 @@ fn unless_forbidden<T: Default>(answer: Result<T, Error>, what: &str) -> Result<
 async fn evictions(pass: &mut Pass<'_>, plan: &Plan, asked: &Asked, results: &[UnitResult]) -> Result<Looked, Error> {
     let Pass { world, policy, memory, traits, .. } = pass;
     let control = &plan.control;
-    let saved = memory.saved();
+    let saved = saved_units(memory.originals.as_ref());
     let (nodes, changed) =
-        decide::report::status::restart_candidates(&plan.desired, traits, &control.changed, &memory.lives, &saved, results);
+        decide::report::status::restart_candidates(&plan.desired, traits, &control.changed, &memory.lives, saved, results);
     if control.restart.nodes.is_empty() && nodes.iter().all(|node| !node.pending) {
         return Ok(None);
     }
@@ -96,7 +96,7 @@ async fn evictions(pass: &mut Pass<'_>, plan: &Plan, asked: &Asked, results: &[U
         for node in &replaced {
             uptimes::replaced(&mut memory.lives, node, &values);
         }
-        decide::report::status::restart_candidates(&plan.desired, traits, &control.changed, &memory.lives, &saved, results)
+        decide::report::status::restart_candidates(&plan.desired, traits, &control.changed, &memory.lives, saved, results)
     };
     let outcome = eviction::step(&RestartInput {
         spec: &asked.spec,

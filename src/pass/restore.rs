@@ -7,6 +7,7 @@ use std::{
 
 use futures::{FutureExt as _, StreamExt as _, stream};
 use kube::ResourceExt as _;
+use serde::Deserialize as _;
 
 use super::{
     Error, Next, PolicyHandle, apply,
@@ -77,7 +78,7 @@ async fn restore_all(world: &dyn World, policy: &PolicyHandle, memory: &mut Poli
     }
     // An older write in progress could overwrite the restored settings.
     world.writes_ended().await;
-    let mut units = memory.saved();
+    let mut units = memory.saved().clone();
     let taken = world.registry().taken_over(&policy.claimant, &recognised(&units));
     let mut left = Left::default();
     for (id, how) in taken {
@@ -179,7 +180,7 @@ async fn finish(world: &dyn World, policy: &PolicyHandle, memory: &mut PolicyCac
     }
     if restored && let Some(log) = memory.originals.take() {
         // The newest record is deleted last: if this stops half-way, the record that counts remains.
-        for revision in log.records.into_keys() {
+        for revision in log.revisions() {
             world.delete_original(revision).await?;
         }
     }
@@ -196,9 +197,9 @@ pub async fn departed(world: &dyn World, policy: &PolicyHandle, memory: &mut Pol
     if policy.spec().suspend || world.is_dry_run() {
         return Ok(false);
     }
-    let present: BTreeSet<_> = units.iter().map(|unit| unit.id.clone()).collect();
-    let mut gone = memory.saved();
-    gone.retain(|id, _| !present.contains(id));
+    let present: BTreeSet<_> = units.iter().map(|unit| &unit.id).collect();
+    let gone = memory.saved().iter().filter(|(id, _)| !present.contains(*id));
+    let mut gone: BTreeMap<_, _> = gone.map(|(id, saved)| (id.clone(), saved.clone())).collect();
     if gone.is_empty() {
         memory.departed.clear();
         return Ok(false);
@@ -266,7 +267,7 @@ async fn restore(
 /// Restores a unit at the saved target, or at the current target of the policy if it finds the same unit there: Services are
 /// renamed, and schemes change.
 async fn restore_one(world: &dyn World, policy: &PolicyHandle, id: &str, saved: &Saved) -> Result<Restored, Fault> {
-    let then: Target = serde_json::from_value(saved.target.clone()).map_err(|error| {
+    let then: Target = Target::deserialize(&*saved.target).map_err(|error| {
         tracing::debug!(unit = saved.name, %error, "cannot read the saved target");
         Fault::new(Cause::NotFound, "The saved original settings name no valid target")
     })?;

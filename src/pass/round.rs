@@ -14,7 +14,7 @@ use super::{
     DUE_SLACK, Error, Next, Pass, PolicyHandle,
     adaptation::{self, SignalSnapshot, interval},
     apply,
-    cache::{PolicyCache, Unwritten, wait},
+    cache::{PolicyCache, Unwritten, saved_units, wait},
     gather::Gathering,
     logging, reading, report, restart, restore,
     world::{Moment, News, Stage, Target, World},
@@ -103,9 +103,9 @@ async fn round(pass: &mut Pass<'_>, job: &Job<'_>, done: &mut Done, answered: Ve
     if done.plan.is_none() {
         adaptation::prepare(pass, job.units, &answered).await;
         size_pool(pass.world, pass.memory, job.units.len());
-        let saved = pass.memory.saved();
+        let saved = saved_units(pass.memory.originals.as_ref());
         if let Some(driver) = &mut pass.memory.driver {
-            driver.bound(pass.traits, &saved, &answered, answered.len() == job.units.len());
+            driver.bound(pass.traits, saved, &answered, answered.len() == job.units.len());
         }
         done.look = SignalSnapshot::at_samples(pass.world, pass.memory);
     }
@@ -154,7 +154,6 @@ async fn round(pass: &mut Pass<'_>, job: &Job<'_>, done: &mut Done, answered: Ve
 /// Decides about one group of units. Adaptive control is evaluated once in a pass; later groups use its outcome.
 async fn decided(pass: &mut Pass<'_>, target: &dyn Target, done: &Done, answered: &[(Unit, UnitState)]) -> Plan {
     let Pass { world, policy, memory, declared, traits } = pass;
-    let saved = memory.saved();
     let mut previous = policy.object.status.clone().unwrap_or_default();
     let mut held = Cow::Borrowed(&memory.held);
     let declared = done.plan.as_ref().map_or(*declared, |plan| &plan.desired);
@@ -172,7 +171,7 @@ async fn decided(pass: &mut Pass<'_>, target: &dyn Target, done: &Done, answered
         declared,
         traits,
         units: answered,
-        saved: &saved,
+        saved: saved_units(memory.originals.as_ref()),
         held: &held,
         restarted: &BTreeSet::new(),
         lives: &memory.lives,
@@ -362,7 +361,7 @@ fn record_results(memory: &mut PolicyCache, written: &[UnitResult], plan: &Plan,
         }
         match &result.state {
             Ok(state) => {
-                let saved = memory.originals.as_ref().and_then(|log| log.unit(id)).map(|saved| &saved.sites);
+                let saved = memory.saved().get(id).map(|saved| &saved.sites);
                 let desired = decide::settings(&plan.desired, traits, &result.unit, state, saved);
                 memory.seen(id, state, &desired, changes);
             }
@@ -423,8 +422,8 @@ pub(super) async fn report_status(
         problem,
         units: results,
         plan: &plan,
-        saved: &memory.saved(),
-        original: log.and_then(|log| log.records.keys().next_back()).map(|newest| originals::name(&policy.name, *newest)),
+        saved: memory.saved(),
+        original: log.and_then(|log| log.revisions().next_back()).map(|newest| originals::name(&policy.name, newest)),
         lives: &memory.lives,
         adaptive: memory.driver.as_ref().zip(look).map(|(driver, look)| driver.seen(&look.signal)),
         advice: &advice,

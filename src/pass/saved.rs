@@ -18,13 +18,13 @@ pub async fn append(world: &dyn World, policy: &PolicyHandle, memory: &mut Polic
     for record in split(change) {
         let revision = log.next();
         world.save_original(revision, &record).await?;
-        log.records.insert(revision, record);
+        world.registry().changed(&policy.claimant, &record);
+        log.append(revision, record);
     }
     for revision in log.superseded() {
         world.delete_original(revision).await?;
-        log.records.remove(&revision);
+        log.remove(revision);
     }
-    world.registry().saved(&policy.claimant, &log);
     memory.originals = Some(log);
     Ok(())
 }

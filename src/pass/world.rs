@@ -231,8 +231,8 @@ pub trait World: Send + Sync {
     fn publish<'a>(&'a self, policy: &'a PolicyHandle, notice: &'a Notice, seed: &'a str) -> BoxFuture<'a, Result<(), Error>>;
     /// Reads the original settings that this policy has saved.
     fn originals(&self) -> BoxFuture<'_, Result<Log, Error>>;
-    /// Reads those that another policy of the same namespace has saved.
-    fn originals_of<'a>(&'a self, policy: &'a str) -> BoxFuture<'a, Result<Log, Error>>;
+    /// Reads those that all policies of the namespace have saved, by policy; `None` if a record cannot be read.
+    fn all_originals(&self) -> BoxFuture<'_, Result<BTreeMap<String, Option<Log>>, Error>>;
     /// Creates a record of original settings. Fails if this revision exists.
     fn save_original<'a>(&'a self, revision: i64, record: &'a Record) -> BoxFuture<'a, Result<(), Error>>;
     /// Deletes a record of original settings. It is no error if it does not exist.

@@ -181,7 +181,7 @@ impl Virtual {
         let saved = Saved {
             name: self.unit.name.clone(),
             address: String::new(),
-            target: serde_json::Value::Null,
+            target: Arc::default(),
             sites: self.state.sites.iter().map(|(site, stored)| (site.clone(), stored.raw.clone())).collect(),
         };
         BTreeMap::from([(self.unit.id.clone(), saved)])

@@ -278,8 +278,8 @@ impl PassWorld for Faulty {
         self.faults.api(self.shell.originals()).boxed()
     }
 
-    fn originals_of<'a>(&'a self, policy: &'a str) -> BoxFuture<'a, Result<Log, Error>> {
-        self.faults.api(self.shell.originals_of(policy)).boxed()
+    fn all_originals(&self) -> BoxFuture<'_, Result<BTreeMap<String, Option<Log>>, Error>> {
+        self.faults.api(self.shell.all_originals()).boxed()
     }
 
     fn save_original<'a>(&'a self, revision: i64, record: &'a Record) -> BoxFuture<'a, Result<(), Error>> {
@@ -521,7 +521,10 @@ async fn the_api_server_of_the_exploration_answers_as_a_real_one() {
                     let revision = random.i64(1..4);
                     (Effect::DeleteOriginal(revision), said(&shell.delete_original(revision).await, |()| "done".into()))
                 }
-                7 => (Effect::ReadOriginals, said(&shell.originals().await, |log| format!("{:?}", log.records.keys()))),
+                7 => (
+                    Effect::ReadOriginals,
+                    said(&shell.originals().await, |log| format!("{:?}", log.revisions().collect::<Vec<_>>())),
+                ),
                 _ => {
                     // What a person does.
                     let before = model.policy.version.to_string();
@@ -547,7 +550,7 @@ async fn the_api_server_of_the_exploration_answers_as_a_real_one() {
                 Answer::Policy(answer) => said(&answer, |policy| policy_said(policy.as_deref())),
                 Answer::Version(answer) => said(&answer, |_| "written".into()),
                 Answer::Done(answer) => said(&answer, |()| "done".into()),
-                Answer::Originals(answer) => said(&answer, |log| format!("{:?}", log.records.keys())),
+                Answer::Originals(answer) => said(&answer, |log| format!("{:?}", log.revisions().collect::<Vec<_>>())),
                 _ => unreachable!("a request to a node"),
             };
             let version = handle.object.resource_version();

@@ -123,7 +123,7 @@ pub enum Effect {
         seed: String,
     },
     ReadOriginals,
-    ReadOriginalsOf(String),
+    ReadAllOriginals,
     SaveOriginal {
         revision: i64,
         record: Record,
@@ -209,7 +209,7 @@ pub enum Answer {
     Done(Result<(), Error>),
     Version(Result<Option<String>, Error>),
     Originals(Result<Log, Error>),
-    OriginalsOf(Result<Log, Error>),
+    AllOriginals(Result<BTreeMap<String, Option<Log>>, Error>),
     Unit(Result<UnitState, Fault>),
     Written(Result<(), Fault>),
     Found(Result<(), Error>),
@@ -403,7 +403,7 @@ impl Policy {
 
     /// Whether it has saved the original of a limit of a unit.
     fn has_saved(&self, unit: &str, limit: Limit) -> bool {
-        let saved = Log { records: self.originals.clone() }.unit(unit).cloned();
+        let saved = Log::of(self.originals.clone()).units().get(unit).cloned();
         saved.is_some_and(|saved| saved.sites.keys().any(|site| site.limit == limit))
     }
 
@@ -593,10 +593,11 @@ impl Cluster {
                 self.policy.events.insert((reason.to_string(), seed.clone()));
                 Answer::Done(Ok(()))
             }
-            Effect::ReadOriginals => Answer::Originals(Ok(Log { records: self.policy.originals.clone() })),
-            Effect::ReadOriginalsOf(policy) => {
-                let other = self.other().filter(|other| other.name == *policy);
-                Answer::OriginalsOf(Ok(Log { records: other.map(|other| other.originals.clone()).unwrap_or_default() }))
+            Effect::ReadOriginals => Answer::Originals(Ok(Log::of(self.policy.originals.clone()))),
+            Effect::ReadAllOriginals => {
+                let all = [Some(&self.policy), self.other()].into_iter().flatten();
+                let log = |policy: &Policy| (policy.name.to_owned(), Some(Log::of(policy.originals.clone())));
+                Answer::AllOriginals(Ok(all.map(log).collect()))
             }
             Effect::SaveOriginal { revision, record } => Answer::Done(if self.policy.originals.contains_key(revision) {
                 Err(refused(409, "the object already exists"))
@@ -645,7 +646,7 @@ impl Cluster {
             }
             Effect::ClearStatus { .. } | Effect::WriteStatus { .. } => Answer::Version(Err(Error::TimedOut)),
             Effect::ReadOriginals => Answer::Originals(Err(Error::TimedOut)),
-            Effect::ReadOriginalsOf(_) => Answer::OriginalsOf(Err(Error::TimedOut)),
+            Effect::ReadAllOriginals => Answer::AllOriginals(Err(Error::TimedOut)),
             Effect::Locate => Answer::Found(Err(Error::TimedOut)),
             Effect::Discover => Answer::Units(Err(silent(0))),
             Effect::Read(node) => Answer::Unit(Err(silent(*node))),

@@ -203,7 +203,7 @@ impl Known {
     /// Without a look at the target, a policy claims the units whose originals it has saved.
     fn keep_claim(&mut self) {
         let saved = &self.saved;
-        self.claim.get_or_insert_with(|| saved.iter().flat_map(|log| log.units().into_keys()).collect());
+        self.claim.get_or_insert_with(|| saved.iter().flat_map(|log| log.units().keys().cloned()).collect());
     }
 }
 
@@ -522,8 +522,9 @@ impl Run {
                 let (answer, broken) = self.cluster.carry_out(effect);
                 self.record(effect, "done", broken);
                 self.known.learn(&answer, self.cluster.scene);
-                if let Answer::OriginalsOf(Ok(log)) = &answer {
-                    self.other.saved.get_or_insert_with(|| log.clone());
+                if let Answer::AllOriginals(Ok(all)) = &answer {
+                    let log = self.cluster.other().and_then(|other| all.get(other.name).cloned().flatten());
+                    self.other.saved.get_or_insert_with(|| log.unwrap_or_default());
                 }
                 ports.answer(*number, answer);
             }

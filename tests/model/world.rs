@@ -356,8 +356,8 @@ impl World for Ports {
         asked!(self, Effect::ReadOriginals, Originals)
     }
 
-    fn originals_of<'a>(&'a self, policy: &'a str) -> BoxFuture<'a, Result<Log, Error>> {
-        asked!(self, Effect::ReadOriginalsOf(policy.to_owned()), OriginalsOf)
+    fn all_originals(&self) -> BoxFuture<'_, Result<BTreeMap<String, Option<Log>>, Error>> {
+        asked!(self, Effect::ReadAllOriginals, AllOriginals)
     }
 
     fn save_original<'a>(&'a self, revision: i64, record: &'a Record) -> BoxFuture<'a, Result<(), Error>> {

@@ -121,7 +121,7 @@ pub fn most_pooled(
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
+    use std::{sync::Arc, time::Duration};
 
     use serde_json::json;
 
@@ -154,7 +154,7 @@ mod tests {
             let saved = Saved {
                 name: "u".into(),
                 address: String::new(),
-                target: Json::Null,
+                target: Arc::default(),
                 sites: before.map(|n| (site, Some(json!(n)))).into_iter().collect(),
             };
             let mut declared = limits(declared);
