@@ -10,6 +10,7 @@ use futures::{FutureExt as _, StreamExt as _, stream};
 
 use super::{
     Error, Pass, PolicyHandle,
+    pace::Pace,
     saved::append,
     world::{Moment, News, Stage, Target, World},
 };
@@ -21,9 +22,6 @@ use crate::{
         report::condition::{Notice, shortened_to_bytes},
     },
 };
-
-/// Maximum units that are written at the same time.
-const CONCURRENCY: usize = 64;
 
 /// Renames saved original settings after the config paths of a unit have changed. Settings whose path is ambiguous now are
 /// dropped, and an Event names them.
@@ -131,14 +129,15 @@ pub(super) async fn forget(pass: &mut Pass<'_>, plan: &Plan, results: &[UnitResu
     append(*world, policy, memory, change).await
 }
 
-/// Makes the planned writes and reads every written unit back. After `until`, or if the visit is cancelled, no further unit is
-/// written.
+/// Makes the planned writes and reads every written unit back, at the pace at which the units were read. After `until`, or if the
+/// visit is cancelled, no further unit is written.
 pub(super) async fn write(
     pass: &Pass<'_>,
     target: &Arc<dyn Target>,
     units: Vec<(Unit, UnitState)>,
     plan: &Plan,
     until: Moment,
+    pace: Pace,
 ) -> Vec<UnitResult> {
     let Pass { world, memory, traits, .. } = pass;
     let _stage = world.enter(Stage::Write);
@@ -170,7 +169,8 @@ pub(super) async fn write(
             .boxed()
         })
         .collect();
-    let results: Vec<_> = stream::iter(jobs).buffer_unordered(CONCURRENCY).collect().await;
+    let concurrency = pace.concurrency(jobs.len());
+    let results: Vec<_> = stream::iter(jobs).buffer_unordered(concurrency).collect().await;
     let failed = results.iter().filter(|result| result.write.is_some() || result.state.is_err()).count();
     tracing::debug!(units = results.len(), failed, "wrote a group of units");
     results

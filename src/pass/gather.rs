@@ -11,12 +11,11 @@ use futures::{
 
 use super::{
     cache::PolicyCache,
+    pace::Pace,
     world::{Moment, Target, World},
 };
 use crate::decide::{Cause, Fault, Unit, UnitState};
 
-/// Maximum units that are read at the same time.
-const CONCURRENCY: usize = 64;
 /// Time that the first answer of a group waits for more.
 const GROUPING: Duration = Duration::from_millis(400);
 /// Timeout of all reads together. Units that were not read by then are read in the next pass, in which the units that did not
@@ -32,8 +31,10 @@ pub struct Gathering<'a> {
     pub skipped: Vec<UnitRead>,
     world: &'a dyn World,
     open: FuturesUnordered<BoxFuture<'static, UnitRead>>,
-    /// Units that are being read, by id.
-    asked: BTreeMap<String, Unit>,
+    /// By id: units that are being read, and since when.
+    asked: BTreeMap<String, (Unit, Moment)>,
+    pace: Pace,
+    units: usize,
     waiting: Vec<Unit>,
     answered: Vec<UnitRead>,
     target: Arc<dyn Target>,
@@ -46,7 +47,7 @@ impl<'a> Gathering<'a> {
     /// Begins to read all units that are due.
     pub fn begin(world: &'a dyn World, target: Arc<dyn Target>, units: Vec<Unit>, memory: &PolicyCache) -> Self {
         let now = world.moment();
-        let (mut skipped, mut waiting) = (Vec::new(), Vec::new());
+        let (mut skipped, mut waiting, pace) = (Vec::new(), Vec::new(), Pace::default());
         for unit in units {
             match memory.failing.get(&unit.id) {
                 Some(failing) if now < failing.due => skipped.push((unit, Err(failing.fault.clone()))),
@@ -55,7 +56,13 @@ impl<'a> Gathering<'a> {
         }
         waiting.reverse();
         let (open, answered, asked) = (FuturesUnordered::new(), Vec::new(), BTreeMap::new());
-        Self { skipped, world, open, asked, waiting, answered, target, kept: 0, until: now + TIMEOUT }
+        let units = waiting.len();
+        Self { skipped, world, open, asked, pace, units, waiting, answered, target, kept: 0, until: now + TIMEOUT }
+    }
+
+    /// Returns how fast the units have answered so far.
+    pub fn pace(&self) -> Pace {
+        self.pace
     }
 
     /// Returns the next group of answers: when all units have answered, or a moment after the first answer. `None` after the last
@@ -109,7 +116,7 @@ impl<'a> Gathering<'a> {
     /// Ends the reads that took too long.
     fn give_up(&mut self) {
         self.open.clear();
-        for unit in std::mem::take(&mut self.asked).into_values() {
+        for (unit, _) in std::mem::take(&mut self.asked).into_values() {
             let fault = Fault::new(Cause::Unreachable, format!("{} did not answer within {TIMEOUT:?}", unit.name));
             self.answered.push((unit, Err(fault)));
         }
@@ -121,7 +128,9 @@ impl<'a> Gathering<'a> {
     }
 
     fn take(&mut self, (unit, state): UnitRead) {
-        self.asked.remove(&unit.id);
+        if let Some((_, since)) = self.asked.remove(&unit.id) {
+            self.pace.answered(self.world.moment().since(since));
+        }
         let state = state.and_then(|state| {
             let kept = self.kept + state.size();
             if self.world.may_keep(kept) {
@@ -138,10 +147,10 @@ impl<'a> Gathering<'a> {
     }
 
     fn fill(&mut self) {
-        while self.open.len() < CONCURRENCY {
+        while self.open.len() < self.pace.concurrency(self.units) {
             let Some(unit) = self.waiting.pop() else { return };
             let target = self.target.clone();
-            self.asked.insert(unit.id.clone(), unit.clone());
+            self.asked.insert(unit.id.clone(), (unit.clone(), self.world.moment()));
             self.open.push(
                 async move {
                     let state = target.read(&unit).await;

@@ -13,6 +13,7 @@ mod error;
 mod gather;
 mod handle;
 pub mod logging;
+mod pace;
 pub mod report;
 mod restart;
 mod restore;

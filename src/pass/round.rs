@@ -16,7 +16,9 @@ use super::{
     apply,
     cache::{PolicyCache, Unwritten, saved_units, wait},
     gather::Gathering,
-    logging, reading, report, restart, restore,
+    logging,
+    pace::Pace,
+    reading, report, restart, restore,
     world::{Moment, News, Stage, Target, World},
 };
 use crate::{
@@ -48,7 +50,7 @@ pub(super) async fn work(mut pass: Pass<'_>, target: Arc<dyn Target>, units: Vec
     size_pool(world, pass.memory, units.len());
     finalizer(world, pass.policy).await?;
     let mut gathering = Gathering::begin(world, target.clone(), units.clone(), pass.memory);
-    let job = Job { target: &target, units: &units, until: world.moment() + WRITING };
+    let job = Job { target: &target, units: &units, until: world.moment() + WRITING, pace: Pace::default() };
     let mut done = Done::default();
     loop {
         let waiting = world.enter(Stage::Gather);
@@ -65,6 +67,7 @@ pub(super) async fn work(mut pass: Pass<'_>, target: Arc<dyn Target>, units: Vec
                 }
             }
         }
+        let job = Job { pace: gathering.pace(), ..job };
         gathering.alongside(Box::pin(round(pass, &job, &mut done, answered))).await?;
     }
     if done.plan.is_none() {
@@ -80,11 +83,14 @@ pub(super) async fn work(mut pass: Pass<'_>, target: Arc<dyn Target>, units: Vec
 }
 
 /// Nodes of one pass.
+#[derive(Clone, Copy)]
 struct Job<'a> {
     target: &'a Arc<dyn Target>,
     units: &'a [Unit],
     /// Nothing is written after this time.
     until: Moment,
+    /// How fast the units have answered.
+    pace: Pace,
 }
 
 /// Results of the groups of one pass.
@@ -136,7 +142,7 @@ async fn round(pass: &mut Pass<'_>, job: &Job<'_>, done: &mut Done, answered: Ve
     let capturing = world.enter(Stage::Capture);
     apply::capture(pass, &answered, &plan).await?;
     drop(capturing);
-    let written = apply::write(pass, job.target, answered, &plan, job.until).await;
+    let written = apply::write(pass, job.target, answered, &plan, job.until, job.pace).await;
     let memory = &mut *pass.memory;
     record_results(memory, &written, &plan, pass.traits, world.moment());
     let unborn = |unit: &Unit| plan.units.contains_key(&unit.id) && !memory.births.contains_key(&unit.id);
