@@ -1,9 +1,8 @@
 //! The whole controller at scale: the shipped program, a real API server, and a farm of fakes of Caddy's admin API,
 //! which are pods there.
 //!
-//! `IDLECONN_BINARY` names the program; `IDLECONN_NODES` and `IDLECONN_POLICIES` set the numbers (500 and 20 by
-//! default). With `IDLECONN_ADAPTIVE=true`, each policy watches its nodes' goroutines. Prints a table, and fails if a
-//! bound is missed.
+//! `IDLECONN_BINARY` names the program. Runs the two fleets of `make bench`, and with `IDLECONN_SCALE=full` all of them, each
+//! with a separate control plane. Prints a table for each fleet and the growth over fleets, and fails if a bound is missed.
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
@@ -37,19 +36,76 @@ use kube::{
     config::{KubeConfigOptions, Kubeconfig},
 };
 use serde_json::{Value as Json, from_value, json};
+use tokio::task::JoinSet;
 
 const NAMESPACES: usize = 20;
 const PORT: u16 = 2019;
 /// Concurrent requests to the API server during the setup.
 const CONCURRENCY: usize = 32;
-/// The promised bounds.
-const PROGRAMMED: Duration = Duration::from_secs(60);
-const LOOKED_AT: Duration = Duration::from_secs(30);
-const EDITED: Duration = Duration::from_secs(1);
+/// Time at rest that is measured.
 const REST: Duration = Duration::from_secs(60);
+/// The operator's interval between reads of a node, in seconds.
+const RESYNC: f64 = 30.0;
+/// Edits that are measured; the median counts.
+const EDITS: usize = 5;
+/// Edits of one policy in a second, beside which the edits of the others are measured.
+const FREQUENT_EDITS: Duration = Duration::from_millis(100);
 
-fn number(name: &str, default: usize) -> usize {
-    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+/// A fleet, and the promised bounds.
+#[derive(Clone, Copy)]
+struct Fleet {
+    nodes: usize,
+    policies: usize,
+    /// Each policy watches its nodes' goroutines.
+    adaptive: bool,
+    bounds: Option<Bounds>,
+}
+
+#[derive(Clone, Copy)]
+struct Bounds {
+    /// From the first creation until all nodes have the limits, in seconds.
+    programmed: f64,
+    /// From an edit until the last node of the policy has it, in seconds; the median.
+    edited: f64,
+    /// At rest, in percent of a core.
+    cpu: f64,
+    /// At rest, in MiB.
+    memory: f64,
+    /// From a restart until every node has been read, in seconds.
+    restarted: f64,
+}
+
+const ONE_POLICY: Fleet = Fleet {
+    nodes: 5_000,
+    policies: 1,
+    adaptive: false,
+    bounds: Some(Bounds { programmed: 12.0, edited: 5.0, cpu: 4.0, memory: 96.0, restarted: 15.0 }),
+};
+const MANY_POLICIES: Fleet = Fleet {
+    nodes: 5_000,
+    policies: 1_000,
+    adaptive: true,
+    bounds: Some(Bounds { programmed: 30.0, edited: 1.0, cpu: 12.0, memory: 128.0, restarted: 15.0 }),
+};
+
+const fn fleet(nodes: usize, policies: usize) -> Fleet {
+    Fleet { nodes, policies, adaptive: policies > 1, bounds: None }
+}
+
+/// Fleets of `make bench`.
+const SHORT: [Fleet; 2] = [fleet(1_000, 1), fleet(1_000, 200)];
+/// Growth with the nodes of one policy.
+const NODES: [Fleet; 4] = [fleet(1_250, 1), fleet(2_500, 1), ONE_POLICY, fleet(10_000, 1)];
+/// Growth with the policies of as many nodes.
+const POLICIES: [Fleet; 4] = [fleet(5_000, 20), fleet(5_000, 300), MANY_POLICIES, fleet(5_000, 3_000)];
+
+/// What was seen at rest.
+#[derive(Clone, Copy)]
+struct Rest {
+    /// In percent of a core.
+    cpu: f64,
+    /// In MiB.
+    memory: f64,
 }
 
 /// One server of the farm.
@@ -91,14 +147,20 @@ fn address(n: usize) -> Ipv4Addr {
     Ipv4Addr::new(127, 20, u8::try_from(n / 250).unwrap(), u8::try_from(n % 250 + 1).unwrap())
 }
 
-async fn farm(nodes: usize) -> Vec<Arc<Node>> {
-    let mut farm = Vec::new();
+/// The servers, which end when this is dropped.
+struct Farm {
+    nodes: Vec<Arc<Node>>,
+    _listeners: JoinSet<()>,
+}
+
+async fn farm(nodes: usize) -> Farm {
+    let (mut farm, mut listeners) = (Vec::new(), JoinSet::new());
     for n in 0..nodes {
         let servers = Mutex::new((r#"{"web":{"listen":[":80"],"idle_timeout":"5m"}}"#.to_owned(), 0));
         let node = Arc::new(Node { servers, reads: AtomicUsize::new(0), writes: AtomicUsize::new(0) });
         let listener = tokio::net::TcpListener::bind((address(n), PORT)).await.unwrap();
         farm.push(node.clone());
-        tokio::spawn(async move {
+        listeners.spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
                 let node = node.clone();
@@ -115,7 +177,7 @@ async fn farm(nodes: usize) -> Vec<Arc<Node>> {
             }
         });
     }
-    farm
+    Farm { nodes: farm, _listeners: listeners }
 }
 
 /// A control plane, which ends when this is dropped.
@@ -175,10 +237,10 @@ impl Operator {
     }
 
     /// Resident memory in MiB.
-    fn memory(&self, what: &str) -> u64 {
+    fn memory(&self, what: &str) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).unwrap();
         let line = status.lines().find_map(|line| line.strip_prefix(what)).unwrap();
-        line.split_whitespace().next().unwrap().parse::<u64>().unwrap() / 1024
+        line.split_whitespace().next().unwrap().parse::<f64>().unwrap() / 1024.0
     }
 
     /// CPU time so far, in seconds.
@@ -187,12 +249,16 @@ impl Operator {
         let fields: Vec<_> = stat.rsplit_once(") ").unwrap().1.split(' ').collect();
         (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
     }
+
+    fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 impl Drop for Operator {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.kill();
     }
 }
 
@@ -255,101 +321,236 @@ async fn scene(client: &Client, nodes: usize, policies: usize) {
     stream::iter(0..nodes).for_each_concurrent(CONCURRENCY, |n| pod(client, n, policies)).await;
 }
 
-#[tokio::main]
-async fn main() {
-    let (nodes, policies) = (number("IDLECONN_NODES", 500), number("IDLECONN_POLICIES", 20));
-    let adaptive = std::env::var("IDLECONN_ADAPTIVE").is_ok_and(|text| text == "true");
-    let _ = rustls::crypto::ring::default_provider().install_default();
-    let cluster = Cluster::start();
-    let file = Kubeconfig::read_from(&cluster.kubeconfig).unwrap();
-    let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
-    let client = idleconn_operator::controller::client(&config, &Pool::default()).unwrap();
-    let farm = farm(nodes).await;
-    scene(&client, nodes, policies).await;
-    let operator = Operator::start(&cluster, "127.0.0.1:28080");
-    let mut missed = Vec::new();
-    let mut row = |what: &str, seen: String, kept: bool| {
+/// The table of a fleet. Records the bounds that are missed.
+struct Table {
+    fleet: String,
+    missed: Vec<String>,
+}
+
+impl Table {
+    fn row(&mut self, what: &str, seen: &str, kept: bool) {
         println!("| {what} | {seen} |{}", if kept { "" } else { " missed" });
         if !kept {
-            missed.push(what.to_owned());
-        }
-    };
-    println!("| {nodes} nodes, {policies} policies{} | seen |\n|---|---|", if adaptive { ", adaptive" } else { "" });
-
-    let begun = Instant::now();
-    stream::iter(0..policies).for_each_concurrent(CONCURRENCY, |policy| apply(&client, policy, "30s", adaptive)).await;
-    row("policies created after", format!("{:.1} s", begun.elapsed().as_secs_f64()), true);
-    let all = until(PROGRAMMED * 4, || farm.iter().all(|node| node.writes.load(Ordering::Relaxed) > 0)).await;
-    let left = farm.iter().filter(|node| node.writes.load(Ordering::Relaxed) == 0).count();
-    let since = begun.elapsed();
-    row(
-        "all nodes programmed after the first creation",
-        all.map_or_else(|| format!("never: {left} nodes are left"), |_| format!("{:.1} s", since.as_secs_f64())),
-        all.is_some() && since < PROGRAMMED + Duration::from_secs(10),
-    );
-
-    // Wait for the last statuses; afterwards there must be no writes.
-    let mut quiet = operator.metrics().await;
-    for _ in 0..30 {
-        tokio::time::sleep(Duration::from_secs(2)).await;
-        let now = operator.metrics().await;
-        let same = now.get("idleconn_status_writes_total") == quiet.get("idleconn_status_writes_total");
-        quiet = now;
-        if same {
-            break;
+            self.missed.push(format!("{}: {what}", self.fleet));
         }
     }
-    let (cpu, reads) = (operator.cpu(), farm.iter().map(|node| node.reads.load(Ordering::Relaxed)).sum::<usize>());
-    tokio::time::sleep(REST).await;
-    let now = operator.metrics().await;
-    let grown = |name: &str| {
-        let of = |metrics: &BTreeMap<String, f64>| {
-            metrics.iter().filter(|(key, _)| key.starts_with(name)).map(|(_, n)| n).sum::<f64>()
+
+    /// A time that must be at most `bound` seconds, if there is a bound. `None` is a miss.
+    fn time(&mut self, what: &str, seen: Option<Duration>, bound: Option<f64>) {
+        let text = seen.map_or_else(|| "never".to_owned(), |seen| format!("{:.2} s", seen.as_secs_f64()));
+        self.at_most(what, &text, seen.map_or(f64::INFINITY, |seen| seen.as_secs_f64()), bound.or(Some(f64::MAX)));
+    }
+
+    fn at_most(&mut self, what: &str, text: &str, seen: f64, bound: Option<f64>) {
+        let promised = bound.filter(|bound| *bound < f64::MAX).map(|bound| format!(" (at most {bound})")).unwrap_or_default();
+        self.row(what, &format!("{text}{promised}"), bound.is_none_or(|bound| seen <= bound));
+    }
+}
+
+/// A fleet with the operator that governs it.
+struct World {
+    fleet: Fleet,
+    cluster: Cluster,
+    client: Client,
+    farm: Farm,
+    operator: Operator,
+    table: Table,
+}
+
+impl World {
+    async fn start(fleet: Fleet) -> Self {
+        let cluster = Cluster::start();
+        let file = Kubeconfig::read_from(&cluster.kubeconfig).unwrap();
+        let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
+        let client = idleconn_operator::controller::client(&config, &Pool::default()).unwrap();
+        let farm = farm(fleet.nodes).await;
+        scene(&client, fleet.nodes, fleet.policies).await;
+        let operator = Operator::start(&cluster, "127.0.0.1:28080");
+        let policies = if fleet.policies == 1 { "policy" } else { "policies" };
+        let adaptive = if fleet.adaptive { ", adaptive" } else { "" };
+        let name = format!("{} nodes, {} {policies}{adaptive}", fleet.nodes, fleet.policies);
+        println!("\n| {name} | seen |\n|---|---|");
+        Self { fleet, cluster, client, farm, operator, table: Table { fleet: name, missed: Vec::new() } }
+    }
+
+    fn count(&self, of: impl Fn(&Node) -> &AtomicUsize) -> usize {
+        self.farm.nodes.iter().map(|node| of(node).load(Ordering::Relaxed)).sum()
+    }
+
+    async fn apply(&self, policy: usize, idle: &str) {
+        apply(&self.client, policy, idle, self.fleet.adaptive).await;
+    }
+
+    async fn program(&mut self) {
+        let begun = Instant::now();
+        stream::iter(0..self.fleet.policies).for_each_concurrent(CONCURRENCY, |policy| self.apply(policy, "30s")).await;
+        let created = begun.elapsed();
+        let all = |node: &Arc<Node>| node.writes.load(Ordering::Relaxed) > 0;
+        let programmed = until(Duration::from_secs(240), || self.farm.nodes.iter().all(all)).await.map(|_| begun.elapsed());
+        if programmed.is_none() {
+            println!("{} nodes are not programmed", self.farm.nodes.iter().filter(|node| !all(node)).count());
+        }
+        self.table.time("policies created after", Some(created), None);
+        let bound = self.fleet.bounds.map(|bounds| bounds.programmed);
+        self.table.time("all nodes programmed after the first creation", programmed, bound);
+    }
+
+    /// Waits until no status has been written for a while.
+    async fn settle(&self) {
+        let mut before = None;
+        for _ in 0..60 {
+            let metrics = self.operator.metrics().await;
+            let written = metrics.get("idleconn_status_writes_total").copied();
+            if written.is_some() && written == before {
+                return;
+            }
+            before = written;
+            tokio::time::sleep(Duration::from_secs(2)).await;
+        }
+    }
+
+    async fn rest(&mut self) -> Rest {
+        let (cpu, reads, before) = (self.operator.cpu(), self.count(|node| &node.reads), self.operator.metrics().await);
+        tokio::time::sleep(REST).await;
+        let (seconds, after) = (REST.as_secs_f64(), self.operator.metrics().await);
+        let grown = |name: &str| {
+            let of = |metrics: &BTreeMap<String, f64>| {
+                metrics.iter().filter(|(key, _)| key.starts_with(name)).map(|(_, n)| n).sum::<f64>()
+            };
+            of(&after) - of(&before)
         };
-        of(&now) - of(&quiet)
-    };
-    let seconds = REST.as_secs_f64();
-    row("at rest: CPU", format!("{:.1}% of a core", (operator.cpu() - cpu) / seconds * 100.0), true);
-    row(
-        "at rest: memory now, at its peak",
-        format!("{} MiB, {} MiB", operator.memory("VmRSS:"), operator.memory("VmHWM:")),
-        true,
-    );
-    let read = farm.iter().map(|node| node.reads.load(Ordering::Relaxed)).sum::<usize>() - reads;
-    #[allow(clippy::cast_precision_loss)]
-    row("at rest: reads of nodes", format!("{:.0} a second", read as f64 / seconds), true);
-    let asked = grown("idleconn_pool_requests_total{protocol=\"https\",provider=\"kubernetes\"}");
-    row("at rest: requests to the API server", format!("{:.1} a second", asked / seconds), true);
-    let written = grown("idleconn_status_writes_total") + grown("idleconn_node_writes_total");
-    row("at rest: writes", format!("{written}"), written < 0.5);
+        let cpu = (self.operator.cpu() - cpu) / seconds * 100.0;
+        let memory = self.operator.memory("VmRSS:");
+        let bounds = self.fleet.bounds;
+        self.table.at_most("at rest: CPU", &format!("{cpu:.1}% of a core"), cpu, bounds.map(|bounds| bounds.cpu));
+        self.table.at_most("at rest: memory", &format!("{memory:.0} MiB"), memory, bounds.map(|bounds| bounds.memory));
+        self.table.row("memory at its peak", &format!("{:.0} MiB", self.operator.memory("VmHWM:")), true);
+        #[allow(clippy::cast_precision_loss)]
+        let (read, due) = ((self.count(|node| &node.reads) - reads) as f64 / seconds, self.fleet.nodes as f64 / RESYNC);
+        let kept = (read - due).abs() <= due / 10.0;
+        self.table.row("at rest: reads of nodes", &format!("{read:.0} a second (due: {due:.0} ± 10%)"), kept);
+        let asked = grown("idleconn_pool_requests_total{protocol=\"https\",provider=\"kubernetes\"}");
+        self.table.row("at rest: requests to the API server", &format!("{:.1} a second", asked / seconds), true);
+        let written = grown("idleconn_status_writes_total") + grown("idleconn_node_writes_total");
+        self.table.row("at rest: writes", &written.to_string(), written < 0.5);
+        Rest { cpu, memory }
+    }
 
-    let edited = Instant::now();
-    apply(&client, 0, "25s", adaptive).await;
-    let own: Vec<_> = farm.iter().step_by(policies).collect();
-    let reached = until(Duration::from_secs(30), || own.iter().all(|node| node.idle_timeout() == "25s")).await;
-    let took = edited.elapsed();
-    row(
-        "an edit reaches the last node of its policy after",
-        reached.map_or_else(|| "never".to_owned(), |_| format!("{:.2} s", took.as_secs_f64())),
-        reached.is_some() && took < EDITED,
-    );
+    /// Edits a policy, and returns the time until its last node has the new value.
+    async fn edit(&self, policy: usize, idle: &str) -> Option<Duration> {
+        let edited = Instant::now();
+        self.apply(policy, idle).await;
+        let own: Vec<_> = self.farm.nodes.iter().skip(policy).step_by(self.fleet.policies).collect();
+        until(Duration::from_secs(60), || own.iter().all(|node| node.idle_timeout() == idle)).await?;
+        Some(edited.elapsed())
+    }
 
-    let written: usize = farm.iter().map(|node| node.writes.load(Ordering::Relaxed)).sum();
-    drop(operator);
-    let before: Vec<_> = farm.iter().map(|node| node.reads.load(Ordering::Relaxed)).collect();
-    let operator = Operator::start(&cluster, "127.0.0.1:28081");
-    let looked =
-        until(LOOKED_AT * 3, || farm.iter().zip(&before).all(|(node, before)| node.reads.load(Ordering::Relaxed) > *before))
-            .await;
-    row(
-        "after a restart every node has been read after",
-        looked.map_or_else(|| "never".to_owned(), |took| format!("{:.1} s", took.as_secs_f64())),
-        looked.is_some_and(|took| took < LOOKED_AT),
+    async fn edits(&self) -> Option<Duration> {
+        let mut took = Vec::new();
+        for n in 0..EDITS {
+            took.push(self.edit(n % self.fleet.policies, &format!("{}s", 25 - n)).await?);
+            self.settle().await;
+        }
+        took.sort();
+        Some(took[EDITS / 2])
+    }
+
+    /// Edits the last policy ten times a second, and measures edits of the others meanwhile.
+    async fn edits_beside_frequent_ones(&mut self) {
+        let frequent = async {
+            let mut every = tokio::time::interval(FREQUENT_EDITS);
+            for n in 0.. {
+                every.tick().await;
+                self.apply(self.fleet.policies - 1, &format!("{}s", 40 + n % 10)).await;
+            }
+        };
+        let edits = async {
+            let mut took = Vec::new();
+            for n in 0..EDITS {
+                took.push(self.edit(n, &format!("{}s", 35 - n)).await?);
+            }
+            took.into_iter().max()
+        };
+        let slowest = tokio::select! {
+            slowest = edits => slowest,
+            () = frequent => None,
+        };
+        self.table.time("while one policy is edited ten times a second, the slowest of the others' edits", slowest, Some(1.0));
+    }
+
+    async fn restart(&mut self) {
+        self.settle().await;
+        let written = self.count(|node| &node.writes);
+        let before: Vec<_> = self.farm.nodes.iter().map(|node| node.reads.load(Ordering::Relaxed)).collect();
+        self.operator.kill();
+        self.operator = Operator::start(&self.cluster, "127.0.0.1:28081");
+        let read = |(node, before): (&Arc<Node>, &usize)| node.reads.load(Ordering::Relaxed) > *before;
+        let all = until(Duration::from_secs(120), || self.farm.nodes.iter().zip(&before).all(read)).await;
+        self.table.time("after a restart every node has been read after", all, self.fleet.bounds.map(|bounds| bounds.restarted));
+        self.settle().await;
+        let again = self.count(|node| &node.writes) - written;
+        self.table.row("after a restart: writes to nodes", &again.to_string(), again == 0);
+    }
+}
+
+/// Measures a fleet. Returns what was seen at rest, and the bounds that were missed.
+async fn measure(fleet: Fleet) -> (Rest, Vec<String>) {
+    let mut world = World::start(fleet).await;
+    world.program().await;
+    world.settle().await;
+    let rest = world.rest().await;
+    let edited = world.edits().await;
+    let bound = fleet.bounds.map(|bounds| bounds.edited);
+    world.table.time("an edit reaches the last node of its policy after (median of five)", edited, bound);
+    if fleet.policies > EDITS {
+        world.edits_beside_frequent_ones().await;
+    }
+    world.restart().await;
+    (rest, world.table.missed)
+}
+
+/// Prints the line through the points that fits best.
+#[allow(clippy::cast_precision_loss)]
+fn line(what: &str, unit: &str, seen: &[(Fleet, Rest)], x: impl Fn(&Fleet) -> usize, y: impl Fn(&Rest) -> f64) {
+    let points: Vec<_> = seen.iter().map(|(fleet, rest)| (x(fleet) as f64, y(rest))).collect();
+    let n = points.len() as f64;
+    let (mx, my) = (points.iter().map(|p| p.0).sum::<f64>() / n, points.iter().map(|p| p.1).sum::<f64>() / n);
+    let slope =
+        points.iter().map(|p| (p.0 - mx) * (p.1 - my)).sum::<f64>() / points.iter().map(|p| (p.0 - mx).powi(2)).sum::<f64>();
+    let base = my - slope * mx;
+    let off = points.iter().map(|p| (p.1 - base - slope * p.0).abs()).fold(0.0, f64::max);
+    let each: Vec<_> = points.iter().map(|p| format!("{:.0}: {:.1}", p.0, p.1)).collect();
+    println!(
+        "| {what} | {base:.1} {unit} and {:.2} {unit} for each 1,000; at most {off:.1} off ({}) |",
+        slope * 1000.0,
+        each.join(", ")
     );
-    tokio::time::sleep(Duration::from_secs(5)).await;
-    let again = farm.iter().map(|node| node.writes.load(Ordering::Relaxed)).sum::<usize>() - written;
-    row("after a restart: writes to nodes", again.to_string(), again == 0);
-    drop(operator);
-    drop(cluster);
+}
+
+fn growth(title: &str, seen: &[(Fleet, Rest)], x: impl Fn(&Fleet) -> usize + Copy) {
+    println!("\n| {title} | line |\n|---|---|");
+    line("CPU", "% of a core", seen, x, |rest| rest.cpu);
+    line("memory", "MiB", seen, x, |rest| rest.memory);
+}
+
+#[tokio::main]
+async fn main() {
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let full = std::env::var("IDLECONN_SCALE").is_ok_and(|text| text == "full");
+    let fleets: Vec<&[Fleet]> = if full { vec![&NODES, &POLICIES] } else { vec![&SHORT] };
+    let (mut missed, mut groups) = (Vec::new(), Vec::new());
+    for group in fleets {
+        let mut seen = Vec::new();
+        for fleet in group {
+            let (rest, lacks) = measure(*fleet).await;
+            missed.extend(lacks);
+            seen.push((*fleet, rest));
+        }
+        groups.push(seen);
+    }
+    if let [nodes, policies] = &groups[..] {
+        growth("growth with the nodes of one policy", nodes, |fleet| fleet.nodes);
+        growth("growth with the policies of 5,000 nodes", policies, |fleet| fleet.policies);
+    }
     assert!(missed.is_empty(), "missed: {}", missed.join("; "));
 }
