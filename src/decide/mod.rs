@@ -5,6 +5,7 @@
 
 pub mod adaptive;
 pub mod advice;
+pub mod balance;
 pub mod claims;
 pub mod contention;
 pub mod declare;
@@ -18,6 +19,7 @@ pub mod originals;
 pub mod path;
 pub mod report;
 pub mod restart;
+pub mod shard;
 pub mod uptimes;
 pub mod verify;
 
