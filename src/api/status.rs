@@ -22,6 +22,9 @@ pub const NAME_LENGTH: usize = 253;
 /// Maximum length of the message of a condition, in characters.
 pub const MESSAGE_LENGTH: usize = 1024;
 
+/// Maximum number of hashes in each list of `status.claims`. It is the maximum of `spec.target.caddy.endpoints`.
+pub const MAX_CLAIMS: usize = 64;
+
 /// Last observed state of the policy and its nodes.
 #[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, Default, PartialEq)]
 #[serde(rename_all = "camelCase")]
@@ -72,9 +75,29 @@ pub struct IdleConnectionPolicyStatus {
     /// Newest ControllerRevision with the values of the nodes from before the first write.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub original_ref: Option<ObjectName>,
+    /// What the policy claims, for the replicas that act for other namespaces. Present only if the operator has several shards.
+    /// Do not edit it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub claims: Option<PublishedClaims>,
     /// Internal state with which the operator continues after a restart or a change of leader. Do not edit it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub control: Option<Control>,
+}
+
+/// Hashes of the identities of the target that a policy of another namespace can claim, too.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+pub struct PublishedClaims {
+    /// Hashes of the addresses of the target, 16 hexadecimal digits each. The oldest policy that claims an address governs it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 16)))]
+    pub targets: Vec<String>,
+    /// Hashes of the identities that the target itself reports, such as the UUID of an AIStore cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64), inner(length(max = 16)))]
+    pub reported: Vec<String>,
+    /// Whether the target has more than 64 addresses. Then `targets` has only those that another policy claims, too.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub partial: bool,
 }
 
 /// Declared, desired, programmed, in-effect and measured value of each limit, for all nodes together.

@@ -4,6 +4,9 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
 
+use super::hash::fnv1a;
+use crate::api::status::{MAX_CLAIMS, PublishedClaims};
+
 /// A policy, as far as conflicts go. `Ord` is the precedence: older first, then by namespace and name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Claimant {
@@ -32,6 +35,33 @@ impl Claim {
     pub fn vouched(identities: impl IntoIterator<Item = String>) -> Self {
         Self { vouched: identities.into_iter().collect(), stated: BTreeSet::new() }
     }
+
+    /// The same claim with the hashes of those identities that another namespace can have, too. The claims of other shards
+    /// are known as such hashes only.
+    #[must_use]
+    pub fn with_hashes(mut self) -> Self {
+        // The UID of a pod and the name of a ConfigMap belong to one namespace.
+        let crosses = |identity: &&String| !["pod/", "configmap/", HASH].iter().any(|start| identity.starts_with(start));
+        for identities in [&mut self.vouched, &mut self.stated] {
+            let hashes: Vec<_> = identities.iter().filter(crosses).map(|identity| hashed(identity)).collect();
+            identities.extend(hashes);
+        }
+        self
+    }
+}
+
+impl From<&PublishedClaims> for Claim {
+    fn from(published: &PublishedClaims) -> Self {
+        let marked = |hashes: &[String]| hashes.iter().map(|hash| format!("{HASH}{hash}")).collect();
+        Self { vouched: marked(&published.targets), stated: marked(&published.reported) }
+    }
+}
+
+/// Start of a hash. No identity begins with it.
+const HASH: &str = "#";
+
+fn hashed(identity: &str) -> String {
+    format!("{HASH}{:016x}", fnv1a(identity))
 }
 
 /// The key of an identity in the index. Stated identities are indexed within their namespace.
@@ -115,6 +145,24 @@ impl Claims {
         stated.filter_map(|identity| self.stated.get(identity)).flatten().any(|other| other.namespace != me.namespace)
     }
 
+    /// What a policy claims, for other shards: all hashes if they are few, otherwise those that another policy claims, too.
+    #[must_use]
+    pub fn published(&self, me: &Claimant) -> Option<PublishedClaims> {
+        let claim = self.by_claimant.get(me)?;
+        let hashes = |identities: &BTreeSet<String>| {
+            identities.iter().filter_map(|identity| identity.strip_prefix(HASH)).map(str::to_owned).collect::<Vec<_>>()
+        };
+        let (mut targets, mut reported) = (hashes(&claim.vouched), hashes(&claim.stated));
+        let partial = targets.len() > MAX_CLAIMS;
+        if partial {
+            let holders = |hash: &str| self.holders.get(&(None, format!("{HASH}{hash}")));
+            targets.retain(|hash| holders(hash).is_some_and(|holders| holders.len() > 1));
+            targets.truncate(MAX_CLAIMS);
+        }
+        reported.truncate(MAX_CLAIMS);
+        Some(PublishedClaims { targets, reported, partial })
+    }
+
     fn rivals(&self, me: &Claimant) -> BTreeSet<Claimant> {
         let Some(claim) = self.by_claimant.get(me) else { return BTreeSet::new() };
         let holders = keys(me, claim).filter_map(|key| self.holders.get(&key)).flatten();
@@ -150,6 +198,11 @@ impl<S: Clone + Eq + std::hash::Hash> Queue<S> {
     /// Adds a policy whose target in this scope is not known yet.
     pub fn add(&mut self, scope: S, claimant: Claimant) {
         self.pending.entry(scope).or_default().insert(claimant);
+    }
+
+    /// The policies whose targets are not known in some scope.
+    pub fn pending(&self) -> impl Iterator<Item = &Claimant> {
+        self.pending.values().flatten()
     }
 
     /// Whether a policy has to wait. If so, [`Queue::done`] returns it once it no longer has to.
@@ -279,6 +332,51 @@ mod tests {
         assert!(queue.done(&"caddy", &first).is_empty());
         assert_eq!(queue.done_everywhere(&second), [third.clone()].into());
         assert!(!queue.must_wait(&"caddy", &third));
+    }
+
+    /// The claims of another shard: `me` is in this one, `other` in the other one.
+    fn foreign(claims: &mut Claims, other: &Claimant, claim: Claim) -> BTreeSet<Claimant> {
+        let mut theirs = Claims::default();
+        theirs.insert(other, claim.with_hashes());
+        claims.insert(other, Claim::from(&theirs.published(other).expect("it is known")))
+    }
+
+    #[test]
+    fn the_older_wins_across_shards_too() {
+        let (old, young) = (claimant(1, "a", "old"), claimant(2, "b", "young"));
+        let shared = |pod: &str| vouched(&[pod, "http://10.0.0.1:2019"]);
+        let mut claims = Claims::default();
+        claims.insert(&young, shared("pod/u2:2019").with_hashes());
+        assert_eq!(foreign(&mut claims, &old, shared("pod/u1:2019")), [young.clone()].into(), "the loser is affected");
+        assert_eq!(claims.winner(&young), Some(&old));
+        assert!(foreign(&mut claims, &old, vouched(&["pod/u2:2019", "configmap/a/b/c"])).contains(&young));
+        assert_eq!(claims.winner(&young), None, "what belongs to one namespace is not compared");
+    }
+
+    #[test]
+    fn a_large_policy_publishes_what_another_one_claims() {
+        let (large, small) = (claimant(1, "a", "large"), claimant(2, "b", "small"));
+        let addresses: Vec<_> = (0..5000).map(|n| format!("http://10.0.{}.{}:2019", n / 250, n % 250)).collect();
+        let mut claims = Claims::default();
+        claims.insert(&large, Claim::vouched(addresses.clone()).with_hashes());
+        let alone = claims.published(&large).expect("it is known");
+        assert!(alone.partial && alone.targets.is_empty());
+        assert_eq!(foreign(&mut claims, &small, Claim::vouched([addresses[7].clone()])), [large.clone()].into());
+        let shared = claims.published(&large).expect("it is known");
+        assert_eq!((shared.targets.len(), shared.partial), (1, true));
+        let mut theirs = Claims::default();
+        theirs.insert(&small, Claim::vouched([addresses[7].clone()]).with_hashes());
+        theirs.insert(&large, Claim::from(&shared));
+        assert_eq!(theirs.winner(&small), Some(&large));
+    }
+
+    #[test]
+    fn clusters_that_state_the_same_in_two_shards_are_shared() {
+        let (old, young) = (claimant(1, "a", "old"), claimant(2, "b", "young"));
+        let mut claims = Claims::default();
+        claims.insert(&young, stated("aistore/uuid").with_hashes());
+        foreign(&mut claims, &old, stated("aistore/uuid"));
+        assert!(claims.winner(&young).is_none() && claims.is_shared(&young));
     }
 
     #[test]

@@ -45,6 +45,10 @@ pub struct PolicyCache {
     pub departed: BTreeMap<String, Moment>,
     /// Time of the first pass after the policy was deleted.
     pub leaving: Option<Moment>,
+    /// With shards: time at which the policy's claims were last published.
+    pub published: Option<Moment>,
+    /// With shards: time since which the policy waits for older ones.
+    pub waiting: Option<Moment>,
     /// Last log message by subject, so that a message is logged once.
     pub logged: BTreeMap<String, String>,
     /// Adaptive control, if the policy has it.

@@ -7,11 +7,12 @@ use std::{
 };
 
 use crate::{
-    api::policy::TargetType,
+    api::{policy::TargetType, status::PublishedClaims},
     decide::{
         Sites,
         claims::{Claim, Claimant, Claims, Queue},
         originals::{Log, Record},
+        shard::Shard,
     },
 };
 
@@ -32,6 +33,10 @@ pub struct Registry {
 
 #[derive(Default)]
 struct Inner {
+    /// Whether other actors govern policies of other namespaces.
+    sharded: bool,
+    /// Older policies of other shards that do not publish all of their claims.
+    partial: BTreeSet<Claimant>,
     claims: Claims,
     queue: Queue<Scope>,
     /// By namespace and unit: original settings that each policy saved.
@@ -64,6 +69,12 @@ pub enum Taken {
 }
 
 impl Registry {
+    /// The registry of an actor.
+    #[must_use]
+    pub fn of(shard: Shard) -> Self {
+        Self { inner: Mutex::new(Inner { sharded: shard.has_others(), ..Inner::default() }) }
+    }
+
     fn inner(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -81,6 +92,46 @@ impl Registry {
                 inner.queue.add(Scope::Stated(claimant.namespace.clone()), claimant.clone());
             }
         }
+    }
+
+    /// Records what a policy of another shard has published; `None` if it has published nothing yet, so that younger policies
+    /// wait. Returns the policies that need another pass.
+    pub fn foreign(&self, other: &Claimant, kind: TargetType, published: Option<&PublishedClaims>) -> BTreeSet<Claimant> {
+        let inner = &mut *self.inner();
+        let Some(published) = published else {
+            if inner.claims.get(other).is_none() && crosses(kind) {
+                inner.queue.add(Scope::Places(kind), other.clone());
+            }
+            return BTreeSet::new();
+        };
+        if published.partial {
+            inner.partial.insert(other.clone());
+        } else {
+            inner.partial.remove(other);
+        }
+        let mut concerned = inner.claims.insert(other, published.into());
+        concerned.extend(inner.queue.done_everywhere(other));
+        concerned
+    }
+
+    /// Returns what the policy claims, for other shards; `None` without shards, if it is not known, and if no policy of another
+    /// namespace can claim the same.
+    #[must_use]
+    pub fn published(&self, me: &Claimant, kind: TargetType) -> Option<PublishedClaims> {
+        let inner = self.inner();
+        (inner.sharded && crosses(kind)).then(|| inner.claims.published(me)).flatten()
+    }
+
+    /// Reports whether there are other shards.
+    #[must_use]
+    pub fn is_sharded(&self) -> bool {
+        self.inner().sharded
+    }
+
+    /// Reports whether an older policy of another shard may have to publish more after it has seen the claims of this one.
+    #[must_use]
+    pub fn is_answered_later(&self, me: &Claimant) -> bool {
+        self.inner().partial.first().is_some_and(|first| first < me)
     }
 
     /// Reports whether a policy must wait for an older one. If so, the claim of the older one returns it as concerned.
@@ -117,7 +168,8 @@ impl Registry {
         if inner.claims.get(me).is_none() {
             let units = inner.units.get(me).cloned().unwrap_or_default();
             let (stated, vouched) = units.into_iter().partition(|unit| is_stated(unit));
-            inner.claims.insert(me, Claim { vouched, stated });
+            let claim = inner.comparable(Claim { vouched, stated });
+            inner.claims.insert(me, claim);
         }
         inner.queue.done_everywhere(me)
     }
@@ -125,8 +177,9 @@ impl Registry {
     /// Forgets the policies with this name, except one. Returns the policies that need another pass.
     pub fn forget(&self, namespace: &str, name: &str, but: Option<&Claimant>) -> BTreeSet<Claimant> {
         let inner = &mut *self.inner();
-        let known = inner.claims.claimants().filter(|c| c.namespace == namespace && c.name == name);
-        let gone: Vec<_> = known.filter(|claimant| Some(*claimant) != but).cloned().collect();
+        let known = inner.claims.claimants().chain(inner.queue.pending());
+        let known = known.filter(|c| c.namespace == namespace && c.name == name);
+        let gone: BTreeSet<_> = known.filter(|claimant| Some(*claimant) != but).cloned().collect();
         gone.iter().flat_map(|claimant| inner.forget(claimant)).collect()
     }
 
@@ -170,9 +223,9 @@ impl Registry {
 
     /// Returns those of the units, given with their identities, that an older policy governs.
     pub fn taken_over(&self, me: &Claimant, units: &BTreeMap<String, Claim>) -> BTreeMap<String, Taken> {
-        let inner = &mut *self.inner();
+        let inner = &*self.inner();
         let taken = units.iter().filter_map(|(unit, claim)| {
-            let other = inner.claims.older_holder(me, claim)?;
+            let other = inner.claims.older_holder(me, &inner.comparable(claim.clone()))?;
             let has_saved = || inner.saved.get(&(me.namespace.clone(), unit.clone())).is_some_and(|by| by.contains_key(other));
             let how = if other.namespace != me.namespace {
                 Taken::Elsewhere
@@ -193,8 +246,19 @@ pub fn is_stated(identity: &str) -> bool {
     identity.starts_with("aistore/")
 }
 
+/// Reports whether policies of two namespaces can claim the same target of this kind.
+const fn crosses(kind: TargetType) -> bool {
+    !matches!(kind, TargetType::ConfigMap)
+}
+
 impl Inner {
+    /// The claim, so that it can be compared with those of other shards.
+    fn comparable(&self, claim: Claim) -> Claim {
+        if self.sharded { claim.with_hashes() } else { claim }
+    }
+
     fn claim(&mut self, me: &Claimant, claim: Claim, looked_at: &[Scope]) -> Claimed {
+        let claim = self.comparable(claim);
         let mut concerned = self.claims.insert(me, claim);
         for scope in looked_at {
             concerned.extend(self.queue.done(scope, me));
@@ -219,6 +283,7 @@ impl Inner {
 
     fn forget(&mut self, claimant: &Claimant) -> BTreeSet<Claimant> {
         self.unread.remove(claimant);
+        self.partial.remove(claimant);
         let mut concerned = self.claims.remove(claimant);
         concerned.extend(self.queue.done_everywhere(claimant));
         self.drop_saved(claimant);
@@ -240,5 +305,65 @@ impl Inner {
                 self.saved.remove(&key);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use jiff::Timestamp;
+
+    use super::*;
+
+    const CADDY: TargetType = TargetType::Caddy;
+
+    fn claimant(second: i64, namespace: &str) -> Claimant {
+        Claimant { created: Timestamp::from_second(second).expect("a time"), namespace: namespace.into(), name: "gw".into() }
+    }
+
+    fn sharded() -> Registry {
+        let shard = Shard::each(2).find(|shard| shard.has("mine"));
+        Registry::of(shard.expect("a shard"))
+    }
+
+    fn at(address: &str) -> BTreeSet<String> {
+        [address.to_owned()].into()
+    }
+
+    #[test]
+    fn a_younger_policy_waits_until_the_older_one_of_another_shard_has_published_its_claims() {
+        let (registry, old, me) = (sharded(), claimant(1, "theirs"), claimant(2, "mine"));
+        assert!(registry.foreign(&old, CADDY, None).is_empty());
+        assert!(registry.foreign(&claimant(1, "files"), TargetType::ConfigMap, None).is_empty());
+        assert!(registry.claim_places(&me, CADDY, at("http://10.0.0.1:2019")).winner.is_none());
+        assert!(registry.must_wait(&me, &Scope::Places(CADDY)));
+        let other = sharded();
+        other.claim_places(&old, CADDY, at("http://10.0.0.1:2019"));
+        let published = other.published(&old, CADDY);
+        assert_eq!(registry.foreign(&old, CADDY, published.as_ref()), [me.clone()].into());
+        assert!(!registry.must_wait(&me, &Scope::Places(CADDY)));
+        // The same claim again: the result does not depend on how often a pass claims.
+        for _ in 0..2 {
+            assert_eq!(registry.claim_places(&me, CADDY, at("http://10.0.0.1:2019")).winner, Some(old.clone()));
+        }
+        assert_eq!(registry.published(&me, CADDY), published, "a policy that loses publishes its claims, too");
+        assert_eq!(registry.forget("theirs", "gw", None), [me.clone()].into());
+        assert!(registry.claim_places(&me, CADDY, at("http://10.0.0.1:2019")).winner.is_none());
+    }
+
+    #[test]
+    fn a_policy_that_is_deleted_before_it_published_anything_is_waited_for_no_longer() {
+        let (registry, old, me) = (sharded(), claimant(1, "theirs"), claimant(2, "mine"));
+        registry.foreign(&old, CADDY, None);
+        registry.claim_places(&me, CADDY, at("http://10.0.0.1:2019"));
+        assert!(registry.must_wait(&me, &Scope::Places(CADDY)));
+        assert_eq!(registry.forget("theirs", "gw", None), [me.clone()].into());
+        assert!(!registry.must_wait(&me, &Scope::Places(CADDY)));
+    }
+
+    #[test]
+    fn without_shards_nothing_is_published() {
+        let (registry, me) = (Registry::default(), claimant(1, "mine"));
+        registry.claim_places(&me, CADDY, at("http://10.0.0.1:2019"));
+        assert_eq!(registry.published(&me, CADDY), None);
     }
 }

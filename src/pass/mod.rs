@@ -37,7 +37,7 @@ use self::{
     world::{Located, News, Stage, Target, World},
 };
 use crate::{
-    api::{conditions::Reason, restart::RestartPolicy},
+    api::{IdleConnectionPolicyStatus, conditions::Reason, restart::RestartPolicy},
     decide::{
         self, Declared, Fault, Plan, TargetCapabilities, Unit, claims::conflict_message, observed::Cause, report::status::Problem,
     },
@@ -45,6 +45,10 @@ use crate::{
 
 /// Added to a due time, so that the pass begins after it.
 pub const DUE_SLACK: Duration = Duration::from_millis(5);
+/// With shards: maximum time that a policy waits until the older ones of other shards have published what they claim.
+const CLAIMS_TIMEOUT: Duration = Duration::from_secs(60);
+/// With shards: time for an older policy that publishes only shared claims to see those of a younger one.
+const CLAIMS_SETTLE: Duration = Duration::from_secs(2);
 
 /// When the next pass of the policy is due.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,7 +82,7 @@ pub async fn visit(world: &dyn World, memory: &mut PolicyCache) -> Result<Next, 
             world.wake(world.registry().keep(&policy.claimant));
             None
         } else {
-            match locate(world, &policy, memory).await {
+            match locate(world, &mut policy, memory).await {
                 Ok(located) => Some(located),
                 Err(stop) => break stopped(world, &mut policy, memory, stop).await?,
             }
@@ -131,8 +135,8 @@ async fn read(world: &dyn World, memory: &mut PolicyCache) -> Result<Option<Poli
 enum Stop {
     /// The target cannot be read.
     Failure(Failure),
-    /// Older policies are looked at first.
-    Waits,
+    /// Older policies are looked at first, for at most this time.
+    Waits(Duration),
 }
 
 impl From<Error> for Stop {
@@ -144,7 +148,7 @@ impl From<Error> for Stop {
 /// Finds the target with requests to the API server only, and claims it.
 async fn locate<'a>(
     world: &'a dyn World,
-    policy: &PolicyHandle,
+    policy: &mut PolicyHandle,
     memory: &mut PolicyCache,
 ) -> Result<Box<dyn Located + 'a>, Stop> {
     let traits = traits(world, policy);
@@ -157,8 +161,23 @@ async fn locate<'a>(
     let kind = policy.spec().target.type_;
     let located = world.locate(policy).await.map_err(|failure| unreadable(world, policy, failure))?;
     let claimed = world.registry().claim_places(&policy.claimant, kind, located.identities());
-    has_turn(world, policy, claimed, &Scope::Places(kind))?;
+    publish(world, policy, memory).await?;
+    has_turn(world, policy, memory, claimed, &Scope::Places(kind))?;
     Ok(located)
+}
+
+/// Writes what the policy claims into its status, for the actors of other shards, before anything is written to its nodes.
+async fn publish(world: &dyn World, policy: &mut PolicyHandle, memory: &mut PolicyCache) -> Result<(), Error> {
+    let claims = world.registry().published(&policy.claimant, policy.spec().target.type_);
+    let status = policy.object.status.clone().unwrap_or_default();
+    if claims.is_none() || claims == status.claims {
+        return Ok(());
+    }
+    let status = IdleConnectionPolicyStatus { claims, ..status };
+    report::write(world, policy, &status).await?;
+    policy.object.status = Some(status);
+    memory.published = Some(world.moment());
+    Ok(())
 }
 
 fn traits(world: &dyn World, policy: &PolicyHandle) -> TargetCapabilities {
@@ -180,21 +199,41 @@ async fn govern(
     let stated = units.iter().map(|unit| unit.id.clone()).filter(|id| is_stated(id)).collect();
     let claimed = world.registry().claim_stated(&policy.claimant, stated);
     let shared = claimed.shared;
-    has_turn(world, policy, claimed, &Scope::Stated(policy.namespace.clone()))?;
+    has_turn(world, policy, memory, claimed, &Scope::Stated(policy.namespace.clone()))?;
     policy.shared = shared;
     Ok(Box::pin(round::work(Pass { world, policy, memory, declared, traits }, target, units)).await?)
 }
 
 /// Ends the pass if an older policy governs the target, or if older policies are looked at first.
-fn has_turn(world: &dyn World, policy: &PolicyHandle, claimed: Claimed, scope: &Scope) -> Result<(), Stop> {
+fn has_turn(
+    world: &dyn World,
+    policy: &PolicyHandle,
+    memory: &mut PolicyCache,
+    claimed: Claimed,
+    scope: &Scope,
+) -> Result<(), Stop> {
+    let registry = world.registry();
     world.wake(claimed.concerned);
     if let Some(winner) = claimed.winner {
         // The target of this policy is known, so policies that wait for it can continue.
-        world.wake(world.registry().keep(&policy.claimant));
+        world.wake(registry.keep(&policy.claimant));
         let message = conflict_message(&winner, &policy.claimant);
         return Err(Stop::Failure(Problem::invalid(Reason::Conflicted, message).into()));
     }
-    if world.registry().must_wait(&policy.claimant, scope) { Err(Stop::Waits) } else { Ok(()) }
+    let must_wait = registry.must_wait(&policy.claimant, scope);
+    if !registry.is_sharded() {
+        return if must_wait { Err(Stop::Waits(Duration::MAX)) } else { Ok(()) };
+    }
+    let now = world.moment();
+    let left = if must_wait {
+        // A shard may have no replica that acts for it.
+        CLAIMS_TIMEOUT.saturating_sub(now.since(*memory.waiting.get_or_insert(now)))
+    } else {
+        memory.waiting = None;
+        let published = memory.published.filter(|_| registry.is_answered_later(&policy.claimant));
+        published.map_or(Duration::ZERO, |published| CLAIMS_SETTLE.saturating_sub(now.since(published)))
+    };
+    if left.is_zero() { Ok(()) } else { Err(Stop::Waits(left)) }
 }
 
 async fn connect(
@@ -224,10 +263,10 @@ async fn stopped(world: &dyn World, policy: &mut PolicyHandle, memory: &mut Poli
     let problem = &match stop {
         Stop::Failure(Failure::Problem(problem)) => problem,
         Stop::Failure(Failure::Error(error)) => return Err(error),
-        Stop::Waits => {
+        Stop::Waits(most) => {
             tracing::debug!("older policies are looked at first");
             // The policy is enqueued as soon as the older policies have claimed their targets.
-            return Ok(Next::After(world.resync()));
+            return Ok(Next::After(world.resync().min(most)));
         }
     };
     let traits = &traits(world, policy);

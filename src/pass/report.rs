@@ -55,7 +55,11 @@ pub async fn report(
 
 /// Writes the status of this object, and of no newer one of the same name. An edit or another client's write in between does not
 /// matter: the status says which generation it is about.
-async fn write(world: &dyn World, policy: &mut PolicyHandle, status: &IdleConnectionPolicyStatus) -> Result<(), Error> {
+pub(super) async fn write(
+    world: &dyn World,
+    policy: &mut PolicyHandle,
+    status: &IdleConnectionPolicyStatus,
+) -> Result<(), Error> {
     let mut written = world.write_status(policy, status).await;
     for _ in 0..CONFLICTS {
         if written.as_ref().err().and_then(Error::code) != Some(409) {

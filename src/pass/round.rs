@@ -438,7 +438,12 @@ pub(super) async fn report_status(
         previous: &previous,
         now: world.now(),
     };
-    let (status, notices) = decide::report::status::report(&seen);
+    let (mut status, notices) = decide::report::status::report(&seen);
+    let registry = world.registry();
+    if registry.is_sharded() {
+        let published = registry.published(&policy.claimant, policy.spec().target.type_);
+        status.claims = published.or_else(|| previous.claims.clone());
+    }
     world.tell(News::Nodes(truths(&seen, &status), seen.now));
     match report::report(*world, policy, &status, &notices).await {
         Ok(()) => {
