@@ -87,6 +87,7 @@ impl Lease {
             duration: self.lease_duration,
             renew_deadline: self.lease_renew_deadline,
             retry_period: self.lease_retry_period,
+            group: None,
         });
         terms.map(LeaseConfig::checked).transpose()
     }

@@ -8,6 +8,8 @@
 //! after the start of its last successful renewal. The others wait for the longer `duration` after they saw that
 //! renewal. Then the process ends.
 
+pub mod group;
+
 use std::{
     sync::{
         Arc, OnceLock,
@@ -65,6 +67,9 @@ pub struct LeaseConfig {
     pub renew_deadline: Duration,
     /// Interval of renewals; a standby reads the Lease twice as often.
     pub retry_period: Duration,
+    /// Value of the label [`group::LABEL`], by which the Leases of all shards and replicas are listed; `None` without
+    /// shards.
+    pub group: Option<String>,
 }
 
 impl LeaseConfig {
@@ -79,7 +84,11 @@ impl LeaseConfig {
 
 /// Whether this process may act. Check it before each write, and do not cache it.
 #[derive(Clone, Debug)]
-pub struct Leadership(Arc<Term>);
+pub struct Leadership {
+    term: Arc<Term>,
+    /// The term of the Lease of all shards, if there are several.
+    common: Option<Arc<Term>>,
+}
 
 #[derive(Debug)]
 struct Term {
@@ -105,7 +114,13 @@ impl Leadership {
 
     fn of(until: u64, begun: bool) -> Self {
         let (until, until_by_wall) = (AtomicU64::new(until), AtomicU64::new(until));
-        Self(Arc::new(Term { until, until_by_wall, begun: watch::Sender::new(begun) }))
+        Self { term: Arc::new(Term { until, until_by_wall, begun: watch::Sender::new(begun) }), common: None }
+    }
+
+    /// The same leadership for a process that may act only while it holds another Lease, too.
+    #[must_use]
+    pub fn within(self, common: &Self) -> Self {
+        Self { common: Some(common.term.clone()), ..self }
     }
 
     /// Whether this process may act at this moment.
@@ -115,33 +130,37 @@ impl Leadership {
     /// the leader until its next renewal.
     #[must_use]
     pub fn holds(&self) -> bool {
-        since_start(Instant::now()) < self.0.until.load(Ordering::Acquire)
-            && wall_millis(SystemTime::now()) < self.0.until_by_wall.load(Ordering::Acquire)
+        let (now, wall) = (since_start(Instant::now()), wall_millis(SystemTime::now()));
+        self.terms().all(|term| now < term.until.load(Ordering::Acquire) && wall < term.until_by_wall.load(Ordering::Acquire))
+    }
+
+    fn terms(&self) -> impl Iterator<Item = &Arc<Term>> {
+        [&self.term].into_iter().chain(&self.common)
     }
 
     /// Remaining time of the term unless it is renewed; `None` without election.
     #[must_use]
     pub fn left(&self) -> Option<Duration> {
-        let until = self.0.until.load(Ordering::Acquire);
+        let until = self.terms().map(|term| term.until.load(Ordering::Acquire)).min().unwrap_or_default();
         (until != u64::MAX).then(|| Duration::from_millis(until.saturating_sub(since_start(Instant::now()))))
     }
 
     /// Waits until this process may act for the first time.
     pub async fn begun(&self) {
         // The wait cannot fail: the sender lives as long as `self`.
-        let _ = self.0.begun.subscribe().wait_for(|begun| *begun).await;
+        let _ = self.term.begun.subscribe().wait_for(|begun| *begun).await;
     }
 
     /// Extends the term. Returns whether this is its first start.
     fn until(&self, end: Instant) -> bool {
         let left = end.saturating_duration_since(Instant::now());
-        self.0.until_by_wall.store(wall_millis(SystemTime::now() + left), Ordering::Release);
-        self.0.until.store(since_start(end), Ordering::Release);
-        !self.0.begun.send_replace(true)
+        self.term.until_by_wall.store(wall_millis(SystemTime::now() + left), Ordering::Release);
+        self.term.until.store(since_start(end), Ordering::Release);
+        !self.term.begun.send_replace(true)
     }
 
     fn end(&self) {
-        self.0.until.store(0, Ordering::Release);
+        self.term.until.store(0, Ordering::Release);
     }
 }
 
@@ -165,14 +184,28 @@ pub struct Election {
     seen: Option<(Lease, Instant)>,
     /// Start of the last successful renewal.
     renewed: Option<Instant>,
+    /// For a Lease that several processes hold under one identity: start of the attempt that last saw it.
+    common: Option<Instant>,
 }
 
 impl Election {
     /// A candidate that has not sent a request yet.
     #[must_use]
     pub fn new(client: Client, terms: LeaseConfig) -> Self {
-        let namespace = if terms.namespace.is_empty() { client.default_namespace() } else { &terms.namespace }.to_owned();
-        Self { api: Api::namespaced(client, &namespace), terms, leadership: Leadership::none(), seen: None, renewed: None }
+        Self { api: leases(client, &terms), terms, leadership: Leadership::none(), seen: None, renewed: None, common: None }
+    }
+
+    /// A candidate for a Lease that several processes hold under one identity. Whether one or another of them renews it does not
+    /// matter.
+    #[must_use]
+    pub fn in_common(client: Client, terms: LeaseConfig) -> Self {
+        Self { common: Some(Instant::now()), ..Self::new(client, terms) }
+    }
+
+    /// Whether this process has held the Lease.
+    #[must_use]
+    pub const fn has_held(&self) -> bool {
+        self.renewed.is_some()
     }
 
     /// A handle that says whether this process may act.
@@ -228,6 +261,34 @@ impl Election {
         Ok(before)
     }
 
+    /// Tries once to take the Lease, if it is free. `seen` is how it was last seen, and since when it is like that. Returns
+    /// whether this process holds it now.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], if the API server refuses the request or does not answer.
+    pub async fn try_take(&mut self, seen: Option<(Lease, Instant)>) -> Result<bool, Error> {
+        self.seen = seen;
+        let began = Instant::now();
+        match tokio::time::timeout(self.terms.renew_deadline, self.attempt()).await {
+            Ok(Ok(Move::Take | Move::Renew)) => {
+                self.renewed_at(began);
+                Ok(true)
+            }
+            Ok(Ok(Move::Wait(_))) => Ok(false),
+            // Another process was faster.
+            Ok(Err(kube::Error::Api(status))) if status.is_conflict() || status.is_already_exists() => Ok(false),
+            Ok(Err(error)) => Err(Error::Refused(self.terms.name.clone(), error.to_string())),
+            Err(_) => Err(Error::Refused(self.terms.name.clone(), "the API server does not answer".into())),
+        }
+    }
+
+    fn renewed_at(&mut self, began: Instant) {
+        self.renewed = Some(began);
+        if self.leadership.until(began + self.terms.renew_deadline) {
+            tracing::info!(lease = self.terms.name, identity = self.terms.identity, "leading");
+        }
+    }
+
     /// Campaigns, and renews once elected. Returns why the Lease was lost.
     pub async fn run(&mut self) -> Error {
         let lost = self.stand().await;
@@ -245,16 +306,13 @@ impl Election {
             if left.is_zero() {
                 return Error::Lapsed(self.terms.name.clone(), self.terms.renew_deadline);
             }
-            let pause = match tokio::time::timeout(left, self.attempt()).await {
-                Ok(Ok(Move::Renew | Move::Take)) => {
-                    self.renewed = Some(began);
-                    if self.leadership.until(began + self.terms.renew_deadline) {
-                        tracing::info!(lease = self.terms.name, identity = self.terms.identity, "leading");
-                    }
+            let pause = match tokio::time::timeout(left, self.renewal(began)).await {
+                Ok(Ok((Move::Renew | Move::Take, renewed))) => {
+                    self.renewed_at(renewed);
                     said.clear();
                     self.terms.retry_period
                 }
-                Ok(Ok(Move::Wait(most))) => {
+                Ok(Ok((Move::Wait(most), _))) => {
                     let holder = self.seen.as_ref().and_then(|(lease, _)| holder(lease)).unwrap_or_default().to_owned();
                     if self.renewed.is_some() {
                         return Error::Taken(self.terms.name.clone(), holder);
@@ -282,6 +340,33 @@ impl Election {
         }
     }
 
+    /// Reads or renews the Lease once. `Take` and `Renew` mean that this process holds it, and that it was renewed after the
+    /// returned time.
+    async fn renewal(&mut self, began: Instant) -> kube::Result<(Move, Instant)> {
+        match self.renewed_in_common(began).await? {
+            Some(renewed) => Ok((Move::Renew, renewed)),
+            None => Ok((self.attempt().await?, began)),
+        }
+    }
+
+    /// Looks whether another process with the same identity has renewed the Lease. If all of them wrote, their writes would
+    /// conflict. The Lease has changed since the last attempt saw it, so it was renewed after the start of that attempt, which is
+    /// returned.
+    async fn renewed_in_common(&mut self, began: Instant) -> kube::Result<Option<Instant>> {
+        let Some(before) = self.common else { return Ok(None) };
+        let mut renewed = None;
+        if let Some((known, _)) = self.seen.as_ref().filter(|(lease, _)| holder(lease) == Some(&self.terms.identity)) {
+            let lease = self.api.get_opt(&self.terms.name).await?;
+            let changed = lease.filter(|lease| lease.resource_version() != known.resource_version());
+            renewed = changed.filter(|lease| holder(lease) == Some(&self.terms.identity));
+        }
+        self.common = Some(began);
+        Ok(renewed.map(|lease| {
+            self.note(lease, Move::Renew);
+            before
+        }))
+    }
+
     /// Reads or renews the Lease once. `Take` and `Renew` mean that this process holds it now.
     async fn attempt(&mut self) -> kube::Result<Move> {
         // A holder knows the Lease's content unless another process has written it.
@@ -299,10 +384,9 @@ impl Election {
         };
         let known = self.seen.take().filter(|(known, _)| known.resource_version() == lease.resource_version());
         let (lease, since) = known.unwrap_or_else(|| (lease, Instant::now()));
-        let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds);
         let seen = LeaseObservation {
             holder: holder(&lease),
-            valid_for: seconds.and_then(|s| u64::try_from(s).ok()).map_or(self.terms.duration, Duration::from_secs),
+            valid_for: valid_for(&lease, self.terms.duration),
             unchanged_for: since.elapsed(),
         };
         let next = next_move(seen, &self.terms.identity);
@@ -328,6 +412,9 @@ impl Election {
     /// The Lease with this process's identity. It has the seen resource version, so a write fails after another one.
     fn named(&self, mut lease: Lease) -> Lease {
         let now = MicroTime(clock::now());
+        if let Some(group) = &self.terms.group {
+            lease.labels_mut().insert(group::LABEL.into(), group.clone());
+        }
         let spec = lease.spec.get_or_insert_with(LeaseSpec::default);
         if spec.holder_identity.as_deref() != Some(&self.terms.identity) {
             spec.holder_identity = Some(self.terms.identity.clone());
@@ -347,6 +434,23 @@ impl Election {
     /// Stops acting and keeps others from acting for `time`.
     pub async fn bar(&mut self, time: Duration) {
         self.leave(|spec| spec.lease_duration_seconds = i32::try_from(time.as_secs()).ok()).await;
+    }
+
+    /// Stops acting and releases the Lease, unless it was renewed since this process last did so: several processes may hold
+    /// a Lease under one identity.
+    pub async fn give_up_unless_renewed(&mut self) {
+        self.leadership.end();
+        let Some((lease, _)) = self.seen.take().filter(|(lease, _)| holder(lease) == Some(self.terms.identity.as_str())) else {
+            return;
+        };
+        let mut lease = self.named(lease);
+        if let Some(spec) = &mut lease.spec {
+            spec.holder_identity = None;
+        }
+        let params = PostParams::default();
+        let released = self.api.replace(&self.terms.name, &params, &lease);
+        // If it fails, others wait until the Lease expires.
+        let _ = tokio::time::timeout(self.terms.renew_deadline, released).await;
     }
 
     async fn leave(&mut self, last_words: impl Fn(&mut LeaseSpec)) {
@@ -370,8 +474,19 @@ impl Election {
     }
 }
 
+fn leases(client: Client, terms: &LeaseConfig) -> Api<Lease> {
+    let namespace = if terms.namespace.is_empty() { client.default_namespace() } else { &terms.namespace }.to_owned();
+    Api::namespaced(client, &namespace)
+}
+
 fn holder(lease: &Lease) -> Option<&str> {
     lease.spec.as_ref()?.holder_identity.as_deref()
+}
+
+/// How long the holder may go without renewing.
+fn valid_for(lease: &Lease, default: Duration) -> Duration {
+    let seconds = lease.spec.as_ref().and_then(|spec| spec.lease_duration_seconds);
+    seconds.and_then(|seconds| u64::try_from(seconds).ok()).map_or(default, Duration::from_secs)
 }
 
 /// Shortens a pause by up to a tenth, so that replicas do not run in step.
@@ -389,7 +504,7 @@ mod tests {
         leadership.until(Instant::now() + Duration::from_secs(10));
         assert!(leadership.holds());
         // The monotonic clock stopped, and the wall clock was set afterwards.
-        leadership.0.until_by_wall.store(wall_millis(SystemTime::now() - Duration::from_secs(60)), Ordering::Release);
+        leadership.term.until_by_wall.store(wall_millis(SystemTime::now() - Duration::from_secs(60)), Ordering::Release);
         assert!(!leadership.holds());
         leadership.until(Instant::now() + Duration::from_secs(10));
         assert!(leadership.holds());

@@ -71,9 +71,9 @@ pub fn client(config: &Config, pool: &Pool) -> Result<Client, Error> {
     client_of(config, pool, PROVIDER, SETTINGS)
 }
 
-/// Returns a client with separate connections for the Lease, so that it is renewed however many watches there are.
+/// Returns a client with separate connections for the Leases, so that they are renewed however many watches there are.
 pub fn lease_client(config: &Config, pool: &Pool) -> Result<Client, Error> {
-    client_of(config, pool, LEASE_PROVIDER, PoolSettings { max_sockets: 4, max_free_sockets: 2, ..SETTINGS })
+    client_of(config, pool, LEASE_PROVIDER, PoolSettings { max_sockets: 4, max_free_sockets: 4, ..SETTINGS })
 }
 
 fn client_of(config: &Config, pool: &Pool, provider: &'static str, settings: PoolSettings) -> Result<Client, Error> {

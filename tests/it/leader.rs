@@ -280,6 +280,7 @@ async fn the_lease_is_renewed_however_many_watches_take_the_other_connections() 
         duration: Duration::from_secs(4),
         renew_deadline: Duration::from_secs(3),
         retry_period: Duration::from_millis(500),
+        group: None,
     };
     let mut election = Election::new(controller::lease_client(&config, &pool).unwrap(), terms.checked().unwrap());
     let leadership = election.leadership();
