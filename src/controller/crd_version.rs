@@ -4,6 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use kube::{Client, Resource as _};
 use serde_json::Value as Json;
+use tokio::sync::watch;
 
 use super::{Context, in_time, logging};
 use crate::api::{
@@ -62,29 +63,38 @@ impl fmt::Display for Served {
     }
 }
 
+/// The checks of a process.
+#[derive(Default)]
+pub struct Check {
+    served: watch::Sender<Arc<Served>>,
+    /// One actor checks for all.
+    turn: tokio::sync::Mutex<()>,
+}
+
 impl Context {
     /// Returns the result of the last check.
     #[must_use]
     pub fn served(&self) -> Arc<Served> {
-        self.served.borrow().clone()
+        self.served.served.borrow().clone()
     }
 
     /// Waits until the operator can work with the CRD. A replica that cannot work should not become the leader: during an
     /// upgrade, the replicas of the older version still can work.
     pub async fn workable(&self) {
         // `self` owns the sender, so this does not fail.
-        let _ = self.served.subscribe().wait_for(|served| served.obstacle().is_none()).await;
+        let _ = self.served.served.subscribe().wait_for(|served| served.obstacle().is_none()).await;
     }
 
     /// Checks the CRD repeatedly; never ends.
     pub(super) async fn watch_served(&self) {
+        let _turn = self.served.turn.lock().await;
         loop {
             let before = self.served();
             let now = match (ask(&self.client).await, &*before) {
                 (Served::Untold, known) if *known != Served::Unasked => known.clone(),
                 (now, _) => now,
             };
-            self.served.send_replace(Arc::new(now.clone()));
+            self.served.served.send_replace(Arc::new(now.clone()));
             if *before != now {
                 match &now {
                     Served::Same => tracing::info!("{now}"),

@@ -1,7 +1,7 @@
 //! Results of passes and samples of each policy, for the API and the metrics. Decisions do not read them.
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{HashMap, VecDeque},
     sync::{Arc, Mutex, PoisonError},
 };
 
@@ -78,14 +78,10 @@ impl LiveView {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).get(policy).cloned()
     }
 
-    /// Returns the last point of each policy that has one.
+    /// Returns the last point of a policy.
     #[must_use]
-    pub fn latest(&self) -> BTreeMap<(String, String), Point> {
-        let live = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let last = |(policy, live): (&PolicyRef, &Live)| {
-            Some(((policy.namespace.clone().unwrap_or_default(), policy.name.clone()), *live.trend.back()?))
-        };
-        live.iter().filter_map(last).collect()
+    pub fn latest(&self, policy: &PolicyRef) -> Option<Point> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).get(policy)?.trend.back().copied()
     }
 
     /// Forgets a policy.

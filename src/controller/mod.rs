@@ -1,6 +1,7 @@
 //! Controller: watches policies, begins passes, and carries out their requests. [`crate::pass`] says what comes next, and
 //! [`crate::decide`] makes the decisions.
 
+pub mod actors;
 mod adaptation;
 mod client;
 pub mod connections;
@@ -42,13 +43,13 @@ use kube::{
         watcher,
     },
 };
-use tokio::sync::{mpsc, watch};
+use tokio::sync::mpsc;
 
 pub use crate::pass::Error;
 use crate::{
     api::{FINALIZER, StoredPolicy},
     budget::Budget,
-    decide::{claims::Claimant, report::condition::shortened_to_bytes},
+    decide::{claims::Claimant, report::condition::shortened_to_bytes, shard::Shard},
     leader::Leadership,
     metrics::Metrics,
     pass::{
@@ -126,8 +127,71 @@ struct Known {
     running: Arc<Mutex<shell::Running>>,
 }
 
-/// Shared state of all passes.
+/// What all actors of a process share.
+#[derive(Clone)]
+pub struct Process {
+    client: Client,
+    pool: Pool,
+    settings: ControllerConfig,
+    /// The operator's own metrics.
+    pub metrics: Metrics,
+    scheduler: Arc<scheduler::Scheduler>,
+    probes: Arc<verify::Slots>,
+    kept: Arc<Budget>,
+    served: Arc<crd_version::Check>,
+}
+
+impl Process {
+    /// Prepares a process. No request is sent yet.
+    #[must_use]
+    pub fn new(client: &Client, pool: &Pool, settings: ControllerConfig, metrics: Metrics) -> Self {
+        Self {
+            client: client.clone(),
+            pool: pool.clone(),
+            settings,
+            metrics,
+            scheduler: Arc::default(),
+            probes: Arc::default(),
+            kept: Arc::new(Budget::new(KEPT, KEPT_FLOOR)),
+            served: Arc::default(),
+        }
+    }
+
+    /// Prepares the actor of a shard. No request is sent yet.
+    #[must_use]
+    pub fn actor(&self, shard: Shard, leadership: Leadership) -> Operator {
+        let Self { pool, settings, metrics, scheduler, probes, kept, served, .. } = self.clone();
+        let client = client::led(&self.client, leadership.clone());
+        let (nudges, inbox) = mpsc::unbounded_channel();
+        let (policies, writer) = reflector::store();
+        let context = Arc::new_cyclic(|me| Context {
+            me: me.clone(),
+            shard,
+            pods: pods::Pods::new(client.clone(), nudges.clone()),
+            client,
+            pool: pool.led(leadership.clone()),
+            settings,
+            metrics,
+            registry: Registry::of(shard),
+            scheduler,
+            probes,
+            kept,
+            nudges,
+            known: Mutex::default(),
+            policies,
+            live: live::LiveView::default(),
+            ready: AtomicBool::new(false),
+            served,
+            leadership,
+        });
+        Operator { context, writer, inbox }
+    }
+}
+
+/// Shared state of all passes of one actor.
 pub struct Context {
+    /// Namespaces of this actor. Of other policies, it knows only what they claim.
+    pub shard: Shard,
     client: Client,
     /// Connections of all requests, including those to the API server.
     pub pool: Pool,
@@ -141,7 +205,7 @@ pub struct Context {
     /// Limits the probes of all policies.
     probes: Arc<verify::Slots>,
     /// Memory budget for node responses, by namespace.
-    kept: Budget,
+    kept: Arc<Budget>,
     nudges: mpsc::UnboundedSender<PolicyRef>,
     known: Mutex<HashMap<PolicyRef, Arc<Known>>>,
     /// Policies from the watch.
@@ -149,8 +213,8 @@ pub struct Context {
     /// Results of passes and samples, for the API and the metrics.
     pub live: live::LiveView,
     ready: AtomicBool,
-    served: watch::Sender<Arc<crd_version::Served>>,
-    /// Whether this process is the leader.
+    served: Arc<crd_version::Check>,
+    /// Whether this actor is the leader.
     pub leadership: Leadership,
     /// Weak reference to itself, for tasks that must not keep it alive.
     me: Weak<Context>,
@@ -185,7 +249,8 @@ impl Context {
 
     /// Enqueues policies for another pass.
     fn enqueue(&self, claimants: BTreeSet<Claimant>) {
-        for claimant in claimants {
+        // Other policies learn it from the status of the policy that is concerned here.
+        for claimant in claimants.into_iter().filter(|claimant| self.shard.has(&claimant.namespace)) {
             // This fails only after the controller has ended.
             let _ = self.nudges.send(PolicyRef::new(&claimant.name).within(&claimant.namespace));
         }
@@ -193,8 +258,23 @@ impl Context {
 
     /// Forgets a policy that is gone, and enqueues the policies that waited for it or lost their target to it.
     fn gone(&self, policy: &PolicyRef) {
-        self.forget(policy);
+        if self.governs(policy) {
+            self.forget(policy);
+        }
         self.enqueue(self.registry.forget(policy.namespace.as_deref().unwrap_or_default(), &policy.name, None));
+    }
+
+    /// Reports whether a policy belongs to the shard of this actor.
+    fn governs(&self, policy: &PolicyRef) -> bool {
+        self.shard.has(policy.namespace.as_deref().unwrap_or_default())
+    }
+
+    /// Removes what the process shows of this actor's policies: another actor governs them from now on.
+    pub fn retire(&self) {
+        let known = std::mem::take(&mut *self.known.lock().unwrap_or_else(PoisonError::into_inner));
+        for policy in known.keys() {
+            self.forget(policy);
+        }
     }
 
     /// Reports whether the policies have been listed once. No pass begins before that.
@@ -222,29 +302,7 @@ impl Operator {
     /// Prepares the controller. No request is sent yet.
     #[must_use]
     pub fn new(client: &Client, pool: &Pool, settings: ControllerConfig, metrics: Metrics, leadership: Leadership) -> Self {
-        let client = client::led(client, leadership.clone());
-        let (nudges, inbox) = mpsc::unbounded_channel();
-        let (policies, writer) = reflector::store();
-        let context = Arc::new_cyclic(|me| Context {
-            me: me.clone(),
-            pods: pods::Pods::new(client.clone(), nudges.clone()),
-            client,
-            pool: pool.led(leadership.clone()),
-            settings,
-            metrics,
-            registry: Registry::default(),
-            scheduler: Arc::default(),
-            probes: Arc::default(),
-            kept: Budget::new(KEPT, KEPT_FLOOR),
-            nudges,
-            known: Mutex::default(),
-            policies,
-            live: live::LiveView::default(),
-            ready: AtomicBool::new(false),
-            served: watch::Sender::default(),
-            leadership,
-        });
-        Self { context, writer, inbox }
+        Process::new(client, pool, settings, metrics).actor(Shard::ALL, leadership)
     }
 
     /// Runs until `stop`. As a standby, it only watches, so that it knows the policies when it becomes the leader. It waits for
@@ -350,18 +408,25 @@ impl Lists {
             }
             Ok(watcher::Event::InitApply(policy)) => {
                 self.named.entry(n).or_default().insert(PolicyRef::from_obj(&policy));
-                self.seen(n, &policy);
+                if !self.seen(n, &policy) {
+                    return Vec::new();
+                }
                 vec![Ok(if self.several { watcher::Event::Apply(policy) } else { watcher::Event::InitApply(policy) })]
             }
             Ok(watcher::Event::InitDone) => self.complete(n),
             Ok(watcher::Event::Apply(policy)) => {
-                self.seen(n, &policy);
+                if !self.seen(n, &policy) {
+                    return Vec::new();
+                }
                 vec![Ok(watcher::Event::Apply(policy))]
             }
             Ok(watcher::Event::Delete(policy)) => {
                 let reference = PolicyRef::from_obj(&policy);
                 self.known.entry(n).or_default().remove(&reference);
                 self.context.gone(&reference);
+                if !self.context.governs(&reference) {
+                    return Vec::new();
+                }
                 vec![Ok(watcher::Event::Delete(policy))]
             }
             Err(error) => {
@@ -375,20 +440,28 @@ impl Lists {
         events
     }
 
-    /// Records that a policy exists.
-    fn seen(&mut self, n: usize, policy: &StoredPolicy) {
+    /// Records that a policy exists. Returns whether it is one of this actor.
+    fn seen(&mut self, n: usize, policy: &StoredPolicy) -> bool {
         let reference = PolicyRef::from_obj(policy);
+        let governed = self.context.governs(&reference);
         let deleted = policy.meta().deletion_timestamp.is_some();
-        if deleted {
+        if deleted && governed {
             self.context.scheduler.deletion_seen(&reference);
         }
         // A policy that is being deleted without the finalizer needs no pass.
         let over = deleted && !policy.finalizers().iter().any(|finalizer| finalizer == FINALIZER);
         if !over && let Ok(policy) = PolicyHandle::new(policy.clone()) {
             let kind = policy.spec().target.type_;
-            self.context.registry.listed(&policy.claimant, kind, targets::kind(kind).states_identity);
+            let states_identity = targets::kind(kind).states_identity;
+            let published = policy.object.status.as_ref().and_then(|status| status.claims.as_ref());
+            if governed {
+                self.context.registry.listed(&policy.claimant, kind, states_identity);
+            } else if published.is_some() || !deleted {
+                self.context.enqueue(self.context.registry.foreign(&policy.claimant, kind, published));
+            }
         }
         self.known.entry(n).or_default().insert(reference);
+        governed
     }
 
     /// Completes a list. Known policies that it does not contain were deleted while there was no watch.

@@ -5,15 +5,16 @@
 
 mod connections;
 mod family;
+mod leaders;
 mod policies;
 
 use std::time::Duration;
 
 use connections::Connections;
+use leaders::Leaders;
 pub use policies::Policies;
 use prometheus::{
-    GaugeVec, HistogramOpts, HistogramTimer, HistogramVec, IntCounter, IntCounterVec, IntGauge, Opts, Registry, TextEncoder,
-    core::Collector,
+    HistogramOpts, HistogramTimer, HistogramVec, IntCounter, IntCounterVec, Opts, Registry, TextEncoder, core::Collector,
 };
 
 use crate::pool::Pool;
@@ -46,8 +47,7 @@ pub struct Metrics {
     panics: IntCounter,
     /// The metrics of each policy.
     pub policies: Policies,
-    leader: IntGauge,
-    lease: GaugeVec,
+    leaders: Leaders,
 }
 
 impl Metrics {
@@ -59,7 +59,6 @@ impl Metrics {
         let registry = Registry::new();
         let counter = |name, help| registered(&registry, IntCounter::new(name, help));
         let counters = |name, help, labels: &[&str]| registered(&registry, IntCounterVec::new(Opts::new(name, help), labels));
-        let gauges = |name, help, labels: &[&str]| registered(&registry, GaugeVec::new(Opts::new(name, help), labels));
         let durations = HistogramOpts::new(
             "idleconn_reconcile_step_seconds",
             "Duration of each step of a reconcile: discover, gather, decide, apply, report; a slow gather or apply means a slow node, a slow report a slow API server",
@@ -86,15 +85,7 @@ impl Metrics {
                 "Caught panics, each of which ended one policy's reconcile; any value above 0 means a bug in the operator",
             )?,
             policies: registered(&registry, Policies::new())?,
-            leader: registered(
-                &registry,
-                IntGauge::new("idleconn_leader", "1 on the leader, 0 on standby replicas; alert when the sum is not 1"),
-            )?,
-            lease: gauges(
-                "idleconn_lease_remaining_seconds",
-                "Seconds for which this replica may act unless the Lease is renewed: 0 on standby replicas, absent without leader election; near 0 on the leader means a slow API server",
-                &[],
-            )?,
+            leaders: registered(&registry, Leaders::new())?,
             registry,
         })
     }
@@ -142,13 +133,10 @@ impl Metrics {
         self.registry.register(Box::new(Connections::new(pool.clone())?))
     }
 
-    /// Records the remaining time of the term: zero without leadership, `None` without election.
-    pub fn leads(&self, left: Option<Duration>) {
-        self.leader.set((left != Some(Duration::ZERO)).into());
-        match left {
-            Some(left) => self.lease.with_label_values::<&str>(&[]).set(left.as_secs_f64()),
-            None => drop(self.lease.remove_label_values::<&str>(&[])),
-        }
+    /// Records the remaining time of each shard's term: zero without leadership, `None` without election. Without shards,
+    /// there is one term without a number.
+    pub fn leads(&self, terms: impl Iterator<Item = (Option<u32>, Option<Duration>)>) {
+        self.leaders.set(terms);
     }
 
     /// The metrics in Prometheus' text format.
@@ -252,11 +240,25 @@ mod tests {
         for (left, leader, lease) in
             [(Some(Duration::ZERO), 0, Some("0")), (Some(Duration::from_millis(1500)), 1, Some("1.5")), (None, 1, None)]
         {
-            metrics.leads(left);
+            metrics.leads([(None, left)].into_iter());
             let text = metrics.text().expect("text");
             let shown = |name: &str| text.lines().find_map(|line| line.strip_prefix(name));
             assert_eq!(shown("idleconn_leader "), Some(leader.to_string().as_str()));
             assert_eq!(shown("idleconn_lease_remaining_seconds "), lease);
+        }
+    }
+
+    #[test]
+    fn each_shard_has_a_term() {
+        let metrics = super::Metrics::new().expect("metrics");
+        metrics.leads([(Some(0), Some(Duration::ZERO)), (Some(1), Some(Duration::from_secs(9)))].into_iter());
+        let text = metrics.text().expect("text");
+        for series in [
+            r#"idleconn_leader{shard="0"} 0"#,
+            r#"idleconn_leader{shard="1"} 1"#,
+            r#"idleconn_lease_remaining_seconds{shard="1"} 9"#,
+        ] {
+            assert!(text.lines().any(|line| line == series), "{text}");
         }
     }
 

@@ -87,6 +87,9 @@ pub enum Error {
     /// This replica is a standby.
     #[error("This replica is a standby and has no data of the nodes; ask the leader, which holds the Lease")]
     NotLeading,
+    /// Another replica acts for the namespace; this is the URL of the same request there.
+    #[error("Another replica acts for this namespace; send the request to {0}")]
+    Elsewhere(String),
 }
 
 /// Time after which a client can retry, in seconds.
@@ -106,6 +109,7 @@ impl Error {
             Self::Busy(_) => (StatusCode::SERVICE_UNAVAILABLE, "Busy"),
             Self::Unavailable(_) => (StatusCode::SERVICE_UNAVAILABLE, "Unavailable"),
             Self::NotLeading => (StatusCode::SERVICE_UNAVAILABLE, "NotLeading"),
+            Self::Elsewhere(_) => (StatusCode::TEMPORARY_REDIRECT, "Elsewhere"),
         }
     }
 
@@ -124,6 +128,7 @@ impl IntoResponse for Error {
         match self {
             Self::Unauthorized => drop(set(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
             Self::Busy(_) | Self::Unavailable(_) => drop(set(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER))),
+            Self::Elsewhere(url) => drop(HeaderValue::try_from(url).map(|url| set(header::LOCATION, url))),
             _ => {}
         }
         response

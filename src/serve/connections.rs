@@ -6,7 +6,7 @@ use axum::{
     Json,
     body::Body,
     extract::{Path, Query, State},
-    http::HeaderMap,
+    http::{HeaderMap, Uri},
 };
 use bytes::Bytes;
 use http_body_util::{BodyExt as _, LengthLimitError, Limited};
@@ -392,10 +392,18 @@ fn namespace(provider: &str) -> Option<&str> {
 }
 
 impl Api {
+    /// Fails if another replica acts for the policy of this provider, and its URL is known.
+    fn here(&self, provider: &str, asked: &Uri) -> Result<(), Error> {
+        match namespace(provider).map(|namespace| self.acting(namespace, asked)) {
+            Some(Err(elsewhere @ Error::Elsewhere(_))) => Err(elsewhere),
+            _ => Ok(()),
+        }
+    }
+
     /// The statistics that a caller may see.
     pub(super) async fn visible(&self, headers: &HeaderMap) -> Result<Vec<Statistics>, Error> {
         let caller = self.gate.caller(headers).await?;
-        let mut all = self.context.pool.statistics();
+        let mut all = self.actors.any().pool.statistics();
         let of_providers = all.iter().filter_map(|one| namespace(&one.provider)).map(str::to_owned);
         let sight = self.gate.sight(caller.as_ref(), of_providers.chain(self.policy_namespaces()).collect()).await?;
         all.retain(|one| sight.has(namespace(&one.provider)));
@@ -429,15 +437,17 @@ pub async fn get_details(State(api): State<Arc<Api>>, headers: HeaderMap) -> Res
 pub async fn get_provider(
     State(api): State<Arc<Api>>,
     Path(provider): Path<String>,
-    Query(asked): Query<Asked>,
+    Query(wanted): Query<Asked>,
+    asked: Uri,
     headers: HeaderMap,
 ) -> Result<Json<ApiResponse<Provider>>, Error> {
     let caller = api.gate.caller(&headers).await?;
     // Check the right first, so that a caller without it does not learn which providers exist.
     api.gate.check(caller.as_ref(), Verb::Get, namespace(&provider)).await?;
-    let all = api.context.pool.statistics();
-    let wanted = all.iter().filter(|one| *one.provider == *provider && asked.protocol.is_none_or(|p| p == one.protocol));
-    let found = wanted.max_by_key(|one| one.tally.requests).ok_or_else(|| unknown(&provider))?;
+    api.here(&provider, &asked)?;
+    let all = api.actors.any().pool.statistics();
+    let all = all.iter().filter(|one| *one.provider == *provider && wanted.protocol.is_none_or(|p| p == one.protocol));
+    let found = all.max_by_key(|one| one.tally.requests).ok_or_else(|| unknown(&provider))?;
     Ok(ApiResponse::of(Provider::from(found)))
 }
 
@@ -445,11 +455,13 @@ pub async fn get_provider(
 pub async fn post_destroy(
     State(api): State<Arc<Api>>,
     Path(provider): Path<String>,
+    asked: Uri,
     headers: HeaderMap,
     body: Body,
 ) -> Result<Json<ApiResponse<Destroyed>>, Error> {
     let caller = api.gate.caller(&headers).await?;
     api.gate.check(caller.as_ref(), Verb::Destroy, namespace(&provider)).await?;
+    api.here(&provider, &asked)?;
     let body = read_body(body).await?;
     let Destroy { protocol } = if body.is_empty() {
         Destroy::default()
@@ -457,7 +469,7 @@ pub async fn post_destroy(
         let form = || Error::Invalid("The body must be {}, {\"protocol\": \"http\"} or {\"protocol\": \"https\"}".to_owned());
         serde_json::from_slice(&body).map_err(|_| form())?
     };
-    let (closed, closing) = api.context.pool.destroy(&provider, protocol).ok_or_else(|| unknown(&provider))?;
+    let (closed, closing) = api.actors.any().pool.destroy(&provider, protocol).ok_or_else(|| unknown(&provider))?;
     let by = caller.as_ref().map_or("anonymous (demonstration)", |caller| caller.name());
     tracing::info!(provider, by, closed, closing, "closed connections");
     Ok(ApiResponse::of(Destroyed { provider, closed, closing }))

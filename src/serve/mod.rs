@@ -34,14 +34,14 @@ pub use listen::bind;
 pub use openapi::document;
 use tokio::{net::TcpListener, sync::Semaphore};
 
-use crate::controller::Context;
+use crate::controller::actors::Actors;
 
 /// Longest time until the response of a request begins.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The state of all routes.
 pub struct Api {
-    context: Arc<Context>,
+    actors: Actors,
     gate: Authorizer,
     /// Permits for the streams that may still be opened.
     streams: Arc<Semaphore>,
@@ -55,14 +55,14 @@ pub struct Api {
 ///
 /// # Errors
 /// Returns an error if the listener fails.
-pub async fn api(listener: TcpListener, context: Arc<Context>, client: Option<Client>) -> std::io::Result<()> {
-    listen::listen(listener, router(context, client)).await
+pub async fn api(listener: TcpListener, actors: impl Into<Actors>, client: Option<Client>) -> std::io::Result<()> {
+    listen::listen(listener, router(actors, client)).await
 }
 
 /// All routes, for callers that bring their own listener.
-pub fn router(context: Arc<Context>, client: Option<Client>) -> Router {
+pub fn router(actors: impl Into<Actors>, client: Option<Client>) -> Router {
     let api = Arc::new(Api {
-        context,
+        actors: actors.into(),
         gate: Authorizer::new(client),
         streams: Arc::new(Semaphore::new(gate::MAX_STREAMS)),
         since: Instant::now(),

@@ -153,6 +153,7 @@ pub fn document() -> Json_ {
             parameters.push(json!({"name": name, "in": "query", "schema": schema, "description": description}));
         }
         let named = !parameters.is_empty();
+        let of_policy = route.path.contains("{provider}") || route.path.ends_with("/nodes");
         let refusal = of::<Refusal>(&mut generator);
         let refused =
             |description: &str| json!({"description": description, "content": {"application/json": {"schema": refusal}}});
@@ -162,6 +163,9 @@ pub fn document() -> Json_ {
             "403": refused("The owner of the token lacks the right"),
             "503": refused("Not available: too many clients, no answer from the API server, or a standby replica"),
         });
+        if of_policy {
+            responses["307"] = refused("Another replica acts for this namespace; the header Location has its URL");
+        }
         if named {
             responses["400"] = refused("The request is not valid");
             responses["404"] = refused("The object does not exist");

@@ -8,7 +8,7 @@ use std::{
 use axum::{
     Json,
     extract::{Path, State},
-    http::HeaderMap,
+    http::{HeaderMap, Uri},
 };
 use jiff::Timestamp;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
@@ -30,7 +30,7 @@ use crate::{
     },
     clock,
     controller::{
-        PolicyRef,
+        Context, PolicyRef,
         live::{Live, Point},
     },
     decide::{
@@ -110,6 +110,8 @@ pub struct Summary {
     /// Idle connections of all nodes at `sampled`: about so many does a change of all limits close. Only with `signal.idleConnections`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_connections: Option<u64>,
+    /// Whether the responding replica acts for the policy; another one has no live figures of it.
+    pub acting: bool,
 }
 
 /// Summaries of policies.
@@ -244,9 +246,9 @@ fn time(millis: i64) -> Time {
     Time(Timestamp::from_millisecond(millis).unwrap_or(Timestamp::UNIX_EPOCH))
 }
 
-/// The short view of a policy. `point` is its last sample, if this replica has one.
+/// The short view of a policy. `point` is its last sample, if this replica has one; `acting` says whether it acts for it.
 #[must_use]
-pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, now: Timestamp) -> Summary {
+pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, acting: bool, now: Timestamp) -> Summary {
     let status = policy.status.clone().unwrap_or_default();
     let point = point.filter(|point| now.as_millisecond() - point.time < FRESH);
     let traits = targets::traits(&policy.spec.target);
@@ -281,17 +283,18 @@ pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, now: Timesta
         last_decision: status.history.into_iter().next(),
         flushes: flushes.into_iter().map(Into::into).collect(),
         idle_connections,
+        acting,
     }
 }
 
 /// The full view of a policy.
 #[must_use]
-pub fn full(policy: &IdleConnectionPolicy, live: Option<&Live>, now: Timestamp) -> Policy {
+pub fn full(policy: &IdleConnectionPolicy, live: Option<&Live>, acting: bool, now: Timestamp) -> Policy {
     let status = policy.status.clone().unwrap_or_default();
     let trend = live.map(|live| &live.trend);
     let moment = |point: &Point| Moment { time: time(point.time), load: point.into(), openness_percent: point.openness.into() };
     Policy {
-        summary: summary(policy, trend.and_then(|trend| trend.back().copied()), now),
+        summary: summary(policy, trend.and_then(|trend| trend.back().copied()), acting, now),
         limits: status.limits,
         unsupported: status.unsupported,
         pending_restart: status.pending_restart,
@@ -328,24 +331,38 @@ pub fn nodes(truths: &[Truths], samples: Option<&BTreeMap<String, NodeSample>>) 
 impl Api {
     fn policies(&self) -> Vec<IdleConnectionPolicy> {
         let readable = |stored: Arc<StoredPolicy>| stored.policy.clone().ok();
-        let mut all: Vec<_> = self.context.policies.state().into_iter().filter_map(readable).collect();
+        let stored = self.actors.all().into_iter().flat_map(|actor| actor.policies.state());
+        let mut all: Vec<_> = stored.filter_map(readable).collect();
         all.sort_by_key(|policy| (policy.namespace(), policy.name_any()));
         all
     }
 
     pub(super) fn policy_namespaces(&self) -> BTreeSet<String> {
-        self.context.policies.state().iter().filter_map(|policy| PolicyRef::from_obj(&**policy).namespace).collect()
+        let stored = self.actors.all().into_iter().flat_map(|actor| actor.policies.state());
+        stored.filter_map(|policy| PolicyRef::from_obj(&*policy).namespace).collect()
+    }
+
+    /// The actor of a namespace, if this replica acts for it.
+    pub(super) fn acting(&self, namespace: &str, asked: &Uri) -> Result<Arc<Context>, Error> {
+        let actor = self.actors.of(namespace);
+        if actor.leadership.holds() {
+            return Ok(actor);
+        }
+        let there = |url| format!("{url}{}", asked.path_and_query().map_or("", |path| path.as_str()));
+        Err(self.actors.url(namespace).map_or(Error::NotLeading, |url| Error::Elsewhere(there(url))))
     }
 
     /// The policies that a caller may see.
     pub(super) async fn summaries(&self, headers: &HeaderMap) -> Result<Vec<Summary>, Error> {
         let caller = self.gate.caller(headers).await?;
         let sight = self.gate.sight(caller.as_ref(), self.policy_namespaces()).await?;
-        let (latest, now) = (self.context.live.latest(), clock::now());
+        let now = clock::now();
         let visible = self.policies().into_iter().filter(|policy| sight.has(policy.namespace().as_deref()));
         let shown = |policy: IdleConnectionPolicy| {
-            let point = latest.get(&(policy.namespace().unwrap_or_default(), policy.name_any())).copied();
-            summary(&policy, point, now)
+            let namespace = policy.namespace().unwrap_or_default();
+            let actor = self.actors.of(&namespace);
+            let point = actor.live.latest(&PolicyRef::new(&policy.name_any()).within(&namespace));
+            summary(&policy, point, actor.leadership.holds(), now)
         };
         Ok(visible.map(shown).collect())
     }
@@ -355,12 +372,13 @@ impl Api {
         namespace: &str,
         name: &str,
         headers: &HeaderMap,
-    ) -> Result<(IdleConnectionPolicy, Option<Live>), Error> {
+    ) -> Result<(IdleConnectionPolicy, Arc<Context>), Error> {
         let caller = self.gate.caller(headers).await?;
         // Check the right first, so that a caller without it does not learn which policies exist.
         self.gate.check(caller.as_ref(), Verb::Get, Some(namespace)).await?;
         let reference = PolicyRef::new(name).within(namespace);
-        let stored = self.context.policies.get(&reference).ok_or_else(|| {
+        let actor = self.actors.of(namespace);
+        let stored = actor.policies.get(&reference).ok_or_else(|| {
             let shown = |text: &str| text.chars().take(80).collect::<String>();
             Error::NotFound(format!(
                 "Policy {:?} not found in namespace {:?}; /api/policies lists the policies",
@@ -370,13 +388,14 @@ impl Api {
         })?;
         let unreadable = |foreign| Error::NotFound(format!("Policy {name:?} cannot be shown: {foreign}"));
         let (policy, _) = StoredPolicy::clone(&stored).read().map_err(unreadable)?;
-        Ok((policy, self.context.live.of(&reference)))
+        Ok((policy, actor))
     }
 
     /// The full view of one policy, if the caller may see it.
     pub(super) async fn in_full(&self, namespace: &str, name: &str, headers: &HeaderMap) -> Result<Policy, Error> {
-        let (policy, live) = self.policy(namespace, name, headers).await?;
-        Ok(full(&policy, live.as_ref(), clock::now()))
+        let (policy, actor) = self.policy(namespace, name, headers).await?;
+        let live = actor.live.of(&PolicyRef::new(name).within(namespace));
+        Ok(full(&policy, live.as_ref(), actor.leadership.holds(), clock::now()))
     }
 }
 
@@ -398,12 +417,11 @@ pub async fn get_policy(
 pub async fn get_nodes(
     State(api): State<Arc<Api>>,
     Path((namespace, name)): Path<(String, String)>,
+    asked: Uri,
     headers: HeaderMap,
 ) -> Result<Json<ApiResponse<NodeList>>, Error> {
-    let (_, live) = api.policy(&namespace, &name, &headers).await?;
-    if !api.context.leadership.holds() {
-        return Err(Error::NotLeading);
-    }
+    api.policy(&namespace, &name, &headers).await?;
+    let live = api.acting(&namespace, &asked)?.live.of(&PolicyRef::new(&name).within(&namespace));
     let seen = live.and_then(|live| live.seen.map(|seen| (live, seen)));
     let (live, seen) = seen.ok_or(Error::Unavailable("The operator has not observed the nodes of this policy yet"))?;
     let samples = live.samples.as_ref().map(|samples| samples.lock().unwrap_or_else(PoisonError::into_inner).clone());

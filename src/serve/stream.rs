@@ -47,7 +47,7 @@ pub struct Connections {
 pub struct Policies {
     /// Time of the snapshot.
     pub time: Time,
-    /// Whether the responding replica is the leader: standby replicas have no live figures.
+    /// Whether the responding replica is the leader, with shards that of any: standby replicas have no live figures.
     pub acting: bool,
     /// The short view of each policy.
     #[serde(rename = "policies")]
@@ -106,7 +106,8 @@ impl Watched {
             },
             None => None,
         };
-        Ok(json(&Policies { time: time(), acting: api.context.leadership.holds(), all, policy }))
+        let acting = api.actors.all().iter().any(|actor| actor.leadership.holds());
+        Ok(json(&Policies { time: time(), acting, all, policy }))
     }
 }
 
