@@ -1,10 +1,14 @@
 //! Flags and environment variables, validated and converted to plain values.
 
-use std::{net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{api::GoDuration, controller::ControllerConfig, leader::LeaseConfig, targets::AllowList};
+use crate::{api::GoDuration, controller::ControllerConfig, decide::shard::MAX_SHARDS, leader::LeaseConfig, targets::AllowList};
 
 /// Manages limits of idle HTTP connections.
 #[derive(Parser, Debug)]
@@ -71,6 +75,10 @@ pub struct Lease {
     /// Interval between renewals.
     #[arg(long, env = "IDLECONN_LEASE_RETRY_PERIOD", default_value = "2s", value_parser = span)]
     pub lease_retry_period: Duration,
+    /// Number of shards, 1 to 64. Each namespace belongs to one shard, each shard has a Lease, and the replicas share the shards
+    /// evenly. More than one needs --leader-election.
+    #[arg(long, env = "IDLECONN_SHARDS", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_SHARDS)))]
+    pub shards: u32,
 }
 
 impl Lease {
@@ -108,6 +116,10 @@ pub struct Run {
     /// Address that serves the API and the live page; none disables both.
     #[arg(long, env = "IDLECONN_API_ADDRESS", default_value = ":8081", value_parser = api_address)]
     pub api_address: ApiAddress,
+    /// IP address under which other replicas and clients reach this replica's API, at the port of --api-address. With shards, a
+    /// replica that does not act for a namespace redirects to the one that does. By default it does not redirect.
+    #[arg(long, env = "IDLECONN_API_HOST")]
+    pub api_host: Option<IpAddr>,
     /// Serve the API without authentication, for a demonstration; allowed only on a loopback address.
     #[arg(long, env = "IDLECONN_DEMO")]
     pub demo: bool,

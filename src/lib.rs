@@ -17,7 +17,7 @@
 //! - [`pool`]: requests to nodes, to Prometheus and to the API server.
 //! - [`probe`]: measures from outside how long servers keep idle connections.
 //! - [`controller`]: watches policies, begins passes, and carries out their requests.
-//! - [`leader`]: leader election.
+//! - [`leader`]: leader election; [`shards`]: an actor for each shard.
 //! - [`cli`]: the commands of `kubectl idleconn`.
 //! - [`serve`], [`metrics`], [`telemetry`], [`config`], [`clock`]: the operator's own interfaces and settings.
 
@@ -34,6 +34,7 @@ pub mod pass;
 pub mod pool;
 pub mod probe;
 pub mod serve;
+pub mod shards;
 pub mod signals;
 pub mod simulate;
 pub mod targets;

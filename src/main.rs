@@ -1,16 +1,19 @@
 //! Entry point of the operator: flags, the TLS provider, and the exit code.
 
-use std::{process::ExitCode, sync::Arc, time::Duration};
+use std::{net::SocketAddr, process::ExitCode, time::Duration};
 
 use clap::Parser as _;
 use idleconn_operator::{
     api::crd,
     config::{Check, Cli, Cluster, Command, Lease, Release, Run},
-    controller::{self, Context, Operator, crd_version},
+    controller::{self, Operator, Process, actors::Actors, crd_version},
+    decide::shard::Shard,
     leader::{self, Election, Leadership},
     metrics::Metrics,
     pool::{Pool, Request},
-    serve, telemetry,
+    serve,
+    shards::{self, Shards},
+    telemetry,
 };
 use kube::{Client, Config, config::Kubeconfig};
 use tokio_util::sync::CancellationToken;
@@ -33,19 +36,23 @@ enum Error {
     #[error("cannot find a cluster: {0}; set --kubeconfig or KUBECONFIG, or run in a cluster")]
     Cluster(#[source] Box<dyn std::error::Error + Send + Sync>),
     #[error("cannot listen on --metrics-address {0}: {1}; choose another address")]
-    Listen(std::net::SocketAddr, #[source] std::io::Error),
+    Listen(SocketAddr, #[source] std::io::Error),
     #[error("cannot listen on --api-address {0}: {1}; choose another address, or none")]
-    Api(std::net::SocketAddr, #[source] std::io::Error),
+    Api(SocketAddr, #[source] std::io::Error),
     #[error(
         "--demo serves the API without authentication and {0} is reachable from other hosts; set --api-address to a loopback address such as 127.0.0.1:8081"
     )]
-    Open(std::net::SocketAddr),
+    Open(SocketAddr),
     #[error("{0}")]
     Check(String),
     #[error("{0}")]
     Controller(#[from] controller::Error),
     #[error("{0}")]
     Leader(#[from] leader::Error),
+    #[error("{0}")]
+    Shards(#[from] shards::Error),
+    #[error("--shards above 1 needs --leader-election: without it, each replica would act for all shards")]
+    Unelected,
     #[error("cannot register the metrics: {0}")]
     Metrics(#[from] prometheus::Error),
     #[error("{0} exited unexpectedly; exiting so that the pod is restarted")]
@@ -116,11 +123,32 @@ async fn release(options: Release) -> Result<(), Error> {
     };
     if let Some(election) = &mut election {
         match &released {
-            Ok(()) => election.bar(AFTER_RELEASE).await,
+            Ok(()) => {
+                election.bar(AFTER_RELEASE).await;
+                forget_shards(&options, &pool).await;
+            }
             Err(_) => election.give_up().await,
         }
     }
     Ok(released?)
+}
+
+/// Deletes the Leases of shards and replicas. The replicas end, because the Lease of all of them was taken.
+async fn forget_shards(options: &Release, pool: &Pool) {
+    if options.lease.shards == 1 {
+        return;
+    }
+    let deleted = async {
+        let Some(terms) = options.lease.terms()? else { return Ok(()) };
+        let client = lease_client(&options.cluster, pool).await?;
+        leader::group::delete_all(&client, &terms).await.map_err(no_cluster)
+    };
+    if let Err(error) = deleted.await {
+        tracing::warn!(
+            "the Leases of the shards could not be deleted: {error}; delete those with the label {}",
+            leader::group::LABEL
+        );
+    }
 }
 
 fn leadership(election: Option<&Election>) -> Leadership {
@@ -140,15 +168,16 @@ async fn run(options: Run) -> Result<(), Error> {
     let settings = options.cluster.settings(options.resync_interval, options.dry_run);
     let pool = Pool::default();
     let client = client(&options.cluster, &pool).await?;
+    let process = Process::new(&client, &pool, settings, Metrics::new()?);
+    process.metrics.connections(&pool)?;
+    if options.lease.shards > 1 {
+        return Box::pin(run_shards(options, &client, &pool, process)).await;
+    }
     let mut election = election(&options.lease, &options.cluster, &pool).await?;
-    let operator = Operator::new(&client, &pool, settings, Metrics::new()?, leadership(election.as_ref()));
-    operator.context.metrics.connections(&pool)?;
-    let listener = serve::bind(options.metrics_address).await.map_err(|error| Error::Listen(options.metrics_address, error))?;
+    let operator = process.actor(Shard::ALL, leadership(election.as_ref()));
     let context = operator.context.clone();
-    let api = api(&options, &client, context.clone()).await?;
+    let (health, api) = servers(&options, &client, context.clone().into()).await?;
     let stop = CancellationToken::new();
-    let health = serve::health(listener, operator.context.clone());
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
     // End the process if a task ends: otherwise it would look healthy and do nothing.
     let controller = operator.run(stop.clone().cancelled_owned());
     tokio::pin!(controller);
@@ -182,8 +211,37 @@ async fn run(options: Run) -> Result<(), Error> {
     ended
 }
 
+async fn run_shards(options: Run, client: &Client, pool: &Pool, process: Process) -> Result<(), Error> {
+    let terms = options.lease.terms()?.ok_or(Error::Unelected)?;
+    let address = options.api_host.zip(options.api_address.0);
+    let url = address.map(|(host, api)| format!("http://{}", SocketAddr::new(host, api.port())));
+    let shards = Shards::new(process, lease_client(&options.cluster, pool).await?, terms, options.lease.shards, url);
+    let (health, api) = servers(&options, client, shards.actors.clone()).await?;
+    let stop = CancellationToken::new();
+    let mut acting = std::pin::pin!(shards.run(stop.clone()));
+    tokio::select! {
+        ended = &mut acting => return Ok(ended?),
+        _ = health => return Err(Error::Ended("the health server")),
+        () = api => return Err(Error::Ended("the API server")),
+        () = signalled() => stop.cancel(),
+    }
+    Ok(acting.await?)
+}
+
+/// Binds all addresses and returns the futures that serve them.
+async fn servers(
+    options: &Run,
+    client: &Client,
+    actors: Actors,
+) -> Result<(impl Future<Output = std::io::Result<()>> + use<>, impl Future<Output = ()> + use<>), Error> {
+    let listener = serve::bind(options.metrics_address).await.map_err(|error| Error::Listen(options.metrics_address, error))?;
+    let api = api(options, client, actors.clone()).await?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
+    Ok((serve::health(listener, actors), api))
+}
+
 /// Binds the API and returns the future that serves it. Leader and standbys authorize callers.
-async fn api(options: &Run, client: &Client, context: Arc<Context>) -> Result<impl Future<Output = ()>, Error> {
+async fn api(options: &Run, client: &Client, actors: Actors) -> Result<impl Future<Output = ()> + use<>, Error> {
     let listener = match options.api_address.0 {
         Some(address) if options.demo && !address.ip().is_loopback() => return Err(Error::Open(address)),
         Some(address) => Some(serve::bind(address).await.map_err(|error| Error::Api(address, error))?),
@@ -195,7 +253,7 @@ async fn api(options: &Run, client: &Client, context: Arc<Context>) -> Result<im
     let asked = (!options.demo).then(|| client.clone());
     Ok(async move {
         match listener {
-            Some(listener) => drop(serve::api(listener, context, asked).await),
+            Some(listener) => drop(serve::api(listener, actors, asked).await),
             None => std::future::pending().await,
         }
     })
@@ -217,8 +275,12 @@ async fn client(cluster: &Cluster, pool: &Pool) -> Result<Client, Error> {
 /// Returns a candidate for the Lease with separate connections; `None` without leader election.
 async fn election(lease: &Lease, cluster: &Cluster, pool: &Pool) -> Result<Option<Election>, Error> {
     let Some(terms) = lease.terms()? else { return Ok(None) };
-    let client = controller::lease_client(&config(cluster).await?, pool).map_err(no_cluster)?;
-    Ok(Some(Election::new(client, terms)))
+    Ok(Some(Election::new(lease_client(cluster, pool).await?, terms)))
+}
+
+/// Returns a client with separate connections for the Leases.
+async fn lease_client(cluster: &Cluster, pool: &Pool) -> Result<Client, Error> {
+    controller::lease_client(&config(cluster).await?, pool).map_err(no_cluster)
 }
 
 async fn config(cluster: &Cluster) -> Result<Config, Error> {

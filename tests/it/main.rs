@@ -34,6 +34,7 @@ mod references;
 mod replay;
 mod restart;
 mod rights;
+mod shards;
 mod signals;
 mod steady;
 mod verify;

@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
     process::Stdio,
     str::FromStr,
+    sync::LazyLock,
 };
 
 use tokio::process::{Child, Command};
@@ -18,6 +19,8 @@ pub type Times = [&'static str; 3];
 pub struct Replica {
     child: Child,
     metrics: String,
+    /// URL of its API, if it has one.
+    pub api: String,
     log: PathBuf,
 }
 
@@ -29,12 +32,19 @@ impl Replica {
 
     /// Starts a replica with additional environment variables.
     pub fn start_with(world: &World, name: &str, times: Times, env: &[(&str, &str)]) -> Self {
-        Self::spawn(world, name, times, env, cluster::kubeconfig())
+        Self::spawn(world, name, times, env, cluster::kubeconfig(), &world.namespace)
+    }
+
+    /// Starts a replica with shards, in the namespaces of all these worlds. Its API needs no tokens.
+    pub fn start_shards(worlds: &[World], name: &str, times: Times, shards: &str) -> Self {
+        let namespaces: Vec<_> = worlds.iter().map(|world| world.namespace.as_str()).collect();
+        let env = [("IDLECONN_SHARDS", shards), ("IDLECONN_DEMO", "true")];
+        Self::spawn(&worlds[0], name, times, &env, cluster::kubeconfig(), &namespaces.join(","))
     }
 
     /// Starts a replica with the user of this kubeconfig.
     pub fn start_as(world: &World, name: &str, times: Times, kubeconfig: &Path) -> Self {
-        Self::spawn(world, name, times, &[], kubeconfig)
+        Self::spawn(world, name, times, &[], kubeconfig, &world.namespace)
     }
 
     fn spawn(
@@ -43,8 +53,11 @@ impl Replica {
         [duration, renew_deadline, retry_period]: Times,
         env: &[(&str, &str)],
         kubeconfig: &Path,
+        namespaces: &str,
     ) -> Self {
-        let address = format!("{}:8080", caddy::address());
+        let host = caddy::address();
+        let (address, api) = (format!("{host}:8080"), format!("{host}:8081"));
+        let open = env.iter().any(|(name, _)| *name == "IDLECONN_DEMO");
         let log = std::env::temp_dir().join(format!("idleconn-{}-{name}.log", world.namespace));
         let child = Command::new(env!("CARGO_BIN_EXE_idleconn-operator"))
             .args(["run", "--leader-election", "--resync-interval", "1s", "--allow-endpoints", "127.0.0.0/8"])
@@ -52,9 +65,9 @@ impl Replica {
                 "--metrics-address",
                 &address,
                 "--api-address",
-                "none",
+                if open { &api } else { "none" },
                 "--namespaces",
-                &world.namespace,
+                namespaces,
                 "--lease-namespace",
                 &world.namespace,
             ])
@@ -62,6 +75,7 @@ impl Replica {
             .arg("--kubeconfig")
             .arg(kubeconfig)
             .env("POD_NAME", name)
+            .env("IDLECONN_API_HOST", host.to_string())
             .envs(env.iter().copied())
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -69,7 +83,7 @@ impl Replica {
             .kill_on_drop(true)
             .spawn()
             .unwrap();
-        Self { child, metrics: format!("http://{address}"), log }
+        Self { child, metrics: format!("http://{address}"), api: format!("http://{api}"), log }
     }
 
     /// Sends a signal, given by its name.
@@ -116,6 +130,16 @@ impl Replica {
     /// Reports whether the replica is the leader, by its own metric.
     pub async fn leads(&self) -> bool {
         self.metric("idleconn_leader ").await == Some(1.0)
+    }
+
+    /// Returns the shards for which the replica acts, by its own metrics.
+    pub async fn shards(&self) -> Vec<u32> {
+        // One client for all polls: a new one costs milliseconds.
+        static CLIENT: LazyLock<reqwest::Client> = LazyLock::new(reqwest::Client::new);
+        let Ok(answer) = CLIENT.get(format!("{}/metrics", self.metrics)).send().await else { return Vec::new() };
+        let page = answer.text().await.unwrap_or_default();
+        let held = |line: &str| line.strip_prefix("idleconn_leader{shard=\"")?.strip_suffix("\"} 1")?.parse().ok();
+        page.lines().filter_map(held).collect()
     }
 
     /// Waits until the replica is the leader.
