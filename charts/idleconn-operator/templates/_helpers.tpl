@@ -67,6 +67,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 - name: IDLECONN_LEASE_RETRY_PERIOD
   value: {{ .Values.leaderElection.retryPeriod | quote }}
 {{- end }}
+{{- if gt (int .Values.shards) 1 }}
+- name: IDLECONN_SHARDS
+  value: {{ .Values.shards | quote }}
+{{- end }}
 {{- end -}}
 
 {{- define "idleconn.operatorEnv" -}}
@@ -75,6 +79,11 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
   value: ":8080"
 - name: IDLECONN_API_ADDRESS
   value: {{ ternary .Values.api.address "none" .Values.api.enabled | quote }}
+{{- if and .Values.api.enabled (gt (int .Values.shards) 1) (not (hasPrefix "127." .Values.api.address)) }}
+# A replica that does not act for a namespace redirects to the one that does.
+- name: IDLECONN_API_HOST
+  valueFrom: {fieldRef: {fieldPath: status.podIP}}
+{{- end }}
 - name: IDLECONN_RESYNC_INTERVAL
   value: {{ .Values.resyncInterval | quote }}
 {{- if .Values.dryRun }}
