@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use jiff::Timestamp;
+use ring::digest::{SHA256, digest};
 
-use super::hash::fnv1a;
 use crate::api::status::{MAX_CLAIMS, PublishedClaims};
 
 /// A policy, as far as conflicts go. `Ord` is the precedence: older first, then by namespace and name.
@@ -60,8 +60,10 @@ impl From<&PublishedClaims> for Claim {
 /// Start of a hash. No identity begins with it.
 const HASH: &str = "#";
 
+/// 64 bits of a cryptographic hash: no user can choose an address that counts as that of another policy.
 fn hashed(identity: &str) -> String {
-    format!("{HASH}{:016x}", fnv1a(identity))
+    let digest = digest(&SHA256, identity.as_bytes());
+    digest.as_ref().iter().take(8).fold(HASH.to_owned(), |text, byte| format!("{text}{byte:02x}"))
 }
 
 /// The key of an identity in the index. Stated identities are indexed within their namespace.
