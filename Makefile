@@ -38,9 +38,8 @@ demo: needs tools ## Run the operator against three real Caddy servers; HOLD=1 k
 	@cargo build --quiet --locked --bins
 	@demo/run
 
-# Most tests wait for servers and for the API server most of their time.
 test: needs needs-prometheus needs-readers needs-page needs-faketime tools ## Run all tests
-	RUST_TEST_THREADS=$(or $(RUST_TEST_THREADS),$(shell expr 2 \* $$(nproc))) cargo test --locked
+	cargo test --locked
 	@cd tests/gitops && go test ./...
 
 image: needs ## Build target/image/idleconn-operator.tar without Docker, and its SBOM (CycloneDX)
