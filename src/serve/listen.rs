@@ -56,7 +56,7 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(15);
 /// Time after which a peer that accepts no data is dropped.
 const STALLED: Duration = Duration::from_secs(30);
 /// Timeout for the request of a connection that is refused.
-const REFUSED: Duration = Duration::from_secs(1);
+const REFUSED: Duration = Duration::from_secs(5);
 /// Pause after a failed accept, which usually means that too many files are open.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
