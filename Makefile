@@ -96,7 +96,7 @@ scale: needs tools ## Measure the release build with up to 10,000 nodes and 3,00
 	@$(MAKE) --no-print-directory scale-fleets IDLECONN_SCALE=full
 
 scale-fleets:
-	@binary=$$(image/static idleconn-operator | tail -n 1) && cargo build --quiet --locked --profile bench --bench scale && ulimit -n 65536 && \
+	@binary=$$(image/static idleconn-operator | tail -n 1) && cargo build --quiet --locked --profile bench --bench scale && ulimit -n "$$(ulimit -Hn)" && \
 		IDLECONN_BINARY="$$PWD/$$binary" IDLECONN_SCALE=$(IDLECONN_SCALE) cargo bench --quiet --locked --bench scale
 
 explore: ## Explore all lives of a policy with two faults, then find planted defects; an hour
