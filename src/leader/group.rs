@@ -47,10 +47,13 @@ fn replica_prefix(name: &str) -> String {
 /// Returns the Leases of the group.
 async fn list(api: &Api<Lease>, terms: &LeaseConfig) -> kube::Result<Vec<Lease>> {
     let ours = ListParams::default().labels(&format!("{LABEL}={}", terms.name));
-    match tokio::time::timeout(terms.renew_deadline, api.list(&ours)).await {
-        Ok(list) => Ok(list?.items),
-        Err(_) => Err(kube::Error::Service("the API server does not answer".into())),
-    }
+    Ok(in_time(terms, api.list(&ours)).await?.items)
+}
+
+/// Waits for a request, at most for the renew deadline.
+async fn in_time<T>(terms: &LeaseConfig, request: impl Future<Output = kube::Result<T>>) -> kube::Result<T> {
+    let answer = tokio::time::timeout(terms.renew_deadline, request).await;
+    answer.unwrap_or_else(|_| Err(kube::Error::Service("the API server does not answer".into())))
 }
 
 /// Deletes the Leases of all shards and replicas. The replicas must not act any more.
@@ -60,7 +63,7 @@ async fn list(api: &Api<Lease>, terms: &LeaseConfig) -> kube::Result<Vec<Lease>>
 pub async fn delete_all(client: &Client, terms: &LeaseConfig) -> kube::Result<()> {
     let api = super::leases(client.clone(), terms);
     for lease in list(&api, terms).await? {
-        api.delete(&lease.name_any(), &DeleteParams::default()).await?;
+        in_time(terms, api.delete(&lease.name_any(), &DeleteParams::default())).await?;
     }
     Ok(())
 }
@@ -157,9 +160,8 @@ impl Group {
                 self.api.replace(&name, &PostParams::default(), &lease).await
             }
         };
-        let renewed = tokio::time::timeout(self.terms.renew_deadline, renewed).await;
         // If another replica has deleted it meanwhile, the next renewal creates it again.
-        self.own = Some(renewed.unwrap_or_else(|_| Err(kube::Error::Service("the API server does not answer".into())))?);
+        self.own = Some(in_time(&self.terms, renewed).await?);
         Ok(())
     }
 
@@ -217,15 +219,15 @@ impl Group {
         let gone: Vec<_> = self.members().filter(is_gone).map(|(lease, _)| lease.name_any()).collect();
         for name in gone {
             // If it fails, this or another replica tries again.
-            let _ = tokio::time::timeout(self.terms.renew_deadline, self.api.delete(&name, &DeleteParams::default())).await;
+            let _ = in_time(&self.terms, self.api.delete(&name, &DeleteParams::default())).await;
         }
     }
 
     /// Deletes this replica's own Lease, so that the others share its shards at once.
     pub async fn leave(&mut self) {
         if self.own.take().is_some() {
-            let deleted = self.api.delete(&self.own_name(), &DeleteParams::default()).await;
-            if let Err(error) = deleted {
+            let name = self.own_name();
+            if let Err(error) = in_time(&self.terms, self.api.delete(&name, &DeleteParams::default())).await {
                 tracing::debug!(%error, "the replica's Lease could not be deleted; it expires");
             }
         }
