@@ -2,7 +2,7 @@
 //! and go.
 //!
 //! Two kinds of Leases decide who acts. The Lease of a shard belongs to one replica. The Lease of `--lease-name` belongs to
-//! all replicas with the same number of shards together: each of them renews it under the same identity, and none writes
+//! all replicas with the same number of shards together: they renew it under the same identity, and none writes to a node
 //! without it. So replicas with another number of shards, or without shards, wait until the last of them has stopped.
 
 use std::time::{Duration, Instant};

@@ -89,11 +89,11 @@ pub struct IdleConnectionPolicyStatus {
 pub struct PublishedClaims {
     /// Hashes of the addresses of the target, 16 hexadecimal digits each. The oldest policy that claims an address governs it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(max = 16)))]
+    #[schemars(length(max = MAX_CLAIMS), inner(length(max = 16)))]
     pub targets: Vec<String>,
     /// Hashes of the identities that the target itself reports, such as the UUID of an AIStore cluster.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), inner(length(max = 16)))]
+    #[schemars(length(max = MAX_CLAIMS), inner(length(max = 16)))]
     pub reported: Vec<String>,
     /// Whether the target has more than 64 addresses. Then `targets` has only those that another policy claims, too.
     #[serde(default, skip_serializing_if = "is_default")]

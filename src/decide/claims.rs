@@ -63,7 +63,8 @@ const HASH: &str = "#";
 /// 64 bits of a cryptographic hash: no user can choose an address that counts as that of another policy.
 fn hashed(identity: &str) -> String {
     let digest = digest(&SHA256, identity.as_bytes());
-    digest.as_ref().iter().take(8).fold(HASH.to_owned(), |text, byte| format!("{text}{byte:02x}"))
+    let start = digest.as_ref().first_chunk().copied().map(u64::from_be_bytes).unwrap_or_default();
+    format!("{HASH}{start:016x}")
 }
 
 /// The key of an identity in the index. Stated identities are indexed within their namespace.
