@@ -7,19 +7,19 @@ use std::{
 };
 
 use k8s_openapi::api::{
-    core::v1::{ConfigMap, ContainerStatus, Pod, Secret, Service, ServicePort},
+    core::v1::{ConfigMap, Secret, Service, ServicePort},
     discovery::v1::EndpointSlice,
 };
-use kube::{Api, ResourceExt as _, api::ListParams};
+use kube::{Api, api::ListParams};
 
 use super::{
     Context, PolicyRef, in_time,
+    known_pod::KnownPod,
     pods::Interest,
     reachability::{self, Endpoint},
 };
 use crate::{
     api::{
-        CONFIG_HASH,
         adaptive::{Header, Prometheus},
         conditions::Reason,
         lookup::{Lookup, Member, References},
@@ -29,7 +29,7 @@ use crate::{
     },
     decide::report::status::Problem,
     pass::{Error, Failure, PolicyHandle, no_right},
-    targets::{Credentials, PodFacts, TargetAddress, endpoint},
+    targets::{Credentials, TargetAddress, endpoint},
 };
 
 /// Label of a pod with its role in an application.
@@ -167,7 +167,7 @@ pub async fn places(ctx: &Context, policy: &PolicyHandle, target: &Target) -> Re
         }
         Lookup::Mounting(selector) => {
             let pods = ctx.pods.list(namespace, selector).await?;
-            let pods: Vec<_> = pods.iter().filter(|pod| !is_over(pod)).collect();
+            let pods: Vec<_> = pods.iter().filter(|pod| !pod.is_over).collect();
             one_workload(&pods)?;
             Ok(pods.into_iter().filter_map(|pod| mounting(pod)).collect())
         }
@@ -198,53 +198,19 @@ pub fn pod_id(uid: &str, port: u16) -> String {
     format!("pod/{uid}:{port}")
 }
 
-/// Reports whether a pod has ended or is being deleted.
-#[must_use]
-pub fn is_over(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    matches!(phase, Some("Succeeded" | "Failed")) || pod.metadata.deletion_timestamp.is_some()
-}
-
 /// Returns the place of a pod that mounts a file. It may have no address yet, because it may wait for this file.
-fn mounting(pod: &Pod) -> Option<TargetAddress> {
-    let status = pod.status.as_ref();
-    let containers = status.and_then(|status| status.container_statuses.as_ref());
-    let running = |status: &ContainerStatus| Some(status.state.as_ref()?.running.as_ref()?.started_at.as_ref()?.0);
-    let facts = PodFacts {
-        // Start of the container that started first; `None` until all have started.
-        started: containers.and_then(|all| all.iter().map(running).collect::<Option<Vec<_>>>()?.into_iter().min()),
-        hash: pod.annotations().get(CONFIG_HASH).cloned(),
-    };
-    let address = status.and_then(|status| status.pod_ip.clone()).unwrap_or_default();
-    Some(TargetAddress { pod: Some(facts), ..TargetAddress::new(format!("pod/{}", pod.uid()?), pod.name_any(), address) })
+fn mounting(pod: &KnownPod) -> Option<TargetAddress> {
+    let address = pod.ip.map(|ip| ip.to_string()).unwrap_or_default();
+    let id = format!("pod/{}", pod.uid.as_ref()?);
+    Some(TargetAddress { pod: Some(pod.facts.clone()), ..TargetAddress::new(id, &*pod.name, address) })
 }
 
-/// Returns kind and name of the workload of a pod; `None` if it has no controller.
-#[must_use]
-pub fn workload(pod: &Pod) -> Option<(String, String)> {
-    let owner = pod.metadata.owner_references.iter().flatten().find(|owner| owner.controller == Some(true))?;
-    if owner.kind == "ReplicationController"
-        && let Some(name) = pod.labels().get("deploymentconfig")
-    {
-        return Some(("DeploymentConfig".into(), name.clone()));
-    }
-    // A Deployment, or a Rollout of Argo, names its ReplicaSets after itself and the hash of the template. The pods have this
-    // hash as a label.
-    let of = |(label, kind): &(&str, &str)| {
-        let name = owner.name.strip_suffix(&format!("-{}", pod.labels().get(*label)?))?;
-        Some(((*kind).to_owned(), name.to_owned()))
-    };
-    let known = [("pod-template-hash", "Deployment"), ("rollouts-pod-template-hash", "Rollout")];
-    let above = known.iter().find_map(of).filter(|_| owner.kind == "ReplicaSet");
-    Some(above.unwrap_or_else(|| (owner.kind.clone(), owner.name.clone())))
-}
-
-fn one_workload(pods: &[&Arc<Pod>]) -> Result<(), Failure> {
-    let workloads: BTreeSet<_> = pods.iter().map(|pod| workload(pod)).collect();
+fn one_workload(pods: &[&Arc<KnownPod>]) -> Result<(), Failure> {
+    let workloads: BTreeSet<_> = pods.iter().map(|pod| &pod.workload).collect();
     if workloads.len() <= 1 {
         return Ok(());
     }
-    let name = |workload: &Option<(String, String)>| {
+    let name = |workload: &&Option<(String, String)>| {
         workload.as_ref().map_or_else(|| "no workload".into(), |(kind, name)| format!("{kind} {name}"))
     };
     let names: Vec<_> = workloads.iter().map(name).collect();
@@ -255,15 +221,14 @@ fn one_workload(pods: &[&Arc<Pod>]) -> Result<(), Failure> {
     Err(Problem::invalid(Reason::Invalid, message).into())
 }
 
-fn place(pod: &Pod, scheme: Scheme, port: u16) -> Option<TargetAddress> {
-    let status = pod.status.as_ref()?;
-    if is_over(pod) {
+fn place(pod: &KnownPod, scheme: Scheme, port: u16) -> Option<TargetAddress> {
+    if pod.is_over {
         return None;
     }
-    let address = SocketAddr::new(status.pod_ip.as_ref()?.parse().ok()?, port);
-    let id = pod_id(&pod.uid()?, port);
-    let role = pod.labels().get(COMPONENT).cloned();
-    Some(TargetAddress { role, ..TargetAddress::new(id, pod.name_any(), format!("{}://{address}", scheme.name())) })
+    let address = SocketAddr::new(pod.ip?, port);
+    let id = pod_id(pod.uid.as_ref()?, port);
+    let role = pod.labels.get(COMPONENT).cloned();
+    Some(TargetAddress { role, ..TargetAddress::new(id, &*pod.name, format!("{}://{address}", scheme.name())) })
 }
 
 async fn service_and_slices(
@@ -442,30 +407,11 @@ mod tests {
     }
 
     #[test]
-    fn what_keeps_a_pod_running_is_the_same_through_all_its_replica_sets() {
-        let pod = |kind: &str, owner: &str, labels: Json| -> Pod {
-            from_value(json!({"metadata": {"name": "p", "labels": labels, "ownerReferences": [
-                {"apiVersion": "v1", "kind": kind, "name": owner, "uid": "u", "controller": true}]}}))
-            .expect("a pod")
-        };
-        for (kind, owner, labels, expected) in [
-            ("ReplicaSet", "gw-aaa", json!({"pod-template-hash": "aaa"}), ("Deployment", "gw")),
-            ("ReplicaSet", "gw-bbb", json!({"rollouts-pod-template-hash": "bbb"}), ("Rollout", "gw")),
-            ("ReplicationController", "gw-3", json!({"deploymentconfig": "gw"}), ("DeploymentConfig", "gw")),
-            ("ReplicaSet", "gw", json!({}), ("ReplicaSet", "gw")),
-            ("StatefulSet", "db", json!({}), ("StatefulSet", "db")),
-        ] {
-            let found = workload(&pod(kind, owner, labels)).expect("an owner");
-            assert_eq!((found.0.as_str(), found.1.as_str()), expected);
-        }
-    }
-
-    #[test]
     fn pods_that_are_over_or_going_are_no_nodes() {
-        let pod = |phase: &str, extra: Json| -> Pod {
+        let pod = |phase: &str, extra: Json| -> KnownPod {
             let mut meta = json!({"name": "gw-a", "uid": "u1"});
             meta.as_object_mut().expect("an object").extend(extra.as_object().cloned().expect("an object"));
-            from_value(json!({"metadata": meta, "status": {"phase": phase, "podIP": "10.0.0.1"}})).expect("a pod")
+            KnownPod::of(&from_value(json!({"metadata": meta, "status": {"phase": phase, "podIP": "10.0.0.1"}})).expect("a pod"))
         };
         assert!(place(&pod("Running", json!({})), Scheme::Http, 2019).is_some());
         assert!(place(&pod("Failed", json!({})), Scheme::Http, 2019).is_none());

@@ -8,6 +8,7 @@ pub mod connections;
 pub mod crd_version;
 mod discovery;
 mod events;
+mod known_pod;
 pub mod live;
 mod originals;
 mod planted;

@@ -9,10 +9,7 @@ use std::{
 };
 
 use futures::{FutureExt as _, StreamExt as _};
-use k8s_openapi::{
-    api::core::v1::{Container, ContainerStatus, Pod, PodSpec},
-    apimachinery::pkg::apis::meta::v1::LabelSelector,
-};
+use k8s_openapi::{api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::LabelSelector};
 use kube::{
     Api, Client, ResourceExt as _,
     core::{Selector, SelectorExt as _},
@@ -24,11 +21,7 @@ use tokio::{
 };
 use tracing::Instrument as _;
 
-use super::{
-    Error, PolicyRef,
-    reachability::{addresses_of, published_at},
-};
-use crate::api::CONFIG_HASH;
+use super::{Error, PolicyRef, known_pod::KnownPod};
 
 /// Timeout of the first list, and the pause before a watch restarts.
 const FIRST_LIST: Duration = Duration::from_secs(10);
@@ -63,83 +56,71 @@ impl Interest {
     }
 }
 
-/// Pods of a namespace.
+/// Pods of a namespace. A name is stored once.
 #[derive(Default)]
 struct Index {
-    pods: HashMap<String, Arc<Pod>>,
-    by_label: HashMap<(String, String), BTreeSet<String>>,
-    by_ip: HashMap<IpAddr, BTreeSet<String>>,
+    pods: HashMap<Arc<str>, Arc<KnownPod>>,
+    by_label: HashMap<(String, String), BTreeSet<Arc<str>>>,
+    by_ip: HashMap<IpAddr, BTreeSet<Arc<str>>>,
     /// By host address and `hostPort`.
-    by_host: HashMap<(IpAddr, u16), BTreeSet<String>>,
+    by_host: HashMap<(IpAddr, u16), BTreeSet<Arc<str>>>,
 }
 
 impl Index {
     /// Adds or replaces a pod. Returns the replaced pod.
-    fn put(&mut self, pod: Pod) -> Option<Arc<Pod>> {
-        let name = pod.name_any();
-        let before = self.take(&name);
-        for (key, value) in pod.labels() {
+    fn put(&mut self, pod: Arc<KnownPod>) -> Option<Arc<KnownPod>> {
+        let before = self.take(&pod.name);
+        let name = pod.name.clone();
+        for (key, value) in &pod.labels {
             self.by_label.entry((key.clone(), value.clone())).or_default().insert(name.clone());
         }
-        for ip in addresses_of(&pod) {
-            self.by_ip.entry(ip).or_default().insert(name.clone());
+        for ip in &pod.addresses {
+            self.by_ip.entry(*ip).or_default().insert(name.clone());
         }
-        for published in published_at(&pod) {
-            self.by_host.entry(published).or_default().insert(name.clone());
+        for published in &pod.published {
+            self.by_host.entry(*published).or_default().insert(name.clone());
         }
-        self.pods.insert(name, Arc::new(pod));
+        self.pods.insert(name, pod);
         before
     }
 
-    fn take(&mut self, name: &str) -> Option<Arc<Pod>> {
+    fn take(&mut self, name: &str) -> Option<Arc<KnownPod>> {
         let pod = self.pods.remove(name)?;
-        for (key, value) in pod.labels() {
+        for (key, value) in &pod.labels {
             drop_name(&mut self.by_label, &(key.clone(), value.clone()), name);
         }
-        for ip in addresses_of(&pod) {
-            drop_name(&mut self.by_ip, &ip, name);
+        for ip in &pod.addresses {
+            drop_name(&mut self.by_ip, ip, name);
         }
-        for published in published_at(&pod) {
-            drop_name(&mut self.by_host, &published, name);
+        for published in &pod.published {
+            drop_name(&mut self.by_host, published, name);
         }
         Some(pod)
     }
 
-    fn these(&self, names: Option<&BTreeSet<String>>) -> Vec<Arc<Pod>> {
+    fn these(&self, names: Option<&BTreeSet<Arc<str>>>) -> Vec<Arc<KnownPod>> {
         names.into_iter().flatten().filter_map(|name| self.pods.get(name)).cloned().collect()
     }
 
     /// Returns the selected pods, by name. It matches only the pods with the rarest of the selector's labels.
-    fn select(&self, selector: &Selector, wanted: Option<&BTreeMap<String, String>>) -> Vec<Arc<Pod>> {
+    fn select(&self, selector: &Selector, wanted: Option<&BTreeMap<String, String>>) -> Vec<Arc<KnownPod>> {
         let sets = wanted.into_iter().flatten().map(|(key, value)| self.by_label.get(&(key.clone(), value.clone())));
         let rarest = sets.min_by_key(|set| set.map_or(0, BTreeSet::len));
-        let matches = |pod: &Arc<Pod>| selector.matches(pod.labels());
+        let matches = |pod: &Arc<KnownPod>| selector.matches(&pod.labels);
         let mut pods: Vec<_> = rarest.map_or_else(|| self.pods.values().cloned().collect(), |names| self.these(names));
         pods.retain(matches);
-        pods.sort_by_cached_key(|pod| pod.name_any());
+        pods.sort_by(|a, b| a.name.cmp(&b.name));
         pods
     }
 }
 
-fn drop_name<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<String>>, key: &K, name: &str) {
+fn drop_name<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<Arc<str>>>, key: &K, name: &str) {
     if let Some(names) = index.get_mut(key) {
         names.remove(name);
         if names.is_empty() {
             index.remove(key);
         }
     }
-}
-
-/// Returns the fields of a pod that passes depend on. A change of other fields causes no pass.
-fn facts(pod: &Pod) -> impl PartialEq + use<> {
-    let status = pod.status.clone().unwrap_or_default();
-    (
-        pod.uid(),
-        pod.labels().clone(),
-        pod.annotations().get(CONFIG_HASH).cloned(),
-        pod.metadata.deletion_timestamp.is_some(),
-        (status.pod_ip, status.pod_ips, status.phase, status.container_statuses),
-    )
 }
 
 struct Watch {
@@ -170,23 +151,23 @@ impl Pods {
     }
 
     /// Returns the selected pods, by name.
-    pub async fn list(&self, namespace: &str, selector: &LabelSelector) -> Result<Vec<Arc<Pod>>, Error> {
+    pub async fn list(&self, namespace: &str, selector: &LabelSelector) -> Result<Vec<Arc<KnownPod>>, Error> {
         let matcher = Selector::try_from(selector.clone())?;
         self.listed(namespace, |index| index.select(&matcher, selector.match_labels.as_ref())).await
     }
 
     /// Returns the pods with this address.
-    pub async fn at(&self, namespace: &str, ip: IpAddr) -> Result<Vec<Arc<Pod>>, Error> {
+    pub async fn at(&self, namespace: &str, ip: IpAddr) -> Result<Vec<Arc<KnownPod>>, Error> {
         self.listed(namespace, |index| index.these(index.by_ip.get(&ip))).await
     }
 
     /// Returns the pods that publish this port on this host address.
-    pub async fn publishing(&self, namespace: &str, ip: IpAddr, port: u16) -> Result<Vec<Arc<Pod>>, Error> {
+    pub async fn publishing(&self, namespace: &str, ip: IpAddr, port: u16) -> Result<Vec<Arc<KnownPod>>, Error> {
         self.listed(namespace, |index| index.these(index.by_host.get(&(ip, port)))).await
     }
 
     /// Returns the pod with this name.
-    pub async fn named(&self, namespace: &str, name: &str) -> Result<Option<Arc<Pod>>, Error> {
+    pub async fn named(&self, namespace: &str, name: &str) -> Result<Option<Arc<KnownPod>>, Error> {
         self.listed(namespace, |index| index.pods.get(name).cloned()).await
     }
 
@@ -232,7 +213,7 @@ impl Pods {
         let span = tracing::error_span!("watch", namespace);
         let task = tokio::spawn(async move {
             loop {
-                let events = watcher(api.clone(), watcher::Config::default()).default_backoff().modify(trim);
+                let events = watcher(api.clone(), watcher::Config::default()).default_backoff();
                 let mut relisted = BTreeSet::new();
                 let following = events.for_each(|event| {
                     follower.follow(event, &mut relisted);
@@ -263,11 +244,11 @@ impl Follower {
             Ok(watcher::Event::Init) => relisted.clear(),
             Ok(watcher::Event::InitApply(pod)) => {
                 relisted.insert(pod.name_any());
-                self.put(pod);
+                self.put(&pod);
             }
             Ok(watcher::Event::InitDone) => {
                 let mut index = self.index.lock().unwrap_or_else(PoisonError::into_inner);
-                let gone: Vec<_> = index.pods.keys().filter(|name| !relisted.contains(*name)).cloned().collect();
+                let gone: Vec<_> = index.pods.keys().filter(|name| !relisted.contains(&***name)).cloned().collect();
                 let gone: Vec<_> = gone.iter().filter_map(|name| index.take(name)).collect();
                 drop(index);
                 relisted.clear();
@@ -279,10 +260,10 @@ impl Follower {
                     self.nudge_all();
                 }
             }
-            Ok(watcher::Event::Apply(pod)) => self.put(pod),
+            Ok(watcher::Event::Apply(pod)) => self.put(&pod),
             Ok(watcher::Event::Delete(pod)) => {
                 let before = self.index.lock().unwrap_or_else(PoisonError::into_inner).take(&pod.name_any());
-                self.enqueue(&[&before.unwrap_or_else(|| Arc::new(pod))]);
+                self.enqueue(&[&before.unwrap_or_else(|| Arc::new(KnownPod::of(&pod)))]);
             }
             Err(error) => {
                 if is_forbidden(&error) {
@@ -296,26 +277,26 @@ impl Follower {
         }
     }
 
-    fn put(&self, pod: Pod) {
-        let now = Arc::new(pod.clone());
-        let before = self.index.lock().unwrap_or_else(PoisonError::into_inner).put(pod);
+    fn put(&self, pod: &Pod) {
+        let now = Arc::new(KnownPod::of(pod));
+        let before = self.index.lock().unwrap_or_else(PoisonError::into_inner).put(now.clone());
         // All policies wait until the first list is complete.
         if *self.standing.borrow() != PodState::Listed {
             return;
         }
         match before {
-            Some(before) if facts(&before) == facts(&now) => {}
+            Some(before) if before == now => {}
             Some(before) => self.enqueue(&[&before, &now]),
             None => self.enqueue(&[&now]),
         }
     }
 
     /// Enqueues the policies that select one of these pods, by its old or new labels.
-    fn enqueue(&self, pods: &[&Arc<Pod>]) {
+    fn enqueue(&self, pods: &[&Arc<KnownPod>]) {
         let policies = self.policies.lock().unwrap_or_else(PoisonError::into_inner);
         for (policy, interest) in &*policies {
             if let Interest::Selected(selector) = interest
-                && pods.iter().any(|pod| selector.matches(pod.labels()))
+                && pods.iter().any(|pod| selector.matches(&pod.labels))
             {
                 // This fails only after the controller has ended.
                 let _ = self.nudges.send(policy.clone());
@@ -340,54 +321,24 @@ pub fn is_forbidden(error: &watcher::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.is_forbidden())
 }
 
-/// Returns a container reduced to its published ports; `None` if it publishes none.
-fn published(container: Container) -> Option<Container> {
-    let ports: Vec<_> = container.ports.into_iter().flatten().filter(|port| port.host_port.is_some()).collect();
-    (!ports.is_empty()).then(|| Container { ports: Some(ports), ..Container::default() })
-}
-
-/// Removes the fields of a pod that are not needed. The spec is most of its size.
-fn trim(pod: &mut Pod) {
-    pod.managed_fields_mut().clear();
-    pod.annotations_mut().retain(|name, _| name == CONFIG_HASH);
-    pod.metadata.finalizers = None;
-    pod.spec = pod.spec.take().map(|spec| PodSpec {
-        hostname: spec.hostname,
-        subdomain: spec.subdomain,
-        containers: spec.containers.into_iter().filter_map(published).collect(),
-        ..PodSpec::default()
-    });
-    if let Some(status) = &mut pod.status {
-        status.conditions = None;
-        for container in status.container_statuses.iter_mut().flatten() {
-            *container = ContainerStatus {
-                state: container.state.take(),
-                name: std::mem::take(&mut container.name),
-                ..ContainerStatus::default()
-            };
-        }
-        status.init_container_statuses = None;
-        status.ephemeral_container_statuses = None;
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{from_value, json};
 
     use super::*;
 
-    fn pod(name: &str, app: &str, ip: &str) -> Pod {
-        from_value(
-            json!({"metadata": {"name": name, "uid": name, "labels": {"app": app, "tier": "edge"}}, "status": {"podIP": ip}}),
-        )
-        .expect("a pod")
+    fn known(pod: serde_json::Value) -> Arc<KnownPod> {
+        Arc::new(KnownPod::of(&from_value(pod).expect("a pod")))
+    }
+
+    fn pod(name: &str, app: &str, ip: &str) -> Arc<KnownPod> {
+        known(json!({"metadata": {"name": name, "uid": name, "labels": {"app": app, "tier": "edge"}}, "status": {"podIP": ip}}))
     }
 
     fn names(index: &Index, selector: &serde_json::Value) -> Vec<String> {
         let selector: LabelSelector = from_value(selector.clone()).expect("a selector");
         let Ok(Interest::Selected(matcher)) = Interest::of(&selector) else { panic!("a selector") };
-        index.select(&matcher, selector.match_labels.as_ref()).iter().map(|pod| pod.name_any()).collect()
+        index.select(&matcher, selector.match_labels.as_ref()).iter().map(|pod| pod.name.to_string()).collect()
     }
 
     #[test]
@@ -417,15 +368,13 @@ mod tests {
 
     #[test]
     fn a_port_that_a_host_publishes_is_its_pods() {
-        let mut published: Pod = from_value(json!({
+        let published = known(json!({
             "metadata": {"name": "t0", "annotations": {"big": "x"}},
             "spec": {"containers": [
                 {"name": "a", "image": "a", "ports": [{"containerPort": 51081, "hostPort": 51081}, {"containerPort": 9}]}, {"name": "b", "image": "b"},
             ]},
             "status": {"podIP": "10.0.0.1", "hostIP": "192.0.2.7", "hostIPs": [{"ip": "192.0.2.7"}, {"ip": "fd00::7"}]},
-        }))
-        .expect("a pod");
-        trim(&mut published);
+        }));
         let mut index = Index::default();
         index.put(published);
         let mut at: Vec<_> = index.by_host.keys().map(|(ip, port)| format!("{ip} {port}")).collect();

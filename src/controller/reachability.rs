@@ -65,13 +65,12 @@ pub async fn named_by_a_node(ctx: &Context, namespace: &str, provider: &Provider
         Host::Ipv6(ip) => IpAddr::V6(*ip),
         Host::Domain(host) => {
             let pod = ctx.pods.named(namespace, host.split('.').next()?).await.ok()??;
-            if !is_name(host, &pod_name_in_dns(&pod)?) {
+            if !is_name(host, pod.dns.as_ref()?) {
                 return None;
             }
-            let ips = addresses_of(&pod);
             // DNS is not used: it could return any address.
-            provider.name(host, ips.iter().map(|ip| SocketAddr::new(*ip, 0)).collect());
-            return (!ips.is_empty()).then(|| origin.to_string());
+            provider.name(host, pod.addresses.iter().map(|ip| SocketAddr::new(*ip, 0)).collect());
+            return (!pod.addresses.is_empty()).then(|| origin.to_string());
         }
     };
     let is_pods = !ctx.pods.at(namespace, ip).await.ok()?.is_empty()
@@ -88,7 +87,7 @@ pub async fn of_its_pod(ctx: &Context, namespace: &str, pod: &str, text: &str) -
     }
     let origin = Origin::parse(text)?;
     let pod = ctx.pods.named(namespace, pod).await.ok()??;
-    let host = match addresses_of(&pod).first()? {
+    let host = match pod.addresses.first()? {
         IpAddr::V4(ip) => Host::Ipv4(*ip),
         IpAddr::V6(ip) => Host::Ipv6(*ip),
     };
@@ -107,7 +106,7 @@ pub async fn addresses(ctx: &Context, namespace: &str, provider: &Provider, text
         }
         Host::Domain(host) => {
             let pod = ctx.pods.named(namespace, host.split('.').next()?).await.ok()??;
-            Some(addresses_of(&pod).into_iter().map(|ip| SocketAddr::new(ip, port)).collect())
+            Some(pod.addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect())
         }
     }
 }

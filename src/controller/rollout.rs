@@ -7,7 +7,7 @@ use kube::{
 };
 use serde_json::{Value as Json, json};
 
-use super::{Context, discovery, in_time};
+use super::{Context, in_time};
 use crate::{
     api::{CONFIG_HASH, MANAGER, config_map::ConfigMap},
     decide::restart::rollout::Workload,
@@ -62,8 +62,7 @@ impl Kind {
 /// Reads the workload of the selected pods; `None` if it is not known.
 pub async fn workload(ctx: &Context, namespace: &str, config_map: &ConfigMap) -> Result<Option<Workload>, Error> {
     let pods = ctx.pods.list(namespace, &config_map.selector).await?;
-    let Some((kind_name, name)) = pods.iter().filter(|pod| !discovery::is_over(pod)).find_map(|pod| discovery::workload(pod))
-    else {
+    let Some((kind_name, name)) = pods.iter().filter(|pod| !pod.is_over).find_map(|pod| pod.workload.clone()) else {
         return Ok(None);
     };
     let Some(kind) = kind(&kind_name) else { return Ok(None) };
