@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures::{FutureExt as _, StreamExt as _, stream};
 use jiff::Timestamp;
 use kube::ResourceExt as _;
 
@@ -115,7 +116,7 @@ async fn round(pass: &mut Pass<'_>, job: &Job<'_>, done: &mut Done, answered: Ve
         }
         done.look = SignalSnapshot::at_samples(pass.world, pass.memory);
     }
-    let mut plan = decided(pass, job.target.as_ref(), done, &answered).await;
+    let mut plan = decided(pass, job, done, &answered).await;
     let world = pass.world;
     let corrects = !plan.drift.is_empty()
         && plan.units.values().any(|unit| !unit.changes.is_empty())
@@ -147,7 +148,7 @@ async fn round(pass: &mut Pass<'_>, job: &Job<'_>, done: &mut Done, answered: Ve
     record_results(memory, &written, &plan, pass.traits, world.moment());
     let unborn = |unit: &Unit| plan.units.contains_key(&unit.id) && !memory.births.contains_key(&unit.id);
     let unborn: Vec<_> = written.iter().map(|result| &result.unit).filter(|unit| unborn(unit)).collect();
-    restarted(job.target.as_ref(), &unborn, &mut memory.births).await;
+    restarted(job, unborn, &mut memory.births).await;
     apply::forget(pass, &plan, &written).await?;
     done.results.extend(written);
     done.plan = Some(match done.plan.take() {
@@ -158,7 +159,7 @@ async fn round(pass: &mut Pass<'_>, job: &Job<'_>, done: &mut Done, answered: Ve
 }
 
 /// Decides about one group of units. Adaptive control is evaluated once in a pass; later groups use its outcome.
-async fn decided(pass: &mut Pass<'_>, target: &dyn Target, done: &Done, answered: &[(Unit, UnitState)]) -> Plan {
+async fn decided(pass: &mut Pass<'_>, job: &Job<'_>, done: &Done, answered: &[(Unit, UnitState)]) -> Plan {
     let Pass { world, policy, memory, declared, traits } = pass;
     let mut previous = policy.object.status.clone().unwrap_or_default();
     let mut held = Cow::Borrowed(&memory.held);
@@ -197,7 +198,7 @@ async fn decided(pass: &mut Pass<'_>, target: &dyn Target, done: &Done, answered
         // is read only after drift.
         let drifted = |unit: &Unit| plan.drift.iter().any(|drift| drift.id == unit.id);
         let drifted: Vec<_> = answered.iter().map(|(unit, _)| unit).filter(|unit| drifted(unit)).collect();
-        let restarted = restarted(target, &drifted, &mut memory.births).await;
+        let restarted = restarted(job, drifted, &mut memory.births).await;
         plan = decide::decide(&Input { restarted: &restarted, ..input });
     }
     if let (Some(look), Some(outcome)) = (look, &plan.outcome) {
@@ -290,10 +291,12 @@ fn next_look(world: &dyn World, policy: &PolicyHandle, memory: &PolicyCache, pla
 }
 
 /// Returns the units whose process has restarted since the last call, and records the start times.
-async fn restarted(target: &dyn Target, units: &[&Unit], births: &mut BTreeMap<String, String>) -> BTreeSet<String> {
-    let questions = units.iter().map(|unit| async { (unit.id.clone(), target.started(unit).await) });
+async fn restarted(job: &Job<'_>, units: Vec<&Unit>, births: &mut BTreeMap<String, String>) -> BTreeSet<String> {
+    let concurrency = job.pace.concurrency(units.len());
+    let questions = units.into_iter().map(|unit| async { (unit.id.clone(), job.target.started(unit).await) }.boxed());
+    let answers = stream::iter(questions.collect::<Vec<_>>()).buffer_unordered(concurrency);
     let mut restarted = BTreeSet::new();
-    for (id, started) in futures::future::join_all(questions).await {
+    for (id, started) in answers.collect::<Vec<_>>().await {
         let Some(started) = started else { continue };
         let before = births.insert(id.clone(), started.clone());
         if before.is_some_and(|before| before != started) {
