@@ -1,6 +1,9 @@
 //! Two policies on one target: which one wins, and which one waits until an older policy has been examined.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::Arc,
+};
 
 use jiff::Timestamp;
 use ring::digest::{SHA256, digest};
@@ -75,14 +78,17 @@ fn keys<'a>(claimant: &'a Claimant, claim: &'a Claim) -> impl Iterator<Item = Ke
     vouched.chain(claim.stated.iter().map(|identity| (Some(claimant.namespace.clone()), identity.clone())))
 }
 
+/// The policies that claim an identity. A policy with many identities is stored once.
+type Holders = BTreeSet<Arc<Claimant>>;
+
 /// The claims of all policies, by policy and by identity. A query costs as much as one policy's claim, however many
 /// policies there are.
 #[derive(Debug, Default)]
 pub struct Claims {
     by_claimant: BTreeMap<Claimant, Claim>,
-    holders: HashMap<Key, BTreeSet<Claimant>>,
+    holders: HashMap<Key, Holders>,
     /// Stated identities across all namespaces. Equal ones do not conflict, but both policies report them.
-    stated: HashMap<String, BTreeSet<Claimant>>,
+    stated: HashMap<String, Holders>,
 }
 
 impl Claims {
@@ -104,11 +110,12 @@ impl Claims {
             return BTreeSet::new();
         }
         let mut concerned = self.remove(me);
+        let holder = Arc::new(me.clone());
         for key in keys(me, &claim) {
-            self.holders.entry(key).or_default().insert(me.clone());
+            self.holders.entry(key).or_default().insert(holder.clone());
         }
         for identity in &claim.stated {
-            self.stated.entry(identity.clone()).or_default().insert(me.clone());
+            self.stated.entry(identity.clone()).or_default().insert(holder.clone());
         }
         self.by_claimant.insert(me.clone(), claim);
         concerned.extend(self.rivals(me));
@@ -137,7 +144,7 @@ impl Claims {
     /// The first policy in precedence, before this one, that holds any of these identities.
     #[must_use]
     pub fn older_holder(&self, me: &Claimant, claim: &Claim) -> Option<&Claimant> {
-        keys(me, claim).filter_map(|key| self.holders.get(&key)?.first()).filter(|holder| *holder < me).min()
+        keys(me, claim).filter_map(|key| self.holders.get(&key)?.first()).map(Arc::as_ref).filter(|holder| *holder < me).min()
     }
 
     /// Whether a policy of another namespace, with which this one does not conflict, points at a target that states the
@@ -170,11 +177,11 @@ impl Claims {
         let Some(claim) = self.by_claimant.get(me) else { return BTreeSet::new() };
         let holders = keys(me, claim).filter_map(|key| self.holders.get(&key)).flatten();
         let namesakes = claim.stated.iter().filter_map(|identity| self.stated.get(identity)).flatten();
-        holders.chain(namesakes).filter(|other| *other != me).cloned().collect()
+        holders.chain(namesakes).map(Arc::as_ref).filter(|other| *other != me).cloned().collect()
     }
 }
 
-fn take<K: std::hash::Hash + Eq>(index: &mut HashMap<K, BTreeSet<Claimant>>, key: &K, me: &Claimant) {
+fn take<K: std::hash::Hash + Eq>(index: &mut HashMap<K, Holders>, key: &K, me: &Claimant) {
     if let Some(holders) = index.get_mut(key) {
         holders.remove(me);
         if holders.is_empty() {

@@ -188,7 +188,7 @@ pub fn decide(input: &Input<'_>) -> Plan {
     let settled = settled && plan.outcome.as_ref().is_none_or(|outcome| outcome.decision.is_none());
     let mut wanted = BTreeMap::new();
     for (unit, state) in input.units {
-        let saved = input.saved.get(&unit.id).map(|saved| &saved.sites);
+        let saved = input.saved.get(&unit.id).map(|saved| &*saved.sites);
         let settings = settings(&plan.desired, input.traits, unit, state, saved);
         for (site, stored) in &state.sites {
             let Some(&declared) = settings.get(&site.limit) else { continue };
@@ -216,7 +216,7 @@ pub fn decide(input: &Input<'_>) -> Plan {
     }
     plan.contended = contention::step(&mut plan.control.contended, &contested, correct && !correcting, input.now);
     for (unit, state) in input.units {
-        let saved = input.saved.get(&unit.id).map(|saved| &saved.sites);
+        let saved = input.saved.get(&unit.id).map(|saved| &*saved.sites);
         let settings = &wanted[&unit.id];
         let hands_off = |limit: &Limit| plan.contended.contains(limit) || (!correct && drifted.contains(limit));
         let unit_plan = unit_plan(settings, state, saved, hands_off);

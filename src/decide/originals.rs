@@ -20,7 +20,7 @@ pub struct Saved {
     /// `spec.target` at the time, so that the unit can be restored after the policy points elsewhere.
     pub target: Arc<Json>,
     /// The value of each config path as the server wrote it; null where nothing was set.
-    pub sites: Sites,
+    pub sites: Arc<Sites>,
 }
 
 /// One record of the log: units with their original values, or null for a unit that is no longer kept.
@@ -142,7 +142,7 @@ mod tests {
     use super::*;
 
     fn saved(name: &str) -> Saved {
-        Saved { name: name.into(), address: "http://127.0.0.1:1".into(), target: Arc::default(), sites: BTreeMap::new() }
+        Saved { name: name.into(), address: "http://127.0.0.1:1".into(), target: Arc::default(), sites: Arc::default() }
     }
 
     type Units<'a> = &'a [(&'a str, Option<&'a str>)];

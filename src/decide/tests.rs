@@ -1,4 +1,4 @@
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use proptest::prelude::*;
@@ -52,8 +52,8 @@ fn saved(secs: Option<u64>) -> Saved {
     Saved {
         name: "n".into(),
         address: String::new(),
-        target: std::sync::Arc::default(),
-        sites: [(site, secs.map(|s| json!(format!("{s}s"))))].into(),
+        target: Arc::default(),
+        sites: Arc::new([(site, secs.map(|s| json!(format!("{s}s"))))].into()),
     }
 }
 
@@ -617,7 +617,8 @@ proptest! {
                         for (site, raw) in &unit.capture {
                             prop_assert!(!originals.contains_key(id), "captured twice");
                             originals.insert(id.clone(), raw.clone());
-                            scene.saved.entry(id.clone()).or_insert_with(|| Saved { sites: BTreeMap::new(), ..saved(None) }).sites.insert(site.clone(), raw.clone());
+                            let saved = scene.saved.entry(id.clone()).or_insert_with(|| Saved { sites: Arc::default(), ..saved(None) });
+                            Arc::make_mut(&mut saved.sites).insert(site.clone(), raw.clone());
                         }
                     }
                     for (id, unit_plan) in &plan.units {

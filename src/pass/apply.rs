@@ -37,7 +37,7 @@ pub(super) async fn follow(pass: &mut Pass<'_>, units: &[(Unit, UnitState)]) -> 
         let Some(saved) = kept.get(&unit.id) else { continue };
         let Some(moved) = (traits.moved)(&saved.sites, state, &ours) else { continue };
         tell_lost(*world, policy, &unit.name, &moved).await?;
-        let saved = Saved { sites: moved.sites, ..saved.clone() };
+        let saved = Saved { sites: Arc::new(moved.sites), ..saved.clone() };
         change.insert(unit.id.clone(), Some(saved).filter(|saved| !saved.sites.is_empty()));
     }
     append(*world, policy, memory, change).await
@@ -82,11 +82,12 @@ pub(super) async fn capture(pass: &mut Pass<'_>, units: &[(Unit, UnitState)], pl
             name: unit.name.clone(),
             address: unit.address.clone(),
             target: target.clone(),
-            sites: BTreeMap::new(),
+            sites: Arc::default(),
         });
         let before = world.registry().original(&policy.claimant, &unit.id);
+        let sites = Arc::make_mut(&mut saved.sites);
         for (site, raw) in capture {
-            saved.sites.insert(site.clone(), before.get(site).unwrap_or(raw).clone());
+            sites.insert(site.clone(), before.get(site).unwrap_or(raw).clone());
         }
         change.insert(unit.id.clone(), Some(saved));
     }
@@ -121,8 +122,9 @@ pub(super) async fn forget(pass: &mut Pass<'_>, plan: &Plan, results: &[UnitResu
         let (Some(saved), Ok(state)) = (log.units().get(&result.unit.id), &result.state) else { continue };
         let (mut saved, before) = (saved.clone(), saved.sites.len());
         // Drop only settings that were read back.
-        saved.sites.retain(|site, raw| !(forget.contains(site) && state.sites.get(site).is_none_or(|stored| stored.raw == *raw)));
-        if saved.sites.len() != before {
+        let sites = Arc::make_mut(&mut saved.sites);
+        sites.retain(|site, raw| !(forget.contains(site) && state.sites.get(site).is_none_or(|stored| stored.raw == *raw)));
+        if sites.len() != before {
             change.insert(result.unit.id.clone(), Some(saved).filter(|saved| !saved.sites.is_empty()));
         }
     }

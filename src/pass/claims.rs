@@ -3,7 +3,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    sync::{Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
 use crate::{
@@ -40,9 +40,9 @@ struct Inner {
     claims: Claims,
     queue: Queue<Scope>,
     /// By namespace and unit: original settings that each policy saved.
-    saved: HashMap<(String, String), BTreeMap<Claimant, Sites>>,
+    saved: HashMap<(String, String), BTreeMap<Arc<Claimant>, Arc<Sites>>>,
     /// Units whose original settings each policy has saved.
-    units: HashMap<Claimant, BTreeSet<String>>,
+    units: HashMap<Arc<Claimant>, BTreeSet<String>>,
     /// Policies whose saved original settings this process has not read yet.
     unread: BTreeSet<Claimant>,
 }
@@ -218,7 +218,7 @@ impl Registry {
     pub fn original(&self, me: &Claimant, unit: &str) -> Sites {
         let inner = &mut *self.inner();
         let by = inner.saved.get(&(me.namespace.clone(), unit.to_owned())).into_iter().flatten();
-        by.filter(|(other, _)| *other != me).flat_map(|(_, sites)| sites.clone()).collect()
+        by.filter(|(other, _)| ***other != *me).flat_map(|(_, sites)| Sites::clone(sites)).collect()
     }
 
     /// Returns those of the units, given with their identities, that an older policy governs.
@@ -269,16 +269,18 @@ impl Inner {
     fn save(&mut self, claimant: &Claimant, log: &Log) {
         self.drop_saved(claimant);
         self.unread.remove(claimant);
-        self.units.insert(claimant.clone(), BTreeSet::new());
+        self.units.insert(Arc::new(claimant.clone()), BTreeSet::new());
         for (unit, saved) in log.units() {
             self.save_unit(claimant, unit, &saved.sites);
         }
     }
 
-    fn save_unit(&mut self, claimant: &Claimant, unit: &str, sites: &Sites) {
+    fn save_unit(&mut self, claimant: &Claimant, unit: &str, sites: &Arc<Sites>) {
+        let known = self.units.get_key_value(claimant).map(|(claimant, _)| claimant.clone());
+        let claimant = known.unwrap_or_else(|| Arc::new(claimant.clone()));
         self.units.entry(claimant.clone()).or_default().insert(unit.to_owned());
         let key = (claimant.namespace.clone(), unit.to_owned());
-        self.saved.entry(key).or_default().insert(claimant.clone(), sites.clone());
+        self.saved.entry(key).or_default().insert(claimant, sites.clone());
     }
 
     fn forget(&mut self, claimant: &Claimant) -> BTreeSet<Claimant> {

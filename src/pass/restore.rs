@@ -304,7 +304,7 @@ async fn restore_at(world: &dyn World, policy: &PolicyHandle, id: &str, saved: &
         tracing::debug!(unit = saved.name, error = logging::chain(&error), "cannot create the Event");
         return Err(Fault::new(Cause::NotReady, "The Event about settings that are not restored could not be created"));
     }
-    let sites = moved.as_ref().map_or(&saved.sites, |moved| &moved.sites);
+    let sites = moved.as_ref().map_or(&*saved.sites, |moved| &moved.sites);
     let changes = decide::restore(&state, sites);
     if changes.is_empty() {
         return Ok(Restored::Seen);

@@ -370,7 +370,7 @@ fn record_results(memory: &mut PolicyCache, written: &[UnitResult], plan: &Plan,
         }
         match &result.state {
             Ok(state) => {
-                let saved = memory.saved().get(id).map(|saved| &saved.sites);
+                let saved = memory.saved().get(id).map(|saved| &*saved.sites);
                 let desired = decide::settings(&plan.desired, traits, &result.unit, state, saved);
                 memory.seen(id, state, &desired, changes);
             }

@@ -182,7 +182,7 @@ impl Virtual {
             name: self.unit.name.clone(),
             address: String::new(),
             target: Arc::default(),
-            sites: self.state.sites.iter().map(|(site, stored)| (site.clone(), stored.raw.clone())).collect(),
+            sites: Arc::new(self.state.sites.iter().map(|(site, stored)| (site.clone(), stored.raw.clone())).collect()),
         };
         BTreeMap::from([(self.unit.id.clone(), saved)])
     }

@@ -108,7 +108,7 @@ pub fn most_pooled(
                 raise(*limit, (*value)?);
             }
         }
-        for (site, raw) in saved.get(&unit.id).into_iter().flat_map(|saved| &saved.sites) {
+        for (site, raw) in saved.get(&unit.id).into_iter().flat_map(|saved| &*saved.sites) {
             if let Some(count) = raw.as_ref().and_then(Json::as_u64) {
                 raise(site.limit, Value::Count(u32::try_from(count).ok()?));
             }
@@ -155,7 +155,7 @@ mod tests {
                 name: "u".into(),
                 address: String::new(),
                 target: Arc::default(),
-                sites: before.map(|n| (site, Some(json!(n)))).into_iter().collect(),
+                sites: Arc::new(before.map(|n| (site, Some(json!(n)))).into_iter().collect()),
             };
             let mut declared = limits(declared);
             let mut floor = limits(1);

@@ -63,7 +63,7 @@ pub fn truths(seen: &ReportInput<'_>, status: &IdleConnectionPolicyStatus) -> Ve
         };
         all.extend(result.state.as_ref().err().map(|fault| failed(&result.unit.name, fault)));
         let Ok(state) = &result.state else { continue };
-        let saved = seen.saved.get(&result.unit.id).map(|saved| &saved.sites);
+        let saved = seen.saved.get(&result.unit.id).map(|saved| &*saved.sites);
         let desired = crate::decide::settings(&seen.plan.desired, seen.traits, &result.unit, state, saved);
         for node in &state.nodes {
             all.extend(node.stored.as_ref().err().map(|fault| failed(&node.name, fault)));

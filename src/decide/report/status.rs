@@ -271,7 +271,7 @@ fn count_nodes(seen: &ReportInput<'_>) -> Tally {
         }
         silent.extend(result.state.as_ref().err().map(|fault| cause(&result.unit.name, &fault.message)));
         let Ok(state) = &result.state else { continue };
-        let saved = seen.saved.get(&result.unit.id).map(|saved| &saved.sites);
+        let saved = seen.saved.get(&result.unit.id).map(|saved| &*saved.sites);
         let settings = crate::decide::settings(desired, traits, &result.unit, state, saved);
         tally.companions.extend(settings.iter().filter(|(key, _)| !desired.settings.contains_key(key)));
         with_place.extend(settings.keys().copied().filter(|key| state.has_place(*key)));
@@ -394,7 +394,7 @@ pub fn restart_candidates<'a>(
     let mut nodes = Vec::new();
     for result in units {
         let Ok(state) = &result.state else { continue };
-        let saved = saved.get(&result.unit.id).map(|saved| &saved.sites);
+        let saved = saved.get(&result.unit.id).map(|saved| &*saved.sites);
         let settings = crate::decide::settings(desired, traits, &result.unit, state, saved);
         evidence(&mut changed, &settings, traits, state, saved);
         for node in &state.nodes {
