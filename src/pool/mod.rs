@@ -487,8 +487,8 @@ impl Provider {
             .receive(ca, request, &mut |piece: &[u8]| {
                 let needed = body.len() + piece.len();
                 if needed > body.capacity() {
-                    // Allocate exactly as much as is reserved.
-                    let room = needed.max(body.capacity() * 2).max(FIRST_RESERVATION).min(most.max(needed));
+                    // Most responses are one small piece.
+                    let room = needed.max(body.capacity() * 2).min(most.max(needed));
                     if !held.try_grow(room) {
                         return Err(Failure::NoMemory);
                     }
