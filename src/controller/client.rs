@@ -1,20 +1,29 @@
 //! Client of the API server: each request is sent once, each response sets the clock, and nothing is written without the lease.
 
-use std::{net::IpAddr, time::Duration};
+use std::{
+    net::IpAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 
+use bytes::Bytes;
 use http::{Method, Request, header::DATE};
+use hyper::body::Frame;
 use ipnet::IpNet;
 use kube::{
     Client, Config,
     client::{Body, ConfigExt as _},
 };
 use rustls::pki_types::InvalidDnsNameError;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tower::{BoxError, ServiceBuilder, service_fn};
 
 use crate::{
     clock,
     leader::Leadership,
-    pool::{Pool, PoolSettings, Timeouts, TlsIdentity},
+    pool::{self, Following, Pool, PoolSettings, Timeouts, TlsIdentity},
 };
 
 /// Provider of the connections to the API server in the pool.
@@ -29,7 +38,8 @@ const SETTINGS: PoolSettings = PoolSettings {
     // Each watch occupies a connection, and there may be a watch for each policy: a request that waits for such a connection
     // would wait forever.
     max_sockets: 4096,
-    // Passes run in parallel, each with one request at a time. The next request uses a connection that they leave idle.
+    // As many requests that are no watches are sent at the same time. Each uses a connection that an earlier one left idle; with
+    // more at a time, most would begin with a TLS handshake.
     max_free_sockets: 64,
     timeout: Duration::from_secs(60),
     keep_alive: true,
@@ -89,16 +99,18 @@ fn client_of(config: &Config, pool: &Pool, provider: &'static str, settings: Poo
     }
     pool.provider(provider).configure(settings);
     let (pool, trust) = (pool.clone(), trust(config, pool)?);
+    let turns = Arc::new(Semaphore::new(settings.max_free_sockets as usize));
     let asked = service_fn(move |request: Request<Body>| {
-        let (provider, trust) = (pool.provider(provider), trust.clone());
+        let (provider, trust, turns) = (pool.provider(provider), trust.clone(), turns.clone());
         async move {
+            let turn = if is_watch(request.uri()) { None } else { Some(turns.acquire_owned().await?) };
             let (head, body) = request.into_parts();
             let request = Request::from_parts(head, body.collect_bytes().await.map_err(plain)?);
             let response = provider.follow(trust.as_ref(), request, TIMEOUTS).await?;
             if let Some(date) = response.headers().get(DATE).and_then(|date| date.to_str().ok()) {
                 clock::heard(date);
             }
-            Ok::<_, BoxError>(response)
+            Ok::<_, BoxError>(response.map(|body| InTurn { body, _turn: turn }))
         }
     });
     let service = ServiceBuilder::new()
@@ -107,6 +119,26 @@ fn client_of(config: &Config, pool: &Pool, provider: &'static str, settings: Poo
         .layer(config.extra_headers_layer()?)
         .service(asked);
     Ok(Client::new(service, config.default_namespace.clone()))
+}
+
+/// Reports whether a request is a watch, whose response goes on for minutes.
+fn is_watch(uri: &http::Uri) -> bool {
+    uri.query().is_some_and(|query| query.split('&').any(|part| matches!(part, "watch=true" | "watch=1")))
+}
+
+/// The body of a response. The next request has its turn when the body has been read, which leaves the connection idle.
+struct InTurn {
+    body: Following,
+    _turn: Option<OwnedSemaphorePermit>,
+}
+
+impl hyper::body::Body for InTurn {
+    type Data = Bytes;
+    type Error = pool::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, pool::Error>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
 }
 
 /// Reports whether `NO_PROXY` contains a server, by the rules of Go's `httpproxy`: `*`, an address, a network, or a domain with
@@ -170,7 +202,66 @@ fn plain(error: kube::Error) -> BoxError {
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        convert::Infallible,
+        sync::atomic::{AtomicUsize, Ordering},
+    };
+
+    use futures::future::join_all;
+    use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
+    use hyper_util::rt::TokioIo;
+    use k8s_openapi::api::core::v1::ConfigMap;
+    use kube::{Api, api::WatchParams};
+
     use super::*;
+
+    /// A body without an end.
+    struct Endless;
+
+    impl hyper::body::Body for Endless {
+        type Data = Bytes;
+        type Error = Infallible;
+
+        fn poll_frame(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
+            Poll::Pending
+        }
+    }
+
+    /// An API server with one ConfigMap. Returns its address and the number of connections so far.
+    async fn server() -> (String, Arc<AtomicUsize>) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("an address");
+        let (address, opened) = (listener.local_addr().expect("an address"), Arc::new(AtomicUsize::new(0)));
+        let counted = opened.clone();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                counted.fetch_add(1, Ordering::Relaxed);
+                let service = hyper::service::service_fn(async |request: Request<hyper::body::Incoming>| {
+                    let body: BoxBody<Bytes, Infallible> = if is_watch(request.uri()) {
+                        Endless.boxed()
+                    } else {
+                        Full::new(Bytes::from(r#"{"metadata": {"name": "settings"}}"#)).boxed()
+                    };
+                    Ok::<_, Infallible>(http::Response::new(body))
+                });
+                tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+            }
+        });
+        (format!("http://{address}"), opened)
+    }
+
+    #[tokio::test]
+    async fn a_thousand_requests_share_a_few_connections_and_watches_take_no_turn() {
+        let (address, opened) = server().await;
+        let client = client(&Config::new(address.parse().expect("a URI")), &Pool::default()).expect("a client");
+        let api = Api::<ConfigMap>::namespaced(client, "shop");
+        let watches: Vec<_> = join_all((0..80).map(async |_| api.watch(&WatchParams::default(), "0").await)).await;
+        assert!(watches.iter().all(Result::is_ok));
+        for _ in 0..2 {
+            let answers = join_all((0..1_000).map(async |_| api.get("settings").await)).await;
+            assert!(answers.iter().all(Result::is_ok), "{:?}", answers.iter().find(|answer| answer.is_err()));
+            assert!(opened.load(Ordering::Relaxed) <= 80 + 64, "{} connections", opened.load(Ordering::Relaxed));
+        }
+    }
 
     #[test]
     fn no_proxy_names_servers_as_gos_does() {
