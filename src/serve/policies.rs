@@ -291,16 +291,16 @@ pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, acting: bool
 #[must_use]
 pub fn full(policy: &IdleConnectionPolicy, live: Option<&Live>, acting: bool, now: Timestamp) -> Policy {
     let status = policy.status.clone().unwrap_or_default();
-    let trend = live.map(|live| &live.trend);
+    let trend: Vec<_> = live.into_iter().flat_map(|live| live.trend.points()).collect();
     let moment = |point: &Point| Moment { time: time(point.time), load: point.into(), openness_percent: point.openness.into() };
     Policy {
-        summary: summary(policy, trend.and_then(|trend| trend.back().copied()), acting, now),
+        summary: summary(policy, trend.last().copied(), acting, now),
         limits: status.limits,
         unsupported: status.unsupported,
         pending_restart: status.pending_restart,
         recommendation: status.recommendation,
         history: status.history,
-        trend: trend.into_iter().flatten().map(moment).collect(),
+        trend: trend.iter().map(moment).collect(),
     }
 }
 
