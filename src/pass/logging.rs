@@ -68,6 +68,7 @@ pub fn signal(signal: &Signal) {
             fullest = reading.node,
             "read the task count"
         ),
+        Signal::Unasked { message } => debug!(cause = message, "the task count is not known yet"),
         Signal::Missing { reason, message } => debug!(%reason, cause = message, "the task count is not known"),
     }
 }

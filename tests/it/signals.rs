@@ -132,6 +132,7 @@ async fn count(address: &str, path: &str, source: Source) -> String {
     tokio::time::timeout(Duration::from_secs(20), rounds.recv()).await.unwrap().unwrap();
     match sampler.signal(95, 90_000, Timestamp::now().as_millisecond()) {
         Signal::Fresh(reading) => format!("{}", reading.max.unwrap()),
+        Signal::Unasked { message } => message,
         Signal::Missing { reason, message } => format!("{reason}: {}", message.split_once("; ").unwrap().1),
     }
 }

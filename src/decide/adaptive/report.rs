@@ -81,6 +81,19 @@ pub fn write_adaptive_status(
         (ConditionType::TighteningEffective, effective(seen, outcome)),
         (ConditionType::TighteningLimited, limited(seen, outcome, now)),
     ];
+    let new_generation = previous.observed_generation != status.observed_generation;
+    if matches!(seen.signal, Signal::Unasked { .. }) && outcome.decision.is_none() && !new_generation {
+        let before: Option<Vec<_>> = conditions.iter().map(|(type_, said)| unchanged(previous, *type_, said)).collect();
+        if let Some(before) = before {
+            // After a restart of the operator, the report stays as it is until the nodes have been asked once.
+            status.conditions.extend(before.into_iter().cloned());
+            status.openness_percent = Some(outcome.state.openness.into());
+            status.recommendation.clone_from(&previous.recommendation);
+            figures(seen, previous, status, false, now);
+            history(seen, outcome, previous, status, now);
+            return Vec::new();
+        }
+    }
     let flips = |(type_, said): &(ConditionType, ConditionText)| {
         // These messages have no figures that move. When a step is due to be judged is known only once it is in effect.
         let is_news = match said.reason {
@@ -92,7 +105,6 @@ pub fn write_adaptive_status(
         let is_new = |old: &Condition| is_news && old.message != said.message;
         has_flipped(previous, *type_, said.reason) || find(previous, *type_).is_some_and(is_new)
     };
-    let new_generation = previous.observed_generation != status.observed_generation;
     let refresh =
         seen.moved || outcome.decision.is_some() || outcome.judged.is_some() || conditions.iter().any(flips) || new_generation;
     let notices = notices(seen, outcome, previous, &conditions);
@@ -109,6 +121,12 @@ pub fn write_adaptive_status(
     notices
 }
 
+/// The condition as it was; `None` if there was none, or if a pause began or ended.
+fn unchanged<'a>(previous: &'a Status, type_: ConditionType, said: &ConditionText) -> Option<&'a Condition> {
+    let paused = |reason: &str| reason == <&str>::from(Reason::Paused);
+    find(previous, type_).filter(|old| paused(&old.reason) == paused(said.reason.into()))
+}
+
 /// Whether the status or the reason of a condition changes.
 fn has_flipped(previous: &Status, type_: ConditionType, reason: Reason) -> bool {
     condition::has_flipped(find(previous, type_), state(type_, reason).into(), reason.into())
@@ -117,6 +135,7 @@ fn has_flipped(previous: &Status, type_: ConditionType, reason: Reason) -> bool 
 fn metrics(seen: &SeenLoop<'_>) -> ConditionText {
     let reading = match seen.signal {
         Signal::Fresh(reading) => reading,
+        Signal::Unasked { message } => return said(Reason::Pending, message.clone()),
         Signal::Missing { reason, message } => {
             let metric = seen.metric.filter(|_| matches!(reason, Reason::NoSeries | Reason::SeveralSeries));
             let metric = metric.map(|metric| format!("; spec.adaptive.signal.metric is {}", shortened(metric, 200)));
@@ -635,6 +654,20 @@ mod tests {
             assert_eq!(reasons, expected, "{signal:?}");
             status = next;
         }
+    }
+
+    #[test]
+    fn a_restart_of_the_operator_changes_no_report_before_the_nodes_have_been_asked() {
+        let unasked = Signal::Unasked { message: "The tasks of 0 of 1 nodes are counted; gw-0 has not been asked yet".into() };
+        let first = said(&IdleConnectionPolicyStatus::default(), 1, 0.25, &outcome(), false, 0);
+        assert_eq!(told(&first, 1, &unasked, &outcome(), false, 60), (first.clone(), Vec::new()));
+        let pending = |status: &IdleConnectionPolicyStatus| condition::reason(status, ConditionType::MetricsAvailable);
+        let edited = told(&first, 2, &unasked, &outcome(), false, 60).0;
+        assert_eq!(pending(&edited), Some(Reason::Pending), "another signal may be declared");
+        let new = told(&IdleConnectionPolicyStatus::default(), 1, &unasked, &outcome(), false, 0).0;
+        assert_eq!(pending(&new), Some(Reason::Pending));
+        let no_nodes = Signal::Missing { reason: Reason::Pending, message: "No node with a task count is known yet".into() };
+        assert_eq!(pending(&told(&first, 1, &no_nodes, &outcome(), false, 60).0), Some(Reason::Pending));
     }
 
     #[test]

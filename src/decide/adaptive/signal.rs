@@ -296,6 +296,11 @@ impl Reading {
 pub enum Signal {
     /// Enough samples to decide.
     Fresh(Reading),
+    /// Too few samples, because a round is not complete: the first one after a start, or after nodes were added.
+    Unasked {
+        /// Which node is not asked yet.
+        message: String,
+    },
     /// Too few samples.
     Missing {
         /// The reason of `MetricsAvailable`.
@@ -311,7 +316,7 @@ impl Signal {
     pub const fn reading(&self) -> Option<&Reading> {
         match self {
             Self::Fresh(reading) => Some(reading),
-            Self::Missing { .. } => None,
+            Self::Unasked { .. } | Self::Missing { .. } => None,
         }
     }
 }
@@ -421,9 +426,12 @@ fn missing(gaps: &[(&str, NoSample, f64)], valid: usize, total: usize) -> Signal
     let Some((node, gap, _)) = gaps.first() else {
         return Signal::Missing { reason: Reason::Pending, message: "No node with a task count is known yet".into() };
     };
+    let counted = of_nodes(valid, total);
+    if let Some((node, gap, _)) = gaps.iter().find(|(_, gap, _)| *gap == NoSample::Unasked) {
+        return Signal::Unasked { message: format!("The tasks of {counted} are counted; {node} {gap}") };
+    }
     let same = valid == 0 && gaps.iter().all(|(_, other, _)| other.reason() == gap.reason());
     let reason = if same { gap.reason() } else { Reason::BelowQuorum };
-    let counted = of_nodes(valid, total);
     Signal::Missing { reason, message: format!("The tasks of {counted} are counted; {node} {gap}") }
 }
 
@@ -446,13 +454,14 @@ mod tests {
         let all = nodes(samples);
         match read(&all, samples.iter().map(|(name, _)| *name), percentile, 90_000, now) {
             Signal::Fresh(reading) => reading,
-            Signal::Missing { message, .. } => panic!("missing: {message}"),
+            Signal::Unasked { message } | Signal::Missing { message, .. } => panic!("missing: {message}"),
         }
     }
 
     fn gap(samples: &[(&str, NodeSample)], now: i64) -> (Reason, String) {
         let all = nodes(samples);
         match read(&all, samples.iter().map(|(name, _)| *name), 95, 90_000, now) {
+            Signal::Unasked { message } => (Reason::Pending, message),
             Signal::Missing { reason, message } => (reason, message),
             Signal::Fresh(reading) => panic!("fresh: {reading:?}"),
         }

@@ -244,6 +244,7 @@ impl Outcome {
         let reason = match signal {
             Signal::Fresh(Reading { idle_missing: Some(_), .. }) => api::conditions::Reason::IdleConnectionsMissing,
             Signal::Fresh(_) => api::conditions::Reason::Fresh,
+            Signal::Unasked { .. } => api::conditions::Reason::Pending,
             Signal::Missing { reason, .. } => *reason,
         };
         let outcome = Self { state: self.state.stored(), decision: None, judged: None, recommendation: None, ..*self };
@@ -274,8 +275,9 @@ pub fn step(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal,
     let mut look = Evaluation { tuning, facts, state, now, judged: None, decision: None, recommendation: None, limit: None };
     match signal {
         Signal::Fresh(reading) => look.fresh(reading, elapsed),
+        // That a node was not asked yet does not say that the count is lost.
+        Signal::Unasked { .. } => look.missing(elapsed),
         Signal::Missing { reason, .. } => {
-            // No node has been queried since a change of the signal: that does not say that the count is lost.
             look.state.lost |= *reason != api::conditions::Reason::Pending;
             look.missing(elapsed);
         }
