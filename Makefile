@@ -6,9 +6,11 @@ ifneq ($(RUSTUP_TOOLCHAIN),)
 export RUSTUP_TOOLCHAIN
 endif
 endif
+# The image is linked with musl, whose allocator costs more time than glibc's.
+STATIC := x86_64-unknown-linux-musl
 CLUSTER_DIR ?= $(or $(IDLECONN_CLUSTER_DIR),$(HOME)/.cache/idleconn-operator/cluster)
 
-.PHONY: scale-fleets arm64 image-all attack upgrade explore fuzz advisories scale image plugin chart e2e mutants probe needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
+.PHONY: needs-static scale-fleets arm64 image-all attack upgrade explore fuzz advisories scale image plugin chart e2e mutants probe needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
 
 help: ## List the commands
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -27,6 +29,10 @@ needs-readers:
 	@command -v haproxy >/dev/null || tests/tools/packages haproxy
 	@command -v node >/dev/null || { echo "node is missing. Install Node 20 or newer and run make again" >&2; exit 1; }
 	@cd examples/node-service && [ node_modules/.package-lock.json -nt package-lock.json ] || npm ci --silent --no-audit --no-fund
+
+needs-static:
+	@command -v musl-gcc >/dev/null || tests/tools/packages musl-tools
+	@rustup target list --installed 2>/dev/null | grep -qx $(STATIC) || rustup target add $(STATIC)
 
 needs-page: needs-readers
 	@command -v chromium >/dev/null || tests/tools/packages chromium
@@ -69,12 +75,12 @@ probe: needs needs-readers tools ## Measure idle timeouts of up to a minute on r
 soak: needs tools ## Check for two minutes that a steady state writes nothing, and kill the leader 20 times
 	IDLECONN_STEADY_SECONDS=120 cargo test --locked --test it -- --nocapture steady soak
 
-bench: needs needs-readers tools ## Measure edit latency, the connection pool, metrics parsing, a fleet of 5,000 nodes and the whole controller
+bench: needs needs-readers needs-static tools ## Measure edit latency, the connection pool, metrics parsing, a fleet of 5,000 nodes and the whole controller
 	cargo bench --locked --bench latency
 	@cd tests/agentkeepalive && npm ci --silent --no-audit --no-fund
 	cargo bench --locked --bench pool
 	cargo bench --locked --bench signals
-	cargo bench --locked --bench farm
+	cargo bench --locked --target $(STATIC) --bench farm
 	@$(MAKE) --no-print-directory scale-fleets
 
 attack: needs tools ## Attack the static release binary as a tenant, a node, and a client that reaches the pod
@@ -92,12 +98,12 @@ advisories: ## Check the dependencies for RustSec and npm advisories; needs netw
 	cargo deny check advisories
 	@for module in examples/node-service tests/page tests/agentkeepalive; do (cd $$module && npm audit --omit=dev) || exit 1; done
 
-scale: needs tools ## Measure the release build with up to 10,000 nodes and 3,000 policies; half an hour after the build
+scale: needs needs-static tools ## Measure the release build with up to 10,000 nodes and 3,000 policies; half an hour after the build
 	@$(MAKE) --no-print-directory scale-fleets IDLECONN_SCALE=full
 
 scale-fleets:
-	@binary=$$(image/static idleconn-operator | tail -n 1) && cargo build --quiet --locked --profile bench --bench scale && ulimit -n "$$(ulimit -Hn)" && \
-		IDLECONN_BINARY="$$PWD/$$binary" IDLECONN_SCALE=$(IDLECONN_SCALE) cargo bench --quiet --locked --bench scale
+	@binary=$$(image/static idleconn-operator | tail -n 1) && cargo build --quiet --locked --profile bench --target $(STATIC) --bench scale && ulimit -n "$$(ulimit -Hn)" && \
+		IDLECONN_BINARY="$$PWD/$$binary" IDLECONN_SCALE=$(IDLECONN_SCALE) cargo bench --quiet --locked --target $(STATIC) --bench scale
 
 explore: ## Explore all lives of a policy with two faults, then find planted defects; an hour
 	cd tests/pure && IDLECONN_FAULTS=2 IDLECONN_MINUTES=$(or $(MINUTES),30) cargo test --locked --profile bench --test model -- --nocapture

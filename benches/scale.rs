@@ -1,8 +1,9 @@
 //! The whole controller at scale: the shipped program, a real API server, and a farm of fakes of Caddy's admin API,
 //! which are pods there.
 //!
-//! `IDLECONN_BINARY` names the program. Runs the two fleets of `make bench`, and with `IDLECONN_SCALE=full` all of them, each
-//! with a separate control plane. Prints a table for each fleet and the growth over fleets, and fails if a bound is missed.
+//! `IDLECONN_BINARY` names the program. Runs the two fleets of `make bench`; with `IDLECONN_SCALE=full` all of them, and with
+//! `IDLECONN_SCALE=5000/20` the one of 5,000 nodes and 20 policies. Each has a separate control plane. Prints a table for each fleet
+//! and the growth over fleets, and fails if a bound is missed.
 
 #![allow(clippy::unwrap_used, clippy::panic, missing_docs)]
 
@@ -56,6 +57,8 @@ const FREQUENT_EDITS: Duration = Duration::from_millis(100);
 struct Fleet {
     nodes: usize,
     policies: usize,
+    /// Pods that no policy selects.
+    others: usize,
     /// Each policy watches its nodes' goroutines.
     adaptive: bool,
     bounds: Option<Bounds>,
@@ -78,18 +81,20 @@ struct Bounds {
 const ONE_POLICY: Fleet = Fleet {
     nodes: 5_000,
     policies: 1,
+    others: 0,
     adaptive: false,
     bounds: Some(Bounds { programmed: 12.0, edited: 5.0, cpu: 4.0, memory: 96.0, restarted: 15.0 }),
 };
 const MANY_POLICIES: Fleet = Fleet {
     nodes: 5_000,
     policies: 1_000,
+    others: 0,
     adaptive: true,
     bounds: Some(Bounds { programmed: 30.0, edited: 1.0, cpu: 12.0, memory: 128.0, restarted: 15.0 }),
 };
 
 const fn fleet(nodes: usize, policies: usize) -> Fleet {
-    Fleet { nodes, policies, adaptive: policies > 1, bounds: None }
+    Fleet { nodes, policies, others: 0, adaptive: policies > 1, bounds: None }
 }
 
 /// Fleets of `make bench`.
@@ -98,6 +103,15 @@ const SHORT: [Fleet; 2] = [fleet(1_000, 1), fleet(1_000, 200)];
 const NODES: [Fleet; 4] = [fleet(1_250, 1), fleet(2_500, 1), ONE_POLICY, fleet(10_000, 1)];
 /// Growth with the policies of as many nodes.
 const POLICIES: [Fleet; 4] = [fleet(5_000, 20), fleet(5_000, 300), MANY_POLICIES, fleet(5_000, 3_000)];
+
+/// The smallest fleet among pods that no policy selects.
+const AMONG_OTHERS: Fleet = Fleet { others: 5_000, ..NODES[0] };
+
+/// The fleet of this size, with its bounds if it is one of the promised ones.
+fn chosen(nodes: usize, policies: usize) -> Fleet {
+    let promised = [ONE_POLICY, MANY_POLICIES].into_iter().find(|fleet| (fleet.nodes, fleet.policies) == (nodes, policies));
+    promised.unwrap_or(fleet(nodes, policies))
+}
 
 /// What was seen at rest.
 #[derive(Clone, Copy)]
@@ -226,6 +240,14 @@ impl Operator {
         Self { child, metrics: metrics.to_owned() }
     }
 
+    /// Waits until the operator answers. Fails if its process ends.
+    async fn answers(&mut self) {
+        while self.metrics().await.is_empty() {
+            assert!(self.child.try_wait().unwrap().is_none(), "the operator ended; its log is beside the kubeconfig");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     /// All metrics, by name and labels.
     async fn metrics(&self) -> BTreeMap<String, f64> {
         let Ok(answer) = reqwest::get(format!("http://{}/metrics", self.metrics)).await else { return BTreeMap::new() };
@@ -290,25 +312,41 @@ fn namespace(policy: usize) -> String {
     format!("fleet-{}", policy % NAMESPACES)
 }
 
+fn object(policy: usize, idle: &str, adaptive: bool) -> Json {
+    json!({"apiVersion": "idleconn.io/v1alpha1", "kind": "IdleConnectionPolicy", "metadata": {"name": format!("p{policy}")}, "spec": spec(policy, idle, adaptive)})
+}
+
+async fn create(client: &Client, policy: usize, idle: &str, adaptive: bool) {
+    let api = Api::<IdleConnectionPolicy>::namespaced(client.clone(), &namespace(policy));
+    api.create(&PostParams::default(), &from_value(object(policy, idle, adaptive)).unwrap()).await.unwrap();
+}
+
 async fn apply(client: &Client, policy: usize, idle: &str, adaptive: bool) {
-    let name = format!("p{policy}");
-    let object = json!({"apiVersion": "idleconn.io/v1alpha1", "kind": "IdleConnectionPolicy", "metadata": {"name": name}, "spec": spec(policy, idle, adaptive)});
+    let (name, object) = (format!("p{policy}"), object(policy, idle, adaptive));
     let api = Api::<IdleConnectionPolicy>::namespaced(client.clone(), &namespace(policy));
     api.patch(&name, &PatchParams::apply("scale").force(), &Patch::Apply(object)).await.unwrap();
 }
 
-async fn pod(client: &Client, n: usize, policies: usize) {
+async fn node(client: &Client, n: usize, policies: usize) {
     let policy = n % policies;
-    let api = Api::<Pod>::namespaced(client.clone(), &namespace(policy));
-    let name = format!("node-{n}");
-    let pod = json!({"metadata": {"name": name, "labels": {"policy": format!("p{policy}")}}, "spec": {"containers": [{"name": "caddy", "image": "caddy"}]}});
-    api.create(&PostParams::default(), &from_value(pod).unwrap()).await.unwrap();
-    let ip = address(n).to_string();
-    let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}});
-    api.patch_status(&name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+    pod(client, &namespace(policy), &format!("node-{n}"), &format!("p{policy}"), address(n)).await;
 }
 
-async fn scene(client: &Client, nodes: usize, policies: usize) {
+async fn other(client: &Client, n: usize) {
+    let ip = Ipv4Addr::new(10, 20, u8::try_from(n / 250).unwrap(), u8::try_from(n % 250 + 1).unwrap());
+    pod(client, &namespace(n), &format!("other-{n}"), "none", ip).await;
+}
+
+async fn pod(client: &Client, namespace: &str, name: &str, policy: &str, ip: Ipv4Addr) {
+    let api = Api::<Pod>::namespaced(client.clone(), namespace);
+    let pod = json!({"metadata": {"name": name, "labels": {"policy": policy}}, "spec": {"containers": [{"name": "caddy", "image": "caddy"}]}});
+    api.create(&PostParams::default(), &from_value(pod).unwrap()).await.unwrap();
+    let ip = ip.to_string();
+    let status = json!({"status": {"phase": "Running", "podIP": ip, "podIPs": [{"ip": ip}]}});
+    api.patch_status(name, &PatchParams::default(), &Patch::Merge(status)).await.unwrap();
+}
+
+async fn scene(client: &Client, fleet: &Fleet) {
     let crds = Api::<CustomResourceDefinition>::all(client.clone());
     let crd = idleconn_operator::api::crd::crd();
     crds.patch(crd["metadata"]["name"].as_str().unwrap(), &PatchParams::apply("scale").force(), &Patch::Apply(&crd))
@@ -318,7 +356,8 @@ async fn scene(client: &Client, nodes: usize, policies: usize) {
         let object: Namespace = from_value(json!({"metadata": {"name": format!("fleet-{n}")}})).unwrap();
         Api::all(client.clone()).create(&PostParams::default(), &object).await.unwrap();
     }
-    stream::iter(0..nodes).for_each_concurrent(CONCURRENCY, |n| pod(client, n, policies)).await;
+    stream::iter(0..fleet.nodes).for_each_concurrent(CONCURRENCY, |n| node(client, n, fleet.policies)).await;
+    stream::iter(0..fleet.others).for_each_concurrent(CONCURRENCY, |n| other(client, n)).await;
 }
 
 /// The table of a fleet. Records the bounds that are missed.
@@ -364,11 +403,13 @@ impl World {
         let config = Config::from_custom_kubeconfig(file, &KubeConfigOptions::default()).await.unwrap();
         let client = idleconn_operator::controller::client(&config, &Pool::default()).unwrap();
         let farm = farm(fleet.nodes).await;
-        scene(&client, fleet.nodes, fleet.policies).await;
-        let operator = Operator::start(&cluster, "127.0.0.1:28080");
+        scene(&client, &fleet).await;
+        let mut operator = Operator::start(&cluster, "127.0.0.1:28080");
+        operator.answers().await;
         let policies = if fleet.policies == 1 { "policy" } else { "policies" };
         let adaptive = if fleet.adaptive { ", adaptive" } else { "" };
-        let name = format!("{} nodes, {} {policies}{adaptive}", fleet.nodes, fleet.policies);
+        let others = if fleet.others > 0 { format!(", {} other pods", fleet.others) } else { String::new() };
+        let name = format!("{} nodes, {} {policies}{adaptive}{others}", fleet.nodes, fleet.policies);
         println!("\n| {name} | seen |\n|---|---|");
         Self { fleet, cluster, client, farm, operator, table: Table { fleet: name, missed: Vec::new() } }
     }
@@ -383,7 +424,8 @@ impl World {
 
     async fn program(&mut self) {
         let begun = Instant::now();
-        stream::iter(0..self.fleet.policies).for_each_concurrent(CONCURRENCY, |policy| self.apply(policy, "30s")).await;
+        let create = |policy| create(&self.client, policy, "30s", self.fleet.adaptive);
+        stream::iter(0..self.fleet.policies).for_each_concurrent(CONCURRENCY, create).await;
         let created = begun.elapsed();
         let all = |node: &Arc<Node>| node.writes.load(Ordering::Relaxed) > 0;
         let programmed = until(Duration::from_secs(240), || self.farm.nodes.iter().all(all)).await.map(|_| begun.elapsed());
@@ -409,7 +451,25 @@ impl World {
         }
     }
 
+    /// Waits for the begin of a pass. One policy reads all nodes together, so a minute that begins at any time has one pass
+    /// or two. Passes of many policies are spread.
+    async fn pass_begins(&self) {
+        if self.fleet.policies > 1 {
+            return;
+        }
+        let reads = || self.count(|node| &node.reads);
+        let mut known = usize::MAX;
+        while reads() != known {
+            known = reads();
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+        while reads() == known {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
     async fn rest(&mut self) -> Rest {
+        self.pass_begins().await;
         let (cpu, reads, before) = (self.operator.cpu(), self.count(|node| &node.reads), self.operator.metrics().await);
         tokio::time::sleep(REST).await;
         let (seconds, after) = (REST.as_secs_f64(), self.operator.metrics().await);
@@ -536,8 +596,13 @@ fn growth(title: &str, seen: &[(Fleet, Rest)], x: impl Fn(&Fleet) -> usize + Cop
 #[tokio::main]
 async fn main() {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let full = std::env::var("IDLECONN_SCALE").is_ok_and(|text| text == "full");
-    let fleets: Vec<&[Fleet]> = if full { vec![&NODES, &POLICIES] } else { vec![&SHORT] };
+    let scale = std::env::var("IDLECONN_SCALE").unwrap_or_default();
+    let one = scale.split_once('/').map(|(nodes, policies)| [chosen(nodes.parse().unwrap(), policies.parse().unwrap())]);
+    let fleets: Vec<&[Fleet]> = match (&one, &*scale) {
+        (Some(one), _) => vec![one],
+        (None, "full") => vec![&NODES, &POLICIES],
+        (None, _) => vec![&SHORT],
+    };
     let (mut missed, mut groups) = (Vec::new(), Vec::new());
     for group in fleets {
         let mut seen = Vec::new();
@@ -549,8 +614,11 @@ async fn main() {
         groups.push(seen);
     }
     if let [nodes, policies] = &groups[..] {
+        let (rest, lacks) = measure(AMONG_OTHERS).await;
+        missed.extend(lacks);
         growth("growth with the nodes of one policy", nodes, |fleet| fleet.nodes);
         growth("growth with the policies of 5,000 nodes", policies, |fleet| fleet.policies);
+        growth("growth with pods that no policy selects", &[nodes[0], (AMONG_OTHERS, rest)], |fleet| fleet.others);
     }
     assert!(missed.is_empty(), "missed: {}", missed.join("; "));
 }
