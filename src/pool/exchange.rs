@@ -24,8 +24,8 @@ use hyper_util::rt::TokioIo;
 
 use super::connect::Stream;
 
-/// Bytes of one read for large bodies. musl maps larger blocks anew for each request, and the page faults cost more than
-/// the reads save: 1,000 pages of 227 KB took 0.47 s with 128 KiB, 0.34 s with this size, and no less with 16 KiB (`make
+/// Bytes of one read for large bodies. musl maps larger blocks for each request, and the page faults cost more than the
+/// reads save: 1,000 pages of 227 KB took 0.47 s with 128 KiB, 0.34 s with this size, and no less with 16 KiB (`make
 /// bench`).
 const READ: usize = 24 * 1024;
 /// Size from which a body is large. For smaller ones, a buffer of [`READ`] bytes costs more than it saves (`make
