@@ -82,7 +82,9 @@ pub fn write_adaptive_status(
         (ConditionType::TighteningLimited, limited(seen, outcome, now)),
     ];
     let new_generation = previous.observed_generation != status.observed_generation;
-    if matches!(seen.signal, Signal::Unasked { .. }) && outcome.decision.is_none() && !new_generation {
+    let is_first_round =
+        matches!(seen.signal, Signal::Unasked { .. }) && outcome.state.watched.missing_for <= seen.tuning.most_age();
+    if is_first_round && outcome.decision.is_none() && !new_generation {
         let before: Option<Vec<_>> = conditions.iter().map(|(type_, said)| unchanged(previous, *type_, said)).collect();
         if let Some(before) = before {
             // After a restart of the operator, the report stays as it is until the nodes have been asked once.
@@ -662,6 +664,9 @@ mod tests {
         let first = said(&IdleConnectionPolicyStatus::default(), 1, 0.25, &outcome(), false, 0);
         assert_eq!(told(&first, 1, &unasked, &outcome(), false, 60), (first.clone(), Vec::new()));
         let pending = |status: &IdleConnectionPolicyStatus| condition::reason(status, ConditionType::MetricsAvailable);
+        let mut stuck = outcome();
+        stuck.state.watched.missing_for = 120_000;
+        assert_eq!(pending(&told(&first, 1, &unasked, &stuck, false, 60).0), Some(Reason::Pending), "no round ends");
         let edited = told(&first, 2, &unasked, &outcome(), false, 60).0;
         assert_eq!(pending(&edited), Some(Reason::Pending), "another signal may be declared");
         let new = told(&IdleConnectionPolicyStatus::default(), 1, &unasked, &outcome(), false, 0).0;
