@@ -98,7 +98,7 @@ advisories: ## Check the dependencies for RustSec and npm advisories; needs netw
 	cargo deny check advisories
 	@for module in examples/node-service tests/page tests/agentkeepalive; do (cd $$module && npm audit --omit=dev) || exit 1; done
 
-scale: needs needs-static tools ## Measure the release build with up to 10,000 nodes and 3,000 policies; half an hour after the build
+scale: needs tools ## Measure the release build with up to 10,000 nodes and 3,000 policies; half an hour after the build
 	@$(MAKE) --no-print-directory scale-fleets IDLECONN_SCALE=full
 
 scale-fleets:

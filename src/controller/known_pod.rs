@@ -14,7 +14,7 @@ use crate::{api::CONFIG_HASH, targets::PodFacts};
 pub struct KnownPod {
     /// Its name.
     pub name: Arc<str>,
-    /// Its UID; `None` in no object of an API server.
+    /// Its UID, which every object of an API server has.
     pub uid: Option<String>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
