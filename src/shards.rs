@@ -163,7 +163,7 @@ async fn guide(
                 said.clear();
                 pause = view.next_expiry().map_or(pause, |expiry| pause.min(expiry));
                 actors.seen(view.clone());
-                orders.send_replace(Some(Orders { moves: view.moves(&terms.identity), view }));
+                orders.send_replace(Some(Orders { moves: view.moves(), view }));
             }
             Err(error) => warn_once(&mut said, &error),
         }

@@ -1,9 +1,18 @@
 //! The actors of a process: one for each shard.
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::{
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use tokio::sync::watch;
 
 use super::Context;
 use crate::{leader::group::View, metrics::Metrics};
+
+/// Maximum time for which a request waits until it is known which replica acts. Replicas with the default times of the
+/// Leases list them every second, and hand a shard over within two of these lists.
+const KNOWN_WITHIN: Duration = Duration::from_secs(10);
 
 /// The actors of a process. Each is the leader of its shard, or a standby.
 #[derive(Clone)]
@@ -12,7 +21,17 @@ pub struct Actors(Arc<Inner>);
 struct Inner {
     actors: RwLock<Vec<Arc<Context>>>,
     /// The Leases of the shards, as last seen; `None` without shards.
-    view: RwLock<Option<View>>,
+    view: watch::Sender<Option<View>>,
+}
+
+/// The replica that acts for a namespace.
+pub enum Acting {
+    /// This one.
+    Here(Arc<Context>),
+    /// Another one, whose API has this URL.
+    At(String),
+    /// Another one. The URL of its API is not known.
+    Elsewhere,
 }
 
 impl From<Arc<Context>> for Actors {
@@ -26,7 +45,7 @@ impl Actors {
     /// One actor for each shard, in the order of the shards. There is at least one.
     #[must_use]
     pub fn new(actors: Vec<Arc<Context>>) -> Self {
-        Self(Arc::new(Inner { actors: RwLock::new(actors), view: RwLock::default() }))
+        Self(Arc::new(Inner { actors: RwLock::new(actors), view: watch::Sender::default() }))
     }
 
     /// Replaces the actor of a shard by its successor.
@@ -70,14 +89,34 @@ impl Actors {
 
     /// Records the Leases of the shards.
     pub fn seen(&self, view: View) {
-        *self.0.view.write().unwrap_or_else(PoisonError::into_inner) = Some(view);
+        self.0.view.send_replace(Some(view));
     }
 
-    /// Returns the URL of the API of the replica that acts for a namespace; `None` if it is not known.
-    #[must_use]
-    pub fn url(&self, namespace: &str) -> Option<String> {
-        let index = usize::try_from(self.of(namespace).shard.index()).ok()?;
-        let view = self.0.view.read().unwrap_or_else(PoisonError::into_inner);
-        view.as_ref()?.url(index).map(str::to_owned)
+    /// Returns the replica that acts for a namespace. While a shard changes hands, this waits for the next holder, at most
+    /// ten seconds.
+    pub async fn acting(&self, namespace: &str) -> Acting {
+        let mut views = self.0.view.subscribe();
+        let known = async {
+            loop {
+                let actor = self.of(namespace);
+                if actor.leadership.holds() {
+                    return Acting::Here(actor);
+                }
+                // Without shards there are no views: only the Lease says who the leader is.
+                if !actor.shard.has_others() {
+                    return Acting::Elsewhere;
+                }
+                let index = usize::try_from(actor.shard.index()).unwrap_or(usize::MAX);
+                match views.borrow_and_update().as_ref().and_then(|view| view.other_holder(index)) {
+                    Some(Some(url)) => return Acting::At(url.to_owned()),
+                    Some(None) => return Acting::Elsewhere,
+                    None => {}
+                }
+                if views.changed().await.is_err() {
+                    return Acting::Elsewhere;
+                }
+            }
+        };
+        tokio::time::timeout(KNOWN_WITHIN, known).await.unwrap_or(Acting::Elsewhere)
     }
 }

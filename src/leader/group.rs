@@ -77,6 +77,8 @@ pub struct View {
     pub shards: Vec<Option<(Lease, Instant)>>,
     /// Live replicas with this number of shards, and the URLs of their APIs.
     pub replicas: BTreeMap<String, Option<String>>,
+    /// Identity of this replica.
+    me: String,
     duration: Duration,
     /// When this process first listed the Leases.
     first: Instant,
@@ -85,10 +87,10 @@ pub struct View {
 impl View {
     /// Returns what this replica does about each shard.
     #[must_use]
-    pub fn moves(&self, me: &str) -> Vec<Move> {
+    pub fn moves(&self) -> Vec<Move> {
         let replicas: BTreeSet<_> = self.replicas.keys().map(String::as_str).collect();
         let shards: Vec<_> = self.shards.iter().map(|lease| self.standing(lease.as_ref())).collect();
-        balance::moves(me, &replicas, &shards)
+        balance::moves(&self.me, &replicas, &shards)
     }
 
     fn standing<'a>(&self, lease: Option<&'a (Lease, Instant)>) -> ShardLease<'a> {
@@ -102,11 +104,12 @@ impl View {
         }
     }
 
-    /// Returns the URL of the API of the replica that holds a shard.
+    /// Returns the other replica that holds a shard: the URL of its API, or `None` inside if it has none. Returns `None` if
+    /// this view shows no such replica: the Lease is free or expired, or changes hands at this moment.
     #[must_use]
-    pub fn url(&self, index: usize) -> Option<&str> {
-        let (lease, _) = self.shards.get(index)?.as_ref()?;
-        self.replicas.get(holder(lease)?)?.as_deref()
+    pub fn other_holder(&self, index: usize) -> Option<Option<&str>> {
+        let ShardLease::Held(holder) = self.standing(self.shards.get(index)?.as_ref()) else { return None };
+        if holder == self.me { None } else { self.replicas.get(holder).map(Option::as_deref) }
     }
 
     /// Returns the time until the next Lease of a shard expires.
@@ -198,7 +201,8 @@ impl Group {
         }
         let shards = (0..self.shards).map(|index| self.seen.get(&shard_lease(&self.terms.name, index)).cloned()).collect();
         let first = *self.first.get_or_insert(began);
-        Ok(View { began, shards, replicas: self.replicas(), duration: self.terms.duration, first })
+        let me = self.terms.identity.clone();
+        Ok(View { began, shards, replicas: self.replicas(), me, duration: self.terms.duration, first })
     }
 
     /// Returns the live replicas with this number of shards.

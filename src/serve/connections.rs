@@ -393,9 +393,10 @@ fn namespace(provider: &str) -> Option<&str> {
 
 impl Api {
     /// Fails if another replica acts for the policy of this provider, and its URL is known.
-    fn here(&self, provider: &str, asked: &Uri) -> Result<(), Error> {
-        match namespace(provider).map(|namespace| self.acting(namespace, asked)) {
-            Some(Err(elsewhere @ Error::Elsewhere(_))) => Err(elsewhere),
+    async fn here(&self, provider: &str, asked: &Uri) -> Result<(), Error> {
+        let Some(namespace) = namespace(provider) else { return Ok(()) };
+        match self.acting(namespace, asked).await {
+            Err(elsewhere @ Error::Elsewhere(_)) => Err(elsewhere),
             _ => Ok(()),
         }
     }
@@ -444,7 +445,7 @@ pub async fn get_provider(
     let caller = api.gate.caller(&headers).await?;
     // Check the right first, so that a caller without it does not learn which providers exist.
     api.gate.check(caller.as_ref(), Verb::Get, namespace(&provider)).await?;
-    api.here(&provider, &asked)?;
+    api.here(&provider, &asked).await?;
     let all = api.actors.any().pool.statistics();
     let all = all.iter().filter(|one| *one.provider == *provider && wanted.protocol.is_none_or(|p| p == one.protocol));
     let found = all.max_by_key(|one| one.tally.requests).ok_or_else(|| unknown(&provider))?;
@@ -461,7 +462,7 @@ pub async fn post_destroy(
 ) -> Result<Json<ApiResponse<Destroyed>>, Error> {
     let caller = api.gate.caller(&headers).await?;
     api.gate.check(caller.as_ref(), Verb::Destroy, namespace(&provider)).await?;
-    api.here(&provider, &asked)?;
+    api.here(&provider, &asked).await?;
     let body = read_body(body).await?;
     let Destroy { protocol } = if body.is_empty() {
         Destroy::default()

@@ -31,6 +31,7 @@ use crate::{
     clock,
     controller::{
         Context, PolicyRef,
+        actors::Acting,
         live::{Live, Point},
     },
     decide::{
@@ -343,13 +344,12 @@ impl Api {
     }
 
     /// The actor of a namespace, if this replica acts for it.
-    pub(super) fn acting(&self, namespace: &str, asked: &Uri) -> Result<Arc<Context>, Error> {
-        let actor = self.actors.of(namespace);
-        if actor.leadership.holds() {
-            return Ok(actor);
+    pub(super) async fn acting(&self, namespace: &str, asked: &Uri) -> Result<Arc<Context>, Error> {
+        match self.actors.acting(namespace).await {
+            Acting::Here(actor) => Ok(actor),
+            Acting::At(url) => Err(Error::Elsewhere(format!("{url}{}", asked.path_and_query().map_or("", |path| path.as_str())))),
+            Acting::Elsewhere => Err(Error::NotLeading),
         }
-        let there = |url| format!("{url}{}", asked.path_and_query().map_or("", |path| path.as_str()));
-        Err(self.actors.url(namespace).map_or(Error::NotLeading, |url| Error::Elsewhere(there(url))))
     }
 
     /// The policies that a caller may see.
@@ -421,7 +421,7 @@ pub async fn get_nodes(
     headers: HeaderMap,
 ) -> Result<Json<ApiResponse<NodeList>>, Error> {
     api.policy(&namespace, &name, &headers).await?;
-    let live = api.acting(&namespace, &asked)?.live.of(&PolicyRef::new(&name).within(&namespace));
+    let live = api.acting(&namespace, &asked).await?.live.of(&PolicyRef::new(&name).within(&namespace));
     let seen = live.and_then(|live| live.seen.map(|seen| (live, seen)));
     let (live, seen) = seen.ok_or(Error::Unavailable("The operator has not observed the nodes of this policy yet"))?;
     let samples = live.samples.as_ref().map(|samples| samples.lock().unwrap_or_else(PoisonError::into_inner).clone());

@@ -290,3 +290,36 @@ async fn any_replica_answers_for_a_policy_or_redirects_to_the_one_that_acts() {
     first.clean();
     second.clean();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_waits_while_a_shard_changes_hands() {
+    let worlds = worlds(2).await;
+    let node = AdminApi::start(typical()).await;
+    for world in &worlds {
+        world.apply("gw", &policy(&node, "30s")).await;
+    }
+    let first = Replica::start_shards(&worlds, "first", LONG, "2");
+    until_shared(&[&first], 2, &[2]).await;
+    let second = Replica::start_shards(&worlds, "second", LONG, "2");
+    let direct = reqwest::Client::builder().redirect(redirect::Policy::none()).build().unwrap();
+    let asking = async {
+        loop {
+            for (replica, world) in
+                [&first, &second].into_iter().flat_map(|replica| worlds.iter().map(move |world| (replica, world)))
+            {
+                let nodes = format!("{}/api/policies/{}/gw/nodes", replica.api, world.namespace);
+                // It is refused until the API listens.
+                let Ok(answer) = direct.get(nodes).send().await else { continue };
+                let said = answer.text().await.unwrap();
+                assert!(!said.contains("NotLeading"), "{said}");
+            }
+        }
+    };
+    let replicas = [&first, &second];
+    tokio::select! {
+        () = until_shared(&replicas, 2, &[1, 1]) => {}
+        never = asking => never,
+    }
+    first.clean();
+    second.clean();
+}
