@@ -39,7 +39,9 @@ pub async fn report(
         let seed = if STEPS.contains(&notice.reason) {
             format!("after {decided:?}")
         } else {
-            format!("{told}/{n}/{:?}", previous.observed_generation)
+            // The next process may report other news beside this one.
+            let alike = notices[..n].iter().filter(|earlier| *earlier == notice).count();
+            format!("{told}/{alike}/{:?}", previous.observed_generation)
         };
         world.publish(policy, notice, &seed).await?;
     }
