@@ -10,7 +10,7 @@ endif
 STATIC := x86_64-unknown-linux-musl
 CLUSTER_DIR ?= $(or $(IDLECONN_CLUSTER_DIR),$(HOME)/.cache/idleconn-operator/cluster)
 
-.PHONY: needs-static scale-fleets arm64 image-all attack upgrade explore fuzz advisories scale image plugin chart e2e mutants probe needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
+.PHONY: waves needs-static scale-fleets arm64 image-all attack upgrade explore fuzz advisories scale image plugin chart e2e mutants probe needs-faketime needs-page needs-prometheus needs-readers help demo test soak bench lint generate tools cluster-up cluster-down needs
 
 help: ## List the commands
 	@grep -E '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## (.*)/  make \1\t\2/' | expand -t 22
@@ -104,6 +104,9 @@ scale: needs tools ## Measure the release build with up to 10,000 nodes and 3,00
 scale-fleets:
 	@binary=$$(image/static idleconn-operator | tail -n 1) && cargo build --quiet --locked --profile bench --target $(STATIC) --bench scale && ulimit -n "$$(ulimit -Hn)" && \
 		IDLECONN_BINARY="$$PWD/$$binary" IDLECONN_SCALE=$(IDLECONN_SCALE) cargo bench --quiet --locked --target $(STATIC) --bench scale
+
+waves: needs tools ## Draw docs/waves.svg: the connections that an edit closes on 20 Caddy servers
+	IDLECONN_PICTURE="$$PWD/docs/waves.svg" cargo test --locked --test it -- --nocapture one_change_closes_a_quarter
 
 explore: ## Explore all lives of a policy with two faults, then find planted defects; an hour
 	cd tests/pure && IDLECONN_FAULTS=2 IDLECONN_MINUTES=$(or $(MINUTES),30) cargo test --locked --profile bench --test model -- --nocapture

@@ -300,6 +300,8 @@ fn spec(policy: usize, idle: &str, adaptive: bool) -> Json {
     let mut spec = json!({
         "target": {"type": "Caddy", "caddy": {"selector": {"matchLabels": {"policy": format!("p{policy}")}}, "adminPort": PORT}},
         "limits": {"server": {"idleTimeout": idle}},
+        // Measured is the operator, not the pause between batches.
+        "updateStrategy": {"type": "AllAtOnce"},
     });
     if adaptive {
         spec["adaptive"] =

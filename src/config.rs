@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
+    num::NonZeroU32,
     path::PathBuf,
     time::Duration,
 };
@@ -126,6 +127,10 @@ pub struct Run {
     /// How often nodes are read if nothing changes, 1s to 1h. A manual change is detected within this time.
     #[arg(long, env = "IDLECONN_RESYNC_INTERVAL", default_value = "30s", value_parser = resync)]
     pub resync_interval: Duration,
+    /// Maximum number of nodes whose idle connections the operator closes by a write in any minute, for all policies together; 0
+    /// means no maximum. With shards, each shard may use an equal part. A deletion is counted, and is not held back.
+    #[arg(long, env = "IDLECONN_MAX_FLUSHES_PER_MINUTE", default_value_t = 0)]
+    pub max_flushes_per_minute: u32,
     /// Decide and report, but write to no node.
     #[arg(long, env = "IDLECONN_DRY_RUN")]
     pub dry_run: bool,
@@ -166,16 +171,32 @@ pub enum LogFormat {
 }
 
 impl Cluster {
-    /// The controller's settings.
+    /// The controller's settings, with no maximum of flushes.
     #[must_use]
     pub fn settings(&self, resync: Duration, dry_run: bool) -> ControllerConfig {
         ControllerConfig {
             namespaces: self.namespaces.iter().map(|n| n.trim().to_owned()).filter(|n| !n.is_empty()).collect(),
             allow_endpoints: self.allow_endpoints.clone(),
             resync,
+            max_flushes_per_minute: None,
             dry_run,
             instance: instance(),
         }
+    }
+}
+
+impl Run {
+    /// The controller's settings.
+    ///
+    /// # Errors
+    /// Returns a message if a shard could not close the connections of any node.
+    pub fn settings(&self) -> Result<ControllerConfig, String> {
+        let (most, shards) = (self.max_flushes_per_minute, self.lease.shards);
+        if most != 0 && most < shards {
+            return Err(format!("--max-flushes-per-minute is {most} and must be 0 or at least the number of shards ({shards})"));
+        }
+        let settings = self.cluster.settings(self.resync_interval, self.dry_run);
+        Ok(ControllerConfig { max_flushes_per_minute: NonZeroU32::new(most), ..settings })
     }
 }
 

@@ -46,6 +46,8 @@ enum Error {
     #[error("{0}")]
     Check(String),
     #[error("{0}")]
+    Settings(String),
+    #[error("{0}")]
     Controller(#[from] controller::Error),
     #[error("{0}")]
     Leader(#[from] leader::Error),
@@ -165,7 +167,7 @@ async fn stands(election: Option<&mut Election>) -> leader::Error {
 
 async fn run(options: Run) -> Result<(), Error> {
     telemetry::start(options.cluster.log_format, &options.cluster.log_level)?;
-    let settings = options.cluster.settings(options.resync_interval, options.dry_run);
+    let settings = options.settings().map_err(Error::Settings)?;
     let pool = Pool::default();
     let client = client(&options.cluster, &pool).await?;
     let process = Process::new(&client, &pool, settings, Metrics::new()?);

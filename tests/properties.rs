@@ -180,6 +180,7 @@ impl World {
                 held: &BTreeMap::new(),
                 restarted: &BTreeSet::new(),
                 lives: &Lives::new(),
+                waiting: false,
                 previous: &self.status,
                 adaptive: Some(AdaptiveInput { driver: &driver, signal: &signal, now: self.now }),
                 now: jiff::Timestamp::from_millisecond(self.now).unwrap(),

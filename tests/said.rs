@@ -17,6 +17,7 @@ use idleconn_operator::{
         adaptive::{Adaptive, Mode},
         conditions::Reason,
         flush::Reload,
+        update::RollingUpdate,
     },
     decide::{
         Capability, Cause, ConfigPath, Declared, Drift, Fault, Lives, NodeState, Plan, Stored, TargetCapabilities, Unit,
@@ -32,7 +33,10 @@ use idleconn_operator::{
             tuning::Tuning,
         },
         measured::Idled,
-        report::status::{Problem, ReportInput, report},
+        report::{
+            status::{Problem, ReportInput, report},
+            update::UpdateProgress,
+        },
         restart::{RestartPlan, RestartReport},
         uptimes,
         verify::{Probe, Probes},
@@ -69,6 +73,7 @@ struct Scene {
     units: Vec<UnitResult>,
     plan: Plan,
     lives: Lives,
+    update: Option<UpdateProgress>,
     probes: Option<Probes>,
     previous: IdleConnectionPolicyStatus,
 }
@@ -95,6 +100,7 @@ impl Scene {
             problem: None,
             units: NODES.map(|name| holding(name, &[(SERVER, seconds(30))])).into(),
             lives: Lives::new(),
+            update: None,
             probes: None,
             previous: IdleConnectionPolicyStatus::default(),
         }
@@ -115,6 +121,7 @@ impl Scene {
             adaptive: None,
             advice: &[],
             shared: None,
+            update: self.update.as_ref(),
             probes: self.probes.as_ref(),
             previous: &self.previous,
             now: Timestamp::from_second(1_800_000_000 + now).unwrap(),
@@ -233,6 +240,9 @@ fn told(title: &str, scene: &Scene) -> String {
     if let Some(limits) = &status.limits {
         let _ = writeln!(text, "limits {}", serde_json::to_string(limits).unwrap());
     }
+    if let Some(update) = &status.update {
+        let _ = writeln!(text, "update {}", serde_json::to_string(update).unwrap());
+    }
     if let Some(pending) = &status.pending_restart {
         let _ = writeln!(text, "pending restart: {} of {:?}", pending.count, pending.nodes);
     }
@@ -254,6 +264,28 @@ fn every_situation_is_said_as_it_was_reviewed() {
     let new = Scene::new();
     let after = |edit: &dyn Fn(&mut Scene)| new.then(|scene| edit(scene));
     let drifted = after(&|scene| scene.drift(false));
+    let update = |stopped_by: Option<&str>| UpdateProgress {
+        waiting: NODES[1..].iter().map(ToString::to_string).collect(),
+        batches: Some(RollingUpdate::default()),
+        most: 1,
+        stopped_by: stopped_by.map(str::to_owned),
+    };
+    let edit = |scene: &mut Scene| {
+        scene.generation = 2;
+        scene.desire(&[(SERVER, seconds(20))]);
+        scene.hold(0, 20);
+        scene.update = Some(update(None));
+    };
+    let finish = |scene: &mut Scene| {
+        (0..3).for_each(|node| scene.hold(node, 20));
+        scene.update = None;
+    };
+    let edited = after(&edit);
+    let stopped = after(&|scene| {
+        edit(scene);
+        scene.fail(0, Cause::Unreachable, "http://gateway-7f4c9d-abcde did not answer within 3s");
+        scene.update = Some(update(Some("gateway-7f4c9d-abcde")));
+    });
     let situations: Vec<(&str, Scene)> = vec![
         ("a new policy, written everywhere", new.clone()),
         ("the same again", after(&|_| {})),
@@ -263,6 +295,20 @@ fn every_situation_is_said_as_it_was_reviewed() {
             scene.hold(0, 60);
             scene
         }),
+        ("an edit is written in batches", edited.clone()),
+        ("an edit is written in batches, already reported", edited.then(|_| {})),
+        ("a node of the first batch does not answer", stopped.clone()),
+        ("a node of the first batch does not answer, already reported", stopped.then(|_| {})),
+        ("the node answers, and the next batch is due", stopped.then(|scene| edit(scene))),
+        ("all batches are written", edited.then(|scene| finish(scene))),
+        (
+            "a step of adaptive control waits for the maximum of the cluster",
+            after(&|scene| {
+                edit(scene);
+                scene.generation = 1;
+                scene.update = Some(UpdateProgress { batches: None, ..update(None) });
+            }),
+        ),
         ("suspended", after(&|scene| scene.suspend = true)),
         (
             "a node does not answer",

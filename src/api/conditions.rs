@@ -81,7 +81,7 @@ reasons! {
         MeasuredDifferently Measuring NoSeries NotAttributable NotInEffect NotLimited NotMeasured NotObserved NotTightened
         NothingToProgram OverThreshold Partial Paused Pending PoolsTooSmall Programmed ProgrammingFailed Progressing Propagating
         QueryFailed RefKeyNotFound RefNotFound RefNotPermitted Rejected Relaxing Released RestartForbidden RestartRequired RestartStalled Retrying
-        RollingOut SeveralSeries SharedIdentity Stale Succeeded Suspended TargetNotFound Tightening Unauthorized UnderThreshold
+        RollingOut SeveralSeries SharedIdentity Stale Succeeded Suspended TargetNotFound Tightening Unauthorized UnderThreshold UpdateStopped
     }
     rows {
         Ready True: Succeeded,
@@ -94,6 +94,8 @@ reasons! {
             "The operator was uninstalled; the original settings are back, and nothing governs the target", "Install the operator again, or delete the policy";
         Ready False, Programmed False, Reconciling True: Progressing,
             "The limits are being written", "";
+        Ready False, Programmed False: UpdateStopped,
+            "A node has not answered since it was written, so the other nodes are not written", "Check the node that the message names, or remove it from the target; the update continues when it answers";
         Ready False: ProgrammingFailed,
             "No node answered, or a write failed", "Fix the cause that the message names; the operator retries";
         Ready False: InternalError,
@@ -256,6 +258,8 @@ pub enum EventReason {
     Programmed,
     /// Nodes stopped answering; the note names one with the cause.
     Partial,
+    /// A node has not answered since it was written, so the other nodes are not written.
+    UpdateStopped,
     /// Another client changed a node.
     DriftDetected,
     /// The operator restored a limit that another client had changed.

@@ -21,6 +21,7 @@ mod rules;
 pub mod schema;
 pub mod status;
 pub mod stored;
+pub mod update;
 pub mod verify;
 pub mod wording;
 

@@ -14,6 +14,7 @@ use super::{
     refs::{KeyRef, Scheme, ServiceRef},
     restart::Restart,
     status::IdleConnectionPolicyStatus,
+    update::UpdateStrategy,
     verify::Verify,
 };
 
@@ -77,6 +78,11 @@ pub struct IdleConnectionPolicySpec {
     /// Measurement of how long the servers of the nodes really keep idle connections. Absent: nothing is measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verify: Option<Verify>,
+    /// How many nodes are written at the same time. Only for targets where one write reaches one node (Caddy): there each change
+    /// closes all idle connections of the node. It governs edits, steps of adaptive control and corrections. Deletions use the
+    /// same batches without a pause. Absent: `RollingUpdate` for Caddy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update_strategy: Option<UpdateStrategy>,
     /// Reaction to a value that another client changed on a node. Correct writes the desired value again. Report leaves the value
     /// and shows the difference in the status.
     #[serde(default)]

@@ -18,6 +18,7 @@ pub(super) fn spec(schema: &mut schemars::Schema) {
         .chain([pair_rule()])
         .chain(aistore_rules())
         .chain(floor_rules())
+        .chain([update_rule()])
         .map(|(rule, message)| json!({"rule": rule, "message": message, "reason": "FieldValueInvalid"}))
         .collect();
     schema.insert("x-kubernetes-validations".into(), rules.into());
@@ -135,6 +136,16 @@ fn pair_rule() -> (String, String) {
         ),
         "limits.intraCluster.idleConnTimeout must be at least 1s shorter than limits.server.idleTimeout: \
          a client must close an idle connection before its server does (preset may set either)"
+            .into(),
+    )
+}
+
+/// Elsewhere the operator does not choose which node takes a change first.
+fn update_rule() -> (String, String) {
+    (
+        "!has(self.updateStrategy) || self.target.type == 'Caddy'".into(),
+        "updateStrategy is only for target.type Caddy, where one write reaches one node: the kubelet spreads a ConfigMap, and an \
+         AIStore cluster takes each write as a whole"
             .into(),
     )
 }

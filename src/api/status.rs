@@ -62,6 +62,9 @@ pub struct IdleConnectionPolicyStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32))]
     pub unsupported: Vec<String>,
+    /// Update that is under way. Present while nodes wait for a later batch (see `spec.updateStrategy`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub update: Option<Update>,
     /// Nodes that store the desired limits and use them only after their next restart.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending_restart: Option<PendingRestart>,
@@ -174,6 +177,27 @@ pub struct Nodes {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 5))]
     pub worst: Vec<NodeCause>,
+}
+
+/// Update that is under way.
+#[derive(Serialize, Deserialize, JsonSchema, Clone, Debug, Default, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct Update {
+    /// Value of `metadata.generation` for which the nodes are written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "int64"))]
+    pub generation: Option<i64>,
+    /// Number of nodes that store the desired limits.
+    #[schemars(extend("format" = "int32"))]
+    pub updated_nodes: u32,
+    /// Number of nodes of the target.
+    #[schemars(extend("format" = "int32"))]
+    pub total_nodes: u32,
+    /// Name of a node that has not answered since it was written. The update continues when this node answers, or with a new
+    /// version of the policy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub blocked_by: Option<String>,
 }
 
 /// Node that does not have the desired limits.

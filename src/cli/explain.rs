@@ -11,7 +11,7 @@ use crate::{
         conditions::{ConditionType, REASONS, Reason, State},
         policy::DriftPolicy,
         restart::RestartPolicy,
-        wording::{noun, spoken},
+        wording::{noun, spoken, with_noun},
     },
     decide::{
         self,
@@ -73,8 +73,12 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
     }
     let traits = targets::traits(&policy.spec.target);
     let declared = decide::declare(&policy.spec, &traits);
-    for flushes in flushes::flushes(&declared, &traits) {
+    let flushes = flushes::flushes(&declared, &traits);
+    for flushes in &flushes {
         say(&format!("{}.", flushes.sentence()));
+    }
+    if let Some(nodes) = status.nodes.as_ref().filter(|_| traits.by_node && !flushes.is_empty()) {
+        say(&pace(policy, nodes.total));
     }
     let adaptive = policy.spec.adaptive.as_ref().filter(|adaptive| adaptive.mode != Mode::Disabled);
     let Some(adaptive) = adaptive else {
@@ -171,6 +175,22 @@ fn in_effect(policy: &IdleConnectionPolicy, status: &IdleConnectionPolicyStatus)
         _ => return None,
     };
     Some(format!("The processes do not use the stored limits yet: {message}. {next}"))
+}
+
+/// Returns how many nodes an update writes at the same time, and how long it takes.
+fn pace(policy: &IdleConnectionPolicy, nodes: u32) -> String {
+    let strategy = policy.spec.update_strategy.clone().unwrap_or_default();
+    let Some(batches) = strategy.batches() else {
+        return "A change is written to all nodes at the same time (spec.updateStrategy).".into();
+    };
+    let total = usize::try_from(nodes).unwrap_or(usize::MAX);
+    let (count, time) = batches.takes(total);
+    let most = with_noun(batches.max_nodes.of(total), "node", "nodes");
+    if count <= 1 {
+        return format!("A change is written in batches of at most {most} (spec.updateStrategy).");
+    }
+    let time = spoken(i64::try_from(time.as_millis()).unwrap_or(i64::MAX));
+    format!("A change is written in {count} batches of at most {most}, which takes at least {time} (spec.updateStrategy).")
 }
 
 /// Returns what a step of adaptive control closes, in the words of its Event.
@@ -279,6 +299,39 @@ mod tests {
             told(false, &[READY], &json!({})),
             "The limits of gw are in order on 3/3 nodes.\nThe limits stay as declared, because spec.adaptive is absent or Disabled.\nNo action needed.\n"
         );
+    }
+
+    #[test]
+    fn the_time_of_an_update_is_named() {
+        let told = |spec: Json, total: u32| {
+            let limits = json!({"limits": {"server": {"idleTimeout": "30s"}}});
+            let mut spec = spec;
+            spec.as_object_mut().unwrap().extend(limits.as_object().unwrap().clone());
+            let nodes = json!({"summary": "", "total": total, "programmed": 0, "inEffect": 0, "unreachable": 0, "drifted": 0});
+            explained(&spec, &[("Ready", "True", "Succeeded", "")], &json!({"nodes": nodes}))
+        };
+        let slow = json!({"updateStrategy": {"type": "RollingUpdate", "rollingUpdate": {"maxNodes": 10, "pause": "10s"}}});
+        for (spec, total, sentence) in [
+            (
+                slow,
+                5_000,
+                "A change is written in 500 batches of at most 10 nodes, which takes at least 83m (spec.updateStrategy).",
+            ),
+            (
+                json!({}),
+                20,
+                "A change is written in 4 batches of at most 5 nodes, which takes at least 30s (spec.updateStrategy).",
+            ),
+            (json!({}), 1, "A change is written in batches of at most 1 node (spec.updateStrategy)."),
+            (
+                json!({"updateStrategy": {"type": "AllAtOnce"}}),
+                20,
+                "A change is written to all nodes at the same time (spec.updateStrategy).",
+            ),
+        ] {
+            let text = told(spec, total);
+            assert!(text.contains(sentence), "{text}");
+        }
     }
 
     #[test]

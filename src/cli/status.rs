@@ -68,7 +68,7 @@ impl Columns {
             percent(status.utilization_percent),
             reason(ConditionType::Tightened),
             percent(status.openness_percent),
-            status.nodes.as_ref().map(|nodes| nodes.summary.clone()),
+            status.nodes.as_ref().map(|nodes| nodes.summary.clone() + update(status)),
             changed,
         ];
         if self.namespace {
@@ -85,6 +85,15 @@ impl Columns {
             ]);
         }
         row.into_iter().map(|cell| cell.filter(|cell| !cell.is_empty()).unwrap_or_else(|| "-".to_owned())).collect()
+    }
+}
+
+/// Returns what is added to the number of nodes during an update.
+fn update(status: &IdleConnectionPolicyStatus) -> &'static str {
+    match &status.update {
+        Some(update) if update.blocked_by.is_some() => " (stopped)",
+        Some(_) => " (updating)",
+        None => "",
     }
 }
 

@@ -26,6 +26,7 @@ mod verify;
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
     future::ready,
+    num::NonZeroU32,
     sync::{
         Arc, LazyLock, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
@@ -50,7 +51,7 @@ pub use crate::pass::Error;
 use crate::{
     api::{FINALIZER, StoredPolicy},
     budget::Budget,
-    decide::{claims::Claimant, report::condition::shortened_to_bytes, shard::Shard},
+    decide::{claims::Claimant, flush_rate::FlushRate, report::condition::shortened_to_bytes, shard::Shard},
     leader::Leadership,
     metrics::Metrics,
     pass::{
@@ -115,6 +116,9 @@ pub struct ControllerConfig {
     pub allow_endpoints: AllowList,
     /// Interval at which nodes are read if nothing happens.
     pub resync: Duration,
+    /// Maximum number of nodes whose connections are closed by writes in any minute, by all shards together; `None` means no
+    /// maximum.
+    pub max_flushes_per_minute: Option<NonZeroU32>,
     /// Decide and report, but write to no node.
     pub dry_run: bool,
     /// Name of this process in Events.
@@ -183,6 +187,7 @@ impl Process {
             live: live::LiveView::default(),
             ready: AtomicBool::new(false),
             served,
+            flushes: Mutex::default(),
             leadership,
         });
         Operator { context, writer, inbox }
@@ -215,6 +220,8 @@ pub struct Context {
     pub live: live::LiveView,
     ready: AtomicBool,
     served: Arc<crd_version::Check>,
+    /// Writes of the last minute that closed connections; `None` before this actor acts, and without a maximum.
+    flushes: Mutex<Option<FlushRate>>,
     /// Whether this actor is the leader.
     pub leadership: Leadership,
     /// Weak reference to itself, for tasks that must not keep it alive.
@@ -278,6 +285,24 @@ impl Context {
         }
     }
 
+    /// Begins to count the writes that close connections. Another process may have acted until now.
+    fn count_flushes(&self) {
+        let most = self.settings.max_flushes_per_minute.and_then(|most| NonZeroU32::new(most.get() / self.shard.count()));
+        let rate = most.map(|most| FlushRate::new(most, moment().0));
+        *self.flushes.lock().unwrap_or_else(PoisonError::into_inner) = rate;
+    }
+
+    /// Grants a part of so many writes that close connections; see [`World::may_flush`].
+    fn may_flush(&self, nodes: usize) -> (usize, Option<Moment>) {
+        match &mut *self.flushes.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(rate) => {
+                let (granted, next) = rate.grant(nodes, moment().0);
+                (granted, next.map(Moment))
+            }
+            None => (nodes, None),
+        }
+    }
+
     /// Reports whether the policies have been listed once. No pass begins before that.
     #[must_use]
     pub fn is_listed(&self) -> bool {
@@ -319,6 +344,7 @@ impl Operator {
         let standby = context.clone();
         let inherited = stream::once(async move {
             standby.leadership.begun().await;
+            standby.count_flushes();
             stream::iter(standby.policies.state().into_iter().map(|policy| PolicyRef::from_obj(&*policy)).collect::<Vec<_>>())
         })
         .flatten();

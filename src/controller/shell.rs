@@ -346,6 +346,10 @@ impl World for Shell {
         })
     }
 
+    fn may_flush(&self, nodes: usize) -> (usize, Option<Moment>) {
+        self.ctx.may_flush(nodes)
+    }
+
     fn writes_ended(&self) -> BoxFuture<'_, ()> {
         let provider = self.ctx.pool.provider(&self.path);
         async move { provider.writes_ended().await }.boxed()

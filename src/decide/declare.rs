@@ -56,6 +56,9 @@ pub struct TargetCapabilities {
     pub capability: fn(Limit) -> Capability,
     /// The format, if the target is a file: its limits are [`Capability::Reported`], whatever `capability` says.
     pub file: Option<Format>,
+    /// Whether each node is written by a separate write, which closes the idle connections of this node alone: then the
+    /// nodes can be written in batches.
+    pub by_node: bool,
     /// Whether the operator restarts its nodes for limits that they read only when they start
     /// (`restart.policy: Rolling`).
     pub rolling: bool,
@@ -84,6 +87,7 @@ impl TargetCapabilities {
     pub const PLAIN: Self = Self {
         capability: |_| Capability::Hot,
         file: None,
+        by_node: false,
         rolling: false,
         inexpressible: |_, _| None,
         value: |_, _| None,

@@ -9,6 +9,7 @@ pub mod balance;
 pub mod claims;
 pub mod contention;
 pub mod declare;
+pub mod flush_rate;
 pub mod flushes;
 pub mod hash;
 pub mod lease;
@@ -82,6 +83,8 @@ pub struct Input<'a> {
     pub restarted: &'a BTreeSet<String>,
     /// What the nodes' processes are known to use.
     pub lives: &'a Lives,
+    /// Whether units wait for a later batch since the last pass: their drift has been counted.
+    pub waiting: bool,
     /// The current status of the policy.
     pub previous: &'a IdleConnectionPolicyStatus,
     /// The input of adaptive control; `None` where the policy has none.
@@ -167,8 +170,8 @@ pub fn decide(input: &Input<'_>) -> Plan {
     let programmed = report::condition::reason(input.previous, ConditionType::Programmed);
     let settled = input.generation.is_some()
         && input.previous.observed_generation == input.generation
-        && programmed.is_some_and(|reason| reason != Reason::Progressing);
-    let correcting = programmed == Some(Reason::Drifted);
+        && programmed.is_some_and(|reason| !matches!(reason, Reason::Progressing | Reason::UpdateStopped));
+    let correcting = programmed == Some(Reason::Drifted) || input.waiting;
     // All nodes were seen to hold the desired values, except those that the status is about.
     let seen_all = matches!(programmed, Some(Reason::Programmed | Reason::Drifted | Reason::Contended));
 

@@ -29,6 +29,12 @@ impl Shard {
         self.index
     }
 
+    /// Number of shards.
+    #[must_use]
+    pub const fn count(self) -> u32 {
+        self.count
+    }
+
     /// Whether there are other shards.
     #[must_use]
     pub const fn has_others(self) -> bool {

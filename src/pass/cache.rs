@@ -7,7 +7,10 @@ use std::{
 
 use jiff::Timestamp;
 
-use super::world::{Moment, SampledNode};
+use super::{
+    waves::Waves,
+    world::{Moment, SampledNode},
+};
 use crate::{
     api::LimitValues,
     decide::{
@@ -65,6 +68,8 @@ pub struct PolicyCache {
     pub lives: Lives,
     /// Last results of the probes, with `spec.verify`.
     pub probes: Option<Probes>,
+    /// Batches in which the nodes are written, where each write closes the idle connections of one node.
+    pub waves: Waves,
 }
 
 /// Back-off of a unit that does not answer.

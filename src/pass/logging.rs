@@ -7,7 +7,7 @@ use std::error::Error;
 
 use tracing::debug;
 
-use super::gather::UnitRead;
+use super::{gather::UnitRead, waves::Admitted};
 use crate::{
     api::wording::listed,
     decide::{
@@ -51,6 +51,12 @@ pub fn read(answers: &[UnitRead]) {
             Err(fault) => debug!(unit = unit.name, cause = ?fault.cause, "cannot read the unit"),
         }
     }
+}
+
+/// Logs which units of a group are written now, of so many that are to be written.
+pub fn admitted(admitted: &Admitted, asked: usize) {
+    let Admitted { flushed, started } = admitted;
+    debug!(asked, written = flushed.len(), started = started.len(), "chose the units of the batch");
 }
 
 /// Logs the task count of the nodes.

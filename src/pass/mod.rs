@@ -19,6 +19,7 @@ mod restart;
 mod restore;
 mod round;
 mod saved;
+pub mod waves;
 pub mod world;
 
 use std::{future::Future, sync::Arc, time::Duration};

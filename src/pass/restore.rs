@@ -237,7 +237,8 @@ pub async fn departed(world: &dyn World, policy: &PolicyHandle, memory: &mut Pol
     Ok(left)
 }
 
-/// Restores units in parallel. Units that have not failed are first, so that units which hang do not delay the others. Units that
+/// Restores units in parallel: in batches where each write closes the idle connections of one node. There is no pause between
+/// batches, because a deletion must end in time. Units that have not failed are first, so that units which hang do not delay the others. Units that
 /// are not begun in time are restored in the next attempt.
 async fn restore(
     world: &dyn World,
@@ -261,7 +262,9 @@ async fn restore(
             .boxed()
         })
         .collect();
-    stream::iter(jobs).buffer_unordered(CONCURRENCY).collect().await
+    let batches = policy.batches().filter(|_| world.traits(&policy.spec().target).by_node);
+    let most = batches.map_or(usize::MAX, |batches| batches.max_nodes.of(units.len())).min(CONCURRENCY);
+    stream::iter(jobs).buffer_unordered(most).collect().await
 }
 
 /// Restores a unit at the saved target, or at the current target of the policy if it finds the same unit there: Services are
@@ -309,6 +312,8 @@ async fn restore_at(world: &dyn World, policy: &PolicyHandle, id: &str, saved: &
     if changes.is_empty() {
         return Ok(Restored::Seen);
     }
+    // Counted, but not held back: a deletion must end in time.
+    world.may_flush(usize::from(traits.by_node));
     let result = apply::write_one(world, target.as_ref(), &traits, unit, &state, &changes).await;
     match (result.state, result.write) {
         (Err(fault), _) | (Ok(_), Some(fault)) => Err(fault),

@@ -20,6 +20,7 @@ use super::{
     logging,
     pace::Pace,
     reading, report, restart, restore,
+    waves::Candidate,
     world::{Moment, News, Stage, Target, World},
 };
 use crate::{
@@ -48,6 +49,7 @@ pub(super) async fn work(mut pass: Pass<'_>, target: Arc<dyn Target>, units: Vec
     pass.memory.failing.remove("");
     pass.memory.logged.remove("problem");
     pass.memory.keep_only(&units);
+    begin_batch(pass, &units);
     size_pool(world, pass.memory, units.len());
     finalizer(world, pass.policy).await?;
     let mut gathering = Gathering::begin(world, target.clone(), units.clone(), pass.memory);
@@ -117,6 +119,10 @@ async fn round(pass: &mut Pass<'_>, job: &Job<'_>, done: &mut Done, answered: Ve
         done.look = SignalSnapshot::at_samples(pass.world, pass.memory);
     }
     let mut plan = decided(pass, job, done, &answered).await;
+    if pass.traits.by_node {
+        let restarted = restarted_since(pass, job, &answered, &plan).await;
+        hold_back(pass, done.look.as_ref(), &answered, &restarted, &mut plan);
+    }
     let world = pass.world;
     let corrects = !plan.drift.is_empty()
         && plan.units.values().any(|unit| !unit.changes.is_empty())
@@ -182,6 +188,7 @@ async fn decided(pass: &mut Pass<'_>, job: &Job<'_>, done: &Done, answered: &[(U
         held: &held,
         restarted: &BTreeSet::new(),
         lives: &memory.lives,
+        waiting: memory.waves.has_waited(),
         previous: &previous,
         adaptive: memory.driver.as_ref().zip(look).map(|(driver, look)| AdaptiveInput {
             driver,
@@ -212,6 +219,75 @@ async fn decided(pass: &mut Pass<'_>, job: &Job<'_>, done: &Done, answered: &[(U
     plan
 }
 
+/// Begins the batch of this pass.
+fn begin_batch(pass: &mut Pass<'_>, units: &[Unit]) {
+    if pass.traits.by_node {
+        let object = &pass.policy.object;
+        let update = object.status.as_ref().and_then(|status| status.update.as_ref());
+        pass.memory.waves.begin(units, object.metadata.generation, update, pass.world.moment());
+    }
+}
+
+/// Returns the units that are to be written and have restarted since they were last read. The start time costs a request, so it is
+/// read only where a unit does not hold what it last held.
+async fn restarted_since(pass: &mut Pass<'_>, job: &Job<'_>, answered: &[(Unit, UnitState)], plan: &Plan) -> BTreeSet<String> {
+    let memory = &mut *pass.memory;
+    let known: BTreeSet<_> = plan.drift.iter().map(|drift| &drift.id).collect();
+    let lost = |unit: &Unit, state: &UnitState| {
+        let held = memory.held.get(&unit.id);
+        let mut before = state.sites.iter().filter_map(|(site, now)| Some((held?.get(&site.limit)?, now)));
+        before.any(|(held, now)| now.value != Some(*held))
+    };
+    let is_asked =
+        |(unit, state): &&(Unit, UnitState)| plan.units.contains_key(&unit.id) && !known.contains(&unit.id) && lost(unit, state);
+    let asked = answered.iter().filter(is_asked).map(|(unit, _)| unit).collect();
+    let mut restarted = restarted(job, asked, &mut memory.births).await;
+    restarted.extend(plan.drift.iter().filter(|drift| drift.restarted).map(|drift| drift.id.clone()));
+    restarted
+}
+
+/// Takes those units out of the plan that wait for a later batch. Their original settings are saved then.
+fn hold_back(
+    pass: &mut Pass<'_>,
+    look: Option<&SignalSnapshot>,
+    answered: &[(Unit, UnitState)],
+    restarted: &BTreeSet<String>,
+    plan: &mut Plan,
+) {
+    let Pass { world, policy, memory, .. } = pass;
+    let now = world.moment();
+    let changes = |unit: &Unit| plan.units.get(&unit.id).map(|unit| &unit.changes[..]).unwrap_or_default();
+    let (mut candidates, mut done) = (Vec::new(), false);
+    let twice = look.and_then(|look| look.signal.reading()).map(|reading| &reading.twice[..]).unwrap_or_default();
+    for (unit, _) in answered {
+        let changes = changes(unit);
+        memory.waves.answered(&unit.id, changes.is_empty());
+        done |= changes.is_empty();
+        if changes.is_empty() || memory.withheld(&unit.id, changes, now).is_some() {
+            continue;
+        }
+        candidates.push(Candidate {
+            unit,
+            restarted: restarted.contains(&unit.id),
+            urgent: twice.contains(&unit.name),
+            failures: memory.unwritten.get(&unit.id).map_or(0, |unwritten| unwritten.times),
+        });
+    }
+    if candidates.is_empty() {
+        return;
+    }
+    let reported = policy.object.status.as_ref().and_then(|status| status.observed_generation);
+    if done && reported != policy.object.metadata.generation && !memory.saved().is_empty() {
+        memory.waves.found_half_written(now);
+    }
+    let asked: BTreeSet<_> = candidates.iter().map(|candidate| candidate.unit.id.clone()).collect();
+    let admitted =
+        memory.waves.admit(policy.batches().as_ref(), candidates, &plan.desired.settings, now, |nodes| world.may_flush(nodes));
+    logging::admitted(&admitted, asked.len());
+    let written: BTreeSet<_> = admitted.flushed.into_iter().chain(admitted.started).collect();
+    plan.units.retain(|id, _| written.contains(id) || !asked.contains(id));
+}
+
 /// Reports the results of the pass, performs restarts, and returns when the next pass is due.
 async fn finish(pass: &mut Pass<'_>, job: &Job<'_>, done: Done) -> Result<Next, Error> {
     let (world, traits) = (pass.world, pass.traits);
@@ -222,6 +298,12 @@ async fn finish(pass: &mut Pass<'_>, job: &Job<'_>, done: Done) -> Result<Next, 
     let nodes: Vec<_> = results.iter().filter_map(|result| result.state.as_ref().ok()).flat_map(|state| &state.nodes).collect();
     let all = results.len() == job.units.len() && results.iter().all(|result| result.state.is_ok());
     pass.memory.looked(&nodes, all, stamp);
+    if traits.by_node {
+        pass.memory.waves.end();
+    }
+    if let Some(driver) = &mut pass.memory.driver {
+        driver.updating(pass.memory.waves.is_under_way());
+    }
     take_up(pass.policy, pass.memory, &plan, traits, &results, all);
     unrecorded_changes(pass.policy, &mut plan, traits, &results);
     plan_changed(&mut plan, &results, traits, stamp);
@@ -284,10 +366,11 @@ fn next_look(world: &dyn World, policy: &PolicyHandle, memory: &PolicyCache, pla
     let unwritten = memory.unwritten.iter().filter(answers).filter_map(|(_, unwritten)| unwritten.due);
     let due = memory.failing.values().map(|failing| failing.due).chain(unwritten).min();
     let due = due.map(|due| due.since(world.moment()) + DUE_SLACK);
+    let batch = memory.waves.next(policy.batches().as_ref()).map(|next| next.since(world.moment()) + DUE_SLACK);
     let pause = Pause::next_end(policy.object.annotations(), now)
         .and_then(|end| Duration::try_from(end.duration_since(now)).ok())
         .map(|left| left + DUE_SLACK);
-    due.into_iter().chain(contended).chain(pause).chain([world.resync()]).min().unwrap_or(DUE_SLACK)
+    due.into_iter().chain(contended).chain(pause).chain(batch).chain([world.resync()]).min().unwrap_or(DUE_SLACK)
 }
 
 /// Returns the units whose process has restarted since the last call, and records the start times.
@@ -366,6 +449,9 @@ fn record_results(memory: &mut PolicyCache, written: &[UnitResult], plan: &Plan,
         let changes = plan.units.get(id).map(|unit| &unit.changes[..]).unwrap_or_default();
         memory.ended(id, result.state.as_ref().err(), now);
         if memory.withheld(id, changes, now).is_none() {
+            if traits.by_node && !changes.is_empty() {
+                memory.waves.written(&result.unit, result.state.is_ok(), now);
+            }
             memory.written(id, changes, result.write.as_ref(), now);
         }
         match &result.state {
@@ -421,6 +507,7 @@ pub(super) async fn report_status(
     let verified = memory.probes.as_ref().map(|probes| decide::verify::verified(results, probes));
     let observed = Observed { server_idle: verified.as_ref().and_then(|verified| verified.shared), ..observed };
     let advice = advice::advice(policy.spec(), declared, traits, observed);
+    let update = memory.waves.progress(policy.batches().as_ref());
     let mut plan = plan.clone();
     plan.control.events = previous.control.as_ref().map_or(0, |control| control.events);
     let seen = ReportInput {
@@ -437,6 +524,7 @@ pub(super) async fn report_status(
         adaptive: memory.driver.as_ref().zip(look).map(|(driver, look)| driver.seen(&look.signal)),
         advice: &advice,
         shared: policy.shared.then_some(SHARED),
+        update: update.as_ref(),
         probes: memory.probes.as_ref(),
         previous: &previous,
         now: world.now(),

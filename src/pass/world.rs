@@ -250,6 +250,9 @@ pub trait World: Send + Sync {
         saved: &'a Saved,
         target: &'a TargetSpec,
     ) -> BoxFuture<'a, Result<Option<Arc<dyn Target>>, Fault>>;
+    /// Grants a part of so many writes that each close the idle connections of a node. If it is not all, returns the time at which
+    /// more is granted.
+    fn may_flush(&self, nodes: usize) -> (usize, Option<Moment>);
     /// Waits until no earlier write to a node of this policy is in progress.
     fn writes_ended(&self) -> BoxFuture<'_, ()>;
     /// Sizes the connection pool for the nodes that are read, and those that are sampled at an interval.

@@ -85,8 +85,9 @@ async fn a_policy_reaches_every_pod_and_goes_without_a_trace() {
         assert_eq!((condition.status.as_str(), condition.reason.as_str()), ("True", reason));
     }
     assert!(find(&status, "Stalled").is_none() && find(&status, "Reconciling").is_none());
-    assert_eq!(world.originals("gw").await.1, ["gw-original"]);
-    assert_eq!(status.original_ref.unwrap().name, "gw-original");
+    // One for each batch.
+    assert_eq!(world.originals("gw").await.1, ["gw-original", "gw-original-2", "gw-original-3"]);
+    assert_eq!(status.original_ref.unwrap().name, "gw-original-3");
 
     world.delete("gw").await;
     for node in &nodes {

@@ -34,14 +34,16 @@ async fn life(kill_after: usize) -> (End, usize) {
     let api = Proxy::to_api(world.client.clone(), tripwire.clone()).await;
     tripwire.start_operator(&api.address);
     let target = endpoints(proxies.iter().map(|proxy| proxy.address.as_str()));
+    // Two batches, one right after the other.
+    let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"pause": "0s"}});
     let servers = || nodes.iter().map(AdminApi::servers).collect::<Vec<_>>();
 
     world
-        .apply("gw", &json!({"target": target, "limits": {"server": {"idleTimeout": "30s"}, "backend": {"maxIdleConns": 50}}}))
+        .apply("gw", &json!({"target": target, "limits": {"server": {"idleTimeout": "30s"}, "backend": {"maxIdleConns": 50}}, "updateStrategy": strategy}))
         .await;
     world.until_programmed("gw").await;
     world
-        .apply("gw", &json!({"target": target, "limits": {"server": {"idleTimeout": "20s"}, "backend": {"maxIdleConns": 50}}}))
+        .apply("gw", &json!({"target": target, "limits": {"server": {"idleTimeout": "20s"}, "backend": {"maxIdleConns": 50}}, "updateStrategy": strategy}))
         .await;
     world.until_programmed("gw").await;
     let edited = servers();

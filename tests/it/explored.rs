@@ -316,6 +316,10 @@ impl PassWorld for Faulty {
         .boxed()
     }
 
+    fn may_flush(&self, nodes: usize) -> (usize, Option<Moment>) {
+        self.shell.may_flush(nodes)
+    }
+
     fn writes_ended(&self) -> BoxFuture<'_, ()> {
         self.shell.writes_ended()
     }
@@ -411,7 +415,10 @@ async fn life(world: &World, operator: &Operator, nodes: &[Caddy; 2], seed: u64)
     let admins = [nodes[0].admin(), nodes[1].admin()];
     for (server, client) in [("30s", "20s"), ("15s", "10s")] {
         let limits = json!({"server": {"idleTimeout": server}, "backend": {"idleConnTimeout": client}});
-        world.apply(&name, &json!({"target": endpoints(admins.iter().map(String::as_str)), "limits": limits})).await;
+        // Two batches, one right after the other.
+        let strategy = json!({"type": "RollingUpdate", "rollingUpdate": {"pause": "0s"}});
+        let target = endpoints(admins.iter().map(String::as_str));
+        world.apply(&name, &json!({"target": target, "limits": limits, "updateStrategy": strategy})).await;
         life.settle().await;
         life.is_programmed().await;
         for node in nodes {

@@ -30,7 +30,11 @@ async fn one_bad_node_of_each_kind_holds_up_no_other() {
     all.extend(bad.iter().map(|(node, _)| node.address.clone()));
     all.push(gone.clone());
 
-    let spec = json!({"target": endpoints(all.iter().map(String::as_str)), "limits": {"server": {"idleTimeout": "30s"}}});
+    let spec = json!({
+        "target": endpoints(all.iter().map(String::as_str)),
+        "limits": {"server": {"idleTimeout": "30s"}},
+        "updateStrategy": {"type": "AllAtOnce"},
+    });
     world.apply("gw", &spec).await;
     let status = world
         .until("gw", "two good, five bad", |s| s.nodes.as_ref().is_some_and(|n| (n.programmed, n.unreachable) == (2, 5)))

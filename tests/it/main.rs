@@ -39,3 +39,4 @@ mod signals;
 mod steady;
 mod verify;
 mod versions;
+mod waves;

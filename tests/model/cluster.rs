@@ -37,6 +37,8 @@ pub type Spec = (Option<u64>, Option<u64>);
 /// The versions in the scene of limits: the second narrows both, the third widens both, and the fourth no longer declares the
 /// client's.
 pub const SPECS: [Spec; 4] = [(Some(30), Some(20)), (Some(15), Some(10)), (Some(200), Some(150)), (Some(200), None)];
+/// Pause between two batches.
+const PAUSE: Duration = Duration::from_secs(10);
 /// Number of nodes. They are alike.
 pub const NODES: usize = 2;
 /// Value that another client writes to the server side, in seconds.
@@ -60,6 +62,8 @@ pub type Values = BTreeMap<Limit, Option<Json>>;
 pub enum Scene {
     /// Two servers that use each value at once.
     Limits,
+    /// The same servers, each of which closes its connections at each write, so that they are written one after the other.
+    Waves,
     /// A cluster of two nodes that read their limit when they start. The operator restarts them. No other client changes anything,
     /// because the first scene has that.
     Restarts,
@@ -73,6 +77,7 @@ impl Scene {
     pub const fn specs(self) -> &'static [Spec] {
         match self {
             Self::Limits | Self::Rivals => &SPECS,
+            Self::Waves => SPECS.split_at(2).0,
             Self::Restarts => &pods::SPECS,
         }
     }
@@ -80,7 +85,7 @@ impl Scene {
     /// Ids of the units: each node, or the cluster as a whole.
     pub fn units(self) -> Vec<String> {
         match self {
-            Self::Limits => (0..NODES).map(name).collect(),
+            Self::Limits | Self::Waves => (0..NODES).map(name).collect(),
             Self::Rivals => vec![name(0)],
             Self::Restarts => vec!["aistore/one".into()],
         }
@@ -90,6 +95,7 @@ impl Scene {
     pub const fn most_passes(self) -> usize {
         match self {
             Self::Limits => 12,
+            Self::Waves => 16,
             Self::Restarts => 24,
             Self::Rivals => 40,
         }
@@ -271,6 +277,8 @@ pub struct Pass {
     pub out: [bool; NODES],
     /// Requests that changed something.
     pub writes: u32,
+    /// Nodes that had no connections to lose when the pass wrote to them.
+    pub fresh: [bool; NODES],
     /// Whether it read a policy that asks for no restart: it is suspended, or being deleted.
     pub resting: Option<bool>,
     /// Whether an older policy had claimed the nodes when it began.
@@ -291,6 +299,12 @@ pub struct Cluster {
     pub pass: Pass,
     /// What the cluster has its nodes store, and when that last changed (Unix milliseconds); `None` where each node is alone.
     pub stored: Option<(Values, i64)>,
+    /// Time since the beginning, where writes close connections.
+    pub clock: Duration,
+    /// When the last write closed the connections of each node, and the generation that it was made for.
+    pub flushed: [Option<(Duration, i64)>; NODES],
+    /// Whether each node has restarted since it was last written: then it has no connections to lose.
+    pub fresh: [bool; NODES],
 }
 
 fn text(seconds: u64) -> Json {
@@ -443,6 +457,9 @@ impl Cluster {
             nodes: [Node::new(), Node::new()],
             pass: Pass::default(),
             stored: None,
+            clock: Duration::ZERO,
+            flushed: [None; NODES],
+            fresh: [false; NODES],
         }
     }
 
@@ -451,7 +468,7 @@ impl Cluster {
         match scene {
             Scene::Limits => Self::new(),
             Scene::Restarts => Self::with_pods(),
-            Scene::Rivals => Self { scene, ..Self::new() },
+            Scene::Rivals | Scene::Waves => Self { scene, ..Self::new() },
         }
     }
 
@@ -498,7 +515,9 @@ impl Cluster {
             },
         });
         spec["target"] = match self.scene {
-            Scene::Limits | Scene::Rivals => json!({"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "gateway"}}}}),
+            Scene::Limits | Scene::Rivals | Scene::Waves => {
+                json!({"type": "Caddy", "caddy": {"selector": {"matchLabels": {"app": "gateway"}}}})
+            }
             Scene::Restarts => json!({"type": "AIStore", "aistore": {"endpoint": "http://10.0.0.9:51080"}}),
         };
         if self.scene == Scene::Restarts {
@@ -546,9 +565,50 @@ impl Cluster {
 
     /// Sets the API server's clock to a time after the beginning.
     pub fn set_time(&mut self, since: Duration) {
+        if self.scene == Scene::Waves {
+            self.clock = since;
+        }
         if self.scene.has_time() {
             self.now = EPOCH * 1000 + i64::try_from(since.as_millis()).unwrap_or(i64::MAX / 2);
         }
+    }
+
+    /// The process of a node restarts, with its own file.
+    pub fn restart(&mut self, node: usize) {
+        self.nodes[node].restart();
+        self.fresh[node] = self.scene == Scene::Waves;
+    }
+
+    /// The same cluster with times relative to now: what matters is whether the pause after a batch is over.
+    pub fn ago(mut self) -> Self {
+        let clock = std::mem::take(&mut self.clock);
+        let ago = |(at, generation)| Some((clock - at, generation)).filter(|(ago, _)| *ago < PAUSE);
+        self.flushed.iter_mut().for_each(|flushed| *flushed = flushed.and_then(ago));
+        self
+    }
+
+    /// The process ends. The next one does not know when an update ended that the status reports as complete: that has been a
+    /// separate change.
+    pub fn crash(&mut self) {
+        self.policy.crashed = true;
+        let complete = self.policy.status.as_ref().filter(|status| status.update.is_none());
+        let complete = complete.and_then(|status| status.observed_generation);
+        let is_known = |(_, generation): &(Duration, i64)| Some(*generation) != complete;
+        self.flushed.iter_mut().for_each(|flushed| *flushed = flushed.filter(is_known));
+    }
+
+    /// The rule that a write breaks which closes the connections of a node while the pause after another one is not over.
+    fn flush(&mut self, node: usize) -> Option<String> {
+        // A write may have two parts.
+        self.pass.fresh[node] |= std::mem::take(&mut self.fresh[node]);
+        if self.scene != Scene::Waves || self.policy.deleted || self.pass.fresh[node] {
+            return None;
+        }
+        let clock = self.clock;
+        self.flushed[node] = Some((clock, self.policy.generation));
+        let since = |other: usize| self.flushed[other].map(|(at, _)| clock - at).filter(|since| other != node && *since < PAUSE);
+        let (other, since) = (0..NODES).find_map(|other| Some((other, since(other)?)))?;
+        Some(format!("node {node} is written {since:?} after node {other}"))
     }
 
     /// What a read of a unit can show.
@@ -572,7 +632,11 @@ impl Cluster {
         }
         let before = self.clone();
         let answer = self.answer(effect);
-        let broken = self.broken_rule(&before, effect);
+        let flushed = match effect {
+            Effect::Write { node, .. } if before.nodes[*node].values != self.nodes[*node].values => self.flush(*node),
+            _ => None,
+        };
+        let broken = self.broken_rule(&before, effect).or(flushed);
         self.pass.writes += 1;
         (answer, broken)
     }

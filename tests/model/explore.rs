@@ -36,6 +36,8 @@ use super::{
 const MAX_GAP: i64 = 2_000;
 /// Failures after which the back-off grows no further.
 const MAX_BACK_OFF: u32 = 10;
+/// Longest pause after a batch that can matter.
+const MAX_PAUSE: Duration = Duration::from_secs(10);
 /// Time from a change of the policy to the pass that follows it.
 const NOTICED: Duration = Duration::from_millis(10);
 
@@ -91,8 +93,8 @@ impl Env {
     }
 
     fn is_possible(self, cluster: &Cluster) -> bool {
-        let (limits, restarts, rivals) =
-            (cluster.scene == Scene::Limits, cluster.scene == Scene::Restarts, cluster.scene == Scene::Rivals);
+        let is = |scene| cluster.scene == scene;
+        let (limits, waves, restarts, rivals) = (is(Scene::Limits), is(Scene::Waves), is(Scene::Restarts), is(Scene::Rivals));
         let is_governed = cluster.policy.exists && !cluster.policy.deleted;
         match self {
             // The scene of rivals has one node.
@@ -100,7 +102,7 @@ impl Env {
             Self::Up(node) => !cluster.nodes[node].up,
             Self::Restart(node) => !rivals && cluster.nodes[node].is_written(),
             // What another client changes is explored in the scene of limits.
-            Self::Foreign(_) => limits,
+            Self::Foreign(_) => limits || waves,
             Self::Start(node) => cluster.nodes[node].phase() == Some(Phase::Terminating),
             Self::Join(node) => cluster.nodes[node].phase() == Some(Phase::Starting),
             Self::Suspend => restarts && is_governed && !cluster.policy.suspended,
@@ -117,7 +119,7 @@ impl Env {
             Self::Down(node) => cluster.nodes[node].up = false,
             Self::Up(node) => cluster.come_up(node),
             Self::Restart(node) if cluster.scene == Scene::Restarts => cluster.nodes[node].restart_in_pod(cluster.now),
-            Self::Restart(node) => cluster.nodes[node].restart(),
+            Self::Restart(node) => cluster.restart(node),
             Self::Foreign(node) => cluster.nodes[node].changed_by_another(),
             Self::Start(node) => cluster.nodes[node].start(),
             Self::Join(node) => cluster.join(node),
@@ -138,6 +140,7 @@ impl Env {
     const fn may_interrupt(self, scene: Scene) -> bool {
         match scene {
             Scene::Limits => true,
+            Scene::Waves => matches!(self, Self::Down(_) | Self::Edit | Self::Delete),
             // An edit stands for each change of the spec, and a pod that becomes ready for one whose process begins.
             Scene::Restarts => matches!(self, Self::Down(_) | Self::Join(_) | Self::Edit | Self::Delete),
             // What else happens to a node is explored in the scene of limits.
@@ -221,7 +224,7 @@ pub struct Between {
 
 impl Between {
     fn key(&self) -> (u64, u64) {
-        let mut cluster = self.cluster.clone();
+        let mut cluster = self.cluster.clone().ago();
         let mut told = Vec::new();
         for policy in [Some(&mut cluster.policy), cluster.rival.as_deref_mut()].into_iter().flatten() {
             told.push((policy.untold(), policy.has_abandoned()));
@@ -352,6 +355,8 @@ fn relative(known: &Known, now: Moment) -> Known {
     }
     memory.departed.values_mut().for_each(|since| *since = ago(*since));
     memory.leaving = memory.leaving.map(ago);
+    // An end that is longer ago than the pause is over.
+    memory.waves.ended = memory.waves.ended.map(|ended| ago(ended).min(Moment(MAX_PAUSE)));
     known
 }
 
@@ -564,10 +569,10 @@ impl Run {
             }
             Choice::Crash(carried) => {
                 self.budget -= 1;
-                self.cluster.policy.crashed = true;
                 if let Some(n) = carried {
                     self.broken = self.broken.take().or(self.cluster.carry_out(&open[n].1).1);
                 }
+                self.cluster.crash();
                 self.time = ports.time();
                 self.end = End::Crashed;
                 return false;

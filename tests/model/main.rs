@@ -64,6 +64,11 @@ fn whatever_fails_the_policy_is_applied_and_the_status_is_true() {
 }
 
 #[test]
+fn whatever_fails_a_pause_lies_between_the_writes_of_two_nodes() {
+    explore(Scene::Waves);
+}
+
+#[test]
 fn whatever_fails_each_node_is_restarted_once_and_in_its_turn() {
     explore(Scene::Restarts);
 }

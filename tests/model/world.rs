@@ -247,10 +247,11 @@ impl World for Ports {
 
     fn traits(&self, _: &TargetSpec) -> TargetCapabilities {
         let capability: fn(Limit) -> Capability = match self.scene {
-            Scene::Limits | Scene::Rivals => |_| Capability::Hot,
+            Scene::Limits | Scene::Rivals | Scene::Waves => |_| Capability::Hot,
             Scene::Restarts => |_| Capability::AfterRestart,
         };
-        TargetCapabilities { capability, value: |_, raw| parsed(Some(raw)), ..TargetCapabilities::PLAIN }
+        let by_node = self.scene == Scene::Waves;
+        TargetCapabilities { capability, by_node, value: |_, raw| parsed(Some(raw)), ..TargetCapabilities::PLAIN }
     }
 
     fn states_identity(&self, _: TargetType) -> bool {
@@ -385,6 +386,10 @@ impl World for Ports {
     ) -> BoxFuture<'a, Result<Option<Arc<dyn Target>>, Fault>> {
         let target: Arc<dyn Target> = Arc::new(self.clone());
         futures::future::ready(Ok(Some(target))).boxed()
+    }
+
+    fn may_flush(&self, nodes: usize) -> (usize, Option<Moment>) {
+        (nodes, None)
     }
 
     fn writes_ended(&self) -> BoxFuture<'_, ()> {

@@ -86,6 +86,10 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end }}
 - name: IDLECONN_RESYNC_INTERVAL
   value: {{ .Values.resyncInterval | quote }}
+{{- with .Values.maxFlushesPerMinute }}
+- name: IDLECONN_MAX_FLUSHES_PER_MINUTE
+  value: {{ . | int | quote }}
+{{- end }}
 {{- if .Values.dryRun }}
 - name: IDLECONN_DRY_RUN
   value: "true"

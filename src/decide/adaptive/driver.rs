@@ -36,6 +36,8 @@ pub struct AdaptiveDriver {
     state: State,
     /// The nodes at the end of the last pass.
     standing: NodeProgress,
+    /// Whether nodes wait for a later batch of the update.
+    updating: bool,
     /// The highest number of tasks per node that pooled connections can be; `None` where it is not known.
     most_pooled: Option<MostPooled>,
     /// No step before this time, because the process has just begun to count (Unix milliseconds).
@@ -68,6 +70,7 @@ impl AdaptiveDriver {
             config,
             state,
             standing: NodeProgress::default(),
+            updating: false,
             most_pooled: None,
             not_before,
             digest: None,
@@ -131,6 +134,7 @@ impl AdaptiveDriver {
             no_tightening: pause.stops_tightening(),
             no_relaxing: pause.stops_relaxing(),
             in_effect: standing.in_effect,
+            updating: self.updating,
             needs_restart: standing.needs_restart,
             rolls: *rolls && pause.all != Some(By::Suspend),
             share: self.attribution(signal).share,
@@ -185,6 +189,12 @@ impl AdaptiveDriver {
             levels: self.config.levels,
             moved: self.moved,
         }
+    }
+
+    /// Records whether nodes wait for a later batch of the update. A step is judged, and followed by a relaxing, only after its
+    /// last write.
+    pub const fn updating(&mut self, updating: bool) {
+        self.updating = updating;
     }
 
     /// Takes over the outcome of a pass whose report was written, with the state of the nodes at its end.

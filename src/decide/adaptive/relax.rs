@@ -48,6 +48,9 @@ impl Evaluation<'_> {
             self.judged = Some(Judged { verdict: Verdict::Inconclusive, before: pending.before, after: self.level() });
             self.state.pending = None;
         }
+        if facts.updating {
+            return;
+        }
         if !facts.in_effect {
             self.limit = (facts.needs_restart && !facts.rolls).then_some(Restriction::RestartForbidden);
             return;

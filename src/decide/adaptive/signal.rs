@@ -234,6 +234,8 @@ pub struct Reading {
     pub red: bool,
     /// Nodes at or over their threshold.
     pub over: u32,
+    /// Names of the nodes at or over twice their threshold.
+    pub twice: Vec<String>,
     /// The highest task count of a node.
     pub max: Option<f64>,
     /// Tasks of the node at the percentile.
@@ -274,6 +276,7 @@ impl Reading {
             expected: 1,
             red: false,
             over: 0,
+            twice: Vec::new(),
             max: None,
             percentile: None,
             threshold: None,
@@ -385,6 +388,7 @@ pub fn read<'a>(
         expected: count(total),
         red: valid.iter().any(|(_, m)| m.red),
         over: count(valid.iter().filter(|(_, m)| m.pressure >= 1.0).count()),
+        twice: valid.iter().filter(|(_, m)| m.pressure >= 2.0).map(|(node, _)| (*node).to_owned()).collect(),
         max: valid.iter().filter_map(|(_, m)| m.tasks).max_by(f64::total_cmp),
         percentile: counts.and_then(|m| m.tasks),
         threshold: counts.and_then(|m| m.threshold),

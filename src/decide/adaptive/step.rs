@@ -47,6 +47,8 @@ pub struct Facts<'a> {
     pub no_relaxing: bool,
     /// Whether most nodes use the desired values.
     pub in_effect: bool,
+    /// Whether nodes wait for a later batch of the update.
+    pub updating: bool,
     /// Whether the desired values take effect only after a restart.
     pub needs_restart: bool,
     /// Whether the operator restarts the nodes for that.
@@ -71,6 +73,7 @@ impl<'a> Facts<'a> {
             no_tightening: false,
             no_relaxing: false,
             in_effect: true,
+            updating: false,
             needs_restart: false,
             rolls: false,
             share: Share::UNKNOWN,

@@ -195,9 +195,12 @@ impl Evaluation<'_> {
     /// be level: it has moved by less than [`PLATEAU`] for a quarter of that time, and for at least as long as the slow
     /// average takes to follow. After twice that time more the step is judged anyway.
     fn is_due(&mut self, pending: &mut Pending) -> bool {
-        let Facts { in_effect, needs_restart, rolls, disturbance, .. } = *self.facts;
+        let Facts { in_effect, updating, needs_restart, rolls, disturbance, .. } = *self.facts;
         if !in_effect {
             self.limit = (needs_restart && !rolls).then_some(Restriction::RestartForbidden);
+            return false;
+        }
+        if updating {
             return false;
         }
         let since = *pending.since.get_or_insert(self.now);

@@ -3,3 +3,4 @@
 pub mod condition;
 pub mod node_status;
 pub mod status;
+pub mod update;

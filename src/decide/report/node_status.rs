@@ -145,6 +145,7 @@ mod tests {
             adaptive: None,
             advice: &[],
             shared: None,
+            update: None,
             probes: None,
             previous: &status,
             now: Timestamp::UNIX_EPOCH,

@@ -19,6 +19,7 @@ use crate::decide::{
     adaptive::report::{self, SeenLoop},
     advice::Advice,
     originals::Saved,
+    report::update::UpdateProgress,
     restart::{self, RestartReport as RestartState},
     uptimes::{self, Lives},
     verify::{Probes, refined, verified},
@@ -94,6 +95,8 @@ pub struct ReportInput<'a> {
     pub advice: &'a [Advice],
     /// The message of Accepted if a policy of another namespace governs a target that states the same identity.
     pub shared: Option<&'a str>,
+    /// The update, if nodes wait for a later batch.
+    pub update: Option<&'a UpdateProgress>,
     /// The nodes' probes; `None` where nothing is to be measured.
     pub probes: Option<&'a Probes>,
     /// The current status of the policy.
@@ -184,6 +187,8 @@ pub fn report(seen: &ReportInput<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice
         limits.measured = measured(seen);
         control.confirmed = confirmed(seen, &tally);
         control.changed = tally.changed;
+        let Nodes { programmed, total, .. } = tally.nodes;
+        status.update = seen.update.map(|update| update.status(seen.generation, programmed, total));
         status.nodes = Some(tally.nodes);
     }
     status.limits = (limits != StatusLimits::default()).then_some(limits);
@@ -201,6 +206,7 @@ pub fn report(seen: &ReportInput<'_>) -> (IdleConnectionPolicyStatus, Vec<Notice
     } else if seen.problem.is_some() {
         // The nodes were not queried, so the earlier decisions still hold.
         status.openness_percent = seen.previous.openness_percent;
+        status.update = seen.previous.update.clone().filter(|_| seen.problem.is_some_and(|problem| !problem.refused));
         status.history.clone_from(&seen.previous.history);
     }
     if let (Some(first), None) = (seen.advice.first(), seen.problem)
@@ -285,7 +291,8 @@ fn count_nodes(seen: &ReportInput<'_>) -> Tally {
                 settings.iter().filter(|(key, value)| stored.get(key).is_some_and(|s| s != &Some(**value))).collect();
             let mut all_used = differs.is_empty() && not_back.is_empty();
             if !all_used {
-                let held = || describe_difference(&differs, stored, seen.declared, &not_back);
+                let waits = seen.update.filter(|update| update.waiting.contains(&result.unit.name)).map(UpdateProgress::cause);
+                let held = || waits.unwrap_or_else(|| describe_difference(&differs, stored, seen.declared, &not_back));
                 drifted.push(cause(&node.name, &result.write.as_ref().map_or_else(held, |fault| fault.message.clone())));
             }
             for (&key, &value) in &settings {
@@ -512,7 +519,8 @@ fn ready(seen: &ReportInput<'_>, tally: &Tally) -> ConditionText {
         } else if was_ready && moving {
             said(Reason::Succeeded, "Declared limits were applied; adaptive control has changed them since (see Tightened)")
         } else {
-            said(Reason::Progressing, format!("{} hold {held}", of_nodes(nodes.programmed, nodes.total)))
+            progressing(seen, tally)
+                .unwrap_or_else(|| said(Reason::Progressing, format!("{} hold {held}", of_nodes(nodes.programmed, nodes.total))))
         };
     }
     let message = if nodes.unreachable > 0 {
@@ -530,7 +538,7 @@ fn programmed(seen: &ReportInput<'_>, tally: &Tally) -> ConditionText {
         return match seen.plan.drift.first() {
             _ if !seen.plan.contended.is_empty() => said(Reason::Contended, contended(seen, tally)),
             Some(drift) => said(Reason::Drifted, drifted(drift)),
-            None => said(Reason::Progressing, some()),
+            None => progressing(seen, tally).unwrap_or_else(|| said(Reason::Progressing, some())),
         };
     }
     if nodes.total == 0 {
@@ -547,6 +555,14 @@ fn programmed(seen: &ReportInput<'_>, tally: &Tally) -> ConditionText {
         None => "the operator read them back".into(),
     };
     said(Reason::Programmed, format!("{} {}; {more}", all_nodes(nodes.total, "stores", "store"), seen.held(tally)))
+}
+
+/// What is said of an update that writes the nodes in batches.
+fn progressing(seen: &ReportInput<'_>, tally: &Tally) -> Option<ConditionText> {
+    let update = seen.update?;
+    let held = format!("{} hold {}", of_nodes(tally.nodes.programmed, tally.nodes.total), seen.held(tally));
+    let reason = if update.stopped_by.is_some() { Reason::UpdateStopped } else { Reason::Progressing };
+    Some(said(reason, update.message(&held)))
 }
 
 /// For example `The node holds` or `All 3 nodes hold`.
@@ -745,6 +761,7 @@ fn notices(seen: &ReportInput<'_>, status: &IdleConnectionPolicyStatus) -> Vec<N
             (ConditionType::Programmed, _, Reason::Contended) if flipped => EventReason::Contended,
             (ConditionType::Programmed, _, Reason::Drifted) if flipped => EventReason::DriftDetected,
             (ConditionType::Programmed, _, Reason::Partial) if flipped && is_silent => EventReason::Partial,
+            (ConditionType::Programmed, _, Reason::UpdateStopped) if flipped => EventReason::UpdateStopped,
             (ConditionType::Programmed, _, Reason::Contended) => {
                 // Other limits are put back anyway.
                 let back = |drift: &&Drift| !seen.plan.contended.contains(&drift.limit) && holds_now(seen, drift);

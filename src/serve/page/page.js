@@ -205,7 +205,8 @@ function showPolicies(snapshot) {
     say(row.cells[3], policy.mode === "Disabled" ? "–" : percent(policy.utilizationPercent));
     row.cells[3].classList.toggle("bad", policy.utilizationPercent >= 100);
     say(row.cells[4], policy.opennessPercent === undefined ? "–" : percent(policy.opennessPercent));
-    say(row.cells[5], policy.nodes?.summary ?? "–");
+    const updating = policy.update ? (policy.update.blockedBy ? " (update stopped)" : " (updating)") : "";
+    say(row.cells[5], `${policy.nodes?.summary ?? "–"}${updating}`);
     say(row.cells[6], policy.deleting ? "deleting" : ready ? (ready.status === "True" ? "yes" : `${ready.status === "False" ? "no" : "unknown"}: ${ready.reason}`) : "unknown");
     row.cells[6].className = ready?.status === "True" ? "good" : ready?.status === "False" ? "bad" : "wait";
     say(row.cells[7], tightened?.reason ?? "as declared");

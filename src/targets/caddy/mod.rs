@@ -30,6 +30,7 @@ use crate::{
 /// The capabilities of every Caddy.
 pub const TRAITS: TargetCapabilities = TargetCapabilities {
     capability,
+    by_node: true,
     inexpressible,
     value: config::parse,
     default_idle,

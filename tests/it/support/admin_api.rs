@@ -3,7 +3,7 @@
 use std::{
     sync::{
         Arc, Mutex, OnceLock,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -41,6 +41,10 @@ struct Node {
     goroutines: AtomicUsize,
     /// While a test holds the lock, the server answers no request.
     answers: Arc<tokio::sync::Mutex<()>>,
+    /// Whether the next write is the last request that is answered, until the guard is dropped.
+    ends: AtomicBool,
+    silent: Mutex<Option<tokio::sync::OwnedMutexGuard<()>>>,
+    times: Mutex<Vec<Instant>>,
     late: Duration,
 }
 
@@ -60,6 +64,9 @@ impl AdminApi {
             written: OnceLock::new(),
             goroutines: AtomicUsize::new(20),
             answers: Arc::default(),
+            ends: AtomicBool::new(false),
+            silent: Mutex::default(),
+            times: Mutex::default(),
             late,
         });
         let router = Router::new()
@@ -109,6 +116,26 @@ impl AdminApi {
         self.state.answers.clone().lock_owned().await
     }
 
+    /// Answers nothing any more after the next write, as a server that its new configuration breaks.
+    pub fn end_with_the_next_write(&self) {
+        self.state.ends.store(true, Ordering::SeqCst);
+    }
+
+    /// Goes on answering after a write.
+    pub fn end_never(&self) {
+        self.state.ends.store(false, Ordering::SeqCst);
+    }
+
+    /// Answers again.
+    pub fn recover(&self) {
+        drop(self.state.silent.lock().unwrap().take());
+    }
+
+    /// Returns the times of all writes.
+    pub fn times(&self) -> Vec<Instant> {
+        self.state.times.lock().unwrap().clone()
+    }
+
     /// Returns the time of the first change.
     pub fn written(&self) -> Option<Instant> {
         self.state.written.get().copied()
@@ -150,7 +177,11 @@ async fn write(State(node): State<Arc<Node>>, headers: HeaderMap, axum::Json(bod
         return StatusCode::PRECONDITION_FAILED;
     }
     node.written.get_or_init(Instant::now);
+    node.times.lock().unwrap().push(Instant::now());
     *servers = (body, servers.1 + 1);
+    if node.ends.swap(false, Ordering::SeqCst) {
+        *node.silent.lock().unwrap() = node.answers.clone().try_lock_owned().ok();
+    }
     StatusCode::OK
 }
 

@@ -57,6 +57,7 @@ impl World {
             namespaces: vec![self.namespace.clone()],
             allow_endpoints: "127.0.0.0/8".parse().unwrap(),
             resync,
+            max_flushes_per_minute: None,
             dry_run: false,
             instance: "tests".into(),
         }
