@@ -77,7 +77,7 @@ pub fn sentences(policy: &IdleConnectionPolicy, now: Timestamp) -> String {
     for flushes in &flushes {
         say(&format!("{}.", flushes.sentence()));
     }
-    if let Some(nodes) = status.nodes.as_ref().filter(|_| traits.by_node && !flushes.is_empty()) {
+    if let Some(nodes) = status.nodes.as_ref().filter(|_| traits.has_batches() && !flushes.is_empty()) {
         say(&pace(policy, nodes.total));
     }
     let adaptive = policy.spec.adaptive.as_ref().filter(|adaptive| adaptive.mode != Mode::Disabled);

@@ -46,6 +46,18 @@ impl Capability {
     }
 }
 
+/// What decides when each node takes a change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PacedBy {
+    /// The operator: each node is written by a separate write, which closes the idle connections of this node alone. So the
+    /// nodes can be written in batches.
+    Operator,
+    /// The cluster: one write reaches all of its nodes.
+    Cluster,
+    /// The kubelet of each pod, which updates a mounted file.
+    Kubelet,
+}
+
 /// Maps a unit's saved values to the current names of its config paths; see [`TargetCapabilities::moved`].
 pub type Follow = fn(&Sites, &UnitState, &BTreeSet<(Limit, Value)>) -> Option<Moved>;
 
@@ -56,9 +68,8 @@ pub struct TargetCapabilities {
     pub capability: fn(Limit) -> Capability,
     /// The format, if the target is a file: its limits are [`Capability::Reported`], whatever `capability` says.
     pub file: Option<Format>,
-    /// Whether each node is written by a separate write, which closes the idle connections of this node alone: then the
-    /// nodes can be written in batches.
-    pub by_node: bool,
+    /// What decides when each node takes a change; `None` if that is not known.
+    pub paced_by: Option<PacedBy>,
     /// Whether the operator restarts its nodes for limits that they read only when they start
     /// (`restart.policy: Rolling`).
     pub rolling: bool,
@@ -87,7 +98,7 @@ impl TargetCapabilities {
     pub const PLAIN: Self = Self {
         capability: |_| Capability::Hot,
         file: None,
-        by_node: false,
+        paced_by: None,
         rolling: false,
         inexpressible: |_, _| None,
         value: |_, _| None,
@@ -97,6 +108,12 @@ impl TargetCapabilities {
         default_idle: |_| None,
         most_pooled: |_, _| None,
     };
+
+    /// Whether the nodes can be written in batches.
+    #[must_use]
+    pub fn has_batches(&self) -> bool {
+        self.paced_by == Some(PacedBy::Operator)
+    }
 
     /// Whether the target has a limit and can express this value.
     #[must_use]

@@ -27,7 +27,7 @@ pub mod verify;
 use std::collections::{BTreeMap, BTreeSet};
 
 use adaptive::{driver::AdaptiveDriver, signal::Signal, standing::NodeProgress, step::Outcome};
-pub use declare::{Capability, Declared, TargetCapabilities, declare, floor};
+pub use declare::{Capability, Declared, PacedBy, TargetCapabilities, declare, floor};
 use jiff::Timestamp;
 pub use observed::{Cause, ConfigPath, Fault, Moved, NodeState, Process, Serves, Sites, Stored, Unit, UnitResult, UnitState};
 use originals::Saved;

@@ -284,7 +284,7 @@ fn a_file_is_in_effect_when_every_pod_has_said_so() {
     assert_eq!((reason.as_str(), in_effect, count), ("Propagating", false, 1));
     assert_eq!(
         message,
-        "1 of 3 pods report the new settings; b may not have received the file yet, which takes up to three minutes"
+        "1 of 3 pods report the new settings; b may not have received the file from the kubelet yet, which takes up to three minutes"
     );
     let (reason, message, ..) = said([yes, no, None], 180);
     assert_eq!(reason, "RestartRequired");

@@ -262,7 +262,7 @@ async fn restore(
             .boxed()
         })
         .collect();
-    let batches = policy.batches().filter(|_| world.traits(&policy.spec().target).by_node);
+    let batches = policy.batches().filter(|_| world.traits(&policy.spec().target).has_batches());
     let most = batches.map_or(usize::MAX, |batches| batches.max_nodes.of(units.len())).min(CONCURRENCY);
     stream::iter(jobs).buffer_unordered(most).collect().await
 }
@@ -313,7 +313,7 @@ async fn restore_at(world: &dyn World, policy: &PolicyHandle, id: &str, saved: &
         return Ok(Restored::Seen);
     }
     // Counted, but not held back: a deletion must end in time.
-    world.may_flush(usize::from(traits.by_node));
+    world.may_flush(usize::from(traits.has_batches()));
     let result = apply::write_one(world, target.as_ref(), &traits, unit, &state, &changes).await;
     match (result.state, result.write) {
         (Err(fault), _) | (Ok(_), Some(fault)) => Err(fault),

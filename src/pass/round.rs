@@ -119,7 +119,7 @@ async fn round(pass: &mut Pass<'_>, job: &Job<'_>, done: &mut Done, answered: Ve
         done.look = SignalSnapshot::at_samples(pass.world, pass.memory);
     }
     let mut plan = decided(pass, job, done, &answered).await;
-    if pass.traits.by_node {
+    if pass.traits.has_batches() {
         let restarted = restarted_since(pass, job, &answered, &plan).await;
         hold_back(pass, done.look.as_ref(), &answered, &restarted, &mut plan);
     }
@@ -221,7 +221,7 @@ async fn decided(pass: &mut Pass<'_>, job: &Job<'_>, done: &Done, answered: &[(U
 
 /// Begins the batch of this pass.
 fn begin_batch(pass: &mut Pass<'_>, units: &[Unit]) {
-    if pass.traits.by_node {
+    if pass.traits.has_batches() {
         let object = &pass.policy.object;
         let update = object.status.as_ref().and_then(|status| status.update.as_ref());
         pass.memory.waves.begin(units, object.metadata.generation, update, pass.world.moment());
@@ -298,7 +298,7 @@ async fn finish(pass: &mut Pass<'_>, job: &Job<'_>, done: Done) -> Result<Next, 
     let nodes: Vec<_> = results.iter().filter_map(|result| result.state.as_ref().ok()).flat_map(|state| &state.nodes).collect();
     let all = results.len() == job.units.len() && results.iter().all(|result| result.state.is_ok());
     pass.memory.looked(&nodes, all, stamp);
-    if traits.by_node {
+    if traits.has_batches() {
         pass.memory.waves.end();
     }
     if let Some(driver) = &mut pass.memory.driver {
@@ -449,7 +449,7 @@ fn record_results(memory: &mut PolicyCache, written: &[UnitResult], plan: &Plan,
         let changes = plan.units.get(id).map(|unit| &unit.changes[..]).unwrap_or_default();
         memory.ended(id, result.state.as_ref().err(), now);
         if memory.withheld(id, changes, now).is_none() {
-            if traits.by_node && !changes.is_empty() {
+            if traits.has_batches() && !changes.is_empty() {
                 memory.waves.written(&result.unit, result.state.is_ok(), now);
             }
             memory.written(id, changes, result.write.as_ref(), now);

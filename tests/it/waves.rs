@@ -337,3 +337,27 @@ async fn twenty_policies_that_are_edited_at_once_stay_within_the_maximum_of_the_
         assert!(free <= seconds, "{} writes within {seconds:.1} s", count + 1);
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deletion_during_an_update_restores_every_node_although_one_does_not_answer_for_a_while() {
+    let world = World::new("unwritten").await;
+    let nodes = fleet(6).await;
+    let before: Vec<_> = nodes.iter().map(AdminApi::servers).collect();
+    world.apply("gw", &policy(&nodes, "2m", &json!({"type": "AllAtOnce"}))).await;
+    world.until_programmed("gw").await;
+    let mut spec = policy(&nodes, "1m", &one_by_one("1h"));
+    spec["restoreTimeout"] = json!("1m");
+    world.apply("gw", &spec).await;
+    world.until("gw", "one node is updated", |status| updated(status) == Some((1, 6))).await;
+
+    let silent = nodes[3].hold().await;
+    let policies = world.policies();
+    policies.delete("gw", &kube::api::DeleteParams::default()).await.unwrap();
+    let restored = || nodes.iter().zip(&before).filter(|(node, before)| node.servers() == **before).count();
+    eventually("all nodes that answer are restored", || async { (restored() == 5).then_some(()) }).await;
+    assert!(policies.get_opt("gw").await.unwrap().is_some(), "the deletion waits for the node that does not answer");
+    drop(silent);
+    eventually("the policy is gone", || async { policies.get_opt("gw").await.unwrap().is_none().then_some(()) }).await;
+    assert_eq!(restored(), 6);
+    assert!(!world.events("gw").await.contains(&"RestoreAbandoned".to_owned()));
+}

@@ -17,7 +17,7 @@ use idleconn_operator::{
         policy::{Target as TargetSpec, TargetType},
     },
     decide::{
-        Capability, Change, Declared, Fault, TargetCapabilities, Unit, UnitResult, UnitState,
+        Capability, Change, Declared, Fault, PacedBy, TargetCapabilities, Unit, UnitResult, UnitState,
         adaptive::{config::Config, signal::Signal},
         claims::Claimant,
         originals::{Log, Record, Saved},
@@ -250,8 +250,8 @@ impl World for Ports {
             Scene::Limits | Scene::Rivals | Scene::Waves => |_| Capability::Hot,
             Scene::Restarts => |_| Capability::AfterRestart,
         };
-        let by_node = self.scene == Scene::Waves;
-        TargetCapabilities { capability, by_node, value: |_, raw| parsed(Some(raw)), ..TargetCapabilities::PLAIN }
+        let paced_by = (self.scene == Scene::Waves).then_some(PacedBy::Operator);
+        TargetCapabilities { capability, paced_by, value: |_, raw| parsed(Some(raw)), ..TargetCapabilities::PLAIN }
     }
 
     fn states_identity(&self, _: TargetType) -> bool {

@@ -15,7 +15,7 @@ use crate::api::{
     wording::{listed, of_nodes},
 };
 use crate::decide::{
-    Capability, Cause, Declared, Drift, Fault, NodeState, Plan, Sites, TargetCapabilities, Unit, UnitResult, UnitState,
+    Capability, Cause, Declared, Drift, Fault, NodeState, PacedBy, Plan, Sites, TargetCapabilities, Unit, UnitResult, UnitState,
     adaptive::report::{self, SeenLoop},
     advice::Advice,
     originals::Saved,
@@ -534,11 +534,17 @@ fn ready(seen: &ReportInput<'_>, tally: &Tally) -> ConditionText {
 fn programmed(seen: &ReportInput<'_>, tally: &Tally) -> ConditionText {
     let nodes = &tally.nodes;
     let some = || format!("{} hold {}{}", of_nodes(nodes.programmed, nodes.total), seen.held(tally), worst(nodes));
+    let spreading = || match seen.traits.paced_by {
+        Some(PacedBy::Cluster) if tally.write_fault.is_none() => {
+            format!("{}; the cluster itself spreads a change to its nodes", some())
+        }
+        _ => some(),
+    };
     if nodes.drifted > 0 {
         return match seen.plan.drift.first() {
             _ if !seen.plan.contended.is_empty() => said(Reason::Contended, contended(seen, tally)),
             Some(drift) => said(Reason::Drifted, drifted(drift)),
-            None => progressing(seen, tally).unwrap_or_else(|| said(Reason::Progressing, some())),
+            None => progressing(seen, tally).unwrap_or_else(|| said(Reason::Progressing, spreading())),
         };
     }
     if nodes.total == 0 {
@@ -726,8 +732,10 @@ fn behind(seen: &ReportInput<'_>, tally: &Tally) -> ConditionText {
     let written = seen.units.iter().filter_map(|result| result.state.as_ref().ok()?.changed).max();
     let counted = format!("{} of {} pods report the new settings", nodes.in_effect, nodes.total);
     if written.is_some_and(|at| seen.now.duration_since(at) < PROPAGATION) {
-        let message =
-            format!("{counted}; {} may not have received the file yet, which takes up to three minutes", listed(&names));
+        let message = format!(
+            "{counted}; {} may not have received the file from the kubelet yet, which takes up to three minutes",
+            listed(&names)
+        );
         return said(Reason::Propagating, message);
     }
     let (verb, them) = if names.len() == 1 { ("reports", "it if it reads") } else { ("report", "them if they read") };

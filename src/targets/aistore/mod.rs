@@ -25,14 +25,15 @@ use crate::{
     api::{Limit, LimitValues, Value, adaptive::Source},
     clock,
     decide::{
-        Capability, Cause, Change, ConfigPath, Fault, NewValue, NodeState, Process, Serves, Sites, TargetCapabilities, Unit,
-        UnitState, adaptive::attribution::MostPooled,
+        Capability, Cause, Change, ConfigPath, Fault, NewValue, NodeState, PacedBy, Process, Serves, Sites, TargetCapabilities,
+        Unit, UnitState, adaptive::attribution::MostPooled,
     },
     pool::{Provider, Request, Response},
 };
 
 /// The capabilities of every AIStore cluster.
 pub const TRAITS: TargetCapabilities = TargetCapabilities {
+    paced_by: Some(PacedBy::Cluster),
     capability,
     value: wire::value,
     cap,

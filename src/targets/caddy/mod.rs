@@ -23,14 +23,14 @@ use crate::{
         adaptive::Source,
         flush::{Closes, Flush},
     },
-    decide::{Capability, Cause, Change, Fault, NodeState, Serves, TargetCapabilities, Unit, UnitState},
+    decide::{Capability, Cause, Change, Fault, NodeState, PacedBy, Serves, TargetCapabilities, Unit, UnitState},
     pool::{Provider, Request, Response},
 };
 
 /// The capabilities of every Caddy.
 pub const TRAITS: TargetCapabilities = TargetCapabilities {
     capability,
-    by_node: true,
+    paced_by: Some(PacedBy::Operator),
     inexpressible,
     value: config::parse,
     default_idle,

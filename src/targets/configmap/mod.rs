@@ -25,7 +25,7 @@ use crate::{
         adaptive::Source,
         config_map::{ConfigMap as Spec, Page},
     },
-    decide::{Cause, Change, ConfigPath, Fault, NewValue, NodeState, Stored, TargetCapabilities, Unit, UnitState},
+    decide::{Cause, Change, ConfigPath, Fault, NewValue, NodeState, PacedBy, Stored, TargetCapabilities, Unit, UnitState},
     pool::Request,
 };
 
@@ -40,7 +40,13 @@ const CONCURRENCY: usize = 32;
 #[must_use]
 pub fn traits(format: Format) -> TargetCapabilities {
     let value = |limit, raw: &Json| value(limit, raw.as_str()?);
-    TargetCapabilities { file: Some(format), inexpressible: format.inexpressible(), value, ..TargetCapabilities::PLAIN }
+    TargetCapabilities {
+        file: Some(format),
+        paced_by: Some(PacedBy::Kubelet),
+        inexpressible: format.inexpressible(),
+        value,
+        ..TargetCapabilities::PLAIN
+    }
 }
 
 /// The registration of this kind.
