@@ -1,4 +1,4 @@
-// Package server is an http.Server whose idle timeout can be changed while it runs.
+// Package server is an http.Server whose idle timeout can be changed while it runs, and whose connections and requests are counted.
 //
 // The fields of an http.Server must not change once it serves. This package therefore enforces the idle timeout itself, from the states that
 // the server reports. ReadHeaderTimeout applies to new connections only, so a change creates a new http.Server behind the same listener.
@@ -26,6 +26,7 @@ const (
 // Server serves one listener.
 type Server struct {
 	handler http.Handler
+	opened  prometheus.Counter
 
 	mu       sync.Mutex
 	current  *generation
@@ -50,7 +51,20 @@ type idling struct {
 
 // New returns a Server with the defaults. Call Serve to start it.
 func New(handler http.Handler, registry *prometheus.Registry) *Server {
-	s := &Server{handler: handler, idles: map[net.Conn]*idling{}, idle: idleTimeout}
+	counter := func(name, help string) prometheus.Counter {
+		return prometheus.NewCounter(prometheus.CounterOpts{Name: name, Help: help})
+	}
+	requests := counter("idleconn_server_requests_total", "Requests that clients sent to this server.")
+	counted := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		requests.Inc()
+		handler.ServeHTTP(w, r)
+	})
+	s := &Server{
+		handler: counted,
+		opened:  counter("idleconn_server_connections_opened_total", "Connections that clients opened to this server. More of them for each request mean that connections are closed too early."),
+		idles:   map[net.Conn]*idling{},
+		idle:    idleTimeout,
+	}
 	s.current = s.generation(readHeaderTimeout)
 	gauge := func(state string, value func() int) prometheus.Collector {
 		return prometheus.NewGaugeFunc(prometheus.GaugeOpts{
@@ -64,6 +78,8 @@ func New(handler http.Handler, registry *prometheus.Registry) *Server {
 		})
 	}
 	registry.MustRegister(
+		s.opened,
+		requests,
 		gauge("idle", func() int { return len(s.idles) }),
 		gauge("active", func() int { return s.conns - len(s.idles) }),
 	)
@@ -148,6 +164,7 @@ func (s *Server) state(conn net.Conn, state http.ConnState) {
 	switch state {
 	case http.StateNew:
 		s.conns++
+		s.opened.Inc()
 	case http.StateClosed, http.StateHijacked:
 		s.conns--
 	case http.StateIdle:
