@@ -214,7 +214,8 @@ async fn sampled(path: &'static str) -> f64 {
         rounds.recv().await.unwrap();
     }
     let used = (cpu() - began) * 1e6 / f64::from(NODES) / ROUNDS as f64 / 1e3;
-    let signal = sampler.signal(95, 20_000, idleconn_operator::clock::now().as_millisecond());
+    let ages = idleconn_operator::decide::adaptive::signal::Ages { most: 20_000, young: 0 };
+    let signal = sampler.signal(95, ages, idleconn_operator::clock::now().as_millisecond());
     let idleconn_operator::decide::adaptive::signal::Signal::Fresh(reading) = signal else { panic!("no signal") };
     let now = accepted().await;
     println!(

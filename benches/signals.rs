@@ -14,7 +14,7 @@ use idleconn_operator::{
     decide::adaptive::{
         config::Config,
         driver::AdaptiveDriver,
-        signal::{self, Measure, NodeSample},
+        signal::{self, Ages, Measure, NodeSample},
         state::State,
         tuning::Tuning,
     },
@@ -113,11 +113,11 @@ fn main() {
     let samples: BTreeMap<String, NodeSample> = names
         .iter()
         .enumerate()
-        .map(|(n, name)| (name.clone(), NodeSample { last: Some((1000, measure(n))), gap: None }))
+        .map(|(n, name)| (name.clone(), NodeSample { last: Some((1000, measure(n))), ..NodeSample::default() }))
         .collect();
     let mut driver = AdaptiveDriver::new(Config::plain(declared, floor, tuning), State::default(), None, 0);
     let looks = throughput(1, || {
-        let signal = signal::read(&samples, names.iter().map(String::as_str), 95, 90_000, 1000);
+        let signal = signal::read(&samples, names.iter().map(String::as_str), 95, Ages { most: 90_000, young: 0 }, 1000);
         black_box(driver.tick(&signal, 1000));
     });
     println!("a decision over 100 nodes: {:.1} µs", 1e6 / looks);

@@ -10,8 +10,9 @@ use std::{
 use idleconn_operator::{
     api::{
         IdleConnectionPolicyStatus, Limit, LimitValues, Value,
-        adaptive::{Adaptive as Spec, Behavior, Fallback, FallbackBehavior, Mode, Profile},
+        adaptive::{Adaptive as Spec, Behavior, Fallback, FallbackBehavior, Mode, NewConnections, Profile},
         conditions::Reason,
+        guarded::ConnectionRate,
         limits::WITHIN,
         policy::DriftPolicy,
     },
@@ -25,6 +26,7 @@ use idleconn_operator::{
             pause::{By, Pause},
             signal::{Reading, Signal},
             state::State,
+            step::Verdict,
             tuning::Tuning,
         },
         order,
@@ -94,6 +96,8 @@ struct World {
     now: i64,
     jumps: bool,
     pressure: f64,
+    /// Number of steps that were judged harmful.
+    harmful: usize,
     /// Time of each decision, with the openness before and after.
     decided: Vec<(i64, u8, u8)>,
 }
@@ -117,6 +121,7 @@ impl World {
             status: IdleConnectionPolicyStatus { observed_generation: Some(1), ..IdleConnectionPolicyStatus::default() },
             now: 1_700_000_000_000,
             pressure: 0.5,
+            harmful: 0,
             decided: Vec::new(),
         }
     }
@@ -143,8 +148,17 @@ impl World {
             idle_share: (self.random.u8(0..4) == 0).then(|| self.random.f64()),
             youngest: (self.random.u8(0..3) == 0).then(|| self.random.i64(0..100_000_000)),
             mean: self.pressure,
+            rate: self.rate(),
             ..Reading::default()
         })
+    }
+
+    /// New connections, which are sometimes unknown, and sometimes become very frequent.
+    fn rate(&mut self) -> Option<ConnectionRate> {
+        let busy = if self.state.openness < 50 { 60.0 } else { 10.0 };
+        let connections = if self.random.u8(0..100) == 0 { 1e12 } else { busy * self.random.f64() };
+        let requests = self.seed.is_multiple_of(2).then(|| 100.0 * self.random.f64());
+        (self.random.u8(0..10) != 0).then_some(ConnectionRate { connections, requests, nodes: 3.0 })
     }
 
     fn look(&mut self) {
@@ -159,11 +173,14 @@ impl World {
         let pause = Pause { all: None, tighten: paused(), relax: paused() };
         let levels = self.seed.is_multiple_of(7);
         let disturbance = self.seed.is_multiple_of(3).then_some(Disturbance { settle: 2_000, longest_idle: 300_000 });
+        let new = NewConnections { metric: "opened".into(), match_labels: BTreeMap::new(), max_per_second: 20, requests: None };
+        let guard = (!self.seed.is_multiple_of(5)).then_some(new);
         let units = [(self.nodes.unit.clone(), self.nodes.state.clone())];
         let config = Config {
             pause: pause.clone(),
             levels,
             disturbance,
+            guard: guard.clone(),
             ..Config::plain(self.declared.settings.clone(), self.floor.clone(), self.tuning.clone())
         };
         let plan = |state: &State| -> Plan {
@@ -196,6 +213,14 @@ impl World {
 
         let outcome = done.outcome.as_ref().unwrap();
         assert!(outcome.state.openness <= 100);
+        assert_eq!(outcome.harm.is_some(), outcome.judged.is_some_and(|judged| judged.verdict == Verdict::Harmful));
+        if let Some(harm) = &outcome.harm {
+            self.harmful += 1;
+            assert!(guard.is_some() && harm.after.connections > 20.0, "{harm:?}");
+            assert!(outcome.state.lockout.is_some_and(|lockout| lockout.until > self.now) && outcome.state.pending.is_none());
+            assert!(outcome.decision.is_some_and(|decision| decision.to > decision.from) || outcome.state.rollback.is_some());
+        }
+        assert!(outcome.state.guarded.is_none() || guard.is_some(), "guarded without a counter");
         if let Some(decision) = &outcome.decision {
             let tightens = decision.to < decision.from;
             assert_ne!(decision.from, decision.to);
@@ -258,7 +283,7 @@ impl World {
 
 #[test]
 fn whatever_happens() {
-    let mut decisions = 0;
+    let (mut decisions, mut harmful) = (0, 0);
     for seed in 0..LIVES {
         let mut world = World::new(seed);
         for look in 0..LOOKS {
@@ -269,8 +294,10 @@ fn whatever_happens() {
             }
         }
         decisions += world.decided.len();
+        harmful += world.harmful;
     }
-    println!("{} looks, {decisions} decisions", LIVES * LOOKS as u64);
+    println!("{} looks, {decisions} decisions, {harmful} harmful steps", LIVES * LOOKS as u64);
+    assert!(harmful >= 5, "the guard has nothing to do: {harmful} harmful steps");
     assert!(decisions > 1000, "the worlds are too quiet: {decisions} decisions");
 }
 

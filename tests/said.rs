@@ -17,6 +17,7 @@ use idleconn_operator::{
         adaptive::{Adaptive, Mode},
         conditions::Reason,
         flush::Reload,
+        guarded::ConnectionRate,
         update::RollingUpdate,
     },
     decide::{
@@ -26,9 +27,9 @@ use idleconn_operator::{
             attribution::Attribution,
             pause::{By, Pause},
             report::{SeenLoop, write_adaptive_status},
-            signal::{NoSample, NodeSample, Reading, Signal, read},
+            signal::{Ages, NoSample, NodeSample, Reading, Signal, read},
             state::{Efficacy, Episode, Lockout, Pending, State, Watched, Way},
-            step::{self, Decision, Outcome as Look, Phase, Restriction, Wait},
+            step::{self, Decision, Harm, Judged, Outcome as Look, Phase, Restriction, Verdict, Wait},
             step_size::Share,
             tuning::Tuning,
         },
@@ -519,6 +520,20 @@ const PAUSES: &[Pause] = &[
     Pause { relax: Some(By::Annotation("idleconn.io/paused-relax", None)), ..Pause::NONE },
 ];
 
+/// A step that is taken back because of its new connections.
+fn harmful(requests: Option<f64>) -> Look {
+    let rate = |connections| ConnectionRate { connections, requests, nodes: 12.0 };
+    let lockout = Some(Lockout { until: 14_400_000, times: 0 });
+    let state = State { openness: 26, efficacy: Efficacy::Harmful, lockout, rollback: Some(100), ..State::default() };
+    Look {
+        judged: Some(Judged { verdict: Verdict::Harmful, before: 1.12, after: 0.9 }),
+        harm: Some(Harm { before: rate(8.0), after: rate(41.5) }),
+        limit: Some(Restriction::Locked),
+        phase: Phase::Holding,
+        ..Look::unmoved(state)
+    }
+}
+
 /// Everything that conditions and Events of adaptive control say, one line for each message.
 fn adaptive_messages() -> BTreeSet<String> {
     let mut lines = BTreeSet::new();
@@ -536,6 +551,7 @@ fn adaptive_messages() -> BTreeSet<String> {
             attribution,
             idle_connections: None,
             closes: false,
+            reserves: false,
             levels: false,
             moved: false,
         };
@@ -565,6 +581,8 @@ fn adaptive_messages() -> BTreeSet<String> {
     report(&low, &unmoved(), &plain);
     report(&fresh, &Look { state: State { episode, ..State::default() }, ..unmoved() }, &plain);
     report(&Signal::Fresh(Reading { idle_missing: Some(NODES[1].into()), ..reading.clone() }), &unmoved(), &plain);
+    report(&Signal::Fresh(Reading { connections_missing: Some(NODES[1].into()), ..reading.clone() }), &unmoved(), &plain);
+    report(&Signal::Fresh(Reading { requests_missing: Some(NODES[1].into()), ..reading.clone() }), &unmoved(), &plain);
     for (over, critical) in [(0, false), (3, false), (3, true)] {
         let alerts = Signal::Fresh(Reading { over, red: critical, ..reading.clone() });
         let state = State { episode: episode.filter(|_| over > 0), ..State::default() };
@@ -603,10 +621,15 @@ fn adaptive_messages() -> BTreeSet<String> {
     report(&low, &Look { state: dropped, ..unmoved() }, &plain);
     let used_up = State { changes: (0..6).map(|n| (n * 1000, Way::Tighten)).collect(), ..State::default() };
     report(&fresh, &Look { limit: Some(Restriction::BudgetExhausted), state: used_up, ..unmoved() }, &plain);
+    let nearly = State { changes: (0..3).map(|n| (n * 1000, Way::Tighten)).collect(), ..State::default() };
+    report(&fresh, &Look { limit: Some(Restriction::BudgetExhausted), state: nearly, ..unmoved() }, &|seen| seen.reserves = true);
     let none = Signal::Missing { reason: Reason::NoSeries, message: format!("{} does not have the requested series", NODES[0]) };
     report(&none, &unmoved(), &plain);
     for efficacy in Efficacy::iter() {
         report(&fresh, &Look { state: State { efficacy, ..State::default() }, ..unmoved() }, &bound);
+    }
+    for outcome in [None, Some(400.0)].map(harmful) {
+        report(&fresh, &outcome, &plain);
     }
     for (from, to, reason) in [
         (100, 70, step::Reason::High { pressure: Some(1.12), lasted: 120_000 }),
@@ -615,6 +638,7 @@ fn adaptive_messages() -> BTreeSet<String> {
         (26, 56, step::Reason::Low { pressure: None, lasted: 900_000 }),
         (26, 100, step::Reason::Ineffective),
         (26, 100, step::Reason::PoolsTooSmall),
+        (26, 100, step::Reason::Harmful),
         (26, 100, step::Reason::Withdrawn),
         (26, 100, step::Reason::SignalGone),
     ] {
@@ -628,7 +652,7 @@ fn adaptive_messages() -> BTreeSet<String> {
     for gap in NoSample::iter().flat_map(with_figures) {
         let sample = NodeSample { gap: Some(gap), ..NodeSample::default() };
         let samples = NODES.map(|node| (node.to_owned(), sample.clone())).into();
-        report(&read(&samples, NODES, 95, 90_000, 0), &unmoved(), &plain);
+        report(&read(&samples, NODES, 95, Ages { most: 90_000, young: 0 }, 0), &unmoved(), &plain);
     }
     lines
 }

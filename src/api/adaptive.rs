@@ -60,6 +60,8 @@ pub enum Mode {
         .message("adaptive.signal: StateFlags has no threshold, because the nodes use their own of 512 tasks per CPU; remove threshold"),
     validation = Rule::new("!has(self.idleConnections) || !has(self.source) || self.source == 'Nodes'")
         .message("adaptive.signal.idleConnections needs source Nodes: the gauge is read from the metrics page of each node"),
+    validation = Rule::new("!has(self.newConnections) || !has(self.source) || self.source == 'Nodes'")
+        .message("adaptive.signal.newConnections needs source Nodes: the counter is read from the metrics page of each node"),
     validation = Rule::new("(!has(self.matchLabels) && (!has(self.aggregation) || self.aggregation == 'ExactlyOne')) || !has(self.source) || self.source == 'Nodes'")
         .message("adaptive.signal: matchLabels and aggregation need source Nodes; with source Prometheus, select and aggregate in the query"),
 )]
@@ -90,6 +92,10 @@ pub struct Signal {
     /// that part is not known. Only used with source Nodes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_connections: Option<IdleConnections>,
+    /// Counter in which a node reports its new connections. With it a tightening is taken back if it makes new connections more
+    /// than twice as frequent. Absent: this is not observed. Only used with source Nodes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub new_connections: Option<NewConnections>,
     /// Task count at which a node runs too many tasks. Source Prometheus requires `value`, and `StateFlags` allows no threshold.
     /// Absent: 512 tasks per CPU, the value at which AIStore begins to warn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -152,6 +158,45 @@ pub struct IdleConnections {
 impl IdleConnections {
     /// Tasks of one idle connection if the policy does not set them: the goroutines of a connection in the pool of a Go client.
     pub const TASKS_PER_CONNECTION: u32 = 2;
+}
+
+/// Counter in which a node reports its new connections. Series with different labels are added.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct NewConnections {
+    /// Name of the counter, such as `idleconn_client_connections_got_total`.
+    #[schemars(length(min = 1, max = 200), regex(pattern = r"^[a-zA-Z_:][a-zA-Z0-9_:]*$"))]
+    pub metric: String,
+    /// Labels that select series of the counter, such as `reused: "false"`: a series counts only if it has every label with
+    /// exactly this value. At most 8. Absent: every series counts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 8))]
+    #[x_kube(validation = Rule::new("self.all(name, size(name) >= 1 && size(name) <= 128 && size(self[name]) <= 256)")
+        .message("adaptive.signal.newConnections.matchLabels: a label name has 1 to 128 characters, and a value at most 256"))]
+    pub match_labels: BTreeMap<String, String>,
+    /// New connections per second, of all nodes together, up to which no tightening counts as harmful, 1 to 1000000000.
+    #[schemars(range(min = 1, max = 1_000_000_000), extend("format" = "int32"))]
+    pub max_per_second: u32,
+    /// Counter in which a node reports its requests. With it new connections are compared per request, so that a change of the
+    /// load does not count. Absent: they are compared per second.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub requests: Option<RequestCounter>,
+}
+
+/// Counter in which a node reports its requests. Series with different labels are added.
+#[derive(KubeSchema, Serialize, Deserialize, Clone, Debug, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct RequestCounter {
+    /// Name of the counter, such as `idleconn_server_requests_total`.
+    #[schemars(length(min = 1, max = 200), regex(pattern = r"^[a-zA-Z_:][a-zA-Z0-9_:]*$"))]
+    pub metric: String,
+    /// Labels that select series of the counter: a series counts only if it has every label with exactly this value. At most 8.
+    /// Absent: every series counts.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 8))]
+    #[x_kube(validation = Rule::new("self.all(name, size(name) >= 1 && size(name) <= 128 && size(self[name]) <= 256)")
+        .message("adaptive.signal.newConnections.requests.matchLabels: a label name has 1 to 128 characters, and a value at most 256"))]
+    pub match_labels: BTreeMap<String, String>,
 }
 
 /// Aggregation of several series of one node.

@@ -6,6 +6,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::guarded::{Guarded, RateWindow};
+
 /// Openness in percent: 100 is as declared, 0 is the floor.
 pub type Percent = u8;
 
@@ -31,6 +33,9 @@ pub struct AdaptiveState {
     /// Step that has not been judged yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pending: Option<Pending>,
+    /// Tightening whose effect on new connections has not been judged yet; only with `signal.newConnections`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guarded: Option<Guarded>,
     /// No change before this time, so that the last one can take effect.
     #[serde(default, skip_serializing_if = "is_default", with = "time")]
     #[schemars(with = "Option<String>", extend("format" = "date-time"))]
@@ -82,6 +87,7 @@ impl Default for AdaptiveState {
             openness: 100,
             episode: None,
             pending: None,
+            guarded: None,
             settle_until: 0,
             changes: Vec::new(),
             last_sufficient: 100,
@@ -126,6 +132,7 @@ pub enum Efficacy {
     Ineffective,
     NotAttributable,
     PoolsTooSmall,
+    Harmful,
 }
 
 /// Period with too many tasks.
@@ -261,6 +268,8 @@ pub struct Watched {
     pub relaxing_blocked: bool,
     /// The youngest process.
     pub life: UptimeCurve,
+    /// New connections, except while a change takes effect.
+    pub connections: RateWindow,
 }
 
 /// A utilization or a share as it is stored, so that a process that continues from memory and one that continues from the
@@ -297,7 +306,7 @@ const fn is_usual<const VALUE: u8>(value: &u8) -> bool {
 }
 
 /// Bounds of what is read: anyone who may write the status can forge it.
-mod read {
+pub(super) mod read {
     use serde::{Deserialize as _, Deserializer, de::Error};
 
     /// No step waits for longer: a week in milliseconds.
@@ -331,7 +340,7 @@ mod read {
 }
 
 /// Unix milliseconds as RFC 3339.
-mod time {
+pub(super) mod time {
     use jiff::Timestamp;
     use serde::{Deserialize as _, Deserializer, Serialize as _, Serializer};
 
@@ -454,7 +463,7 @@ mod tests {
     use serde_json::json;
     use strum::IntoEnumIterator as _;
 
-    use super::*;
+    use super::{super::guarded::ConnectionRate, *};
 
     fn thousandths(value: i64) -> f64 {
         #[allow(clippy::cast_precision_loss)] // Small.
@@ -466,6 +475,21 @@ mod tests {
         let curve = proptest::array::uniform9(proptest::option::of(0u32..5000));
         let last = proptest::option::of((0i64..1_000_000_000, 0u32..5000));
         (curve, last).prop_map(|(curve, last)| UptimeCurve { curve, last })
+    }
+
+    fn guarded() -> impl Strategy<Value = Guarded> {
+        let amount = || 0i64..1_000_000;
+        (1_700_000_000_000i64..1_800_000_000_000, 0u8..=100, 0i64..600_000, amount(), proptest::option::of(amount()), amount())
+            .prop_map(|(decided, from, window, connections, requests, nodes)| Guarded {
+                decided,
+                from,
+                window,
+                before: ConnectionRate {
+                    connections: thousandths(connections),
+                    requests: requests.map(thousandths),
+                    nodes: thousandths(nodes),
+                },
+            })
     }
 
     fn state() -> impl Strategy<Value = AdaptiveState> {
@@ -502,18 +526,19 @@ mod tests {
         let changes = proptest::collection::vec((time(), way), 0..=MAX_CHANGES);
         (
             (0u8..=100, proptest::option::of(episode), proptest::option::of(pending), prop_oneof![Just(0i64), time()], changes),
-            (0u8..=100, proptest::option::of(0u8..=100), proptest::option::of((time(), 0u8..4)), 1u8..=8, 0usize..7),
-            (proptest::option::of(time()), any::<bool>(), any::<bool>()),
+            (0u8..=100, proptest::option::of(0u8..=100), proptest::option::of((time(), 0u8..4)), 1u8..=8, 0usize..8),
+            (proptest::option::of(time()), any::<bool>(), any::<bool>(), proptest::option::of(guarded())),
         )
             .prop_map(
                 |(
                     (openness, episode, pending, dead_until, changes),
                     (proved, rollback, lockout, patience, efficacy),
-                    (low_since, fallback, lost),
+                    (low_since, fallback, lost, guarded),
                 )| AdaptiveState {
                     openness,
                     episode,
                     pending,
+                    guarded,
                     settle_until: dead_until,
                     changes,
                     last_sufficient: proved,

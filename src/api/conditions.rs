@@ -77,8 +77,8 @@ macro_rules! reasons {
 reasons! {
     variants {
         Accepted AsDeclared AtFloor AwaitingUptimeMatch BelowQuorum BudgetExhausted CertificateInvalid Conflicted Contended Drifted
-        Effective FallbackHold Flapping Forbidden Fresh Holding IdleConnectionsMissing InEffect Ineffective InternalError Invalid Locked Measured
-        MeasuredDifferently Measuring NoSeries NotAttributable NotInEffect NotLimited NotMeasured NotObserved NotTightened
+        Effective FallbackHold Flapping Forbidden Fresh Harmful Holding IdleConnectionsMissing InEffect Ineffective InternalError Invalid Locked Measured
+        MeasuredDifferently Measuring NewConnectionsMissing NoSeries NotAttributable NotInEffect NotLimited NotMeasured NotObserved NotTightened
         NothingToProgram OverThreshold Partial Paused Pending PoolsTooSmall Programmed ProgrammingFailed Progressing Propagating
         QueryFailed RefKeyNotFound RefNotFound RefNotPermitted Rejected Relaxing Released RestartForbidden RestartRequired RestartStalled Retrying
         RollingOut SeveralSeries SharedIdentity Stale Succeeded Suspended TargetNotFound Tightening Unauthorized UnderThreshold UpdateStopped
@@ -165,6 +165,8 @@ reasons! {
             "The tasks of enough nodes are counted", "";
         MetricsAvailable True: IdleConnectionsMissing,
             "Tasks are counted, but a node lacks the gauge of `signal.idleConnections`, so the part of pooled connections is not known", "Correct the gauge's name or labels";
+        MetricsAvailable True: NewConnectionsMissing,
+            "Tasks are counted, but a node lacks a counter of `signal.newConnections`, so a step is not guarded against harm unless half of the nodes have it", "Correct the counter's name or labels";
         MetricsAvailable Unknown: Pending,
             "No node has been asked yet", "";
         MetricsAvailable False: Stale,
@@ -204,6 +206,8 @@ reasons! {
             "The last tightening lowered the task count", "";
         TighteningEffective False: Ineffective,
             "Tightening did not lower the task count; it is undone and not repeated for hours", "Look for another cause ([runbook](runbooks/IdleConnIneffective.md))";
+        TighteningEffective False: Harmful,
+            "Tightening made new connections more than twice as frequent; it is undone and not repeated for hours", "Raise `adaptive.floor` ([runbook](runbooks/IdleConnHarmful.md))";
         TighteningEffective Unknown: Measuring,
             "The last tightening has not been judged yet, or its verdict was inconclusive", "";
         TighteningEffective Unknown: AwaitingUptimeMatch,
@@ -226,7 +230,7 @@ reasons! {
         TighteningLimited True: PoolsTooSmall,
             "Emptying all pools would not bring the task count below the threshold", "Look for another cause, such as client connections";
         TighteningLimited True: Locked,
-            "The last tightening did not lower the task count, so nothing is tightened for hours", "Look for another cause ([runbook](runbooks/IdleConnIneffective.md)); the message says until when";
+            "The last tightening did not lower the task count, or was harmful, so nothing is tightened for hours", "See TighteningEffective; the message says until when";
         TighteningLimited True: Flapping,
             "The limits had to be tightened again soon after relaxing, so relaxing is delayed", "See the [runbook](runbooks/IdleConnFlapping.md)";
         TighteningLimited True: Paused,
@@ -294,6 +298,8 @@ pub enum EventReason {
     ReachedFloor,
     /// A tightening did not lower the task count, or cannot.
     Ineffective,
+    /// A tightening made new connections more than twice as frequent and is taken back; the note has both figures.
+    Harmful,
     /// The tasks can no longer be counted.
     MetricsLost,
     /// The tasks can be counted again.

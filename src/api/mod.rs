@@ -10,6 +10,7 @@ pub mod crd;
 pub mod duration;
 pub mod flush;
 pub mod formats;
+pub mod guarded;
 pub mod limits;
 pub mod lookup;
 pub mod overrides;

@@ -204,6 +204,12 @@ fn floor_rules() -> Vec<(String, String)> {
             .into(),
         "adaptive.signal.idleConnections needs source: Nodes; set it, because AIStore's default is StateFlags".into(),
     );
+    let churn = (
+        "!has(self.adaptive) || !has(self.adaptive.signal) || !has(self.adaptive.signal.newConnections) || \
+         has(self.adaptive.signal.source) || self.target.type != 'AIStore'"
+            .into(),
+        "adaptive.signal.newConnections needs source: Nodes; set it, because AIStore's default is StateFlags".into(),
+    );
     let pages = (
         "!has(self.target.configMap) || has(self.target.configMap.metrics) || !has(self.adaptive) || self.adaptive.mode == 'Disabled' || \
          (has(self.adaptive.signal) && has(self.adaptive.signal.source) && self.adaptive.signal.source != 'Nodes')"
@@ -226,7 +232,7 @@ fn floor_rules() -> Vec<(String, String)> {
             .into(),
         "overrides: each role and each provider may occur only once; merge the overrides".into(),
     );
-    under.chain(pools).chain([pair, flags, series, idle, pages, places, once]).collect()
+    under.chain(pools).chain([pair, flags, series, idle, churn, pages, places, once]).collect()
 }
 
 /// Ranges of AIStore. AIStore replaces 0 by a default, so 0 would not mean "no limit".

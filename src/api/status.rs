@@ -232,6 +232,10 @@ pub struct Tasks {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "int64"))]
     pub idle_connections: Option<i64>,
+    /// New connections per second of the nodes that report them; only with `signal.newConnections`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(extend("format" = "int64"))]
+    pub new_connections_per_second: Option<i64>,
     /// Time at which the tasks were counted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<Time>,
@@ -282,7 +286,7 @@ pub struct Decision {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(extend("format" = "int64"))]
     pub tasks_after: Option<i64>,
-    /// Verdict on a tightening: Effective, Ineffective or Inconclusive. Absent until the verdict, and for a relaxing.
+    /// Verdict on a tightening: Effective, Ineffective, Inconclusive or Harmful. Absent until the verdict, and for a relaxing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub verdict: Option<String>,
 }

@@ -236,6 +236,9 @@ fn next(policy: &IdleConnectionPolicy, status: &IdleConnectionPolicyStatus) -> O
         let node = status.tasks.as_ref().and_then(|tasks| tasks.node.as_deref()).unwrap_or("the node with the most tasks");
         return Some(format!("take a goroutine profile of {node}; the tasks are not idle connections"));
     }
+    if effective == Some(Reason::Harmful) {
+        return Some("raise spec.adaptive.floor: at the tightened limits the load opens more connections than it saves".into());
+    }
     let next = match limited? {
         Reason::AtFloor if effective == Some(Reason::Measuring) => return None,
         Reason::AtFloor => "lower spec.adaptive.floor, add nodes, or find the clients that open so many connections",
@@ -485,6 +488,15 @@ mod tests {
             (
                 vec![READY, FRESH, ("TighteningEffective", "False", "Ineffective", "m")],
                 "Next: take a goroutine profile of the node with the most tasks; the tasks are not idle connections.",
+            ),
+            (
+                vec![
+                    READY,
+                    FRESH,
+                    ("TighteningEffective", "False", "Harmful", "m"),
+                    ("TighteningLimited", "True", "Locked", "m"),
+                ],
+                "Next: raise spec.adaptive.floor: at the tightened limits the load opens more connections than it saves.",
             ),
             (vec![READY, FRESH, ("TighteningLimited", "True", "RestartForbidden", "m")], "Next: restart the nodes"),
             (

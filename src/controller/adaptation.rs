@@ -9,7 +9,7 @@ use std::{
 use super::{Context, PolicyRef, discovery, live::Point, path, planted, reachability};
 use crate::{
     api::{
-        adaptive::{Signal as SignalSpec, Source as SourceName},
+        adaptive::{Aggregation, Signal as SignalSpec, Source as SourceName},
         conditions::Reason,
     },
     clock,
@@ -39,8 +39,8 @@ const PROMETHEUS: &str = "prometheus";
 /// Evaluates the samples.
 pub fn signal(sampler: Option<&Sampler>, config: &Config, now: i64) -> Signal {
     match sampler {
-        Some(sampler) => sampler.signal(config.percentile, config.tuning.most_age(), now),
-        None => signal::read(&BTreeMap::new(), std::iter::empty(), config.percentile, config.tuning.most_age(), now),
+        Some(sampler) => sampler.signal(config.percentile, config.ages(), now),
+        None => signal::read(&BTreeMap::new(), std::iter::empty(), config.percentile, config.ages(), now),
     }
 }
 
@@ -124,8 +124,13 @@ pub async fn watch(ctx: &Context, policy: &PolicyHandle, ca: Option<Vec<u8>>, sa
         permit: Some(permit(ctx, policy)),
         headers: Vec::new(),
         key: format!(
-            "{source:?} {} {:?} {:?} {:?} {threshold:?} {:?}",
-            signal.metric, signal.match_labels, signal.aggregation, signal.idle_connections, signal.prometheus
+            "{source:?} {} {:?} {:?} {:?} {:?} {threshold:?} {:?}",
+            signal.metric,
+            signal.match_labels,
+            signal.aggregation,
+            signal.idle_connections,
+            signal.new_connections,
+            signal.prometheus
         ),
     };
     let obstacle = match (source, &signal.prometheus, threshold) {
@@ -167,9 +172,20 @@ fn threshold(signal: &SignalSpec) -> Threshold {
 fn probe(signal: &SignalSpec, threshold: Threshold) -> Probe {
     let selection = Selection::new(signal.match_labels.clone(), signal.aggregation.unwrap_or_default());
     let probe = Probe::gauge(&signal.metric, threshold).of_series(selection);
-    let Some(idle) = &signal.idle_connections else { return probe };
-    let selection = Selection::new(idle.match_labels.clone(), idle.aggregation.unwrap_or_default());
-    probe.with_idle(&idle.metric, selection, tasks_per_connection(signal).into())
+    let probe = match &signal.idle_connections {
+        Some(idle) => {
+            let selection = Selection::new(idle.match_labels.clone(), idle.aggregation.unwrap_or_default());
+            probe.with_idle(&idle.metric, selection, tasks_per_connection(signal).into())
+        }
+        None => probe,
+    };
+    let Some(new) = &signal.new_connections else { return probe };
+    let sum = |labels: &BTreeMap<String, String>| Selection::new(labels.clone(), Aggregation::Sum);
+    let probe = probe.with_connections(&new.metric, sum(&new.match_labels));
+    match &new.requests {
+        Some(requests) => probe.with_requests(&requests.metric, sum(&requests.match_labels)),
+        None => probe,
+    }
 }
 
 fn permit(ctx: &Context, policy: &PolicyHandle) -> Permit {

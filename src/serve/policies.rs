@@ -111,6 +111,10 @@ pub struct Summary {
     /// Idle connections of all nodes at `sampled`: about so many does a change of all limits close. Only with `signal.idleConnections`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle_connections: Option<u64>,
+    /// New connections per second of the nodes that report them, as of the last write of the status. Only with
+    /// `signal.newConnections`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub new_connections_per_second: Option<u64>,
     /// Whether the responding replica acts for the policy; another one has no live figures of it.
     pub acting: bool,
 }
@@ -262,6 +266,7 @@ pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, acting: bool
         let load = Load { tasks, threshold, utilization_percent: status.utilization_percent };
         (load, status.openness_percent, count(|tasks| tasks.idle_connections))
     };
+    let new_connections_per_second = status.tasks.as_ref().and_then(|tasks| tasks.new_connections_per_second);
     let conditions = status.conditions.into_iter().map(|condition| Condition {
         type_: condition.type_,
         status: condition.status,
@@ -284,6 +289,7 @@ pub fn summary(policy: &IdleConnectionPolicy, point: Option<Point>, acting: bool
         last_decision: status.history.into_iter().next(),
         flushes: flushes.into_iter().map(Into::into).collect(),
         idle_connections,
+        new_connections_per_second: new_connections_per_second.and_then(|rate| u64::try_from(rate).ok()),
         acting,
     }
 }

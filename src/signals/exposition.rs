@@ -240,8 +240,8 @@ fn number(text: &[u8]) -> Option<(f64, &[u8])> {
 pub struct Families {
     search: Search,
     names: Vec<String>,
-    /// The family whose `# TYPE` line is also wanted.
-    typed: Option<usize>,
+    /// The families whose `# TYPE` lines are also wanted.
+    typed: Vec<usize>,
 }
 
 #[derive(Clone, Debug)]
@@ -264,11 +264,10 @@ pub enum Found<'a> {
 }
 
 impl Families {
-    /// Looks for these names, which must differ. If `typed`, the type of the first one is also wanted.
+    /// Looks for these names, which must differ. `typed` has the indexes of those whose types are also wanted.
     #[must_use]
-    pub fn new<'n>(names: impl IntoIterator<Item = &'n str>, typed: bool) -> Self {
+    pub fn new<'n>(names: impl IntoIterator<Item = &'n str>, typed: Vec<usize>) -> Self {
         let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
-        let typed = (typed && !names.is_empty()).then_some(0);
         let search = match packed::Searcher::new(&names).filter(|_| names.len() > 1) {
             Some(searcher) => Search::Packed(Box::new(searcher)),
             None => Search::Any(AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build(&names).ok()),
@@ -298,7 +297,7 @@ impl Families {
         let known = |name: &[u8]| self.names.iter().position(|known| known.as_bytes() == name);
         if line.starts_with(b"#") {
             let (name, kind) = heading(line)?;
-            return known(name).filter(|which| Some(*which) == self.typed).map(|which| (which, Found::Type(kind)));
+            return known(name).filter(|which| self.typed.contains(which)).map(|which| (which, Found::Type(kind)));
         }
         match sample(line) {
             Some((sample, _)) => known(sample.name).map(|which| (which, Found::Sample(sample))),
@@ -437,7 +436,7 @@ mod tests {
     #[test]
     fn families_are_found_by_their_whole_names_at_the_beginning_of_a_line() {
         let page = "# HELP go_goroutines go_goroutines 7\n# TYPE go_goroutines gauge\nx_go_goroutines 1\ngo_goroutines_total 2\ny{a=\"go_goroutines 3\"} 4\ngo_goroutines{n=\"1\"} 5\ngo_goroutines x\ngo_goroutines 6";
-        let families = Families::new(["go_goroutines", "y", "go"], true);
+        let families = Families::new(["go_goroutines", "y", "go"], vec![0]);
         let seen = |page: &str| {
             families
                 .find(page.as_bytes())
@@ -469,7 +468,7 @@ mod tests {
         #[test]
         fn nothing_makes_it_stumble(page in proptest::collection::vec(any::<u8>(), 0..300)) {
             let _ = sample(&page);
-            let families = Families::new(["a", "b"], true);
+            let families = Families::new(["a", "b"], vec![0]);
             let _ = families.find(&page).count();
         }
 

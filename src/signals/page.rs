@@ -6,7 +6,7 @@ use super::{
     exposition::{Families, Found, without_mark},
     series::{Selection, Tally, Value},
 };
-use crate::decide::adaptive::signal::{IdleTasks, Measure, NoSample};
+use crate::decide::adaptive::signal::{Counter, IdleTasks, Measure, NoSample};
 
 /// AIStore's yellow alert bit (`cmn/cos/node_state.go`): 512 or more goroutines per CPU.
 const YELLOW: u64 = 1 << 14;
@@ -60,19 +60,23 @@ pub struct Probe {
     threshold: Option<Threshold>,
     /// The series of the gauge to use.
     selection: Selection,
-    /// The gauge of idle connections, if any.
-    idle: Option<Idle>,
+    /// The gauge of idle connections, if any, and the number of tasks for each of them.
+    idle: Option<(Extra, f64)>,
+    /// The counters of new connections and of requests, if any.
+    counters: [Option<Extra>; 2],
 }
 
-/// A gauge of idle connections.
+/// A family besides the gauge of tasks.
 #[derive(Clone, Debug)]
-struct Idle {
+struct Extra {
     /// Index of its name in `names`.
     which: usize,
     selection: Selection,
-    /// Number of tasks for each idle connection.
-    tasks: f64,
 }
+
+/// Indexes of the counters.
+const CONNECTIONS: usize = 0;
+const REQUESTS: usize = 1;
 
 impl Probe {
     /// Looks for a gauge.
@@ -91,15 +95,42 @@ impl Probe {
     /// Also reads the number of idle connections; each one costs this many tasks.
     #[must_use]
     pub fn with_idle(mut self, name: &str, selection: Selection, tasks: f64) -> Self {
-        // It may be another series of the gauge that counts the tasks.
+        self.idle = Some((self.extra(name, selection), tasks));
+        self.look()
+    }
+
+    /// Also reads the counter of new connections.
+    #[must_use]
+    pub fn with_connections(self, name: &str, selection: Selection) -> Self {
+        self.with_counter(CONNECTIONS, name, selection)
+    }
+
+    /// Also reads the counter of requests.
+    #[must_use]
+    pub fn with_requests(self, name: &str, selection: Selection) -> Self {
+        self.with_counter(REQUESTS, name, selection)
+    }
+
+    fn with_counter(mut self, counter: usize, name: &str, selection: Selection) -> Self {
+        self.counters[counter] = Some(self.extra(name, selection));
+        self.look()
+    }
+
+    /// A family that may be known already: other series of it may count something else.
+    fn extra(&mut self, name: &str, selection: Selection) -> Extra {
         let known = self.names.iter().position(|known| known == name);
         let which = known.unwrap_or(self.names.len());
         if known.is_none() {
             self.names.push(name.to_owned());
-            self.families = Families::new(self.names.iter().map(String::as_str), self.threshold.is_some());
         }
-        self.idle = Some(Idle { which, selection, tasks });
-        self
+        Extra { which, selection }
+    }
+
+    /// Looks for all names, and for the types of the gauge and of the counters.
+    fn look(self) -> Self {
+        let typed = self.threshold.map(|_| 0).into_iter().chain(self.counters.iter().flatten().map(|counter| counter.which));
+        let families = Families::new(self.names.iter().map(String::as_str), typed.collect());
+        Self { families, ..self }
     }
 
     /// Looks for AIStore's alert bits.
@@ -110,8 +141,9 @@ impl Probe {
 
     fn new<'n>(names: impl Iterator<Item = &'n str>, threshold: Option<Threshold>) -> Self {
         let names: Vec<String> = names.map(str::to_owned).collect();
-        let families = Families::new(names.iter().map(String::as_str), threshold.is_some());
-        Self { families, names, threshold, selection: Selection::default(), idle: None }
+        let families = Families::new([], Vec::new());
+        let probe = Self { families, names, threshold, selection: Selection::default(), idle: None, counters: [None, None] };
+        probe.look()
     }
 
     /// Reads a complete page in Prometheus' format.
@@ -128,6 +160,8 @@ impl Probe {
             probe: self,
             found: vec![Tally::default(); self.names.len()],
             idle: Tally::default(),
+            counters: [Tally::default(), Tally::default()],
+            is_counter: [true, true],
             kind: None,
             line: Vec::new(),
             taken: 0,
@@ -144,6 +178,10 @@ pub struct Scan<'p> {
     found: Vec<Tally>,
     /// Values of the gauge of idle connections.
     idle: Tally,
+    /// Values of the counters.
+    counters: [Tally; 2],
+    /// Whether the type of each counter is acceptable.
+    is_counter: [bool; 2],
     /// Whether the gauge's type is acceptable, once the page has a `# TYPE` line.
     kind: Option<Result<(), &'static str>>,
     line: Vec<u8>,
@@ -206,11 +244,22 @@ impl Scan<'_> {
         self.taken = self.taken.saturating_add(lines.len());
         for (which, found) in self.probe.families.find(lines) {
             self.is_quiet = false;
-            if let (Found::Sample(sample), Some(idle)) = (&found, self.probe.idle.as_ref().filter(|idle| idle.which == which)) {
+            if let (Found::Sample(sample), Some((idle, _))) = (&found, &self.probe.idle)
+                && idle.which == which
+            {
                 self.idle.add(sample, &idle.selection);
             }
+            let counters = self.probe.counters.iter().enumerate();
+            for (n, counter) in counters.filter_map(|(n, counter)| Some((n, counter.as_ref().filter(|it| it.which == which)?))) {
+                match &found {
+                    Found::Sample(sample) => self.counters[n].add(sample, &counter.selection),
+                    Found::Type(said) => self.is_counter[n] = is_counter(said),
+                    Found::Malformed => self.counters[n].malformed(),
+                }
+            }
             match found {
-                Found::Type(said) => self.kind = self.kind.or_else(|| Some(gauge(said))),
+                Found::Type(said) if which == 0 => self.kind = self.kind.or_else(|| Some(gauge(said))),
+                Found::Type(_) => {}
                 Found::Sample(sample) if which == 0 => self.found[which].add(&sample, &self.probe.selection),
                 Found::Sample(sample) => self.found[which].add(&sample, &Selection::default()),
                 Found::Malformed => self.found[which].malformed(),
@@ -269,11 +318,13 @@ impl Scan<'_> {
             Threshold::Value(value) => value,
             Threshold::PerCpu(each) => each * only(CPUS).ok().filter(|cpus| *cpus >= 1.0).ok_or(NoSample::NoCpus)?,
         };
-        let idle = probe.idle.as_ref().map_or(IdleTasks::NotRequested, |idle| {
-            idles.value(&idle.selection).map_or(IdleTasks::Missing, |count| IdleTasks::Counted(count.value * idle.tasks))
+        let idle = probe.idle.as_ref().map_or(IdleTasks::NotRequested, |(idle, tasks)| {
+            idles.value(&idle.selection).map_or(IdleTasks::Missing, |count| IdleTasks::Counted(count.value * tasks))
         });
         Ok(Measure {
             idle,
+            connections: self.counter(CONNECTIONS, framing),
+            requests: self.counter(REQUESTS, framing),
             tasks: Some(tasks),
             threshold: Some(threshold),
             pressure: tasks / threshold,
@@ -285,6 +336,20 @@ impl Scan<'_> {
             ..Measure::default()
         })
     }
+
+    /// Without the end of the page the sum may lack a series, and would jump when the series comes back.
+    fn counter(&self, which: usize, framing: Framing) -> Counter {
+        let is_whole = framing.is_whole || self.has_ended;
+        let Some(counter) = &self.probe.counters[which] else { return Counter::NotRequested };
+        let tally = &self.counters[which];
+        let value = tally.value(&counter.selection).ok().filter(|_| self.is_counter[which] && is_whole);
+        value.map_or(Counter::Missing, |value| Counter::Counted { value: value.value, series: tally.series() })
+    }
+}
+
+/// Whether a type is a counter's. `OpenMetrics` names the type of `x_total` under `x`, so that it is not found.
+fn is_counter(kind: &[u8]) -> bool {
+    ["counter", "untyped", "unknown"].iter().any(|name| kind.eq_ignore_ascii_case(name.as_bytes()))
 }
 
 /// The time of a sample, in milliseconds.
@@ -355,6 +420,8 @@ mod tests {
             measure,
             Measure {
                 idle: IdleTasks::NotRequested,
+                connections: Counter::NotRequested,
+                requests: Counter::NotRequested,
                 at_least: None,
                 tasks: Some(512.0),
                 threshold: Some(1024.0),
@@ -478,6 +545,48 @@ mod tests {
             assert_eq!(of(metric, labels, one), Ok((Some(512.0), IdleTasks::Missing)), "{metric} {labels:?}");
         }
         assert_eq!(of("tasks", &[], one), Ok((Some(512.0), IdleTasks::Counted(1024.0))), "the gauge of tasks itself");
+    }
+
+    #[test]
+    fn counters_are_read_beside_the_tasks_and_summed() {
+        let page = "# TYPE got counter\ngot{reused=\"false\",pool=\"a\"} 7\ngot{reused=\"false\",pool=\"b\"} 3\n\
+            got{reused=\"true\",pool=\"a\"} 90\n# TYPE open gauge\nopen 4\n# TYPE opened untyped\nopened 5\nbare 6\nbroken x\nbad NaN\ntasks 512\n";
+        let of = |metric: &str, labels: &[(&str, &str)]| {
+            let select = |labels: &[(&str, &str)]| {
+                let labels = labels.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+                Selection::new(labels, Aggregation::Sum)
+            };
+            let probe = Probe::gauge("tasks", Threshold::Value(1024.0))
+                .with_idle("open", Selection::default(), 1.0)
+                .with_connections(metric, select(labels))
+                .with_requests("got", select(&[]));
+            let measure = probe.read(page.as_bytes()).expect("a measure");
+            assert_eq!((measure.tasks, measure.idle), (Some(512.0), IdleTasks::Counted(4.0)), "as without the counters");
+            assert_eq!(measure.requests, Counter::Counted { value: 100.0, series: 3 }, "other series of the same family");
+            measure.connections
+        };
+        assert_eq!(of("got", &[("reused", "false")]), Counter::Counted { value: 10.0, series: 2 });
+        assert_eq!(of("opened", &[]), Counter::Counted { value: 5.0, series: 1 });
+        assert_eq!(of("bare", &[]), Counter::Counted { value: 6.0, series: 1 }, "without a type");
+        for (metric, labels) in [("got", &[("reused", "no")][..]), ("nothing", &[]), ("broken", &[]), ("bad", &[]), ("open", &[])]
+        {
+            assert_eq!(of(metric, labels), Counter::Missing, "{metric} {labels:?}: never 0");
+        }
+    }
+
+    #[test]
+    fn counters_of_a_page_that_may_be_cut_are_missing() {
+        let probe =
+            Probe::gauge("tasks", Threshold::Value(5.0)).with_connections("got", Selection::new([].into(), Aggregation::Sum));
+        let counted = |page: &str, framing| {
+            let mut scan = probe.scan();
+            scan.push(page.as_bytes());
+            scan.end(framing).map(|measure| (measure.tasks, measure.connections))
+        };
+        let (page, both) = ("tasks 1\ngot{a=\"1\"} 2\ngot{a=\"2\"} 3\n", Counter::Counted { value: 5.0, series: 2 });
+        assert_eq!(counted(page, WHOLE), Ok((Some(1.0), both)));
+        assert_eq!(counted(page, CUT), Ok((Some(1.0), Counter::Missing)), "another series may follow");
+        assert_eq!(counted(&format!("{page}# EOF\n"), CUT), Ok((Some(1.0), both)));
     }
 
     #[test]

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     clock,
-    decide::adaptive::signal::{self, Measure, NoSample, NodeSample, Signal},
+    decide::adaptive::signal::{self, Ages, Measure, NoSample, NodeSample, Signal},
     pass::world::SampledNode,
     pool::{Error, Provider, Request},
 };
@@ -115,10 +115,10 @@ impl Sampler {
 
     /// The signal of the current samples; see [`signal::read`].
     #[must_use]
-    pub fn signal(&self, percentile: u32, most_age: i64, now: i64) -> Signal {
+    pub fn signal(&self, percentile: u32, ages: Ages, now: i64) -> Signal {
         let watch = self.watch.borrow();
         let samples = self.samples.lock().unwrap_or_else(PoisonError::into_inner);
-        signal::read(&samples, watch.nodes.iter().map(|node| node.name.as_str()), percentile, most_age, now)
+        signal::read(&samples, watch.nodes.iter().map(|node| node.name.as_str()), percentile, ages, now)
     }
 }
 
@@ -148,7 +148,7 @@ async fn round(provider: &Provider, watch: &Watch, samples: &Samples) {
             let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
             let sample = samples.entry(node.name.clone()).or_default();
             match answer {
-                Ok(measure) => *sample = NodeSample { last: Some((clock::now().as_millisecond(), measure)), gap: None },
+                Ok(measure) => sample.record(clock::now().as_millisecond(), measure),
                 Err(gap) => sample.gap = Some(gap),
             }
         })

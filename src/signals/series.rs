@@ -99,6 +99,12 @@ impl Tally {
         self.series.is_empty() && !self.passed_over && !self.malformed
     }
 
+    /// The number of selected series.
+    #[must_use]
+    pub fn series(&self) -> usize {
+        self.series.len()
+    }
+
     /// Aggregates the samples.
     pub fn value(&self, selection: &Selection) -> Result<Value, NoSample> {
         if self.malformed {

@@ -170,7 +170,7 @@ proptest! {
         prop_assert_eq!(all.iter().filter(|read| read.is_none()).count(), malformed);
 
         let names = ["a", "ab"];
-        let families = Families::new(names, true);
+        let families = Families::new(names, vec![0]);
         let (mut found, mut kinds, mut broken) = (Vec::new(), Vec::new(), 0);
         for (which, seen) in families.find(without_mark(page.as_bytes())) {
             match seen {

@@ -28,7 +28,7 @@ use crate::{
             driver::AdaptiveDriver,
             openness::{self, Percent},
             signal::{Measure, NodeSample, Reading, Signal},
-            step::Outcome,
+            step::{Outcome, Verdict},
         },
         order,
         originals::Saved,
@@ -235,17 +235,12 @@ pub fn run(config: &Config, plant: &mut dyn Plant, seconds: i64, handover: Optio
         for (n, name) in names.iter().enumerate() {
             let sample = samples.entry(name.to_string()).or_default();
             match plant.sample(n) {
-                Ok(measure) => *sample = NodeSample { last: Some((now, measure)), gap: None },
+                Ok(measure) => sample.record(now, measure),
                 Err(gap) => sample.gap = Some(gap),
             }
         }
-        let signal = decide::adaptive::signal::read(
-            &samples,
-            names.iter().map(AsRef::as_ref),
-            config.percentile,
-            config.tuning.most_age(),
-            now,
-        );
+        let signal =
+            decide::adaptive::signal::read(&samples, names.iter().map(AsRef::as_ref), config.percentile, config.ages(), now);
         if world.driver.tick(&signal, now).is_pass_due || time % RESYNC < interval {
             world.pass(&signal, time, now);
         }
@@ -346,7 +341,8 @@ impl World {
 
     /// Records what a pass decided and found out.
     fn record(&mut self, outcome: &Outcome, signal: &Signal, time: i64) {
-        let unjudged = self.run.decisions.iter_mut().rev().find(|d| d.tightens() && d.verdict.is_none());
+        let is_harmful = outcome.judged.is_some_and(|judged| judged.verdict == Verdict::Harmful);
+        let unjudged = self.run.decisions.iter_mut().rev().find(|d| d.tightens() && (is_harmful || d.verdict.is_none()));
         if let (Some(judged), Some(entry)) = (&outcome.judged, unjudged) {
             entry.verdict = Some(judged.verdict.to_string());
         }

@@ -394,6 +394,17 @@ fn adaptive_cases() -> Vec<(Json, &'static str)> {
             signal(json!({"idleConnections": {"metric": "connections", "tasksPerConnection": 9}})),
             "spec.adaptive.signal.idleConnections.tasksPerConnection in body should be less than or equal to 8",
         ),
+        (signal(json!({"newConnections": {"metric": "opened", "matchLabels": {"reused": "false"}, "maxPerSecond": 20}})), OK),
+        (signal(json!({"newConnections": {"metric": "opened", "maxPerSecond": 20, "requests": {"metric": "asked"}}})), OK),
+        (signal(json!({"newConnections": {"metric": "opened"}})), "spec.adaptive.signal.newConnections.maxPerSecond: Required value"),
+        (
+            signal(json!({"newConnections": {"metric": "opened", "maxPerSecond": 0}})),
+            "spec.adaptive.signal.newConnections.maxPerSecond in body should be greater than or equal to 1",
+        ),
+        (
+            signal(json!({"source": "Prometheus", "threshold": {"value": 1}, "prometheus": prometheus(), "newConnections": {"metric": "c", "maxPerSecond": 1}})),
+            "adaptive.signal.newConnections needs source Nodes",
+        ),
         (
             signal(json!({"source": "Prometheus", "threshold": {"value": 1}, "prometheus": prometheus(), "idleConnections": {"metric": "c"}})),
             "adaptive.signal.idleConnections needs source Nodes",
@@ -401,6 +412,13 @@ fn adaptive_cases() -> Vec<(Json, &'static str)> {
         (signal(json!({"percentile": 0})), "spec.adaptive.signal.percentile in body should be greater than or equal to 1"),
         (signal(json!({"interval": "500ms"})), "adaptive.signal.interval must be between 1s and 10m"),
         (signal(json!({"source": "StateFlags"})), "adaptive.signal.source: only AIStore has StateFlags; use Nodes or Prometheus"),
+        (
+            ais(
+                json!({"intraCluster": {"idleConnTimeout": "20s"}}),
+                json!({"floor": {"intraCluster": {"idleConnTimeout": "4s"}}, "signal": {"newConnections": {"metric": "opened", "maxPerSecond": 1}}}),
+            ),
+            "adaptive.signal.newConnections needs source: Nodes; set it, because AIStore's default is StateFlags",
+        ),
         (
             ais(
                 json!({"intraCluster": {"idleConnTimeout": "20s"}}),

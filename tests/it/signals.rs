@@ -11,7 +11,7 @@ use std::{
 };
 
 use idleconn_operator::{
-    decide::adaptive::signal::Signal,
+    decide::adaptive::signal::{Ages, Signal},
     pass::world::SampledNode,
     pool::Pool,
     signals::{
@@ -130,7 +130,7 @@ async fn count(address: &str, path: &str, source: Source) -> String {
     };
     let sampler = Sampler::start(pool.provider("ns/p"), watch, "seed", after, || {});
     tokio::time::timeout(Duration::from_secs(20), rounds.recv()).await.unwrap().unwrap();
-    match sampler.signal(95, 90_000, Timestamp::now().as_millisecond()) {
+    match sampler.signal(95, Ages { most: 90_000, young: 0 }, Timestamp::now().as_millisecond()) {
         Signal::Fresh(reading) => format!("{}", reading.max.unwrap()),
         Signal::Unasked { message } => message,
         Signal::Missing { reason, message } => format!("{reason}: {}", message.split_once("; ").unwrap().1),
@@ -308,7 +308,7 @@ fn real_prometheus_reads_the_same_samples() {
     let said = Command::new(&program).arg(&file).output().unwrap();
     assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
     let theirs = String::from_utf8(said.stdout).unwrap();
-    let families = Families::new(["a", "a.b", "a_after"], false);
+    let families = Families::new(["a", "a.b", "a_after"], Vec::new());
     let found = families.find(ALLOWED.as_bytes()).filter_map(|(_, found)| match found {
         Found::Sample(sample) => Some(shown(&sample)),
         Found::Type(_) | Found::Malformed => None,

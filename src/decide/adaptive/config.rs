@@ -6,13 +6,15 @@ use jiff::Timestamp;
 
 use super::{
     disturbance::{self, Disturbance},
+    openness,
     pause::Pause,
-    tuning::Tuning,
+    signal::Ages,
+    tuning::{DAY, Tuning, millis},
 };
 use crate::{
     api::{
         IdleConnectionPolicySpec, Limit, LimitValues,
-        adaptive::{IdleConnections, Mode, Signal, Source},
+        adaptive::{IdleConnections, Mode, NewConnections, Signal, Source},
         restart::{RestartFor, RestartPolicy},
     },
     decide::{Declared, TargetCapabilities, declare::floor},
@@ -41,6 +43,8 @@ pub struct Config {
     pub pause: Pause,
     /// Side effect of each change; `None` where a change closes no connections.
     pub disturbance: Option<Disturbance>,
+    /// The counters that guard a step against harm.
+    pub guard: Option<NewConnections>,
 }
 
 impl Config {
@@ -58,7 +62,16 @@ impl Config {
             rolls: false,
             pause: Pause::NONE,
             disturbance: None,
+            guard: None,
         }
+    }
+
+    /// How old samples and processes are.
+    #[must_use]
+    pub fn ages(&self) -> Ages {
+        let pools = || 2 * millis(openness::longest_idle(&self.declared.settings, &self.floor, 100)).min(DAY);
+        let young = self.disturbance.map_or_else(pools, |disturbance| disturbance.claim_time());
+        Ages { most: self.tuning.most_age(), young }
     }
 
     /// The configuration of a policy; `None` where it has no adaptive control. `has_pool` says whether the target has
@@ -81,6 +94,7 @@ impl Config {
         Some(Self {
             tuning: Tuning::of(Some(adaptive)),
             percentile: signal.percentile,
+            guard: signal.new_connections.clone().filter(|_| source == Source::Nodes),
             metric: (source == Source::Nodes).then(|| signal.metric.clone()),
             tasks_per_connection: tasks_per_connection(signal),
             levels: source == Source::StateFlags,

@@ -20,6 +20,14 @@ pub struct Disturbance {
     pub longest_idle: i64,
 }
 
+impl Disturbance {
+    /// How long after a change the connections of every pool can take to come back (milliseconds).
+    #[must_use]
+    pub const fn claim_time(&self) -> i64 {
+        self.settle + self.longest_idle * 5 / 4
+    }
+}
+
 /// The assumed idle timeout of a pool whose limit is not declared and whose default is not known: the longest known
 /// default of the supported servers (Caddy's, for clients).
 const ASSUMED_IDLE: Duration = Duration::from_secs(300);

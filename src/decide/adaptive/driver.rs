@@ -13,12 +13,12 @@ use super::{
     report::SeenLoop,
     signal::{Reading, Signal},
     standing::NodeProgress,
-    state::State,
+    state::{RateWindow, State},
     step::{self, Digest, Facts, Outcome},
     tighten,
 };
 use crate::{
-    api::{IdleConnectionPolicyStatus, wording::percent},
+    api::{IdleConnectionPolicyStatus, adaptive::NewConnections, wording::percent},
     decide::{Lives, TargetCapabilities, Unit, UnitState, originals::Saved},
 };
 
@@ -97,6 +97,11 @@ impl AdaptiveDriver {
         if config.tuning.mode != self.config.tuning.mode {
             self.digest = None;
         }
+        let counters = |config: &Config| config.guard.clone().map(|guard| NewConnections { max_per_second: 0, ..guard });
+        if counters(&config) != counters(&self.config) {
+            // Other counters do not compare.
+            (self.state.guarded, self.state.watched.connections) = (None, RateWindow::default());
+        }
         self.config = config;
     }
 
@@ -127,7 +132,7 @@ impl AdaptiveDriver {
     /// What holds besides the signal.
     #[must_use]
     pub fn facts(&self, signal: &Signal, standing: NodeProgress) -> Facts<'_> {
-        let Config { declared, floor, levels, rolls, pause, disturbance, .. } = &self.config;
+        let Config { declared, floor, levels, rolls, pause, disturbance, guard, .. } = &self.config;
         Facts {
             declared: &declared.settings,
             floor,
@@ -140,6 +145,7 @@ impl AdaptiveDriver {
             share: self.attribution(signal).share,
             levels: *levels,
             disturbance: *disturbance,
+            guard: guard.as_ref().map(|guard| guard.max_per_second.into()),
             not_before: self.not_before,
         }
     }
@@ -186,6 +192,7 @@ impl AdaptiveDriver {
             attribution: self.attribution(signal),
             idle_connections: self.idle_connections(signal),
             closes: self.config.disturbance.is_some(),
+            reserves: self.config.guard.is_some(),
             levels: self.config.levels,
             moved: self.moved,
         }

@@ -4,6 +4,7 @@ pub mod attribution;
 pub mod config;
 pub mod disturbance;
 pub mod driver;
+pub mod guard;
 pub mod openness;
 pub mod pause;
 mod relax;

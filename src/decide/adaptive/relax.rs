@@ -122,8 +122,11 @@ impl Evaluation<'_> {
         // The last change takes effect first.
         if self.now >= self.state.settle_until && self.may_change() {
             self.state.rollback = None;
-            let too_small = self.state.efficacy == Efficacy::PoolsTooSmall;
-            let reason = if too_small { Reason::PoolsTooSmall } else { Reason::Ineffective };
+            let reason = match self.state.efficacy {
+                Efficacy::PoolsTooSmall => Reason::PoolsTooSmall,
+                Efficacy::Harmful => Reason::Harmful,
+                _ => Reason::Ineffective,
+            };
             self.change(to, reason, self.state.watched.fast);
         }
     }

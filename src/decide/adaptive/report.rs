@@ -10,7 +10,7 @@ use super::{
     pause::Pause,
     signal::{Reading, Signal},
     state::{Efficacy, State},
-    step::{Outcome, Phase, QUICK_RETIGHTEN, Restriction, Wait, budget_until},
+    step::{Harm, Outcome, Phase, QUICK_RETIGHTEN, Restriction, Verdict, Wait, budget_until},
     tuning::{EPISODE_END, RELAX_BELOW, Tuning},
 };
 use crate::api::{
@@ -31,6 +31,7 @@ const SAME: u32 = 10;
 
 /// What adaptive control observed.
 #[derive(Clone)]
+#[allow(clippy::struct_excessive_bools)] // Independent facts, not a state machine.
 pub struct SeenLoop<'a> {
     /// The parameters of the control law.
     pub tuning: &'a Tuning,
@@ -48,6 +49,8 @@ pub struct SeenLoop<'a> {
     pub idle_connections: Option<f64>,
     /// Whether a step's write closes idle connections.
     pub closes: bool,
+    /// Whether a change of the budget is kept for taking a harmful step back.
+    pub reserves: bool,
     /// Whether the source only says whether there are too many tasks, without a count.
     pub levels: bool,
     /// Whether the utilization has differed from the status for a while.
@@ -111,7 +114,9 @@ pub fn write_adaptive_status(
         seen.moved || outcome.decision.is_some() || outcome.judged.is_some() || conditions.iter().any(flips) || new_generation;
     let notices = notices(seen, outcome, previous, &conditions);
     for (type_, mut said) in conditions {
-        if let Some(old) = find(previous, type_).filter(|_| !refresh) {
+        // The figures of a harmful step are known only when it is judged.
+        let has_figures = said.reason == Reason::Harmful && outcome.harm.is_none() && !has_flipped(previous, type_, said.reason);
+        if let Some(old) = find(previous, type_).filter(|_| !refresh || has_figures) {
             said.message.clone_from(&old.message);
         }
         status.conditions.push(condition::condition(type_, &said, status.observed_generation, previous, now));
@@ -153,7 +158,15 @@ fn metrics(seen: &SeenLoop<'_>) -> ConditionText {
                 "The tasks of {nodes} are counted, but {node} has no gauge of idle connections (see spec.adaptive.signal.idleConnections)"
             ),
         ),
-        None => said(Reason::Fresh, format!("The tasks of {nodes} are counted")),
+        None => match reading.counter_missing() {
+            Some((node, counted)) => said(
+                Reason::NewConnectionsMissing,
+                format!(
+                    "The tasks of {nodes} are counted, but {node} has no counter of {counted} (see spec.adaptive.signal.newConnections)"
+                ),
+            ),
+            None => said(Reason::Fresh, format!("The tasks of {nodes} are counted")),
+        },
     }
 }
 
@@ -219,7 +232,7 @@ fn tightened(seen: &SeenLoop<'_>, outcome: &Outcome) -> ConditionText {
         }
         Phase::Holding if outcome.state.rollback.is_some() => said(
             Reason::Holding,
-            format!("Limits are at {at}; they are relaxed as soon as possible, because tightening did not help"),
+            format!("Limits are at {at}; they are relaxed as soon as possible, because tightening {}", blame(outcome)),
         ),
         Phase::Holding => said(
             Reason::Holding,
@@ -247,6 +260,11 @@ fn effective(seen: &SeenLoop<'_>, outcome: &Outcome) -> ConditionText {
         Efficacy::Ineffective => {
             said(Reason::Ineffective, "Tightening did not lower the task count; idle connections are not the cause")
         }
+        Efficacy::Harmful => {
+            let figures = outcome.harm.as_ref().map(|harm| format!(": {}", frequencies(harm))).unwrap_or_default();
+            let fix = "the limits are too low for the load, so raise spec.adaptive.floor";
+            said(Reason::Harmful, format!("Tightening made new connections more than twice as frequent{figures}; {fix}"))
+        }
         Efficacy::Measuring if outcome.state.pending.is_none() => {
             said(Reason::Measuring, "The verdict on the last tightening was inconclusive; the next tightening is judged again")
         }
@@ -271,6 +289,27 @@ fn effective(seen: &SeenLoop<'_>, outcome: &Outcome) -> ConditionText {
             ),
         ),
         Efficacy::NotTightened => said(Reason::NotTightened, "Nothing has been tightened"),
+    }
+}
+
+/// What a tightening that is taken back did.
+const fn blame(outcome: &Outcome) -> &'static str {
+    match outcome.state.efficacy {
+        Efficacy::Harmful => "made new connections more than twice as frequent",
+        _ => "did not help",
+    }
+}
+
+/// For example `12.0 per second before, 40.3 after`.
+fn frequencies(harm: &Harm) -> String {
+    let Harm { before, after } = harm;
+    match (before.requests, after.requests) {
+        (Some(then), Some(now)) => {
+            let each = |connections: f64, requests: f64| connections * 1000.0 / requests;
+            let (then, now) = (each(before.connections, then), each(after.connections, now));
+            format!("{then:.1} per 1000 requests before, {now:.1} after, which is {:.1} per second", after.connections)
+        }
+        _ => format!("{:.1} per second before, {:.1} after", before.connections, after.connections),
     }
 }
 
@@ -330,12 +369,16 @@ fn limited(seen: &SeenLoop<'_>, outcome: &Outcome, now: Timestamp) -> ConditionT
         ),
         Some(Restriction::BudgetExhausted) => {
             let Tuning { per_hour, per_day, .. } = seen.tuning;
-            let until = budget_until(seen.tuning, &outcome.state, now.as_millisecond()).and_then(at);
+            let until = |tuning| budget_until(tuning, &outcome.state, now.as_millisecond()).and_then(at);
+            let (until, kept) = match until(seen.tuning) {
+                None if seen.reserves => (until(&seen.tuning.reserving()), ", except one change to take a harmful step back"),
+                until => (until, ""),
+            };
             let until = until.map(|time| format!(" until {time}")).unwrap_or_default();
             said(
                 Reason::BudgetExhausted,
                 format!(
-                    "The budget of {per_hour} changes per hour or {per_day} per day is used up; the next change waits{until}"
+                    "The budget of {per_hour} changes per hour or {per_day} per day is used up{kept}; the next change waits{until}"
                 ),
             )
         }
@@ -362,11 +405,14 @@ fn limited(seen: &SeenLoop<'_>, outcome: &Outcome, now: Timestamp) -> ConditionT
         Some(Restriction::Locked) => {
             let until = outcome.state.lockout.and_then(|lockout| at(lockout.until));
             let until = until.map(|until| format!(" until {until}")).unwrap_or_default();
-            let why = match outcome.state.efficacy {
-                Efficacy::PoolsTooSmall => "the pools are too small for tightening to help",
-                _ => "the last tightening did not lower the task count",
+            let (why, fix) = match outcome.state.efficacy {
+                Efficacy::PoolsTooSmall => ("the pools are too small for tightening to help", "look for another cause"),
+                Efficacy::Harmful => {
+                    ("the last tightening made new connections more than twice as frequent", "raise spec.adaptive.floor")
+                }
+                _ => ("the last tightening did not lower the task count", "look for another cause"),
             };
-            said(Reason::Locked, format!("Nothing is tightened{until}, because {why}; look for another cause"))
+            said(Reason::Locked, format!("Nothing is tightened{until}, because {why}; {fix}"))
         }
         Some(Restriction::Paused) => said(Reason::Paused, seen.pause.to_string()),
     }
@@ -388,6 +434,7 @@ fn figures(seen: &SeenLoop<'_>, previous: &Status, status: &mut Status, refresh:
         threshold: reading.threshold.map(whole),
         node: Some(shortened(&reading.node, 253)).filter(|node| !node.is_empty()),
         idle_connections: seen.idle_connections.map(whole),
+        new_connections_per_second: reading.rate.map(|rate| whole(rate.connections)),
         time: Some(Time(whole_seconds(now))),
     });
     if let Some(nodes) = &mut status.nodes {
@@ -399,8 +446,11 @@ fn history(seen: &SeenLoop<'_>, outcome: &Outcome, previous: &Status, status: &m
     let tasks = seen.signal.reading().and_then(|reading| reading.percentile).map(whole);
     let said = |pressure: f64| (pressure.is_finite() && !seen.levels).then(|| percent(pressure));
     status.history.clone_from(&previous.history);
-    // The verdict is on the last tightening: there is never an earlier one without a verdict.
-    let mut open = status.history.iter_mut().filter(|entry| entry.to_percent < entry.from_percent && entry.verdict.is_none());
+    // The verdict is on the last tightening: there is never an earlier one without a verdict. A step that was made at a
+    // critical task count can turn out to be harmful after it was judged by its effect.
+    let is_harmful = outcome.judged.is_some_and(|judged| judged.verdict == Verdict::Harmful);
+    let is_open = |entry: &&mut Decision| entry.to_percent < entry.from_percent && (is_harmful || entry.verdict.is_none());
+    let mut open = status.history.iter_mut().filter(is_open);
     if let Some((judged, entry)) = outcome.judged.zip(open.next()) {
         entry.verdict = Some(judged.verdict.to_string());
         entry.utilization_before = said(judged.before);
@@ -452,6 +502,7 @@ fn notices(
         let was_lost = status_of(previous, *type_) == Some(ConditionState::False) || recorded.is_some_and(|state| state.lost);
         let fell = outcome
             .judged
+            .filter(|judged| judged.verdict != Verdict::Harmful)
             .filter(|_| !seen.levels && *type_ == ConditionType::TighteningEffective)
             .map(|judged| format!(" ({}% of the threshold before, {}% after)", percent(judged.before), percent(judged.after)));
         let event = match (type_, state(*type_, *reason), reason) {
@@ -460,6 +511,7 @@ fn notices(
             // One Event for one episode, even if the count was missing for a while.
             (ConditionType::HighTaskCount, ConditionState::True, _) if !was_told(outcome, previous) => EventReason::HighTaskCount,
             (ConditionType::TighteningEffective, _, Reason::Ineffective | Reason::NotAttributable) => EventReason::Ineffective,
+            (ConditionType::TighteningEffective, _, Reason::Harmful) => EventReason::Harmful,
             _ => continue,
         };
         tell(event, format!("{message}{}", fell.unwrap_or_default()));
@@ -523,6 +575,7 @@ mod tests {
             attribution: Attribution { share: Share::UNKNOWN, bound: None },
             idle_connections: None,
             closes: false,
+            reserves: false,
             levels: false,
             moved: false,
         }

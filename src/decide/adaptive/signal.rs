@@ -4,7 +4,7 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    api::{conditions::Reason, wording::of_nodes},
+    api::{conditions::Reason, guarded::ConnectionRate, wording::of_nodes},
     decide::report::condition::count,
 };
 
@@ -18,6 +18,36 @@ pub enum IdleTasks {
     Missing,
     /// The value of the gauge.
     Counted(f64),
+}
+
+/// A counter of a node, since its process started.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub enum Counter {
+    /// The policy names no such counter.
+    #[default]
+    NotRequested,
+    /// The page does not have the counter, or not as one number.
+    Missing,
+    /// The sum of the counter's series.
+    Counted {
+        /// The sum.
+        value: f64,
+        /// The number of series.
+        series: usize,
+    },
+}
+
+impl Counter {
+    /// The increase since an earlier sample; `None` where it is not known. A sum that fell, or that has other series, was
+    /// reset in part or as a whole, and so was its process.
+    fn since(self, old: Self) -> Option<f64> {
+        match (old, self) {
+            (Self::Counted { value: old, series: then }, Self::Counted { value, series }) if series == then && value >= old => {
+                Some(value - old)
+            }
+            _ => None,
+        }
+    }
 }
 
 /// A sample of one node.
@@ -36,6 +66,10 @@ pub struct Measure {
     pub red: bool,
     /// How many of the tasks are idle connections.
     pub idle: IdleTasks,
+    /// New connections.
+    pub connections: Counter,
+    /// Requests.
+    pub requests: Counter,
     /// Open files, if reported: no pool can hold more connections.
     pub open_files: Option<f64>,
     /// How many files the process may have open, if reported.
@@ -195,11 +229,54 @@ impl NoSample {
 pub struct NodeSample {
     /// The last good sample and when it was taken (Unix milliseconds).
     pub last: Option<(i64, Measure)>,
+    /// New connections between the last two good samples; `None` where that is not known.
+    pub rate: Option<ConnectionRate>,
     /// Why the last query had no sample, if it had none.
     pub gap: Option<NoSample>,
 }
 
+/// The shortest time between two samples from which a rate is computed (milliseconds): one more connection would change
+/// that of a shorter time too much.
+const MIN_SPAN: i64 = 500;
+/// Start times of the same process can differ by this many seconds, because exporters compute them.
+const SAME_START: f64 = 1.0;
+
+/// New connections and requests between two samples of the same process; `None` where that is not known.
+fn increase(old: &Measure, new: &Measure) -> Option<(f64, Option<f64>)> {
+    let has_other_start = old.started.zip(new.started).is_some_and(|(old, new)| (old - new).abs() > SAME_START);
+    let is_younger = old.uptime.zip(new.uptime).is_some_and(|(old, new)| new < old);
+    if has_other_start || is_younger {
+        return None;
+    }
+    let requests = match new.requests {
+        Counter::NotRequested => None,
+        Counter::Missing | Counter::Counted { .. } => Some(new.requests.since(old.requests)?),
+    };
+    Some((new.connections.since(old.connections)?, requests))
+}
+
 impl NodeSample {
+    /// Takes over a good sample.
+    pub fn record(&mut self, taken: i64, measure: Measure) {
+        let time = |taken: i64, measure: &Measure| measure.time.unwrap_or(taken);
+        self.rate = self.last.and_then(|(before, old)| {
+            let (connections, requests) = increase(&old, &measure)?;
+            let span = time(taken, &measure) - time(before, &old);
+            #[allow(clippy::cast_precision_loss)] // Milliseconds.
+            let each_second = |count: f64| count * 1000.0 / span as f64;
+            match span {
+                ..0 => None,
+                0..MIN_SPAN => self.rate,
+                _ => Some(ConnectionRate {
+                    connections: each_second(connections),
+                    requests: requests.map(each_second),
+                    nodes: 1.0,
+                }),
+            }
+        });
+        (self.last, self.gap) = (Some((taken, measure)), None);
+    }
+
     /// The sample, if it counts. A missing answer may be temporary, so a good sample counts until it is too old. An
     /// answer without a sample says that there is none.
     fn valid(&self, now: i64, most_age: i64) -> Result<Measure, NoSample> {
@@ -251,6 +328,13 @@ pub struct Reading {
     pub idle_tasks: Option<f64>,
     /// A node that does not report its idle connections although the policy names a gauge for them.
     pub idle_missing: Option<String>,
+    /// New connections of all valid nodes for which their frequency is known; `None` where it is known of fewer than half of
+    /// the nodes.
+    pub rate: Option<ConnectionRate>,
+    /// A node that does not report its new connections although the policy names a counter for them.
+    pub connections_missing: Option<String>,
+    /// A node that does not report its requests although the policy names a counter for them.
+    pub requests_missing: Option<String>,
     /// An upper bound of the pooled share of the tasks, from the open files of the nodes that are over the threshold.
     pub files_share: Option<f64>,
     /// The nodes that are over the threshold, or the worst one if none is, with a lower bound of the tasks of each;
@@ -262,6 +346,15 @@ pub struct Reading {
     pub youngest: Option<i64>,
     /// The mean utilization of the valid nodes, for comparison at equal uptime.
     pub mean: f64,
+}
+
+impl Reading {
+    /// A node that lacks a counter, and which counter.
+    #[must_use]
+    pub fn counter_missing(&self) -> Option<(&str, &'static str)> {
+        let connections = self.connections_missing.as_deref().map(|node| (node, "new connections"));
+        connections.or_else(|| Some((self.requests_missing.as_deref()?, "requests")))
+    }
 }
 
 #[cfg(test)]
@@ -284,6 +377,9 @@ impl Reading {
             idle_share: None,
             idle_tasks: None,
             idle_missing: None,
+            rate: None,
+            connections_missing: None,
+            requests_missing: None,
             files_share: None,
             tasks_over_threshold: Vec::new(),
             files: None,
@@ -327,23 +423,33 @@ impl Signal {
 /// Tasks that one connection can cost on one node: a Go client connection has two goroutines.
 const TASKS_PER_CONNECTION: f64 = 2.0;
 
+/// How old samples and processes are (milliseconds).
+#[derive(Clone, Copy, Debug)]
+pub struct Ages {
+    /// A sample that is older does not count.
+    pub most: i64,
+    /// A process that is younger has no frequency of new connections: all of its connections are new.
+    pub young: i64,
+}
+
 /// Combines the samples of the expected nodes. `percentile` is by nearest rank; the highest counts where there are
-/// three or fewer nodes. `most_age` and `now` are in milliseconds.
+/// three or fewer nodes. `now` is in milliseconds.
 #[must_use]
 pub fn read<'a>(
     samples: &BTreeMap<String, NodeSample>,
     expected: impl IntoIterator<Item = &'a str>,
     percentile: u32,
-    most_age: i64,
+    ages: Ages,
     now: i64,
 ) -> Signal {
     let none = NodeSample::default();
+    let mut rates: Vec<ConnectionRate> = Vec::new();
     let mut valid: Vec<(&str, Measure)> = Vec::new();
     let mut youngest: Option<i64> = None;
     let mut gaps: Vec<(&str, NoSample, f64)> = Vec::new();
     for node in expected {
         let sample = samples.get(node).unwrap_or(&none);
-        match sample.valid(now, most_age) {
+        match sample.valid(now, ages.most) {
             Ok(measure) => {
                 let taken = sample.last.map_or(now, |(taken, _)| measure.time.map_or(taken, |time| time.min(taken)));
                 #[allow(clippy::cast_possible_truncation)] // Seconds since 1970, and less.
@@ -352,6 +458,7 @@ pub fn read<'a>(
                     (None, Some(uptime)) => Some(((uptime * 1000.0) as i64).saturating_add(now - taken)),
                     (None, None) => None,
                 };
+                rates.extend(sample.rate.filter(|_| age.is_none_or(|age| age >= ages.young)));
                 youngest = [youngest, age.map(|age| age.max(0))].into_iter().flatten().min();
                 valid.push((node, measure));
             }
@@ -382,6 +489,9 @@ pub fn read<'a>(
         idle_share: idle_share(crowded().map(|(_, m)| m)),
         idle_tasks: valid.iter().map(|(_, m)| if let IdleTasks::Counted(tasks) = m.idle { Some(tasks) } else { None }).sum(),
         idle_missing: valid.iter().find(|(_, m)| m.idle == IdleTasks::Missing).map(|(node, _)| (*node).to_owned()),
+        rate: (rates.len() * 2 >= total).then(|| sum(&rates)).flatten(),
+        connections_missing: valid.iter().find(|(_, m)| m.connections == Counter::Missing).map(|(node, _)| (*node).to_owned()),
+        requests_missing: valid.iter().find(|(_, m)| m.requests == Counter::Missing).map(|(node, _)| (*node).to_owned()),
         up,
         down,
         fresh: count(valid.len()),
@@ -398,6 +508,15 @@ pub fn read<'a>(
         files: fullest(&valid),
         youngest,
         mean: valid.iter().map(|(_, m)| m.pressure).sum::<f64>() / valid.len() as f64,
+    })
+}
+
+/// The sum of the rates of several nodes; `None` where there are none.
+fn sum(rates: &[ConnectionRate]) -> Option<ConnectionRate> {
+    rates.iter().copied().reduce(|all, one| ConnectionRate {
+        connections: all.connections + one.connections,
+        requests: all.requests.zip(one.requests).map(|(all, one)| all + one),
+        nodes: all.nodes + one.nodes,
     })
 }
 
@@ -443,10 +562,12 @@ fn missing(gaps: &[(&str, NoSample, f64)], valid: usize, total: usize) -> Signal
 mod tests {
     use super::*;
 
+    const AGES: Ages = Ages { most: 90_000, young: 0 };
+
     fn sample(pressure: f64) -> NodeSample {
         NodeSample {
             last: Some((0, Measure { pressure, tasks: Some(pressure * 100.0), threshold: Some(100.0), ..Measure::default() })),
-            gap: None,
+            ..NodeSample::default()
         }
     }
 
@@ -456,7 +577,7 @@ mod tests {
 
     fn fresh(samples: &[(&str, NodeSample)], percentile: u32, now: i64) -> Reading {
         let all = nodes(samples);
-        match read(&all, samples.iter().map(|(name, _)| *name), percentile, 90_000, now) {
+        match read(&all, samples.iter().map(|(name, _)| *name), percentile, AGES, now) {
             Signal::Fresh(reading) => reading,
             Signal::Unasked { message } | Signal::Missing { message, .. } => panic!("missing: {message}"),
         }
@@ -464,7 +585,7 @@ mod tests {
 
     fn gap(samples: &[(&str, NodeSample)], now: i64) -> (Reason, String) {
         let all = nodes(samples);
-        match read(&all, samples.iter().map(|(name, _)| *name), 95, 90_000, now) {
+        match read(&all, samples.iter().map(|(name, _)| *name), 95, AGES, now) {
             Signal::Unasked { message } => (Reason::Pending, message),
             Signal::Missing { reason, message } => (reason, message),
             Signal::Fresh(reading) => panic!("fresh: {reading:?}"),
@@ -476,7 +597,7 @@ mod tests {
         let lost = NodeSample { gap: Some(NoSample::NoSeries), ..sample(1.7) };
         let reading = fresh(&[("a", sample(0.4)), ("b", sample(0.5)), ("c", lost)], 95, 0);
         assert!((reading.up - 0.5).abs() < 1e-9 && (reading.down - 1.7).abs() < 1e-9, "{reading:?}");
-        let unknown = NodeSample { gap: Some(NoSample::Unreachable), last: None };
+        let unknown = NodeSample { gap: Some(NoSample::Unreachable), ..NodeSample::default() };
         let reading = fresh(&[("a", sample(0.4)), ("b", sample(0.5)), ("c", unknown)], 95, 0);
         assert!((reading.up - 0.5).abs() < 1e-9 && (reading.down - 1.0).abs() < 1e-9, "{reading:?}");
     }
@@ -501,7 +622,7 @@ mod tests {
 
     #[test]
     fn a_sample_ages_from_when_it_was_taken_and_a_process_from_when_it_started() {
-        let at = |measure| NodeSample { last: Some((5_000_000, measure)), gap: None };
+        let at = |measure| NodeSample { last: Some((5_000_000, measure)), ..NodeSample::default() };
         let ran = |measure, now| fresh(&[("a", at(measure))], 95, now).youngest;
         let full = Measure { pressure: 1.0, ..Measure::default() };
         assert_eq!(ran(full, 5_090_000), None, "no uptime is reported");
@@ -515,7 +636,7 @@ mod tests {
 
     #[test]
     fn half_of_the_nodes_are_a_quorum_and_fewer_are_not() {
-        let lost = NodeSample { gap: Some(NoSample::Unreachable), last: None };
+        let lost = NodeSample { gap: Some(NoSample::Unreachable), ..NodeSample::default() };
         assert_eq!(fresh(&[("a", sample(0.4)), ("b", lost.clone())], 95, 0).fresh, 1);
         let (reason, message) = gap(&[("a", sample(0.4)), ("b", lost.clone()), ("c", lost)], 0);
         assert_eq!(
@@ -551,7 +672,7 @@ mod tests {
             (NoSample::Redirect(307, Some("/metrics/".into())), Reason::BelowQuorum),
         ] {
             let sentence = kind.to_string();
-            let (seen, message) = gap(&[("a", NodeSample { gap: Some(kind), last: None })], 0);
+            let (seen, message) = gap(&[("a", NodeSample { gap: Some(kind), ..NodeSample::default() })], 0);
             assert_eq!(seen, reason);
             assert!(message.ends_with(&*sentence), "{message}");
         }
@@ -569,7 +690,7 @@ mod tests {
     fn a_sample_with_a_time_of_its_own_ages_from_that() {
         let at = |time| {
             let last = sample(0.4).last.map(|(_, measure)| (1_000_000, Measure { time: Some(time), ..measure }));
-            NodeSample { last, gap: None }
+            NodeSample { last, ..NodeSample::default() }
         };
         let seen = |time| gap(&[("a", at(time))], 1_000_000);
         assert_eq!(fresh(&[("a", at(910_000))], 95, 1_000_000).fresh, 1);
@@ -611,8 +732,8 @@ mod tests {
 
     #[test]
     fn one_cause_is_named_only_where_it_is_everybodys() {
-        let refused = NodeSample { gap: Some(NoSample::Unauthorized(401)), last: None };
-        let silent = NodeSample { gap: Some(NoSample::NoSeries), last: None };
+        let refused = NodeSample { gap: Some(NoSample::Unauthorized(401)), ..NodeSample::default() };
+        let silent = NodeSample { gap: Some(NoSample::NoSeries), ..NodeSample::default() };
         assert_eq!(gap(&[("a", refused.clone()), ("b", refused.clone())], 0).0, Reason::Unauthorized);
         assert_eq!(gap(&[("a", refused.clone()), ("b", silent)], 0).0, Reason::BelowQuorum);
         assert_eq!(
@@ -667,9 +788,118 @@ mod tests {
         assert_eq!(crowd(&[("a", high.clone()), ("b", sample(1.0)), ("c", low)]), named(&[("a", 200.0), ("b", 100.0)]));
         let alert = |at_least| NodeSample {
             last: high.last.map(|(time, m)| (time, Measure { tasks: None, threshold: None, at_least, ..m })),
-            gap: None,
+            ..NodeSample::default()
         };
         assert_eq!(crowd(&[("a", alert(Some(2048.0)))]), named(&[("a", 2048.0)]), "an alert says how many there are at least");
         assert_eq!(crowd(&[("a", alert(None)), ("b", high)]), named(&[]), "one node has no count");
+    }
+
+    const fn one(value: f64) -> Counter {
+        Counter::Counted { value, series: 1 }
+    }
+
+    /// A page at a second: new connections, and the start of the process.
+    fn counted(connections: f64, started: f64) -> Measure {
+        Measure { connections: one(connections), started: Some(started), ..Measure::default() }
+    }
+
+    /// New connections per second after some pages, each with its second.
+    fn rate_after(pages: &[(i64, Measure)]) -> Option<f64> {
+        let mut node = NodeSample::default();
+        for (second, measure) in pages {
+            node.record(second * 1000, *measure);
+        }
+        node.rate.map(|rate| rate.connections)
+    }
+
+    #[test]
+    fn new_connections_are_counted_between_two_samples_of_the_same_process() {
+        let missing = Measure { connections: Counter::Missing, ..counted(0.0, 5.0) };
+        let at = |time| Measure { time: Some(time), ..counted(170.0, 5.0) };
+        let up = |uptime| Measure { uptime: Some(uptime), started: None, ..counted(170.0, 5.0) };
+        for (what, pages, expected) in [
+            ("one sample has no rate", vec![(10, counted(70.0, 5.0))], None),
+            ("two samples", vec![(10, counted(70.0, 5.0)), (20, counted(170.0, 5.0))], Some(10.0)),
+            ("nothing new is a rate, too", vec![(10, counted(70.0, 5.0)), (20, counted(70.0, 5.0))], Some(0.0)),
+            ("a counter that fell was reset", vec![(10, counted(70.0, 5.0)), (20, counted(69.0, 5.0))], None),
+            ("another process, whose counter is higher", vec![(10, counted(70.0, 5.0)), (20, counted(170.0, 15.0))], None),
+            ("the same start, computed again", vec![(10, counted(70.0, 5.0)), (20, counted(170.0, 5.9))], Some(10.0)),
+            (
+                "a series came back",
+                vec![
+                    (10, counted(70.0, 5.0)),
+                    (20, Measure { connections: Counter::Counted { value: 170.0, series: 2 }, ..counted(0.0, 5.0) }),
+                ],
+                None,
+            ),
+            ("a shorter uptime", vec![(10, up(30.0)), (20, up(29.0))], None),
+            ("a longer uptime", vec![(10, up(30.0)), (20, up(40.0))], Some(0.0)),
+            ("a missing counter is not 0", vec![(10, counted(70.0, 5.0)), (20, missing)], None),
+            ("nor is one that comes back", vec![(10, missing), (20, counted(170.0, 5.0))], None),
+            ("the next one counts again", vec![(10, missing), (20, counted(70.0, 5.0)), (30, counted(90.0, 5.0))], Some(2.0)),
+            ("the clock was set back", vec![(20, counted(70.0, 5.0)), (10, counted(170.0, 5.0))], None),
+            (
+                "the time of the sample counts",
+                vec![(10, at(1000)), (20, Measure { time: Some(2000), ..counted(190.0, 5.0) })],
+                Some(20.0),
+            ),
+        ] {
+            assert_eq!(rate_after(&pages), expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn two_samples_in_a_moment_leave_the_rate_as_it_was() {
+        let mut node = NodeSample::default();
+        for (time, connections) in [(0, 0.0), (10_000, 100.0), (10_000 + MIN_SPAN - 1, 400.0)] {
+            node.record(time, counted(connections, 5.0));
+        }
+        assert_eq!(node.rate.map(|rate| rate.connections), Some(10.0));
+        node.record(10_000 + 2 * MIN_SPAN - 1, counted(405.0, 5.0));
+        assert_eq!(node.rate.map(|rate| rate.connections), Some(10.0), "10 a second again");
+        node.record(10_000 + 2 * MIN_SPAN, counted(0.0, 5.0));
+        assert_eq!(node.rate, None, "a restart is noticed at once");
+    }
+
+    #[test]
+    fn requests_belong_to_the_rate_where_they_are_named() {
+        let page = |connections, requests| Measure { requests, ..counted(connections, 5.0) };
+        let mut node = NodeSample::default();
+        node.record(0, page(0.0, one(10.0)));
+        node.record(10_000, page(20.0, one(1010.0)));
+        assert_eq!(node.rate, Some(ConnectionRate { connections: 2.0, requests: Some(100.0), nodes: 1.0 }));
+        node.record(20_000, page(40.0, Counter::Missing));
+        assert_eq!(node.rate, None, "without its requests a node says nothing");
+        node.record(30_000, page(60.0, one(5.0)));
+        node.record(40_000, page(80.0, one(4.0)));
+        assert_eq!(node.rate, None, "this counter fell");
+    }
+
+    #[test]
+    fn the_fleet_has_the_rates_of_at_least_half_of_its_nodes() {
+        let rated = |connections: f64, started: f64| {
+            let mut node = NodeSample::default();
+            node.record(0, counted(0.0, started));
+            node.record(10_000, counted(connections, started));
+            node
+        };
+        let plain = NodeSample { last: Some((10_000, counted(5.0, 0.0))), ..NodeSample::default() };
+        let of = |samples: &[(&str, NodeSample)], young| {
+            let ages = Ages { young, ..AGES };
+            let Signal::Fresh(reading) = read(&nodes(samples), samples.iter().map(|(name, _)| *name), 95, ages, 10_000) else {
+                panic!("no quorum")
+            };
+            reading.rate.map(|rate| (rate.connections, rate.nodes))
+        };
+        assert_eq!(of(&[("a", rated(10.0, 0.0)), ("b", rated(30.0, 0.0))], 0), Some((4.0, 2.0)));
+        assert_eq!(of(&[("a", rated(10.0, 0.0)), ("b", plain.clone())], 0), Some((1.0, 1.0)));
+        assert_eq!(of(&[("a", rated(10.0, 0.0)), ("b", plain.clone()), ("c", plain)], 0), None);
+        let young = [("a", rated(10.0, 0.0)), ("b", rated(30.0, 4.0))];
+        assert_eq!(of(&young, 6_000), Some((4.0, 2.0)), "as old as is asked");
+        assert_eq!(of(&young, 6_001), Some((1.0, 1.0)), "all connections of a young process are new");
+        let missing = Measure { connections: Counter::Missing, requests: Counter::Missing, ..Measure::default() };
+        let lost = NodeSample { last: Some((10_000, missing)), ..NodeSample::default() };
+        let reading = fresh(&[("a", rated(10.0, 0.0)), ("b", lost)], 95, 10_000);
+        assert_eq!((reading.connections_missing.as_deref(), reading.requests_missing.as_deref()), (Some("b"), Some("b")));
     }
 }

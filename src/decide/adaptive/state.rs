@@ -4,3 +4,4 @@ pub use crate::api::adaptive_state::{
     AdaptiveState as State, Efficacy, Episode, Lockout, MARKS, MAX_CHANGES, Pending, UptimeCurve, Watched, Way, rounded,
     rounded_slope,
 };
+pub use crate::api::guarded::{Guarded, RateWindow};

@@ -5,6 +5,7 @@ use std::fmt;
 
 use super::{
     disturbance::Disturbance,
+    guard::settled_at,
     openness::{self, Percent},
     signal::{Reading, Signal},
     state::{Episode, MAX_CHANGES, State, Watched, Way},
@@ -14,6 +15,7 @@ use super::{
 use crate::api::{
     self, LimitValues,
     adaptive::Mode,
+    guarded::ConnectionRate,
     wording::{percent, spoken},
 };
 
@@ -59,6 +61,8 @@ pub struct Facts<'a> {
     pub levels: bool,
     /// Side effect of a change; `None` where a change closes no connections.
     pub disturbance: Option<Disturbance>,
+    /// New connections per second up to which no step is harmful; `None` where the policy names no counter of them.
+    pub guard: Option<f64>,
     /// No decision before this time (Unix milliseconds), because the process has just begun to watch.
     pub not_before: i64,
 }
@@ -79,6 +83,7 @@ impl<'a> Facts<'a> {
             share: Share::UNKNOWN,
             levels: false,
             disturbance: None,
+            guard: None,
             not_before: 0,
         }
     }
@@ -111,6 +116,8 @@ pub enum Reason {
     Ineffective,
     /// Tightening cannot help: the pools are too small.
     PoolsTooSmall,
+    /// Tightening made new connections too frequent.
+    Harmful,
     /// The task count fell before the last step was in effect.
     #[strum(serialize = "LowTaskCount")]
     Withdrawn,
@@ -128,6 +135,7 @@ impl fmt::Display for Reason {
             Self::Low { pressure: None, lasted } => write!(f, "no task count alert for {}", spoken(lasted)),
             Self::Ineffective => write!(f, "tightening did not help"),
             Self::PoolsTooSmall => write!(f, "the pools are too small for tightening to help"),
+            Self::Harmful => write!(f, "tightening made new connections more than twice as frequent"),
             Self::Withdrawn => write!(f, "the task count fell before the last step was in effect"),
             Self::SignalGone => write!(f, "the task count is not available"),
         }
@@ -144,6 +152,8 @@ pub enum Verdict {
     /// No statement is possible: the task count was rising anyway, a process was restarted, or it takes another step to
     /// tell.
     Inconclusive,
+    /// New connections became too frequent.
+    Harmful,
 }
 
 /// A step with its verdict.
@@ -155,6 +165,15 @@ pub struct Judged {
     pub before: f64,
     /// Utilization after.
     pub after: f64,
+}
+
+/// New connections before and after a step that made them too frequent.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Harm {
+    /// Before.
+    pub before: ConnectionRate,
+    /// After.
+    pub after: ConnectionRate,
 }
 
 /// Why adaptive control does less than the task count calls for.
@@ -193,6 +212,8 @@ pub struct Outcome {
     pub decision: Option<Decision>,
     /// The verdict on an earlier step, if it was reached now.
     pub judged: Option<Judged>,
+    /// New connections, if the verdict is Harmful.
+    pub harm: Option<Harm>,
     /// The step that adaptive control would take if it were allowed to.
     pub recommendation: Option<Decision>,
     /// Why it does less than the task count calls for.
@@ -231,7 +252,9 @@ impl Outcome {
     /// and not judged yet.
     #[must_use]
     pub fn due(&self) -> Option<i64> {
-        self.state.pending.as_ref().and_then(|pending| Some(pending.since? + pending.wait))
+        let pending = self.state.pending.as_ref()?;
+        let settled = settled_at(&self.state, pending)?;
+        self.state.guarded.map_or_else(|| Some(pending.since? + pending.wait), |guarded| Some(settled + guarded.window))
     }
 
     /// The latest time at which the last step is judged, where a change closes connections (Unix milliseconds); `None`
@@ -246,11 +269,13 @@ impl Outcome {
     pub fn digest(&self, signal: &Signal) -> Digest {
         let reason = match signal {
             Signal::Fresh(Reading { idle_missing: Some(_), .. }) => api::conditions::Reason::IdleConnectionsMissing,
+            Signal::Fresh(reading) if reading.counter_missing().is_some() => api::conditions::Reason::NewConnectionsMissing,
             Signal::Fresh(_) => api::conditions::Reason::Fresh,
             Signal::Unasked { .. } => api::conditions::Reason::Pending,
             Signal::Missing { reason, .. } => *reason,
         };
-        let outcome = Self { state: self.state.stored(), decision: None, judged: None, recommendation: None, ..*self };
+        let outcome =
+            Self { state: self.state.stored(), decision: None, judged: None, harm: None, recommendation: None, ..*self };
         Digest { outcome, reason, recommended: self.recommendation.map(|decision| decision.to / 10) }
     }
 }
@@ -275,7 +300,18 @@ pub fn step(tuning: &Tuning, facts: &Facts<'_>, before: &State, signal: &Signal,
     let mut state = before.clone();
     forget_the_future(&mut state, now);
     let elapsed = elapsed(tuning, &mut state, now);
-    let mut look = Evaluation { tuning, facts, state, now, judged: None, decision: None, recommendation: None, limit: None };
+    let mut look = Evaluation {
+        tuning,
+        facts,
+        state,
+        now,
+        judged: None,
+        harm: None,
+        is_guarding: false,
+        decision: None,
+        recommendation: None,
+        limit: None,
+    };
     match signal {
         Signal::Fresh(reading) => look.fresh(reading, elapsed),
         // That a node was not asked yet does not say that the count is lost.
@@ -311,6 +347,7 @@ fn forget_the_future(state: &mut State, now: i64) {
         past(&mut pending.decided);
         pending.since.iter_mut().for_each(past);
     }
+    state.guarded.iter_mut().for_each(|guarded| past(&mut guarded.decided));
     // The state stores these in whole seconds.
     state.changes.iter_mut().for_each(|(time, _)| *time = (*time).min(now / 1000 * 1000));
     state.relaxable_since.iter_mut().for_each(past);
@@ -334,6 +371,9 @@ pub(super) struct Evaluation<'a> {
     pub(super) state: State,
     pub(super) now: i64,
     pub(super) judged: Option<Judged>,
+    pub(super) harm: Option<Harm>,
+    /// Whether new connections are being measured, so that verdicts and further steps wait.
+    pub(super) is_guarding: bool,
     pub(super) decision: Option<Decision>,
     pub(super) recommendation: Option<Decision>,
     pub(super) limit: Option<Restriction>,
@@ -362,6 +402,7 @@ impl Evaluation<'_> {
         watched.red_for = if reading.red { watched.red_for + passed } else { 0 };
         self.state.fallback &= self.state.watched.fresh_for < FALLBACK_EXIT_AFTER;
         self.note_uptime(reading);
+        self.note_connections(reading.rate.as_ref(), elapsed);
         self.windows(passed);
         self.expire_memory();
     }
@@ -485,9 +526,7 @@ impl Evaluation<'_> {
     /// How long after a step is in effect it may be judged (milliseconds). Where a change closes connections, those of
     /// every pool can have come back by then.
     pub(super) fn claim_time(&self) -> i64 {
-        self.facts
-            .disturbance
-            .map_or_else(|| self.dead_time(), |disturbance| disturbance.settle + disturbance.longest_idle * 5 / 4)
+        self.facts.disturbance.map_or_else(|| self.dead_time(), |disturbance| disturbance.claim_time())
     }
 
     /// Whether tightening is locked out.
@@ -502,6 +541,15 @@ impl Evaluation<'_> {
             self.limit = Some(Restriction::BudgetExhausted);
         }
         is_allowed
+    }
+
+    /// Whether the budget allows a tightening. A guarded one needs room for taking it back, too.
+    pub(super) fn may_tighten(&mut self) -> bool {
+        let has_room = self.facts.guard.is_none() || budget_until(&self.tuning.reserving(), &self.state, self.now).is_none();
+        if !has_room {
+            self.limit = Some(Restriction::BudgetExhausted);
+        }
+        has_room && self.may_change()
     }
 
     /// Whether the mode or a pause stops a step. A pause is then the limit.
@@ -538,7 +586,7 @@ impl Evaluation<'_> {
         let has_dipped = self.has_dipped();
         let wait = self.wait(has_dipped);
         let is_locked = self.is_locked();
-        let Self { state, judged, decision, recommendation, limit, tuning, .. } = self;
+        let Self { state, judged, harm, decision, recommendation, limit, tuning, .. } = self;
         let is_flapping = state.relax_backoff >= MAX_RELAX_BACKOFF;
         let limit = limit.or(is_locked.then_some(Restriction::Locked)).or(is_flapping.then_some(Restriction::Flapping));
         let phase = match (&state, state.openness) {
@@ -550,7 +598,12 @@ impl Evaluation<'_> {
             _ => Phase::Holding,
         };
         let wait = wait.filter(|_| limit.is_none());
-        Outcome { state, decision, judged, recommendation, limit, phase, has_dipped, wait }
+        Outcome { state, decision, judged, harm, recommendation, limit, phase, has_dipped, wait }
+    }
+
+    /// Whether the next step waits for the verdict on the last one.
+    pub(super) fn waits_for_verdict(&self) -> bool {
+        self.state.pending.is_some() && (self.facts.disturbance.is_none() || self.is_guarding)
     }
 
     fn wait(&self, has_dipped: bool) -> Option<Wait> {
@@ -560,7 +613,7 @@ impl Evaluation<'_> {
             Wait::Settling(state.settle_until)
         } else if *now < facts.not_before {
             Wait::FirstCounts(facts.not_before)
-        } else if state.pending.is_some() && facts.disturbance.is_none() {
+        } else if self.waits_for_verdict() {
             Wait::Verdict
         } else if episode.steps == 0 {
             Wait::FirstStep

@@ -1,11 +1,14 @@
 #![allow(clippy::float_cmp)] // The same computation gives the same result.
 
 use super::{
+    config::Config,
     disturbance::Disturbance,
+    driver::AdaptiveDriver,
+    guard::{self, CRITICAL, is_harmful},
     openness::{self, Percent},
     relax::*,
     signal::{Reading, Signal},
-    state::{Efficacy, Episode, Lockout, MAX_CHANGES, Pending, State, UptimeCurve, Way, rounded},
+    state::{Efficacy, Episode, Guarded, Lockout, MAX_CHANGES, Pending, State, UptimeCurve, Way, rounded},
     step::*,
     step_size::Share,
     tighten::*,
@@ -15,8 +18,9 @@ use super::{
 use crate::{
     api::{
         LimitValues,
-        adaptive::{Adaptive, FallbackBehavior, Mode},
+        adaptive::{Adaptive, FallbackBehavior, Mode, NewConnections},
         conditions,
+        guarded::ConnectionRate,
         wording::spoken,
     },
     simulate::plant::policy,
@@ -45,6 +49,7 @@ struct Course {
     needs_restart: bool,
     rolls: bool,
     disturbance: Option<Disturbance>,
+    guard: Option<f64>,
     not_before: i64,
     reading: Reading,
 }
@@ -69,6 +74,7 @@ impl Course {
             needs_restart: false,
             rolls: false,
             disturbance: None,
+            guard: None,
             not_before: 0,
             reading,
         }
@@ -132,6 +138,7 @@ impl Course {
             needs_restart: self.needs_restart,
             rolls: self.rolls,
             disturbance: self.disturbance,
+            guard: self.guard,
             not_before: self.not_before,
             ..Facts::undisturbed(&self.declared, &self.floor)
         }
@@ -912,6 +919,260 @@ fn a_verdict_that_is_due_later_does_not_block_relaxing() {
     assert_eq!((outcome.judged.map(|judged| judged.verdict), outcome.state.pending), (Some(Verdict::Inconclusive), None));
 }
 
+/// A rate of new connections on four nodes, as a reading has it.
+#[allow(clippy::unnecessary_wraps)]
+const fn new_connections(connections: f64) -> Option<ConnectionRate> {
+    Some(ConnectionRate { connections, requests: None, nodes: 4.0 })
+}
+
+/// Ten new connections per second and too many tasks, until the first step is made and in effect: from 100% to 58%.
+fn guarded() -> Course {
+    let mut course = Course::new();
+    (course.guard, course.reading.rate) = (Some(20.0), new_connections(10.0));
+    assert_eq!(course.hold(1.5, 130), [(120, 58)]);
+    course
+}
+
+/// Verdicts over so many seconds, with the second of each.
+fn verdicts(course: &mut Course, pressure: f64, seconds: i64) -> Vec<(i64, Verdict)> {
+    let (began, mut verdicts) = (course.now, Vec::new());
+    while course.now - began <= seconds * 1000 {
+        let outcome = course.look(pressure);
+        verdicts.extend(outcome.judged.map(|judged| ((course.now - began) / 1000, judged.verdict)));
+        course.state = outcome.state;
+        course.now += TICK;
+    }
+    verdicts
+}
+
+/// When a step of [`guarded`] is judged by its new connections: after the dead time and a window of two minutes.
+const GUARDED: i64 = (DEAD / 1000 + 120) / 10 * 10;
+
+#[test]
+fn what_counts_as_harm() {
+    let rate = |connections, requests, nodes| ConnectionRate { connections, requests, nodes };
+    let cases = [
+        // what, before, after, harmful above 20 a second
+        ("twice as many", rate(15.0, None, 4.0), rate(30.0, None, 4.0), false),
+        ("more than twice as many", rate(15.0, None, 4.0), rate(30.1, None, 4.0), true),
+        ("as many as are allowed", rate(1.0, None, 4.0), rate(20.0, None, 4.0), false),
+        ("none before", rate(0.0, None, 4.0), rate(20.1, None, 4.0), true),
+        ("twice the nodes", rate(15.0, None, 4.0), rate(40.0, None, 8.0), false),
+        ("half of the nodes, with the same load", rate(15.0, None, 4.0), rate(15.0, None, 1.0), false),
+        ("half of the nodes had no samples before", rate(15.0, None, 2.0), rate(32.0, None, 4.0), false),
+        ("twice the load", rate(15.0, Some(100.0), 4.0), rate(60.0, Some(250.0), 4.0), false),
+        ("more per request", rate(15.0, Some(100.0), 4.0), rate(31.0, Some(100.0), 4.0), true),
+        ("more per request, of half of the load", rate(15.0, Some(100.0), 4.0), rate(21.0, Some(50.0), 4.0), true),
+        ("no request before", rate(15.0, Some(0.0), 4.0), rate(90.0, Some(100.0), 4.0), false),
+        ("no request after", rate(15.0, Some(100.0), 4.0), rate(90.0, Some(0.0), 4.0), false),
+        ("requests counted before only", rate(15.0, Some(100.0), 4.0), rate(31.0, None, 4.0), true),
+    ];
+    for (what, before, after, harmful) in cases {
+        assert_eq!(is_harmful(&before, &after, 20.0), harmful, "{what}");
+    }
+}
+
+#[test]
+fn a_step_that_doubles_new_connections_is_taken_back_and_locked() {
+    let mut course = guarded();
+    let before = course.state.guarded.expect("a guarded step");
+    assert_eq!((before.from, before.window, before.before), (100, 120_000, new_connections(10.0).unwrap()));
+    course.reading.rate = new_connections(50.0);
+    let mut last = course.state.clone();
+    let began = course.now;
+    let outcome = loop {
+        let outcome = course.look(1.5);
+        if outcome.judged.is_some() {
+            break outcome;
+        }
+        assert_eq!(outcome.state.efficacy, Efficacy::Measuring);
+        last = outcome.state.clone();
+        course.state = outcome.state;
+        course.now += TICK;
+    };
+    assert_eq!((course.now - began) / 1000, GUARDED, "after the dead time and one window");
+    assert_eq!(outcome.judged.map(|judged| judged.verdict), Some(Verdict::Harmful));
+    assert_eq!(outcome.decision.map(|step| (step.from, step.to, step.reason)), Some((58, 100, Reason::Harmful)), "at once");
+    let harm = outcome.harm.expect("the figures");
+    assert_eq!((harm.before, harm.after), (new_connections(10.0).unwrap(), new_connections(50.0).unwrap()));
+    assert_eq!((outcome.state.efficacy, outcome.limit), (Efficacy::Harmful, Some(Restriction::Locked)));
+    assert_eq!(outcome.state.lockout, Some(Lockout { until: course.now + 4 * HOUR, times: 0 }));
+    assert_eq!((outcome.state.guarded, outcome.state.rollback), (None, None));
+    course.state = outcome.state;
+    assert_eq!(course.hold(1.5, 3 * 3600), [], "nothing is tightened during the lock-out");
+
+    // Where the budget is used up, the step is taken back as soon as it allows it.
+    course.now = began + GUARDED * 1000;
+    course.state = last;
+    course.state.changes = (0..4).map(|n| (course.now - (50 - n) * MINUTE, Way::Tighten)).collect();
+    let outcome = course.look(1.5);
+    assert_eq!((outcome.decision, outcome.limit, outcome.state.rollback), (None, Some(Restriction::BudgetExhausted), Some(100)));
+}
+
+#[test]
+fn a_guarded_step_leaves_a_change_of_the_budget_for_taking_it_back() {
+    let decided = |guard, used: i64, per_hour| {
+        let mut course = Course::due(|state| {
+            state.changes = (0..used).map(|n| (START - (50 - n) * MINUTE, Way::Tighten)).collect();
+        });
+        (course.guard, course.tuning.per_hour) = (guard, per_hour);
+        let outcome = course.look(1.5);
+        (outcome.decision.is_some(), outcome.limit)
+    };
+    assert_eq!(decided(Some(20.0), 2, 4), (true, None));
+    assert_eq!(decided(Some(20.0), 3, 4), (false, Some(Restriction::BudgetExhausted)));
+    assert_eq!(decided(None, 3, 4), (true, None));
+    assert_eq!(decided(Some(20.0), 0, 1), (true, None), "a budget of one change has none to keep");
+    assert_eq!(decided(Some(20.0), 1, 1), (false, Some(Restriction::BudgetExhausted)));
+}
+
+#[test]
+fn connections_that_come_back_after_the_step_are_no_harm() {
+    let mut course = guarded();
+    course.reading.rate = new_connections(500.0);
+    assert_eq!(verdicts(&mut course, 0.85, DEAD / 1000 - 10), []);
+    course.reading.rate = new_connections(10.0);
+    let judged = verdicts(&mut course, 0.85, 200);
+    assert_eq!(judged.into_iter().map(|(_, verdict)| verdict).collect::<Vec<_>>(), [Verdict::Effective]);
+    assert_eq!((course.state.guarded, course.state.openness), (None, 58));
+}
+
+#[test]
+fn one_high_sample_is_no_harm() {
+    let mut course = guarded();
+    assert_eq!(verdicts(&mut course, 0.85, 200), []);
+    course.reading.rate = new_connections(100.0);
+    course.hold(0.85, 0);
+    course.reading.rate = new_connections(10.0);
+    assert_eq!(verdicts(&mut course, 0.85, 60), [(30, Verdict::Effective)], "17.5 a second on average");
+}
+
+#[test]
+fn without_a_rate_the_guard_says_nothing() {
+    // Not known after the step: the verdict on the task count waits for three windows.
+    let mut course = guarded();
+    course.reading.rate = None;
+    assert_eq!(verdicts(&mut course, 0.85, 600), [(DEAD / 1000 / 10 * 10 + 360, Verdict::Effective)]);
+    assert_eq!(course.state.guarded, None);
+    // Not known before it: nothing waits.
+    let mut course = Course::new();
+    course.guard = Some(20.0);
+    assert_eq!(course.hold(1.5, 130), [(120, 58)]);
+    assert_eq!(course.state.guarded, None);
+    course.reading.rate = new_connections(500.0);
+    assert_eq!(verdicts(&mut course, 0.85, 140), [(DEAD / 1000 / 10 * 10, Verdict::Effective)]);
+    // Nor without a counter in the policy.
+    let mut course = Course::new();
+    course.reading.rate = new_connections(10.0);
+    assert_eq!(course.hold(1.5, 130), [(120, 58)]);
+    assert_eq!(course.state.guarded, None);
+    // A gap of a few rounds does not matter; what is older is forgotten.
+    for (gap, is_guarded) in [(20, true), (30, false)] {
+        let mut course = Course::new();
+        (course.guard, course.reading.rate) = (Some(20.0), new_connections(10.0));
+        assert_eq!(course.hold(1.5, 110 - gap), []);
+        course.reading.rate = None;
+        course.hold(1.5, gap);
+        assert_eq!(course.state.guarded.is_some(), is_guarded, "{gap} s and one more round without a rate");
+    }
+}
+
+#[test]
+fn further_steps_wait_until_new_connections_are_measured() {
+    for (guard, first) in [(Some(20.0), GUARDED), (None, DEAD / 1000 / 10 * 10)] {
+        let mut course = guarded();
+        (course.guard, course.disturbance) = (guard, Some(RELOAD));
+        // Without a guard, steps share a verdict on this target and do not wait for it.
+        assert_eq!(course.hold(1.5, 300).first().map(|(time, _)| *time), Some(first), "{guard:?}");
+    }
+}
+
+#[test]
+fn a_harmful_step_stays_while_the_task_count_is_critical() {
+    let mut course = Course::new();
+    (course.guard, course.reading.rate) = (Some(20.0), new_connections(10.0));
+    course.tuning.per_hour = 20;
+    assert_eq!(course.hold(2.6, 130), [(120, 50)]);
+    course.reading.rate = new_connections(50.0);
+    // Its effect is judged as always, and the next step follows.
+    let steps = course.hold(CRITICAL + 0.2, 600);
+    assert!(steps.iter().all(|(_, to)| *to < 50), "{steps:?}");
+    assert_eq!(steps.first().map(|(time, _)| *time), Some(DEAD / 1000 / 10 * 10), "nothing waits for new connections");
+    let still = course.state.guarded.expect("still guarded");
+    assert_eq!((still.from, still.before.connections), (100, 10.0), "the level before the first of the steps");
+    course.hold(CRITICAL + 0.2, 600);
+    let mut taken = course.hold(1.9, 300);
+    assert_eq!(taken.pop().map(|(_, to)| to), Some(100), "both are taken back when it is no longer critical");
+    assert_eq!(course.state.efficacy, Efficacy::Harmful);
+
+    let mut red = guarded();
+    (red.reading.red, red.reading.rate) = (true, new_connections(50.0));
+    assert_eq!(verdicts(&mut red, 1.4, 400).iter().filter(|(_, verdict)| *verdict == Verdict::Harmful).count(), 0);
+}
+
+#[test]
+fn another_process_can_judge_a_guarded_step() {
+    let mut course = guarded();
+    let written = serde_json::to_string(&course.state).expect("a state");
+    course.state = serde_json::from_str(&written).expect("what was written");
+    course.reading.rate = new_connections(50.0);
+    let judged = verdicts(&mut course, 1.5, 400);
+    assert_eq!(judged.first(), Some(&(GUARDED, Verdict::Harmful)));
+    assert_eq!(course.state.openness, 100);
+}
+
+#[test]
+fn a_step_that_is_gone_or_long_past_is_guarded_no_more() {
+    let course = |openness, age| {
+        let mut course = Course::at(openness, |state| {
+            let before = ConnectionRate { connections: 10.0, requests: None, nodes: 4.0 };
+            state.guarded = Some(Guarded { decided: START - age, from: 70, window: 120_000, before });
+        });
+        (course.guard, course.reading.rate) = (Some(20.0), new_connections(50.0));
+        verdicts(&mut course, 0.8, 200)
+    };
+    assert_eq!(course(50, 10 * MINUTE), [(110, Verdict::Harmful)]);
+    assert_eq!(course(70, 10 * MINUTE), [], "the limits are relaxed that far again");
+    assert_eq!(course(50, HOUR), [], "the load may be another one");
+}
+
+#[test]
+fn other_counters_do_not_compare() {
+    let counter = |metric: &str, max_per_second| NewConnections {
+        metric: metric.into(),
+        match_labels: [].into(),
+        max_per_second,
+        requests: None,
+    };
+    let kept = |guard| {
+        let course = guarded();
+        let config =
+            |guard| Config { guard, ..Config::plain(course.declared.clone(), course.floor.clone(), course.tuning.clone()) };
+        let mut driver = AdaptiveDriver::new(config(Some(counter("opened", 20))), course.state.clone(), None, START);
+        driver.configure(config(guard));
+        driver.state().guarded.is_some()
+    };
+    assert!(kept(Some(counter("opened", 20))) && kept(Some(counter("opened", 30))), "another maximum compares");
+    assert!(!kept(Some(counter("accepted", 20))) && !kept(None));
+}
+
+#[test]
+fn a_process_is_young_while_its_pools_fill() {
+    let (declared, floor) = policy();
+    let mut config = Config::plain(declared, floor, Tuning::of(None));
+    assert_eq!((config.ages().most, config.ages().young), (90_000, 120_000), "twice the longest idle time");
+    config.disturbance = Some(RELOAD);
+    assert_eq!(config.ages().young, CLAIM, "until the connections of every pool can have come back");
+}
+
+#[test]
+fn the_window_has_two_minutes_or_three_rounds() {
+    for (tighten_after, interval, expected) in [(120, 10, 120), (300, 10, 120), (30, 10, 30), (1, 1, 3), (120, 60, 180)] {
+        let tuning = Tuning { tighten_after: tighten_after * 1000, interval: interval * 1000, ..Tuning::of(None) };
+        assert_eq!(guard::window(&tuning), expected * 1000);
+    }
+}
+
 proptest::proptest! {
     #[test]
     fn whatever_the_status_says_of_the_loop_it_decides_and_goes_on_from_what_it_wrote(
@@ -930,6 +1191,10 @@ proptest::proptest! {
                 "decided": time(1), "inEffectSince": time(2), "waitMilliseconds": numbers[3] >> 1, "utilizationBefore": amounts[1],
                 "utilizationSlope": amounts[2], "fromPercent": percent(4), "toPercent": percent(5), "expectedFall": amounts[3],
             },
+            "guarded": {
+                "decided": time(1), "fromPercent": percent(1), "windowMilliseconds": numbers[5] >> 1,
+                "before": {"newConnectionsPerSecond": amounts[2], "requestsPerSecond": amounts[3], "nodes": amounts[0]},
+            },
             "settleUntil": time(3),
             "changes": [{"tightened": time(4)}, {"relaxed": time(5)}, {}],
             "lockout": {"until": time(6), "times": numbers[6] % 256},
@@ -940,6 +1205,7 @@ proptest::proptest! {
         // What cannot be read is as absent.
         course.state = serde_json::from_value(text).unwrap_or_default();
         course.reading.youngest = age;
+        (course.guard, course.reading.rate) = (Some(20.0), new_connections(amounts[1].abs()));
         for _ in 0..3 {
             let outcome = course.look(pressure);
             let written = serde_json::to_string(&outcome.state).expect("a state");

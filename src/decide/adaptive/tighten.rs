@@ -80,11 +80,12 @@ impl Evaluation<'_> {
             return;
         }
         // Where a verdict takes as long as connections take to come back, the next step does not wait for it; the steps
-        // share one verdict.
-        let waits = self.state.pending.is_some() && facts.disturbance.is_none();
-        if waits || now < self.state.settle_until || !self.may_change() {
+        // share one verdict. While new connections are being measured, the pools are not made even smaller.
+        let waits = self.waits_for_verdict();
+        if waits || now < self.state.settle_until || !self.may_tighten() {
             return;
         }
+        self.guard_step();
         let wait = self.claim_time();
         #[allow(clippy::cast_precision_loss)] // Seconds.
         let lag = ((tuning.slow - tuning.fast) / 1000.0).max(1.0);

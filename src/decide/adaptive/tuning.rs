@@ -90,6 +90,14 @@ impl Tuning {
         }
     }
 
+    /// The same with one change less in the budget of a step, which is kept for taking a harmful step back at once. A
+    /// budget of one change has none to keep.
+    #[must_use]
+    pub fn reserving(&self) -> Self {
+        let less = |changes: u32| changes.saturating_sub(1).max(1);
+        Self { per_hour: less(self.per_hour), per_day: less(self.per_day), ..self.clone() }
+    }
+
     /// The maximum age of a sample (milliseconds).
     #[must_use]
     pub fn most_age(&self) -> i64 {

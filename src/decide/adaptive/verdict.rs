@@ -2,6 +2,7 @@
 //! came in between.
 
 use super::{
+    guard::Guard,
     openness::{self, Percent},
     signal::Reading,
     state::{Efficacy, Episode, Lockout, MARKS, Pending, UptimeCurve, Watched},
@@ -132,8 +133,12 @@ impl Evaluation<'_> {
     }
 
     pub(super) fn judge(&mut self, reading: &Reading) {
+        let is_critical = self.is_critical(reading);
+        let guard = self.guard(is_critical);
         let Some(mut pending) = self.state.pending.take() else { return };
-        if !self.is_due(&mut pending) {
+        let is_due = self.is_due(&mut pending);
+        self.is_guarding = guard == Guard::Measuring && !is_critical && self.waits_for_guard(&pending);
+        if !is_due || self.is_guarding {
             self.state.efficacy = Efficacy::Measuring;
             self.state.pending = Some(pending);
             return;
@@ -156,6 +161,10 @@ impl Evaluation<'_> {
             };
             (pending.before, after) = (was, is);
             pending.slope = 0.0;
+        }
+        if guard == Guard::Measuring && !is_critical {
+            // Too little is known of the new connections to judge them.
+            self.state.guarded = None;
         }
         let over = Episode { base: Some(pending.before), steps: 1, ..Episode::begin(pending.decided, pending.from) };
         let mut episode = self.state.episode.unwrap_or(over);
@@ -181,6 +190,8 @@ impl Evaluation<'_> {
             Verdict::Inconclusive if self.state.efficacy == Efficacy::Effective => {}
             Verdict::Inconclusive => self.state.efficacy = Efficacy::Measuring,
             Verdict::Ineffective => self.give_up(Efficacy::Ineffective),
+            // By the guard only.
+            Verdict::Harmful => {}
         }
     }
 

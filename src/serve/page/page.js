@@ -224,7 +224,9 @@ function showPolicy(policy) {
   }
   const idle = policy.idleConnections;
   const cost = idle === undefined || !policy.flushes.length ? [] : [`The nodes have ${idle} idle ${idle === 1 ? "connection" : "connections"} now.`];
-  say($("flushes"), policy.flushes.map(({ message }) => `${message}.`).concat(cost).join(" "));
+  const rate = policy.newConnectionsPerSecond;
+  const opened = rate === undefined ? [] : [`The nodes have about ${rate} new ${rate === 1 ? "connection" : "connections"} per second.`];
+  say($("flushes"), policy.flushes.map(({ message }) => `${message}.`).concat(cost, opened).join(" "));
   chart(policy);
   const list = $("conditions");
   const said = policy.conditions.map((one) => [`${one.type}: ${one.status}`, `${one.reason}: ${one.message}`]);
