@@ -7,14 +7,14 @@
 #[path = "golden/mod.rs"]
 mod golden;
 
-use std::fmt::Write as _;
+use std::{collections::BTreeMap, fmt::Write as _};
 
 use idleconn_operator::{
-    api::adaptive::{Adaptive, Behavior, Fallback, FallbackBehavior, Mode, Profile},
+    api::adaptive::{Adaptive, Behavior, Fallback, FallbackBehavior, Mode, NewConnections, Profile, RequestCounter},
     decide::adaptive::{config::Config, tuning::Tuning},
     simulate::{
-        self, Handover,
-        plant::{Kind, Model, policy},
+        self, Handover, Run,
+        plant::{Counters, Kind, Model, policy},
     },
 };
 
@@ -35,6 +35,11 @@ fn course(title: &str, kind: Kind, adaptive: &Adaptive, informed: bool, handover
     let config = Config::plain(declared.clone(), floor, Tuning::of(Some(adaptive)));
     let hours = if kind == Kind::Daily { 24 } else { 6 };
     let run = simulate::run(&config, &mut Model::new(kind, SEED, NODES, informed, &declared), hours * 3600, handover);
+    told(title, run)
+}
+
+/// Text of a run.
+fn told(title: &str, run: Run) -> String {
     let mut text = format!("# {title}\n");
     let mut lines: Vec<_> = run.told.into_iter().map(|told| (told.time, told.line)).collect();
     for step in &run.decisions {
@@ -51,6 +56,21 @@ fn course(title: &str, kind: Kind, adaptive: &Adaptive, informed: bool, handover
         "{changes} changes, {reversals} reversals, {minutes_over_threshold:.0} min over, {final_openness_percent}% in the end, {verdict}\n"
     );
     text
+}
+
+/// Course on a server with counters, on which tightened limits open `growth` times as many connections for each request.
+fn guarded(title: &str, growth: f64, requests: bool) -> String {
+    let (declared, floor) = policy();
+    let counter = RequestCounter { metric: "requests".into(), match_labels: BTreeMap::new() };
+    let guard = NewConnections {
+        metric: "opened".into(),
+        match_labels: BTreeMap::new(),
+        max_per_second: 20,
+        requests: requests.then_some(counter),
+    };
+    let config = Config { guard: Some(guard), ..Config::plain(declared.clone(), floor, Tuning::of(Some(&balanced()))) };
+    let mut plant = Model::new(Kind::Mixed, SEED, NODES, false, &declared).counting(Counters { growth, requests });
+    told(title, simulate::run(&config, &mut plant, 6 * 3600, None))
 }
 
 fn hold(name: &str, text: &str) {
@@ -73,6 +93,14 @@ fn so_does_every_way_to_behave() {
         + &course("Recommend", Kind::Burst, &adaptive(Mode::Recommend, Profile::Balanced), false, None)
         + &course("Disabled", Kind::Burst, &adaptive(Mode::Disabled, Profile::Balanced), false, None);
     hold("behaviour", &text);
+}
+
+#[test]
+fn so_does_a_harmful_step() {
+    let text = guarded("2.6 times as many new connections", 2.6, false)
+        + &guarded("2.6 times as many new connections, with a counter of requests", 2.6, true)
+        + &guarded("as many new connections as before", 1.0, true);
+    hold("harm", &text);
 }
 
 #[test]

@@ -7,7 +7,7 @@
 use std::{collections::BTreeMap, fmt::Write as _, path::Path, sync::Mutex};
 
 use idleconn_operator::{
-    api::adaptive::{Adaptive, Mode},
+    api::adaptive::{Adaptive, Mode, NewConnections, RequestCounter},
     decide::adaptive::{
         config::Config,
         disturbance::Disturbance,
@@ -16,7 +16,7 @@ use idleconn_operator::{
     },
     simulate::{
         self, Decided, Handover, Run, Summary,
-        plant::{Kind, Model, Plant, UNMANAGED_IDLE, policy},
+        plant::{Counters, Kind, Model, Plant, UNMANAGED_IDLE, policy},
     },
 };
 
@@ -311,6 +311,109 @@ fn a_reload_is_not_taken_for_an_effect() {
                 assert!(most(|s| s.changes) <= 12 && most(|s| s.reversals) <= 3);
             }
         }
+    }
+}
+
+/// A server with counters of new connections.
+struct Counted {
+    kind: Kind,
+    /// How many times as many connections a request opens under tightened limits.
+    growth: f64,
+    /// Whether requests are counted, too.
+    requests: bool,
+    /// Whether each write closes all connections.
+    flushes: bool,
+    /// Whether another process takes over while the first step is being measured.
+    handover: bool,
+}
+
+impl Counted {
+    const fn new(kind: Kind, growth: f64, requests: bool) -> Self {
+        Self { kind, growth, requests, flushes: false, handover: false }
+    }
+
+    const fn flushing(self) -> Self {
+        Self { flushes: true, ..self }
+    }
+
+    const fn handed_over(self) -> Self {
+        Self { handover: true, ..self }
+    }
+
+    /// Runs with a guard that allows 20 new connections per second.
+    fn runs(&self) -> Vec<Run> {
+        let requests = RequestCounter { metric: "requests".into(), match_labels: BTreeMap::new() };
+        let guard = NewConnections {
+            metric: "opened".into(),
+            match_labels: BTreeMap::new(),
+            max_per_second: 20,
+            requests: self.requests.then_some(requests),
+        };
+        #[allow(clippy::cast_possible_truncation)] // Minutes.
+        let longest_idle = (UNMANAGED_IDLE * 1000.0) as i64;
+        let disturbance = self.flushes.then_some(Disturbance { settle: 0, longest_idle });
+        let config = Config { guard: Some(guard), disturbance, ..config() };
+        let run = |seed, handover| {
+            let counters = Counters { growth: self.growth, requests: self.requests };
+            let plant = Model::new(self.kind, seed, NODES, false, &config.declared.settings).counting(counters);
+            let mut plant = if self.flushes { plant.flushing() } else { plant };
+            simulate::run(&config, &mut plant, hours(self.kind) * 3600, handover)
+        };
+        let first = |run: &Run| run.decisions.first().map(|step| Handover { at: step.time + 60, gap: 60 });
+        let handed = |seed| if self.handover { run(seed, first(&run(seed, None))) } else { run(seed, None) };
+        (0..SEEDS).map(handed).collect()
+    }
+
+    /// Runs, and returns in how many of them a step was judged harmful.
+    fn harmful(&self) -> (usize, Vec<Run>) {
+        let Self { kind, growth, requests, flushes, handover } = self;
+        let runs = self.runs();
+        let harmful = judged(&runs, "Harmful");
+        println!(
+            "guard | {} | {growth} times | requests {requests} | flushes {flushes} | handover {handover} | {harmful} of {SEEDS}",
+            kind.name()
+        );
+        (harmful, runs)
+    }
+}
+
+#[test]
+fn a_step_that_makes_new_connections_too_frequent_is_taken_back() {
+    for case in [
+        Counted::new(Kind::Mixed, 2.6, false),
+        Counted::new(Kind::Mixed, 2.6, true),
+        Counted::new(Kind::Mixed, 2.6, true).flushing(),
+        Counted::new(Kind::MixedHalf, 2.6, false).handed_over(),
+        Counted::new(Kind::Burst, 2.6, true),
+    ] {
+        let (harmful, runs) = case.harmful();
+        assert!(harmful >= 39, "{harmful}");
+        for run in &runs {
+            let Some(at) = run.decisions.iter().position(|step| step.verdict.as_deref() == Some("Harmful")) else { continue };
+            let back = run.decisions[at + 1..].iter().find(|step| !step.tightens()).unwrap();
+            assert_eq!(back.reason, "tightening made new connections more than twice as frequent");
+            let again = run.decisions.iter().find(|step| step.tightens() && step.time > back.time);
+            assert!(again.is_none_or(|step| step.time >= back.time + 4 * 3600), "during the lock-out: {:#?}", run.decisions);
+        }
+    }
+}
+
+#[test]
+fn no_other_step_is_taken_for_harmful() {
+    for case in [
+        Counted::new(Kind::Mixed, 1.0, false),
+        Counted::new(Kind::MixedHalf, 1.0, false).flushing(),
+        Counted::new(Kind::Mixed, 1.0, false).handed_over(),
+        Counted::new(Kind::Mixed, 1.6, true),
+        // Whatever the load does, each request opens as many connections as before.
+        Counted::new(Kind::Burst, 1.0, true),
+        Counted::new(Kind::Burst, 1.0, true).flushing(),
+        Counted::new(Kind::Ramp, 1.0, true),
+        Counted::new(Kind::Storm, 1.0, true),
+        Counted::new(Kind::Outage, 1.0, true),
+        Counted::new(Kind::Leak, 1.0, true),
+    ] {
+        assert_eq!(case.harmful().0, 0);
     }
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::{
     api::{Limit, LimitValues, Value},
-    decide::adaptive::signal::{IdleTasks, Measure, NoSample},
+    decide::adaptive::signal::{Counter, IdleTasks, Measure, NoSample},
 };
 
 /// A group of nodes that run tasks.
@@ -104,7 +104,25 @@ pub struct Model {
     dark: Vec<bool>,
     /// If each write closes all idle connections: the last settings, and when they changed.
     flushes: Option<(LimitValues, f64)>,
+    /// The counters of new connections and of requests, if there are any.
+    counters: Option<Counters>,
 }
+
+/// Counters of new connections and of requests.
+#[derive(Clone, Copy)]
+pub struct Counters {
+    /// How many times as many new connections a request needs under limits below [`ENOUGH`].
+    pub growth: f64,
+    /// Whether the nodes report their requests, too.
+    pub requests: bool,
+}
+
+/// Share of the declared idle time below which a model with counters opens more connections.
+const ENOUGH: f64 = 0.9;
+/// Requests per second of a node at a utilization of 100%.
+const REQUESTS: f64 = 400.0;
+/// New connections of a request under the declared limits.
+const OPENED: f64 = 0.02;
 
 #[derive(Clone)]
 struct Node {
@@ -113,6 +131,8 @@ struct Node {
     pool: f64,
     other: f64,
     restarted: f64,
+    opened: f64,
+    requests: f64,
 }
 
 impl Model {
@@ -125,6 +145,8 @@ impl Model {
             pool: 0.0,
             other: 0.0,
             restarted: -10.0 * HOUR,
+            opened: 0.0,
+            requests: 0.0,
         };
         let all = (0..nodes).map(|_| one(&mut random)).collect();
         let gauge = informed.then(|| 0.5 + random.f64());
@@ -139,6 +161,7 @@ impl Model {
             gauge,
             dark: vec![false; nodes],
             flushes: None,
+            counters: None,
         };
         let (pool, other) = model.wanted();
         for node in &mut model.nodes {
@@ -152,6 +175,27 @@ impl Model {
     pub fn flushing(mut self) -> Self {
         self.flushes = Some((self.declared.clone(), -10.0 * HOUR));
         self
+    }
+
+    /// The same server with counters.
+    #[must_use]
+    pub fn counting(mut self, counters: Counters) -> Self {
+        self.counters = Some(counters);
+        self
+    }
+
+    /// Counts the requests of the load, and the connections that they open, also those that a write closed.
+    fn count(&mut self, passed: f64, load: f64, idle_share: f64, reopened: f64) {
+        let Some(counters) = self.counters else { return };
+        let each = if idle_share < ENOUGH { OPENED * counters.growth } else { OPENED };
+        for node in &mut self.nodes {
+            // Not from the common generator: the counters must not change the load.
+            let moment = self.time.to_bits() ^ node.weight.to_bits() ^ self.seed.rotate_left(16);
+            let noise = 1.0 + 0.2 * gauss(&mut fastrand::Rng::with_seed(moment));
+            let requests = REQUESTS * load * node.weight * self.wander * passed;
+            node.requests += requests.max(0.0).round();
+            node.opened += (requests * each * noise + reopened * THRESHOLD).max(0.0).round();
+        }
     }
 
     /// Fraction of the connections of pools with this idle timeout that returned since the last write.
@@ -188,6 +232,7 @@ impl Model {
                 #[allow(clippy::cast_precision_loss)] // Seconds.
                 let now = time as f64;
                 (node.pool, node.other, node.restarted) = (0.0, 0.01, now);
+                (node.opened, node.requests) = (0.0, 0.0);
             }
         }
     }
@@ -255,6 +300,7 @@ impl Plant for Model {
         let open = if self.kind == Kind::Busy { 1.0 } else { (idle(settings) / idle(&self.declared)).min(1.0) };
         let back = self.returned(if self.kind == Kind::Busy { ASKED_EVERY } else { idle(settings) });
         let others = if self.flushes.is_some() { 1.0 - UNMANAGED * (1.0 - self.returned(UNMANAGED_IDLE)) } else { 1.0 };
+        let reopened = if back < 1.0 { pool * open * passed_s / idle(settings) } else { 0.0 };
         let drain = (-passed_s / idle(settings).max(1.0)).exp();
         for node in &mut self.nodes {
             let wanted = pool * node.weight * self.wander * open * back;
@@ -265,6 +311,7 @@ impl Plant for Model {
             let wanted = other * others * node.weight * (if self.kind == Kind::Noise { self.wander } else { 1.0 });
             node.other = wanted + (node.other - wanted) * fast;
         }
+        self.count(passed_s, pool, idle(settings) / idle(&self.declared), reopened);
         self.darken();
     }
 
@@ -280,12 +327,15 @@ impl Plant for Model {
         if self.dark[node] {
             return Err(NoSample::NoSeries);
         }
-        let Node { pool, other, restarted, .. } = self.nodes[node];
+        let Node { pool, other, restarted, opened, requests, .. } = self.nodes[node];
+        let counted = |value| Counter::Counted { value, series: 1 };
         let pressure = ((pool + other) * noise).max(0.0);
         let idle = self.gauge.map(|wrong| IdleTasks::Counted((pool * noise * wrong * THRESHOLD).max(0.0).round()));
         Ok(Measure {
             started: Some(restarted + 1_700_000_000.0),
             idle: idle.unwrap_or_default(),
+            connections: self.counters.map(|_| counted(opened)).unwrap_or_default(),
+            requests: self.counters.filter(|counters| counters.requests).map(|_| counted(requests)).unwrap_or_default(),
             ..super::measure((pressure * THRESHOLD).round(), THRESHOLD)
         })
     }
