@@ -25,6 +25,7 @@ mod faults;
 mod flushes;
 mod formats;
 mod generated;
+mod harm;
 mod leader;
 mod page;
 mod path;

@@ -110,18 +110,22 @@ pub struct Busy {
 impl Busy {
     /// Starts clients that send a request at this interval.
     pub fn start(server: SocketAddr, clients: usize, every: Duration) -> Self {
-        Self { tasks: (0..clients).map(|_| tokio::spawn(Self::ask(server, every))).collect() }
+        Self::asking(server, "/", clients, every)
     }
 
-    async fn ask(server: SocketAddr, every: Duration) {
+    /// Starts clients that request this path, all of them at the same moments.
+    pub fn asking(server: SocketAddr, path: &str, clients: usize, every: Duration) -> Self {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+        Self { tasks: (0..clients).map(|_| tokio::spawn(Self::ask(server, request.clone(), every))).collect() }
+    }
+
+    async fn ask(server: SocketAddr, request: String, every: Duration) {
         let mut tick = tokio::time::interval(every);
         let mut buffer = [0; 1024];
         loop {
             tick.tick().await;
             let Ok(mut stream) = TcpStream::connect(server).await else { continue };
-            while stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").await.is_ok()
-                && matches!(stream.read(&mut buffer).await, Ok(1..))
-            {
+            while stream.write_all(request.as_bytes()).await.is_ok() && matches!(stream.read(&mut buffer).await, Ok(1..)) {
                 tick.tick().await;
             }
         }
