@@ -402,7 +402,8 @@ impl World for Shell {
         adaptation::signal(self.running().sampler.as_ref(), config, now)
     }
 
-    fn probe(&self, policy: &PolicyHandle, units: &[UnitResult], all: bool) -> Probing {
-        verify::look(&self.ctx, &self.policy, policy, &mut self.running().verifier, units, all)
+    fn probe(&self, policy: &PolicyHandle, units: &[UnitResult], all: bool, waiting: &BTreeSet<String>) -> Probing {
+        let verifier = &mut self.running().verifier;
+        verify::look(&self.ctx, &self.policy, policy, verifier, units, all, waiting)
     }
 }

@@ -119,7 +119,7 @@ impl Verifier {
     }
 }
 
-/// Begins the due probes.
+/// Begins the due probes, except of units that wait to be written.
 pub fn look(
     ctx: &Context,
     reference: &PolicyRef,
@@ -127,6 +127,7 @@ pub fn look(
     verifier: &mut Option<Verifier>,
     results: &[UnitResult],
     all: bool,
+    waiting: &BTreeSet<String>,
 ) -> Probing {
     let Some(spec) = policy.spec().verify.as_ref().map(|verify| &verify.server) else {
         *verifier = None;
@@ -144,7 +145,7 @@ pub fn look(
         verifier.keep_only(&nodes.iter().map(|(unit, node)| key(unit, node)).collect());
     }
     let now = Instant::now();
-    for (unit, node) in nodes {
+    for (unit, node) in nodes.into_iter().filter(|(unit, _)| !waiting.contains(&unit.name)) {
         let key = key(unit, node);
         let first = || Node { due: now + interval / FIRST_PART * share(&key) / 1000, running: None };
         let known = verifier.nodes.entry(key.clone()).or_insert_with(first);
@@ -154,8 +155,8 @@ pub fn look(
         known.due = now + until_slot(clock::now().as_millisecond(), interval, &key);
         known.running = Some(begin(ctx, reference, policy, &spec.http_get, unit, node, verifier.found.clone()));
     }
-    let waiting = verifier.nodes.values().filter(|node| !node.runs());
-    let due = waiting.map(|node| node.due.saturating_duration_since(now).max(MIN_REQUEUE)).min();
+    let idle = verifier.nodes.values().filter(|node| !node.runs());
+    let due = idle.map(|node| node.due.saturating_duration_since(now).max(MIN_REQUEUE)).min();
     Probing { found: Some(verifier.found()), due }
 }
 

@@ -309,7 +309,7 @@ async fn finish(pass: &mut Pass<'_>, job: &Job<'_>, done: Done) -> Result<Next, 
     plan_changed(&mut plan, &results, traits, stamp);
     log_faults(pass.memory, &results);
 
-    let probing = world.probe(pass.policy, &results, all);
+    let probing = world.probe(pass.policy, &results, all, pass.memory.waves.waiting());
     pass.memory.probes = probing.found;
     let departed = restore::departed(world, pass.policy, pass.memory, job.units).await?;
     let written_down = plan.control.restart.clone();

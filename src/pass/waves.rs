@@ -218,6 +218,12 @@ impl Waves {
         !self.pass.waiting.is_empty() && !self.is_stopped()
     }
 
+    /// Names of the units that wait for a later batch.
+    #[must_use]
+    pub const fn waiting(&self) -> &BTreeSet<String> {
+        &self.pass.waiting
+    }
+
     /// What the status says; `None` if no unit waits.
     #[must_use]
     pub fn progress(&self, batches: Option<&RollingUpdate>) -> Option<UpdateProgress> {

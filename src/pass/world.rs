@@ -278,6 +278,7 @@ pub trait World: Send + Sync {
     fn sample<'a>(&'a self, policy: &'a PolicyHandle, sampling: Option<Sampling<'a>>) -> BoxFuture<'a, Option<Signal>>;
     /// Evaluates the samples.
     fn signal(&self, config: &Config, now: i64) -> Signal;
-    /// Begins the probes that are due. `all` means that these are all units of the policy.
-    fn probe(&self, policy: &PolicyHandle, units: &[UnitResult], all: bool) -> Probing;
+    /// Begins the probes that are due, except of units that wait to be written: what they do now is soon out of date. `all` means
+    /// that these are all units of the policy.
+    fn probe(&self, policy: &PolicyHandle, units: &[UnitResult], all: bool, waiting: &BTreeSet<String>) -> Probing;
 }

@@ -352,8 +352,8 @@ impl PassWorld for Faulty {
         self.shell.signal(config, now)
     }
 
-    fn probe(&self, policy: &PolicyHandle, units: &[UnitResult], all: bool) -> Probing {
-        self.shell.probe(policy, units, all)
+    fn probe(&self, policy: &PolicyHandle, units: &[UnitResult], all: bool, waiting: &BTreeSet<String>) -> Probing {
+        self.shell.probe(policy, units, all, waiting)
     }
 }
 

@@ -168,6 +168,7 @@ async fn one_namespace_has_at_most_sixteen_probes_open() {
     let endpoints: Vec<_> = nodes.iter().map(|node| node.address.clone()).collect();
     let policy = json!({
         "target": {"type": "Caddy", "caddy": {"endpoints": endpoints}}, "limits": {"server": {"idleTimeout": "2s"}},
+        "updateStrategy": {"type": "AllAtOnce"},
         "verify": {"server": {"interval": "5m", "httpGet": {"port": 7072}}},
     });
     world.apply("gw", &policy).await;

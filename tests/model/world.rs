@@ -422,7 +422,7 @@ impl World for Ports {
         unreachable!("the policy of the model has no adaptive control")
     }
 
-    fn probe(&self, _: &PolicyHandle, _: &[UnitResult], _: bool) -> Probing {
+    fn probe(&self, _: &PolicyHandle, _: &[UnitResult], _: bool, _: &BTreeSet<String>) -> Probing {
         Probing::default()
     }
 }
