@@ -60,7 +60,7 @@ pub struct RollingUpdate {
 
 impl Default for RollingUpdate {
     fn default() -> Self {
-        Self { max_nodes: MaxNodes::default(), pause: GoDuration::seconds::<10>() }
+        Self { max_nodes: MaxNodes::default(), pause: Duration::from_secs(10).into() }
     }
 }
 

@@ -498,7 +498,9 @@ mod tests {
                 now += later;
                 waves.begin(&units, Some(generation), None, at(now));
                 let answered: Vec<_> = units.iter().zip(&answers).filter(|(_, answers)| **answers).map(|(unit, _)| unit).collect();
-                answered.iter().for_each(|unit| waves.answered(&unit.id, false));
+                for unit in &answered {
+                    waves.answered(&unit.id, false);
+                }
                 let admitted = waves.admit(Some(&batches), answered.iter().map(|unit| plain(unit)).collect(), &LimitValues::new(), at(now), |n| (n, None));
                 for unit in units.iter().filter(|unit| admitted.flushed.contains(&unit.id)) {
                     waves.written(unit, true, at(now));

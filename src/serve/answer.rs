@@ -128,7 +128,7 @@ impl IntoResponse for Error {
         match self {
             Self::Unauthorized => drop(set(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"))),
             Self::Busy(_) | Self::Unavailable(_) | Self::NotLeading => {
-                drop(set(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER)))
+                drop(set(header::RETRY_AFTER, HeaderValue::from(RETRY_AFTER)));
             }
             Self::Elsewhere(url) => drop(HeaderValue::try_from(url).map(|url| set(header::LOCATION, url))),
             _ => {}

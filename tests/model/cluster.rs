@@ -582,7 +582,7 @@ impl Cluster {
     /// The same cluster with times relative to now: what matters is whether the pause after a batch is over.
     pub fn ago(mut self) -> Self {
         let clock = std::mem::take(&mut self.clock);
-        let ago = |(at, generation)| Some((clock - at, generation)).filter(|(ago, _)| *ago < PAUSE);
+        let ago = |(at, generation)| Some((clock.saturating_sub(at), generation)).filter(|(ago, _)| *ago < PAUSE);
         self.flushed.iter_mut().for_each(|flushed| *flushed = flushed.and_then(ago));
         self
     }
@@ -606,7 +606,9 @@ impl Cluster {
         }
         let clock = self.clock;
         self.flushed[node] = Some((clock, self.policy.generation));
-        let since = |other: usize| self.flushed[other].map(|(at, _)| clock - at).filter(|since| other != node && *since < PAUSE);
+        let since = |other: usize| {
+            self.flushed[other].map(|(at, _)| clock.saturating_sub(at)).filter(|since| other != node && *since < PAUSE)
+        };
         let (other, since) = (0..NODES).find_map(|other| Some((other, since(other)?)))?;
         Some(format!("node {node} is written {since:?} after node {other}"))
     }
