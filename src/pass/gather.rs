@@ -50,7 +50,9 @@ impl<'a> Gathering<'a> {
         let (mut skipped, mut waiting, pace) = (Vec::new(), Vec::new(), Pace::default());
         for unit in units {
             match memory.failing.get(&unit.id) {
-                Some(failing) if now < failing.due => skipped.push((unit, Err(failing.fault.clone()))),
+                Some(failing) if now < failing.due && !memory.waves.wait_for(&unit.id) => {
+                    skipped.push((unit, Err(failing.fault.clone())))
+                }
                 _ => waiting.push(unit),
             }
         }

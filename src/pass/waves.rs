@@ -84,15 +84,18 @@ impl Waves {
     /// status names an update.
     pub fn begin(&mut self, units: &[Unit], generation: Option<i64>, before: Option<&Update>, now: Moment) {
         let is_same = self.generation == generation;
-        let ids: BTreeSet<_> = units.iter().map(|unit| unit.id.clone()).collect();
-        if is_same && self.is_settled {
-            self.started.extend(ids.difference(&self.known).cloned());
+        if units.len() != self.known.len() || !units.iter().all(|unit| self.known.contains(&unit.id)) {
+            let ids: BTreeSet<_> = units.iter().map(|unit| unit.id.clone()).collect();
+            if is_same && self.is_settled {
+                self.started.extend(ids.difference(&self.known).cloned());
+            }
+            self.known = ids;
         }
         if !is_same {
             // A new version of the policy is a person's new decision.
             self.silent.clear();
         }
-        self.continues = !self.pass.waiting.is_empty();
+        self.continues = is_same && !self.pass.waiting.is_empty();
         if let (Some(before), false, None) = (before, self.is_settled, self.ended) {
             self.ended = Some(now);
             self.continues = before.generation == generation;
@@ -101,9 +104,9 @@ impl Waves {
         }
         // The last pass may have ended in the middle.
         self.close(now);
-        self.silent.retain(|id, _| ids.contains(id));
-        self.started.retain(|id| ids.contains(id));
-        (self.generation, self.known) = (generation, ids);
+        self.silent.retain(|id, _| self.known.contains(id));
+        self.started.retain(|id| self.known.contains(id));
+        self.generation = generation;
         self.pass = Batch { units: units.len(), ..Batch::default() };
     }
 
@@ -170,6 +173,12 @@ impl Waves {
     fn room(&self, batches: &RollingUpdate, now: Moment) -> usize {
         let is_over = self.ended.is_none_or(|ended| now.since(ended) >= self.pause);
         if is_over { batches.max_nodes.of(self.pass.units).saturating_sub(self.pass.written) } else { 0 }
+    }
+
+    /// Whether an update is stopped until this unit answers: then it is read in each pass, whatever its back-off.
+    #[must_use]
+    pub fn wait_for(&self, unit: &str) -> bool {
+        self.continues && self.silent.contains_key(unit)
     }
 
     /// Whether a unit has not answered since it was written.
@@ -362,8 +371,11 @@ mod tests {
         assert_eq!((fleet.stopped_by(), fleet.waves.is_under_way()), (Some("gw-00".into()), false));
         assert_eq!(fleet.waves.next(fleet.batches.as_ref()), None, "only an answer continues it");
 
+        assert!(!fleet.waves.wait_for("id-0"), "the next pass decides whether others wait for it");
+
         // The others answer, and wait. One with twice as many tasks as its threshold is written.
         fleet.begin(None, 30);
+        assert!(fleet.waves.wait_for("id-0") && !fleet.waves.wait_for("id-1"));
         let urgent = Candidate { urgent: true, ..plain(&units[3]) };
         assert_eq!(fleet.admit([plain(&units[1]), plain(&units[2]), urgent], 30), ["id-3"]);
         fleet.waves.written(&units[3], true, at(30));
