@@ -292,7 +292,7 @@ impl Context {
         *self.flushes.lock().unwrap_or_else(PoisonError::into_inner) = rate;
     }
 
-    /// Grants a part of so many writes that close connections; see [`World::may_flush`].
+    /// Grants a part of so many writes that close connections; see [`crate::pass::world::World::may_flush`].
     fn may_flush(&self, nodes: usize) -> (usize, Option<Moment>) {
         match &mut *self.flushes.lock().unwrap_or_else(PoisonError::into_inner) {
             Some(rate) => {

@@ -51,7 +51,7 @@ impl<'a> Gathering<'a> {
         for unit in units {
             match memory.failing.get(&unit.id) {
                 Some(failing) if now < failing.due && !memory.waves.wait_for(&unit.id) => {
-                    skipped.push((unit, Err(failing.fault.clone())))
+                    skipped.push((unit, Err(failing.fault.clone())));
                 }
                 _ => waiting.push(unit),
             }

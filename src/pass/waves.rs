@@ -134,7 +134,7 @@ impl Waves {
     }
 
     /// Decides which of these units may be written now. `desired` is what they should hold: the first batch of an update does not
-    /// wait longer than [`MAX_FIRST_PAUSE`]. `may_flush` grants a part of a number of writes, in the name of the whole
+    /// wait longer than ten seconds. `may_flush` grants a part of a number of writes, in the name of the whole
     /// cluster, or says when the next one is granted.
     pub fn admit(
         &mut self,

@@ -111,7 +111,7 @@ pub struct Model {
 /// Counters of new connections and of requests.
 #[derive(Clone, Copy)]
 pub struct Counters {
-    /// How many times as many new connections a request needs under limits below [`ENOUGH`].
+    /// How many times as many new connections a request needs under limits that are too low.
     pub growth: f64,
     /// Whether the nodes report their requests, too.
     pub requests: bool,
