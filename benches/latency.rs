@@ -140,6 +140,8 @@ async fn reaction() -> Duration {
     let spec = json!({
         "target": endpoints([caddy.admin().as_str()]),
         "limits": {"server": {"idleTimeout": "2m"}},
+        // By default the step would wait until 10 s after the first write.
+        "updateStrategy": {"type": "AllAtOnce"},
         "adaptive": {
             "mode": "Enforce",
             "floor": {"server": {"idleTimeout": "5s"}},
