@@ -14,7 +14,7 @@ use super::{
     refs::{KeyRef, Scheme, ServiceRef},
     restart::Restart,
     status::IdleConnectionPolicyStatus,
-    update::UpdateStrategy,
+    update::{RollingUpdate, UpdateStrategy},
     verify::Verify,
 };
 
@@ -100,6 +100,15 @@ pub struct IdleConnectionPolicySpec {
     /// restores the nodes.
     #[serde(default)]
     pub suspend: bool,
+}
+
+impl IdleConnectionPolicySpec {
+    /// Returns the batches in which the nodes are written, where each write closes the idle connections of one node; `None` if all
+    /// are written at the same time.
+    #[must_use]
+    pub fn batches(&self) -> Option<RollingUpdate> {
+        self.update_strategy.as_ref().map_or_else(|| Some(RollingUpdate::default()), UpdateStrategy::batches)
+    }
 }
 
 macro_rules! kinds {

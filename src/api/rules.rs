@@ -198,18 +198,15 @@ fn floor_rules() -> Vec<(String, String)> {
             .into(),
         "adaptive.signal: matchLabels and aggregation need source: Nodes; set it, because AIStore's default is StateFlags".into(),
     );
-    let idle = (
-        "!has(self.adaptive) || !has(self.adaptive.signal) || !has(self.adaptive.signal.idleConnections) || \
-         has(self.adaptive.signal.source) || self.target.type != 'AIStore'"
-            .into(),
-        "adaptive.signal.idleConnections needs source: Nodes; set it, because AIStore's default is StateFlags".into(),
-    );
-    let churn = (
-        "!has(self.adaptive) || !has(self.adaptive.signal) || !has(self.adaptive.signal.newConnections) || \
-         has(self.adaptive.signal.source) || self.target.type != 'AIStore'"
-            .into(),
-        "adaptive.signal.newConnections needs source: Nodes; set it, because AIStore's default is StateFlags".into(),
-    );
+    let on_pages = ["idleConnections", "newConnections"].map(|field| {
+        (
+            format!(
+                "!has(self.adaptive) || !has(self.adaptive.signal) || !has(self.adaptive.signal.{field}) || \
+                 has(self.adaptive.signal.source) || self.target.type != 'AIStore'"
+            ),
+            format!("adaptive.signal.{field} needs source: Nodes; set it, because AIStore's default is StateFlags"),
+        )
+    });
     let pages = (
         "!has(self.target.configMap) || has(self.target.configMap.metrics) || !has(self.adaptive) || self.adaptive.mode == 'Disabled' || \
          (has(self.adaptive.signal) && has(self.adaptive.signal.source) && self.adaptive.signal.source != 'Nodes')"
@@ -232,7 +229,7 @@ fn floor_rules() -> Vec<(String, String)> {
             .into(),
         "overrides: each role and each provider may occur only once; merge the overrides".into(),
     );
-    under.chain(pools).chain([pair, flags, series, idle, churn, pages, places, once]).collect()
+    under.chain(pools).chain([pair, flags, series]).chain(on_pages).chain([pages, places, once]).collect()
 }
 
 /// Ranges of AIStore. AIStore replaces 0 by a default, so 0 would not mean "no limit".

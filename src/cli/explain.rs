@@ -179,8 +179,7 @@ fn in_effect(policy: &IdleConnectionPolicy, status: &IdleConnectionPolicyStatus)
 
 /// Returns how many nodes an update writes at the same time, and how long it takes.
 fn pace(policy: &IdleConnectionPolicy, nodes: u32) -> String {
-    let strategy = policy.spec.update_strategy.clone().unwrap_or_default();
-    let Some(batches) = strategy.batches() else {
+    let Some(batches) = policy.spec.batches() else {
         return "A change is written to all nodes at the same time (spec.updateStrategy).".into();
     };
     let total = usize::try_from(nodes).unwrap_or(usize::MAX);

@@ -4,10 +4,7 @@ use kube::{Resource as _, ResourceExt as _};
 
 use super::Error;
 use crate::{
-    api::{
-        IdleConnectionPolicy, IdleConnectionPolicySpec, StoredPolicy,
-        update::{RollingUpdate, UpdateStrategy},
-    },
+    api::{IdleConnectionPolicy, IdleConnectionPolicySpec, StoredPolicy},
     decide::claims::Claimant,
 };
 
@@ -57,13 +54,6 @@ impl PolicyHandle {
     #[must_use]
     pub const fn spec(&self) -> &IdleConnectionPolicySpec {
         &self.object.spec
-    }
-
-    /// Returns the batches in which the nodes are written, where each write closes the idle connections of one node; `None` if all
-    /// are written at the same time.
-    #[must_use]
-    pub fn batches(&self) -> Option<RollingUpdate> {
-        self.spec().update_strategy.as_ref().map_or_else(|| Some(RollingUpdate::default()), UpdateStrategy::batches)
     }
 
     /// Reports whether the policy is being deleted.

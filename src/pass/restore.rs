@@ -237,8 +237,9 @@ pub async fn departed(world: &dyn World, policy: &PolicyHandle, memory: &mut Pol
     Ok(left)
 }
 
-/// Restores units in parallel: in batches where each write closes the idle connections of one node. There is no pause between
-/// batches, because a deletion must end in time. Units that have not failed are first, so that units which hang do not delay the others. Units that
+/// Restores units in parallel: as many as a batch has, where each write closes the idle connections of one node. There is no
+/// pause, because a deletion must end in time. Units that have not failed are first, so that units which hang do not delay the
+/// others. Units that
 /// are not begun in time are restored in the next attempt.
 async fn restore(
     world: &dyn World,
@@ -262,7 +263,7 @@ async fn restore(
             .boxed()
         })
         .collect();
-    let batches = policy.batches().filter(|_| world.traits(&policy.spec().target).has_batches());
+    let batches = policy.spec().batches().filter(|_| world.traits(&policy.spec().target).has_batches());
     let most = batches.map_or(usize::MAX, |batches| batches.max_nodes.of(units.len())).min(CONCURRENCY);
     stream::iter(jobs).buffer_unordered(most).collect().await
 }

@@ -281,8 +281,9 @@ fn hold_back(
         memory.waves.found_half_written(now);
     }
     let asked: BTreeSet<_> = candidates.iter().map(|candidate| candidate.unit.id.clone()).collect();
-    let admitted =
-        memory.waves.admit(policy.batches().as_ref(), candidates, &plan.desired.settings, now, |nodes| world.may_flush(nodes));
+    let admitted = memory
+        .waves
+        .admit(policy.spec().batches().as_ref(), candidates, &plan.desired.settings, now, |nodes| world.may_flush(nodes));
     logging::admitted(&admitted, asked.len());
     let written: BTreeSet<_> = admitted.flushed.into_iter().chain(admitted.started).collect();
     plan.units.retain(|id, _| written.contains(id) || !asked.contains(id));
@@ -366,7 +367,7 @@ fn next_look(world: &dyn World, policy: &PolicyHandle, memory: &PolicyCache, pla
     let unwritten = memory.unwritten.iter().filter(answers).filter_map(|(_, unwritten)| unwritten.due);
     let due = memory.failing.values().map(|failing| failing.due).chain(unwritten).min();
     let due = due.map(|due| due.since(world.moment()) + DUE_SLACK);
-    let batch = memory.waves.next(policy.batches().as_ref()).map(|next| next.since(world.moment()) + DUE_SLACK);
+    let batch = memory.waves.next(policy.spec().batches().as_ref()).map(|next| next.since(world.moment()) + DUE_SLACK);
     let pause = Pause::next_end(policy.object.annotations(), now)
         .and_then(|end| Duration::try_from(end.duration_since(now)).ok())
         .map(|left| left + DUE_SLACK);
@@ -507,7 +508,7 @@ pub(super) async fn report_status(
     let verified = memory.probes.as_ref().map(|probes| decide::verify::verified(results, probes));
     let observed = Observed { server_idle: verified.as_ref().and_then(|verified| verified.shared), ..observed };
     let advice = advice::advice(policy.spec(), declared, traits, observed);
-    let update = memory.waves.progress(policy.batches().as_ref());
+    let update = memory.waves.progress(policy.spec().batches().as_ref());
     let mut plan = plan.clone();
     plan.control.events = previous.control.as_ref().map_or(0, |control| control.events);
     let seen = ReportInput {

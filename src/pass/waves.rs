@@ -134,8 +134,8 @@ impl Waves {
     }
 
     /// Decides which of these units may be written now. `desired` is what they should hold: the first batch of an update does not
-    /// wait longer than ten seconds. `may_flush` grants a part of a number of writes, in the name of the whole
-    /// cluster, or says when the next one is granted.
+    /// wait longer than ten seconds. `may_flush` says how many of a number of writes the whole
+    /// operator may still make in this minute, and when it may make more.
     pub fn admit(
         &mut self,
         batches: Option<&RollingUpdate>,

@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
+use super::guard::CRITICAL;
 use crate::{
     api::{conditions::Reason, guarded::ConnectionRate, wording::of_nodes},
     decide::report::condition::count,
@@ -498,7 +499,7 @@ pub fn read<'a>(
         expected: count(total),
         red: valid.iter().any(|(_, m)| m.red),
         over: count(valid.iter().filter(|(_, m)| m.pressure >= 1.0).count()),
-        twice: valid.iter().filter(|(_, m)| m.pressure >= 2.0).map(|(node, _)| (*node).to_owned()).collect(),
+        twice: valid.iter().filter(|(_, m)| m.pressure >= CRITICAL).map(|(node, _)| (*node).to_owned()).collect(),
         max: valid.iter().filter_map(|(_, m)| m.tasks).max_by(f64::total_cmp),
         percentile: counts.and_then(|m| m.tasks),
         threshold: counts.and_then(|m| m.threshold),

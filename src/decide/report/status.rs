@@ -563,7 +563,7 @@ fn programmed(seen: &ReportInput<'_>, tally: &Tally) -> ConditionText {
     said(Reason::Programmed, format!("{} {}; {more}", all_nodes(nodes.total, "stores", "store"), seen.held(tally)))
 }
 
-/// What is said of an update that writes the nodes in batches.
+/// The condition during an update that writes the nodes in batches.
 fn progressing(seen: &ReportInput<'_>, tally: &Tally) -> Option<ConditionText> {
     let update = seen.update?;
     let held = format!("{} hold {}", of_nodes(tally.nodes.programmed, tally.nodes.total), seen.held(tally));
