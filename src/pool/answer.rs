@@ -4,7 +4,7 @@ use std::{
     future::poll_fn,
     pin::Pin,
     sync::{Arc, Weak},
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
     time::Duration,
 };
 
@@ -16,12 +16,9 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::{
     Error, Pool, Shared,
     agent::{ActiveConnection, ConnectionKey},
-    exchange::{Failure, Flow},
+    exchange::{Failure, Flow, Sink},
     statistics::Closed,
 };
-
-/// Takes a body piece by piece; an error ends the exchange.
-pub type Sink<'a> = &'a mut (dyn FnMut(&[u8]) -> Result<(), Failure> + Send);
 
 /// A response in progress. Dropping it early closes its connection, because the rest would be read as the next
 /// response.
@@ -54,28 +51,34 @@ impl PendingResponse {
     /// Passes the body on piece by piece, at most `most` bytes in total.
     pub async fn read(mut self, most: usize, sink: Sink<'_>) -> Result<response::Parts, Failure> {
         let mut length: usize = 0;
-        while let Some(piece) = poll_fn(|cx| self.flow.poll_piece(cx)).await {
-            let piece = piece.and_then(|piece| {
-                length = length.saturating_add(piece.len());
-                if length > most { Err(Failure::TooLarge) } else { sink(&piece) }
-            });
-            match piece {
-                Ok(()) => {}
-                Err(Failure::Enough) => {
-                    self.ending.closed(Closed::Abandoned);
-                    return Ok(self.head);
+        let mut counted = |piece: &[u8]| {
+            length = length.saturating_add(piece.len());
+            if length > most { Err(Failure::TooLarge) } else { sink(piece) }
+        };
+        let read = poll_fn(|cx| {
+            loop {
+                if self.flow.pass(&mut counted)? {
+                    return Poll::Ready(Ok(()));
                 }
-                Err(failure) => {
-                    self.ending.closed(Closed::Broken);
-                    return Err(failure);
-                }
+                ready!(self.flow.poll_more(cx))?;
+            }
+        });
+        match read.await {
+            Ok(()) => {}
+            Err(Failure::Enough) => {
+                self.ending.closed(Closed::Abandoned);
+                return Ok(self.head);
+            }
+            Err(failure) => {
+                self.ending.closed(Closed::Broken);
+                return Err(failure);
             }
         }
-        let Self { head, mut flow, mut ending } = self;
+        let Self { head, flow, mut ending } = self;
         if let Some(lent) = &ending.lent {
             lent.expect(length);
         }
-        poll_fn(|cx| ending.poll(&mut flow, cx)).await;
+        ending.completed(flow);
         Ok(head)
     }
 
@@ -83,23 +86,21 @@ impl PendingResponse {
     pub fn follow(self, silence: Duration) -> http::Response<Following> {
         let Self { head, flow, ending } = self;
         let over = Box::pin(sleep(silence));
-        http::Response::from_parts(head, Following { flow, ending, silence, over, read: false })
+        http::Response::from_parts(head, Following { flow: Some(flow), ending, silence, over })
     }
 }
 
 impl Completion {
     /// After the end of the body, keeps the connection for the next request or closes it.
-    fn poll(&mut self, flow: &mut Flow, cx: &mut Context<'_>) -> Poll<()> {
-        flow.poll_end(cx).map(|stream| {
-            let Some(lent) = self.lent.take() else { return };
-            match (stream.filter(|_| self.keep_alive), self.pool.upgrade()) {
-                (Some(stream), Some(shared)) => {
-                    lent.keep(self.place.clone(), stream);
-                    shared.kept();
-                }
-                _ => drop(lent.closed(Closed::Done)),
+    fn completed(&mut self, flow: Flow) {
+        let Some(lent) = self.lent.take() else { return };
+        match (flow.end().filter(|_| self.keep_alive), self.pool.upgrade()) {
+            (Some(stream), Some(shared)) => {
+                lent.keep(self.place.clone(), stream);
+                shared.kept();
             }
-        })
+            _ => drop(lent.closed(Closed::Done)),
+        }
     }
 
     fn closed(&mut self, why: Closed) {
@@ -111,12 +112,41 @@ impl Completion {
 
 /// A body that is read as it arrives, without a total timeout.
 pub struct Following {
-    flow: Flow,
+    /// `None` after the end.
+    flow: Option<Flow>,
     ending: Completion,
     silence: Duration,
     over: Pin<Box<Sleep>>,
-    /// The body was read to its end.
-    read: bool,
+}
+
+impl Following {
+    /// Everything that arrived; `None` at the end of the body.
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Bytes, Failure>>> {
+        let Some(flow) = &mut self.flow else { return Poll::Ready(None) };
+        let mut piece = Vec::new();
+        loop {
+            let has_ended = flow.pass(&mut |part| {
+                piece.extend_from_slice(part);
+                Ok(())
+            })?;
+            if !piece.is_empty() {
+                return Poll::Ready(Some(Ok(piece.into())));
+            }
+            if has_ended {
+                if let Some(flow) = self.flow.take() {
+                    self.ending.completed(flow);
+                }
+                return Poll::Ready(None);
+            }
+            ready!(flow.poll_more(cx))?;
+        }
+    }
+
+    fn fail(&mut self, error: Error) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
+        self.flow = None;
+        self.ending.closed(Closed::Broken);
+        Poll::Ready(Some(Err(error)))
+    }
 }
 
 impl Body for Following {
@@ -125,32 +155,21 @@ impl Body for Following {
 
     fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, Error>>> {
         let this = self.get_mut();
-        if this.ending.lent.is_none() {
-            return Poll::Ready(None);
-        }
-        if !this.read {
-            match this.flow.poll_piece(cx) {
-                Poll::Ready(Some(Ok(piece))) => {
-                    this.over.as_mut().reset(Instant::now() + this.silence);
-                    return Poll::Ready(Some(Ok(Frame::data(piece))));
-                }
-                Poll::Ready(Some(Err(failure))) => {
-                    let error = failure.told(&this.ending.place.0, 0);
-                    this.ending.closed(Closed::Broken);
-                    return Poll::Ready(Some(Err(error)));
-                }
-                Poll::Ready(None) => this.read = true,
-                Poll::Pending => {}
+        match this.poll_piece(cx) {
+            Poll::Ready(Some(Ok(piece))) => {
+                this.over.as_mut().reset(Instant::now() + this.silence);
+                Poll::Ready(Some(Ok(Frame::data(piece))))
             }
+            Poll::Ready(Some(Err(failure))) => {
+                let error = failure.told(&this.ending.place.0, 0);
+                this.fail(error)
+            }
+            Poll::Ready(None) => Poll::Ready(None),
+            Poll::Pending if this.over.as_mut().poll(cx).is_ready() => {
+                let error = Error::TimedOut(this.ending.place.0.clone(), this.silence);
+                this.fail(error)
+            }
+            Poll::Pending => Poll::Pending,
         }
-        if this.read && this.ending.poll(&mut this.flow, cx).is_ready() {
-            return Poll::Ready(None);
-        }
-        if this.over.as_mut().poll(cx).is_ready() {
-            let error = Error::TimedOut(this.ending.place.0.clone(), this.silence);
-            this.ending.closed(Closed::Broken);
-            return Poll::Ready(Some(Err(error)));
-        }
-        Poll::Pending
     }
 }

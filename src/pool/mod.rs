@@ -3,13 +3,16 @@
 //!
 //! This module has the providers and the bounds of their connections, connecting, one exchange over a connection, and a
 //! response while it arrives. It also has the queue, the idle connections, the counters, name resolution for Services,
-//! the limit on body sizes, and the error texts. It knows no target, and the HTTP is hyper's. The names of the settings
+//! the limit on body sizes, and the error texts. It knows no target. The names of the settings
 //! and of the counters are agentkeepalive's.
 
 mod agent;
 mod answer;
 mod connect;
 mod exchange;
+mod framing;
+#[cfg(test)]
+mod like_hyper;
 mod settings;
 mod statistics;
 #[cfg(test)]
@@ -29,11 +32,11 @@ use std::{
 
 use agent::{Agent, ConnectionKey, Permit};
 pub use answer::Following;
-use answer::{PendingResponse, Sink};
+use answer::PendingResponse;
 use bytes::Bytes;
 use connect::Names;
 pub(crate) use connect::tls as client_tls;
-use exchange::{Failure, Message, begin};
+use exchange::{Failure, Message, Sink, begin};
 use http::{
     HeaderMap, Method,
     header::{CONNECTION, CONTENT_TYPE, HOST, HeaderValue},
@@ -544,7 +547,7 @@ impl Provider {
         let asking =
             Asking { pool: &pool, names: &self.member.names, agent, address, url: &url, trust, connecting: CONNECT_TIMEOUT };
         let whole = async |turn| {
-            let answer = asking.ask(turn, message, agent.expected()).await?;
+            let answer = asking.ask(turn, &message).await?;
             let head = answer.read(most, sink).await.map_err(|failure| failure.told(address, most))?;
             Ok(Response { status: head.status.as_u16(), headers: head.headers, body: Vec::new(), held: None })
         };
@@ -578,8 +581,7 @@ impl Provider {
         }
         let asking =
             Asking { pool: &pool, names: &self.member.names, agent, address, url: &url, trust, connecting: patience.connecting };
-        let message = request.map(Into::into);
-        let answer = asking.within(patience.head, async |turn| asking.ask(turn, message, 0).await).await?;
+        let answer = asking.within(patience.head, async |turn| asking.ask(turn, &request).await).await?;
         Ok(answer.follow(patience.silence))
     }
 
@@ -662,7 +664,7 @@ impl Asking<'_> {
         }
     }
 
-    async fn ask(&self, turn: Permit, mut message: Message, expected: usize) -> Result<PendingResponse, Error> {
+    async fn ask(&self, turn: Permit, message: &Message) -> Result<PendingResponse, Error> {
         let (pool, settings) = (self.pool, self.agent.settings());
         let place: ConnectionKey = (self.address.to_owned(), self.trust.as_ref().map_or(0, |trust| trust.number));
         let broken = || Error::Broken(self.address.to_owned());
@@ -673,12 +675,11 @@ impl Asking<'_> {
         let turn = match turn.reuse(&place) {
             Err(turn) => turn,
             Ok((lent, stream)) => {
-                let again = message.method().is_safe().then(|| message.clone());
-                match (begin(stream, message, expected).await, again) {
-                    (Ok(begun), _) => return Ok(PendingResponse::new(pool, begun, lent, place, settings.keep_alive)),
-                    (Err(Failure::Unsent(unsent)), _) => message = *unsent,
-                    (Err(Failure::Broken), Some(again)) => message = again,
-                    (Err(failure), _) => {
+                match begin(stream, message).await {
+                    Ok(begun) => return Ok(PendingResponse::new(pool, begun, lent, place, settings.keep_alive)),
+                    Err(Failure::Unsent) => {}
+                    Err(Failure::Broken) if message.method().is_safe() => {}
+                    Err(failure) => {
                         lent.closed(Closed::Broken);
                         return Err(failure.told(self.address, 0));
                     }
@@ -693,7 +694,7 @@ impl Asking<'_> {
             Err(_) => return Err(Error::TimedOut(self.address.to_owned(), self.connecting)),
         };
         let lent = connecting.opened().ok_or_else(broken)?;
-        match begin(stream, message, expected).await {
+        match begin(stream, message).await {
             Ok(begun) => Ok(PendingResponse::new(pool, begun, lent, place, settings.keep_alive)),
             Err(failure) => {
                 lent.closed(Closed::Broken);
@@ -715,7 +716,7 @@ impl Failure {
             Self::TooLarge => Error::TooLarge(address.to_owned(), most),
             // The caller retries the request or fills in how long it waited.
             Self::NoMemory => Error::NoMemory(address.to_owned(), Duration::ZERO),
-            Self::Broken | Self::BrokenOff | Self::Enough | Self::Unsent(_) => Error::Broken(address.to_owned()),
+            Self::Broken | Self::BrokenOff | Self::Enough | Self::Unsent => Error::Broken(address.to_owned()),
         }
     }
 }
@@ -739,7 +740,7 @@ fn message(url: &Url, request: &Request, keep_alive: bool) -> Result<Message, Er
     if request.body.is_some() {
         builder = builder.header(CONTENT_TYPE, "application/json");
     }
-    builder.body(Bytes::from(request.body.clone().unwrap_or_default()).into()).map_err(|_| refused())
+    builder.body(Bytes::from(request.body.clone().unwrap_or_default())).map_err(|_| refused())
 }
 
 /// Errors in our own words: the library's texts name internals.

@@ -167,6 +167,8 @@ async fn what_ends_with_its_answer_is_not_kept() {
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\nConnection: Close\r\n\r\nok",
         "HTTP/1.0 200 OK\r\ncontent-length: 2\r\n\r\nok",
         "HTTP/1.1 200 OK\r\n\r\nok",
+        // Something on the way may believe the length.
+        "HTTP/1.1 200 OK\r\ncontent-length: 9\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n",
         // A server that sends more than one response could inject the next one.
         "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokHTTP/1.1 200 OK\r\ncontent-length: 5\r\n\r\nnever",
     ] {
@@ -187,6 +189,83 @@ async fn chunks_are_put_together_and_a_body_that_breaks_off_is_none() {
     assert_eq!(pool.send(None, server.ask(Method::GET)).await.expect("an answer").body, b"abcde");
     assert!(matches!(pool.send(None, server.ask(Method::GET)).await, Err(Error::Broken(_))), "half an answer is none");
     assert_eq!((server.counts(), pool.idle()), ((1, 2), 0));
+}
+
+#[tokio::test]
+async fn a_server_that_answers_before_it_has_read_the_request_is_heard() {
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let address = format!("http://{}", listener.local_addr().expect("an address"));
+    let server = tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.expect("a client");
+        stream.read_exact(&mut [0; 16]).await.expect("the beginning of a request");
+        stream.write_all(b"HTTP/1.1 413 Content Too Large\r\ncontent-length: 2\r\n\r\nno").await.expect("a client that listens");
+        stream
+    });
+    let pool = pool();
+    // The sockets hold less than this.
+    let body = Some(vec![b'x'; 32 * 1024 * 1024]);
+    let large = Request { body, method: Method::POST, ..Request::get(&address, "/x", LONG) };
+    let answer = pool.send(None, large).await.expect("a refusal");
+    assert_eq!((answer.status, &answer.body[..], pool.idle()), (413, &b"no"[..], 0));
+    drop(server);
+}
+
+#[tokio::test]
+async fn what_comes_without_end_before_a_body_is_given_up() {
+    let endless = |before: &str| format!("HTTP/1.1 200 OK\r\n{before}{}", "x-more: and more\r\n".repeat(90_000));
+    for text in [
+        endless(""),
+        endless("transfer-encoding: chunked\r\n\r\n0\r\n"),
+        format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n5;{}", "x".repeat(90_000)),
+        format!("HTTP/1.1 200 OK\r\nx-many: {}", "x".repeat(90_000)),
+        format!("HTTP/1.1 200 OK\r\n{}\r\n", "x: y\r\n".repeat(101)),
+    ] {
+        let (pool, server) = (pool(), Server::start(vec![Act::Say(text)]).await);
+        let answer = pool.send(None, server.ask(Method::GET)).await;
+        assert!(matches!(answer, Err(Error::Broken(_))), "{answer:?}");
+        assert_eq!(pool.closed(), [("broken", 1)]);
+    }
+}
+
+#[tokio::test]
+async fn responses_that_stop_halfway_mix_with_no_others() {
+    // All of them are received with the buffer of one thread.
+    let go = Arc::new(Semaphore::new(0));
+    let (pool, mut asked) = (pool(), JoinSet::new());
+    for n in 0..20 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let address = format!("http://{}", listener.local_addr().expect("an address"));
+        let go = go.clone();
+        tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.expect("a client");
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") {
+                stream.read_buf(&mut request).await.expect("a request");
+            }
+            let body = format!("node {n:02}").repeat(1000);
+            let chunks = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
+            let text = format!("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n{chunks}");
+            // Parts of a head, of a chunk's size, of its data and of its end.
+            let cuts = [10, 46, 48, 49, 60, 2000, text.len() - 3];
+            for (from, to) in std::iter::once(0).chain(cuts).zip(cuts.into_iter().chain([text.len()])) {
+                stream.write_all(&text.as_bytes()[from..to]).await.expect("a part");
+                go.acquire().await.expect("a turn").forget();
+            }
+        });
+        let provider = pool.1.clone();
+        asked.spawn(async move { (n, provider.send(None, Request::get(&address, "/x", LONG)).await.expect("an answer").body) });
+    }
+    let turns = tokio::spawn(async move {
+        loop {
+            go.add_permits(1);
+            tokio::task::yield_now().await;
+        }
+    });
+    while let Some(answer) = asked.join_next().await {
+        let (n, body) = answer.expect("no panic");
+        assert_eq!(String::from_utf8_lossy(&body), format!("node {n:02}").repeat(1000));
+    }
+    turns.abort();
 }
 
 #[tokio::test]
