@@ -171,7 +171,7 @@ async fn run(options: Run) -> Result<(), Error> {
     let pool = Pool::default();
     let client = client(&options.cluster, &pool).await?;
     let process = Process::new(&client, &pool, settings, Metrics::new()?);
-    process.metrics.connections(&pool)?;
+    process.metrics.connections(&pool);
     if options.lease.shards > 1 {
         return Box::pin(run_shards(options, &client, &pool, process)).await;
     }

@@ -8,9 +8,11 @@ mod family;
 mod leaders;
 mod policies;
 
-use std::time::Duration;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use connections::Connections;
 use leaders::Leaders;
 pub use policies::Policies;
 use prometheus::{
@@ -48,6 +50,8 @@ pub struct Metrics {
     /// The metrics of each policy.
     pub policies: Policies,
     leaders: Leaders,
+    /// The pool whose counters are shown.
+    pool: Arc<OnceLock<Pool>>,
 }
 
 impl Metrics {
@@ -84,8 +88,9 @@ impl Metrics {
                 "idleconn_panics_total",
                 "Caught panics, each of which ended one policy's reconcile; any value above 0 means a bug in the operator",
             )?,
-            policies: registered(&registry, Policies::new())?,
+            policies: Policies::default(),
             leaders: registered(&registry, Leaders::new())?,
+            pool: Arc::default(),
             registry,
         })
     }
@@ -125,12 +130,9 @@ impl Metrics {
         self.statuses.inc();
     }
 
-    /// Registers the counters of the pool, which are read at each scrape.
-    ///
-    /// # Errors
-    /// Returns an error if the pool is already registered.
-    pub fn connections(&self, pool: &Pool) -> prometheus::Result<()> {
-        self.registry.register(Box::new(Connections::new(pool.clone())?))
+    /// Shows the counters of this pool, which are read at each scrape. The first pool stays.
+    pub fn connections(&self, pool: &Pool) {
+        self.pool.get_or_init(|| pool.clone());
     }
 
     /// Records the remaining time of each shard's term: zero without leadership, `None` without election. Without shards,
@@ -144,7 +146,13 @@ impl Metrics {
     /// # Errors
     /// Returns an error if a metric is malformed, which the registry excludes.
     pub fn text(&self) -> prometheus::Result<String> {
-        TextEncoder::new().encode_to_string(&self.registry.gather())
+        let encoder = TextEncoder::new();
+        let mut text = encoder.encode_to_string(&self.registry.gather())?;
+        let connections = self.pool.get().into_iter().flat_map(connections::families);
+        for family in self.policies.families().chain(connections) {
+            encoder.encode_utf8(&[family], &mut text)?;
+        }
+        Ok(text)
     }
 }
 

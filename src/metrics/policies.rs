@@ -4,15 +4,12 @@
 //! values without a separator (`hash_label_values`), so that `shop/gw` and `shopg/w` would share one series.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
 };
 
-use prometheus::{
-    core::{Collector, Desc},
-    proto::{MetricFamily, MetricType},
-};
+use prometheus::proto::{MetricFamily, MetricType};
 
 use super::{Evaluation, family::family};
 use crate::{api::IdleConnectionPolicyStatus, decide::adaptive::step::Decision};
@@ -21,11 +18,8 @@ use crate::{api::IdleConnectionPolicyStatus, decide::adaptive::step::Decision};
 type Name = (String, String);
 
 /// The metrics of all policies, read at each scrape.
-#[derive(Clone)]
-pub struct Policies {
-    policies: Arc<Mutex<BTreeMap<Name, Policy>>>,
-    descriptions: Vec<Desc>,
-}
+#[derive(Clone, Default)]
+pub struct Policies(Arc<Mutex<BTreeMap<Name, Policy>>>);
 
 /// The metrics of one policy.
 #[derive(Default)]
@@ -46,8 +40,6 @@ struct Row {
     name: &'static str,
     help: &'static str,
     kind: MetricType,
-    /// Labels besides those of the policy.
-    labels: &'static [&'static str],
     /// The series of one policy, without the labels of the policy.
     series: fn(&Policy) -> Vec<Series<'_>>,
 }
@@ -57,7 +49,6 @@ const ROWS: [Row; 5] = [
         name: "idleconn_decisions_total",
         help: "Changes of the limits by adaptive control, by direction and reason; compare with maxChangesPerDay",
         kind: MetricType::COUNTER,
-        labels: &["direction", "reason"],
         #[allow(clippy::cast_precision_loss)] // Counts below 2^53.
         series: |policy| {
             let decisions = policy.decisions.iter();
@@ -68,28 +59,24 @@ const ROWS: [Row; 5] = [
         name: "idleconn_utilization_ratio",
         help: "Utilization (tasks / threshold) of the node at signal.percentile; absent while the tasks cannot be counted",
         kind: MetricType::GAUGE,
-        labels: &[],
         series: |policy| policy.evaluated.iter().filter_map(|(_, last)| Some((Vec::new(), last.pressure?))).collect(),
     },
     Row {
         name: "idleconn_signal_age_seconds",
         help: "Seconds since enough nodes last reported their task count; above a few signal intervals nothing is tightened, above a minute check the condition MetricsAvailable",
         kind: MetricType::GAUGE,
-        labels: &[],
         series: |policy| policy.evaluated.iter().map(|(counted, _)| (Vec::new(), counted.elapsed().as_secs_f64())).collect(),
     },
     Row {
         name: "idleconn_openness_percent",
         help: "Openness of the limits with a floor: 100 is as declared, 0 is at the floor",
         kind: MetricType::GAUGE,
-        labels: &[],
         series: |policy| policy.evaluated.iter().map(|(_, last)| (Vec::new(), last.openness.into())).collect(),
     },
     Row {
         name: "idleconn_condition",
         help: "Conditions of a policy: 1 True, 0 False, -1 Unknown; one series for each condition, with its reason. Alert on Ready == 0 and on TighteningLimited == 1",
         kind: MetricType::GAUGE,
-        labels: &["reason", "type"],
         series: |policy| {
             let conditions = policy.conditions.iter();
             conditions.map(|(type_, reason, value)| (vec![("reason", &**reason), ("type", &**type_)], *value)).collect()
@@ -98,20 +85,8 @@ const ROWS: [Row; 5] = [
 ];
 
 impl Policies {
-    /// No policy yet.
-    ///
-    /// # Errors
-    /// Returns an error if a name is not valid, which a test excludes.
-    pub fn new() -> prometheus::Result<Self> {
-        let described = |Row { name, help, labels, .. }: Row| {
-            let labels = ["namespace", "policy"].iter().chain(labels).map(|label| (*label).to_owned()).collect();
-            Desc::new(name.to_owned(), help.to_owned(), labels, HashMap::new())
-        };
-        Ok(Self { policies: Arc::default(), descriptions: ROWS.into_iter().map(described).collect::<prometheus::Result<_>>()? })
-    }
-
     fn all(&self) -> MutexGuard<'_, BTreeMap<Name, Policy>> {
-        self.policies.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn with(&self, namespace: &str, policy: &str, change: impl FnOnce(&mut Policy)) {
@@ -152,25 +127,21 @@ impl Policies {
     pub fn forget(&self, namespace: &str, policy: &str) {
         self.all().remove(&(namespace.to_owned(), policy.to_owned()));
     }
-}
 
-impl Collector for Policies {
-    fn desc(&self) -> Vec<&Desc> {
-        self.descriptions.iter().collect()
+    /// The metrics with at least one series, one after the other: with thousands of policies, each takes megabytes.
+    pub fn families(&self) -> impl Iterator<Item = MetricFamily> {
+        ROWS.into_iter().map(|row| self.family(&row)).filter(|family| !family.get_metric().is_empty())
     }
 
-    fn collect(&self) -> Vec<MetricFamily> {
+    fn family(&self, row: &Row) -> MetricFamily {
         let all = self.all();
-        let of = |row: Row| {
-            let series = all.iter().flat_map(|((namespace, name), policy)| {
-                (row.series)(policy).into_iter().map(move |(labels, value)| {
-                    let mut labels = [vec![("namespace", &**namespace), ("policy", name)], labels].concat();
-                    labels.sort_unstable();
-                    (labels.into_iter(), value)
-                })
-            });
-            family(row.name, row.help, row.kind, series)
-        };
-        ROWS.into_iter().map(of).filter(|family| !family.get_metric().is_empty()).collect()
+        let series = all.iter().flat_map(|((namespace, name), policy)| {
+            (row.series)(policy).into_iter().map(move |(labels, value)| {
+                let mut labels = [vec![("namespace", &**namespace), ("policy", name)], labels].concat();
+                labels.sort_unstable();
+                (labels.into_iter(), value)
+            })
+        });
+        family(row.name, row.help, row.kind, series)
     }
 }
