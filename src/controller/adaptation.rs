@@ -115,9 +115,10 @@ impl Context {
 pub async fn watch(ctx: &Context, policy: &PolicyHandle, ca: Option<Vec<u8>>, sampling: Sampling<'_>) -> (Watch, Option<Signal>) {
     let Sampling { signal, source, interval, nodes } = sampling;
     let threshold = threshold(signal);
+    let page = if source == SourceName::Nodes { probe(signal, threshold) } else { Probe::flags() };
     let mut watch = Watch {
         nodes,
-        source: Source::Nodes(Arc::new(Probe::flags())),
+        source: Source::Nodes(Arc::new(page)),
         interval,
         ca,
         token: None,
@@ -151,11 +152,7 @@ pub async fn watch(ctx: &Context, policy: &PolicyHandle, ca: Option<Vec<u8>>, sa
             let message = "adaptive.signal has no prometheus.query or no threshold.value; set both";
             Some((Reason::QueryFailed, message.into()))
         }
-        (SourceName::Nodes, ..) => {
-            watch.source = Source::Nodes(Arc::new(probe(signal, threshold)));
-            None
-        }
-        (SourceName::StateFlags, ..) => None,
+        (SourceName::Nodes | SourceName::StateFlags, ..) => None,
     };
     (watch, obstacle.map(|(reason, message)| Signal::Missing { reason, message }))
 }

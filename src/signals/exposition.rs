@@ -3,7 +3,11 @@
 //! Formats: <https://prometheus.io/docs/instrumenting/exposition_formats/> and
 //! <https://github.com/prometheus/OpenMetrics/blob/v1.0.0/specification/OpenMetrics.md>.
 
-use std::borrow::Cow;
+use std::{
+    borrow::Cow,
+    collections::HashMap,
+    sync::{Arc, LazyLock, Mutex, PoisonError, Weak},
+};
 
 use aho_corasick::{AhoCorasick, MatchKind, packed};
 use memchr::{memchr, memchr3, memrchr};
@@ -235,6 +239,9 @@ fn number(text: &[u8]) -> Option<(f64, &[u8])> {
     Some((value, &text[at..]))
 }
 
+/// Names, and indexes of those whose types are wanted.
+type Key = (Vec<String>, Vec<usize>);
+
 /// Finds a few families in one pass over a page. Only lines that contain one of the names are parsed.
 #[derive(Clone, Debug)]
 pub struct Families {
@@ -273,6 +280,22 @@ impl Families {
             None => Search::Any(AhoCorasick::builder().match_kind(MatchKind::LeftmostFirst).build(&names).ok()),
         };
         Self { search, names, typed }
+    }
+
+    /// Like [`Families::new`], but shared with every other probe for the same names: a search takes 5 KB, and the policies of a
+    /// cluster mostly look for the same names.
+    #[must_use]
+    pub fn shared(names: &[String], typed: Vec<usize>) -> Arc<Self> {
+        static KNOWN: LazyLock<Mutex<HashMap<Key, Weak<Families>>>> = LazyLock::new(Mutex::default);
+        let key = (names.to_vec(), typed);
+        let mut known = KNOWN.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(families) = known.get(&key).and_then(Weak::upgrade) {
+            return families;
+        }
+        known.retain(|_, families| families.strong_count() > 0);
+        let families = Arc::new(Self::new(names.iter().map(String::as_str), key.1.clone()));
+        known.insert(key, Arc::downgrade(&families));
+        families
     }
 
     /// Indexes and matches in the order of the page, which must be complete lines without a byte order mark.

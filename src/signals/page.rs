@@ -1,5 +1,7 @@
 //! Reads one node's measure from a metrics page.
 
+use std::sync::Arc;
+
 use memchr::{memchr, memrchr};
 
 use super::{
@@ -54,7 +56,7 @@ pub struct Framing {
 /// The families to look for in a page.
 #[derive(Clone, Debug)]
 pub struct Probe {
-    families: Families,
+    families: Arc<Families>,
     names: Vec<String>,
     /// Threshold of the gauge; `None` for AIStore's alert bits.
     threshold: Option<Threshold>,
@@ -129,7 +131,7 @@ impl Probe {
     /// Looks for all names, and for the types of the gauge and of the counters.
     fn look(self) -> Self {
         let typed = self.threshold.map(|_| 0).into_iter().chain(self.counters.iter().flatten().map(|counter| counter.which));
-        let families = Families::new(self.names.iter().map(String::as_str), typed.collect());
+        let families = Families::shared(&self.names, typed.collect());
         Self { families, ..self }
     }
 
@@ -141,9 +143,8 @@ impl Probe {
 
     fn new<'n>(names: impl Iterator<Item = &'n str>, threshold: Option<Threshold>) -> Self {
         let names: Vec<String> = names.map(str::to_owned).collect();
-        let families = Families::new([], Vec::new());
-        let probe = Self { families, names, threshold, selection: Selection::default(), idle: None, counters: [None, None] };
-        probe.look()
+        let families = Families::shared(&names, threshold.map(|_| 0).into_iter().collect());
+        Self { families, names, threshold, selection: Selection::default(), idle: None, counters: [None, None] }
     }
 
     /// Reads a complete page in Prometheus' format.

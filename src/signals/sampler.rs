@@ -3,11 +3,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     ops::ControlFlow,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
     time::Duration,
 };
 
-use futures::{FutureExt as _, StreamExt as _, stream};
+use futures::{FutureExt as _, future::join_all};
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
@@ -132,30 +135,37 @@ async fn round(provider: &Provider, watch: &Watch, samples: &Samples) {
     // For any number of nodes, half of the interval remains for slow ones.
     let groups = u32::try_from(watch.nodes.len().div_ceil(CONCURRENCY)).unwrap_or(u32::MAX).max(1);
     let (began, apart) = (Instant::now(), APART.min(watch.interval / 2 / groups));
-    let due = (0..).flat_map(|group| std::iter::repeat_n(began + apart * group, CONCURRENCY));
-    stream::iter(watch.nodes.iter().zip(due))
-        .then(|(node, due)| async move {
+    let next = &AtomicUsize::new(0);
+    // Each lane samples one node after the other. A future for each node would be a block of kilobytes, and musl's
+    // allocator maps and unmaps memory for such blocks.
+    let lanes = (0..CONCURRENCY.min(watch.nodes.len())).map(|_| async move {
+        loop {
+            let n = next.fetch_add(1, Ordering::Relaxed);
+            let Some(node) = watch.nodes.get(n) else { return };
+            let due = began + apart * u32::try_from(n / CONCURRENCY).unwrap_or(u32::MAX);
             if due > began {
                 tokio::time::sleep_until(due).await;
             }
-            node
-        })
-        .for_each_concurrent(CONCURRENCY, |node| async move {
-            let answer = match &watch.source {
-                Source::Nodes(probe) => page(provider, watch, node, probe).await,
-                Source::Prometheus { query, threshold } => prometheus::ask(provider, watch, node, query, *threshold).await,
-            };
-            let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
-            let sample = samples.entry(node.name.clone()).or_default();
-            match answer {
-                Ok(measure) => sample.record(clock::now().as_millisecond(), measure),
-                Err(gap) => sample.gap = Some(gap),
-            }
-        })
-        .await;
+            sample(provider, watch, node, samples).await;
+        }
+    });
+    join_all(lanes).await;
     let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
     let names: BTreeSet<&str> = watch.nodes.iter().map(|node| node.name.as_str()).collect();
     samples.retain(|name, _| names.contains(name.as_str()));
+}
+
+async fn sample(provider: &Provider, watch: &Watch, node: &SampledNode, samples: &Samples) {
+    let answer = match &watch.source {
+        Source::Nodes(probe) => page(provider, watch, node, probe).await,
+        Source::Prometheus { query, threshold } => prometheus::ask(provider, watch, node, query, *threshold).await,
+    };
+    let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
+    let sample = samples.entry(node.name.clone()).or_default();
+    match answer {
+        Ok(measure) => sample.record(clock::now().as_millisecond(), measure),
+        Err(gap) => sample.gap = Some(gap),
+    }
 }
 
 async fn page(provider: &Provider, watch: &Watch, node: &SampledNode, probe: &Probe) -> Result<Measure, NoSample> {
