@@ -14,7 +14,7 @@ use super::{IdleConnectionPolicy, IdleConnectionPolicyStatus, schema, wording::l
 #[derive(Clone, Debug)]
 pub struct StoredPolicy {
     /// Policy without the unknown fields and values; an error if it cannot be read without them.
-    pub policy: Result<IdleConnectionPolicy, Unreadable>,
+    pub policy: Result<Box<IdleConnectionPolicy>, Unreadable>,
     /// Paths of the unknown fields in the spec, and unknown enum values as `path=value`.
     pub unknown: Vec<String>,
     /// Reports whether the status, or a member of it, cannot be read and is left out of the policy.
@@ -36,7 +36,7 @@ impl StoredPolicy {
     ///
     /// # Errors
     /// The beginning of that sentence, if the policy cannot be read without its unknown parts.
-    pub fn read(self) -> Result<(IdleConnectionPolicy, Option<String>), String> {
+    pub fn read(self) -> Result<(Box<IdleConnectionPolicy>, Option<String>), String> {
         let foreign = (!self.unknown.is_empty()).then(|| format!("{} is of a newer version", listed(&self.unknown)));
         match self.policy {
             Ok(policy) => Ok((policy, foreign)),
@@ -55,7 +55,7 @@ impl<'de> Deserialize<'de> for StoredPolicy {
             without_status(&mut object).ok_or(error)
         });
         let policy = match read {
-            Ok(policy) => Ok(policy),
+            Ok(policy) => Ok(Box::new(policy)),
             Err(error) => {
                 let metadata = ObjectMeta::deserialize(&object["metadata"]).map_err(D::Error::custom)?;
                 Err(Unreadable { error: error.to_string(), metadata })
@@ -101,11 +101,11 @@ impl Resource for StoredPolicy {
     }
 
     fn meta(&self) -> &ObjectMeta {
-        self.policy.as_ref().map_or_else(|unreadable| &unreadable.metadata, IdleConnectionPolicy::meta)
+        self.policy.as_ref().map_or_else(|unreadable| &unreadable.metadata, |policy| policy.meta())
     }
 
     fn meta_mut(&mut self) -> &mut ObjectMeta {
-        self.policy.as_mut().map_or_else(|unreadable| &mut unreadable.metadata, IdleConnectionPolicy::meta_mut)
+        self.policy.as_mut().map_or_else(|unreadable| &mut unreadable.metadata, |policy| policy.meta_mut())
     }
 }
 

@@ -97,7 +97,7 @@ async fn names<K: Clone + std::fmt::Debug + DeserializeOwned>(api: &Api<K>) -> R
 pub fn read(stored: StoredPolicy) -> Result<(IdleConnectionPolicy, Option<Error>), Error> {
     let name = stored.name_any();
     match stored.read() {
-        Ok((policy, foreign)) => Ok((policy, foreign.map(|foreign| Error::Newer { name, foreign }))),
+        Ok((policy, foreign)) => Ok((*policy, foreign.map(|foreign| Error::Newer { name, foreign }))),
         Err(foreign) => Err(Error::Newer { name, foreign }),
     }
 }

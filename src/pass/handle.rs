@@ -19,7 +19,7 @@ pub struct PolicyHandle {
     /// Its UID.
     pub uid: String,
     /// The policy as it was read, and its status as it was written since.
-    pub object: IdleConnectionPolicy,
+    pub object: Box<IdleConnectionPolicy>,
     /// Message for the status if the policy has fields or values that this version does not know.
     pub refusal: Option<String>,
     /// Its place in the order of the policies.

@@ -76,14 +76,15 @@ struct Pass<'a> {
 pub async fn visit(world: &dyn World, memory: &mut PolicyCache) -> Result<Next, Error> {
     let mut admitted = false;
     let next = loop {
-        let Some(mut policy) = read(world, memory).await? else { return Ok(Next::Changed) };
+        // Boxes keep a pass that waits small: 1,000 may wait.
+        let Some(mut policy) = Box::pin(read(world, memory)).await? else { return Ok(Next::Changed) };
         tracing::Span::current().record("generation", policy.object.metadata.generation);
         // Steps that need only the API server come before the wait for a slot: younger policies wait for them.
         let located = if policy.is_deleted() {
             world.wake(world.registry().keep(&policy.claimant));
             None
         } else {
-            match locate(world, &mut policy, memory).await {
+            match Box::pin(locate(world, &mut policy, memory)).await {
                 Ok(located) => Some(located),
                 Err(stop) => break stopped(world, &mut policy, memory, stop).await?,
             }

@@ -337,7 +337,7 @@ pub fn nodes(truths: &[Truths], samples: Option<&BTreeMap<String, NodeSample>>) 
 
 impl Api {
     fn policies(&self) -> Vec<IdleConnectionPolicy> {
-        let readable = |stored: Arc<StoredPolicy>| stored.policy.clone().ok();
+        let readable = |stored: Arc<StoredPolicy>| Some(IdleConnectionPolicy::clone(stored.policy.as_ref().ok()?));
         let stored = self.actors.all().into_iter().flat_map(|actor| actor.policies.state());
         let mut all: Vec<_> = stored.filter_map(readable).collect();
         all.sort_by_key(|policy| (policy.namespace(), policy.name_any()));
@@ -394,7 +394,7 @@ impl Api {
         })?;
         let unreadable = |foreign| Error::NotFound(format!("Policy {name:?} cannot be shown: {foreign}"));
         let (policy, _) = StoredPolicy::clone(&stored).read().map_err(unreadable)?;
-        Ok((policy, actor))
+        Ok((*policy, actor))
     }
 
     /// The full view of one policy, if the caller may see it.

@@ -534,7 +534,7 @@ impl Cluster {
         policy.metadata.finalizers = Some(self.policy.finalizers.clone());
         policy.metadata.deletion_timestamp = self.policy.deleted.then_some(created);
         policy.status = self.policy.status.as_deref().cloned();
-        StoredPolicy { policy: Ok(policy), unknown: Vec::new(), lost: false }
+        StoredPolicy { policy: Ok(Box::new(policy)), unknown: Vec::new(), lost: false }
     }
 
     /// A person changes the declared values.
