@@ -57,6 +57,8 @@ pub struct Running {
     pub verifier: Option<Verifier>,
     /// Last credentials that could be read. In a namespace that is being deleted, the Secret is deleted before the policy.
     pub credentials: Credentials,
+    /// Version of the policy that the API server returned last, and when; `None` after a write whose result is not known.
+    pub confirmed: Option<(String, Moment)>,
 }
 
 /// One pass, as seen from the controller.
@@ -96,6 +98,21 @@ impl Shell {
     /// Returns the objects of one kind in the policy's namespace.
     fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
         Api::namespaced(self.ctx.client.clone(), &self.namespace)
+    }
+
+    /// Remembers the version of the policy that the API server returned.
+    fn confirm(&self, version: Option<String>) {
+        self.running().confirmed = version.map(|version| (version, super::moment()));
+    }
+
+    /// Returns the watched policy, if it is as new as all that this process read and wrote, and was compared with the API server
+    /// recently. Most of the passes for a new policy follow each other within seconds.
+    fn confirmed(&self) -> Option<StoredPolicy> {
+        let (version, at) = self.running().confirmed.clone()?;
+        let watched = self.ctx.policies.get(&self.policy)?;
+        // Of the passes that nothing but the time causes, every other one reads the policy: the connection of the watch may hang.
+        let is_recent = super::moment().since(at) < self.ctx.settings.resync * 3 / 2;
+        (is_recent && watched.resource_version() == Some(version)).then(|| (*watched).clone())
     }
 
     fn reach(&self, policy: &PolicyHandle) -> Reach {
@@ -246,7 +263,15 @@ impl World for Shell {
     }
 
     fn policy(&self) -> BoxFuture<'_, Result<Option<StoredPolicy>, Error>> {
-        async { in_time(self.api::<StoredPolicy>().get_opt(&self.policy.name)).await }.boxed()
+        async {
+            if let Some(policy) = self.confirmed() {
+                return Ok(Some(policy));
+            }
+            let read = in_time(self.api::<StoredPolicy>().get_opt(&self.policy.name)).await?;
+            self.confirm(read.as_ref().and_then(StoredPolicy::resource_version));
+            Ok(read)
+        }
+        .boxed()
     }
 
     fn set_finalizers<'a>(
@@ -257,9 +282,14 @@ impl World for Shell {
         Box::pin(async move {
             let version = policy.object.resource_version();
             let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": version, "uid": policy.uid}});
+            self.confirm(None);
             match in_time(self.api::<StoredPolicy>().patch(&policy.name, &PatchParams::default(), &Patch::Merge(patch))).await {
                 Err(error) if error.is_not_found() => Ok(None),
-                written => written.map(Some),
+                written => {
+                    let written = written?;
+                    self.confirm(written.resource_version());
+                    Ok(Some(written))
+                }
             }
         })
     }
@@ -268,7 +298,9 @@ impl World for Shell {
         Box::pin(async move {
             let version = policy.object.resource_version();
             let empty = Patch::Merge(json!({"metadata": {"resourceVersion": version}, "status": null}));
+            self.confirm(None);
             let written = in_time(self.api::<StoredPolicy>().patch_status(&policy.name, &PatchParams::default(), &empty)).await?;
+            self.confirm(written.resource_version());
             Ok(written.resource_version())
         })
     }
@@ -288,7 +320,9 @@ impl World for Shell {
                 "status": status,
             });
             let params = PatchParams::apply(MANAGER).force();
+            self.confirm(None);
             let written = in_time(self.api::<StoredPolicy>().patch_status(name, &params, &Patch::Apply(body))).await?;
+            self.confirm(written.resource_version());
             self.ctx.metrics.status_written();
             Ok(written.resource_version())
         })
