@@ -45,7 +45,7 @@ use kube::{
         watcher,
     },
 };
-use tokio::sync::mpsc;
+use tokio::sync::{Semaphore, mpsc};
 
 pub use crate::pass::Error;
 use crate::{
@@ -72,6 +72,12 @@ const MESSAGE_LENGTH: usize = 900;
 const KEPT: usize = 48 * 1024 * 1024;
 /// Bytes that each namespace gets in any case.
 const KEPT_FLOOR: usize = 256 * 1024;
+/// Most parts of reports (Events and statuses) that passes without a slot send at the same time, of the 64 requests to the API
+/// server. If 1,000 policies are created, their nodes do not wait for the reports.
+const REPORTS: usize = 8;
+/// Most passes without a slot that have still to report; each holds some 25 KB. The others keep their slots until they have
+/// reported.
+const LEFT: usize = 640;
 /// Edits within this time of each other cause one pass.
 const DEBOUNCE: Duration = Duration::from_millis(10);
 
@@ -143,6 +149,8 @@ pub struct Process {
     scheduler: Arc<scheduler::Scheduler>,
     probes: Arc<verify::Slots>,
     kept: Arc<Budget>,
+    reports: Arc<Semaphore>,
+    left: Arc<Semaphore>,
     served: Arc<crd_version::Check>,
 }
 
@@ -158,6 +166,8 @@ impl Process {
             scheduler: Arc::default(),
             probes: Arc::default(),
             kept: Arc::new(Budget::new(KEPT, KEPT_FLOOR)),
+            reports: Arc::new(Semaphore::new(REPORTS)),
+            left: Arc::new(Semaphore::new(LEFT)),
             served: Arc::default(),
         }
     }
@@ -165,7 +175,7 @@ impl Process {
     /// Prepares the actor of a shard. No request is sent yet.
     #[must_use]
     pub fn actor(&self, shard: Shard, leadership: Leadership) -> Operator {
-        let Self { pool, settings, metrics, scheduler, probes, kept, served, .. } = self.clone();
+        let Self { pool, settings, metrics, scheduler, probes, kept, reports, left, served, .. } = self.clone();
         let client = client::led(&self.client, leadership.clone());
         let (nudges, inbox) = mpsc::unbounded_channel();
         let (policies, writer) = reflector::store();
@@ -181,6 +191,8 @@ impl Process {
             scheduler,
             probes,
             kept,
+            reports,
+            left,
             nudges,
             known: Mutex::default(),
             policies,
@@ -212,6 +224,10 @@ pub struct Context {
     probes: Arc<verify::Slots>,
     /// Memory budget for node responses, by namespace.
     kept: Arc<Budget>,
+    /// Limits what passes without a slot report at the same time.
+    reports: Arc<Semaphore>,
+    /// Limits the passes without a slot.
+    left: Arc<Semaphore>,
     nudges: mpsc::UnboundedSender<PolicyRef>,
     known: Mutex<HashMap<PolicyRef, Arc<Known>>>,
     /// Policies from the watch.

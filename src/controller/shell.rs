@@ -14,6 +14,7 @@ use kube::{
     core::NamespaceResourceScope,
 };
 use serde_json::json;
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::{
     Context, PolicyRef, adaptation, connections,
@@ -75,6 +76,8 @@ pub struct Shell {
 struct Pass {
     visit: Visit,
     slot: Option<Slot>,
+    /// Permit to go on without a slot.
+    left: Option<OwnedSemaphorePermit>,
     kept: Reservation,
 }
 
@@ -83,7 +86,7 @@ impl Shell {
     pub fn new(ctx: Arc<Context>, policy: PolicyRef, running: Arc<Mutex<Running>>) -> Self {
         let namespace = policy.namespace.clone().unwrap_or_default();
         let kept = ctx.kept.tenant(&namespace).nothing();
-        let pass = Mutex::new(Pass { visit: Visit::default(), slot: None, kept });
+        let pass = Mutex::new(Pass { visit: Visit::default(), slot: None, left: None, kept });
         Self { path: path(&policy), ctx, policy, namespace, pass, running }
     }
 
@@ -98,6 +101,13 @@ impl Shell {
     /// Returns the objects of one kind in the policy's namespace.
     fn api<K: Resource<Scope = NamespaceResourceScope, DynamicType = ()>>(&self) -> Api<K> {
         Api::namespaced(self.ctx.client.clone(), &self.namespace)
+    }
+
+    /// Waits until a pass without a slot may send a part of its report.
+    async fn turn(&self) -> Option<OwnedSemaphorePermit> {
+        let has_slot = self.pass().slot.is_some();
+        // The semaphore is never closed.
+        if has_slot { None } else { self.ctx.reports.clone().acquire_owned().await.ok() }
     }
 
     /// Remembers the version of the policy that the API server returned.
@@ -233,6 +243,13 @@ impl World for Shell {
         self.pass().visit = self.ctx.scheduler.begin(&self.policy);
     }
 
+    fn leave(&self) {
+        if let Ok(left) = self.ctx.left.clone().try_acquire_owned() {
+            let mut pass = self.pass();
+            (pass.slot, pass.left) = (None, Some(left));
+        }
+    }
+
     fn interrupted(&self) -> BoxFuture<'_, Error> {
         let visit = self.pass().visit.clone();
         async move { visit.interrupted().await }.boxed()
@@ -320,6 +337,7 @@ impl World for Shell {
                 "status": status,
             });
             let params = PatchParams::apply(MANAGER).force();
+            let _turn = self.turn().await;
             self.confirm(None);
             let written = in_time(self.api::<StoredPolicy>().patch_status(name, &params, &Patch::Apply(body))).await?;
             self.confirm(written.resource_version());
@@ -329,7 +347,10 @@ impl World for Shell {
     }
 
     fn publish<'a>(&'a self, policy: &'a PolicyHandle, notice: &'a Notice, seed: &'a str) -> BoxFuture<'a, Result<(), Error>> {
-        events::publish(&self.ctx.client, &self.ctx.settings.instance, policy, notice, seed).boxed()
+        Box::pin(async move {
+            let _turn = self.turn().await;
+            events::publish(&self.ctx.client, &self.ctx.settings.instance, policy, notice, seed).await
+        })
     }
 
     fn originals(&self) -> BoxFuture<'_, Result<Log, Error>> {

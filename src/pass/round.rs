@@ -315,6 +315,7 @@ async fn finish(pass: &mut Pass<'_>, job: &Job<'_>, done: Done) -> Result<Next, 
     let departed = restore::departed(world, pass.policy, pass.memory, job.units).await?;
     let written_down = plan.control.restart.clone();
     restart::look(pass, &mut plan, &results).await?;
+    world.leave();
     Box::pin(report_status(pass, None, &plan, &results, look.as_ref())).await?;
     let memory = &mut *pass.memory;
     if let (Some(driver), Some(outcome), Some(look)) = (&mut memory.driver, &plan.outcome, &look) {

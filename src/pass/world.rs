@@ -195,6 +195,9 @@ pub trait World: Send + Sync {
     fn admitted(&self) -> BoxFuture<'_, bool>;
     /// Begins the time in which nodes may be read.
     fn begin(&self);
+    /// The nodes have been read and written, so another policy may read its nodes. What this pass has to report is sent after
+    /// the requests that other policies need before their nodes are written.
+    fn leave(&self);
     /// Waits until the pass must read no further: [`Error::Cancelled`] or [`Error::Overdue`].
     fn interrupted(&self) -> BoxFuture<'_, Error>;
     /// Reports whether the pass may begin no further work.

@@ -218,6 +218,10 @@ impl PassWorld for Faulty {
         self.shell.begin();
     }
 
+    fn leave(&self) {
+        self.shell.leave();
+    }
+
     fn interrupted(&self) -> BoxFuture<'_, Error> {
         self.shell.interrupted()
     }

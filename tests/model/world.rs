@@ -282,6 +282,8 @@ impl World for Ports {
 
     fn begin(&self) {}
 
+    fn leave(&self) {}
+
     fn interrupted(&self) -> BoxFuture<'_, Error> {
         let asked = self.ask(Effect::Interrupted);
         async move {
