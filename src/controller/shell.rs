@@ -115,6 +115,14 @@ impl Shell {
         self.running().confirmed = version.map(|version| (version, super::moment()));
     }
 
+    /// Sends a change of the policy. Its version is not known until the API server has answered.
+    async fn written(&self, change: impl Future<Output = kube::Result<StoredPolicy>>) -> Result<StoredPolicy, Error> {
+        self.confirm(None);
+        let written = in_time(change).await?;
+        self.confirm(written.resource_version());
+        Ok(written)
+    }
+
     /// Returns the watched policy, if it is as new as all that this process read and wrote, and was compared with the API server
     /// recently. Most of the passes for a new policy follow each other within seconds.
     fn confirmed(&self) -> Option<StoredPolicy> {
@@ -299,14 +307,10 @@ impl World for Shell {
         Box::pin(async move {
             let version = policy.object.resource_version();
             let patch = json!({"metadata": {"finalizers": finalizers, "resourceVersion": version, "uid": policy.uid}});
-            self.confirm(None);
-            match in_time(self.api::<StoredPolicy>().patch(&policy.name, &PatchParams::default(), &Patch::Merge(patch))).await {
+            let (api, params) = (self.api::<StoredPolicy>(), PatchParams::default());
+            match self.written(api.patch(&policy.name, &params, &Patch::Merge(patch))).await {
                 Err(error) if error.is_not_found() => Ok(None),
-                written => {
-                    let written = written?;
-                    self.confirm(written.resource_version());
-                    Ok(Some(written))
-                }
+                written => written.map(Some),
             }
         })
     }
@@ -315,10 +319,8 @@ impl World for Shell {
         Box::pin(async move {
             let version = policy.object.resource_version();
             let empty = Patch::Merge(json!({"metadata": {"resourceVersion": version}, "status": null}));
-            self.confirm(None);
-            let written = in_time(self.api::<StoredPolicy>().patch_status(&policy.name, &PatchParams::default(), &empty)).await?;
-            self.confirm(written.resource_version());
-            Ok(written.resource_version())
+            let (api, params) = (self.api::<StoredPolicy>(), PatchParams::default());
+            Ok(self.written(api.patch_status(&policy.name, &params, &empty)).await?.resource_version())
         })
     }
 
@@ -338,9 +340,7 @@ impl World for Shell {
             });
             let params = PatchParams::apply(MANAGER).force();
             let _turn = self.turn().await;
-            self.confirm(None);
-            let written = in_time(self.api::<StoredPolicy>().patch_status(name, &params, &Patch::Apply(body))).await?;
-            self.confirm(written.resource_version());
+            let written = self.written(self.api::<StoredPolicy>().patch_status(name, &params, &Patch::Apply(body))).await?;
             self.ctx.metrics.status_written();
             Ok(written.resource_version())
         })
