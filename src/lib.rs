@@ -39,3 +39,8 @@ pub mod signals;
 pub mod simulate;
 pub mod targets;
 pub mod telemetry;
+
+/// The allocator of static programs. musl's needs more time, and memory that is free within its groups stays with the process.
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
