@@ -61,7 +61,8 @@ enum Error {
     Ended(&'static str),
 }
 
-#[tokio::main]
+// Two threads, as in all published figures. By default there is one for each core of the node.
+#[tokio::main(worker_threads = 2)]
 async fn main() -> ExitCode {
     match command(Cli::parse()).await {
         Ok(()) => ExitCode::SUCCESS,
