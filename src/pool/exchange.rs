@@ -1,8 +1,8 @@
 //! One request and its response over one connection.
 //!
 //! A client of hyper allocates channels and buffers for each connection, and this pool keeps no client while a
-//! connection is idle. With musl's allocator, that cost more time than all the rest of a sample. So httparse parses the
-//! heads and the chunks, and one buffer for each thread receives all responses. An idle connection is only a socket.
+//! connection is idle. That cost more time than all the rest of a sample. So httparse parses the heads and the chunks, and
+//! one buffer for each thread receives all responses. An idle connection is only a socket.
 
 use std::{
     cell::Cell,

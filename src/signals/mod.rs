@@ -4,6 +4,7 @@
 //! policy, with jitter and limits. `decide` interprets the counts.
 
 pub mod exposition;
+mod lanes;
 pub mod page;
 mod prometheus;
 mod sampler;

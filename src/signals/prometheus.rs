@@ -57,7 +57,9 @@ pub async fn ask(
     match response.status {
         200 => {}
         status @ (400 | 422) => return Err(NoSample::QueryFailed(status)),
-        status @ (401 | 403 | 300..400) => return Err(refused(status, &response.headers, node)),
+        status @ (401 | 403 | 300..400) => {
+            return Err(refused(status, &response.headers, &format!("{}{}", node.address, node.path)));
+        }
         status => return Err(NoSample::QueryStatus(status)),
     }
     if response.header("content-encoding").is_some_and(|coding| !coding.eq_ignore_ascii_case("identity")) {

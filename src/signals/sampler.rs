@@ -1,20 +1,19 @@
-//! Samples all nodes of one policy repeatedly, with jitter, limited concurrency and timeouts.
+//! Samples all nodes of one policy repeatedly, with jitter and timeouts.
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, BTreeSet},
     ops::ControlFlow,
-    sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use futures::{FutureExt as _, future::join_all};
+use futures::FutureExt as _;
 use http::header::{CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE, TRANSFER_ENCODING};
 use tokio::{sync::watch, task::JoinHandle, time::Instant};
 
 use super::{
+    lanes,
     page::{Framing, Probe},
     prometheus,
     watch::{Source, Watch, refused, silence},
@@ -25,12 +24,6 @@ use crate::{
     pass::world::SampledNode,
     pool::{Error, Provider, Request},
 };
-
-/// Most nodes of one policy that are sampled at the same time.
-const CONCURRENCY: usize = 32;
-/// Time between groups of [`CONCURRENCY`] nodes, if the interval is long enough for it. A whole fleet at the same time
-/// would be a burst on the operator's CPU limit and on the network. Node by node would wake a thread for each.
-const APART: Duration = Duration::from_millis(64);
 
 /// Pages up to this size are read to the end, which keeps the connection. Larger ones are read only as far as needed.
 const LARGE: usize = 8 * 1024 * 1024;
@@ -132,24 +125,12 @@ impl Drop for Sampler {
 }
 
 async fn round(provider: &Provider, watch: &Watch, samples: &Samples) {
-    // For any number of nodes, half of the interval remains for slow ones.
-    let groups = u32::try_from(watch.nodes.len().div_ceil(CONCURRENCY)).unwrap_or(u32::MAX).max(1);
-    let (began, apart) = (Instant::now(), APART.min(watch.interval / 2 / groups));
-    let next = &AtomicUsize::new(0);
-    // Each lane samples one node after the other. A future for each node would be a block of kilobytes, and musl's
-    // allocator maps and unmaps memory for such blocks.
-    let lanes = (0..CONCURRENCY.min(watch.nodes.len())).map(|_| async move {
-        loop {
-            let n = next.fetch_add(1, Ordering::Relaxed);
-            let Some(node) = watch.nodes.get(n) else { return };
-            let due = began + apart * u32::try_from(n / CONCURRENCY).unwrap_or(u32::MAX);
-            if due > began {
-                tokio::time::sleep_until(due).await;
-            }
+    let look = |n: usize| async move {
+        if let Some(node) = watch.nodes.get(n) {
             sample(provider, watch, node, samples).await;
         }
-    });
-    join_all(lanes).await;
+    };
+    lanes::sample_all(watch.nodes.len(), watch.interval, look).await;
     let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
     let names: BTreeSet<&str> = watch.nodes.iter().map(|node| node.name.as_str()).collect();
     samples.retain(|name, _| names.contains(name.as_str()));
@@ -173,16 +154,15 @@ async fn page(provider: &Provider, watch: &Watch, node: &SampledNode, probe: &Pr
         return Err(NoSample::Unreachable);
     }
     let address = match &watch.permit {
-        _ if !node.named => Some(node.address.clone()),
-        Some(permit) => permit(node.clone()).await,
+        _ if !node.named => Some(Cow::Borrowed(&*node.address)),
+        Some(permit) => permit(node.clone()).await.map(Cow::Owned),
         None => None,
     };
     let Some(address) = address else { return Err(NoSample::NotPermitted) };
-    let node = &SampledNode { address, ..node.clone() };
-    let mut answer = scrape(provider, watch, node, probe).await;
+    let mut answer = scrape(provider, watch, node, &address, probe).await;
     if matches!(answer, Err(Error::Broken(_))) {
         // A reload of the server may have closed the connection of the first request.
-        answer = scrape(provider, watch, node, probe).await;
+        answer = scrape(provider, watch, node, &address, probe).await;
     }
     answer.unwrap_or_else(|error| Err(silence(&error)))
 }
@@ -191,10 +171,11 @@ async fn scrape(
     provider: &Provider,
     watch: &Watch,
     node: &SampledNode,
+    address: &str,
     probe: &Probe,
 ) -> Result<Result<Measure, NoSample>, Error> {
     let (mut scan, mut length) = (probe.scan(), 0usize);
-    let mut request = Request { most: MAX_PAGE * 1024 * 1024, ..Request::get(&node.address, &node.path, watch.timeout()) };
+    let mut request = Request { most: MAX_PAGE * 1024 * 1024, ..Request::get(address, &node.path, watch.timeout()) };
     request.headers.push(("accept-encoding".into(), "identity".into()));
     let mut is_enough = false;
     let mut sink = |piece: &[u8]| {
@@ -205,7 +186,7 @@ async fn scrape(
     };
     let response = provider.read_until(watch.ca.as_deref(), request, &mut sink).await?;
     if response.status != 200 {
-        return Ok(Err(refused(response.status, &response.headers, node)));
+        return Ok(Err(refused(response.status, &response.headers, &format!("{address}{}", node.path))));
     }
     let said = |name: http::HeaderName| {
         response.headers.get(name).and_then(|value| value.to_str().ok()).unwrap_or_default().to_ascii_lowercase()

@@ -71,20 +71,20 @@ pub(super) fn silence(error: &Error) -> NoSample {
     }
 }
 
-/// The gap for a status other than 200.
-pub(super) fn refused(status: u16, headers: &HeaderMap, node: &SampledNode) -> NoSample {
+/// The gap for a status other than 200. `asked` is the URL of the request.
+pub(super) fn refused(status: u16, headers: &HeaderMap, asked: &str) -> NoSample {
     match status {
         401 | 403 => NoSample::Unauthorized(status),
         301 | 302 | 303 | 307 | 308 => {
-            NoSample::Redirect(status, headers.get(LOCATION).and_then(|to| hint(to.to_str().ok()?, node)))
+            NoSample::Redirect(status, headers.get(LOCATION).and_then(|to| hint(to.to_str().ok()?, asked)))
         }
         _ => NoSample::Status(status),
     }
 }
 
 /// The path of a redirect. It comes from another server, so only a plain path is shown.
-fn hint(location: &str, node: &SampledNode) -> Option<Arc<str>> {
-    let from = url::Url::parse(&format!("{}{}", node.address, node.path)).ok()?;
+fn hint(location: &str, asked: &str) -> Option<Arc<str>> {
+    let from = url::Url::parse(asked).ok()?;
     let to = from.join(location).ok()?;
     let is_plain =
         |path: &str| path.len() <= MAX_HINT && path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-_.~".contains(&byte));
@@ -97,14 +97,7 @@ mod tests {
 
     #[test]
     fn a_redirect_shows_a_plain_path_of_the_same_server_and_nothing_else() {
-        let node = SampledNode {
-            name: "n".into(),
-            address: "http://10.0.0.1:8080".into(),
-            named: false,
-            pod: String::new(),
-            path: "/metrics?x=y".into(),
-        };
-        let shown = |location: &str| hint(location, &node).map(|path| path.to_string());
+        let shown = |location: &str| hint(location, "http://10.0.0.1:8080/metrics?x=y").map(|path| path.to_string());
         assert_eq!(shown("/metrics/?x=secret").as_deref(), Some("/metrics/"));
         assert_eq!(shown("metrics/").as_deref(), Some("/metrics/"));
         assert_eq!(shown("http://10.0.0.1:8080/a/metrics").as_deref(), Some("/a/metrics"));
