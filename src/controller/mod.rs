@@ -413,6 +413,7 @@ fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<Sto
         unlisted: (0..streams.len()).collect(),
         listed: false,
         named: HashMap::new(),
+        unstored: HashSet::new(),
         known: HashMap::new(),
         said: HashSet::new(),
     };
@@ -432,6 +433,9 @@ struct Lists {
     listed: bool,
     /// By list: policies of the list that is being read.
     named: HashMap<usize, HashSet<PolicyRef>>,
+    /// Policies of the list that is being read which the store does not have in the same version. Their passes may begin before the
+    /// list is complete, and would find no policy or the old one.
+    unstored: HashSet<PolicyRef>,
     /// By list: policies that exist, as far as known.
     known: HashMap<usize, HashSet<PolicyRef>>,
     said: HashSet<String>,
@@ -447,6 +451,7 @@ impl Lists {
         let events = match event {
             Ok(watcher::Event::Init) => {
                 self.named.insert(n, HashSet::new());
+                self.unstored.clear();
                 if self.several { Vec::new() } else { vec![Ok(watcher::Event::Init)] }
             }
             Ok(watcher::Event::InitApply(policy)) => {
@@ -454,7 +459,15 @@ impl Lists {
                 if !self.seen(n, &policy) {
                     return Vec::new();
                 }
-                vec![Ok(if self.several { watcher::Event::Apply(policy) } else { watcher::Event::InitApply(policy) })]
+                if self.several {
+                    return vec![Ok(watcher::Event::Apply(policy))];
+                }
+                let reference = PolicyRef::from_obj(&policy);
+                let stored = self.context.policies.get(&reference);
+                if stored.is_none_or(|stored| stored.resource_version() != policy.resource_version()) {
+                    self.unstored.insert(reference);
+                }
+                vec![Ok(watcher::Event::InitApply(policy))]
             }
             Ok(watcher::Event::InitDone) => self.complete(n),
             Ok(watcher::Event::Apply(policy)) => {
@@ -519,6 +532,11 @@ impl Lists {
             self.context.gone(reference);
         }
         if !self.several {
+            // The same poll stores the list before it looks at what is enqueued here.
+            for reference in self.unstored.drain() {
+                // This fails only after the controller has ended.
+                let _ = self.context.nudges.send(reference);
+            }
             return vec![Ok(watcher::Event::InitDone)];
         }
         let policies = gone.into_iter().filter_map(|reference| self.context.policies.get(reference));

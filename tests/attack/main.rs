@@ -227,6 +227,27 @@ async fn a_policy_that_vanished_while_nothing_was_watched_holds_up_no_younger_on
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn policies_of_a_list_that_arrives_in_parts_are_all_looked_at() {
+    let world = World::empty("parts").await;
+    let way = Interrupted::start(&world).await;
+    let _operator = Process::start_at(&[&world], &[], &way.kubeconfig).await;
+    let nodes = [AdminApi::start(typical()).await, AdminApi::start(typical()).await];
+    let spec = |n: usize, idle: &str| json!({"target": endpoints([nodes[n].address.as_str()]), "limits": {"server": {"idleTimeout": idle}}});
+    world.apply("known", &spec(0, "30s")).await;
+    world.until_programmed("known").await;
+    way.cut();
+    way.list_in_parts();
+    // The list names both before its last part arrives, and the store has neither the edit nor the new policy until then.
+    world.apply("known", &spec(0, "20s")).await;
+    world.apply("a-new", &spec(1, "20s")).await;
+    world.apply("z-last", &json!({"target": endpoints(["http://127.0.0.1:1"])})).await;
+    way.mend().await;
+    for node in &nodes {
+        eventually("the limit arrives", || async { (node.servers()["web"]["idle_timeout"] == "20s").then_some(()) }).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_metrics_port_cannot_be_held() {
     let good = World::empty("innocent").await;
     let mut operator = Process::start(&[&good], &[]).await;

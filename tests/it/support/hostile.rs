@@ -80,6 +80,9 @@ async fn answer(State(node): State<Arc<Node>>, request: Request) -> Response {
         .into_response()
 }
 
+/// Time before each later part of a list.
+const LATE_PART: Duration = Duration::from_millis(300);
+
 /// Proxy to the API server that can interrupt the watch of policies of one namespace. It ends with the test.
 pub struct Interrupted {
     pub kubeconfig: PathBuf,
@@ -95,13 +98,15 @@ struct Way {
     down: watch::Sender<bool>,
     /// Whether the next watch gets the error that it is too old, and has to start with a list.
     too_old: AtomicBool,
+    /// Whether each part of a list has one policy, and the later parts are late.
+    in_parts: AtomicBool,
 }
 
 impl Interrupted {
     pub async fn start(world: &World) -> Self {
         let of = format!("/namespaces/{}/idleconnectionpolicies", world.namespace);
-        let (down, too_old) = (watch::Sender::new(false), AtomicBool::new(false));
-        let way = Arc::new(Way { client: world.client.clone(), of, down, too_old });
+        let (down, too_old, in_parts) = (watch::Sender::new(false), AtomicBool::new(false), AtomicBool::new(false));
+        let way = Arc::new(Way { client: world.client.clone(), of, down, too_old, in_parts });
         let listener = TcpListener::bind((caddy::address(), 0)).await.unwrap();
         let server = format!("http://{}", listener.local_addr().unwrap());
         let router = Router::new().fallback(pass_on).with_state(way.clone());
@@ -119,6 +124,11 @@ impl Interrupted {
     pub fn cut(&self) {
         self.way.too_old.store(true, Ordering::SeqCst);
         self.way.down.send_replace(true);
+    }
+
+    /// From now on, each part of a list has one policy, and the later parts are late, as with thousands of policies.
+    pub fn list_in_parts(&self) {
+        self.way.in_parts.store(true, Ordering::SeqCst);
     }
 
     /// Allows the watch again, starting with a list.
@@ -139,7 +149,7 @@ async fn pass_on(State(way): State<Arc<Way>>, request: Request) -> Response {
     let (mut parts, body) = request.into_parts();
     let body = body.collect().await.unwrap().to_bytes();
     parts.headers.remove("host");
-    let path = parts.uri.path_and_query().unwrap().as_str().to_owned();
+    let mut path = parts.uri.path_and_query().unwrap().as_str().to_owned();
     let is_watch = path.contains(&way.of) && path.contains("watch=true");
     if is_watch && *way.down.borrow() {
         return StatusCode::SERVICE_UNAVAILABLE.into_response();
@@ -147,6 +157,12 @@ async fn pass_on(State(way): State<Arc<Way>>, request: Request) -> Response {
     if is_watch && way.too_old.swap(false, Ordering::SeqCst) {
         let status = r#"{"kind":"Status","apiVersion":"v1","metadata":{},"status":"Failure","reason":"Expired","message":"too old","code":410}"#;
         return format!("{{\"type\":\"ERROR\",\"object\":{status}}}\n").into_response();
+    }
+    if path.contains(&way.of) && way.in_parts.load(Ordering::SeqCst) {
+        path = path.replace("limit=500", "limit=1");
+        if path.contains("continue=") {
+            tokio::time::sleep(LATE_PART).await;
+        }
     }
     parts.uri = path.parse().unwrap();
     let asked = axum::http::Request::from_parts(parts, kube::client::Body::from(body.to_vec()));
