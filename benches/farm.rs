@@ -242,7 +242,7 @@ fn main() {
     }
     let farm = Farm::start();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
-    let mut missed: Vec<String> = Vec::new();
+    let mut missed = Vec::new();
     for (path, bytes, most, most_times) in PAGES {
         println!("{NODES} nodes, pages of {} KB, every {INTERVAL:?}:", bytes / 1000);
         let ours = runtime.block_on(sampled(path));

@@ -409,11 +409,10 @@ fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<Sto
     });
     let mut lists = Lists {
         context: context.clone(),
-        several,
+        merges: several,
         unlisted: (0..streams.len()).collect(),
         listed: false,
         named: HashMap::new(),
-        unstored: HashSet::new(),
         known: HashMap::new(),
         said: HashSet::new(),
     };
@@ -426,16 +425,15 @@ fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<Sto
 /// Lists that fill the store of policies. A watch follows each list.
 struct Lists {
     context: Arc<Context>,
-    several: bool,
+    /// Whether each policy is stored as soon as it is named. If there is one watch, its first list is stored as a whole, and no pass begins before that.
+    /// Later a pass can begin before the list is complete, and would find no new policy and the old version of an edited one.
+    merges: bool,
     /// Indexes of the lists that are not complete yet.
     unlisted: HashSet<usize>,
     /// Whether a list has been complete.
     listed: bool,
     /// By list: policies of the list that is being read.
     named: HashMap<usize, HashSet<PolicyRef>>,
-    /// Policies of the list that is being read which the store does not have in the same version. Their passes may begin before the
-    /// list is complete, and would find no policy or the old one.
-    unstored: HashSet<PolicyRef>,
     /// By list: policies that exist, as far as known.
     known: HashMap<usize, HashSet<PolicyRef>>,
     said: HashSet<String>,
@@ -451,23 +449,14 @@ impl Lists {
         let events = match event {
             Ok(watcher::Event::Init) => {
                 self.named.insert(n, HashSet::new());
-                self.unstored.clear();
-                if self.several { Vec::new() } else { vec![Ok(watcher::Event::Init)] }
+                if self.merges { Vec::new() } else { vec![Ok(watcher::Event::Init)] }
             }
             Ok(watcher::Event::InitApply(policy)) => {
                 self.named.entry(n).or_default().insert(PolicyRef::from_obj(&policy));
                 if !self.seen(n, &policy) {
                     return Vec::new();
                 }
-                if self.several {
-                    return vec![Ok(watcher::Event::Apply(policy))];
-                }
-                let reference = PolicyRef::from_obj(&policy);
-                let stored = self.context.policies.get(&reference);
-                if stored.is_none_or(|stored| stored.resource_version() != policy.resource_version()) {
-                    self.unstored.insert(reference);
-                }
-                vec![Ok(watcher::Event::InitApply(policy))]
+                vec![Ok(if self.merges { watcher::Event::Apply(policy) } else { watcher::Event::InitApply(policy) })]
             }
             Ok(watcher::Event::InitDone) => self.complete(n),
             Ok(watcher::Event::Apply(policy)) => {
@@ -531,12 +520,8 @@ impl Lists {
         for reference in &gone {
             self.context.gone(reference);
         }
-        if !self.several {
-            // The same poll stores the list before it looks at what is enqueued here.
-            for reference in self.unstored.drain() {
-                // This fails only after the controller has ended.
-                let _ = self.context.nudges.send(reference);
-            }
+        if !self.merges {
+            self.merges = true;
             return vec![Ok(watcher::Event::InitDone)];
         }
         let policies = gone.into_iter().filter_map(|reference| self.context.policies.get(reference));

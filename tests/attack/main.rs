@@ -215,7 +215,7 @@ async fn a_policy_that_vanished_while_nothing_was_watched_holds_up_no_younger_on
 
     way.cut();
     a.policies().delete("old", &kube::api::DeleteParams::default()).await.unwrap();
-    way.mend().await;
+    way.restore().await;
     // By then the operator would have reconciled the old policy once more and found that it is gone.
     tokio::time::sleep(Duration::from_secs(7)).await;
     let asked = young.reads();
@@ -241,7 +241,7 @@ async fn policies_of_a_list_that_arrives_in_parts_are_all_looked_at() {
     world.apply("known", &spec(0, "20s")).await;
     world.apply("a-new", &spec(1, "20s")).await;
     world.apply("z-last", &json!({"target": endpoints(["http://127.0.0.1:1"])})).await;
-    way.mend().await;
+    way.restore().await;
     for node in &nodes {
         eventually("the limit arrives", || async { (node.servers()["web"]["idle_timeout"] == "20s").then_some(()) }).await;
     }

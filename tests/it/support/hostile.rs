@@ -132,7 +132,7 @@ impl Interrupted {
     }
 
     /// Allows the watch again, starting with a list.
-    pub async fn mend(&self) {
+    pub async fn restore(&self) {
         self.way.down.send_replace(false);
         eventually("the watch begins with a list", || async { (!self.way.too_old.load(Ordering::SeqCst)).then_some(()) }).await;
     }
