@@ -1,7 +1,7 @@
 //! The cost of watching 5,000 nodes: CPU for each thousand samples, memory, and connections. `make bench`.
 //!
-//! The CPU is compared with a bare reader that reads the nodes in sequence over blocking sockets. The nodes are
-//! listeners on loopback in another process.
+//! The CPU is compared with a bare reader, a thread that reads the nodes in sequence over blocking sockets. It reads after each
+//! round of the sampler, because the speed of the machine changes. The nodes are listeners on loopback in another process.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::cast_precision_loss, missing_docs)]
 
@@ -13,7 +13,9 @@ use std::{
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
+        mpsc,
     },
+    thread::JoinHandle,
     time::{Duration, Instant},
 };
 
@@ -29,7 +31,9 @@ const NODES: u32 = 5000;
 /// Time between two rounds.
 const INTERVAL: Duration = Duration::from_secs(15);
 /// Measured rounds.
-const ROUNDS: usize = 2;
+const ROUNDS: u32 = 4;
+/// Time in which the bare reader reads a round: less than what the sampler leaves of the interval.
+const BARE: Duration = Duration::from_millis(5_500);
 /// Pages: the path, the approximate size in bytes, and the most CPU for a thousand samples: in seconds, and as a multiple of the
 /// bare reader's.
 const PAGES: [(&str, usize, f64, f64); 2] = [("/large", 227_000, 0.135, 1.8), ("/small", 12_000, 0.12, f64::INFINITY)];
@@ -128,11 +132,16 @@ impl Drop for Farm {
     }
 }
 
-/// CPU seconds that this process has used; a tick is 10 ms.
-fn cpu() -> f64 {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
+/// CPU seconds that this process (`self`) or this thread (`thread-self`) has used; a tick is 10 ms.
+fn cpu(of: &str) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{of}/stat")).unwrap();
     let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
     (fields[11].parse::<f64>().unwrap() + fields[12].parse::<f64>().unwrap()) / 100.0
+}
+
+/// The mean CPU seconds for a thousand samples.
+fn for_a_thousand(used: f64) -> f64 {
+    used * 1000.0 / f64::from(NODES) / f64::from(ROUNDS)
 }
 
 /// Memory in KiB: the present and the greatest value.
@@ -144,39 +153,63 @@ fn memory() -> (u64, u64) {
     (field("VmRSS:"), field("VmHWM:"))
 }
 
-/// CPU seconds for a thousand samples of a reader that only reads, with the same rounds and the same spacing of nodes.
-fn bare(path: &str) -> f64 {
-    let mut streams: Vec<TcpStream> = (0..NODES).map(|node| TcpStream::connect(address(node)).unwrap()).collect();
-    let mut buffer = vec![0; 256 * 1024];
-    let question = format!("GET {path} HTTP/1.1\r\nhost: node\r\n\r\n");
-    let mut round = |streams: &mut [TcpStream]| {
-        let began = Instant::now();
-        for (n, stream) in (0..).zip(streams) {
-            let due = began + INTERVAL / 2 / NODES * (n - n % GROUP);
-            std::thread::sleep(due.saturating_duration_since(Instant::now()));
-            stream.write_all(question.as_bytes()).unwrap();
-            let (mut got, mut wanted) = (0, usize::MAX);
-            while got < wanted {
-                got += stream.read(&mut buffer[got..]).unwrap();
-                if wanted == usize::MAX {
-                    let end = buffer[..got].windows(4).position(|four| four == b"\r\n\r\n").unwrap();
-                    let head = std::str::from_utf8(&buffer[..end]).unwrap();
-                    wanted = end + 4 + head.rsplit(' ').next().unwrap().parse::<usize>().unwrap();
-                }
-            }
-        }
-    };
-    round(&mut streams);
-    let began = cpu();
-    for _ in 0..ROUNDS {
-        let next = Instant::now() + INTERVAL;
-        round(&mut streams);
-        std::thread::sleep(next.saturating_duration_since(Instant::now()));
-    }
-    (cpu() - began) * 1e6 / f64::from(NODES) / ROUNDS as f64 / 1e3
+/// A reader that only reads, with the sampler's groups of nodes.
+struct Bare {
+    ask: mpsc::Sender<()>,
+    thread: JoinHandle<f64>,
 }
 
-async fn sampled(path: &'static str) -> f64 {
+impl Bare {
+    /// Connects to all nodes and reads each of them once.
+    fn start(path: &str) -> Self {
+        let mut streams: Vec<TcpStream> = (0..NODES).map(|node| TcpStream::connect(address(node)).unwrap()).collect();
+        let question = format!("GET {path} HTTP/1.1\r\nhost: node\r\n\r\n");
+        let mut buffer = vec![0; 256 * 1024];
+        read(&mut streams, &question, &mut buffer);
+        let (ask, asked) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            let began = cpu("thread-self");
+            for () in asked {
+                read(&mut streams, &question, &mut buffer);
+            }
+            cpu("thread-self") - began
+        });
+        Self { ask, thread }
+    }
+
+    /// Reads all nodes once more, in the background.
+    fn round(&self) {
+        self.ask.send(()).unwrap();
+    }
+
+    /// Waits for the last round. Returns the CPU seconds of all rounds.
+    fn used(self) -> f64 {
+        drop(self.ask);
+        self.thread.join().unwrap()
+    }
+}
+
+fn read(streams: &mut [TcpStream], question: &str, buffer: &mut [u8]) {
+    let began = Instant::now();
+    for (n, stream) in (0..).zip(streams) {
+        let due = began + BARE / NODES * (n - n % GROUP);
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        stream.write_all(question.as_bytes()).unwrap();
+        let (mut got, mut wanted) = (0, usize::MAX);
+        while got < wanted {
+            got += stream.read(&mut buffer[got..]).unwrap();
+            if wanted == usize::MAX {
+                let end = buffer[..got].windows(4).position(|four| four == b"\r\n\r\n").unwrap();
+                let head = std::str::from_utf8(&buffer[..end]).unwrap();
+                wanted = end + 4 + head.rsplit(' ').next().unwrap().parse::<usize>().unwrap();
+            }
+        }
+    }
+}
+
+/// CPU seconds for a thousand samples: of the sampler, and of the bare reader.
+async fn sampled(path: &'static str) -> (f64, f64) {
+    let bare = Bare::start(path);
     let pool = Pool::default();
     let provider = pool.provider("farm");
     provider.configure(connections::settings(NODES as usize, INTERVAL));
@@ -210,11 +243,13 @@ async fn sampled(path: &'static str) -> f64 {
         let answer = provider.send(None, Request::get(&format!("http://{}", address(0)), "/accepted", INTERVAL)).await.unwrap();
         String::from_utf8(answer.body).unwrap().parse().unwrap()
     };
-    let (opened, began) = (accepted().await, cpu());
+    let (opened, began) = (accepted().await, cpu("self"));
     for _ in 0..ROUNDS {
         rounds.recv().await.unwrap();
+        bare.round();
     }
-    let used = (cpu() - began) * 1e6 / f64::from(NODES) / ROUNDS as f64 / 1e3;
+    let bare = tokio::task::spawn_blocking(|| bare.used()).await.unwrap();
+    let used = cpu("self") - began - bare;
     let ages = idleconn_operator::decide::adaptive::signal::Ages { most: 20_000, young: 0 };
     let signal = sampler.signal(95, ages, idleconn_operator::clock::now().as_millisecond());
     let idleconn_operator::decide::adaptive::signal::Signal::Fresh(reading) = signal else { panic!("no signal") };
@@ -229,7 +264,7 @@ async fn sampled(path: &'static str) -> f64 {
     );
     assert_eq!(now, opened, "connections are kept");
     assert!(provider.idle() <= u64::from(NODES), "and are no more than the nodes");
-    used
+    (for_a_thousand(used), for_a_thousand(bare))
 }
 
 fn main() {
@@ -245,12 +280,10 @@ fn main() {
     let mut missed = Vec::new();
     for (path, bytes, most, most_times) in PAGES {
         println!("{NODES} nodes, pages of {} KB, every {INTERVAL:?}:", bytes / 1000);
-        let ours = runtime.block_on(sampled(path));
+        let (ours, bare) = runtime.block_on(sampled(path));
         if memory().1 > MAX_MEMORY {
             missed.push(format!("memory of {path}"));
         }
-        // Right after it, because the speed of the machine changes.
-        let bare = bare(path);
         let times = ours / bare;
         println!("  {ours:.3} s of CPU for a thousand samples, a bare reader {bare:.3} s, {times:.2} times");
         if ours > most {

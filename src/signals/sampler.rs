@@ -132,8 +132,11 @@ async fn round(provider: &Provider, watch: &Watch, samples: &Samples) {
     };
     lanes::sample_all(watch.nodes.len(), watch.interval, look).await;
     let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
-    let names: BTreeSet<&str> = watch.nodes.iter().map(|node| node.name.as_str()).collect();
-    samples.retain(|name, _| names.contains(name.as_str()));
+    // Each of the nodes has an entry now.
+    if samples.len() > watch.nodes.len() {
+        let names: BTreeSet<&str> = watch.nodes.iter().map(|node| node.name.as_str()).collect();
+        samples.retain(|name, _| names.contains(name.as_str()));
+    }
 }
 
 async fn sample(provider: &Provider, watch: &Watch, node: &SampledNode, samples: &Samples) {
