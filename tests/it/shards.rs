@@ -34,26 +34,36 @@ async fn worlds(count: u32) -> Vec<World> {
     of_shard.into_iter().flatten().collect()
 }
 
+/// All at once: an edit that follows another one within ten seconds would wait for the pause between batches.
 fn policy(node: &AdminApi, limit: &str) -> Json {
-    json!({"target": endpoints([node.address.as_str()]), "limits": {"server": {"idleTimeout": limit}}})
+    json!({
+        "target": endpoints([node.address.as_str()]),
+        "limits": {"server": {"idleTimeout": limit}},
+        "updateStrategy": {"type": "AllAtOnce"},
+    })
 }
 
 fn idle(node: &AdminApi) -> Json {
     node.servers()["web"]["idle_timeout"].clone()
 }
 
+/// Returns the number of shards of each replica, if each shard has one actor.
+async fn sizes(replicas: &[&Replica], count: u32) -> Option<Vec<usize>> {
+    let mut all = Vec::new();
+    let mut sizes = Vec::new();
+    for replica in replicas {
+        let held = replica.shards().await;
+        sizes.push(held.len());
+        all.extend(held);
+    }
+    all.sort_unstable();
+    all.into_iter().eq(0..count).then_some(sizes)
+}
+
 /// Waits until each shard has one actor, and the replicas have these numbers of shards.
 async fn until_shared(replicas: &[&Replica], count: u32, expected: &[usize]) {
     eventually(&format!("the shards are shared as {expected:?}"), || async {
-        let mut all = Vec::new();
-        let mut sizes = Vec::new();
-        for replica in replicas {
-            let held = replica.shards().await;
-            sizes.push(held.len());
-            all.extend(held);
-        }
-        all.sort_unstable();
-        (all.into_iter().eq(0..count) && sizes == expected).then_some(())
+        sizes(replicas, count).await.filter(|sizes| sizes == expected).map(drop)
     })
     .await;
 }
@@ -110,9 +120,9 @@ async fn the_older_policy_wins_across_shards() {
     replica.clean();
 }
 
-/// Kills a replica of three right after an edit of each of its policies, `rounds` times. Returns the time until all edits were
-/// written and all shards had an actor, for each round.
-async fn failovers(rounds: usize) -> Vec<Duration> {
+/// Kills a replica of three right after an edit of each of its policies, `rounds` times. Returns two times for each round: until
+/// all edits were written and all shards had an actor, and until the shards were even again.
+async fn failovers(rounds: usize) -> Vec<(Duration, Duration)> {
     const SHARDS: u32 = 6;
     let worlds = worlds(SHARDS).await;
     let mut nodes = Vec::new();
@@ -144,13 +154,13 @@ async fn failovers(rounds: usize) -> Vec<Duration> {
             eventually("the edit is written", || async { (idle(node) == json!(limit)).then_some(()) }).await;
         }
         // Each shard has an actor again, also those whose edit the killed replica had written.
-        until_shared(
-            &replicas.iter().enumerate().filter(|(n, _)| *n != victim).map(|(_, replica)| replica).collect::<Vec<_>>(),
-            SHARDS,
-            &[3, 3],
-        )
-        .await;
-        took.push(killed.elapsed());
+        let others: Vec<_> = replicas.iter().enumerate().filter(|(n, _)| *n != victim).map(|(_, replica)| replica).collect();
+        eventually("each shard has an actor", || sizes(&others, SHARDS)).await;
+        let acted = killed.elapsed();
+        // Here, so that the logs of the replicas are kept.
+        assert!(acted <= Duration::from_secs(6 + 2), "in round {round}, acted on after {acted:?}");
+        until_shared(&others, SHARDS, &[3, 3]).await;
+        took.push((acted, killed.elapsed()));
         replicas[victim].clean();
         replicas[victim] = start(victim);
     }
@@ -172,14 +182,15 @@ async fn failovers(rounds: usize) -> Vec<Duration> {
     took
 }
 
-/// `IDLECONN_ROUNDS` sets the number of rounds, 3 by default.
+/// [`failovers`] checks the time of each round. `IDLECONN_ROUNDS` sets the number of rounds, 3 by default.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_policies_of_a_killed_replica_are_acted_on_within_the_lease_and_two_seconds() {
     let rounds = std::env::var("IDLECONN_ROUNDS").map_or(3, |rounds| rounds.parse().unwrap());
     let mut took = failovers(rounds).await;
     took.sort();
-    println!("{rounds} rounds, Leases of 6 s: acted on after {:?} at the least, {:?} at the most", took[0], took[took.len() - 1]);
-    assert!(took[took.len() - 1] <= Duration::from_secs(6 + 2), "{took:?}");
+    let even = took.iter().map(|(_, even)| even).max().unwrap();
+    let (least, most) = (took[0].0, took[took.len() - 1].0);
+    println!("{rounds} rounds, Leases of 6 s: acted on after {least:?} to {most:?}, even after {even:?} at the most");
 }
 
 #[tokio::test(flavor = "multi_thread")]
