@@ -30,8 +30,8 @@ use idleconn_operator::{
 const NODES: u32 = 5000;
 /// Time between two rounds.
 const INTERVAL: Duration = Duration::from_secs(15);
-/// Measured rounds.
-const ROUNDS: u32 = 4;
+/// Measured rounds: one differs from the next by a tenth.
+const ROUNDS: u32 = 8;
 /// Time in which the bare reader reads a round: less than what the sampler leaves of the interval.
 const BARE: Duration = Duration::from_millis(5_500);
 /// Pages: the path, the approximate size in bytes, and the most CPU for a thousand samples: in seconds, and as a multiple of the
