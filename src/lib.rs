@@ -41,8 +41,8 @@ pub mod targets;
 pub mod telemetry;
 
 /// The allocator of static programs: links jemalloc, whose `malloc` and `free` take the place of musl's. musl's need more time, and
-/// memory that is free within their groups stays with the process. As Rust's global allocator, jemalloc would add 0.7 MB to the
-/// program, because each place that frees memory would compute its size.
+/// memory that is free within their groups stays with the process. As Rust's global allocator, jemalloc would make the
+/// program larger, because each place that frees memory would compute its size.
 #[cfg(target_env = "musl")]
 #[used]
 static FREE: unsafe extern "C" fn(*mut std::ffi::c_void) = tikv_jemalloc_sys::free;

@@ -425,8 +425,9 @@ fn watch(context: &Arc<Context>) -> impl Stream<Item = Result<watcher::Event<Sto
 /// Lists that fill the store of policies. A watch follows each list.
 struct Lists {
     context: Arc<Context>,
-    /// Whether each policy is stored as soon as it is named. If there is one watch, its first list is stored as a whole, and no pass begins before that.
-    /// Later a pass can begin before the list is complete, and would find no new policy and the old version of an edited one.
+    /// Whether each policy is stored as soon as it is named. If there is one watch, its first list is stored as a whole, and no
+    /// pass begins before that. Later a pass can begin before the list is complete, and would find no new policy and the old
+    /// version of an edited one.
     merges: bool,
     /// Indexes of the lists that are not complete yet.
     unlisted: HashSet<usize>,

@@ -132,7 +132,7 @@ async fn round(provider: &Provider, watch: &Watch, samples: &Samples) {
     };
     lanes::sample_all(watch.nodes.len(), watch.interval, look).await;
     let mut samples = samples.lock().unwrap_or_else(PoisonError::into_inner);
-    // Each of the nodes has an entry now.
+    // Each node has an entry now. More entries are of nodes that are gone.
     if samples.len() > watch.nodes.len() {
         let names: BTreeSet<&str> = watch.nodes.iter().map(|node| node.name.as_str()).collect();
         samples.retain(|name, _| names.contains(name.as_str()));
